@@ -1,0 +1,177 @@
+"""Reading YAML that people write: models, line numbers, and errors that name them."""
+
+import difflib
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from cai.errors import CaiError
+
+Location = tuple[str | int, ...]
+
+
+class Section(BaseModel):
+    """Base of everything a person writes in YAML: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unknown_keys(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            for key in data:
+                if key not in cls.model_fields:
+                    near = difflib.get_close_matches(str(key), cls.model_fields, n=1)
+                    hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(cls.model_fields)}"
+                    raise PydanticCustomError(
+                        "unknown_key", "unknown key '{key}'; {hint}", {"key": str(key), "hint": hint}
+                    )
+        return data
+
+
+class YamlSource(NamedTuple):
+    """A parsed YAML file: its data, and the line (from 1) on which each location starts."""
+
+    path: Path
+    data: Any
+    lines: dict[Location, int]
+
+
+AnySection = TypeVar("AnySection", bound=BaseModel)
+
+
+def load(path: Path, model: type[AnySection]) -> AnySection:
+    """Read a YAML file into `model`.
+
+    Raises: CaiError naming file, line, field, what was found and what was expected.
+    """
+    return validate(read_yaml(path), model)
+
+
+def read_yaml(path: Path) -> YamlSource:
+    """Parse one YAML document, remembering lines; duplicate keys and unreadable files raise CaiError."""
+    text = read_text(path)
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if node is None:
+            raise CaiError(f"{path}: the file is empty")
+        lines: dict[Location, int] = {}
+        _collect_lines(path, node, (), lines)
+        return YamlSource(path, yaml.safe_load(text), lines)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise CaiError(f"{path}:{line}: not valid YAML: {error.problem or error.context}") from error
+    except yaml.YAMLError as error:
+        raise CaiError(f"{path}: not valid YAML: {error}") from error
+
+
+def read_text(path: Path) -> str:
+    """The file's text; CaiError when it is missing, a folder or not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise CaiError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise CaiError(f"{path}: not UTF-8 text: {error}") from None
+    except OSError as error:
+        raise CaiError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _collect_lines(path: Path, node: yaml.Node, at: Location, lines: dict[Location, int]) -> None:
+    lines.setdefault(at, node.start_mark.line + 1)
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[Hashable, int] = {}
+        for key_node, value_node in node.value:
+            key, line = key_node.value, key_node.start_mark.line + 1
+            if isinstance(key, Hashable):
+                if key in seen:
+                    raise CaiError(f"{path}:{line}: the key '{key}' stands here twice, first on line {seen[key]}")
+                seen[key] = line
+                lines[*at, str(key)] = line
+                _collect_lines(path, value_node, (*at, str(key)), lines)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, child in enumerate(node.value):
+            _collect_lines(path, child, (*at, index), lines)
+
+
+def apply_overrides(source: YamlSource, overrides: list[str]) -> YamlSource:
+    """A source with `key.path=value` settings laid over it; values are read as YAML."""
+    data, lines = yaml.safe_load(yaml.safe_dump(source.data)), dict(source.lines)
+    for override in overrides:
+        dotted, equals, text = override.partition("=")
+        if not equals or not dotted:
+            raise CaiError(f"--set {override}: expected key=value, such as judge.principles=16")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise CaiError(f"--set {override}: the value is not valid YAML") from None
+        steps: list[str | int] = [int(step) if step.isdigit() else step for step in dotted.split(".")]
+        try:
+            _set_at(data, steps, value)
+        except (TypeError, IndexError):
+            raise CaiError(f"--set {override}: there is no place '{dotted}' in {source.path}") from None
+        lines = {at: line for at, line in lines.items() if at[: len(steps)] != tuple(steps)}
+    return YamlSource(source.path, data, lines)
+
+
+def _set_at(data: Any, steps: list[str | int], value: Any) -> None:
+    for here, following in zip(steps, steps[1:], strict=False):
+        if isinstance(data, dict) and data.get(here) is None:
+            data[here] = [] if isinstance(following, int) else {}
+        data = data[here]
+    data[steps[-1]] = value
+
+
+def validate(source: YamlSource, model: type[AnySection]) -> AnySection:
+    """Check parsed YAML against `model`; every fault becomes one line of a CaiError."""
+    try:
+        return model.model_validate(source.data)
+    except ValidationError as error:
+        faults = [_describe(source, fault) for fault in error.errors()]
+        raise CaiError("\n".join(dict.fromkeys(faults))) from error
+
+
+def _describe(source: YamlSource, fault: Any) -> str:
+    at: Location = tuple(fault["loc"])
+    if fault["type"] == "unknown_key":
+        at = (*at, fault["ctx"]["key"])
+    at = _without_union_tags(source.data, at)
+    line = next((source.lines[at[:n]] for n in range(len(at), -1, -1) if at[:n] in source.lines), None)
+    place = f"{source.path}:{line}" if line else str(source.path)
+    message = fault["msg"].removeprefix("Value error, ")
+    value = fault["input"]
+    if fault["type"] not in ("missing", "unknown_key", "value_error") and not isinstance(value, dict | list):
+        message += f", found {value!r}"
+    name = _spoken(source.data, at)
+    return f"{place}: {name}: {message}" if name else f"{place}: {message}"
+
+
+def _without_union_tags(data: Any, at: Location) -> Location:
+    """Drop the steps that pydantic adds for the chosen member of a tagged union."""
+    kept: list[str | int] = []
+    for index, step in enumerate(at):
+        is_step = isinstance(data, list) and isinstance(step, int) or isinstance(data, dict) and step in data
+        if is_step:
+            data = data[step]
+        elif index < len(at) - 1:
+            continue
+        kept.append(step)
+    return tuple(kept)
+
+
+def _spoken(data: Any, at: Location) -> str:
+    """A location as a person says it: `principles[3] ('no-harm').critique`."""
+    name = ""
+    for step in at:
+        name += f"[{step}]" if isinstance(step, int) else f".{step}" if name else str(step)
+        try:
+            data = data[step]
+        except (KeyError, IndexError, TypeError):
+            data = None
+        if isinstance(step, int) and isinstance(data, dict) and isinstance(data.get("id"), str):
+            name += f" ('{data['id']}')"
+    return name

@@ -1,0 +1,1 @@
+"""Who answers: engines that generate text and weigh options, and the memo that remembers them."""

@@ -1,0 +1,58 @@
+"""What every engine can do, and the requests and answers that pass through it."""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from cai.records import Messages
+
+
+@dataclass(frozen=True)
+class Generate:
+    """A request for the assistant's next turn. `temperature` 0 is greedy; `seed` fixes the sample."""
+
+    messages: Messages
+    max_tokens: int
+    temperature: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Choose:
+    """A request for the probability of each option as the next text of the last message.
+
+    `messages` ends with an assistant turn, the start of the answer; each option is a text such as ` A` whose
+    first token after that start tells it apart.
+    """
+
+    messages: Messages
+    options: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A generated turn; `finish` is `length` when it ran into max_tokens (or the context's end)."""
+
+    text: str
+    finish: Literal["stop", "length"]
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Engine(Protocol):
+    """A model that answers. Requests run concurrently; the engine does the batching.
+
+    Raises: RequestRefused when one request cannot be answered.
+    """
+
+    @property
+    def fingerprint(self) -> str:
+        """What model, exactly: equal fingerprints give equal answers to equal requests."""
+
+    async def generate(self, request: Generate) -> Completion:
+        """The assistant's next turn."""
+
+    async def choose(self, request: Choose) -> list[float]:
+        """The log-probability (nats, full vocabulary) of each option's first token: one prefill."""
+
+    async def close(self) -> None:
+        """Free the model; unanswered requests are cancelled."""

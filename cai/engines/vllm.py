@@ -1,0 +1,235 @@
+"""vLLM in this process: requests join the running batch as soon as they come, with no barrier between stages.
+
+One thread builds the engine, steps it and tokenises for it (OpenMP binds its workers to the thread that first
+uses them); the asyncio side only queues requests and awaits futures.
+"""
+
+import asyncio
+import logging
+import os
+import queue
+import threading
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from cai.engines.base import Choose, Completion, Generate
+from cai.errors import CaiError, RequestRefused
+
+GIB = 2**30
+CPU_BLOCK_TOKENS = 32  # short prefixes must fill a block to be shared; vLLM's default of 128 never matches them
+CPU_KV_SHARE = 0.25  # of free memory
+CPU_KV_MOST = 4 * GIB
+
+Job = tuple[Generate | Choose, "asyncio.Future[Any]"]
+
+
+class VllmEngine:
+    """A model folder served by vLLM; see cai.engines.base.Engine.
+
+    Args: fingerprint of the model; context in tokens (None: the model's own, at most 8192); `most_at_once`, how
+    many requests may run together. `busy_seconds` is the time spent inside vLLM's step.
+    Raises: CaiError from the first call when vLLM cannot load the folder.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str, context: int | None = None, most_at_once: int = 64) -> None:
+        self.fingerprint = fingerprint
+        self.busy_seconds = 0.0
+        self._folder, self._context, self._most_at_once = folder, context, most_at_once
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, name="vllm", daemon=True)
+        self._thread.start()
+
+    async def generate(self, request: Generate) -> Completion:
+        """The assistant's next turn, sampled with the request's own seed."""
+        result: Completion = await self._submit(request)
+        return result
+
+    async def choose(self, request: Choose) -> list[float]:
+        """Log-probabilities of the options' first tokens, from one prefill and one token."""
+        result: list[float] = await self._submit(request)
+        return result
+
+    async def close(self) -> None:
+        """Stop the thread and free the model's memory."""
+        self._jobs.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    async def _submit(self, request: Generate | Choose) -> Any:
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._jobs.put((request, future))
+        return await future
+
+    # Everything below runs in the engine's thread.
+
+    def _serve(self) -> None:
+        running: dict[str, Job] = {}
+        try:
+            self._llm = _load(self._folder, self._context, self._most_at_once)
+            self._tokenizer = self._llm.get_tokenizer()
+            self._limit = self._llm.model_config.max_model_len
+            started = 0
+            while True:
+                if not self._take_jobs(running, started):
+                    break
+                started += len(running)
+                begun = time.perf_counter()
+                outputs = self._llm.step()
+                self.busy_seconds += time.perf_counter() - begun
+                for output in outputs:
+                    if output.finished:
+                        request, future = running.pop(output.request_id.split("-")[0])
+                        _resolve(future, self._answer(request, output))
+        except BaseException as error:  # a dead engine must not leave anyone waiting
+            self._fail_all(running, error)
+        finally:
+            self._unload(running)
+
+    def _take_jobs(self, running: dict[str, Job], serial: int) -> bool:
+        """Move queued jobs into the batch, waiting for one when it is empty; False once asked to close."""
+        while True:
+            try:
+                job = self._jobs.get(block=not running)
+            except queue.Empty:
+                return True
+            if job is None:
+                return False
+            serial += 1
+            request, future = job
+            try:
+                self._llm.add_request(str(serial), {"prompt_token_ids": self._tokens(request)}, self._sampling(request))
+                running[str(serial)] = job
+            except (RequestRefused, CaiError) as error:
+                _reject(future, error)
+
+    def _tokens(self, request: Generate | Choose) -> list[int]:
+        unfinished = request.messages[-1]["role"] == "assistant"
+        ids: list[int] = self._tokenizer.apply_chat_template(
+            request.messages,
+            add_generation_prompt=not unfinished,
+            continue_final_message=unfinished,
+            tokenize=True,
+            return_dict=True,
+        )["input_ids"]
+        if len(ids) >= self._limit:
+            raise RequestRefused(f"the request has {len(ids)} tokens, the context holds {self._limit} with the answer")
+        return ids
+
+    def _sampling(self, request: Generate | Choose) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        if isinstance(request, Generate):
+            return SamplingParams(
+                max_tokens=request.max_tokens,
+                temperature=request.temperature,
+                seed=request.seed,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+        return SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            logprob_token_ids=self._option_tokens(request.options),
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _option_tokens(self, options: tuple[str, ...]) -> list[int]:
+        firsts = [self._tokenizer.encode(option, add_special_tokens=False)[0] for option in options]
+        if len(set(firsts)) < len(firsts):
+            raise CaiError(f"{self._folder}: the options {', '.join(options)} begin with the same token here")
+        return firsts
+
+    def _answer(self, request: Generate | Choose, output: Any) -> Completion | list[float]:
+        sample = output.outputs[0]
+        if isinstance(request, Choose):
+            return [sample.logprobs[0][token].logprob for token in self._option_tokens(request.options)]
+        return Completion(
+            text=sample.text.strip(),
+            finish="stop" if sample.finish_reason == "stop" else "length",
+            prompt_tokens=len(output.prompt_token_ids),
+            completion_tokens=len(sample.token_ids),
+        )
+
+    def _fail_all(self, running: dict[str, Job], error: BaseException) -> None:
+        if not isinstance(error, CaiError):
+            error = CaiError(f"{self._folder}: vLLM stopped: {error or type(error).__name__}")
+        for _, future in running.values():
+            _reject(future, error)
+        while (job := self._jobs.get()) is not None:  # until close() is called
+            _reject(job[1], error)
+
+    def _unload(self, running: dict[str, Job]) -> None:
+        import gc
+
+        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+        for _, future in running.values():
+            future.get_loop().call_soon_threadsafe(future.cancel)
+        if llm := self.__dict__.pop("_llm", None):
+            llm.engine_core.shutdown()
+        del llm
+        cleanup_dist_env_and_memory()
+        gc.collect()
+
+
+def _resolve(future: "asyncio.Future[Any]", answer: Any) -> None:
+    future.get_loop().call_soon_threadsafe(lambda: future.done() or future.set_result(answer))
+
+
+def _reject(future: "asyncio.Future[Any]", error: BaseException) -> None:
+    future.get_loop().call_soon_threadsafe(lambda: future.done() or future.set_exception(error))
+
+
+def _load(folder: Path, context: int | None, most_at_once: int) -> Any:
+    """An LLMEngine; on a CPU with settings that were measured to matter, elsewhere with vLLM's own."""
+    _quieten()
+    import torch
+
+    on_cpu = not torch.cuda.is_available()
+    if on_cpu:
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # a process of its own halves the throughput
+    from transformers import AutoConfig
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    own = getattr(AutoConfig.from_pretrained(folder).get_text_config(), "max_position_embeddings", 8192)
+    if context is not None and context > own:
+        raise CaiError(f"engine.context: {context} tokens asked for, the model in {folder} holds {own}")
+    length = context or min(own, 8192)
+    settings: dict[str, Any] = {
+        "model": str(folder),
+        "max_model_len": length,
+        "max_num_seqs": most_at_once,
+        "enable_prefix_caching": True,
+        "generation_config": "vllm",  # sampling is what the request says, not what the folder suggests
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+        "seed": 0,
+    }
+    if on_cpu:
+        import psutil
+
+        settings |= {
+            "dtype": "float32",  # bfloat16 is several times slower without AVX-512
+            "enforce_eager": True,  # compiling takes longer than short runs gain
+            "block_size": CPU_BLOCK_TOKENS,
+            "enable_chunked_prefill": False,  # seeded sampling fails on a CPU when a prompt comes in chunks
+            "max_num_batched_tokens": max(length, 2048),
+            "kv_cache_memory_bytes": int(min(CPU_KV_MOST, CPU_KV_SHARE * psutil.virtual_memory().available)),
+        }
+    return LLMEngine.from_engine_args(EngineArgs(**settings))
+
+
+def _quieten() -> None:
+    """Keep start-up notices of vLLM and torch off the user's terminal; errors still come through."""
+    for name, value in {
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("torch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)

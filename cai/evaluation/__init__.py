@@ -1,0 +1,1 @@
+"""What came of training: answers before and after, judged."""

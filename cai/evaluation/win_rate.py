@@ -1,0 +1,54 @@
+"""The policy before and after training on held-out prompts, compared by the judge under a referee constitution."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from cai.config import Section
+from cai.constitution import Constitution
+from cai.engines.base import Completion, Engine
+from cai.feedback.judge import compare, soft_label
+from cai.records import Comparison, Prompt
+from cai.templates import Templates
+
+
+class EvaluateConfig(Section):
+    """`evaluate:` in a run file: the referee, and how both policies are sampled."""
+
+    referee: str = "constitutions/plain.yaml"
+    max_tokens: Annotated[int, Field(ge=1)] = 128
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+
+
+async def referee_pair(
+    prompt: Prompt,
+    before: Completion,
+    after: Completion,
+    models: tuple[str, str],
+    referee: Constitution,
+    templates: Templates,
+    judge: Engine,
+) -> Comparison:
+    """P(after is better) by every principle of the referee in both orders; equal answers are a tie, not asked."""
+    verdicts = []
+    if before.text != after.text:
+        verdicts = await compare(prompt.messages, after.text, before.text, referee.principles, templates, judge)
+    texts: dict[Literal["before", "after"], Completion] = {"before": before, "after": after}
+    return Comparison(
+        prompt_id=prompt.id,
+        messages=prompt.messages,
+        tags=prompt.tags,
+        before=before.text,
+        after=after.text,
+        truncated=[name for name, text in texts.items() if text.finish == "length"],
+        p=soft_label(verdicts) if verdicts else 0.5,
+        verdicts=verdicts,
+        before_model=models[0],
+        after_model=models[1],
+        judge=judge.fingerprint,
+    )
+
+
+def win(p: float) -> float:
+    """1 for a win, 0 for a loss, one half for a tie."""
+    return 0.5 if p == 0.5 else float(p > 0.5)

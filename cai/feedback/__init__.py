@@ -1,0 +1,1 @@
+"""The critique–revise loop, AI judging, and the hygiene of what they produce."""

@@ -1,0 +1,115 @@
+"""The critique–revise loop of Constitutional AI (Bai et al. 2022, §3.1).
+
+For each round a principle is drawn, the model criticises its last answer by it, and rewrites the answer. As in the
+paper, a later round starts from the last revision alone: earlier critiques are not shown again. Simplified against
+the paper: none of its few-shot demonstrations are shipped (`few_shot.yaml` in a template folder holds yours).
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from cai.config import Section
+from cai.constitution import Constitution, Principle, assign
+from cai.engines.base import Completion, Engine, Generate
+from cai.feedback.hygiene import flags
+from cai.hashing import derive_seed
+from cai.records import Message, Preference, Prompt, Revision
+from cai.templates import Templates
+
+
+class ReviseConfig(Section):
+    """`revise:` in a run file. The sampling settings hold for drafts and samples too."""
+
+    rounds: Annotated[int, Field(ge=0)] = 2
+    critique: bool = True
+    max_tokens: Annotated[int, Field(ge=1)] = 128
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+
+
+async def revise(
+    prompt: Prompt,
+    draft: Completion,
+    constitution: Constitution,
+    templates: Templates,
+    engine: Engine,
+    settings: ReviseConfig,
+    seed: int,
+) -> list[Revision]:
+    """One row a round, in order; a critique costs one call and a revision one call."""
+    rows: list[Revision] = []
+    answer = draft.text
+    for round in range(1, settings.rounds + 1):
+        principle = assign(constitution, seed, prompt.id, f"round {round}")[0]
+        row = await _one_round(prompt, draft, answer, round, principle, templates, engine, settings, seed)
+        rows.append(row)
+        answer = row.revision
+    return rows
+
+
+async def _one_round(
+    prompt: Prompt,
+    draft: Completion,
+    answer: str,
+    round: int,
+    principle: Principle,
+    templates: Templates,
+    engine: Engine,
+    settings: ReviseConfig,
+    seed: int,
+) -> Revision:
+    async def ask(step: str, text: str) -> Completion:
+        conversation.append(Message(role="user", content=text))
+        own_seed = derive_seed(seed, prompt.id, step, round)
+        request = Generate(list(conversation), settings.max_tokens, settings.temperature, own_seed)
+        completion = await engine.generate(request)
+        conversation.append(Message(role="assistant", content=completion.text))
+        return completion
+
+    conversation = [*templates.few_shot.revision, *prompt.messages, Message(role="assistant", content=answer)]
+    critique = await ask("critique", templates.critique(principle, round)) if settings.critique else None
+    critique_text = critique.text if critique else None
+    revision = await ask("revise", templates.revise(principle, round, critique_text))
+
+    texts: dict[Literal["draft", "critique", "revision"], Completion | None] = {
+        "draft": draft,
+        "critique": critique,
+        "revision": revision,
+    }
+    return Revision(
+        prompt_id=prompt.id,
+        messages=prompt.messages,
+        tags=prompt.tags,
+        round=round,
+        draft=draft.text,
+        before=answer,
+        principle_id=principle.id,
+        principle_hash=principle.fingerprint,
+        critique=critique_text,
+        revision=revision.text,
+        truncated=[name for name, text in texts.items() if text is not None and text.finish == "length"],
+        flags=flags(answer, critique_text, revision.text),
+        model=engine.fingerprint,
+        templates=templates.fingerprint,
+        seed=seed,
+    )
+
+
+def revision_preference(rows: list[Revision]) -> Preference | str:
+    """The pair (final revision ≻ draft) of one prompt's rounds, or the reason why there is none."""
+    last = rows[-1]
+    unfit = flags(last.draft, None, last.revision) or last.flags
+    if unfit:
+        return f"revision {unfit[0].replace('_', ' ')}"
+    return Preference(
+        prompt_id=last.prompt_id,
+        messages=last.messages,
+        tags=last.tags,
+        chosen=last.revision,
+        rejected=last.draft,
+        p=1.0,
+        source="revision",
+        principle_ids=[row.principle_id for row in rows],
+        model=last.model,
+        seeds=[last.seed],
+    )

@@ -1,0 +1,1 @@
+"""Every file format read or written, one small module each."""

@@ -1,0 +1,92 @@
+"""Rows as JSON Lines: read with errors that name file and line, written beside and renamed."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from cai.errors import CaiError
+
+AnyRow = TypeVar("AnyRow", bound=BaseModel)
+
+
+def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Every object of a JSON Lines file with its line number (from 1); blank lines are skipped."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    value = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise CaiError(f"{path}:{number}: not valid JSON: {error.msg}, column {error.colno}") from None
+                if not isinstance(value, dict):
+                    raise CaiError(f"{path}:{number}: expected a JSON object, found {line.strip()[:60]}")
+                yield number, value
+    except FileNotFoundError:
+        raise CaiError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise CaiError(f"{path}: not UTF-8 text: {error}") from None
+    except OSError as error:
+        raise CaiError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def read_rows(path: Path, model: type[AnyRow]) -> list[AnyRow]:
+    """All rows of a file as `model`; raises CaiError naming file, line and field."""
+    return [parse_row(path, number, value, model) for number, value in read_objects(path)]
+
+
+def parse_row(path: Path, number: int, value: dict[str, Any], model: type[AnyRow]) -> AnyRow:
+    """One object as `model`; raises CaiError naming file, line and field."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        field = ".".join(str(step) for step in fault["loc"])
+        message = fault["msg"].removeprefix("Value error, ")
+        raise CaiError(f"{path}:{number}: {field + ': ' if field else ''}{message}") from None
+
+
+class RowWriter:
+    """Writes rows to `path` through a file beside it, renamed when the block ends without an error."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.count = 0
+
+    def __enter__(self) -> Self:
+        self._beside = self.path.with_name(self.path.name + ".part")
+        self._file = self._beside.open("w", encoding="utf-8")
+        return self
+
+    def write(self, row: BaseModel) -> None:
+        """Append one row."""
+        self._file.write(row.model_dump_json() + "\n")
+        self.count += 1
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()
+        if kind is None:
+            self._beside.replace(self.path)
+        else:
+            self._beside.unlink(missing_ok=True)
+
+
+def write_rows(path: Path, rows: Iterable[BaseModel]) -> int:
+    """Write all rows at once; returns how many."""
+    with RowWriter(path) as writer:
+        for row in rows:
+            writer.write(row)
+    return writer.count
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file beside and rename it, so that nobody reads half of it."""
+    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)

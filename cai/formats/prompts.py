@@ -1,0 +1,47 @@
+"""Prompt files: JSON Lines of `{"id", "prompt", "tags"}`, or `messages` in place of `prompt`."""
+
+from pathlib import Path
+from typing import Any
+
+from cai.errors import CaiError
+from cai.formats.jsonl import parse_row, read_objects
+from cai.hashing import fingerprint
+from cai.records import Message, Prompt
+
+
+def read_prompts(path: Path, limit: int | None = None) -> list[Prompt]:
+    """The first `limit` prompts of a file; a row without `id` is named after its content.
+
+    Raises: CaiError naming file and line for a bad row, an empty text, a duplicate id, or no rows at all.
+    """
+    prompts: list[Prompt] = []
+    lines: dict[str, int] = {}
+    for number, value in read_objects(path):
+        if limit is not None and len(prompts) == limit:
+            break
+        prompt = _parse(path, number, value)
+        if prompt.id in lines:
+            raise CaiError(f"{path}:{number}: the id '{prompt.id}' stands already on line {lines[prompt.id]}")
+        lines[prompt.id] = number
+        prompts.append(prompt)
+    if not prompts:
+        raise CaiError(f"{path}: no prompts in this file; expected one JSON object a line")
+    return prompts
+
+
+def _parse(path: Path, number: int, value: dict[str, Any]) -> Prompt:
+    if ("prompt" in value) == ("messages" in value):
+        raise CaiError(f"{path}:{number}: expected either 'prompt' (a text) or 'messages' (a list of turns)")
+    if "prompt" in value:
+        value = {**value, "messages": [Message(role="user", content=value["prompt"])]}
+        del value["prompt"]
+    prompt = parse_row(path, number, {"id": fingerprint(value["messages"]), **value}, Prompt)
+    roles = [m["role"] for m in prompt.messages]
+    turns = roles[1:] if roles[:1] == ["system"] else roles
+    if turns != [("user", "assistant")[i % 2] for i in range(len(turns))] or not turns or turns[-1] != "user":
+        raise CaiError(
+            f"{path}:{number}: turns must alternate, starting and ending with the user's; found {', '.join(roles)}"
+        )
+    if any(not m["content"].strip() for m in prompt.messages):
+        raise CaiError(f"{path}:{number}: a message is empty")
+    return prompt

