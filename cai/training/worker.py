@@ -40,7 +40,8 @@ def main() -> int:
 
 
 def _die_with_parent() -> None:
-    sys.stdin.buffer.read()
+    while os.read(0, 1024):  # not sys.stdin, whose lock would abort the interpreter's own exit
+        pass
     os._exit(1)
 
 

@@ -1,0 +1,67 @@
+"""Printing the figures of one run."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from cai.evaluation.statistics import Estimate
+from cai.feedback.hygiene import FLAGS
+from cai.runs.folder import RunFolder
+
+
+def print_summary(console: Console, folder: RunFolder) -> None:
+    """The summary of a finished run as a two-column table."""
+    summary = folder.summary()
+    assert summary is not None
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 2))
+    for name, value in _lines(summary):
+        table.add_row(name, value)
+    console.print(table)
+    console.print(f"  rows, metrics and models are in {folder.path}/", markup=False, highlight=False, soft_wrap=True)
+
+
+def percent(rate: float | None) -> str:
+    """A rate in [0, 1] as a person reads it."""
+    return "–" if rate is None else f"{100 * rate:.0f} %"
+
+
+def _lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    calls, seconds = summary["calls"], summary["seconds"]
+    lines = [("calls", f"{calls['asked']} asked, {calls['remembered']} remembered; {calls['tokens']} tokens written")]
+    if revisions := summary["revisions"]:
+        flags = ", ".join(f"{percent(revisions['flags'][flag])} {flag.replace('_', ' ')}" for flag in FLAGS)
+        cut = ", ".join(f"{text} {percent(rate)}" for text, rate in revisions["truncated"].items())
+        words = revisions["words"]
+        lines += [
+            ("revisions", f"{revisions['rows']} made; {flags}"),
+            ("", f"cut off at max_tokens: {cut}"),
+            ("", f"{words['draft']:.0f} words in the draft, {words['revision']:.0f} in the last revision"),
+        ]
+    if preferences := summary["preferences"]:
+        lines.append(("preferences", ", ".join(f"{n} by {source}" for source, n in preferences["by_source"].items())))
+        if judged := preferences["judged"]:
+            lines.append(
+                (
+                    "judge",
+                    f"same position wins in both orders {percent(judged['same_position'])}; "
+                    f"mean p {judged['mean_p']:.3f}; {percent(judged['outside'])} of probability outside the letters",
+                )
+            )
+    left_out = summary["left_out"]
+    if left_out["reasons"] or left_out["failed"]:
+        reasons = [f"{count} × {reason}" for reason, count in left_out["reasons"].items()]
+        lines.append(("left out", "; ".join([*reasons, *([f"{left_out['failed']} failed"] if left_out["failed"] else [])])))
+    for stage, training in summary["training"].items():
+        if training["last"]:
+            first, last = training["first"][0], training["last"][0]
+            lines.append((stage, f"{training['updates']} updates, loss {first['loss']:.3f} → {last['loss']:.3f}"))
+    if evaluation := summary["evaluation"]:
+        words = evaluation["words"]
+        lines += [
+            ("after against before", f"win rate {Estimate(**evaluation['win_rate'])} by the referee"),
+            ("", f"mean p {Estimate(**evaluation['mean_p'])}; same position wins {percent(evaluation['same_position'])}"),
+            ("", f"{words['before']:.0f} words before, {words['after']:.0f} after"),
+        ]
+    lines.append(("seconds", ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())))
+    return lines

