@@ -1,6 +1,7 @@
 """Reading YAML that people write: models, line numbers, and errors that name them."""
 
 import difflib
+import itertools
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -119,7 +120,7 @@ def apply_overrides(source: YamlSource, overrides: list[str]) -> YamlSource:
 
 
 def _set_at(data: Any, steps: list[str | int], value: Any) -> None:
-    for here, following in zip(steps, steps[1:], strict=False):
+    for here, following in itertools.pairwise(steps):
         if isinstance(data, dict) and data.get(here) is None:
             data[here] = [] if isinstance(following, int) else {}
         data = data[here]
@@ -154,7 +155,7 @@ def _without_union_tags(data: Any, at: Location) -> Location:
     """Drop the steps that pydantic adds for the chosen member of a tagged union."""
     kept: list[str | int] = []
     for index, step in enumerate(at):
-        is_step = isinstance(data, list) and isinstance(step, int) or isinstance(data, dict) and step in data
+        is_step = (isinstance(data, list) and isinstance(step, int)) or (isinstance(data, dict) and step in data)
         if is_step:
             data = data[step]
         elif index < len(at) - 1:

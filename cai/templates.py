@@ -1,7 +1,7 @@
 """Prompt templates: a folder of Jinja files a person edits, rendered in a sandbox.
 
-    critique.jinja   the user turn that asks for a critique of the last answer; sees principle, round
-    revise.jinja     the user turn that asks for the rewritten answer; sees principle, round, critique
+    critique.jinja   the user turn that asks for a critique of the last answer; sees principle, round, request
+    revise.jinja     the user turn that asks for the rewritten answer; sees principle, round, request, critique
     judge.jinja      two blocks, `question` (the user turn) and `answer` (the start of the assistant's
                      answer, up to the option's letter); sees principle, conversation, options
     few_shot.yaml    optional: turns put before the conversation, under `revision:` and `judge:`
@@ -23,8 +23,8 @@ from cai.hashing import fingerprint
 from cai.records import Message, Messages
 
 VARIABLES = {
-    "critique": {"principle", "round"},
-    "revise": {"principle", "round", "critique"},
+    "critique": {"principle", "round", "request"},
+    "revise": {"principle", "round", "request", "critique"},
     "judge": {"principle", "conversation", "options"},
 }
 JUDGE_BLOCKS = {"question", "answer"}
@@ -61,13 +61,14 @@ class Templates:
         """Of every template's text and the few-shot turns."""
         return fingerprint(self._sources, self.few_shot.model_dump())
 
-    def critique(self, principle: Principle, round: int) -> str:
-        """The request for a critique of the answer just given."""
-        return self._render("critique", {"principle": principle, "round": round})
+    def critique(self, principle: Principle, round: int, request: str) -> str:
+        """The turn that asks for a critique of the answer just given to `request`, the user's last message."""
+        return self._render("critique", {"principle": principle, "round": round, "request": request})
 
-    def revise(self, principle: Principle, round: int, critique: str | None) -> str:
-        """The request to rewrite the answer; `critique` is None when none was made."""
-        return self._render("revise", {"principle": principle, "round": round, "critique": critique})
+    def revise(self, principle: Principle, round: int, request: str, critique: str | None) -> str:
+        """The turn that asks for the answer rewritten; `critique` is None when none was made."""
+        values = {"principle": principle, "round": round, "request": request, "critique": critique}
+        return self._render("revise", values)
 
     def judge(self, principle: Principle, conversation: Messages, options: dict[str, str]) -> Messages:
         """The conversation that puts responses, by letter, to the judge; it ends inside the judge's answer."""

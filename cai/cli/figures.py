@@ -51,7 +51,9 @@ def _lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
     left_out = summary["left_out"]
     if left_out["reasons"] or left_out["failed"]:
         reasons = [f"{count} × {reason}" for reason, count in left_out["reasons"].items()]
-        lines.append(("left out", "; ".join([*reasons, *([f"{left_out['failed']} failed"] if left_out["failed"] else [])])))
+        lines.append(
+            ("left out", "; ".join([*reasons, *([f"{left_out['failed']} failed"] if left_out["failed"] else [])]))
+        )
     for stage, training in summary["training"].items():
         if training["last"]:
             first, last = training["first"][0], training["last"][0]
@@ -60,7 +62,10 @@ def _lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
         words = evaluation["words"]
         lines += [
             ("after against before", f"win rate {Estimate(**evaluation['win_rate'])} by the referee"),
-            ("", f"mean p {Estimate(**evaluation['mean_p'])}; same position wins {percent(evaluation['same_position'])}"),
+            (
+                "",
+                f"mean p {Estimate(**evaluation['mean_p'])}; same position wins {percent(evaluation['same_position'])}",
+            ),
             ("", f"{words['before']:.0f} words before, {words['after']:.0f} after"),
         ]
     lines.append(("seconds", ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())))

@@ -31,7 +31,7 @@ def show_examples(run: str, stage: str, count: int, runs: Path) -> None:
         console.rule(Text(title, style="bold"), align="left")
         for heading, text in parts:
             console.print(Text(heading, style="cyan"))
-            console.print(Padding(Text(_visible(text)), (0, 0, 0, 4)))
+            console.print(Padding(Text(visible(text)), (0, 0, 0, 4)))
         console.print()
     console.print(Text(f"{min(count, len(examples))} of {len(examples)} {stage.replace('_', ' ')} of {run}"))
 
@@ -62,7 +62,9 @@ def _revisions(folder: RunFolder) -> list[Example]:
 
 def _preference(row: Preference) -> Example:
     parts = [*_conversation(row.messages), ("chosen", row.chosen), ("rejected", row.rejected)]
-    parts.append(("label", f"p(chosen preferred) = {row.p:.4f}, by {row.source} {' '.join(row.principle_ids)}".rstrip()))
+    parts.append(
+        ("label", f"p(chosen preferred) = {row.p:.4f}, by {row.source} {' '.join(row.principle_ids)}".rstrip())
+    )
     return row.prompt_id, [*parts, *_verdicts(row.verdicts)]
 
 
@@ -77,7 +79,8 @@ def _left_out(row: LeftOut) -> Example:
 
 def _verdicts(verdicts: list[Verdict]) -> list[Part]:
     lines = [
-        f"{v.principle_id}: {v.p:.4f}  (shown first {v.p_forward:.4f}, shown second {v.p_reverse:.4f})" for v in verdicts
+        f"{v.principle_id}: {v.p:.4f}  (shown first {v.p_forward:.4f}, shown second {v.p_reverse:.4f})"
+        for v in verdicts
     ]
     return [("verdicts", "\n".join(lines))] if lines else []
 
@@ -86,6 +89,6 @@ def _conversation(messages: Messages) -> list[Part]:
     return [(message["role"], message["content"]) for message in messages]
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
     """Model text with control characters shown, so that it cannot steer the terminal."""
     return "".join(c if c in "\n\t" or c.isprintable() else f"\\x{ord(c):02x}" for c in text)

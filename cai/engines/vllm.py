@@ -175,11 +175,19 @@ class VllmEngine:
 
 
 def _resolve(future: "asyncio.Future[Any]", answer: Any) -> None:
-    future.get_loop().call_soon_threadsafe(lambda: future.done() or future.set_result(answer))
+    def settle() -> None:
+        if not future.done():  # it is done when its caller gave up waiting
+            future.set_result(answer)
+
+    future.get_loop().call_soon_threadsafe(settle)
 
 
 def _reject(future: "asyncio.Future[Any]", error: BaseException) -> None:
-    future.get_loop().call_soon_threadsafe(lambda: future.done() or future.set_exception(error))
+    def settle() -> None:
+        if not future.done():
+            future.set_exception(error)
+
+    future.get_loop().call_soon_threadsafe(settle)
 
 
 def _load(folder: Path, context: int | None, most_at_once: int) -> Any:
@@ -231,5 +239,5 @@ def _quieten() -> None:
         "TRANSFORMERS_VERBOSITY": "error",
     }.items():
         os.environ.setdefault(name, value)
-    logging.getLogger("torch").setLevel(logging.ERROR)
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)

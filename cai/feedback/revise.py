@@ -67,9 +67,10 @@ async def _one_round(
         return completion
 
     conversation = [*templates.few_shot.revision, *prompt.messages, Message(role="assistant", content=answer)]
-    critique = await ask("critique", templates.critique(principle, round)) if settings.critique else None
+    request = prompt.messages[-1]["content"]
+    critique = await ask("critique", templates.critique(principle, round, request)) if settings.critique else None
     critique_text = critique.text if critique else None
-    revision = await ask("revise", templates.revise(principle, round, critique_text))
+    revision = await ask("revise", templates.revise(principle, round, request, critique_text))
 
     texts: dict[Literal["draft", "critique", "revision"], Completion | None] = {
         "draft": draft,

@@ -69,7 +69,9 @@ class RowWriter:
         self._file.write(row.model_dump_json() + "\n")
         self.count += 1
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._file.close()
         if kind is None:
             self._beside.replace(self.path)

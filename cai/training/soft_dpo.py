@@ -7,7 +7,7 @@ from trl import DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 
-class SoftDPOTrainer(DPOTrainer):
+class SoftDPOTrainer(DPOTrainer):  # type: ignore[misc]
     """DPO on a column `p`, P(chosen is preferred): mean of p·l(Δ) + (1 − p)·l(−Δ), l(x) = −log σ(βx).
 
     Since l(−x) = l(x) + βx, that is trl's own loss plus (1 − p)·βΔ: with p = 1 it is trl's to the bit. Needs

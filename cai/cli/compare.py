@@ -1,0 +1,68 @@
+"""`cai compare`."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from cai.cli.show import visible
+from cai.formats.jsonl import write_text
+from cai.runs.compare import RunComparison, compare_runs
+from cai.runs.folder import open_run
+from cai.runs.report import comparison_page
+
+PRINTED_EXAMPLES = 2  # of each kind; the page has more
+
+
+def compare_and_print(a: str, b: str, html: Path, runs: Path) -> None:
+    """Print a comparison and write it as HTML."""
+    comparison = compare_runs(open_run(a, runs), open_run(b, runs))
+    console = Console()
+    _print(console, comparison)
+    html.parent.mkdir(parents=True, exist_ok=True)
+    write_text(html, comparison_page(comparison))
+    console.print(f"\nWritten to {html}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _print(console: Console, c: RunComparison) -> None:
+    def line(text: str, style: str = "") -> None:
+        console.print(Text(text, style=style), soft_wrap=True)
+
+    line(f"A: {c.names[0]}   B: {c.names[1]}   ({c.shared} shared prompts)", "bold")
+    for note in c.notes:
+        line(f"note: {note}", "yellow")
+    line("\nWhat differs", "bold")
+    for setting in c.settings or ["no setting"]:
+        line(f"  {setting}")
+    for kind, ids in c.principles._asdict().items():
+        if ids:
+            line(f"  principles {kind}: {', '.join(ids)}")
+    line("\nOn shared prompts, paired", "bold")
+    if c.figures:
+        console.print(_figures(c))
+    else:
+        line("  nothing can be paired")
+    shown: dict[str, int] = {}
+    for example in c.examples:
+        shown[example.what] = shown.get(example.what, 0) + 1
+        if shown[example.what] > PRINTED_EXAMPLES:
+            continue
+        line(f"\n{example.prompt_id}, {example.what}, {100 * example.change:.0f} % of words changed", "bold")
+        for label, text in (("prompt", example.messages[-1]["content"]), ("A", example.a), ("B", example.b)):
+            line(label, "cyan")
+            console.print(Padding(Text(visible(text)), (0, 0, 0, 4)))
+
+
+def _figures(c: RunComparison) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 2))
+    table.add_column("")
+    for column in ("A", "B", "B − A", "95 % interval", "prompts"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for figure in c.figures:
+        low, high = figure.difference.low, figure.difference.high
+        interval = f"{low:+.3f} to {high:+.3f}" if low is not None and high is not None else "–"
+        numbers = (f"{figure.a:.3f}", f"{figure.b:.3f}", f"{figure.difference.mean:+.3f}", interval)
+        table.add_row(figure.name, *numbers, str(figure.difference.n))
+    return table

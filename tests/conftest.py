@@ -1,0 +1,126 @@
+"""What many tests use: a tiny random model, a small workspace, the prepared real model."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from cai import constitution
+from cai.constitution import Constitution
+from cai.engines.base import Choose, Engine, Generate
+from cai.engines.scripted import ScriptedEngine, indifferent
+from cai.records import Message, Prompt
+from cai.runs.config import EngineConfig
+from cai.runs.session import OpenEngine
+from cai.templates import Templates
+
+ROOT = Path(__file__).parent.parent
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}"
+    "{% if not loop.last or m.role != 'assistant' or not continue_final_message %}<|end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of a few thousand random weights with a byte-level tokenizer."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    specials = ["<|pad|>", "<|start|>", "<|end|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({t: i for i, t in enumerate([*specials, *alphabet])}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>", additional_special_tokens=["<|start|>"]
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    fast.model_max_length = 512
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(fast),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=512,
+            pad_token_id=fast.pad_token_id,
+            eos_token_id=fast.eos_token_id,
+            bos_token_id=None,
+        )
+    )
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    model.save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Path:
+    """SmolLM2-135M-Instruct, prepared once."""
+    from cai.models import prepare_small_model
+
+    return prepare_small_model()
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Path:
+    """A folder that passes for a model as long as nothing loads it."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (folder / name).write_text("{}", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def harmless() -> Constitution:
+    return constitution.load(ROOT / "constitutions/harmless.yaml")
+
+
+@pytest.fixture
+def templates() -> Templates:
+    return Templates(ROOT / "prompts/default")
+
+
+def prompt(id: str = "p1", text: str = "How do I boil an egg?") -> Prompt:
+    return Prompt(id=id, messages=[Message(role="user", content=text)], tags=["test"])
+
+
+def write_workspace(folder: Path, model: Path, prompts: int = 8, extra: str = "") -> Path:
+    """A run file with its prompts; returns the run file."""
+    rows = [json.dumps({"id": f"p{i}", "prompt": f"Question number {i}?", "tags": ["t"]}) for i in range(prompts)]
+    (folder / "prompts.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    run_file = folder / "run.yaml"
+    run_file.write_text(
+        f"name: test\nmodel: {model}\nconstitution: constitutions/harmless.yaml\n"
+        f"prompts: {{source: {folder / 'prompts.jsonl'}, holdout: 0.25}}\n{extra}",
+        encoding="utf-8",
+    )
+    return run_file
+
+
+def scripted(
+    engines: list[ScriptedEngine] | None = None,
+    answer: Callable[[Generate], str] | None = None,
+    weigh: Callable[[Choose], Sequence[float]] = indifferent,
+    delay: float = 0.0,
+) -> OpenEngine:
+    """An OpenEngine that opens scripted engines and adds them to `engines`."""
+
+    def varied(request: Generate) -> str:
+        return f"{request.seed} words that answer {request.messages[-1]['content'][:20]}"
+
+    def open_engine(folder: Path, fingerprint: str, settings: EngineConfig) -> Engine:
+        engine = ScriptedEngine(fingerprint, answer or varied, weigh, delay)
+        if engines is not None:
+            engines.append(engine)
+        return engine
+
+    return open_engine

@@ -1,0 +1,88 @@
+import asyncio
+
+from cai.constitution import Constitution, assign
+from cai.engines.base import Completion, Generate
+from cai.engines.scripted import ScriptedEngine
+from cai.feedback.revise import ReviseConfig, revise, revision_preference
+from cai.records import Message, Preference, Prompt, Revision
+from cai.templates import Templates
+from tests.conftest import prompt
+
+DRAFT = Completion("the draft", "length", 3, 2)
+
+
+def run(
+    p: Prompt, harmless: Constitution, templates: Templates, **settings: object
+) -> tuple[list[Revision], ScriptedEngine]:
+    engine = ScriptedEngine(answer=lambda request: f"answer {len(request.messages)} {request.seed}")
+    config = ReviseConfig.model_validate(settings)
+    return asyncio.run(revise(p, DRAFT, harmless, templates, engine, config, seed=7)), engine
+
+
+def test_each_round_criticises_then_revises_and_starts_from_the_last_revision(
+    harmless: Constitution, templates: Templates
+) -> None:
+    rows, engine = run(prompt(), harmless, templates, rounds=3)
+    assert [row.round for row in rows] == [1, 2, 3]
+    assert [row.before for row in rows] == ["the draft", rows[0].revision, rows[1].revision]
+    assert all(row.draft == "the draft" for row in rows)
+    assert len(engine.requests) == 6
+    critique, revision = engine.requests[2:4]
+    assert [m["role"] for m in critique.messages] == ["user", "assistant", "user"]
+    assert critique.messages[1]["content"] == rows[0].revision
+    assert rows[1].critique is not None
+    assert revision.messages[: len(critique.messages)] == critique.messages  # a growing conversation shares its prefix
+    assert revision.messages[-2]["content"] == rows[1].critique
+
+
+def test_each_row_names_the_principle_it_was_asked_by(harmless: Constitution, templates: Templates) -> None:
+    rows, engine = run(prompt(), harmless, templates, rounds=2)
+    for row, request in zip(rows, engine.requests[::2], strict=True):
+        principle = assign(harmless, 7, "p1", f"round {row.round}")[0]
+        assert (row.principle_id, row.principle_hash) == (principle.id, principle.fingerprint)
+        assert principle.critique in request.messages[-1]["content"]
+        assert (row.model, row.templates, row.seed) == ("scripted", templates.fingerprint, 7)
+
+
+def test_without_critique_a_round_is_one_call(harmless: Constitution, templates: Templates) -> None:
+    rows, engine = run(prompt(), harmless, templates, rounds=2, critique=False)
+    assert len(engine.requests) == 2
+    assert [row.critique for row in rows] == [None, None]
+
+
+def test_seeds_differ_by_step_round_and_prompt_and_repeat_in_a_second_run(
+    harmless: Constitution, templates: Templates
+) -> None:
+    first, again, other = (run(prompt(i), harmless, templates, rounds=2)[1].requests for i in ("a", "a", "b"))
+    seeds = [request.seed for request in [*first, *other] if isinstance(request, Generate)]
+    assert len(set(seeds)) == 8
+    assert first == again
+
+
+def test_earlier_turns_stay_in_the_conversation(harmless: Constitution, templates: Templates) -> None:
+    turns = [("user", "Hi"), ("assistant", "Hello!"), ("user", "Tell me about eggs.")]
+    p = Prompt(id="m", messages=[Message(role=r, content=c) for r, c in turns])  # type: ignore[typeddict-item]
+    rows, engine = run(p, harmless, templates, rounds=1)
+    assert engine.requests[0].messages[:3] == p.messages
+    assert "Tell me about eggs." in engine.requests[1].messages[-1]["content"]
+    assert rows[0].messages == p.messages
+
+
+def test_cut_off_texts_are_named(harmless: Constitution, templates: Templates) -> None:
+    rows, _ = run(prompt(), harmless, templates, rounds=1, max_tokens=2)
+    assert rows[0].truncated == ["draft", "critique", "revision"]
+
+
+def test_the_pair_prefers_the_last_revision_to_the_draft(harmless: Constitution, templates: Templates) -> None:
+    rows, _ = run(prompt(), harmless, templates, rounds=2)
+    pair = revision_preference(rows)
+    assert isinstance(pair, Preference)
+    assert (pair.chosen, pair.rejected, pair.p, pair.source) == (rows[1].revision, "the draft", 1.0, "revision")
+    assert pair.principle_ids == [row.principle_id for row in rows]
+
+
+def test_an_unfit_revision_makes_no_pair_and_says_why(harmless: Constitution, templates: Templates) -> None:
+    rows, _ = run(prompt(), harmless, templates, rounds=2)
+    assert revision_preference([rows[0], rows[1].model_copy(update={"revision": "The draft."})]) == "revision unchanged"
+    copied = rows[1].model_copy(update={"flags": ["copies_critique"]})
+    assert revision_preference([rows[0], copied]) == "revision copies critique"

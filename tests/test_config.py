@@ -1,0 +1,93 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cai import config
+from cai.config import Section
+from cai.errors import CaiError
+
+
+class Inner(Section):
+    id: str = "x"
+    size: int = 1
+
+
+class Outer(Section):
+    name: str
+    inner: Inner = Inner()
+    parts: list[Inner] = []
+
+
+def fault(path: Path, text: str) -> str:
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(CaiError) as caught:
+        config.load(path, Outer)
+    return str(caught.value).replace(str(path), "f.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("name: a\ninnner: {}\n", "f.yaml:2: innner: unknown key 'innner'; did you mean 'inner'?"),
+        ("name: a\nqqq: 1\n", "f.yaml:2: qqq: unknown key 'qqq'; known keys: name, inner, parts"),
+        ("inner: {}\n", "f.yaml:1: name: Field required"),
+        (
+            "name: a\ninner:\n  size: big\n",
+            "f.yaml:3: inner.size: Input should be a valid integer, unable to parse string as an integer, found 'big'",
+        ),
+        (
+            "name: a\nparts:\n  - {size: 1}\n  - {id: egg, size: []}\n",
+            "f.yaml:4: parts[1] ('egg').size: Input should be a valid integer",
+        ),
+        ("name: a\nname: b\n", "f.yaml:2: the key 'name' stands here twice, first on line 1"),
+        ("name: [a\n", "f.yaml:2: not valid YAML: expected ',' or ']', but got '<stream end>'"),
+        ("\tname: a\n", "f.yaml:1: not valid YAML: found character '\\t' that cannot start any token"),
+        ("", "f.yaml: the file is empty"),
+        ("- a\n", "f.yaml:1: Input should be a valid dictionary or instance of Outer"),
+    ],
+)
+def test_a_fault_names_file_line_and_field(tmp_path: Path, text: str, expected: str) -> None:
+    assert fault(tmp_path / "f.yaml", text) == expected
+
+
+def test_every_fault_of_a_file_is_told_at_once(tmp_path: Path) -> None:
+    told = fault(tmp_path / "f.yaml", "inner: {size: x}\nparts: [{size: y}]\n")
+    assert len(told.splitlines()) == 3
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
+    with pytest.raises(CaiError, match="no such file"):
+        config.load(tmp_path / "none.yaml", Outer)
+    with pytest.raises(CaiError, match="cannot be read"):
+        config.load(tmp_path, Outer)
+
+
+def test_overrides_reach_any_field(tmp_path: Path) -> None:
+    path = tmp_path / "f.yaml"
+    path.write_text("name: a\nparts: [{id: x}, {id: y}]\n", encoding="utf-8")
+    source = config.apply_overrides(config.read_yaml(path), ["inner.size=7", "parts.1.size=3", "name=b=c"])
+    outer = config.validate(source, Outer)
+    assert (outer.inner.size, outer.parts[1].size, outer.name) == (7, 3, "b=c")
+
+
+@pytest.mark.parametrize("override", ["inner.size", "=3", "parts.7.size=1", "name.first=x", "inner={"])
+def test_an_override_that_fits_nowhere_is_refused(tmp_path: Path, override: str) -> None:
+    path = tmp_path / "f.yaml"
+    path.write_text("name: a\nparts: [{id: x}]\n", encoding="utf-8")
+    with pytest.raises(CaiError, match=r"--set"):
+        config.apply_overrides(config.read_yaml(path), [override])
+
+
+@given(st.text(max_size=200))
+def test_whatever_a_file_holds_the_answer_is_a_model_or_a_cai_error(text: str) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "f.yaml"
+        path.write_bytes(text.encode("utf-8", "surrogatepass"))
+        try:
+            config.load(path, Outer)
+        except CaiError as error:
+            assert str(path) in str(error)

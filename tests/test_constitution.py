@@ -1,0 +1,92 @@
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cai import constitution
+from cai.constitution import Constitution, Principle, assign, diff
+from cai.errors import CaiError
+
+ROOT = Path(__file__).parent.parent
+GOOD = {"critique": "Point out faults.", "revision": "Rewrite it.", "judge": "Which is better?"}
+
+
+def make(weights: dict[str, float]) -> Constitution:
+    return Constitution(name="c", principles=[Principle(id=i, weight=w, **GOOD) for i, w in weights.items()])
+
+
+@pytest.mark.parametrize(("name", "count"), [("harmless", 16), ("helpful-honest", 8), ("brief", 4), ("plain", 1)])
+def test_the_shipped_constitutions_load(name: str, count: int) -> None:
+    c = constitution.load(ROOT / f"constitutions/{name}.yaml")
+    assert (c.name, len(c.principles)) == (name, count)
+
+
+@pytest.mark.parametrize(
+    ("principles", "expected"),
+    [
+        ("[]", "principles: List should have at least 1 item"),
+        ("\n  - {id: a, critique: '', revision: r, judge: j}", "f.yaml:3: principles[0] ('a').critique: 'critique' is empty; write what to look for"),
+        ("\n  - {id: A b, critique: c, revision: r, judge: j}", "f.yaml:3: principles[0] ('A b').id: String should match pattern"),
+        ("\n  - {id: a, critique: c, revision: r, judge: j}\n  - {id: a, critique: c, revision: r, judge: j}", "two principles have the id 'a' (number 1 and 2 of the list)"),
+        ("\n  - {id: a, critique: c, revision: r, judge: j, weight: 0}", "weight: Input should be greater than 0, found 0"),
+        ("\n  - {id: a, critique: c, revision: r}", "f.yaml:3: principles[0] ('a').judge: Field required"),
+        ("\n  - {id: a, critique: c, revison: r, judge: j}", "unknown key 'revison'; did you mean 'revision'?"),
+    ],
+)  # fmt: skip
+def test_a_bad_constitution_is_refused_with_its_line(tmp_path: Path, principles: str, expected: str) -> None:
+    path = tmp_path / "f.yaml"
+    path.write_text(f"name: c\nprinciples: {principles}\n", encoding="utf-8")
+    with pytest.raises(CaiError) as caught:
+        constitution.load(path)
+    assert expected in str(caught.value).replace(str(path), "f.yaml")
+
+
+def test_fingerprints_follow_texts_and_weights_and_nothing_else() -> None:
+    a = make({"x": 1, "y": 2})
+    assert a.fingerprint == make({"y": 2, "x": 1}).fingerprint
+    assert a.fingerprint != make({"x": 1, "y": 1}).fingerprint
+    first = a.principles[0]
+    assert first.model_copy(update={"notes": "n", "tags": ["t"], "weight": 5.0}).fingerprint == first.fingerprint
+    assert first.model_copy(update={"judge": "Which is shorter?"}).fingerprint != first.fingerprint
+
+
+@given(st.integers(0, 10**6), st.sets(st.text(max_size=6), min_size=1, max_size=30))
+def test_adding_a_principle_moves_only_its_own_share(seed: int, prompt_ids: set[str]) -> None:
+    few, more = make({f"p{i}": 1 for i in range(8)}), make({f"p{i}": 1 for i in range(9)})
+    for prompt_id in prompt_ids:
+        before, after = (assign(c, seed, prompt_id, "round 1")[0].id for c in (few, more))
+        assert after in (before, "p8")
+
+
+@given(st.integers(0, 10**6), st.text(max_size=6), st.integers(1, 20))
+def test_the_first_choices_are_the_same_however_many_are_asked_for(seed: int, prompt_id: str, count: int) -> None:
+    c = make({f"p{i}": 1 + i for i in range(8)})
+    everyone = [p.id for p in assign(c, seed, prompt_id, "judge", 8)]
+    assert sorted(everyone) == sorted(p.id for p in c.principles)
+    assert [p.id for p in assign(c, seed, prompt_id, "judge", count)] == everyone[:count]
+
+
+def test_principles_are_drawn_in_proportion_to_their_weight() -> None:
+    from scipy.stats import chisquare
+
+    c = make({"light": 1, "middle": 2, "heavy": 5})
+    drawn = Counter(assign(c, 0, f"prompt {i}", "round 1")[0].id for i in range(8000))
+    assert chisquare([drawn["light"], drawn["middle"], drawn["heavy"]], [1000, 2000, 5000]).pvalue > 0.01
+
+
+def test_rewording_and_reordering_move_nobody() -> None:
+    c = make({f"p{i}": 1 for i in range(8)})
+    edited = c.model_copy(
+        update={"principles": [p.model_copy(update={"critique": "x"}) for p in reversed(c.principles)]}
+    )
+    for i in range(200):
+        assert assign(c, 0, f"{i}", "round 1")[0].id == assign(edited, 0, f"{i}", "round 1")[0].id
+
+
+def test_a_difference_names_each_principle_once_for_each_change() -> None:
+    a, b = make({"x": 1, "y": 1, "z": 1}), make({"y": 3, "z": 1, "new": 1})
+    reworded = [p.model_copy(update={"critique": "other"}) if p.id == "z" else p for p in b.principles]
+    found = diff(a, b.model_copy(update={"principles": reworded}))
+    assert found == (["new"], ["x"], ["z"], ["y"])
