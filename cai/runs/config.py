@@ -1,0 +1,68 @@
+"""One YAML file describes one run: the whole of its settings, and the files they name."""
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+
+from cai import config
+from cai.config import Section
+from cai.errors import CaiError
+from cai.evaluation.win_rate import EvaluateConfig
+from cai.feedback.judge import JudgeConfig
+from cai.feedback.revise import ReviseConfig
+from cai.training.dpo import DPOConfig
+from cai.training.sft import SFTConfig
+
+TrainStage = Annotated[SFTConfig | DPOConfig, Field(discriminator="stage")]
+
+
+class PromptsConfig(Section):
+    """`prompts:`: a file, how many of its first rows, and the share kept from training for evaluation."""
+
+    source: str
+    limit: Annotated[int, Field(ge=1)] | None = None
+    holdout: Annotated[float, Field(ge=0, lt=1)] = 0.25
+
+
+class EngineConfig(Section):
+    """`engine:`: how many examples are alive at once, and the context in tokens (null: the model's, at most 8192)."""
+
+    max_in_flight: Annotated[int, Field(ge=1)] = 32
+    context: Annotated[int, Field(ge=64)] | None = None
+
+
+class RunConfig(Section):
+    """A run file; every field has a default but `model`, `constitution` and `prompts`."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
+    seed: int = 0
+    model: str
+    constitution: str
+    templates: str = "prompts/default"
+    prompts: PromptsConfig
+    revise: ReviseConfig = ReviseConfig()
+    judge: JudgeConfig = JudgeConfig()
+    train: list[TrainStage] = []
+    evaluate: EvaluateConfig = EvaluateConfig()
+    engine: EngineConfig = EngineConfig()
+
+
+def load(path: Path, overrides: list[str] | None = None) -> RunConfig:
+    """Read a run file with `--set` overrides laid over it; raises CaiError naming line and field."""
+    return config.validate(config.apply_overrides(config.read_yaml(path), overrides or []), RunConfig)
+
+
+def find(field: str, name: str, run_file: Path) -> Path:
+    """The file or folder a run file names: from here, from the run file's folder, or as shipped with cai.
+
+    Raises: CaiError listing where it was looked for.
+    """
+    package = Path(str(files("cai")))
+    places = [Path(name), run_file.parent / name, package / "shipped" / name, package.parent / name]
+    for place in places:
+        if place.exists():
+            return place
+    tried = ", ".join(str(place) for place in places[:2])
+    raise CaiError(f"{run_file}: {field}: '{name}' not found (looked for {tried}, and among the shipped files)")

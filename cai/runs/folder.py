@@ -1,0 +1,135 @@
+"""A run's folder: what lies in it, its lock, and reading it back."""
+
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cai import constitution
+from cai.constitution import Constitution
+from cai.errors import CaiError
+from cai.formats.jsonl import AnyRow, read_rows
+from cai.records import Comparison, LeftOut, Preference, Prompt, Revision
+
+
+BUSY = ".busy"  # held locked by the process that works on a run
+
+
+class RunFolder:
+    """The files of one run, by name. Complete in itself: it can be copied away and still be read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.run_yaml = path / "run.yaml"  # as given
+        self.lock_json = path / "lock.json"  # everything that decides the result
+        self.constitution_yaml = path / "constitution.yaml"
+        self.referee_yaml = path / "referee.yaml"
+        self.templates = path / "templates"
+        self.prompts_jsonl = path / "prompts.jsonl"
+        self.revisions_jsonl = path / "revisions.jsonl"
+        self.preferences_jsonl = path / "preferences.jsonl"
+        self.evaluation_jsonl = path / "evaluation.jsonl"
+        self.left_out_jsonl = path / "left_out.jsonl"
+        self.train = path / "train"
+        self.summary_json = path / "summary.json"  # written last: its presence means that the run is finished
+        self.log = path / "log.txt"
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.path.resolve().name
+
+    def lock(self) -> dict[str, Any]:
+        """The lock; raises CaiError when the folder holds no run."""
+        lock: dict[str, Any] = _read_json(self.lock_json)
+        return lock
+
+    def summary(self) -> dict[str, Any] | None:
+        """The summary, or None while the run is unfinished."""
+        return _read_json(self.summary_json) if self.summary_json.exists() else None
+
+    def constitution(self) -> Constitution:
+        """The constitution the run was made with."""
+        return constitution.load(self.constitution_yaml)
+
+    def prompts(self) -> list[Prompt]:
+        """All prompts, training and held out."""
+        return _rows(self.prompts_jsonl, Prompt)
+
+    def revisions(self) -> list[Revision]:
+        """One row a prompt and round; [] when the run has none yet."""
+        return _rows(self.revisions_jsonl, Revision)
+
+    def preferences(self) -> list[Preference]:
+        """All labelled pairs; [] when the run has none yet."""
+        return _rows(self.preferences_jsonl, Preference)
+
+    def evaluation(self) -> list[Comparison]:
+        """One row a held-out prompt; [] when the run has none yet."""
+        return _rows(self.evaluation_jsonl, Comparison)
+
+    def left_out(self) -> list[LeftOut]:
+        """What was not used, and why."""
+        return _rows(self.left_out_jsonl, LeftOut)
+
+
+def open_run(name: str, runs: Path) -> RunFolder:
+    """The folder of a run given by name or by path; raises CaiError when there is none, naming those there are."""
+    for path in (runs / name, Path(name)):
+        if (path / "lock.json").exists():
+            return RunFolder(path)
+    known = ", ".join(folder.name for folder in all_runs(runs)) or "none"
+    raise CaiError(f"no run '{name}' in {runs}/ (runs there: {known})")
+
+
+def all_runs(runs: Path) -> list[RunFolder]:
+    """Every run below a folder, oldest first."""
+    locks = sorted(runs.glob("*/lock.json"), key=lambda path: path.stat().st_mtime)
+    return [RunFolder(lock.parent) for lock in locks]
+
+
+@contextmanager
+def exclusive(folder: RunFolder) -> Iterator[None]:
+    """Hold the run, making its folder, for this process alone; raises CaiError when another one works on it."""
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with (folder.path / BUSY).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise CaiError(f"{folder.path}: another process is working on this run") from None
+        yield
+
+
+def differences(before: Any, after: Any, at: str = "") -> list[str]:
+    """What differs between two JSON values, a line each: `judge.principles: 4 → 8`."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = [*before, *(key for key in after if key not in before)]
+        lines = []
+        for key in keys:
+            lines += differences(before.get(key), after.get(key), f"{at}.{key}" if at else str(key))
+        return lines
+    if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        return [
+            line for i, pair in enumerate(zip(before, after, strict=True)) for line in differences(*pair, f"{at}[{i}]")
+        ]
+    return [] if before == after else [f"{at}: {_short(before)} → {_short(after)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CaiError(f"{path}: no such file; is {path.parent} a run?") from None
+    except ValueError as error:
+        raise CaiError(f"{path}: not valid JSON: {error}") from None
+
+
+def _rows(path: Path, model: type[AnyRow]) -> list[AnyRow]:
+    return read_rows(path, model) if path.exists() else []

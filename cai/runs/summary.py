@@ -1,0 +1,95 @@
+"""The figures of one run, computed from its rows."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from cai.evaluation.statistics import bootstrap_mean
+from cai.evaluation.win_rate import win
+from cai.feedback.hygiene import FLAGS
+from cai.records import Comparison, LeftOut, Preference, Revision
+from cai.runs.folder import RunFolder
+
+
+def summarise(folder: RunFolder) -> dict[str, Any]:
+    """Counts, rates in [0, 1] and means of a run; a part the run does not have is None."""
+    prompts, lock = folder.prompts(), folder.lock()
+    return {
+        "prompts": len(prompts) - len(lock["held_out"]),
+        "held_out": len(lock["held_out"]),
+        "revisions": _revisions(folder.revisions()),
+        "preferences": _preferences(folder.preferences()),
+        "left_out": _left_out(folder.left_out()),
+        "training": _training(folder),
+        "evaluation": _evaluation(folder.evaluation()),
+    }
+
+
+def words(text: str) -> int:
+    """How many words a text has, split at white space."""
+    return len(text.split())
+
+
+def _revisions(rows: Sequence[Revision]) -> dict[str, Any] | None:
+    if not rows:
+        return None
+    last = [row for row in rows if row.round == max(r.round for r in rows)]
+    return {
+        "rows": len(rows),
+        "flags": {flag: _mean(flag in row.flags for row in rows) for flag in FLAGS},
+        "truncated": {text: _mean(text in row.truncated for row in rows) for text in ("draft", "critique", "revision")},
+        "words": {"draft": _mean(words(r.draft) for r in last), "revision": _mean(words(r.revision) for r in last)},
+        "principles": dict(Counter(row.principle_id for row in rows).most_common()),
+    }
+
+
+def _preferences(rows: Sequence[Preference]) -> dict[str, Any] | None:
+    if not rows:
+        return None
+    verdicts = [v for row in rows for v in row.verdicts]
+    judged = [row for row in rows if row.source == "judge"]
+    return {
+        "by_source": dict(Counter(row.source for row in rows)),
+        "judged": {
+            "mean_p": _mean(row.p for row in judged),
+            # The same position wins in both orders: the verdict follows the place, not the answer.
+            "same_position": _mean((v.p_forward > 0.5) != (v.p_reverse > 0.5) for v in verdicts),
+            "outside": _mean(v.outside for v in verdicts),
+        }
+        if judged
+        else None,
+    }
+
+
+def _left_out(rows: Sequence[LeftOut]) -> dict[str, Any]:
+    reasons = Counter(row.reason for row in rows if not row.failed)
+    return {"reasons": dict(reasons.most_common()), "failed": sum(row.failed for row in rows)}
+
+
+def _training(folder: RunFolder) -> dict[str, Any]:
+    stages = {}
+    for path in sorted(folder.train.glob("*/metrics.jsonl")):
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        steps = [line for line in lines if "loss" in line]
+        stages[path.parent.name] = {"updates": len(steps), "first": steps[:1], "last": steps[-1:]}
+    return stages
+
+
+def _evaluation(rows: Sequence[Comparison]) -> dict[str, Any] | None:
+    if not rows:
+        return None
+    verdicts = [v for row in rows for v in row.verdicts]
+    return {
+        "win_rate": bootstrap_mean([win(row.p) for row in rows])._asdict(),
+        "mean_p": bootstrap_mean([row.p for row in rows])._asdict(),
+        "words": {"before": _mean(words(r.before) for r in rows), "after": _mean(words(r.after) for r in rows)},
+        "truncated": {which: _mean(which in row.truncated for row in rows) for which in ("before", "after")},
+        "same_position": _mean((v.p_forward > 0.5) != (v.p_reverse > 0.5) for v in verdicts),
+        "outside": _mean(v.outside for v in verdicts),
+    }
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    listed = list(values)
+    return sum(listed) / len(listed) if listed else None

@@ -1,0 +1,38 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cai.evaluation.statistics import bootstrap_mean
+from cai.evaluation.win_rate import win
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=20))
+def test_the_interval_lies_within_the_data_and_repeats(values: list[float]) -> None:
+    estimate = bootstrap_mean(values)
+    assert estimate.low is not None
+    assert estimate.high is not None
+    slack = 1e-9 * (1 + max(abs(v) for v in values))
+    assert min(values) - slack <= estimate.low <= estimate.high <= max(values) + slack
+    assert estimate == bootstrap_mean(values)
+
+
+def test_the_interval_covers_the_true_mean_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for trial in range(200):
+        estimate = bootstrap_mean(rng.normal(1.0, 2.0, size=40), seed=trial)
+        assert estimate.low is not None
+        assert estimate.high is not None
+        covered += estimate.low <= 1.0 <= estimate.high
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_one_value_has_no_interval_and_none_is_an_error() -> None:
+    assert bootstrap_mean([0.5]) == (0.5, None, None, 1)
+    with pytest.raises(ValueError, match="no values"):
+        bootstrap_mean([])
+
+
+def test_a_tie_is_half_a_win() -> None:
+    assert [win(p) for p in (0.2, 0.5, 0.5000001)] == [0.0, 0.5, 1.0]

@@ -1,0 +1,204 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from cai.engines.base import Choose, Completion, Generate
+from cai.engines.scripted import ScriptedEngine
+from cai.errors import CaiError, RequestRefused
+from cai.runs.folder import RunFolder, exclusive
+from cai.runs.pipeline import execute
+from cai.runs.plan import make_plan, split
+from cai.runs.progress import Reporter
+from cai.runs.session import OpenEngine
+from tests.conftest import ROOT, prompt, scripted, write_workspace
+
+ROWS = ("prompts.jsonl", "revisions.jsonl", "preferences.jsonl", "left_out.jsonl")
+
+
+def carry_out(
+    run_file: Path,
+    engines: list[ScriptedEngine] | None = None,
+    overrides: tuple[str, ...] = (),
+    name: str | None = None,
+    replace: bool = False,
+    open_engine: OpenEngine | None = None,
+) -> RunFolder:
+    plan = make_plan(run_file, list(overrides), name, run_file.parent / "runs")
+    execute(plan, Reporter(Console(quiet=True)), replace, open_engine or scripted(engines))
+    return plan.folder
+
+
+def asked(engines: list[ScriptedEngine]) -> int:
+    return sum(len(engine.requests) for engine in engines)
+
+
+def rows(folder: RunFolder) -> dict[str, str]:
+    return {name: (folder.path / name).read_text(encoding="utf-8") for name in ROWS}
+
+
+def test_every_training_prompt_ends_as_rows_or_as_a_listed_reason(tmp_path: Path, model_folder: Path) -> None:
+    folder = carry_out(write_workspace(tmp_path, model_folder))
+    training = [p.id for p in folder.prompts()][:6]
+    assert [r.prompt_id for r in folder.revisions()] == [i for i in training for _ in range(2)]
+    assert len(folder.preferences()) + len(folder.left_out()) == 12
+    summary = folder.summary()
+    assert summary is not None
+    # 6 prompts: a draft and a second sample, 2 rounds of 2 calls, 4 principles in 2 orders
+    assert summary["calls"]["asked"] == 6 * (2 + 4 + 8)
+
+
+def test_running_again_asks_nothing_and_writes_the_same_rows(tmp_path: Path, model_folder: Path) -> None:
+    run_file = write_workspace(tmp_path, model_folder)
+    engines: list[ScriptedEngine] = []
+    first = rows(carry_out(run_file, engines))
+    again = carry_out(run_file, later := [])
+    assert rows(again) == first
+    assert later == []  # not even opened
+    summary = again.summary()
+    assert summary is not None
+    assert summary["calls"] == {"asked": 0, "remembered": asked(engines), "tokens": 0}
+
+
+def test_runs_with_other_principles_share_the_drafts(tmp_path: Path, model_folder: Path) -> None:
+    run_file = write_workspace(tmp_path, model_folder)
+    carry_out(run_file)
+    engines: list[ScriptedEngine] = []
+    carry_out(run_file, engines, ("constitution=constitutions/brief.yaml",), "other")
+    assert asked(engines) == 6 * (4 + 8)
+    assert all(len(r.messages) > 1 for r in engines[0].requests)  # no plain answer was asked for again
+
+
+def test_a_changed_setting_needs_another_name_or_replace(tmp_path: Path, model_folder: Path) -> None:
+    run_file = write_workspace(tmp_path, model_folder)
+    before = rows(carry_out(run_file))
+    with pytest.raises(CaiError, match=r"(?s)revise\.rounds: 2 → 1.*--name NEW.*--replace"):
+        carry_out(run_file, overrides=("revise.rounds=1",))
+    folder = RunFolder(tmp_path / "runs/test")
+    assert rows(folder) == before
+    replaced = carry_out(run_file, overrides=("revise.rounds=1",), replace=True)
+    assert len(replaced.revisions()) == 6
+
+
+def test_a_killed_run_is_completed_by_running_it_again(tmp_path: Path, model_folder: Path) -> None:
+    run_file = write_workspace(tmp_path, model_folder, extra="engine: {max_in_flight: 2}\n")
+    command = [sys.executable, "-m", "tests.runs.slow_run", str(run_file)]
+    killed = subprocess.Popen([*command, "killed", str(tmp_path / "runs")], cwd=ROOT)
+    memo = tmp_path / "runs/memo.sqlite"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and _remembered(memo) < 15:
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    kept = _remembered(memo)
+    assert 15 <= kept < 84
+    assert not RunFolder(tmp_path / "runs/killed").summary_json.exists()
+
+    subprocess.run([*command, "killed", str(tmp_path / "runs")], cwd=ROOT, check=True, capture_output=True)
+    resumed = RunFolder(tmp_path / "runs/killed")
+    summary = resumed.summary()
+    assert summary is not None
+    assert summary["calls"]["remembered"] == kept
+    assert summary["calls"]["asked"] == 84 - kept
+
+    subprocess.run([*command, "undisturbed", str(tmp_path / "runs")], cwd=ROOT, check=True, capture_output=True)
+    assert rows(resumed) == rows(RunFolder(tmp_path / "runs/undisturbed"))
+
+
+def _remembered(memo: Path) -> int:
+    import sqlite3
+
+    try:
+        with sqlite3.connect(f"file:{memo}?mode=ro", uri=True) as db:
+            return int(db.execute("SELECT count(*) FROM calls").fetchone()[0])
+    except sqlite3.OperationalError:
+        return 0
+
+
+def test_a_prompt_the_model_refuses_is_listed_and_the_others_go_on(tmp_path: Path, model_folder: Path) -> None:
+    class Picky(ScriptedEngine):
+        async def generate(self, request: Generate) -> Completion:
+            if request.messages[0]["content"] == "Question number 1?":
+                raise RequestRefused("the request has 9000 tokens, the context holds 8192 with the answer")
+            return await super().generate(request)
+
+    folder = carry_out(write_workspace(tmp_path, model_folder), open_engine=lambda *_: Picky())
+    failed = [row for row in folder.left_out() if row.failed]
+    assert [(row.prompt_id, row.stage) for row in failed] == [("p1", "feedback")]
+    assert "9000 tokens" in failed[0].reason
+    assert len({row.prompt_id for row in folder.revisions()}) == 5
+
+
+def test_another_judge_reads_the_samples_after_the_model_is_closed(tmp_path: Path, model_folder: Path) -> None:
+    judge_folder = tmp_path / "judge"
+    judge_folder.mkdir()
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (judge_folder / name).write_text('{"another": 1}', encoding="utf-8")
+    engines: list[ScriptedEngine] = []
+    folder = carry_out(write_workspace(tmp_path, model_folder), engines, (f"judge.model={judge_folder}",))
+    writer, judge = engines
+    assert all(isinstance(r, Generate) for r in writer.requests)
+    assert all(isinstance(r, Choose) for r in judge.requests)
+    judged = [row for row in folder.preferences() if row.source == "judge"]
+    assert {(row.model, row.judge) for row in judged} == {(writer.fingerprint, judge.fingerprint)}
+
+
+def test_two_processes_do_not_work_on_one_run(tmp_path: Path, model_folder: Path) -> None:
+    run_file = write_workspace(tmp_path, model_folder)
+    folder = RunFolder(tmp_path / "runs/test")
+    with exclusive(folder), pytest.raises(CaiError, match="another process"):
+        carry_out(run_file)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, model_folder: Path) -> None:
+    run_file = write_workspace(tmp_path, model_folder)
+    (tmp_path / "runs/test").mkdir(parents=True)
+    (tmp_path / "runs/test/thesis.txt").write_text("mine")
+    with pytest.raises(CaiError, match="holds no run"):
+        carry_out(run_file)
+
+
+def test_the_lock_tells_what_decided_the_run(tmp_path: Path, model_folder: Path) -> None:
+    folder = carry_out(write_workspace(tmp_path, model_folder))
+    lock = json.loads(folder.lock_json.read_text(encoding="utf-8"))
+    assert set(lock["versions"]) >= {"cai", "python", "torch", "trl"}
+    assert lock["config"]["revise"]["rounds"] == 2
+    assert len(lock["constitution"]["principles"]) == 16
+    assert folder.constitution().fingerprint == lock["constitution"]["fingerprint"]
+
+
+def test_held_out_prompts_do_not_depend_on_their_order_and_stay_out_of_training() -> None:
+    prompts = [prompt(f"p{i}", f"{i}?") for i in range(40)]
+    training, held = split(prompts, 0.25)
+    assert (len(training), len(held)) == (30, 10)
+    assert {p.id for p in held} == {p.id for p in split(prompts[::-1], 0.25)[1]}
+    assert not {p.id for p in training} & {p.id for p in held}
+    assert split(prompts, 0.0)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("constitution=constitutions/none.yaml", "constitution: 'constitutions/none.yaml' not found"),
+        ("model=/nowhere", "model '/nowhere': no such folder"),
+        ("templates=examples", "critique.jinja: no such file"),
+        ("prompts.source=none.jsonl", "prompts.source: 'none.jsonl' not found"),
+        ("train=[{stage: ppoo}]", "train[0].stage: "),
+        ("train=[{stage: dpo, betta: 1}]", "did you mean 'beta'?"),
+        ("revise.rounds=-1", "revise.rounds: Input should be greater than or equal to 0, found -1"),
+        ("name=../up", "name: String should match pattern"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_written(
+    tmp_path: Path, model_folder: Path, override: str, expected: str
+) -> None:
+    run_file = write_workspace(tmp_path, model_folder)
+    with pytest.raises(CaiError) as caught:
+        carry_out(run_file, overrides=(override,))
+    assert expected in str(caught.value)
+    assert not (tmp_path / "runs").exists()
