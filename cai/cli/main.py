@@ -116,3 +116,7 @@ def main() -> None:
             raise
         typer.echo(f"error: unexpected {type(error).__name__}: {error} (cai --debug … shows where)", err=True)
         sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -18,6 +18,7 @@ from cai.engines.base import Choose, Completion, Generate
 from cai.errors import CaiError, RequestRefused
 
 GIB = 2**30
+MOST_CONTEXT = 8192  # unless asked for; long contexts cost memory whether used or not
 CPU_BLOCK_TOKENS = 32  # short prefixes must fill a block to be shared; vLLM's default of 128 never matches them
 CPU_KV_SHARE = 0.25  # of free memory
 CPU_KV_MOST = 4 * GIB
@@ -191,21 +192,27 @@ def _reject(future: "asyncio.Future[Any]", error: BaseException) -> None:
 
 
 def _load(folder: Path, context: int | None, most_at_once: int) -> Any:
-    """An LLMEngine; on a CPU with settings that were measured to matter, elsewhere with vLLM's own."""
-    _quieten()
-    import torch
-
-    on_cpu = not torch.cuda.is_available()
-    if on_cpu:
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # a process of its own halves the throughput
-    from transformers import AutoConfig
+    settings = engine_settings(folder, context, most_at_once)
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    own = getattr(AutoConfig.from_pretrained(folder).get_text_config(), "max_position_embeddings", 8192)
+    return LLMEngine.from_engine_args(EngineArgs(**settings))
+
+
+def engine_settings(folder: Path, context: int | None, most_at_once: int) -> dict[str, Any]:
+    """vLLM's arguments for a model folder: on a CPU those that were measured to matter, elsewhere its own.
+
+    Also sets the environment vLLM reads when it is imported, so call this first.
+    Raises: CaiError when the context is longer than the model's.
+    """
+    _quieten()
+    import torch
+    from transformers import AutoConfig
+
+    own = getattr(AutoConfig.from_pretrained(folder).get_text_config(), "max_position_embeddings", MOST_CONTEXT)
     if context is not None and context > own:
         raise CaiError(f"engine.context: {context} tokens asked for, the model in {folder} holds {own}")
-    length = context or min(own, 8192)
+    length = context or min(own, MOST_CONTEXT)
     settings: dict[str, Any] = {
         "model": str(folder),
         "max_model_len": length,
@@ -216,18 +223,19 @@ def _load(folder: Path, context: int | None, most_at_once: int) -> Any:
         "use_tqdm_on_load": False,
         "seed": 0,
     }
-    if on_cpu:
-        import psutil
+    if torch.cuda.is_available():
+        return settings
+    import psutil
 
-        settings |= {
-            "dtype": "float32",  # bfloat16 is several times slower without AVX-512
-            "enforce_eager": True,  # compiling takes longer than short runs gain
-            "block_size": CPU_BLOCK_TOKENS,
-            "enable_chunked_prefill": False,  # seeded sampling fails on a CPU when a prompt comes in chunks
-            "max_num_batched_tokens": max(length, 2048),
-            "kv_cache_memory_bytes": int(min(CPU_KV_MOST, CPU_KV_SHARE * psutil.virtual_memory().available)),
-        }
-    return LLMEngine.from_engine_args(EngineArgs(**settings))
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # a process of its own halves the throughput
+    return settings | {
+        "dtype": "float32",  # bfloat16 is several times slower without AVX-512
+        "enforce_eager": True,  # compiling takes longer than short runs gain
+        "block_size": CPU_BLOCK_TOKENS,
+        "enable_chunked_prefill": False,  # seeded sampling fails on a CPU when a prompt comes in chunks
+        "max_num_batched_tokens": max(length, 2048),
+        "kv_cache_memory_bytes": int(min(CPU_KV_MOST, CPU_KV_SHARE * psutil.virtual_memory().available)),
+    }
 
 
 def _quieten() -> None:

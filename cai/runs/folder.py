@@ -13,7 +13,6 @@ from cai.errors import CaiError
 from cai.formats.jsonl import AnyRow, read_rows
 from cai.records import Comparison, LeftOut, Preference, Prompt, Revision
 
-
 BUSY = ".busy"  # held locked by the process that works on a run
 
 

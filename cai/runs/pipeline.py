@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from cai.runs.assess import assess_policy
 from cai.runs.collect import collect_feedback
 from cai.runs.folder import exclusive
 from cai.runs.plan import Plan, claim_folder
-from cai.runs.progress import Reporter
+from cai.runs.progress import Reporter, Task
 from cai.runs.session import OpenEngine, Session, open_vllm
 from cai.runs.summary import summarise
+from cai.training.common import TrainConfig
 from cai.training.launch import run_stage
 
 MEMO = "memo.sqlite"  # beside the runs, shared by all of them
@@ -59,15 +61,17 @@ def _train(session: Session) -> Path:
     for number, settings in enumerate(plan.config.train, start=1):
         name = f"{number}-{settings.stage}"
         with session.timed(name), session.reporter.task(name, 0) as task:
-
-            def report(event: dict[str, Any], name: str = name) -> None:
-                if "loss" in event:
-                    task.update(event["step"], event["of"], f"loss {event['loss']:.3f}")
-                for prompt_id in event.get("too_long", []):
-                    reason = f"the prompt is longer than max_length, {settings.max_length} tokens"
-                    session.left_out.append(LeftOut(prompt_id=prompt_id, stage=name, reason=reason))
-                if "done" in event:
-                    session.reporter.say(f"  {name}: {event['done']}")
-
+            report = partial(_report, session, name, settings, task)
             policy = run_stage(settings, data[settings.data], policy, folder.train / name, plan.config.seed, report)
     return policy
+
+
+def _report(session: Session, name: str, settings: TrainConfig, task: Task, event: dict[str, Any]) -> None:
+    """Pass on what a training stage says of itself."""
+    if "loss" in event:
+        task.update(event["step"], event["of"], f"loss {event['loss']:.3f}")
+    for prompt_id in event.get("too_long", []):
+        reason = f"the prompt is longer than max_length, {settings.max_length} tokens"
+        session.left_out.append(LeftOut(prompt_id=prompt_id, stage=name, reason=reason))
+    if "done" in event:
+        session.reporter.say(f"  {name}: {event['done']}")

@@ -1,0 +1,145 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cai.cli.main import main
+from cai.runs.pipeline import execute
+from tests.conftest import ROOT, scripted, write_workspace
+
+
+def cai(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """Run the command in this process; returns its exit status."""
+    monkeypatch.setattr(sys, "argv", ["cai", *map(str, arguments)])
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    return int(stopped.value.code or 0)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with run.yaml, and an engine that needs no model."""
+    monkeypatch.setattr(execute, "__defaults__", (False, scripted()))
+    write_workspace(tmp_path, model_folder)
+    return tmp_path
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.argv = ['cai', '--help']\n"
+        "from cai.cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'vllm', 'transformers', 'trl', 'pydantic', 'scipy', 'datasets'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Usage: cai" in result.stdout
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_run_is_carried_out_shown_listed_and_compared(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = ("--runs", workspace / "runs")
+    assert cai(monkeypatch, "run", workspace / "run.yaml", *runs) == 0
+    out = capsys.readouterr().out
+    assert "6 prompts to learn from, 2 held out; constitution harmless (16 principles)" in out
+    assert "84 asked, 0 remembered" in out
+    assert cai(monkeypatch, "run", workspace / "run.yaml", *runs, "--name", "other", "--set", "revise.rounds=1") == 0
+    capsys.readouterr()
+
+    assert cai(monkeypatch, "show", "test", "-n", 1, *runs) == 0
+    out = capsys.readouterr().out
+    for part in ("Question number", "draft", "principle, round 2", "critique", "revision", "p(revision preferred) = 1"):
+        assert part in out
+    assert cai(monkeypatch, "show", "test", "--stage", "preferences", *runs) == 0
+    assert "p(chosen preferred)" in capsys.readouterr().out
+
+    assert cai(monkeypatch, "runs", *runs) == 0
+    out = capsys.readouterr().out
+    assert "test" in out
+    assert "finished" in out
+
+    assert cai(monkeypatch, "compare", "test", "other", *runs) == 0
+    out = capsys.readouterr().out
+    assert "revise.rounds: 2 → 1" in out
+    assert (workspace / "runs/comparison.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["run", "none.yaml"], "none.yaml: no such file"),
+        (["run", "RUN", "--set", "judge.principels=3"], "did you mean 'principles'?"),
+        (["run", "RUN", "--set", "seed"], "--set seed: expected key=value"),
+        (["show", "none"], "no run 'none'"),
+        (["compare", "x", "y"], "no run 'x'"),
+        (["run", "RUN", "--nmae", "x"], "No such option"),
+        (["rnu"], "No such command"),
+    ],
+)
+def test_a_mistake_is_told_in_words_with_status_2(
+    workspace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    expected: str,
+) -> None:
+    monkeypatch.chdir(workspace)
+    assert cai(monkeypatch, *[workspace / "run.yaml" if a == "RUN" else a for a in arguments]) == 2
+    err = capsys.readouterr().err
+    assert expected in err
+    assert "Traceback" not in err
+
+
+def test_an_unknown_stage_names_the_known_ones(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = ("--runs", workspace / "runs")
+    cai(monkeypatch, "run", workspace / "run.yaml", *runs)
+    assert cai(monkeypatch, "show", "test", "--stage", "revision", *runs) == 2
+    assert "expected one of revisions, preferences, evaluation, left_out" in capsys.readouterr().err
+
+
+def test_an_interrupt_says_how_to_go_on(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cai.cli.run.execute", interrupted)
+    assert cai(monkeypatch, "run", workspace / "run.yaml", "--runs", workspace / "runs", "--replace") == 130
+    out = capsys.readouterr().out
+    assert f"cai run {workspace}/run.yaml --runs {workspace}/runs\n" in out
+
+
+def test_model_text_cannot_steer_the_terminal(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = scripted(answer=lambda r: f"\x1b[2J[bold]\x07 {r.seed}")
+    monkeypatch.setattr(execute, "__defaults__", (False, engine))
+    runs = ("--runs", workspace / "runs")
+    cai(monkeypatch, "run", workspace / "run.yaml", *runs)
+    capsys.readouterr()
+    cai(monkeypatch, "show", "test", *runs)
+    out = capsys.readouterr().out
+    assert "\\x1b[2J[bold]\\x07" in out
+    assert "\x1b[2J" not in out
+
+
+@pytest.mark.real
+def test_the_main_job_on_the_real_model(real_model: Path, tmp_path: Path) -> None:
+    """The whole path in small: revise, judge, train, evaluate in real vLLM, then again from the memo."""
+    command = [
+        *(sys.executable, "-m", "cai.cli.main", "run", str(ROOT / "examples/quickstart.yaml")),
+        *("--runs", str(tmp_path / "runs"), "--set", "prompts.limit=4", "--set", "prompts.holdout=0.25"),
+        *("--set", "revise.max_tokens=16", "--set", "evaluate.max_tokens=16", "--set", "train.0.epochs=1"),
+    ]
+    first, second = (subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False) for _ in range(2))
+    assert first.returncode == 0, first.stderr
+    assert "win rate" in first.stdout
+    assert second.returncode == 0, second.stderr
+    assert "0 asked" in second.stdout
+    assert "already trained" in second.stdout
