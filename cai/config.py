@@ -1,5 +1,6 @@
 """Reading YAML that people write: models, line numbers, and errors that name them."""
 
+import copy
 import difflib
 import itertools
 from collections.abc import Hashable
@@ -35,11 +36,11 @@ class Section(BaseModel):
 
 
 class YamlSource(NamedTuple):
-    """A parsed YAML file: its data, and the line (from 1) on which each location starts."""
+    """A parsed YAML file: its data, and where each location was written, `file:line` or the `--set` option."""
 
     path: Path
     data: Any
-    lines: dict[Location, int]
+    places: dict[Location, str]
 
 
 AnySection = TypeVar("AnySection", bound=BaseModel)
@@ -60,9 +61,9 @@ def read_yaml(path: Path) -> YamlSource:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if node is None:
             raise CaiError(f"{path}: the file is empty")
-        lines: dict[Location, int] = {}
-        _collect_lines(path, node, (), lines)
-        return YamlSource(path, yaml.safe_load(text), lines)
+        places: dict[Location, str] = {}
+        _collect_places(path, node, (), places)
+        return YamlSource(path, yaml.safe_load(text), places)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise CaiError(f"{path}:{line}: not valid YAML: {error.problem or error.context}") from error
@@ -82,8 +83,8 @@ def read_text(path: Path) -> str:
         raise CaiError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _collect_lines(path: Path, node: yaml.Node, at: Location, lines: dict[Location, int]) -> None:
-    lines.setdefault(at, node.start_mark.line + 1)
+def _collect_places(path: Path, node: yaml.Node, at: Location, places: dict[Location, str]) -> None:
+    places.setdefault(at, f"{path}:{node.start_mark.line + 1}")
     if isinstance(node, yaml.MappingNode):
         seen: dict[Hashable, int] = {}
         for key_node, value_node in node.value:
@@ -92,16 +93,16 @@ def _collect_lines(path: Path, node: yaml.Node, at: Location, lines: dict[Locati
                 if key in seen:
                     raise CaiError(f"{path}:{line}: the key '{key}' stands here twice, first on line {seen[key]}")
                 seen[key] = line
-                lines[*at, str(key)] = line
-                _collect_lines(path, value_node, (*at, str(key)), lines)
+                places[*at, str(key)] = f"{path}:{line}"
+                _collect_places(path, value_node, (*at, str(key)), places)
     elif isinstance(node, yaml.SequenceNode):
         for index, child in enumerate(node.value):
-            _collect_lines(path, child, (*at, index), lines)
+            _collect_places(path, child, (*at, index), places)
 
 
 def apply_overrides(source: YamlSource, overrides: list[str]) -> YamlSource:
     """A source with `key.path=value` settings laid over it; values are read as YAML."""
-    data, lines = yaml.safe_load(yaml.safe_dump(source.data)), dict(source.lines)
+    data, places = copy.deepcopy(source.data), dict(source.places)
     for override in overrides:
         dotted, equals, text = override.partition("=")
         if not equals or not dotted:
@@ -115,8 +116,10 @@ def apply_overrides(source: YamlSource, overrides: list[str]) -> YamlSource:
             _set_at(data, steps, value)
         except (TypeError, IndexError):
             raise CaiError(f"--set {override}: there is no place '{dotted}' in {source.path}") from None
-        lines = {at: line for at, line in lines.items() if at[: len(steps)] != tuple(steps)}
-    return YamlSource(source.path, data, lines)
+        at = tuple(steps)
+        places = {known: place for known, place in places.items() if known[: len(at)] != at}
+        places[at] = f"--set {dotted}"
+    return YamlSource(source.path, data, places)
 
 
 def _set_at(data: Any, steps: list[str | int], value: Any) -> None:
@@ -141,10 +144,12 @@ def _describe(source: YamlSource, fault: Any) -> str:
     if fault["type"] == "unknown_key":
         at = (*at, fault["ctx"]["key"])
     at = _without_union_tags(source.data, at)
-    line = next((source.lines[at[:n]] for n in range(len(at), -1, -1) if at[:n] in source.lines), None)
-    place = f"{source.path}:{line}" if line else str(source.path)
     message = fault["msg"].removeprefix("Value error, ")
     value = fault["input"]
+    if fault["type"] == "union_tag_invalid":
+        at = (*at, fault["ctx"]["discriminator"].strip("'"))
+        message = f"unknown: '{fault['ctx']['tag']}'; expected one of {fault['ctx']['expected_tags']}"
+    place = next((source.places[at[:n]] for n in range(len(at), -1, -1) if at[:n] in source.places), str(source.path))
     if fault["type"] not in ("missing", "unknown_key", "value_error") and not isinstance(value, dict | list):
         message += f", found {value!r}"
     name = _spoken(source.data, at)

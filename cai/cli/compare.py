@@ -57,7 +57,7 @@ def _print(console: Console, c: RunComparison) -> None:
 
 def _figures(c: RunComparison) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 2))
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for column in ("A", "B", "B − A", "95 % interval", "prompts"):
         table.add_column(column, justify="right", no_wrap=True)
     for figure in c.figures:

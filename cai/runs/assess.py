@@ -20,7 +20,7 @@ async def assess_policy(session: Session, policy: Path) -> None:
         async def answer(prompt: Prompt) -> Completion:
             return await session.respond(prompt, engine, settings.max_tokens, settings.temperature)
 
-        return {p.id: c async for p, c in session.each(f"answers {which}", prompts, answer, (engine,))}
+        return {p.id: c async for p, c in session.each(f"answers {which}", prompts, answer, engine, 1)}
 
     async def compare(prompt: Prompt) -> Comparison:
         pair = (answers_before[prompt.id], answers_after[prompt.id])
@@ -35,7 +35,7 @@ async def assess_policy(session: Session, policy: Path) -> None:
         if judge is not before:
             await before.close()
         both = [prompt for prompt in answered if prompt.id in answers_before]
-        rows = [row async for _, row in session.each("referee", both, compare, (judge,))]
+        rows = [row async for _, row in session.each("referee", both, compare, judge, 2 * len(plan.referee.principles))]
     finally:
         for engine in (after, before, judge):
             await engine.close()

@@ -1,6 +1,7 @@
 """The feedback stage: drafts, critiques, revisions, further samples and their judgement, prompt by prompt."""
 
 import asyncio
+import math
 
 from cai.engines.base import Completion
 from cai.feedback.judge import judged_preferences
@@ -44,6 +45,9 @@ async def collect_feedback(session: Session) -> None:
         )
         return rows, labelled
 
+    writing = 1 + settings.rounds * (2 if settings.critique else 1) + max(0, plan.config.judge.samples - 1)
+    asked_of = min(plan.config.judge.principles, len(plan.constitution.principles))
+    judging = 2 * asked_of * math.comb(plan.config.judge.samples, 2)
     with RowWriter(folder.revisions_jsonl) as revisions, RowWriter(folder.preferences_jsonl) as preferences:
 
         def keep(prompt: Prompt, labelled: Labelled, stage: str) -> None:
@@ -53,8 +57,9 @@ async def collect_feedback(session: Session) -> None:
                 else:
                     session.left_out.append(LeftOut(prompt_id=prompt.id, stage=stage, reason=pair))
 
+        calls = writing + judging if judge is model else writing
         try:
-            async for prompt, (rows, labelled) in session.each("feedback", plan.training, one_prompt, (model, judge)):
+            async for prompt, (rows, labelled) in session.each("feedback", plan.training, one_prompt, model, calls):
                 for row in rows:
                     revisions.write(row)
                 keep(prompt, [revision_preference(rows)] if rows else [], "revision pairs")
@@ -64,7 +69,7 @@ async def collect_feedback(session: Session) -> None:
         if judge is not model:
             waiting = [prompt for prompt in plan.training if prompt.id in samples_of]
             try:
-                async for prompt, labelled in session.each("judging", waiting, label, (judge,)):
+                async for prompt, labelled in session.each("judging", waiting, label, judge, judging):
                     keep(prompt, labelled, "judged pairs")
             finally:
                 await judge.close()

@@ -88,17 +88,17 @@ def compare_runs(a: RunFolder, b: RunFolder, examples: int = 5) -> RunComparison
 
 
 REVISION_FIGURES: dict[str, Callable[[Revision], float]] = {
-    "words in the draft": lambda row: words(row.draft),
-    "words in the last revision": lambda row: words(row.revision),
-    "changed from draft to revision": lambda row: change(row.draft, row.revision),
+    "draft, words": lambda row: words(row.draft),
+    "last revision, words": lambda row: words(row.revision),
+    "draft → revision, change": lambda row: change(row.draft, row.revision),
     **{f"revision {flag.replace('_', ' ')}": lambda row, flag=flag: flag in row.flags for flag in FLAGS},  # type: ignore[misc]
     "revision cut off": lambda row: "revision" in row.truncated,
 }
 EVALUATION_FIGURES: dict[str, Callable[[Comparison], float]] = {
-    "words before training": lambda row: words(row.before),
-    "words after training": lambda row: words(row.after),
-    "win rate after against before": lambda row: win(row.p),
-    "mean p(after is better)": lambda row: row.p,
+    "answer before, words": lambda row: words(row.before),
+    "answer after, words": lambda row: words(row.after),
+    "win rate of after": lambda row: win(row.p),
+    "mean p(after better)": lambda row: row.p,
 }
 
 

@@ -60,9 +60,10 @@ def _train(session: Session) -> Path:
     policy = plan.model
     for number, settings in enumerate(plan.config.train, start=1):
         name = f"{number}-{settings.stage}"
-        with session.timed(name), session.reporter.task(name, 0) as task:
+        with session.timed(name), session.reporter.task(name, 0, "updates") as task:
             report = partial(_report, session, name, settings, task)
             policy = run_stage(settings, data[settings.data], policy, folder.train / name, plan.config.seed, report)
+            task.close()
     return policy
 
 

@@ -15,35 +15,35 @@ PLAIN_SECONDS = 15.0  # between two plain lines
 class Task:
     """Work of a known amount, under way."""
 
-    def __init__(self, reporter: "Reporter", name: str, total: int) -> None:
-        self._reporter, self.name, self.total = reporter, name, total
+    def __init__(self, reporter: "Reporter", name: str, total: int, unit: str) -> None:
+        self._reporter, self.name, self.total, self.unit = reporter, name, total, unit
         self.done = 0
         self._start = self._last = time.monotonic()
-        self._bar = reporter.bars.add_task(name, total=total, rate="") if reporter.bars else None
-
-    def advance(self, count: int = 1, note: str = "") -> None:
-        """`count` more are done; `note` is shown beside the rate."""
-        self.update(self.done + count, self.total, note)
+        self._bar = reporter.bars.add_task(name, total=total, text="") if reporter.bars else None
 
     def update(self, done: int, total: int, note: str = "") -> None:
-        """`done` of `total` are done."""
+        """`done` of `total` are done; `note` is shown beside the rate."""
         self.done, self.total = done, total
         now = time.monotonic()
-        rate = done / max(now - self._start, 1e-9)
-        text = f"{rate:.2f}/s {note}" if rate >= 0.1 else f"{1 / max(rate, 1e-9):.0f} s each {note}"
+        rate = max(done, 1e-9) / max(now - self._start, 1e-9)
+        speed = f"{rate:.1f} {self.unit}/s" if rate >= 1 else f"{1 / rate:.1f} s each"
         if self._reporter.bars and self._bar is not None:
-            self._reporter.bars.update(self._bar, completed=done, total=total, rate=text)
-        elif now - self._last >= PLAIN_SECONDS and done < total:
+            self._reporter.bars.update(
+                self._bar, completed=done, total=total, text=", ".join(filter(None, [speed, note]))
+            )
+        elif now - self._last >= PLAIN_SECONDS and 0 < done < total:
             self._last = now
-            left = (total - done) / rate
-            self._reporter.say(f"  {self.name}: {done}/{total}, {text.strip()}, about {_span(left)} left")
+            left = f"about {_span((total - done) / rate)} left"
+            parts = (f"{done}/{total} {self.unit}", speed, note, left)
+            self._reporter.say(f"  {self.name}: " + ", ".join(filter(None, parts)))
 
-    def close(self) -> None:
-        """The work ended; its line stays in the log."""
+    def close(self, note: str = "") -> None:
+        """The work ended; one line of it stays."""
         if self._reporter.bars and self._bar is not None:
             self._reporter.bars.remove_task(self._bar)
         if self.total:
-            self._reporter.say(f"  {self.name}: {self.done}/{self.total} in {_span(time.monotonic() - self._start)}")
+            took = f"in {_span(time.monotonic() - self._start)}"
+            self._reporter.say(f"  {self.name}: {self.done} {self.unit} {took}" + (f", {note}" if note else ""))
 
 
 class Reporter:
@@ -61,18 +61,16 @@ class Reporter:
                 file.write(f"{datetime.now().isoformat(timespec='seconds')} {text}\n")
 
     @contextmanager
-    def task(self, name: str, total: int) -> Iterator[Task]:
-        """Report progress of `total` pieces of work inside the block."""
+    def task(self, name: str, total: int, unit: str) -> Iterator[Task]:
+        """Report progress of `total` units of work inside the block, which closes the task."""
         if not self.console.is_terminal:
-            task = Task(self, name, total)
-            yield task
-            task.close()
+            yield Task(self, name, total, unit)
             return
         with Progress(
             TextColumn("  {task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[text]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -80,9 +78,7 @@ class Reporter:
             transient=True,
         ) as self.bars:
             try:
-                task = Task(self, name, total)
-                yield task
-                task.close()
+                yield Task(self, name, total, unit)
             finally:
                 self.bars = None
 

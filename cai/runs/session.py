@@ -1,5 +1,7 @@
 """What the stages of one run share while it is under way: engines over one memo, progress, what was left out."""
 
+import asyncio
+import dataclasses
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -16,10 +18,11 @@ from cai.records import LeftOut, Prompt
 from cai.runs.config import EngineConfig
 from cai.runs.flow import in_flight
 from cai.runs.plan import Plan
-from cai.runs.progress import Reporter
+from cai.runs.progress import Reporter, Task
 
 OpenEngine = Callable[[Path, str, EngineConfig], Engine]
 Result = TypeVar("Result")
+PROGRESS_SECONDS = 0.5
 
 
 def open_vllm(folder: Path, model_fingerprint: str, settings: EngineConfig) -> Engine:
@@ -54,27 +57,47 @@ class Session:
         name: str,
         prompts: list[Prompt],
         function: Callable[[Prompt], Awaitable[Result]],
-        engines: tuple[RememberingEngine, ...],
+        engine: RememberingEngine,
+        calls: int,
     ) -> AsyncIterator[tuple[Prompt, Result]]:
-        """Every prompt with its result, in order and with progress; refused prompts are left out as failed."""
-        tallies = [engine.tally for engine in dict.fromkeys(engines)]
+        """Every prompt with its result, in order; refused prompts are left out as failed.
+
+        Progress is told in calls of `engine`, of which a prompt is expected to take `calls`: a prompt is slow to
+        finish while others are under way with it, so that counting prompts would mislead at first.
+        """
+        before = dataclasses.replace(engine.tally)
+        finished = 0
 
         async def guarded(prompt: Prompt) -> Result | RequestRefused:
+            nonlocal finished
             try:
-                result: Result | RequestRefused = await function(prompt)
+                return await function(prompt)
             except RequestRefused as refusal:
-                result = refusal
-            task.advance(
-                note=f"({sum(t.asked for t in tallies)} asked, {sum(t.remembered for t in tallies)} remembered)"
-            )
-            return result
+                return refusal
+            finally:
+                finished += 1
 
-        with self.reporter.task(name, len(prompts)) as task:
-            async for prompt, result in in_flight(guarded, prompts, self.plan.config.engine.max_in_flight):
-                if isinstance(result, RequestRefused):
-                    self.left_out.append(LeftOut(prompt_id=prompt.id, stage=name, reason=str(result), failed=True))
-                else:
-                    yield prompt, result
+        def remembered() -> int:
+            return engine.tally.remembered - before.remembered
+
+        async def show_progress(task: Task) -> None:
+            while True:
+                done = engine.tally.asked - before.asked + remembered()
+                task.update(done, max(done, calls * len(prompts)), f"{finished}/{len(prompts)} prompts")
+                await asyncio.sleep(PROGRESS_SECONDS)
+
+        with self.reporter.task(name, calls * len(prompts), "calls") as task:
+            progress = asyncio.ensure_future(show_progress(task))
+            try:
+                async for prompt, result in in_flight(guarded, prompts, self.plan.config.engine.max_in_flight):
+                    if isinstance(result, RequestRefused):
+                        self.left_out.append(LeftOut(prompt_id=prompt.id, stage=name, reason=str(result), failed=True))
+                    else:
+                        yield prompt, result
+            finally:
+                progress.cancel()
+            task.update(engine.tally.asked - before.asked + remembered(), task.total)
+            task.close(f"{remembered()} of them remembered")
 
     async def respond(
         self, prompt: Prompt, engine: Engine, max_tokens: int, temperature: float, sample: int = 0

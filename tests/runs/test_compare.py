@@ -31,7 +31,7 @@ def test_a_comparison_tells_what_differs(tmp_path: Path, model_folder: Path) -> 
     assert found.settings == ['constitution: "constitutions/harmless.yaml" → "constitutions/brief.yaml"']
     assert (len(found.principles.removed), len(found.principles.added)) == (16, 4)
     assert found.shared == 8
-    drafts = next(f for f in found.figures if f.name == "words in the draft")
+    drafts = next(f for f in found.figures if f.name == "draft, words")
     assert (drafts.difference.mean, drafts.difference.n) == (0.0, 6)
     assert any("no held-out prompt was evaluated" in note for note in found.notes)
 

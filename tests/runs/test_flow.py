@@ -15,7 +15,7 @@ def test_results_keep_their_order_and_no_more_than_the_limit_are_alive(delays: l
         nonlocal alive, most
         alive += 1
         most = max(most, alive)
-        for _ in range(item[1]):
+        for _ in range(item[1] + 1):
             await asyncio.sleep(0)
         alive -= 1
         return item[0] * 10

@@ -84,7 +84,7 @@ def test_sft_learns_the_revisions_and_leaves_out_the_unfit(tmp_path: Path, tiny_
     data = tmp_path / "revisions.jsonl"
     write_rows(data, [row(i, ["unchanged"] if i % 4 == 0 else []) for i in range(8)])
     settings = SFTConfig.model_validate(
-        {"stage": "sft", "epochs": 10, "batch_size": 2, "learning_rate": 2e-2, "lora_rank": None}
+        {"stage": "sft", "epochs": 30, "batch_size": 2, "learning_rate": 2e-2, "lora_rank": None}
     )
     said: list[dict[str, Any]] = []
     policy = run_stage(settings, data, tiny_model, tmp_path / "sft", 0, said.append)
