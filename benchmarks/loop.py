@@ -3,9 +3,9 @@
     python benchmarks/loop.py [PROMPTS] [REPEATS]
 
 Both answer, criticise and revise the same prompts with the same templates, principles, seeds, vLLM settings and
-token limits, a quarter of them 512 tokens, the others 32 to 128. The bare script sends all drafts, waits, sends all
-critiques, waits, sends all revisions. Each measurement is a process of its own, ours and bare by turns; loading is
-not counted.
+token limits; a quarter of the calls may take 512 tokens, the others 16, 48 or 128, decided by the call's seed. The
+bare script sends all drafts, waits, sends all critiques, waits, sends all revisions. Each measurement is a process of
+its own, ours and bare by turns; loading is not counted.
 
 Reading the line of JSON: `ratio` is the median of ours ÷ bare in generated tokens per second, pair by pair (above 1:
 the loop without a barrier is faster); `engine_share` is the median share of our wall time that was spent inside vLLM's
@@ -13,6 +13,7 @@ step, the rest being everything `cai` does; `ratios` are the single pairs.
 """
 
 import asyncio
+import dataclasses
 import json
 import statistics
 import subprocess
@@ -24,7 +25,7 @@ from typing import Any
 
 from cai import constitution
 from cai.constitution import assign
-from cai.engines.base import Generate
+from cai.engines.base import Completion, Generate
 from cai.engines.memo import Memo, RememberingEngine
 from cai.engines.vllm import VllmEngine, engine_settings
 from cai.feedback.respond import respond
@@ -37,31 +38,40 @@ from cai.runs.flow import in_flight
 from cai.templates import Templates
 
 ROOT = Path(__file__).parent.parent
-LIMITS = (32, 64, 128, 512)
+LIMITS = (16, 48, 128, 512)
 AT_ONCE, CONTEXT, TEMPERATURE = 32, 4096, 0.7
 
 
-def inputs(count: int) -> tuple[list[tuple[Prompt, int]], Any, Templates]:
+class LimitedEngine(RememberingEngine):
+    """Our engine, with each call's token limit decided by its seed."""
+
+    async def generate(self, request: Generate) -> Completion:
+        return await super().generate(dataclasses.replace(request, max_tokens=limit(request.seed)))
+
+
+def limit(seed: int) -> int:
+    return LIMITS[seed % len(LIMITS)]
+
+
+def inputs(count: int) -> tuple[list[Prompt], Any, Templates]:
     prompts = read_prompts(ROOT / "examples/prompts.jsonl", count)
-    limited = [(prompt, LIMITS[i % len(LIMITS)]) for i, prompt in enumerate(prompts)]
-    return limited, constitution.load(ROOT / "constitutions/harmless.yaml"), Templates(ROOT / "prompts/default")
+    return prompts, constitution.load(ROOT / "constitutions/harmless.yaml"), Templates(ROOT / "prompts/default")
 
 
 async def ours(count: int) -> dict[str, float]:
-    items, principles, templates = inputs(count)
+    prompts, principles, templates = inputs(count)
+    settings = ReviseConfig(rounds=1, temperature=TEMPERATURE)
     with tempfile.TemporaryDirectory() as folder:
         model = VllmEngine(resolve("smollm2-135m"), "benchmark", CONTEXT, AT_ONCE)
         await model.generate(Generate([Message(role="user", content="Hello")], 4, 0.0, 0))  # load and warm up
-        engine = RememberingEngine("benchmark", Memo(Path(folder) / "memo.sqlite"), lambda: model)
+        engine = LimitedEngine("benchmark", Memo(Path(folder) / "memo.sqlite"), lambda: model)
 
-        async def one(item: tuple[Prompt, int]) -> None:
-            prompt, limit = item
-            draft = await respond(prompt, engine, seed=0, max_tokens=limit, temperature=TEMPERATURE)
-            settings = ReviseConfig(rounds=1, max_tokens=limit, temperature=TEMPERATURE)
+        async def one(prompt: Prompt) -> None:
+            draft = await respond(prompt, engine, seed=0, max_tokens=1, temperature=TEMPERATURE)
             await revise(prompt, draft, principles, templates, engine, settings, seed=0)
 
         busy, start = model.busy_seconds, time.perf_counter()
-        async for _ in in_flight(one, items, AT_ONCE):
+        async for _ in in_flight(one, prompts, AT_ONCE):
             pass
         seconds = time.perf_counter() - start
         share = (model.busy_seconds - busy) / seconds
@@ -70,26 +80,26 @@ async def ours(count: int) -> dict[str, float]:
 
 
 def bare(count: int) -> dict[str, float]:
-    items, principles, templates = inputs(count)
+    prompts, principles, templates = inputs(count)
     settings = engine_settings(resolve("smollm2-135m"), CONTEXT, AT_ONCE)
     from vllm import LLM, SamplingParams
 
     llm = LLM(**settings)
     llm.chat([{"role": "user", "content": "Hello"}], SamplingParams(max_tokens=4), use_tqdm=False)
-    conversations = [list(prompt.messages) for prompt, _ in items]
+    conversations = [list(prompt.messages) for prompt in prompts]
     tokens = 0
     start = time.perf_counter()
-    for step, round in (("respond", 0), ("critique", 1), ("revise", 1)):
+    for step, number in (("respond", 0), ("critique", 1), ("revise", 1)):
         sampling = []
-        for (prompt, limit), conversation in zip(items, conversations, strict=True):
+        for prompt, conversation in zip(prompts, conversations, strict=True):
             principle, request = assign(principles, 0, prompt.id, "round 1")[0], prompt.messages[-1]["content"]
             if step == "critique":
                 conversation.append(Message(role="user", content=templates.critique(principle, 1, request)))
             if step == "revise":
                 critique = conversation[-1]["content"]
                 conversation.append(Message(role="user", content=templates.revise(principle, 1, request, critique)))
-            seed = derive_seed(0, prompt.id, step, round)
-            sampling.append(SamplingParams(max_tokens=limit, temperature=TEMPERATURE, seed=seed))
+            seed = derive_seed(0, prompt.id, step, number)
+            sampling.append(SamplingParams(max_tokens=limit(seed), temperature=TEMPERATURE, seed=seed))
         for conversation, output in zip(conversations, llm.chat(conversations, sampling, use_tqdm=False), strict=True):
             tokens += len(output.outputs[0].token_ids)
             conversation.append(Message(role="assistant", content=output.outputs[0].text.strip()))
