@@ -56,13 +56,17 @@ def _print(console: Console, c: RunComparison) -> None:
 
 
 def _figures(c: RunComparison) -> Table:
-    table = Table(box=None, padding=(0, 1, 0, 2))
-    table.add_column("", no_wrap=True)
-    for column in ("A", "B", "B − A", "95 % interval", "prompts"):
-        table.add_column(column, justify="right", no_wrap=True)
+    table = Table(box=None, padding=(0, 1))
+    for column in ("", "A", "B", "B − A", "95 % interval", "n"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for figure in c.figures:
         low, high = figure.difference.low, figure.difference.high
-        interval = f"{low:+.3f} to {high:+.3f}" if low is not None and high is not None else "–"
-        numbers = (f"{figure.a:.3f}", f"{figure.b:.3f}", f"{figure.difference.mean:+.3f}", interval)
+        interval = f"{_short(low, '+')} to {_short(high, '+')}" if low is not None and high is not None else "–"
+        numbers = (_short(figure.a), _short(figure.b), _short(figure.difference.mean, "+"), interval)
         table.add_row(figure.name, *numbers, str(figure.difference.n))
     return table
+
+
+def _short(value: float, sign: str = "") -> str:
+    """A number in at most six characters, if it is below a thousand."""
+    return f"{value:{sign}.1f}" if abs(value) >= 10 else f"{value:{sign}.3f}"
