@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from cai.errors import CaiError
+from cai.errors import CaiError, reading
 
 Location = tuple[str | int, ...]
 
@@ -73,14 +73,8 @@ def read_yaml(path: Path) -> YamlSource:
 
 def read_text(path: Path) -> str:
     """The file's text; CaiError when it is missing, a folder or not UTF-8."""
-    try:
+    with reading(path):
         return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise CaiError(f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise CaiError(f"{path}: not UTF-8 text: {error}") from None
-    except OSError as error:
-        raise CaiError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def _collect_places(path: Path, node: yaml.Node, at: Location, places: dict[Location, str]) -> None:

@@ -1,5 +1,9 @@
 """The two kinds of trouble `cai` tells apart: the user's to mend, and one example's alone."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class CaiError(Exception):
     """Something the user can put right; printed without a traceback, exit status 2.
@@ -10,3 +14,16 @@ class CaiError(Exception):
 
 class RequestRefused(Exception):
     """A model cannot answer this one request (too long, say): a counted failure, not the end of a run."""
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what can go wrong while a text file is read into a CaiError that names it."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise CaiError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise CaiError(f"{path}: not UTF-8 text: {error}") from None
+    except OSError as error:
+        raise CaiError(f"{path}: cannot be read: {error.strerror}") from None

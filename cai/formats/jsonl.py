@@ -9,31 +9,24 @@ from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from cai.errors import CaiError
+from cai.errors import CaiError, reading
 
 AnyRow = TypeVar("AnyRow", bound=BaseModel)
 
 
 def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Every object of a JSON Lines file with its line number (from 1); blank lines are skipped."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    value = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise CaiError(f"{path}:{number}: not valid JSON: {error.msg}, column {error.colno}") from None
-                if not isinstance(value, dict):
-                    raise CaiError(f"{path}:{number}: expected a JSON object, found {line.strip()[:60]}")
-                yield number, value
-    except FileNotFoundError:
-        raise CaiError(f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise CaiError(f"{path}: not UTF-8 text: {error}") from None
-    except OSError as error:
-        raise CaiError(f"{path}: cannot be read: {error.strerror}") from None
+    with reading(path), path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise CaiError(f"{path}:{number}: not valid JSON: {error.msg}, column {error.colno}") from None
+            if not isinstance(value, dict):
+                raise CaiError(f"{path}:{number}: expected a JSON object, found {line.strip()[:60]}")
+            yield number, value
 
 
 def read_rows(path: Path, model: type[AnyRow]) -> list[AnyRow]:
