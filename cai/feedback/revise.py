@@ -66,7 +66,9 @@ async def _one_round(
         conversation.append(Message(role="assistant", content=completion.text))
         return completion
 
-    conversation = [*templates.few_shot.revision, *prompt.messages, Message(role="assistant", content=answer)]
+    start = 1 if prompt.messages[0]["role"] == "system" else 0  # demonstrations stand after a system message
+    system, turns = prompt.messages[:start], prompt.messages[start:]
+    conversation = [*system, *templates.few_shot.revision, *turns, Message(role="assistant", content=answer)]
     request = prompt.messages[-1]["content"]
     critique = await ask("critique", templates.critique(principle, round, request)) if settings.critique else None
     critique_text = critique.text if critique else None

@@ -4,6 +4,7 @@ import asyncio
 import math
 
 from cai.engines.base import Completion
+from cai.errors import RequestRefused
 from cai.feedback.judge import judged_preferences
 from cai.feedback.revise import revise, revision_preference
 from cai.formats.jsonl import RowWriter
@@ -37,13 +38,20 @@ async def collect_feedback(session: Session) -> None:
         samples_of[prompt.id] = [draft, *await asyncio.gather(*(sample(prompt, number) for number in numbers))]
         return await label(prompt) if judge is model else []
 
-    async def one_prompt(prompt: Prompt) -> tuple[list[Revision], Labelled]:
+    async def one_prompt(prompt: Prompt) -> tuple[list[Revision], Labelled, list[LeftOut]]:
         draft = await sample(prompt, 0)
         rows, labelled = await asyncio.gather(
             revise(prompt, draft, plan.constitution, plan.templates, model, settings, seed),
             sample_and_label(prompt, draft),
+            return_exceptions=True,  # one may be refused and the other stand
         )
-        return rows, labelled
+        refused = []
+        for part, stage in ((rows, "revisions"), (labelled, "judged pairs")):
+            if isinstance(part, RequestRefused):
+                refused.append(LeftOut(prompt_id=prompt.id, stage=stage, reason=str(part), failed=True))
+            elif isinstance(part, BaseException):
+                raise part
+        return rows if isinstance(rows, list) else [], labelled if isinstance(labelled, list) else [], refused
 
     writing = 1 + settings.rounds * (2 if settings.critique else 1) + max(0, plan.config.judge.samples - 1)
     asked_of = min(plan.config.judge.principles, len(plan.constitution.principles))
@@ -59,7 +67,9 @@ async def collect_feedback(session: Session) -> None:
 
         calls = writing + judging if judge is model else writing
         try:
-            async for prompt, (rows, labelled) in session.each("feedback", plan.training, one_prompt, model, calls):
+            async for prompt, result in session.each("feedback", plan.training, one_prompt, model, calls):
+                rows, labelled, refused = result
+                session.left_out += refused
                 for row in rows:
                     revisions.write(row)
                 keep(prompt, [revision_preference(rows)] if rows else [], "revision pairs")

@@ -15,6 +15,7 @@ from cai.runs.folder import RunFolder, differences
 from cai.runs.summary import words
 
 Row = TypeVar("Row", Revision, Comparison)
+FOLLOWS_POSITION = 0.5  # share of verdicts; the smallest judges of Lee et al. 2023 (§2.2) reach 0.56
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,13 @@ def _notes(folders: tuple[RunFolder, RunFolder], locks: tuple[Any, Any], shared:
         notes.append("no held-out prompt was evaluated in both runs: the trained policies cannot be compared")
     elif evaluated < 30:
         notes.append(f"only {evaluated} held-out prompts were evaluated in both runs: expect wide intervals")
+    for folder in folders:
+        evaluation = (folder.summary() or {}).get("evaluation")
+        if evaluation and (evaluation["same_position"] or 0) >= FOLLOWS_POSITION:
+            rate = 100 * evaluation["same_position"]
+            notes.append(f"{folder.name}: {rate:.0f} % of verdicts follow the position; its win rate says little")
+    if locks[0]["config"]["revise"]["critique"] != locks[1]["config"]["revise"]["critique"]:
+        notes.append("one run makes no critiques: its revisions cannot be flagged as copies of one")
     for what in ("model", "judge_model", "templates", "referee"):
         if locks[0][what] != locks[1][what]:
             notes.append(f"the runs differ in their {what.replace('_', ' ')} too")

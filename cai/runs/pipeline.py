@@ -44,6 +44,7 @@ def _carry_out(session: Session) -> None:
     )
     with session.timed("feedback"):
         asyncio.run(collect_feedback(session))
+    write_rows(folder.left_out_jsonl, session.left_out)
     policy = _train(session)
     if policy != plan.model and plan.held_out:
         with session.timed("evaluation"):

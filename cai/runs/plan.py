@@ -29,6 +29,7 @@ class Plan:
     """A run file resolved: its settings, the files they name, and the prompts split for training and evaluation."""
 
     run_file: Path
+    overrides: list[str]  # as given by --set
     config: RunConfig
     constitution_file: Path
     constitution: Constitution
@@ -44,23 +45,29 @@ class Plan:
 
 def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path) -> Plan:
     """Read and check everything; raises CaiError naming what to mend."""
-    config = run_config.load(run_file, overrides)
-    if name is not None:
-        config = run_config.load(run_file, [*overrides, f"name={name}"])
+    named = [] if name is None else [f"name={json.dumps(name)}"]  # quoted: a name like 2024 is a text too
+    config = run_config.load(run_file, [*overrides, *named])
     constitution_file = run_config.find("constitution", config.constitution, run_file)
     referee_file = run_config.find("evaluate.referee", config.evaluate.referee, run_file)
     prompts_file = run_config.find("prompts.source", config.prompts.source, run_file)
     prompts = read_prompts(prompts_file, config.prompts.limit)
     training, held_out = split(prompts, config.prompts.holdout)
-    model = models.resolve(config.model)
+    if not training:
+        raise CaiError(
+            f"{run_file}: prompts.holdout: all {len(prompts)} prompts are held out, none is left to learn from"
+        )
+    principles, referee = constitution.load(constitution_file), constitution.load(referee_file)
+    templates = Templates(run_config.find("templates", config.templates, run_file))
+    model = models.resolve(config.model)  # last: a Hub id is downloaded here
     return Plan(
         run_file=run_file,
+        overrides=overrides,
         config=config,
         constitution_file=constitution_file,
-        constitution=constitution.load(constitution_file),
+        constitution=principles,
         referee_file=referee_file,
-        referee=constitution.load(referee_file),
-        templates=Templates(run_config.find("templates", config.templates, run_file)),
+        referee=referee,
+        templates=templates,
         training=training,
         held_out=held_out,
         model=model,
@@ -81,7 +88,7 @@ def split(prompts: list[Prompt], share: float) -> tuple[list[Prompt], list[Promp
 
 def lock(plan: Plan) -> dict[str, Any]:
     """What decides the run's result, by content, and under `versions` what made it."""
-    settings = plan.config.model_dump(exclude={"name"})
+    settings = plan.config.model_dump(exclude={"name": True, "engine": {"max_in_flight"}})  # these decide no result
     return {
         "config": settings,
         "constitution": _constitution_lock(plan.constitution),
@@ -126,15 +133,23 @@ def claim_folder(plan: Plan, replace: bool) -> None:
                 + "\nGive this one another name (--name NEW), or write over the old one (--replace)."
             )
         if changed:
+            _refuse_inputs_inside(folder.path, plan)
             _clear(folder.path)
     elif folder.path.exists() and any(p.name != BUSY for p in folder.path.iterdir()):
         raise CaiError(f"{folder.path} is not empty and holds no run; give this one another name (--name NEW)")
-    write_text(folder.run_yaml, read_text(plan.run_file))
+    given = "".join(f"# with --set {override}\n" for override in plan.overrides)
+    write_text(folder.run_yaml, given + read_text(plan.run_file))
     write_text(folder.constitution_yaml, read_text(plan.constitution_file))
     write_text(folder.referee_yaml, read_text(plan.referee_file))
     shutil.copytree(plan.templates.folder, folder.templates, dirs_exist_ok=True)
     write_rows(folder.prompts_jsonl, [*plan.training, *plan.held_out])
     write_text(folder.lock_json, json.dumps(new, indent=1, ensure_ascii=False) + "\n")
+
+
+def _refuse_inputs_inside(path: Path, plan: Plan) -> None:
+    for given in (plan.run_file, plan.constitution_file, plan.referee_file, plan.templates.folder):
+        if given.resolve().is_relative_to(path.resolve()):
+            raise CaiError(f"{given} lies in the folder that --replace would clear; copy it elsewhere first")
 
 
 def _clear(path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from cai.engines.base import Completion, Engine
 from cai.engines.memo import Memo, RememberingEngine, Tally
+from cai.engines.vllm import VllmEngine, vllm_build
 from cai.errors import RequestRefused
 from cai.feedback.respond import respond
 from cai.hashing import fingerprint
@@ -27,8 +28,6 @@ PROGRESS_SECONDS = 0.5
 
 def open_vllm(folder: Path, model_fingerprint: str, settings: EngineConfig) -> Engine:
     """vLLM on a model folder; it loads in the background."""
-    from cai.engines.vllm import VllmEngine
-
     return VllmEngine(folder, model_fingerprint, settings.context, settings.max_in_flight)
 
 
@@ -45,7 +44,7 @@ class Session:
     def engine(self, folder: Path) -> RememberingEngine:
         """The engine of a model folder; the model itself is loaded at the first call the memo cannot answer."""
         settings = self.plan.config.engine
-        identity = fingerprint(folder_fingerprint(folder), settings.context)
+        identity = fingerprint(folder_fingerprint(folder), settings.context, vllm_build())
         if identity not in self._engines:
             self._engines[identity] = RememberingEngine(
                 identity, self._memo, lambda: self._open_engine(folder, identity, settings)

@@ -71,8 +71,13 @@ def _training(folder: RunFolder) -> dict[str, Any]:
     stages = {}
     for path in sorted(folder.train.glob("*/metrics.jsonl")):
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        steps = [line for line in lines if "loss" in line]
-        stages[path.parent.name] = {"updates": len(steps), "first": steps[:1], "last": steps[-1:]}
+        losses = [line["loss"] for line in lines if "loss" in line]
+        third = max(1, len(losses) // 3)  # single batches are too noisy to show where a loss went
+        stages[path.parent.name] = {
+            "updates": len(losses),
+            "loss_first_third": _mean(losses[:third]),
+            "loss_last_third": _mean(losses[-third:]),
+        }
     return stages
 
 

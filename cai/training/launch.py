@@ -23,17 +23,24 @@ def run_stage(settings: TrainConfig, data: Path, model: Path, folder: Path, seed
     """
     spec: dict[str, Any] = {"settings": settings.model_dump(), "seed": seed}
     identity = fingerprint(spec, folder_fingerprint(model), data.read_text(encoding="utf-8"))
-    stage_file, result = folder / "stage.json", folder / "model"
+    stage_file, data_file, result = folder / "stage.json", folder / "data.json", folder / "model"
     known = json.loads(stage_file.read_text(encoding="utf-8")) if stage_file.exists() else {}
     if known.get("identity") != identity:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     elif result.is_dir():
+        report(json.loads(data_file.read_text(encoding="utf-8")))
         report({"done": "already trained"})
         return result
     spec |= {"identity": identity, "data": str(data), "model": str(model), "folder": str(folder)}
     write_text(stage_file, json.dumps(spec, indent=2))
-    _follow(stage_file, folder / "train.log", report)
+
+    def keep_data(event: dict[str, Any]) -> None:
+        if "examples" in event:  # what was used and what not must be known when the stage is not trained again
+            write_text(data_file, json.dumps(event))
+        report(event)
+
+    _follow(stage_file, folder / "train.log", keep_data)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # large, and of no use once the policy is saved
     return result
 

@@ -16,7 +16,7 @@ from cai.training import dpo, sft
 
 
 def main() -> int:
-    """Run the stage that a StageSpec file describes; returns the exit status."""
+    """Run the stage that a stage.json describes; returns the exit status."""
     events = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)  # libraries that print must not speak between the events
 
