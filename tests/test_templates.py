@@ -87,6 +87,9 @@ def test_few_shot_turns_come_before_the_question_and_count_in_the_fingerprint(
     assert shown.fingerprint != plain.fingerprint
     messages = shown.judge(harmless.principles[0], [Message(role="user", content="x")], {"A": "a", "B": "b"})
     assert [m["content"] for m in messages[:2]] == ["q", "Answer B"]
+    (folder / "few_shot.yaml").write_text("judge: [{role: assistant, content: x}]\n")
+    with pytest.raises(CaiError, match="turns must alternate, user first and assistant last; found assistant"):
+        Templates(folder)
     (folder / "few_shot.yaml").write_text("judges: []\n")
     with pytest.raises(CaiError, match=r"few_shot\.yaml:1: judges: unknown key 'judges'; did you mean 'judge'"):
         Templates(folder)

@@ -53,9 +53,7 @@ def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path
     prompts = read_prompts(prompts_file, config.prompts.limit)
     training, held_out = split(prompts, config.prompts.holdout)
     if not training:
-        raise CaiError(
-            f"{run_file}: prompts.holdout: all {len(prompts)} prompts are held out, none is left to learn from"
-        )
+        raise CaiError(f"{run_file}: prompts.holdout: all of the {len(prompts)} prompts are held out; leave some")
     principles, referee = constitution.load(constitution_file), constitution.load(referee_file)
     templates = Templates(run_config.find("templates", config.templates, run_file))
     model = models.resolve(config.model)  # last: a Hub id is downloaded here

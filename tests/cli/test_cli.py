@@ -66,6 +66,8 @@ def test_a_run_is_carried_out_shown_listed_and_compared(
     out = capsys.readouterr().out
     assert "revise.rounds: 2 → 1" in out
     assert (workspace / "runs/comparison.html").exists()
+    assert cai(monkeypatch, "compare", "test", "other", *runs, "--html", workspace / "run.yaml/x.html") == 2
+    assert "x.html: cannot be written" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

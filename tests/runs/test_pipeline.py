@@ -134,6 +134,21 @@ def test_a_prompt_the_model_refuses_is_listed_and_the_others_go_on(tmp_path: Pat
     assert len({row.prompt_id for row in folder.revisions()}) == 5
 
 
+def test_a_refused_critique_costs_the_prompt_its_revisions_but_not_its_judged_pair(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    class Picky(ScriptedEngine):
+        async def generate(self, request: Generate) -> Completion:
+            if len(request.messages) > 1 and request.messages[0]["content"] == "Question number 1?":
+                raise RequestRefused("too long")
+            return await super().generate(request)
+
+    folder = carry_out(write_workspace(tmp_path, model_folder), open_engine=lambda *_: Picky())
+    assert [(row.prompt_id, row.stage) for row in folder.left_out() if row.failed] == [("p1", "revisions")]
+    assert "p1" in {row.prompt_id for row in folder.preferences() if row.source == "judge"}
+    assert "p1" not in {row.prompt_id for row in folder.revisions()}
+
+
 def test_another_judge_reads_the_samples_after_the_model_is_closed(tmp_path: Path, model_folder: Path) -> None:
     judge_folder = tmp_path / "judge"
     judge_folder.mkdir()
@@ -161,6 +176,24 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, model_folder: 
     (tmp_path / "runs/test/thesis.txt").write_text("mine")
     with pytest.raises(CaiError, match="holds no run"):
         carry_out(run_file)
+
+
+def test_a_name_may_look_like_a_number(tmp_path: Path, model_folder: Path) -> None:
+    assert carry_out(write_workspace(tmp_path, model_folder), name="2024").name == "2024"
+
+
+def test_the_number_in_flight_may_change_within_a_run(tmp_path: Path, model_folder: Path) -> None:
+    run_file = write_workspace(tmp_path, model_folder)
+    first = rows(carry_out(run_file))
+    assert rows(carry_out(run_file, overrides=("engine.max_in_flight=1",))) == first
+
+
+def test_replace_does_not_clear_away_its_own_inputs(tmp_path: Path, model_folder: Path) -> None:
+    run_file = write_workspace(tmp_path, model_folder)
+    inside = carry_out(run_file).constitution_yaml
+    with pytest.raises(CaiError, match="copy it elsewhere first"):
+        carry_out(run_file, overrides=(f"constitution={inside}",), replace=True)
+    assert inside.exists()
 
 
 def test_the_lock_tells_what_decided_the_run(tmp_path: Path, model_folder: Path) -> None:
@@ -194,6 +227,7 @@ def test_held_out_prompts_do_not_depend_on_their_order_and_stay_out_of_training(
             "revise.rounds=-1",
             "--set revise.rounds: revise.rounds: Input should be greater than or equal to 0, found -1",
         ),
+        ("prompts.holdout=0.99", "prompts.holdout: all of the 8 prompts are held out; leave some"),
         ("name=../up", "name: String should match pattern"),
     ],
 )
