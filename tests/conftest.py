@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from cai import constitution
 from cai.constitution import Constitution
@@ -14,6 +15,10 @@ from cai.records import Message, Prompt
 from cai.runs.config import EngineConfig
 from cai.runs.session import OpenEngine
 from cai.templates import Templates
+
+# The same examples every time, so that a red build is about the change; and no deadlines on noisy machines.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 
 ROOT = Path(__file__).parent.parent
 CHAT_TEMPLATE = (

@@ -35,4 +35,5 @@ def bootstrap_mean(values: Sequence[float], seed: int = 0) -> Estimate:
     interval = bootstrap(
         (np.asarray(values, dtype=float),), np.mean, n_resamples=9999, method="percentile", rng=seed, batch=1000
     ).confidence_interval
-    return Estimate(mean, float(interval.low), float(interval.high), len(values))
+    # scipy interpolates between resampled means; rounding there must not turn the bounds round the mean inside out
+    return Estimate(mean, min(mean, float(interval.low)), max(mean, float(interval.high)), len(values))
