@@ -25,5 +25,5 @@ def reading(path: Path) -> Iterator[None]:
         raise CaiError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
         raise CaiError(f"{path}: not UTF-8 text: {error}") from None
-    except OSError as error:
-        raise CaiError(f"{path}: cannot be read: {error.strerror}") from None
+    except (OSError, EOFError) as error:  # EOFError: a gzipped file cut short
+        raise CaiError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None

@@ -77,6 +77,7 @@ class Preference(Row):
     chosen: str
     rejected: str
     p: Probability
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0  # of this pair in the loss, beside others
     source: Literal["revision", "judge", "human"]
     verdicts: list[Verdict] = []  # of the judge; p_forward and p_reverse speak of `chosen`
     principle_ids: list[str] = []  # of the revision's rounds, in order

@@ -1,11 +1,12 @@
 """Rows as JSON Lines: read with errors that name file and line, written beside and renamed."""
 
+import gzip
 import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TextIO, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -15,8 +16,8 @@ AnyRow = TypeVar("AnyRow", bound=BaseModel)
 
 
 def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Every object of a JSON Lines file with its line number (from 1); blank lines are skipped."""
-    with reading(path), path.open(encoding="utf-8") as file:
+    """Every object of a JSON Lines file (gzipped: *.gz) with its line number, from 1; blank lines are skipped."""
+    with reading(path), _open_text(path) as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
@@ -27,6 +28,10 @@ def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if not isinstance(value, dict):
                 raise CaiError(f"{path}:{number}: expected a JSON object, found {line.strip()[:60]}")
             yield number, value
+
+
+def _open_text(path: Path) -> TextIO:
+    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
 
 
 def read_rows(path: Path, model: type[AnyRow]) -> list[AnyRow]:

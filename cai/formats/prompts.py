@@ -6,7 +6,7 @@ from typing import Any
 from cai.errors import CaiError
 from cai.formats.jsonl import parse_row, read_objects
 from cai.hashing import fingerprint
-from cai.records import Message, Prompt
+from cai.records import Message, Messages, Prompt
 
 
 def read_prompts(path: Path, limit: int | None = None) -> list[Prompt]:
@@ -36,12 +36,15 @@ def _parse(path: Path, number: int, value: dict[str, Any]) -> Prompt:
         value = {**value, "messages": [Message(role="user", content=value["prompt"])]}
         del value["prompt"]
     prompt = parse_row(path, number, {"id": fingerprint(value["messages"]), **value}, Prompt)
-    roles = [m["role"] for m in prompt.messages]
+    if fault := turn_fault(prompt.messages):
+        raise CaiError(f"{path}:{number}: {fault}")
+    return prompt
+
+
+def turn_fault(messages: Messages) -> str | None:
+    """What is wrong with a conversation that waits for an answer, after at most one system message; None if nothing."""
+    roles = [m["role"] for m in messages]
     turns = roles[1:] if roles[:1] == ["system"] else roles
     if turns != [("user", "assistant")[i % 2] for i in range(len(turns))] or not turns or turns[-1] != "user":
-        raise CaiError(
-            f"{path}:{number}: turns must alternate, starting and ending with the user's; found {', '.join(roles)}"
-        )
-    if any(not m["content"].strip() for m in prompt.messages):
-        raise CaiError(f"{path}:{number}: a message is empty")
-    return prompt
+        return f"turns must alternate, starting and ending with the user's; found {', '.join(roles)}"
+    return "a message is empty" if any(not m["content"].strip() for m in messages) else None

@@ -1,0 +1,122 @@
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cai.errors import CaiError
+from cai.formats.jsonl import write_rows
+from cai.formats.preferences import read_preferences
+from cai.records import Preference
+
+USER = {"role": "user", "content": "Why?"}
+
+
+def written(folder: Path, *rows: dict[str, Any]) -> Path:
+    path = folder / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def said(content: str) -> dict[str, str]:
+    return {"role": "assistant", "content": content}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Why?", "chosen": "so", "rejected": "no"},
+        {"prompt": [USER], "chosen": [said("so")], "rejected": [said("no")]},
+        {"messages": [USER], "chosen": "so", "rejected": "no"},
+        {"chosen": [USER, said("so")], "rejected": [USER, said("no")]},
+        {"chosen": "\n\nHuman: Why?\n\nAssistant: so", "rejected": "\n\nHuman: Why?\n\nAssistant: no"},
+        {"prompt": "\n\nHuman: Why?\n\nAssistant:", "chosen": " so", "rejected": " no"},
+        {"prompt": "Why?", "responses": ["so", "no"]},
+    ],
+)
+def test_every_form_of_a_pair_is_the_same_pair(tmp_path: Path, row: dict[str, Any]) -> None:
+    kept, left_out = read_preferences(written(tmp_path, row))
+    assert not left_out
+    [pair] = kept
+    assert (pair.messages, pair.chosen, pair.rejected, pair.p, pair.weight) == ([USER], "so", "no", 1.0, 1.0)
+    assert pair.source == "human"
+
+
+def test_a_ranking_becomes_all_its_pairs_under_one_prompt(tmp_path: Path) -> None:
+    kept, _ = read_preferences(written(tmp_path, {"prompt": "Why?", "responses": list("abcd"), "weight": 0.5}))
+    assert [(r.chosen, r.rejected) for r in kept] == [(a, b) for a, b in ["ab", "ac", "ad", "bc", "bd", "cd"]]
+    assert len({r.prompt_id for r in kept}) == 1
+    assert {r.weight for r in kept} == {0.5}
+
+
+def test_labels_and_weights_stay_as_they_are(tmp_path: Path) -> None:
+    row = {"id": "x", "prompt": "Why?", "chosen": "so", "rejected": "no", "p": 0.625, "weight": 3.0, "tags": ["t"]}
+    [pair] = read_preferences(written(tmp_path, row))[0]
+    assert (pair.prompt_id, pair.p, pair.weight, pair.tags) == ("x", 0.625, 3.0, ["t"])
+
+
+@given(st.lists(st.tuples(st.text(min_size=1), st.text(min_size=1), st.floats(0, 1)), min_size=1, max_size=5))
+def test_the_rows_of_a_run_are_read_back_as_they_were(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str, float]]
+) -> None:
+    pairs = [
+        Preference(prompt_id=f"{i}", messages=[USER], chosen=f"a{a}", rejected=f"b{b}", p=p, source="judge")  # type: ignore[list-item]
+        for i, (a, b, p) in enumerate(rows)
+    ]
+    path = tmp_path_factory.mktemp("rows") / "preferences.jsonl"
+    write_rows(path, pairs)
+    assert read_preferences(path) == (pairs, [])
+
+
+def test_what_can_teach_nothing_is_named_and_counted(tmp_path: Path) -> None:
+    rows = [
+        {"id": "same", "prompt": "Why?", "chosen": "so", "rejected": "so"},
+        {"id": "empty", "prompt": "Why?", "chosen": "so", "rejected": " "},
+        {"chosen": "\n\nHuman: a\n\nHuman: b\n\nAssistant: c", "rejected": "\n\nHuman: a\n\nHuman: b\n\nAssistant: d"},
+        {"chosen": [USER, said("so")], "rejected": [{"role": "user", "content": "How?"}, said("no")]},
+        {"id": "good", "prompt": "Why?", "chosen": "so", "rejected": "no"},
+    ]
+    kept, left_out = read_preferences(written(tmp_path, *rows))
+    assert [pair.prompt_id for pair in kept] == ["good"]
+    assert [(row.stage, row.reason[:22]) for row in left_out] == [
+        ("pairs.jsonl:1", "chosen equals rejected"),
+        ("pairs.jsonl:2", "an answer is empty"),
+        ("pairs.jsonl:3", "turns must alternate, "),
+        ("pairs.jsonl:4", "chosen and rejected di"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"prompt": "Why?", "chosen": "so"}, "pairs.jsonl:1: no rejected; expected chosen and rejected, or responses"),
+        ({"chosen": "so", "rejected": "no"}, "chosen: without a prompt, expected a transcript"),
+        ({"prompt": 3, "chosen": "so", "rejected": "no"}, "prompt: expected a text or a list of turns"),
+        ({"prompt": "Why?", "chosen": 3, "rejected": "no"}, "chosen: expected a text, or one turn"),
+        ({"prompt": "Why?", "chosen": "so", "rejected": "no", "p": 1.5}, "pairs.jsonl:1: p: Input should be less than"),
+        ({"prompt": "Why?", "chosen": "so", "rejected": "no", "weight": 0}, "weight: Input should be greater than 0"),
+        ({"prompt": "Why?", "responses": ["so"]}, "responses: expected a list of at least two texts"),
+    ],
+)
+def test_a_row_of_no_known_form_is_an_error(tmp_path: Path, row: dict[str, Any], expected: str) -> None:
+    with pytest.raises(CaiError) as caught:
+        read_preferences(written(tmp_path, row))
+    assert expected in str(caught.value)
+
+
+def test_an_empty_or_broken_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(CaiError, match="no preferences in this file"):
+        read_preferences(written(tmp_path))
+    broken = tmp_path / "pairs.jsonl.gz"
+    broken.write_bytes(b"not gzip")
+    with pytest.raises(CaiError, match="cannot be read"):
+        read_preferences(broken)
+    with gzip.open(broken, "wt") as file:
+        file.write(json.dumps({"prompt": "Why?", "chosen": "so", "rejected": "no"}))
+    assert len(read_preferences(broken)[0]) == 1
+    broken.write_bytes(broken.read_bytes()[:-12])  # cut short
+    with pytest.raises(CaiError, match="cannot be read"):
+        read_preferences(broken)
