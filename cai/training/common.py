@@ -1,6 +1,8 @@
 """What all stages share: the settings, trl's arguments from them, metrics, checkpoints and the saved policy."""
 
 import json
+import math
+import os
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,6 +13,7 @@ from pydantic import Field
 from cai.config import Section
 from cai.errors import CaiError
 from cai.formats.jsonl import write_text
+from cai.hashing import fingerprint
 from cai.records import Message
 
 Report = Callable[[dict[str, Any]], None]
@@ -47,6 +50,7 @@ def trl_arguments(settings: TrainConfig, folder: Path, seed: int) -> dict[str, A
         "save_steps": settings.save_every,
         "save_total_limit": 2,
         "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # a loss that is no number must show
         "seed": seed,
         "bf16": on_gpu,
         "use_cpu": not on_gpu,
@@ -55,6 +59,23 @@ def trl_arguments(settings: TrainConfig, folder: Path, seed: int) -> dict[str, A
         "report_to": [],
         "disable_tqdm": True,
     }
+
+
+def device() -> str:
+    """Where models live in this process: its own GPU, or the CPU."""
+    import torch
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+
+
+def is_first_process() -> bool:
+    """Whether this process writes the files; under torchrun the others only compute."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def vocabulary(tokenizer: Any) -> str:
+    """A fingerprint of which token has which id."""
+    return fingerprint(tokenizer.get_vocab())
 
 
 def load_tokenizer(model: Path) -> Any:
@@ -106,15 +127,20 @@ def fit_for_length(
 
 def train_and_save(trainer: Any, tokenizer: Any, folder: Path, report: Report) -> None:
     """Train from the last whole checkpoint, if there is one, and save the policy as `model/`."""
-    checkpoint = last_checkpoint(folder / "checkpoints")
-    start = int(checkpoint.name.removeprefix("checkpoint-")) if checkpoint else 0
-    trainer.add_callback(_metrics_callback(folder / "metrics.jsonl", start, report))
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    model = train(trainer, folder / "metrics.jsonl", report)
     if trainer.is_world_process_zero():
         if hasattr(model, "merge_and_unload"):
             model = model.merge_and_unload()
         save_policy(model, tokenizer, folder / "model")
+
+
+def train(trainer: Any, metrics: Path, report: Report) -> Any:
+    """Train from the last whole checkpoint, if there is one; returns the trained model."""
+    checkpoint = last_checkpoint(Path(trainer.args.output_dir))
+    start = int(checkpoint.name.removeprefix("checkpoint-")) if checkpoint else 0
+    trainer.add_callback(_metrics_callback(metrics, start, report))
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return trainer.accelerator.unwrap_model(trainer.model)
 
 
 def save_policy(model: Any, tokenizer: Any, target: Path) -> None:
@@ -140,20 +166,45 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def _metrics_callback(path: Path, start: int, report: Report) -> Any:
-    """Appends what the trainer logs to metrics.jsonl and reports each update; drops lines a resume will repeat."""
+    """Appends what the trainer logs to metrics.jsonl, reports each update, and stops at a loss that is no number.
+
+    Lines that a resume will repeat are dropped. Logging comes before saving, so that no checkpoint is made of weights
+    that a broken update has spoiled.
+    """
     from transformers import TrainerCallback
 
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if line and json.loads(line)["step"] <= start]
-        write_text(path, "".join(line + "\n" for line in kept))
+    drop_metrics_after(path, start)
 
     class Metrics(TrainerCallback):  # type: ignore[misc]
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+            for name in ("loss", "grad_norm"):
+                if logs and not math.isfinite(logs.get(name, 0.0)):
+                    raise not_finite(name, state.global_step)
             if state.is_world_process_zero and logs:
-                with path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+                add_metrics(path, {"step": state.global_step, **logs})
                 if logs.get("loss") is not None:
                     report({"step": state.global_step, "of": state.max_steps, "loss": logs["loss"]})
 
     return Metrics()
+
+
+def add_metrics(path: Path, line: dict[str, Any]) -> None:
+    """Append one line to a metrics file."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def drop_metrics_after(path: Path, step: int) -> None:
+    """Drop the lines of updates after `step`, which will be made again."""
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if line and json.loads(line)["step"] <= step]
+        write_text(path, "".join(line + "\n" for line in kept))
+
+
+def not_finite(name: str, step: int) -> CaiError:
+    """The error for a training that broke down."""
+    return CaiError(
+        f"{name} is no finite number at update {step}: training stopped, and the last checkpoint before it is kept; "
+        "a lower learning_rate usually helps"
+    )

@@ -1,0 +1,236 @@
+"""A reward model on human and AI labels (Ouyang et al. 2022, arXiv:2203.02155 §3.5): trl's RewardTrainer, labels soft.
+
+Simplified against the paper: the trunk is the policy's own size, and starts from the policy.
+"""
+
+import itertools
+import json
+import random
+import shutil
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field, model_validator
+
+from cai.errors import CaiError
+from cai.evaluation.calibration import expected_calibration_error, reliability
+from cai.evaluation.statistics import bootstrap_mean
+from cai.formats.jsonl import read_rows, write_text
+from cai.hashing import derive_seed, fingerprint, uniform
+from cai.models import folder_fingerprint
+from cai.records import Preference
+from cai.training import common
+from cai.training.tokens import end_of_turn, padding, prompt_ids, turn_ids
+
+MAX_RESPONSES = 9  # in one batch element; InstructGPT §3.5 ranks 4 to 9
+
+
+class RewardConfig(common.TrainConfig):
+    """`stage: reward` of `train:`; the result scores answers, it is no policy.
+
+    `members` makes an ensemble, each member on its own bootstrap of the prompts; `center` pulls rewards to zero mean
+    (Eisenstein et al. 2023, arXiv:2312.09244 §3); `length_control` weighs the R² of reward on length in the loss;
+    `holdout` is the share of prompts kept from training to report on.
+    """
+
+    stage: Literal["reward"]
+    data: Literal["preferences"] = "preferences"
+    members: Annotated[int, Field(ge=1, le=16)] = 1
+    center: Annotated[float, Field(ge=0)] = 0.01
+    length_control: Annotated[float, Field(ge=0)] = 0.0
+    holdout: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+
+    @model_validator(mode="after")
+    def _ensemble_needs_lora(self) -> "RewardConfig":
+        if self.members > 1 and self.lora_rank is None:
+            raise ValueError("an ensemble shares one copy of the weights: members above 1 need a lora_rank")
+        return self
+
+
+class Pair(NamedTuple):
+    """A preference as token ids that end with the end of the turn, and the length of each answer in tokens."""
+
+    row: Preference
+    chosen: list[int]
+    rejected: list[int]
+    answer_tokens: tuple[int, int]
+
+
+def train(settings: RewardConfig, data: Path, model: Path, folder: Path, seed: int, report: common.Report) -> None:
+    """Train on a file of Preference rows; writes folder/model (a reward model), report.json and metrics.jsonl."""
+    tokenizer = common.load_tokenizer(model)
+    pairs, too_long = _pairs(tokenizer, read_rows(data, Preference), settings.max_length)
+    held_out, training = _split(pairs, settings.holdout)
+    report({"examples": len(training), "too_long": too_long, "held_out": len(held_out)})
+    parts = folder / "members"
+    for number in range(1, settings.members + 1):
+        if not (parts / f"member-{number}").is_dir():
+            _train_member(settings, training, model, tokenizer, folder, number, seed, report)
+    if common.is_first_process():
+        _assemble(settings, model, tokenizer, parts, folder / "model.part")
+        if held_out:
+            findings = judge_reward_model(folder / "model.part", held_out)
+            write_text(folder / "report.json", json.dumps(findings, indent=1) + "\n")
+        (folder / "model.part").rename(folder / "model")
+        shutil.rmtree(parts)
+
+
+def _pairs(tokenizer: Any, rows: Sequence[Preference], max_length: int) -> tuple[list[Pair], list[str]]:
+    """All pairs that fit into `max_length` tokens, whole, and the prompt ids of the others."""
+    end, kept, too_long = end_of_turn(tokenizer), [], []
+    for row in rows:
+        start = len(prompt_ids(tokenizer, row.messages))
+        chosen, rejected = (turn_ids(tokenizer, row.messages, text, end) for text in (row.chosen, row.rejected))
+        if max(len(chosen), len(rejected)) <= max_length:
+            kept.append(Pair(row, chosen, rejected, (len(chosen) - start, len(rejected) - start)))
+        else:
+            too_long.append(row.prompt_id)
+    if not kept:
+        raise CaiError(f"nothing to train on: {len(too_long)} pairs, none within max_length, {max_length} tokens")
+    return kept, too_long
+
+
+def _split(pairs: list[Pair], share: float) -> tuple[list[Pair], list[Pair]]:
+    """(held out, training), by prompt: the hash of a prompt's id decides, so that more data moves no prompt across."""
+    prompts = sorted({pair.row.prompt_id for pair in pairs}, key=lambda i: uniform("reward held out", i))
+    held = set(prompts[: round(share * len(prompts))])
+    split = ([p for p in pairs if p.row.prompt_id in held], [p for p in pairs if p.row.prompt_id not in held])
+    if not split[1]:
+        raise CaiError(f"nothing to train on: the {len(prompts)} prompts are all held out; lower holdout")
+    return split
+
+
+def batch_elements(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+    """The pairs of each prompt as one example over its distinct responses, at most MAX_RESPONSES of them."""
+    elements: list[dict[str, Any]] = []
+    open_element: dict[str, dict[str, Any]] = {}
+    for pair in pairs:
+        key = pair.row.prompt_id + fingerprint(pair.row.messages)  # an id may stand for two conversations in a file
+        element = open_element.get(key)
+        new = [ids for ids in (pair.chosen, pair.rejected) if element is None or ids not in element["responses"]]
+        if element is None or len(element["responses"]) + len(new) > MAX_RESPONSES:
+            element = {"responses": [], "answer_tokens": [], "pairs": [], "p": [], "weight": []}
+            open_element[key] = element
+            elements.append(element)
+        for ids, tokens in zip((pair.chosen, pair.rejected), pair.answer_tokens, strict=True):
+            if ids not in element["responses"]:
+                element["responses"].append(ids)
+                element["answer_tokens"].append(tokens)
+        element["pairs"].append([element["responses"].index(ids) for ids in (pair.chosen, pair.rejected)])
+        element["p"].append(pair.row.p)
+        element["weight"].append(pair.row.weight)
+    return elements
+
+
+def _train_member(
+    settings: RewardConfig,
+    training: list[Pair],
+    model: Path,
+    tokenizer: Any,
+    folder: Path,
+    number: int,
+    seed: int,
+    report: common.Report,
+) -> None:
+    import datasets
+    import trl
+
+    from cai.training.soft_reward import RankingCollator, SoftRewardTrainer
+
+    elements = batch_elements(training)
+    own_seed = seed if number == 1 else derive_seed(seed, "member", number) % 2**31
+    if settings.members > 1:  # a bootstrap of the prompts
+        elements = random.Random(own_seed).choices(elements, k=len(elements))
+    work = folder / "members" / f"{number}"
+    arguments = common.trl_arguments(settings, work, own_seed)
+    lora = common.lora_config(settings)
+    if lora is not None:
+        lora.task_type, lora.modules_to_save = "SEQ_CLS", ["score"]
+    trainer = SoftRewardTrainer(
+        model=str(model),
+        args=trl.RewardConfig(**arguments, center_rewards_coefficient=settings.center or None),
+        data_collator=RankingCollator(padding(tokenizer, end_of_turn(tokenizer))),
+        train_dataset=datasets.Dataset.from_list(elements),
+        processing_class=tokenizer,
+        peft_config=lora,
+        length_control=settings.length_control,
+    )
+
+    def report_all(event: dict[str, Any]) -> None:
+        done = (number - 1) * event["of"]
+        report({**event, "step": done + event["step"], "of": settings.members * event["of"]})
+
+    metrics = "metrics.jsonl" if number == 1 else f"metrics-{number}.jsonl"
+    trained = common.train(trainer, folder / metrics, report_all)
+    if trainer.is_world_process_zero():
+        if lora is not None:
+            trained.peft_config["default"].base_model_name_or_path = "../base"  # not a path of this machine
+        trained.save_pretrained(work / "result")
+        (work / "result").rename(folder / "members" / f"member-{number}")
+        shutil.rmtree(work)
+
+
+def _assemble(settings: RewardConfig, model: Path, tokenizer: Any, parts: Path, target: Path) -> None:
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
+    members = [f"member-{number}" for number in range(1, settings.members + 1)]
+    for name in members:
+        shutil.copytree(parts / name, target / name)
+    if settings.lora_rank is not None:
+        shutil.copytree(model, target / "base")
+    tokenizer.save_pretrained(target)
+    base = folder_fingerprint(model) if settings.lora_rank is not None else None
+    about = {"members": members, "base": base, "vocabulary": common.vocabulary(tokenizer)}
+    write_text(target / "reward.json", json.dumps(about, indent=1) + "\n")
+
+
+def judge_reward_model(folder: Path, pairs: Sequence[Pair]) -> dict[str, Any]:
+    """What a reward model is worth on labelled pairs it has not seen, from the scores PPO would get.
+
+    Accuracy over pairs with p other than one half, with a bootstrap interval over prompts; calibration of σ(Δ) against
+    the labels; Pearson correlation of the reward with the answer's length in tokens; how often longer won by the
+    labels; and how often two members of an ensemble agree on the winner (None without an ensemble).
+    """
+    import torch
+
+    from cai.training.reward_model import RewardModel
+
+    scores = RewardModel(folder, device=common.device()).scores([ids for p in pairs for ids in (p.chosen, p.rejected)])
+    rewards = scores.mean(dim=1).tolist()
+    deltas = [a - b for a, b in zip(rewards[::2], rewards[1::2], strict=True)]
+    labels = [pair.row.p for pair in pairs]
+    decided = [i for i, p in enumerate(labels) if p != 0.5]
+    by_prompt: dict[str, list[float]] = {}
+    for i in decided:
+        by_prompt.setdefault(pairs[i].row.prompt_id, []).append(float((deltas[i] > 0) == (labels[i] > 0.5)))
+    accuracy = bootstrap_mean([statistics.mean(hits) for hits in by_prompt.values()]) if decided else None
+    predicted = torch.sigmoid(torch.tensor(deltas)).tolist()
+    curve = reliability(predicted, labels)
+    lengths = [n for pair in pairs for n in pair.answer_tokens]
+    longer = [float((n > m) == (p > 0.5)) for (n, m), p in _lengths(pairs) if n != m and p != 0.5]
+    winners = scores[::2] > scores[1::2]  # (pairs, members)
+    agreements = [
+        (winners[:, i] == winners[:, j]).float().mean().item()
+        for i, j in itertools.combinations(range(winners.shape[1]), 2)
+    ]
+    return {
+        "pairs": len(pairs),
+        "accuracy": accuracy._asdict() if accuracy else None,
+        "ece": expected_calibration_error(curve),
+        "reliability": [b._asdict() for b in curve],
+        "length_correlation": _correlation(rewards, lengths),
+        "longer_preferred": statistics.mean(longer) if longer else None,
+        "ensemble_agreement": statistics.mean(agreements) if agreements else None,
+    }
+
+
+def _lengths(pairs: Sequence[Pair]) -> list[tuple[tuple[int, int], float]]:
+    return [(pair.answer_tokens, pair.row.p) for pair in pairs]
+
+
+def _correlation(x: Sequence[float], y: Sequence[float]) -> float | None:
+    if len(set(x)) < 2 or len(set(y)) < 2:
+        return None
+    return statistics.correlation(x, y)

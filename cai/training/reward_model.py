@@ -1,0 +1,127 @@
+"""A trained reward model or ensemble: its folder, and the scores it gives. Imports torch: import this lazily.
+
+The folder holds `reward.json`, `base/` (the model it was trained from, once), and `member-1/` … `member-k/`: a LoRA
+with a score head each, in peft's own format; a member trained without LoRA is a whole model folder, without a base.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cai.errors import CaiError
+from cai.models import folder_fingerprint
+from cai.training.soft_reward import right_padded
+
+HEAD = "score.weight"
+
+
+class Member(NamedTuple):
+    """One reward function: the adapter it reads the trunk through (None: the trunk as it is) and its linear head."""
+
+    adapter: str | None
+    head: Tensor  # (hidden,)
+
+
+class RewardModel:
+    """k reward functions over one copy of the weights; scores are read at the last token of a turn.
+
+    Raises: CaiError when `folder` holds no reward model.
+    """
+
+    def __init__(self, folder: Path, on: Any = None, device: str = "cpu") -> None:
+        """Load `folder`; its adapters go into `on`, a PeftModel over the same base, in place of a copy of the base."""
+        from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+        from safetensors.torch import load_file
+        from transformers import AutoModelForSequenceClassification
+
+        about = read_about(folder)
+        self.members: list[Member] = []
+        if not about["base"]:
+            from transformers.utils import logging
+
+            logging.set_verbosity_error()
+            self._model = AutoModelForSequenceClassification.from_pretrained(
+                folder / about["members"][0], dtype=torch.float32
+            ).to(device)
+            self.members.append(Member(None, self._model.score.weight[0].detach()))
+        else:
+            self._model = on
+            for name in about["members"]:
+                given = LoraConfig.from_pretrained(folder / name)
+                config = LoraConfig(
+                    r=given.r, lora_alpha=given.lora_alpha, target_modules=given.target_modules, inference_mode=True
+                )
+                adapter = f"reward-{name}"
+                if self._model is None:
+                    trunk = AutoModelForSequenceClassification.from_pretrained(
+                        folder / "base", num_labels=1, dtype=torch.float32
+                    ).to(device)
+                    self._model = get_peft_model(trunk, config, adapter_name=adapter)
+                else:
+                    self._model.add_adapter(adapter, config)
+                weights = load_file(folder / name / "adapter_model.safetensors")
+                head = next(value for key, value in weights.items() if key.endswith(HEAD))
+                lora = {key: value for key, value in weights.items() if "lora_" in key}
+                missing = set_peft_model_state_dict(self._model, lora, adapter_name=adapter).unexpected_keys
+                if missing:
+                    raise CaiError(f"{folder / name}: weights that the base has no place for: {missing[0]}")
+                self.members.append(Member(adapter, head[0].to(device)))
+        self._device = device
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def scores(self, sequences: list[list[int]], batch_size: int = 16) -> Tensor:
+        """The reward of each whole conversation by each member, shape (sequences, members), any real unit.
+
+        `sequences` end with the token that ends a turn. Long and short ones are batched apart.
+        """
+        order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+        result = torch.empty(len(sequences), len(self.members))
+        for member_index, member in enumerate(self.members):
+            with self._through(member.adapter) as trunk:
+                for start in range(0, len(order), batch_size):
+                    rows = order[start : start + batch_size]
+                    ids, mask = (t.to(self._device) for t in right_padded([sequences[i] for i in rows], 0))
+                    hidden = trunk(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+                    last = hidden[torch.arange(len(rows)), mask.sum(dim=1) - 1]
+                    result[rows, member_index] = (last.float() @ member.head.float()).cpu()
+        return result
+
+    @contextlib.contextmanager
+    def _through(self, adapter: str | None) -> Iterator[Any]:
+        if adapter is None:
+            yield self._model.base_model
+            return
+        base = self._model.get_base_model()
+        before = self._model.active_adapter
+        self._model.set_adapter(adapter, inference_mode=True)
+        try:
+            yield getattr(base, base.base_model_prefix)
+        finally:
+            self._model.set_adapter(before, inference_mode=before.startswith("reward-"))
+
+
+def combined(scores: Tensor, uncertainty: float) -> Tensor:
+    """mean − λ·std over the members, shape (n,): the pessimism of Coste et al. 2024 (arXiv:2310.02743 §3).
+
+    Args: scores of shape (n, members); the standard deviation is the population's, 0 for one member.
+    """
+    return scores.mean(dim=1) - uncertainty * scores.std(dim=1, correction=0)
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """What reward.json says: `members` (folder names), `base` (fingerprint, or null) and `vocabulary` (fingerprint)."""
+    try:
+        about: dict[str, Any] = json.loads((folder / "reward.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise CaiError(f"{folder} is not a reward model: no readable reward.json (`stage: reward` writes it)") from None
+    return about
+
+
+def shares_weights(folder: Path, model: Path) -> bool:
+    """Whether a reward model's adapters fit on `model` itself, since it was trained from the same weights."""
+    return bool(read_about(folder)["base"] == folder_fingerprint(model))

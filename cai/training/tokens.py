@@ -1,0 +1,44 @@
+"""Conversations as token ids, the same for reward models, their evaluation and PPO."""
+
+from typing import Any
+
+from cai.errors import CaiError
+from cai.records import Message, Messages
+from cai.training.common import answer
+
+
+def prompt_ids(tokenizer: Any, messages: Messages) -> list[int]:
+    """The conversation up to where the assistant's answer begins."""
+    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"])
+
+
+def turn_ids(tokenizer: Any, messages: Messages, text: str, end: int) -> list[int]:
+    """The conversation with the answer, its last token being `end`.
+
+    What a chat template writes after the end of a turn (often a newline) is cut: a reward model that reads its score
+    at the last token would learn it there, where no policy ever arrives.
+    """
+    ids = list(tokenizer.apply_chat_template([*messages, *answer(text)], return_dict=True)["input_ids"])
+    while ids and ids[-1] != end:
+        ids.pop()
+    return ids
+
+
+def end_of_turn(tokenizer: Any) -> int:
+    """The token that ends an assistant's turn: the last special one of a rendered answer.
+
+    Raises: CaiError when the chat template marks no end.
+    """
+    conversation = [Message(role="user", content="a"), *answer("b")]
+    start = len(prompt_ids(tokenizer, conversation[:1]))
+    ids = list(tokenizer.apply_chat_template(conversation, return_dict=True)["input_ids"])
+    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    marks = [token for token in ids[start:] if token in special | {tokenizer.eos_token_id}]
+    if not marks:
+        raise CaiError("the chat template does not end an answer with a special token; there is no place for a score")
+    return int(marks[-1])
+
+
+def padding(tokenizer: Any, end: int) -> int:
+    """A token to pad with that cannot be taken for the end of a turn, where scores are read."""
+    return next(int(token) for token in (tokenizer.pad_token_id, 0, 1) if token is not None and token != end)
