@@ -33,6 +33,15 @@ class Prompt(Row):
     tags: list[str] = []
 
 
+class Demonstration(Row):
+    """A prompt with an answer to learn; the name is that of InstructGPT (arXiv:2203.02155)."""
+
+    prompt_id: str
+    messages: Messages
+    tags: list[str] = []
+    completion: str
+
+
 class Revision(Row):
     """One round of the critique–revise loop, with where it came from."""
 

@@ -19,7 +19,7 @@ def read_prompts(path: Path, limit: int | None = None) -> list[Prompt]:
     for number, value in read_objects(path):
         if limit is not None and len(prompts) == limit:
             break
-        prompt = _parse(path, number, value)
+        prompt = parse_prompt(path, number, value)
         if prompt.id in lines:
             raise CaiError(f"{path}:{number}: the id '{prompt.id}' stands already on line {lines[prompt.id]}")
         lines[prompt.id] = number
@@ -29,7 +29,8 @@ def read_prompts(path: Path, limit: int | None = None) -> list[Prompt]:
     return prompts
 
 
-def _parse(path: Path, number: int, value: dict[str, Any]) -> Prompt:
+def parse_prompt(path: Path, number: int, value: dict[str, Any]) -> Prompt:
+    """One row as a Prompt, named after its content unless it has an `id`; raises CaiError naming file and line."""
     if ("prompt" in value) == ("messages" in value):
         raise CaiError(f"{path}:{number}: expected either 'prompt' (a text) or 'messages' (a list of turns)")
     if "prompt" in value:

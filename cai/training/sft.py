@@ -1,33 +1,52 @@
 """Supervised fine-tuning on revisions, SL-CAI (Bai et al. 2022, §3): trl's SFTTrainer, loss on the answer alone."""
 
+import random
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from cai.formats.jsonl import read_rows
-from cai.records import Revision
+from pydantic import Field
+
+from cai.formats.completions import read_completions
+from cai.formats.jsonl import read_objects, read_rows
+from cai.records import Demonstration, Revision
 from cai.training import common
 
 
 class SFTConfig(common.TrainConfig):
-    """`stage: sft` of `train:`; trains on the revisions of all rounds that hygiene finds fit."""
+    """`stage: sft` of `train:`; trains on the revisions that hygiene finds fit, or on a file of completions.
+
+    `rounds` takes the revisions of all rounds, as the paper does, or each prompt's last alone. `mix` names a file of
+    helpful answers (`cai/formats/completions.py`), which keep the model helpful as in the paper: `mix_share` of all
+    examples are drawn from it by the stage's seed. Where it holds too few, all are used; the share reached is reported.
+    """
 
     stage: Literal["sft"]
     data: Literal["revisions"] = "revisions"
+    rounds: Literal["all", "last"] = "all"
+    mix: str | None = None
+    mix_share: Annotated[float, Field(ge=0, lt=1)] = 0.25
 
 
 def train(settings: SFTConfig, data: Path, model: Path, folder: Path, seed: int, report: common.Report) -> None:
-    """Train `model` on a file of Revision rows; writes folder/model, checkpoints and metrics.jsonl."""
+    """Train `model` on a file of Revision or Demonstration rows; writes folder/model, checkpoints and metrics.jsonl."""
     import datasets
     import trl
 
     tokenizer = common.load_tokenizer(model)
-    rows = [row for row in read_rows(data, Revision) if not row.flags]
 
-    def example(row: Revision) -> dict[str, Any]:
-        return {"prompt": row.messages, "completion": common.answer(row.revision)}
+    def example(row: Demonstration) -> dict[str, Any]:
+        return {"prompt": row.messages, "completion": common.answer(row.completion)}
 
-    examples, too_long = common.fit_for_length(tokenizer, rows, settings.max_length, example)
-    report({"examples": len(examples), "too_long": too_long})
+    examples, too_long = common.fit_for_length(tokenizer, _rows(data, settings.rounds), settings.max_length, example)
+    mixed: dict[str, Any] = {}
+    if settings.mix is not None:
+        helpful = read_completions(Path(settings.mix))
+        fit, more_too_long = common.fit_for_length(tokenizer, helpful, settings.max_length, example)
+        wanted = round(len(examples) * settings.mix_share / (1 - settings.mix_share))
+        drawn = random.Random(seed).sample(fit, min(wanted, len(fit)))
+        examples, too_long = examples + drawn, too_long + more_too_long
+        mixed = {"mixed": len(drawn), "mix_share": len(drawn) / len(examples)}
+    report({"examples": len(examples), "too_long": too_long, **mixed})
     trainer = trl.SFTTrainer(
         model=str(model),
         args=trl.SFTConfig(**common.trl_arguments(settings, folder, seed), completion_only_loss=True),
@@ -36,3 +55,17 @@ def train(settings: SFTConfig, data: Path, model: Path, folder: Path, seed: int,
         peft_config=common.lora_config(settings),
     )
     common.train_and_save(trainer, tokenizer, folder, report)
+
+
+def _rows(data: Path, rounds: Literal["all", "last"]) -> list[Demonstration]:
+    """The answers to learn; the first row's fields tell which kind of file it is."""
+    _, first = next(read_objects(data), (0, dict[str, Any]()))
+    if "completion" in first:
+        return read_completions(data)
+    revisions = read_rows(data, Revision)
+    last = {row.prompt_id: row.round for row in sorted(revisions, key=lambda row: row.round)}
+    return [
+        Demonstration(prompt_id=row.prompt_id, messages=row.messages, tags=row.tags, completion=row.revision)
+        for row in revisions
+        if not row.flags and (rounds == "all" or row.round == last[row.prompt_id])
+    ]

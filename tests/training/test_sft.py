@@ -1,0 +1,106 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cai.errors import CaiError
+from cai.formats.jsonl import write_rows
+from cai.records import Revision
+from cai.training import sft
+from cai.training.launch import run_stage
+from cai.training.sft import SFTConfig
+from tests.conftest import prompt
+
+
+class Seen(Exception):
+    """Raised in place of training, with the answers that would be learned."""
+
+
+@pytest.fixture
+def answers(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """(answers, report) of an SFT stage, which ends before it trains."""
+    import trl
+
+    def trainer(train_dataset: Any, **_: Any) -> None:
+        raise Seen([row["completion"][0]["content"] for row in train_dataset])
+
+    monkeypatch.setattr(trl, "SFTTrainer", trainer)
+
+    def run(data: Path, seed: int = 0, **settings: Any) -> tuple[list[str], dict[str, Any]]:
+        said: list[dict[str, Any]] = []
+        with pytest.raises(Seen) as caught:
+            sft.train(stage(**settings), data, tiny_model, tmp_path / "sft", seed, said.append)
+        return caught.value.args[0], said[0]
+
+    return run
+
+
+def stage(**settings: Any) -> SFTConfig:
+    return SFTConfig.model_validate({"stage": "sft", "max_length": 100, **settings})
+
+
+def revision(i: int, round: int, flags: list[str] | None = None) -> Revision:
+    common: dict[str, Any] = {"principle_id": "x", "principle_hash": "h", "model": "m", "templates": "t", "seed": 0}
+    texts = {"draft": "a", "before": "a", "critique": None, "revision": f"p{i} round {round}"}
+    messages = prompt(f"p{i}").messages
+    return Revision(
+        prompt_id=f"p{i}", messages=messages, tags=[], round=round, truncated=[], flags=flags or [], **texts, **common
+    )
+
+
+def revisions(path: Path, count: int = 6) -> Path:
+    write_rows(path, [revision(i, 1) for i in range(count)])
+    return path
+
+
+def helpful(path: Path, count: int) -> Path:
+    rows = [{"prompt": f"Ask {i}?", "completion": f"help {i}"} for i in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_all_rounds_or_each_prompts_last_are_learned(tmp_path: Path, answers: Any) -> None:
+    data = tmp_path / "revisions.jsonl"
+    rows = [revision(0, 2), revision(0, 1), revision(1, 1), revision(2, 1), revision(2, 2, ["unchanged"])]
+    write_rows(data, rows)
+    assert answers(data)[0] == ["p0 round 2", "p0 round 1", "p1 round 1", "p2 round 1"]
+    assert answers(data, rounds="last")[0] == ["p0 round 2", "p1 round 1"]  # as for pairs: an unfit last makes none
+
+
+def test_a_share_of_the_examples_comes_from_the_mixed_file(tmp_path: Path, answers: Any) -> None:
+    data, mix = revisions(tmp_path / "revisions.jsonl"), helpful(tmp_path / "helpful.jsonl", 50)
+    learned, said = answers(data, mix=str(mix), mix_share=0.4)
+    drawn = learned[6:]
+    assert said == {"examples": 10, "too_long": [], "mixed": 4, "mix_share": 0.4}
+    assert len(set(drawn)) == 4 and all(text.startswith("help ") for text in drawn)
+    assert answers(data, mix=str(mix), mix_share=0.4)[0] == learned
+    assert answers(data, seed=1, mix=str(mix), mix_share=0.4)[0] != learned
+    assert answers(data, mix=str(mix))[1]["mixed"] == 2
+    assert answers(data)[1] == {"examples": 6, "too_long": []}
+
+
+def test_a_mixed_file_with_too_few_answers_gives_all_and_the_share_reached_is_told(
+    tmp_path: Path, answers: Any
+) -> None:
+    data, mix = revisions(tmp_path / "revisions.jsonl"), helpful(tmp_path / "helpful.jsonl", 3)
+    long = {"id": "long", "prompt": "long " * 60, "completion": "x"}
+    mix.write_text(mix.read_text() + json.dumps(long) + "\n")
+    learned, said = answers(data, mix=str(mix), mix_share=0.5)
+    assert sorted(learned[6:]) == ["help 0", "help 1", "help 2"]
+    assert said == {"examples": 9, "too_long": ["long"], "mixed": 3, "mix_share": 3 / 9}
+
+
+def test_a_mixed_file_that_is_missing_is_an_error_that_names_it(tmp_path: Path, tiny_model: Path) -> None:
+    data = revisions(tmp_path / "revisions.jsonl")
+    with pytest.raises(CaiError, match=r"nowhere\.jsonl: no such file"):
+        sft.train(stage(mix="nowhere.jsonl"), data, tiny_model, tmp_path / "sft", 0, lambda event: None)
+
+
+def test_a_file_of_completions_is_learned_in_place_of_revisions(tmp_path: Path, tiny_model: Path) -> None:
+    data, said = helpful(tmp_path / "helpful.jsonl", 6), list[dict[str, Any]]()
+    settings = stage(epochs=20, learning_rate=2e-2, lora_rank=None)
+    run_stage(settings, data, tiny_model, tmp_path / "sft", 0, said.append)
+    assert said[0] == {"examples": 6, "too_long": []}
+    losses = [event["loss"] for event in said if "loss" in event]
+    assert losses[-1] < losses[0] / 2
