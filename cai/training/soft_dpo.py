@@ -1,34 +1,41 @@
-"""trl's DPOTrainer with a soft label for each pair. Imports trl: import this only where training happens."""
+"""trl's DPOTrainer with a soft label and a weight for each pair. Imports trl: import this only where one trains."""
 
 from typing import Any
 
 import torch
+from torch.nn.functional import logsigmoid
 from trl import DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
+from cai.training.dpo import SOFT
+
 
 class SoftDPOTrainer(DPOTrainer):  # type: ignore[misc]
-    """DPO on a column `p`, P(chosen is preferred): mean of p·l(Δ) + (1 − p)·l(−Δ), l(x) = −log σ(βx).
+    """DPO on columns `p`, P(chosen is preferred), and `weight`, of mean 1: mean of w·(p·l(Δ) + (1 − p)·l(−Δ)).
 
-    Since l(−x) = l(x) + βx, that is trl's own loss plus (1 − p)·βΔ: with p = 1 it is trl's to the bit. Needs
-    `loss_type` sigmoid, `precompute_ref_log_probs=True` (whose numbers give Δ without another forward pass) and
+    l is trl's loss of a pair and Δ its margin. As that is l(Δ) + w·(1 − p)·(l(−Δ) − l(Δ)) + (w − 1)·l(Δ), we add the
+    last two terms to trl's own loss: with p = 1 and w = 1 it is trl's to the bit. With x = βΔ and noise ε,
+      sigmoid: l = −log σ(x)                                         (Rafailov et al. 2023, arXiv:2305.18290, eq. 7)
+      robust:  l = (−(1 − ε)·log σ(x) + ε·log σ(−x)) / (1 − 2ε)       (Chowdhury et al. 2024, arXiv:2403.00409)
+      ipo:     l = (Δ − 1/(2β))², Δ of log-ratios per token           (Azar et al. 2023, arXiv:2310.12036, eq. 17)
+    and l(−Δ) − l(Δ) is x, x / (1 − 2ε) and 2Δ/β. The expected loss under a label that is wrong with probability 1 − p
+    is Mitchell 2023's conservative DPO, there with one p for all pairs (https://ericmitchell.ai/cdpo.pdf).
+
+    Needs one such `loss_type`, `precompute_ref_log_probs=True` (whose numbers give Δ without another forward pass) and
     SoftPreferenceCollator.
-    The expected loss under a label that is wrong with probability 1 − p is Mitchell 2023's conservative DPO, there
-    with one p for all pairs (https://ericmitchell.ai/cdpo.pdf).
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.loss_types != ["sigmoid"] or not self.precompute_ref_logps:
-            raise ValueError("soft labels need loss_type sigmoid and precompute_ref_log_probs=True")
+        if len(self.loss_types) != 1 or self.loss_types[0] not in SOFT or not self.precompute_ref_logps:
+            raise ValueError(f"soft labels need one loss_type of {', '.join(SOFT)} and precompute_ref_log_probs=True")
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        if "p" not in self._signature_columns:
-            self._signature_columns.append("p")
+        self._signature_columns += [name for name in ("p", "weight") if name not in self._signature_columns]
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
-        p = inputs.pop("p")
+        p, weight = inputs.pop("p"), inputs.pop("weight")
         seen: list[Any] = []
 
         def recording(**kwargs: Any) -> Any:
@@ -38,20 +45,34 @@ class SoftDPOTrainer(DPOTrainer):  # type: ignore[misc]
         result = super()._compute_loss(recording, inputs, return_outputs)
         tokens = inputs["completion_mask"].size(1) - 1
         chosen, rejected = seen[0].log_probs[:, -tokens:].sum(dim=1).chunk(2)
-        delta = (chosen - inputs["ref_chosen_logps"]) - (rejected - inputs["ref_rejected_logps"])
-        extra = ((1 - p) * self.beta * delta).mean()
+        loss, flipped = self._pair_losses(
+            chosen - inputs["ref_chosen_logps"], rejected - inputs["ref_rejected_logps"], inputs["completion_mask"]
+        )
+        extra = (weight * (1 - p) * flipped + (weight - 1) * loss).mean()
         return (result[0] + extra, result[1]) if return_outputs else result + extra
 
+    def _pair_losses(self, chosen: Any, rejected: Any, completion_mask: Any) -> tuple[Any, Any]:
+        """l(Δ) and l(−Δ) − l(Δ) of each pair, from the log-ratios of its answers, all of shape (pairs,)."""
+        if self.loss_types == ["ipo"]:
+            chosen_tokens, rejected_tokens = completion_mask.sum(dim=1).clamp(min=1).chunk(2)
+            delta = chosen / chosen_tokens - rejected / rejected_tokens
+            return (delta - 1 / (2 * self.beta)) ** 2, 2 * delta / self.beta
+        noise = self.label_smoothing if self.loss_types == ["robust"] else 0.0
+        x = self.beta * (chosen - rejected)
+        loss = (noise * logsigmoid(-x) - (1 - noise) * logsigmoid(x)) / (1 - 2 * noise)
+        return loss, x / (1 - 2 * noise)
+
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
-        """As trl's; the labels are no input of the model."""
-        return super().compute_ref_log_probs(model, {k: v for k, v in inputs.items() if k != "p"})
+        """As trl's; labels and weights are no inputs of the model."""
+        return super().compute_ref_log_probs(model, {k: v for k, v in inputs.items() if k not in ("p", "weight")})
 
 
 class SoftPreferenceCollator(DataCollatorForPreference):  # type: ignore[misc]
-    """trl's collator, which also carries the column `p` into the batch, shape (pairs,)."""
+    """trl's collator, which also carries the columns `p` and `weight` into the batch, each of shape (pairs,)."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """Pad and stack; see trl."""
         batch: dict[str, Any] = super().torch_call(examples)
-        batch["p"] = torch.tensor([example["p"] for example in examples], dtype=torch.float32)
+        for name in ("p", "weight"):
+            batch[name] = torch.tensor([example[name] for example in examples], dtype=torch.float32)
         return batch

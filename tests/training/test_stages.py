@@ -67,7 +67,7 @@ def test_dpo_interrupted_and_resumed_is_dpo_undisturbed(tmp_path: Path, tiny_mod
     # A finished stage is not trained again, unless what goes into it changes.
     said: list[dict[str, Any]] = []
     run_stage(settings, data, tiny_model, tmp_path / "undisturbed", 0, said.append)
-    assert said == [{"examples": 8, "too_long": []}, {"done": "already trained"}]
+    assert said == [{"examples": 8, "too_long": [], "undecided": []}, {"done": "already trained"}]
     run_stage(dpo(epochs=2, lora_rank=None), data, tiny_model, tmp_path / "undisturbed", 0, said.append)
     assert (tmp_path / "undisturbed" / WEIGHTS).read_bytes() != b
 
@@ -109,7 +109,7 @@ def test_prompts_that_leave_no_room_are_told_and_none_at_all_is_an_error(tmp_pat
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     said: list[dict[str, Any]] = []
     run_stage(dpo(max_length=100), data, tiny_model, tmp_path / "dpo", 0, said.append)
-    assert said[0] == {"examples": 2, "too_long": ["p1"]}
+    assert said[0] == {"examples": 2, "too_long": ["p1"], "undecided": []}
     again: list[dict[str, Any]] = []
     run_stage(dpo(max_length=100), data, tiny_model, tmp_path / "dpo", 0, again.append)
     assert again == [said[0], {"done": "already trained"}]
