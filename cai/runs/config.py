@@ -13,9 +13,11 @@ from cai.evaluation.win_rate import EvaluateConfig
 from cai.feedback.judge import JudgeConfig
 from cai.feedback.revise import ReviseConfig
 from cai.training.dpo import DPOConfig
+from cai.training.kto import KTOConfig
+from cai.training.orpo import ORPOConfig
 from cai.training.sft import SFTConfig
 
-TrainStage = Annotated[SFTConfig | DPOConfig, Field(discriminator="stage")]
+TrainStage = Annotated[SFTConfig | DPOConfig | KTOConfig | ORPOConfig, Field(discriminator="stage")]
 
 
 class PromptsConfig(Section):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cai.errors import CaiError
-from cai.training import dpo, sft
+from cai.training import dpo, kto, orpo, reward, sft
 
 
 def main() -> int:
@@ -33,6 +33,12 @@ def main() -> int:
                 sft.train(sft.SFTConfig(**spec["settings"]), data, model, folder, spec["seed"], report)
             case "dpo":
                 dpo.train(dpo.DPOConfig(**spec["settings"]), data, model, folder, spec["seed"], report)
+            case "kto":
+                kto.train(kto.KTOConfig(**spec["settings"]), data, model, folder, spec["seed"], report)
+            case "orpo":
+                orpo.train(orpo.ORPOConfig(**spec["settings"]), data, model, folder, spec["seed"], report)
+            case "reward":
+                reward.train(reward.RewardConfig(**spec["settings"]), data, model, folder, spec["seed"], report)
     except CaiError as error:
         report({"error": str(error)})
         return 2

@@ -1,0 +1,31 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cai.errors import CaiError
+from cai.formats.jsonl import write_rows
+from cai.training.launch import run_stage
+from cai.training.orpo import ORPOConfig, train
+from tests.training.policies import BETTER, WORSE, pair, preferred_by, write_pairs
+
+
+def orpo(**settings: Any) -> ORPOConfig:
+    return ORPOConfig.model_validate(
+        {"stage": "orpo", "epochs": 4, "batch_size": 4, "learning_rate": 1e-2, "max_length": 100, **settings}
+    )
+
+
+def test_orpo_learns_the_likelier_answers_and_tells_what_it_left_out(tmp_path: Path, tiny_model: Path) -> None:
+    said: list[dict[str, Any]] = []
+    data = write_pairs(tmp_path / "preferences.jsonl")
+    policy = run_stage(orpo(), data, tiny_model, tmp_path / "orpo", 0, said.append)
+    assert said[0] == {"examples": 8, "too_long": ["p9"], "undecided": ["p8"]}
+    assert preferred_by(policy) > preferred_by(tiny_model) + 1
+
+
+def test_orpo_refuses_pairs_of_different_weight(tmp_path: Path, tiny_model: Path) -> None:
+    data = tmp_path / "preferences.jsonl"
+    write_rows(data, [pair(0, BETTER, WORSE), pair(1, BETTER, WORSE, weight=2.5)])
+    with pytest.raises(CaiError, match=r"^orpo: the preferences have weights from 1 to 2\.5"):
+        train(orpo(), data, tiny_model, tmp_path / "orpo", 0, lambda event: None)
