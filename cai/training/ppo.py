@@ -1,0 +1,360 @@
+"""PPO against a reward model, with a KL penalty to the starting policy (Ziegler et al. 2019, arXiv:1909.08593;
+Ouyang et al. 2022, arXiv:2203.02155 §3.5; Bai et al. 2022, arXiv:2212.08073 §4.2).
+
+Each update samples answers to a batch of prompts, scores them, and takes several passes of clipped policy and value
+steps over them. Simplified against the papers: no mixing in of pretraining data, and the value function starts from the
+policy, not from the reward model.
+
+    cai train ppo --data prompts.jsonl --model smollm2-135m --reward FOLDER
+"""
+
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from cai.errors import CaiError
+from cai.formats.jsonl import read_rows
+from cai.hashing import derive_seed
+from cai.records import Prompt
+from cai.training import common
+from cai.training.runaway import runaway
+from cai.training.tokens import end_of_turn, prompt_ids
+
+Score = Callable[[list[list[int]], list[list[int]]], Any]
+"""(prompts, responses) as token ids → scores of shape (responses, members)."""
+
+
+class PPOConfig(common.TrainConfig):
+    """`stage: ppo` of `train:`.
+
+    Each of `updates` samples `rollouts` answers of at most `max_tokens`, then makes `epochs` passes over them, each
+    step on `batch_size` × `accumulate` of them. With `target_kl` (nats an answer) `kl_coef` is adapted towards it. A
+    pass is broken off, and the rest with it, where a step has moved the policy past `kl_stop` (nats a token).
+    `uncertainty` is how many standard deviations of an ensemble its mean is lowered by. `reward` is the folder of a
+    reward model, by default the run's last. The value function reads the policy's own hidden states, or with
+    `value: separate` its own.
+    """
+
+    stage: Literal["ppo"]
+    data: Literal["prompts"] = "prompts"
+    reward: str | None = None
+    updates: Annotated[int, Field(ge=1)] = 50
+    rollouts: Annotated[int, Field(ge=2)] = 32
+    epochs: Annotated[int, Field(ge=1)] = 2  # whole passes
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    save_every: Annotated[int, Field(ge=1)] = 5
+    max_tokens: Annotated[int, Field(ge=1)] = 128
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    kl_coef: Annotated[float, Field(ge=0)] = 0.05
+    target_kl: Annotated[float, Field(gt=0)] | None = None  # 6 nats in Ziegler et al. 2019 §2.2
+    kl_stop: Annotated[float, Field(gt=0)] | None = 0.1
+    missing_eos_penalty: Annotated[float, Field(ge=0)] = 1.0  # off the score of an answer that runs into max_tokens
+    uncertainty: Annotated[float, Field(ge=0)] = 0.0
+    gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
+    gae_lambda: Annotated[float, Field(ge=0, le=1)] = 0.95
+    clip: Annotated[float, Field(gt=0)] = 0.2
+    value_clip: Annotated[float, Field(gt=0)] = 0.2
+    value_coef: Annotated[float, Field(ge=0)] = 0.1
+    entropy_coef: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    value: Literal["shared", "separate"] = "shared"
+    sample_every: Annotated[int, Field(ge=1)] = 5  # updates between the answers written to samples.jsonl
+
+
+SAMPLES = 4  # answers kept each time
+
+
+def train(
+    settings: PPOConfig, data: Path, model: Path, reward: Path, folder: Path, seed: int, report: common.Report
+) -> None:
+    """Train `model` on a file of Prompt rows; writes folder/model, checkpoints, metrics.jsonl and samples.jsonl."""
+    import torch
+
+    from cai.training import processes
+    from cai.training.actor import Actor
+    from cai.training.reward_model import RewardModel, read_about, shares_weights
+
+    processes.join()
+    torch.manual_seed(seed)  # adapters start at random
+    tokenizer = common.load_tokenizer(model)
+    if read_about(reward)["vocabulary"] != common.vocabulary(tokenizer):
+        raise CaiError(f"the reward model {reward} reads other tokens than {model} writes: train it from that model")
+    prompts, too_long = prompts_that_fit(tokenizer, read_rows(data, Prompt), settings.max_length - settings.max_tokens)
+    report({"examples": len(prompts), "too_long": too_long})
+    end = end_of_turn(tokenizer)
+    actor = Actor(model, settings, settings.value, settings.temperature)
+    on = actor.peft if actor.peft is not None and shares_weights(reward, model) else None
+    judge = RewardModel(reward, on=on, device=actor.device)
+    if actor.peft is not None:
+        actor.peft.set_adapter("policy")
+
+    def score(asked: list[list[int]], answers: list[list[int]]) -> Any:
+        whole = [p + a if a[-1] == end else [*p, *a, end] for p, a in zip(asked, answers, strict=True)]
+        return judge.scores(whole)
+
+    optimise(settings, actor, prompts, score, actor.generation_ends | {end}, tokenizer, folder, seed, report)
+    if common.is_first_process():
+        common.save_policy(actor.merged(), tokenizer, folder / "model")
+
+
+def prompts_that_fit(tokenizer: Any, rows: Sequence[Prompt], limit: int) -> tuple[list[list[int]], list[str]]:
+    """The prompts of at most `limit` tokens as token ids, and the ids of the others."""
+    kept, too_long = [], []
+    for row in rows:
+        ids = prompt_ids(tokenizer, row.messages)
+        if len(ids) <= limit:
+            kept.append(ids)
+        else:
+            too_long.append(row.id)
+    if not kept:
+        raise CaiError(f"nothing to train on: of {len(rows)} prompts none leaves room for max_tokens in max_length")
+    return kept, too_long
+
+
+def optimise(
+    settings: PPOConfig,
+    actor: Any,
+    prompts: Sequence[list[int]],
+    score: Score,
+    ends: set[int],
+    tokenizer: Any,
+    folder: Path,
+    seed: int,
+    report: common.Report,
+) -> None:
+    """The updates, from the last checkpoint on; `actor` is changed in place."""
+    import torch
+
+    from cai.training import checkpoint
+
+    parameters = actor.trainable()
+    optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, weight_decay=0.0)
+    done, kl_coef = checkpoint.restore(folder / "checkpoints", parameters, optimizer, (0, settings.kl_coef))
+    metrics, samples = folder / "metrics.jsonl", folder / "samples.jsonl"
+    for path in (metrics, samples):
+        common.drop_metrics_after(path, done)
+    history = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+    warned: set[str] = set()
+    for update in range(done + 1, settings.updates + 1):
+        started = time.monotonic()
+        rollouts = collect(settings, actor, prompts, score, ends, update, seed)
+        sampled = time.monotonic()
+        line = {"step": update, **describe(rollouts, kl_coef)}
+        prepare(settings, rollouts, kl_coef)
+        line |= learn(settings, actor, optimizer, parameters, rollouts, update, seed)
+        for name in ("loss/policy", "loss/value", "grad_norm"):
+            if not math.isfinite(line[name]):
+                raise common.not_finite(name, update)
+        line |= {"seconds/rollout": sampled - started, "seconds/learning": time.monotonic() - sampled}
+        if settings.target_kl is not None:
+            from cai.training.ppo_losses import adapted_kl_coef
+
+            kl_coef = adapted_kl_coef(kl_coef, line["objective/kl"], settings.target_kl)
+        history.append(line)
+        if common.is_first_process():
+            common.add_metrics(metrics, line)
+            if update % settings.sample_every == 0 or update == 1:
+                for rollout in rollouts[:SAMPLES]:
+                    common.add_metrics(samples, {"step": update, **shown(rollout, tokenizer)})
+            for kind, text in runaway(history, settings.target_kl).items():
+                if kind not in warned:
+                    warned.add(kind)
+                    report({"warning": text})
+            if update % settings.save_every == 0 and update < settings.updates:
+                checkpoint.save(folder / "checkpoints", parameters, optimizer, (update, kl_coef))
+        note = f"score {line['objective/scores']:.3f}, KL {line['objective/kl']:.2f}"
+        report({"step": update, "of": settings.updates, "note": note})
+
+
+def collect(
+    settings: PPOConfig,
+    actor: Any,
+    prompts: Sequence[list[int]],
+    score: Score,
+    ends: set[int],
+    update: int,
+    seed: int,
+) -> list[Any]:
+    """The update's rollouts, each with its score, log-probabilities and values; all processes get all of them."""
+    import torch
+
+    from cai.training import processes
+    from cai.training.rollouts import Rollout, generate, padded
+
+    generator = torch.Generator().manual_seed(derive_seed(seed, "rollouts", update) % 2**63)
+    uniforms = torch.rand(settings.rollouts, settings.max_tokens, generator=generator).to(actor.device)
+    asked = [prompts[i] for i in drawn(len(prompts), settings.rollouts, update, seed)]
+    rows = processes.own(list(range(settings.rollouts)))
+    own_prompts = [asked[i] for i in rows]
+    responses = generate(actor.trunk, actor.head, own_prompts, uniforms[rows], settings.temperature, ends)
+    scores = score(own_prompts, responses)
+    rollouts = []
+    for start in range(0, len(rows), settings.batch_size):
+        part = slice(start, start + settings.batch_size)
+        batch = padded(list(zip(own_prompts[part], responses[part], strict=True)), actor.device)
+        with torch.no_grad():
+            seen = actor.evaluate(batch)
+        reference = actor.reference_logps(batch)
+        for i, (prompt, response) in enumerate(zip(own_prompts[part], responses[part], strict=True)):
+            n = len(response)
+            rollouts.append(
+                Rollout(
+                    prompt=prompt,
+                    response=response,
+                    finished=response[-1] in ends,
+                    logps=seen.logps[i, :n].cpu(),
+                    reference_logps=reference[i, :n].cpu(),
+                    values=seen.values[i, :n].cpu(),
+                    entropy=seen.entropy[i, :n].mean().item(),
+                    scores=scores[start + i].tolist(),
+                )
+            )
+    return processes.gathered(rollouts)
+
+
+def drawn(prompts: int, rollouts: int, update: int, seed: int) -> list[int]:
+    """Which prompts an update answers: passes over all of them, each in an order of its own."""
+    positions = range((update - 1) * rollouts, update * rollouts)
+    orders: dict[int, list[int]] = {}
+    for number in {position // prompts for position in positions}:
+        orders[number] = list(range(prompts))
+        random.Random(derive_seed(seed, "prompts", number)).shuffle(orders[number])
+    return [orders[position // prompts][position % prompts] for position in positions]
+
+
+def prepare(settings: PPOConfig, rollouts: list[Any], kl_coef: float) -> None:
+    """Give every rollout its advantages, whitened over all of them, and its returns."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    from cai.training.ppo_losses import generalised_advantages, token_rewards, whitened
+    from cai.training.reward_model import combined
+
+    logps, reference, values, mask = (
+        pad_sequence(rows, batch_first=True)
+        for rows in zip(
+            *((r.logps, r.reference_logps, r.values, torch.ones_like(r.logps)) for r in rollouts), strict=True
+        )
+    )
+    scores = combined(torch.tensor([r.scores for r in rollouts]), settings.uncertainty)
+    scores -= settings.missing_eos_penalty * torch.tensor([not r.finished for r in rollouts])
+    rewards = token_rewards(scores, logps, reference, mask, kl_coef)
+    advantages, returns = generalised_advantages(rewards, values, mask, settings.gamma, settings.gae_lambda)
+    advantages = whitened(advantages, mask)
+    for i, rollout in enumerate(rollouts):
+        n = len(rollout.response)
+        rollout.advantages, rollout.returns = advantages[i, :n], returns[i, :n]
+
+
+def learn(
+    settings: PPOConfig,
+    actor: Any,
+    optimizer: Any,
+    parameters: dict[str, Any],
+    rollouts: list[Any],
+    update: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Passes over the rollouts; returns what was measured on the way, averaged over the steps taken."""
+    import torch
+
+    from cai.training import processes
+    from cai.training.ppo_losses import explained_variance
+
+    steps: list[dict[str, float]] = []
+    size = settings.batch_size * settings.accumulate * processes.count()
+    stopped = False
+    for epoch in range(settings.epochs):
+        order = list(range(len(rollouts)))
+        random.Random(derive_seed(seed, "minibatches", update, epoch)).shuffle(order)
+        for start in range(0, len(order), size):
+            chosen = [rollouts[i] for i in order[start : start + size]]
+            optimizer.zero_grad(set_to_none=True)
+            step = _accumulate(settings, actor, chosen)
+            if settings.kl_stop is not None and step["policy/approxkl"] > settings.kl_stop:
+                stopped = True
+                break
+            processes.sum_gradients(list(parameters.values()))
+            step["grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters.values(), settings.max_grad_norm).item()
+            optimizer.step()
+            steps.append(step)
+        if stopped:
+            break
+    values, returns = (torch.cat([getattr(r, name) for r in rollouts]) for name in ("values", "returns"))
+    mean = {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
+    return mean | {
+        "val/explained_variance": explained_variance(values, returns, torch.ones_like(values)),
+        "steps": len(steps),
+        "stopped_early": float(stopped),
+    }
+
+
+def _accumulate(settings: PPOConfig, actor: Any, rollouts: list[Any]) -> dict[str, float]:
+    """Add the gradient of one step's loss, the mean over all its tokens, batch by batch and process by process."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    from cai.training import processes
+    from cai.training.ppo_losses import approximate_kl, policy_loss, value_loss
+    from cai.training.rollouts import padded
+
+    tokens = sum(len(r.response) for r in rollouts)
+    names = ("loss/policy", "loss/value", "policy/approxkl", "policy/clipfrac", "val/ratio")
+    sums = torch.zeros(len(names), dtype=torch.float64)
+    own = processes.own(rollouts)
+    for start in range(0, len(own), settings.batch_size):
+        part = own[start : start + settings.batch_size]
+        batch = padded([(r.prompt, r.response) for r in part], actor.device)
+        old_logps, old_values, advantages, returns = (
+            pad_sequence(rows, batch_first=True).to(actor.device)
+            for rows in zip(*((r.logps, r.values, r.advantages, r.returns) for r in part), strict=True)
+        )
+        new = actor.evaluate(batch, entropy_counts=settings.entropy_coef > 0)
+        policy, clipped = policy_loss(new.logps, old_logps, advantages, settings.clip)
+        value = value_loss(new.values, old_values, returns, settings.value_clip)
+        loss = policy + settings.value_coef * value - settings.entropy_coef * new.entropy
+        ((loss * batch.mask).sum() / tokens).backward()
+        with torch.no_grad():
+            ratio = (new.logps - old_logps).exp()
+            shown = (policy, value, approximate_kl(new.logps, old_logps), clipped, ratio)
+            sums += torch.stack([(x * batch.mask).sum().double().cpu() for x in shown])
+    return dict(zip(names, (processes.summed(sums) / tokens).tolist(), strict=True))
+
+
+def describe(rollouts: list[Any], kl_coef: float) -> dict[str, float]:
+    """What the policy does before the update learns from it; means over the rollouts."""
+
+    def mean(values: Sequence[float]) -> float:
+        return sum(values) / len(values)
+
+    kl = mean([(r.logps - r.reference_logps).sum().item() for r in rollouts])
+    scores = mean([mean(r.scores) for r in rollouts])
+    spread = mean([(sum((s - mean(r.scores)) ** 2 for s in r.scores) / len(r.scores)) ** 0.5 for r in rollouts])
+    return {
+        "objective/kl": kl,
+        "objective/scores": scores,
+        "objective/score_std": spread,
+        "objective/rlhf_reward": scores - kl_coef * kl,
+        "objective/entropy": mean([r.entropy for r in rollouts]),
+        "response/length": mean([len(r.response) for r in rollouts]),
+        "response/eos_rate": mean([float(r.finished) for r in rollouts]),
+        "kl_coef": kl_coef,
+    }
+
+
+def shown(rollout: Any, tokenizer: Any) -> dict[str, Any]:
+    """A rollout as a person reads it."""
+    return {
+        "prompt": tokenizer.decode(rollout.prompt),
+        "response": tokenizer.decode(rollout.response),
+        "score": sum(rollout.scores) / len(rollout.scores),
+        "kl": (rollout.logps - rollout.reference_logps).sum().item(),
+        "tokens": len(rollout.response),
+    }
