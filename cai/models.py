@@ -57,7 +57,11 @@ def _download(name: str) -> Path:
 
 def folder_fingerprint(folder: Path) -> str:
     """Of every file a model is read from, by content; remembered by path, size and time in the cache folder."""
-    files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".jinja", ".model", ".txt"))
+    files = sorted(
+        p
+        for p in folder.rglob("*")
+        if p.is_file() and p.suffix in (".json", ".safetensors", ".jinja", ".model", ".txt")
+    )
     stamps = [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
     known = cache_folder() / "fingerprints" / fingerprint(stamps)
     if known.exists():
@@ -65,7 +69,7 @@ def folder_fingerprint(folder: Path) -> str:
     contents = []
     for path in files:
         with path.open("rb") as file:
-            contents.append([path.name, hashlib.file_digest(file, "blake2b").hexdigest()])
+            contents.append([str(path.relative_to(folder)), hashlib.file_digest(file, "blake2b").hexdigest()])
     result = fingerprint(contents)
     known.parent.mkdir(parents=True, exist_ok=True)
     temporary = known.with_suffix(f".{os.getpid()}")

@@ -26,6 +26,38 @@ def percent(rate: float | None) -> str:
     return "–" if rate is None else f"{100 * rate:.0f} %"
 
 
+def reward_lines(report: dict[str, Any]) -> list[str]:
+    """The figures of a reward model's report.json as a person reads them."""
+
+    def shown(value: float | None) -> str:
+        return "–" if value is None else f"{value:.3f}"
+
+    accuracy = Estimate(**report["accuracy"]) if report["accuracy"] else "–"
+    lines = [
+        f"on {report['pairs']} held-out pairs: accuracy {accuracy}, calibration error {report['ece']:.3f}",
+        f"correlation of reward with length {shown(report['length_correlation'])}; "
+        f"the labels prefer the longer answer in {shown(report['longer_preferred'])}",
+    ]
+    if report["ensemble_agreement"] is not None:
+        lines.append(f"two members agree on the winner in {shown(report['ensemble_agreement'])} of the pairs")
+    return lines
+
+
+def _training_lines(training: dict[str, Any]) -> list[str]:
+    """What one stage's training came to."""
+    if not training["updates"]:
+        return []
+    lines = []
+    for name, spoken in {"score": "mean score", "kl": "KL", "length": "tokens an answer", "loss": "mean loss"}.items():
+        if (change := training[name]) is not None:
+            lines.append(
+                f"{spoken} {change['first_third']:.3f} in the first third, {change['last_third']:.3f} in the last"
+            )
+    lines[0] = f"{training['updates']} updates, {lines[0]}"
+    lines += reward_lines(training["held_out"]) if training["held_out"] else []
+    return lines + [f"warning: {warning}" for warning in training["warnings"]]
+
+
 def _lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
     calls, seconds = summary["calls"], summary["seconds"]
     lines = [("calls", f"{calls['asked']} asked, {calls['remembered']} remembered; {calls['tokens']} tokens written")]
@@ -55,10 +87,8 @@ def _lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
             ("left out", "; ".join([*reasons, *([f"{left_out['failed']} failed"] if left_out["failed"] else [])]))
         )
     for stage, training in summary["training"].items():
-        if training["updates"]:
-            first, last = training["loss_first_third"], training["loss_last_third"]
-            text = f"{training['updates']} updates, mean loss {first:.3f} in the first third, {last:.3f} in the last"
-            lines.append((stage, text))
+        for number, text in enumerate(_training_lines(training)):
+            lines.append(("" if number else stage, text))
     if evaluation := summary["evaluation"]:
         words = evaluation["words"]
         lines += [

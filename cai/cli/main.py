@@ -59,6 +59,41 @@ def run(
 
 
 @app.command()
+def train(
+    stage: Annotated[
+        str,
+        typer.Argument(help="sft, reward, ppo, dpo, kto, orpo, rloo, grpo or online_dpo; as `train:` in a run file."),
+    ],
+    data: Annotated[
+        Path,
+        typer.Option(
+            "--data", help="JSON Lines: preferences; for sft answers; for ppo, rloo, grpo, online_dpo prompts."
+        ),
+    ],
+    model: Annotated[str, typer.Option("--model", help="The model to start from: a known name, a folder, a Hub id.")],
+    reward: Annotated[
+        str | None, typer.Option("--reward", help="The reward model of ppo, rloo, grpo and online_dpo.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Where to train [runs/STAGE-DATA].")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting: learning_rate=1e-5.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Decides every random choice.")] = 0,
+    launcher: Annotated[
+        str, typer.Option("--launcher", help="Start the training with this: 'torchrun --nproc_per_node 2'.")
+    ] = "",
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Write over what was trained in the folder before.")
+    ] = False,
+) -> None:
+    """Train one stage on any preference, answer or prompt file, or go on with one that was interrupted."""
+    from cai.cli.train import train_and_print
+
+    target = out or DEFAULT_RUNS / f"{stage}-{data.name.split('.')[0]}"
+    train_and_print(stage, data, model, reward, target, settings or [], seed, launcher, replace)
+
+
+@app.command()
 def show(
     run: Annotated[str, typer.Argument(help="Name or folder of a run.")],
     stage: Annotated[

@@ -17,7 +17,7 @@ def run_and_print(run_file: Path, settings: list[str], name: str | None, replace
     console = Console()
     plan = make_plan(run_file, settings, name, runs)
     try:
-        execute(plan, Reporter(console), replace)
+        folders = execute(plan, Reporter(console), replace)
     except KeyboardInterrupt:
         command = shlex.join(["cai", *(arg for arg in sys.argv[1:] if arg != "--replace")])
         console.print(
@@ -27,4 +27,7 @@ def run_and_print(run_file: Path, settings: list[str], name: str | None, replace
             soft_wrap=True,
         )
         raise
-    print_summary(console, plan.folder)
+    for folder in folders:
+        if len(folders) > 1:
+            console.print(folder.name, style="bold", highlight=False)
+        print_summary(console, folder)

@@ -12,7 +12,7 @@ from cai.runs.session import Session
 async def assess_policy(session: Session, policy: Path) -> None:
     """Write evaluation.jsonl, a row a held-out prompt. One model is in memory at a time."""
     plan, settings = session.plan, session.plan.config.evaluate
-    after, before, judge = (session.engine(folder) for folder in (policy, plan.model, plan.judge_model))
+    after, before, judge = (session.engine(folder) for folder in (policy, plan.before, plan.judge_model))
 
     async def answers(which: str, folder: Path, prompts: list[Prompt]) -> dict[str, Completion]:
         engine = session.engine(folder)
@@ -31,7 +31,7 @@ async def assess_policy(session: Session, policy: Path) -> None:
         answers_after = await answers("after", policy, plan.held_out)
         await after.close()
         answered = [prompt for prompt in plan.held_out if prompt.id in answers_after]
-        answers_before = await answers("before", plan.model, answered)
+        answers_before = await answers("before", plan.before, answered)
         if judge is not before:
             await before.close()
         both = [prompt for prompt in answered if prompt.id in answers_before]

@@ -76,6 +76,9 @@ async def collect_feedback(session: Session) -> None:
                 keep(prompt, labelled, "judged pairs")
         finally:
             await model.close()
+        for pair in plan.human:
+            preferences.write(pair)
+        session.left_out += plan.human_left_out
         if judge is not model:
             waiting = [prompt for prompt in plan.training if prompt.id in samples_of]
             try:

@@ -4,7 +4,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from cai import config
 from cai.config import Section
@@ -12,12 +12,7 @@ from cai.errors import CaiError
 from cai.evaluation.win_rate import EvaluateConfig
 from cai.feedback.judge import JudgeConfig
 from cai.feedback.revise import ReviseConfig
-from cai.training.dpo import DPOConfig
-from cai.training.kto import KTOConfig
-from cai.training.orpo import ORPOConfig
-from cai.training.sft import SFTConfig
-
-TrainStage = Annotated[SFTConfig | DPOConfig | KTOConfig | ORPOConfig, Field(discriminator="stage")]
+from cai.training.stages import Online, TrainStage
 
 
 class PromptsConfig(Section):
@@ -35,6 +30,13 @@ class EngineConfig(Section):
     context: Annotated[int, Field(ge=64)] | None = None
 
 
+class HumanConfig(Section):
+    """`human:`: a file of human (or any other) preferences that join the run's own, and what a pair of it weighs."""
+
+    source: str
+    weight: Annotated[float, Field(gt=0)] = 1.0
+
+
 class RunConfig(Section):
     """A run file; every field has a default but `model`, `constitution` and `prompts`."""
 
@@ -46,9 +48,31 @@ class RunConfig(Section):
     prompts: PromptsConfig
     revise: ReviseConfig = ReviseConfig()
     judge: JudgeConfig = JudgeConfig()
+    human: HumanConfig | None = None
     train: list[TrainStage] = []
+    iterations: Annotated[int, Field(ge=1)] = 1
     evaluate: EvaluateConfig = EvaluateConfig()
     engine: EngineConfig = EngineConfig()
+    launcher: str = ""
+
+    @field_validator("train")
+    @classmethod
+    def _rewards_come_first(cls, stages: list[TrainStage]) -> list[TrainStage]:
+        trained = False
+        for number, settings in enumerate(stages):
+            if isinstance(settings, Online) and settings.reward is None and not trained:
+                raise ValueError(
+                    f"train[{number}]: {settings.stage} needs a reward model: put a reward stage before it, or name "
+                    "its folder as `reward:`"
+                )
+            trained = trained or settings.stage == "reward"
+        return stages
+
+    @model_validator(mode="after")
+    def _iterations_train(self) -> "RunConfig":
+        if self.iterations > 1 and all(settings.stage in ("sft", "reward") for settings in self.train):
+            raise ValueError("iterations: each needs a stage beside sft and reward that makes a new policy")
+        return self
 
 
 def load(path: Path, overrides: list[str] | None = None) -> RunConfig:

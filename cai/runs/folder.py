@@ -13,6 +13,7 @@ from cai.errors import CaiError
 from cai.formats.jsonl import AnyRow, read_rows
 from cai.records import Comparison, LeftOut, Preference, Prompt, Revision
 
+ITERATION = "iteration-"
 BUSY = ".busy"  # held locked by the process that works on a run
 
 
@@ -37,8 +38,9 @@ class RunFolder:
 
     @property
     def name(self) -> str:
-        """The run's name."""
-        return self.path.resolve().name
+        """The run's name; an iteration's is that of its run with its own behind a slash."""
+        path = self.path.resolve()
+        return f"{path.parent.name}/{path.name}" if path.name.startswith(ITERATION) else path.name
 
     def lock(self) -> dict[str, Any]:
         """The lock; raises CaiError when the folder holds no run."""
@@ -85,7 +87,8 @@ def open_run(name: str, runs: Path) -> RunFolder:
 
 def all_runs(runs: Path) -> list[RunFolder]:
     """Every run below a folder, oldest first."""
-    locks = sorted(runs.glob("*/lock.json"), key=lambda path: path.stat().st_mtime)
+    found = [*runs.glob("*/lock.json"), *runs.glob(f"*/{ITERATION}*/lock.json")]
+    locks = sorted(found, key=lambda path: path.stat().st_mtime)
     return [RunFolder(lock.parent) for lock in locks]
 
 

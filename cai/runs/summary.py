@@ -10,6 +10,7 @@ from cai.evaluation.win_rate import win
 from cai.feedback.hygiene import FLAGS
 from cai.records import Comparison, LeftOut, Preference, Revision
 from cai.runs.folder import RunFolder
+from cai.training.runaway import runaway
 
 
 def summarise(folder: RunFolder) -> dict[str, Any]:
@@ -71,14 +72,32 @@ def _training(folder: RunFolder) -> dict[str, Any]:
     stages = {}
     for path in sorted(folder.train.glob("*/metrics.jsonl")):
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        losses = [line["loss"] for line in lines if "loss" in line]
-        third = max(1, len(losses) // 3)  # single batches are too noisy to show where a loss went
+        updates = [line for line in lines if any(name in line for name in CURVES["loss"])]
+        report = path.parent / "report.json"
+        settings = json.loads((path.parent / "stage.json").read_text(encoding="utf-8"))["settings"]
         stages[path.parent.name] = {
-            "updates": len(losses),
-            "loss_first_third": _mean(losses[:third]),
-            "loss_last_third": _mean(losses[-third:]),
+            "updates": len(updates),
+            **{name: _change(updates, logged) for name, logged in CURVES.items()},
+            "held_out": json.loads(report.read_text(encoding="utf-8")) if report.exists() else None,
+            "warnings": list(runaway(lines, settings.get("target_kl")).values()) if settings["stage"] == "ppo" else [],
         }
     return stages
+
+
+# What is told of each curve, and what trl's trainers and our PPO call it.
+CURVES = {
+    "score": ("objective/scores", "reward"),
+    "kl": ("objective/kl", "kl"),
+    "length": ("response/length", "completions/mean_length"),
+    "loss": ("loss", "loss/policy"),
+}
+
+
+def _change(lines: Sequence[dict[str, Any]], names: tuple[str, ...]) -> dict[str, float | None] | None:
+    """Means over the first and the last third: single batches are too noisy to show where a curve went."""
+    values = [line[name] for line in lines for name in names if line.get(name) is not None]
+    third = max(1, len(values) // 3)
+    return {"first_third": _mean(values[:third]), "last_third": _mean(values[-third:])} if values else None
 
 
 def _evaluation(rows: Sequence[Comparison]) -> dict[str, Any] | None:

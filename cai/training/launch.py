@@ -1,6 +1,8 @@
 """Running a training stage from outside: start its worker, follow its progress, and skip what is already done."""
 
 import json
+import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,18 +16,42 @@ from cai.models import folder_fingerprint
 from cai.training.common import Report, TrainConfig
 
 
-def run_stage(settings: TrainConfig, data: Path, model: Path, folder: Path, seed: int, report: Report) -> Path:
-    """Train one stage into `folder` and return the policy's folder, `folder/model`.
+def run_stage(
+    settings: TrainConfig,
+    data: Path,
+    model: Path,
+    folder: Path,
+    seed: int,
+    report: Report,
+    reward: Path | None = None,
+    launcher: str = "",
+    replace: bool = True,
+) -> Path:
+    """Train one stage into `folder` and return the folder of the policy or reward model, `folder/model`.
 
-    A stage that is finished, with the same settings, data, model and seed, is not trained again; one that was
-    interrupted goes on from its last checkpoint; one whose inputs changed starts afresh.
-    Raises: CaiError when the worker fails; its log is `folder/train.log`.
+    A stage that is finished, with the same settings, data, models and seed, is not trained again; one that was
+    interrupted goes on from its last checkpoint; one whose inputs changed starts afresh, if `replace`. `launcher`
+    starts the worker in place of Python: `torchrun --nproc_per_node 2`, `accelerate launch --config_file FILE`.
+    Raises: CaiError when the worker fails, whose log is `folder/train.log`, or the folder holds something else.
     """
     spec: dict[str, Any] = {"settings": settings.model_dump(), "seed": seed}
-    identity = fingerprint(spec, folder_fingerprint(model), data.read_text(encoding="utf-8"))
+    contents = [folder_fingerprint(model), data.read_text(encoding="utf-8")]
+    if reward is not None:
+        contents.append(folder_fingerprint(reward))
+    if (mix := getattr(settings, "mix", None)) is not None:
+        contents.append(Path(mix).read_text(encoding="utf-8"))
+    decided = settings.model_dump(exclude={"reward", "mix"})  # by content, not by name
+    identity = fingerprint(decided, seed, contents)
     stage_file, data_file, result = folder / "stage.json", folder / "data.json", folder / "model"
     known = json.loads(stage_file.read_text(encoding="utf-8")) if stage_file.exists() else {}
     if known.get("identity") != identity:
+        if not known and folder.exists() and any(folder.iterdir()):
+            raise CaiError(f"{folder} is not empty and holds no training stage; choose another folder")
+        if known and not replace:
+            raise CaiError(
+                f"{folder} holds a stage trained with other settings, data or models; write over it with "
+                "--replace, or choose another --out"
+            )
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     elif result.is_dir():
@@ -33,6 +59,7 @@ def run_stage(settings: TrainConfig, data: Path, model: Path, folder: Path, seed
         report({"done": "already trained"})
         return result
     spec |= {"identity": identity, "data": str(data), "model": str(model), "folder": str(folder)}
+    spec["reward"] = str(reward) if reward else None
     write_text(stage_file, json.dumps(spec, indent=2))
 
     def keep_data(event: dict[str, Any]) -> None:
@@ -40,19 +67,26 @@ def run_stage(settings: TrainConfig, data: Path, model: Path, folder: Path, seed
             write_text(data_file, json.dumps(event))
         report(event)
 
-    _follow(stage_file, folder / "train.log", keep_data)
+    _follow([*_start(launcher), "-m", "cai.training.worker", str(stage_file)], folder / "train.log", keep_data)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # large, and of no use once the policy is saved
     return result
 
 
-def _follow(stage_file: Path, log: Path, report: Report) -> None:
+def _start(launcher: str) -> list[str]:
+    if not launcher.strip():
+        return [sys.executable]
+    first, *others = shlex.split(launcher)
+    beside_python = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    program = shutil.which(first, path=beside_python)
+    if program is None:
+        raise CaiError(f"launcher: '{first}' not found; expected a command such as torchrun --nproc_per_node 2")
+    return [program, *others]
+
+
+def _follow(command: list[str], log: Path, report: Report) -> None:
     with log.open("a", encoding="utf-8") as errors:
         worker = subprocess.Popen(
-            [sys.executable, "-m", "cai.training.worker", str(stage_file)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, encoding="utf-8"
         )
         fault = ""
         try:

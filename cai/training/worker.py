@@ -2,6 +2,7 @@
 
 The parent reads one JSON object a line from standard output (progress, and `error` for what the user can mend);
 everything libraries print goes to standard error. When the parent dies, so does the worker: its standard input ends.
+Under torchrun or accelerate launch every process runs this, and the first alone speaks.
 """
 
 import json
@@ -11,8 +12,12 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from cai.errors import CaiError
-from cai.training import dpo, kto, orpo, reward, sft
+from cai.training import dpo, kto, online, orpo, ppo, reward, sft
+from cai.training.common import Report, TrainConfig, is_first_process
+from cai.training.stages import TrainStage
 
 
 def main() -> int:
@@ -21,28 +26,46 @@ def main() -> int:
     os.dup2(2, 1)  # libraries that print must not speak between the events
 
     def report(event: dict[str, Any]) -> None:
-        events.write(json.dumps(event) + "\n")
+        if is_first_process():
+            events.write(json.dumps(event) + "\n")
 
     if not sys.stdin.isatty():
         threading.Thread(target=_die_with_parent, daemon=True).start()
     spec = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    data, model, folder = (Path(spec[key]) for key in ("data", "model", "folder"))
     try:
-        match spec["settings"]["stage"]:
-            case "sft":
-                sft.train(sft.SFTConfig(**spec["settings"]), data, model, folder, spec["seed"], report)
-            case "dpo":
-                dpo.train(dpo.DPOConfig(**spec["settings"]), data, model, folder, spec["seed"], report)
-            case "kto":
-                kto.train(kto.KTOConfig(**spec["settings"]), data, model, folder, spec["seed"], report)
-            case "orpo":
-                orpo.train(orpo.ORPOConfig(**spec["settings"]), data, model, folder, spec["seed"], report)
-            case "reward":
-                reward.train(reward.RewardConfig(**spec["settings"]), data, model, folder, spec["seed"], report)
+        _train(TypeAdapter(TrainStage).validate_python(spec["settings"]), spec, report)
     except CaiError as error:
         report({"error": str(error)})
         return 2
+    except OSError as error:
+        report({"error": f"{error.filename or spec['folder']}: {error.strerror}"})
+        return 2
     return 0
+
+
+def _train(settings: TrainConfig, spec: dict[str, Any], report: Report) -> None:
+    data, model, folder = (Path(spec[key]) for key in ("data", "model", "folder"))
+    common = (folder, int(spec["seed"]), report)
+    judge = Path(spec["reward"] or "")
+    match settings:
+        case sft.SFTConfig():
+            sft.train(settings, data, model, *common)
+        case reward.RewardConfig():
+            reward.train(settings, data, model, *common)
+        case dpo.DPOConfig():
+            dpo.train(settings, data, model, *common)
+        case kto.KTOConfig():
+            kto.train(settings, data, model, *common)
+        case orpo.ORPOConfig():
+            orpo.train(settings, data, model, *common)
+        case ppo.PPOConfig():
+            ppo.train(settings, data, model, judge, *common)
+        case online.RLOOConfig():
+            online.train_rloo(settings, data, model, judge, *common)
+        case online.GRPOConfig():
+            online.train_grpo(settings, data, model, judge, *common)
+        case online.OnlineDPOConfig():
+            online.train_online_dpo(settings, data, model, judge, *common)
 
 
 def _die_with_parent() -> None:

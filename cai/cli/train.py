@@ -1,0 +1,102 @@
+"""`cai train`."""
+
+import json
+import shlex
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import get_args
+
+from rich.console import Console
+
+from cai import models
+from cai.cli.figures import reward_lines
+from cai.config import YamlSource, apply_overrides, validate
+from cai.errors import CaiError
+from cai.formats.jsonl import read_objects, write_rows
+from cai.formats.preferences import read_preferences
+from cai.formats.prompts import read_prompts
+from cai.records import LeftOut
+from cai.runs.progress import Reporter
+from cai.runs.train import train_stage
+from cai.training.common import TrainConfig
+from cai.training.stages import Online, TrainStage
+
+STAGES = {kind.model_fields["stage"].annotation.__args__[0]: kind for kind in get_args(get_args(TrainStage)[0])}
+
+
+def train_and_print(
+    stage: str,
+    data: Path,
+    model: str,
+    reward: str | None,
+    out: Path,
+    overrides: list[str],
+    seed: int,
+    launcher: str,
+    replace: bool,
+) -> None:
+    """Train one stage on any file it can read, into `out`; an interrupt says how to go on."""
+    console = Console()
+    settings = _settings(stage, reward, overrides)
+    folder = models.resolve(model)
+    judge = None
+    if isinstance(settings, Online):
+        if settings.reward is None:
+            raise CaiError(f"{stage} needs a reward model: --reward FOLDER, made by `cai train reward`")
+        judge = Path(settings.reward)
+        if not (judge / "reward.json").exists():
+            raise CaiError(
+                f"--reward {judge}: not a reward model; expected the `model` folder that `cai train reward` writes"
+            )
+    rows, left_out = _import(settings, data, out)
+    try:
+        result, more = train_stage(
+            stage, settings, rows, folder, out, seed, Reporter(console), judge, launcher, replace
+        )
+    except KeyboardInterrupt:
+        console.print(
+            "\nInterrupted. To go on from the last checkpoint, run the same command again:\n  "
+            + shlex.join(["cai", *(arg for arg in sys.argv[1:] if arg != "--replace")]),
+            markup=False, highlight=False, soft_wrap=True,
+        )  # fmt: skip
+        raise
+    for reason, count in Counter(row.reason for row in [*left_out, *more]).items():
+        console.print(f"  left out: {count} × {reason}", markup=False, highlight=False, soft_wrap=True)
+    if left_out or more:
+        write_rows(out / "left_out.jsonl", [*left_out, *more])
+    if (out / "report.json").exists():
+        for line in reward_lines(json.loads((out / "report.json").read_text(encoding="utf-8"))):
+            console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+    kind = "reward model" if stage == "reward" else "policy"
+    console.print(
+        f"  {kind} in {result}, metrics in {out}/metrics.jsonl", markup=False, highlight=False, soft_wrap=True
+    )
+
+
+def _settings(stage: str, reward: str | None, overrides: list[str]) -> TrainConfig:
+    if stage not in STAGES:
+        raise CaiError(f"unknown stage '{stage}'; expected one of {', '.join(STAGES)}")
+    named = {"reward": reward} if reward else {}
+    given = apply_overrides(YamlSource(Path("cai train"), {"stage": stage, **named}, {}), overrides)
+    settings: TrainConfig = validate(given, STAGES[stage])
+    return settings
+
+
+def _import(settings: TrainConfig, data: Path, out: Path) -> tuple[Path, list[LeftOut]]:
+    """The stage's data in our own rows, in `out`; preferences of other shapes are read on the way."""
+    kind = settings.model_dump()["data"]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    target = out.with_name(out.name + ".data.jsonl")
+    if kind == "preferences":
+        pairs, left_out = read_preferences(data)
+        if not pairs:
+            reasons = ", ".join(f"{n} × {reason}" for reason, n in Counter(row.reason for row in left_out).items())
+            raise CaiError(f"{data}: no pair to learn from: {reasons}")
+        write_rows(target, pairs)
+        return target, left_out
+    if kind == "prompts":
+        write_rows(target, read_prompts(data))
+        return target, []
+    next(read_objects(data), None)  # that it can be read at all; the stage checks its rows
+    return data, []

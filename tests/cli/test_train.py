@@ -1,0 +1,84 @@
+"""`cai train`: one stage alone, on files of several shapes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from cai.cli.main import app
+from cai.errors import CaiError
+
+
+def invoke(*args: str | Path) -> Result:
+    return CliRunner().invoke(app, ["train", *(str(arg) for arg in args)], catch_exceptions=True)
+
+
+def fault(*args: str | Path) -> str:
+    result = invoke(*args)
+    assert isinstance(result.exception, CaiError), result.output
+    return str(result.exception)
+
+
+def pairs(folder: Path, *more: dict[str, Any]) -> Path:
+    rows = [{"prompt": f"Question {i}?", "chosen": "!" * (i + 1), "rejected": "?" * (i + 1)} for i in range(8)]
+    path = folder / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, *more]))
+    return path
+
+
+def test_a_reward_model_and_ppo_from_files_alone(tmp_path: Path, tiny_model: Path) -> None:
+    data = pairs(tmp_path, {"prompt": "Same?", "chosen": "a", "rejected": "a"})
+    out = tmp_path / "out/reward"
+    given = ("--data", data, "--model", tiny_model, "--out", out, "--set", "lora_rank=2", "--set", "holdout=0.25")
+    result = invoke("reward", *given)
+    assert result.exit_code == 0, result.output
+    assert "left out: 1 × chosen equals rejected" in result.output
+    assert "on 2 held-out pairs: accuracy" in result.output
+    assert "already trained" in invoke("reward", *given).output
+
+    assert "--replace, or choose another --out" in fault("reward", *given, "--seed", "1")
+    assert "needs a reward model: --reward FOLDER" in fault("ppo", *given[:6])
+
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"Question {i}?"}) + "\n" for i in range(4)))
+    small = [f"--set={s}" for s in ("lora_rank=2", "updates=1", "rollouts=2", "max_tokens=4")]
+    asked = ("ppo", "--data", prompts, "--model", tiny_model, "--out", tmp_path / "out/ppo", *small)
+    assert "not a reward model" in fault(*asked, "--reward", tiny_model)
+    result = invoke(*asked, "--reward", out / "model")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "out/ppo/model/model.safetensors").exists()
+    assert (tmp_path / "out/ppo/samples.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "options", "expected"),
+    [
+        ("ppoo", (), "unknown stage 'ppoo'; expected one of sft, reward, ppo, dpo"),
+        ("dpo", ("--set", "betta=1"), "--set betta: betta: unknown key 'betta'; did you mean 'beta'?"),
+        ("dpo", ("--set", "beta=-1"), "--set beta: beta: Input should be greater than 0, found -1"),
+        ("dpo", ("--launcher", "torchrunn"), "launcher: 'torchrunn' not found"),
+    ],
+)
+def test_a_wrong_option_is_named(
+    tmp_path: Path, tiny_model: Path, stage: str, options: tuple[str, ...], expected: str
+) -> None:
+    data = pairs(tmp_path)
+    assert expected in fault(stage, "--data", data, "--model", tiny_model, "--out", tmp_path / "out", *options)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, tiny_model: Path) -> None:
+    data = pairs(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("mine")
+    message = fault("dpo", "--data", data, "--model", tiny_model, "--out", tmp_path / "mine")
+    assert "is not empty and holds no training stage" in message
+    assert (tmp_path / "mine/thesis.txt").exists()
+
+
+def test_a_file_in_which_nothing_can_teach_is_refused_with_the_reasons(tmp_path: Path, tiny_model: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps({"prompt": "Same?", "chosen": "a", "rejected": "a"}) + "\n")
+    message = fault("dpo", "--data", path, "--model", tiny_model, "--out", tmp_path / "out")
+    assert "no pair to learn from: 1 × chosen equals rejected" in message

@@ -1,0 +1,149 @@
+"""The training stages of a run on the tiny model: what feeds what, iterations, human labels."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from cai.engines.scripted import ScriptedEngine
+from cai.errors import CaiError
+from cai.runs.folder import RunFolder, all_runs, open_run
+from cai.runs.pipeline import execute
+from cai.runs.plan import make_plan
+from cai.runs.progress import Reporter
+from tests.conftest import scripted, write_workspace
+
+TRAIN = """
+train:
+  - {stage: reward, lora_rank: 2, epochs: 1, holdout: 0.25, learning_rate: 1.0e-3}
+  - {stage: ppo, lora_rank: 2, updates: 2, rollouts: 4, batch_size: 4, max_tokens: 6, learning_rate: 1.0e-2}
+"""
+
+
+def carry_out(run_file: Path, *overrides: str, engines: list[ScriptedEngine] | None = None) -> list[RunFolder]:
+    plan = make_plan(run_file, list(overrides), None, run_file.parent / "runs")
+    return execute(plan, Reporter(Console(quiet=True)), False, scripted(engines))
+
+
+def stage_file(folder: RunFolder, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder.train / name / "stage.json").read_text())
+    return found
+
+
+def test_the_policy_is_trained_against_the_reward_model_of_its_own_run(tmp_path: Path, tiny_model: Path) -> None:
+    [folder] = carry_out(write_workspace(tmp_path, tiny_model, extra=TRAIN))
+    reward, ppo = (stage_file(folder, name) for name in ("1-reward", "2-ppo"))
+    assert ppo["reward"] == str(folder.train / "1-reward/model")
+    assert reward["model"] == ppo["model"] == str(tiny_model)  # a reward model is no policy
+    prompts = [json.loads(line)["id"] for line in Path(ppo["data"]).read_text().splitlines()]
+    lock = folder.lock()
+    assert not set(prompts) & set(lock["held_out"])
+    assert len(folder.evaluation()) == len(lock["held_out"])
+    summary = folder.summary()
+    assert summary is not None
+    training = summary["training"]
+    assert training["1-reward"]["held_out"]["pairs"] > 0
+    assert training["2-ppo"]["updates"] == 2
+    assert training["2-ppo"]["score"].keys() == {"first_third", "last_third"}
+    from cai.cli.figures import print_summary
+
+    console = Console(record=True, width=200)
+    print_summary(console, folder)
+    text = console.export_text()
+    assert "held-out pairs: accuracy" in text
+    assert "mean score" in text
+
+
+def test_each_iteration_samples_from_the_policy_before_it(tmp_path: Path, tiny_model: Path) -> None:
+    run_file = write_workspace(tmp_path, tiny_model, extra=TRAIN + "iterations: 2\n")
+    engines: list[ScriptedEngine] = []
+    first, second = carry_out(run_file, engines=engines)
+    assert [folder.name for folder in (first, second)] == ["test/iteration-1", "test/iteration-2"]
+    assert all(folder.summary() is not None for folder in (first, second))
+    assert first.revisions()
+    assert not second.revisions()
+    judged = [row for row in first.preferences() if row.source == "judge"]
+    again = second.preferences()
+    assert {row.source for row in again} == {"judge"}
+    assert {row.model for row in judged} != {row.model for row in again}  # the policy's own samples
+    assert {row.judge for row in judged} == {row.judge for row in again}  # by the same judge
+    policy = str(first.train / "2-ppo/model")
+    assert [stage_file(second, name)["model"] for name in ("1-reward", "2-ppo")] == [policy, policy]
+    assert {row.before_model for row in first.evaluation()} == {row.before_model for row in second.evaluation()}
+
+    runs = tmp_path / "runs"
+    assert [folder.name for folder in all_runs(runs)] == ["test/iteration-1", "test/iteration-2"]
+    assert open_run("test/iteration-2", runs).summary() is not None
+    before = len(engines)
+    carry_out(run_file, engines=engines)
+    assert len(engines) == before  # nothing was asked again
+
+
+def test_human_labels_join_the_runs_own_by_weight(tmp_path: Path, model_folder: Path) -> None:
+    run_file = write_workspace(
+        tmp_path, model_folder, extra=f"human: {{source: {tmp_path}/human.jsonl, weight: 2.0}}\n"
+    )
+    held_out = make_held_out(run_file)
+    rows = [
+        {"prompt": "Why?", "chosen": "so", "rejected": "no", "weight": 1.5},
+        {"prompt": "How?", "responses": ["a", "b", "c"]},
+        {"prompt": "Same?", "chosen": "so", "rejected": "so"},
+        {"id": "leak", "prompt": held_out, "chosen": "so", "rejected": "no"},
+    ]
+    (tmp_path / "human.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    [folder] = carry_out(run_file)
+    human = [row for row in folder.preferences() if row.source == "human"]
+    assert [(row.chosen, row.weight) for row in human] == [("so", 3.0), ("a", 2.0), ("a", 2.0), ("b", 2.0)]
+    reasons = [row.reason for row in folder.left_out()]
+    assert "chosen equals rejected" in reasons
+    assert "its prompt is held out for evaluation" in reasons
+    summary = folder.summary()
+    assert summary is not None
+    assert summary["preferences"]["by_source"]["human"] == 4
+
+
+def make_held_out(run_file: Path) -> str:
+    """The text of a prompt that the run holds out."""
+    plain = run_file.with_name("plain.yaml")
+    plain.write_text(run_file.read_text().split("human:")[0])
+    text: str = make_plan(plain, [], None, run_file.parent / "none").held_out[0].messages[0]["content"]
+    return text
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train=[{stage: ppo}]", "train[0]: ppo needs a reward model: put a reward stage before it"),
+        ("train=[{stage: grpo}, {stage: reward}]", "train[0]: grpo needs a reward model"),
+        ("train=[{stage: ppo, reward: none}]", "train[0].reward: 'none' not found"),
+        ("train=[{stage: sft, mix: none.jsonl}]", "train[0].mix: 'none.jsonl' not found"),
+        ("train=[{stage: reward, members: 2, lora_rank: null}]", "members above 1 need a lora_rank"),
+        ("iterations=2", "iterations: each needs a stage beside sft and reward"),
+        ("human={source: none.jsonl}", "human.source: 'none.jsonl' not found"),
+        ("train=[{stage: ppoo}]", "unknown: 'ppoo'; expected one of 'sft', 'reward', 'ppo', 'dpo'"),
+    ],
+)
+def test_what_training_lacks_is_said_before_anything_is_paid(
+    tmp_path: Path, model_folder: Path, override: str, expected: str
+) -> None:
+    with pytest.raises(CaiError) as caught:
+        carry_out(write_workspace(tmp_path, model_folder), override)
+    assert expected in str(caught.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_prompts_of_ppo_that_are_too_long_are_listed(tmp_path: Path, tiny_model: Path) -> None:
+    train = TRAIN.replace("max_tokens: 6", "max_tokens: 6, max_length: 76")
+    run_file = write_workspace(tmp_path, tiny_model, extra=train)
+    prompts = tmp_path / "prompts.jsonl"
+    write = [json.loads(line) for line in prompts.read_text().splitlines()]
+    for row in write[:3]:
+        row["prompt"] = "A much longer question, which will not fit into the limit. " + row["prompt"]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in write))
+    [folder] = carry_out(run_file, "train.0.max_length=1024")
+    found = [row for row in folder.left_out() if row.stage == "2-ppo"]
+    training = {p.id for p in folder.prompts()} - set(folder.lock()["held_out"])
+    assert {row.prompt_id for row in found} == {"p0", "p1", "p2"} & training
+    assert all("longer than max_length, 76 tokens" in row.reason for row in found)
