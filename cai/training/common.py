@@ -125,6 +125,24 @@ def fit_for_length(
     return kept, too_long
 
 
+def shared_dataset(examples: list[dict[str, Any]], folder: Path) -> Any:
+    """The examples as a dataset; with several processes on disk, where all find what one of them precomputes.
+
+    Call it after the trainer's arguments are made, which let the processes meet.
+    """
+    import datasets
+    from accelerate import PartialState
+
+    dataset = datasets.Dataset.from_list(examples)
+    state = PartialState()
+    if state.num_processes == 1:
+        return dataset
+    if state.is_main_process:
+        dataset.save_to_disk(folder / "dataset")
+    state.wait_for_everyone()
+    return datasets.load_from_disk(folder / "dataset")
+
+
 def train_and_save(trainer: Any, tokenizer: Any, folder: Path, report: Report) -> None:
     """Train from the last whole checkpoint, if there is one, and save the policy as `model/`."""
     model = train(trainer, folder / "metrics.jsonl", report)

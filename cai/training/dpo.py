@@ -58,7 +58,6 @@ class DPOConfig(common.TrainConfig):
 
 def train(settings: DPOConfig, data: Path, model: Path, folder: Path, seed: int, report: common.Report) -> None:
     """Train `model` on a file of Preference rows; writes folder/model, checkpoints and metrics.jsonl."""
-    import datasets
     import trl
 
     from cai.training.soft_dpo import SoftDPOTrainer, SoftPreferenceCollator
@@ -78,17 +77,18 @@ def train(settings: DPOConfig, data: Path, model: Path, folder: Path, seed: int,
         labels = {"p": row.p, "weight": row.weight / mean_weight} if soft else {}
         return {"prompt": row.messages, "chosen": chosen, "rejected": rejected, **labels}
 
+    arguments = trl.DPOConfig(
+        **common.trl_arguments(settings, folder, seed),
+        beta=settings.beta,
+        loss_type=settings.loss,
+        label_smoothing=settings.label_smoothing,
+        precompute_ref_log_probs=True,  # once for each pair in place of once for each epoch
+    )
     trainer = (SoftDPOTrainer if soft else trl.DPOTrainer)(
         model=str(model),
-        args=trl.DPOConfig(
-            **common.trl_arguments(settings, folder, seed),
-            beta=settings.beta,
-            loss_type=settings.loss,
-            label_smoothing=settings.label_smoothing,
-            precompute_ref_log_probs=True,  # once for each pair in place of once for each epoch
-        ),
+        args=arguments,
         data_collator=SoftPreferenceCollator(tokenizer.pad_token_id, settings.max_length) if soft else None,
-        train_dataset=datasets.Dataset.from_list([example(row) for row in kept]),
+        train_dataset=common.shared_dataset([example(row) for row in kept], folder),
         processing_class=tokenizer,
         peft_config=common.lora_config(settings),
     )

@@ -68,7 +68,8 @@ def run_stage(
         report(event)
 
     _follow([*_start(launcher), "-m", "cai.training.worker", str(stage_file)], folder / "train.log", keep_data)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # large, and of no use once the policy is saved
+    for spent in ("checkpoints", "dataset"):  # large, and of no use once the policy is saved
+        shutil.rmtree(folder / spent, ignore_errors=True)
     return result
 
 

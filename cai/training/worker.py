@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import threading
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,10 @@ def main() -> int:
     spec = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     try:
         _train(TypeAdapter(TrainStage).validate_python(spec["settings"]), spec, report)
-    except CaiError as error:
-        report({"error": str(error)})
-        return 2
-    except OSError as error:
-        report({"error": f"{error.filename or spec['folder']}: {error.strerror}"})
+    except (CaiError, OSError) as error:
+        traceback.print_exc()  # into the log
+        told = isinstance(error, CaiError)
+        report({"error": str(error) if told else f"{error.filename or spec['folder']}: {error.strerror or error}"})
         return 2
     return 0
 
