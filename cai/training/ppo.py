@@ -79,13 +79,12 @@ def train(
 
     from cai.training import processes
     from cai.training.actor import Actor
-    from cai.training.reward_model import RewardModel, read_about, shares_weights
+    from cai.training.reward_model import RewardModel, check_vocabulary, shares_weights
 
     processes.join()
     torch.manual_seed(seed)  # adapters start at random
     tokenizer = common.load_tokenizer(model)
-    if read_about(reward)["vocabulary"] != common.vocabulary(tokenizer):
-        raise CaiError(f"the reward model {reward} reads other tokens than {model} writes: train it from that model")
+    check_vocabulary(reward, tokenizer, model)
     prompts, too_long = prompts_that_fit(tokenizer, read_rows(data, Prompt), settings.max_length - settings.max_tokens)
     report({"examples": len(prompts), "too_long": too_long})
     end = end_of_turn(tokenizer)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cai.errors import CaiError
 from cai.models import folder_fingerprint
+from cai.training.common import vocabulary
 from cai.training.soft_reward import right_padded
 
 HEAD = "score.weight"
@@ -120,6 +121,12 @@ def read_about(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         raise CaiError(f"{folder} is not a reward model: no readable reward.json (`stage: reward` writes it)") from None
     return about
+
+
+def check_vocabulary(folder: Path, tokenizer: Any, model: Path) -> None:
+    """Raises: CaiError when the reward model reads token ids otherwise than `model`, whose tokenizer is given."""
+    if read_about(folder)["vocabulary"] != vocabulary(tokenizer):
+        raise CaiError(f"the reward model {folder} reads other tokens than {model} writes: train it from that model")
 
 
 def shares_weights(folder: Path, model: Path) -> bool:

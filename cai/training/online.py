@@ -1,0 +1,219 @@
+"""Online training against a reward model without a value function, by trl: RLOO (Ahmadian et al. 2024,
+arXiv:2402.14740), GRPO (Shao et al. 2024, arXiv:2402.03300) and online DPO (Guo et al. 2024, arXiv:2402.04792).
+
+The policy answers each prompt several times. RLOO and GRPO learn from how an answer's reward differs from that of the
+others to the same prompt; online DPO makes a pair of two answers, the one with the higher reward being the chosen one.
+
+    cai train rloo --data prompts.jsonl --model smollm2-135m --reward FOLDER
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+from pydantic import Field, model_validator
+
+from cai.errors import CaiError
+from cai.formats.jsonl import read_rows
+from cai.records import Messages, Prompt
+from cai.training import common
+from cai.training.ppo import prompts_that_fit
+from cai.training.tokens import end_of_turn, prompt_ids
+
+Reward = Callable[..., list[float]]
+
+
+class _OnlineConfig(common.TrainConfig):
+    data: Literal["prompts"] = "prompts"
+    reward: str | None = None
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    save_every: Annotated[int, Field(ge=1)] = 5
+    max_tokens: Annotated[int, Field(ge=1)] = 128
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    missing_eos_penalty: Annotated[float, Field(ge=0)] = 1.0  # off the score of an answer that runs into max_tokens
+    uncertainty: Annotated[float, Field(ge=0)] = 0.0
+
+
+class _GroupConfig(_OnlineConfig):
+    generations: Annotated[int, Field(ge=2)] = 4
+    beta: Annotated[float, Field(ge=0)] = 0.05
+
+    @model_validator(mode="after")
+    def _whole_groups(self) -> Self:
+        answers = self.batch_size * self.accumulate
+        if answers % self.generations:
+            raise ValueError(
+                f"batch_size × accumulate: an update on {answers} answers cannot hold all {self.generations} of each "
+                "prompt; make it a multiple of generations"
+            )
+        return self
+
+
+class RLOOConfig(_GroupConfig):
+    """`stage: rloo` of `train:`.
+
+    Each update samples `batch_size` × `accumulate` answers of at most `max_tokens`, `generations` to a prompt, and
+    takes one step; `epochs` counts passes over the prompts. `beta` times the KL of an answer to the starting policy,
+    in nats, comes off its reward. `uncertainty` is how many standard deviations of an ensemble its mean is lowered by.
+    `reward` is the folder of a reward model, by default the run's last.
+    """
+
+    stage: Literal["rloo"]
+
+
+class GRPOConfig(_GroupConfig):
+    """`stage: grpo` of `train:`; as `rloo`, but rewards are divided by the standard deviation of a prompt's answers,
+    and `beta` weighs the KL of each token in the loss. 0, trl's default, would let go of the starting policy.
+    """
+
+    stage: Literal["grpo"]
+
+
+class OnlineDPOConfig(_OnlineConfig):
+    """`stage: online_dpo` of `train:`.
+
+    Each update samples two answers to each of `batch_size` × `accumulate` prompts and takes one step of DPO on them;
+    `beta` is the strength of the pull to the starting policy. The other settings are those of `rloo`.
+    """
+
+    stage: Literal["online_dpo"]
+    beta: Annotated[float, Field(gt=0)] = 0.1
+
+
+class _Start(NamedTuple):
+    tokenizer: Any
+    policy: Any
+    prompts: Any  # a Dataset with the column `prompt`
+    reward: Reward
+
+
+def train_rloo(
+    settings: RLOOConfig, data: Path, model: Path, reward: Path, folder: Path, seed: int, report: common.Report
+) -> None:
+    """Train `model` on a file of Prompt rows; writes folder/model, checkpoints and metrics.jsonl.
+
+    Raises: CaiError when the prompts do not fill one update, or `reward` reads another vocabulary.
+    """
+    import trl
+
+    start = _prepare(settings, data, model, reward, report)
+    arguments = trl.RLOOConfig(**_group_arguments(settings, folder, seed))
+    _train(trl.RLOOTrainer, arguments, start, settings, folder, report)
+
+
+def train_grpo(
+    settings: GRPOConfig, data: Path, model: Path, reward: Path, folder: Path, seed: int, report: common.Report
+) -> None:
+    """As `train_rloo`."""
+    import trl
+
+    start = _prepare(settings, data, model, reward, report)
+    arguments = trl.GRPOConfig(**_group_arguments(settings, folder, seed))
+    _train(trl.GRPOTrainer, arguments, start, settings, folder, report)
+
+
+def train_online_dpo(
+    settings: OnlineDPOConfig, data: Path, model: Path, reward: Path, folder: Path, seed: int, report: common.Report
+) -> None:
+    """As `train_rloo`."""
+    from trl.experimental import online_dpo
+
+    start = _prepare(settings, data, model, reward, report)
+    arguments = online_dpo.OnlineDPOConfig(
+        **_arguments(settings, folder, seed)
+        | {"gradient_checkpointing": False},  # with it trl samples without a cache, and saves a policy that does, too
+        max_length=settings.max_length,
+        max_new_tokens=settings.max_tokens,
+        beta=settings.beta,
+    )
+    _train(online_dpo.OnlineDPOTrainer, arguments, start, settings, folder, report)
+
+
+def _prepare(settings: _OnlineConfig, data: Path, model: Path, reward: Path, report: common.Report) -> _Start:
+    import datasets
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from cai.training.reward_model import RewardModel, check_vocabulary
+
+    tokenizer = common.load_tokenizer(model)
+    check_vocabulary(reward, tokenizer, model)
+    rows = read_rows(data, Prompt)
+    _, too_long = prompts_that_fit(tokenizer, rows, settings.max_length - settings.max_tokens)
+    fitting = [{"prompt": row.messages} for row in rows if row.id not in set(too_long)]
+    report({"examples": len(fitting), "too_long": too_long})
+    policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    end, known = end_of_turn(tokenizer), policy.generation_config.eos_token_id
+    ends = {end, tokenizer.eos_token_id, *(known if isinstance(known, list) else [known])} - {None}
+    policy.generation_config.eos_token_id = sorted(ends)  # trl stops where the model says
+    judge = RewardModel(reward, device=common.device())
+    return _Start(
+        tokenizer, policy, datasets.Dataset.from_list(fitting), reward_function(settings, judge, tokenizer, ends)
+    )
+
+
+def reward_function(settings: _OnlineConfig, judge: Any, tokenizer: Any, ends: set[int]) -> Reward:
+    """A reward for trl's trainers: that of the RewardModel `judge` for the very ids that the policy wrote.
+
+    What follows the first of `ends` is padding. An answer that has none gets its end here, and the penalty.
+    """
+    import torch
+
+    from cai.training.reward_model import combined
+
+    end = end_of_turn(tokenizer)
+
+    def reward(prompts: list[Messages], completion_ids: list[list[int]], **_: Any) -> list[float]:
+        answers = [_up_to_end(ids, ends) for ids in completion_ids]
+        asked = [prompt_ids(tokenizer, messages) for messages in prompts]
+        whole = [p + a if a[-1] == end else [*p, *a, end] for p, a in zip(asked, answers, strict=True)]
+        scores = combined(judge.scores(whole), settings.uncertainty)
+        scores -= settings.missing_eos_penalty * torch.tensor([a[-1] not in ends for a in answers])
+        result: list[float] = scores.tolist()
+        return result
+
+    return reward
+
+
+def _up_to_end(ids: list[int], ends: set[int]) -> list[int]:
+    stop = next((i for i, token in enumerate(ids, 1) if token in ends), len(ids))
+    return ids[:stop]
+
+
+def _arguments(settings: _OnlineConfig, folder: Path, seed: int) -> dict[str, Any]:
+    """What trl's online trainers share: they are given the policy itself, and name the limits on length differently."""
+    arguments = common.trl_arguments(settings, folder, seed)
+    del arguments["model_init_kwargs"], arguments["max_length"]
+    return {**arguments, "temperature": settings.temperature}
+
+
+def _group_arguments(settings: _GroupConfig, folder: Path, seed: int) -> dict[str, Any]:
+    return {
+        **_arguments(settings, folder, seed),
+        "num_generations": settings.generations,
+        "max_completion_length": settings.max_tokens,
+        "beta": settings.beta,
+    }
+
+
+def _train(
+    trainer: Any, arguments: Any, start: _Start, settings: _OnlineConfig, folder: Path, report: common.Report
+) -> None:
+    if isinstance(settings, _GroupConfig):  # trl leaves out what does not fill an update, and trains on nothing
+        needed = arguments.generation_batch_size // settings.generations
+        if len(start.prompts) < needed:
+            raise CaiError(f"nothing to train on: an update takes {needed} prompts, and there are {len(start.prompts)}")
+    common.train_and_save(
+        trainer(
+            model=start.policy,
+            reward_funcs=start.reward,
+            args=arguments,
+            train_dataset=start.prompts,
+            processing_class=start.tokenizer,
+            peft_config=common.lora_config(settings),
+        ),
+        start.tokenizer,
+        folder,
+        report,
+    )

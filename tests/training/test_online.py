@@ -1,0 +1,225 @@
+"""RLOO, GRPO and online DPO against our reward model."""
+
+import json
+import shutil
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from cai.errors import CaiError
+from cai.formats.jsonl import write_rows
+from cai.training import online, ppo, reward
+from cai.training.common import load_tokenizer
+from cai.training.online import GRPOConfig, OnlineDPOConfig, RLOOConfig, reward_function
+from cai.training.reward import RewardConfig
+from cai.training.reward_model import RewardModel, combined
+from cai.training.tokens import end_of_turn, prompt_ids, turn_ids
+from tests.conftest import prompt
+from tests.training.test_reward import planted
+
+STAGES: dict[str, tuple[Any, Any]] = {
+    "rloo": (RLOOConfig, online.train_rloo),
+    "grpo": (GRPOConfig, online.train_grpo),
+    "online_dpo": (OnlineDPOConfig, online.train_online_dpo),
+}
+WEIGHTS = "model/model.safetensors"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads gain a tiny model nothing, and wait long for each other where other processes run."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def judges(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """The folder of an ensemble of two that likes exclamation marks and dislikes question marks."""
+    folder = tmp_path_factory.mktemp("reward")
+    settings = RewardConfig(
+        stage="reward", members=2, batch_size=8, learning_rate=2e-2, lora_rank=4, holdout=0.2, epochs=2
+    )
+    reward.train(settings, planted(folder / "preferences.jsonl"), tiny_model, folder, 0, lambda event: None)
+    return folder / "model"
+
+
+def prompts(folder: Path, count: int = 32) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_rows(folder / "prompts.jsonl", [prompt(f"p{i}", f"question {i}") for i in range(count)])
+    return folder / "prompts.jsonl"
+
+
+def run(
+    stage: str,
+    model: Path,
+    judges: Path,
+    folder: Path,
+    count: int = 32,
+    report: Callable[[dict[str, Any]], None] = lambda event: None,
+    **given: Any,
+) -> list[dict[str, Any]]:
+    """Train in this process; returns the lines of metrics.jsonl that speak of updates."""
+    usual = {"stage": stage, "lora_rank": None, "learning_rate": 1e-2, "max_tokens": 4, "save_every": 1000}
+    config, train = STAGES[stage]
+    data = prompts(folder, count)
+    train(config.model_validate({**usual, **given}), data, model, judges, folder, 0, report)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "loss" in line]
+
+
+def mean_score(policy: Path, judges: Path) -> float:
+    """The reward model's mean score of answers sampled from a policy."""
+    from transformers import AutoModelForCausalLM
+
+    tokenizer, model = load_tokenizer(policy), AutoModelForCausalLM.from_pretrained(policy)
+    start, end = prompt_ids(tokenizer, prompt("new", "a new question").messages), end_of_turn(tokenizer)
+    torch.manual_seed(0)
+    sampled = model.generate(
+        torch.tensor([start] * 128), do_sample=True, top_k=0, max_new_tokens=4, eos_token_id=None, pad_token_id=0
+    )
+    return float(RewardModel(judges).scores([[*ids, end] for ids in sampled.tolist()]).mean())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_reward_models_score_of_the_policys_answers_rises(
+    tmp_path: Path, tiny_model: Path, judges: Path, stage: str
+) -> None:
+    said: list[dict[str, Any]] = []
+    size: dict[str, Any] = {"epochs": 8, "batch_size": 32}
+    if stage == "online_dpo":  # whose batches count prompts
+        size = {"epochs": 16, "batch_size": 16}
+    lines = run(stage, tiny_model, judges, tmp_path, report=said.append, missing_eos_penalty=0.0, **size)
+    assert said[0] == {"examples": 32, "too_long": []}
+    assert len(lines) == 32
+    assert mean_score(tmp_path / "model", judges) > mean_score(tiny_model, judges) + 0.2
+
+
+def test_a_reward_is_the_reward_models_score_of_the_very_ids(tiny_model: Path, judges: Path) -> None:
+    tokenizer, judge = load_tokenizer(tiny_model), RewardModel(judges)
+    end = end_of_turn(tokenizer)
+    asked = [prompt("p", text).messages for text in ("hello", "a longer question")]
+    whole = [turn_ids(tokenizer, messages, text, end) for messages, text in zip(asked, ("!!", "?"), strict=True)]
+    starts = [prompt_ids(tokenizer, messages) for messages in asked]
+    answers = [ids[len(start) :] for ids, start in zip(whole, starts, strict=True)]
+    score = reward_function(RLOOConfig(stage="rloo"), judge, tokenizer, {end})
+    expected = judge.scores(whole).mean(dim=1).tolist()
+    assert score(prompts=asked, completion_ids=answers) == expected
+    padded = [[*ids, 0, 0, end] for ids in answers]  # as online DPO pads, by 0 or by the end itself
+    assert score(prompts=asked, completion_ids=padded) == expected
+    special = [[1, *ids] for ids in answers]  # a token that decoding would lose
+    read = judge.scores([start + ids for start, ids in zip(starts, special, strict=True)]).mean(dim=1).tolist()
+    assert score(prompts=asked, completion_ids=special) == read != expected
+
+
+def test_the_penalty_and_the_uncertainty_enter_the_reward(tiny_model: Path, judges: Path) -> None:
+    tokenizer, judge = load_tokenizer(tiny_model), RewardModel(judges)
+    end, asked = end_of_turn(tokenizer), prompt("p", "hello").messages
+    start, other_end = prompt_ids(tokenizer, asked), 60
+    config = GRPOConfig(stage="grpo", uncertainty=0.7, missing_eos_penalty=3.0)
+    score = reward_function(config, judge, tokenizer, {end, other_end})
+    given = [[70, end], [70], [70, other_end]]
+    finished, open_ended, otherwise = score(prompts=[asked] * 3, completion_ids=given)
+    scores = judge.scores([[*start, 70, end], [*start, 70, other_end, end]])
+    expected = combined(scores, 0.7).tolist()
+    assert finished == pytest.approx(expected[0])
+    assert open_ended == pytest.approx(expected[0] - 3)
+    assert otherwise == pytest.approx(expected[1])
+    assert abs(finished - scores[0].mean().item()) > 0.01  # the members differ
+
+
+@pytest.mark.parametrize("stage", ["rloo", "grpo"])
+def test_the_pull_to_the_starting_policy_is_on_unless_switched_off(
+    tmp_path: Path, tiny_model: Path, judges: Path, stage: str
+) -> None:
+    found = {}
+    given: dict[str, dict[str, Any]] = {"default": {}, "0.05": {"beta": 0.05}, "off": {"beta": 0.0}}
+    for name, more in given.items():
+        lines = run(stage, tiny_model, judges, tmp_path / name, count=4, epochs=2, **more)
+        found[name] = (tmp_path / name / WEIGHTS).read_bytes()
+        assert ("kl" in lines[-1]) == (name != "off")
+    assert found["default"] == found["0.05"] != found["off"]
+
+
+def test_online_dpo_pulls_to_the_starting_policy(tmp_path: Path, tiny_model: Path, judges: Path) -> None:
+    kl = {}
+    given: dict[str, dict[str, Any]] = {"default": {}, "strong": {"beta": 100.0}}
+    for name, more in given.items():
+        lines = run("online_dpo", tiny_model, judges, tmp_path / name, learning_rate=3e-3, epochs=4, **more)
+        kl[name] = abs(statistics.mean(line["objective/kl"] for line in lines[-4:]))
+    assert lines[0]["beta"] == 100.0
+    assert OnlineDPOConfig(stage="online_dpo").beta == 0.1
+    assert kl["strong"] < kl["default"] / 2
+
+
+@pytest.mark.parametrize("stage", [*STAGES, "ppo"])
+def test_a_reward_model_of_another_vocabulary_is_refused(
+    tmp_path: Path, tiny_model: Path, judges: Path, stage: str
+) -> None:
+    foreign = shutil.copytree(judges, tmp_path / "foreign")
+    about = json.loads((foreign / "reward.json").read_text())
+    (foreign / "reward.json").write_text(json.dumps({**about, "vocabulary": "another"}))
+    with pytest.raises(CaiError, match="reads other tokens than"):
+        if stage == "ppo":
+            ppo.train(ppo.PPOConfig(stage="ppo"), prompts(tmp_path), tiny_model, foreign, tmp_path, 0, print)
+        else:
+            run(stage, tiny_model, foreign, tmp_path)
+
+
+@pytest.mark.parametrize(("stage", "lora"), [("rloo", 4), ("grpo", None), ("online_dpo", 4)])
+def test_resumed_is_undisturbed_to_the_bit(
+    tmp_path: Path, tiny_model: Path, judges: Path, stage: str, lora: int | None
+) -> None:
+    def interrupt(event: dict[str, Any]) -> None:
+        if event.get("step") == 3:  # after the checkpoint of update 2, whose successor is made again
+            raise KeyboardInterrupt
+
+    given: dict[str, Any] = {"lora_rank": lora, "save_every": 2, "batch_size": 4, "accumulate": 2}
+    given["count"] = 32 if stage == "online_dpo" else 8
+    whole = run(stage, tiny_model, judges, tmp_path / "whole", **given)
+    with pytest.raises(KeyboardInterrupt):
+        run(stage, tiny_model, judges, tmp_path / "broken", report=interrupt, **given)
+    resumed = run(stage, tiny_model, judges, tmp_path / "broken", **given)
+    assert len(whole) == 4
+    assert [line["loss"] for line in resumed] == [line["loss"] for line in whole]
+    assert (tmp_path / "broken" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
+
+
+def test_an_update_that_would_tear_a_prompts_answers_apart_is_refused() -> None:
+    for config, stage in ((RLOOConfig, "rloo"), (GRPOConfig, "grpo")):
+        config.model_validate({"stage": stage, "batch_size": 3, "accumulate": 4, "generations": 6})
+        with pytest.raises(ValidationError, match="an update on 6 answers cannot hold all 4 of each prompt"):
+            config.model_validate({"stage": stage, "batch_size": 3, "accumulate": 2})
+
+
+def test_prompts_that_fill_no_update_and_those_without_room_are_named(
+    tmp_path: Path, tiny_model: Path, judges: Path
+) -> None:
+    with pytest.raises(CaiError, match="an update takes 4 prompts, and there are 3"):
+        run("rloo", tiny_model, judges, tmp_path, count=3, batch_size=16)
+    write_rows(tmp_path / "prompts.jsonl", [prompt("long", "hi " * 50), *(prompt(f"p{i}", "hi") for i in range(2))])
+    said: list[dict[str, Any]] = []
+    config = GRPOConfig(stage="grpo", max_tokens=4, max_length=60)
+    online.train_grpo(config, tmp_path / "prompts.jsonl", tiny_model, judges, tmp_path, 0, said.append)
+    assert said[0] == {"examples": 2, "too_long": ["long"]}
+
+
+def test_answers_stop_at_the_end_of_turn_whatever_else_the_model_calls_its_end(
+    tmp_path: Path, tiny_model: Path, judges: Path
+) -> None:
+    model = shutil.copytree(tiny_model, tmp_path / "model-of-another-end")
+    generation = json.loads((model / "generation_config.json").read_text())
+    (model / "generation_config.json").write_text(json.dumps({**generation, "eos_token_id": 7}))
+    tokenizer = load_tokenizer(model)
+    end = end_of_turn(tokenizer)
+    tokenizer.eos_token = "<|start|>"
+    tokenizer.save_pretrained(model)
+    run("rloo", model, judges, tmp_path / "run", count=2)
+    saved = json.loads((tmp_path / "run/model/generation_config.json").read_text())
+    assert {end, 7} <= set(saved["eos_token_id"])
