@@ -15,6 +15,7 @@ from cai.records import Message, Prompt
 from cai.runs.config import EngineConfig
 from cai.runs.session import OpenEngine
 from cai.templates import Templates
+from cai.training.common import Report, TrainConfig
 
 # The same examples every time, so that a red build is about the change; and no deadlines on noisy machines.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -26,6 +27,13 @@ CHAT_TEMPLATE = (
     "{% if not loop.last or m.role != 'assistant' or not continue_final_message %}<|end|>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
 )
+
+
+@pytest.fixture(autouse=True)
+def one_thread(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tiny model gains nothing from more threads, and on a busy machine they wait for each other."""
+    if request.node.get_closest_marker("real") is None:
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of training workers
 
 
 @pytest.fixture(scope="session")
@@ -109,6 +117,23 @@ def write_workspace(folder: Path, model: Path, prompts: int = 8, extra: str = ""
         encoding="utf-8",
     )
     return run_file
+
+
+def train_here(
+    settings: TrainConfig,
+    data: Path,
+    model: Path,
+    folder: Path,
+    seed: int = 0,
+    report: Report = lambda event: None,
+    reward: Path | None = None,
+) -> Path:
+    """What run_stage does, in this process, which has long imported what takes a worker seven seconds."""
+    from cai.training import worker
+
+    folder.mkdir(parents=True, exist_ok=True)
+    worker.train(settings, data, model, folder, seed, report, reward)
+    return folder / "model"
 
 
 def scripted(

@@ -69,7 +69,7 @@ def train_stage(
 
         def report(event: dict[str, Any]) -> None:
             if "step" in event:
-                task.update(event["step"], event["of"], event.get("note") or f"loss {event['loss']:.3f}")
+                task.update(event["step"], event["of"], event["note"])
             reasons = {
                 "too_long": f"longer than max_length, {settings.max_length} tokens",
                 "undecided": UNDECIDED,

@@ -201,9 +201,16 @@ def _metrics_callback(path: Path, start: int, report: Report) -> Any:
             if state.is_world_process_zero and logs:
                 add_metrics(path, {"step": state.global_step, **logs})
                 if logs.get("loss") is not None:
-                    report({"step": state.global_step, "of": state.max_steps, "loss": logs["loss"]})
+                    report({"step": state.global_step, "of": state.max_steps, "note": _note(logs)})
 
     return Metrics()
+
+
+def _note(logs: dict[str, float]) -> str:
+    """What a progress line says: the reward where one is earned, since online losses stay near 0, else the loss."""
+    if "reward" in logs:
+        return f"reward {logs['reward']:.3f}" + (f", KL {logs['kl']:.2f}" if "kl" in logs else "")
+    return f"loss {logs['loss']:.3f}"
 
 
 def add_metrics(path: Path, line: dict[str, Any]) -> None:

@@ -61,7 +61,7 @@ class Pair(NamedTuple):
 def train(settings: RewardConfig, data: Path, model: Path, folder: Path, seed: int, report: common.Report) -> None:
     """Train on a file of Preference rows; writes folder/model (a reward model), report.json and metrics.jsonl."""
     tokenizer = common.load_tokenizer(model)
-    pairs, too_long = _pairs(tokenizer, read_rows(data, Preference), settings.max_length)
+    pairs, too_long = pairs_that_fit(tokenizer, read_rows(data, Preference), settings.max_length)
     held_out, training = _split(pairs, settings.holdout)
     report({"examples": len(training), "too_long": too_long, "held_out": len(held_out)})
     parts = folder / "members"
@@ -77,7 +77,7 @@ def train(settings: RewardConfig, data: Path, model: Path, folder: Path, seed: i
         shutil.rmtree(parts)
 
 
-def _pairs(tokenizer: Any, rows: Sequence[Preference], max_length: int) -> tuple[list[Pair], list[str]]:
+def pairs_that_fit(tokenizer: Any, rows: Sequence[Preference], max_length: int) -> tuple[list[Pair], list[str]]:
     """All pairs that fit into `max_length` tokens, whole, and the prompt ids of the others."""
     end, kept, too_long = end_of_turn(tokenizer), [], []
     for row in rows:

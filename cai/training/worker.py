@@ -34,19 +34,23 @@ def main() -> int:
         threading.Thread(target=_die_with_parent, daemon=True).start()
     spec = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     try:
-        _train(TypeAdapter(TrainStage).validate_python(spec["settings"]), spec, report)
+        settings = TypeAdapter(TrainStage).validate_python(spec["settings"])
+        data, model, folder = (Path(spec[key]) for key in ("data", "model", "folder"))
+        train(settings, data, model, folder, spec["seed"], report, Path(spec["reward"]) if spec["reward"] else None)
     except (CaiError, OSError) as error:
         traceback.print_exc()  # into the log
-        told = isinstance(error, CaiError)
-        report({"error": str(error) if told else f"{error.filename or spec['folder']}: {error.strerror or error}"})
+        place = "" if isinstance(error, CaiError) else f"{error.filename or spec['folder']}: "
+        report({"error": f"{place}{error}"})
         return 2
     return 0
 
 
-def _train(settings: TrainConfig, spec: dict[str, Any], report: Report) -> None:
-    data, model, folder = (Path(spec[key]) for key in ("data", "model", "folder"))
-    common = (folder, int(spec["seed"]), report)
-    judge = Path(spec["reward"] or "")
+def train(
+    settings: TrainConfig, data: Path, model: Path, folder: Path, seed: int, report: Report, judge: Path | None = None
+) -> None:
+    """Train one stage in this process; `judge` is the reward model of those that need one."""
+    common = (folder, seed, report)
+    judge = judge or Path("no reward model")
     match settings:
         case sft.SFTConfig():
             sft.train(settings, data, model, *common)

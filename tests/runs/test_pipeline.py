@@ -221,7 +221,10 @@ def test_held_out_prompts_do_not_depend_on_their_order_and_stay_out_of_training(
         ("model=/nowhere", "model '/nowhere': no such folder"),
         ("templates=examples", "critique.jinja: no such file"),
         ("prompts.source=none.jsonl", "prompts.source: 'none.jsonl' not found"),
-        ("train=[{stage: ppoo}]", "--set train: train[0].stage: unknown: 'ppoo'; expected one of 'sft', 'reward', 'ppo', 'dpo'"),
+        (
+            "train=[{stage: ppoo}]",
+            "--set train: train[0].stage: unknown: 'ppoo'; expected one of 'sft', 'reward', 'ppo', 'dpo'",
+        ),
         ("train=[{stage: dpo, betta: 1}]", "did you mean 'beta'?"),
         (
             "revise.rounds=-1",

@@ -6,7 +6,7 @@ import pytest
 from cai.errors import CaiError
 from cai.formats.jsonl import write_rows
 from cai.training.dpo import DPOConfig, train
-from cai.training.launch import run_stage
+from tests.conftest import train_here
 from tests.training.policies import BETTER, WORSE, pair, preferred_by, write_pairs
 
 WEIGHTS = "model.safetensors"
@@ -21,7 +21,7 @@ def dpo(**settings: Any) -> DPOConfig:
 def test_a_loss_without_soft_labels_learns_the_likelier_answers(tmp_path: Path, tiny_model: Path) -> None:
     said: list[dict[str, Any]] = []
     data = write_pairs(tmp_path / "preferences.jsonl")
-    policy = run_stage(dpo(loss="apo_zero"), data, tiny_model, tmp_path / "dpo", 0, said.append)
+    policy = train_here(dpo(loss="apo_zero"), data, tiny_model, tmp_path / "dpo", 0, said.append)
     assert said[0] == {"examples": 8, "too_long": ["p9"], "undecided": ["p8"]}
     assert preferred_by(policy) > preferred_by(tiny_model) + 1
 
@@ -31,7 +31,7 @@ def test_of_two_contrary_pairs_the_heavier_wins(tmp_path: Path, tiny_model: Path
     write_rows(
         data, [p for i in range(4) for p in (pair(i, BETTER, WORSE, weight=9), pair(i, WORSE, BETTER, weight=0.5))]
     )
-    policy = run_stage(dpo(), data, tiny_model, tmp_path / "dpo", 0, lambda event: None)
+    policy = train_here(dpo(), data, tiny_model, tmp_path / "dpo", 0, lambda event: None)
     assert preferred_by(policy) > preferred_by(tiny_model) + 1
 
 
@@ -40,7 +40,7 @@ def test_weights_that_are_equal_change_nothing(tmp_path: Path, tiny_model: Path)
     for weight in (1.0, 0.1):
         data = tmp_path / f"{weight}.jsonl"
         write_rows(data, [pair(i, BETTER, WORSE, weight=weight) for i in range(3)])
-        policies.append(run_stage(dpo(), data, tiny_model, tmp_path / str(weight), 0, lambda event: None))
+        policies.append(train_here(dpo(), data, tiny_model, tmp_path / str(weight), 0, lambda event: None))
     assert (policies[0] / WEIGHTS).read_bytes() == (policies[1] / WEIGHTS).read_bytes()
 
 

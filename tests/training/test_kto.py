@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from cai.errors import CaiError
 from cai.formats.jsonl import write_rows
 from cai.training.kto import KTOConfig, train
-from cai.training.launch import run_stage
+from tests.conftest import train_here
 from tests.training.policies import BETTER, WORSE, pair, preferred_by, write_pairs
 
 
@@ -20,7 +20,7 @@ def kto(**settings: Any) -> KTOConfig:
 def test_kto_learns_the_likelier_answers_and_tells_what_it_left_out(tmp_path: Path, tiny_model: Path) -> None:
     said: list[dict[str, Any]] = []
     data = write_pairs(tmp_path / "preferences.jsonl")
-    policy = run_stage(kto(), data, tiny_model, tmp_path / "kto", 0, said.append)
+    policy = train_here(kto(), data, tiny_model, tmp_path / "kto", 0, said.append)
     assert said[0] == {"examples": 16, "too_long": ["p9"], "undecided": ["p8"]}
     assert preferred_by(policy) > preferred_by(tiny_model) + 1
 

@@ -5,8 +5,8 @@ import pytest
 
 from cai.errors import CaiError
 from cai.formats.jsonl import write_rows
-from cai.training.launch import run_stage
 from cai.training.orpo import ORPOConfig, train
+from tests.conftest import train_here
 from tests.training.policies import BETTER, WORSE, pair, preferred_by, write_pairs
 
 
@@ -19,7 +19,7 @@ def orpo(**settings: Any) -> ORPOConfig:
 def test_orpo_learns_the_likelier_answers_and_tells_what_it_left_out(tmp_path: Path, tiny_model: Path) -> None:
     said: list[dict[str, Any]] = []
     data = write_pairs(tmp_path / "preferences.jsonl")
-    policy = run_stage(orpo(), data, tiny_model, tmp_path / "orpo", 0, said.append)
+    policy = train_here(orpo(), data, tiny_model, tmp_path / "orpo", 0, said.append)
     assert said[0] == {"examples": 8, "too_long": ["p9"], "undecided": ["p8"]}
     assert preferred_by(policy) > preferred_by(tiny_model) + 1
 

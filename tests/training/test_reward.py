@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from cai.errors import CaiError
 from cai.formats.jsonl import write_rows
 from cai.records import Message, Preference
-from cai.training.launch import run_stage
 from cai.training.reward import Pair, RewardConfig, batch_elements
 from cai.training.reward_model import RewardModel, combined, shares_weights
 from cai.training.soft_reward import RankingCollator, SoftRewardTrainer, length_dependence, soft_preference_loss
 from cai.training.tokens import end_of_turn, padding, prompt_ids, turn_ids
+from tests.conftest import train_here
 
 numbers = st.floats(-30, 30)
 probabilities = st.floats(0, 1)
@@ -132,7 +132,7 @@ def test_an_element_holds_at_most_nine_responses() -> None:
 def test_planted_preferences_are_recovered_by_every_member(tmp_path: Path, tiny_model: Path) -> None:
     data = planted(tmp_path / "preferences.jsonl")
     said: list[dict[str, Any]] = []
-    folder = run_stage(config(members=2), data, tiny_model, tmp_path / "reward", 0, said.append)
+    folder = train_here(config(members=2), data, tiny_model, tmp_path / "reward", 0, said.append)
     assert said[0] == {"examples": 48, "too_long": [], "held_out": 12}
     report = json.loads((tmp_path / "reward/report.json").read_text())
     assert report["accuracy"]["mean"] == 1.0
@@ -167,7 +167,7 @@ def test_planted_preferences_are_recovered_by_every_member(tmp_path: Path, tiny_
 
 
 def test_training_and_scoring_read_the_score_at_the_same_token(tmp_path: Path, tiny_model: Path) -> None:
-    folder = run_stage(
+    folder = train_here(
         config(lora_rank=None, holdout=0), planted(tmp_path / "p.jsonl", 16), tiny_model, tmp_path / "rm", 0, print
     )
     from transformers import AutoModelForSequenceClassification
@@ -198,10 +198,10 @@ def test_interrupted_and_resumed_is_undisturbed(tmp_path: Path, tiny_model: Path
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_stage(settings, data, tiny_model, tmp_path / "a", 0, interrupt)
+        train_here(settings, data, tiny_model, tmp_path / "a", 0, interrupt)
     assert (tmp_path / "a/members/member-1").is_dir()
     for name in "ab":
-        run_stage(settings, data, tiny_model, tmp_path / name, 0, lambda event: None)
+        train_here(settings, data, tiny_model, tmp_path / name, 0, lambda event: None)
     for member in ("member-1", "member-2"):
         weights = [(tmp_path / n / "model" / member / "adapter_model.safetensors").read_bytes() for n in "ab"]
         assert weights[0] == weights[1]
@@ -218,7 +218,7 @@ def test_length_control_makes_the_reward_depend_less_on_length(tmp_path: Path, t
     write_rows(data, rows)
     found = {}
     for weight in (0.0, 3.0):
-        run_stage(config(length_control=weight), data, tiny_model, tmp_path / f"{weight}", 0, lambda event: None)
+        train_here(config(length_control=weight), data, tiny_model, tmp_path / f"{weight}", 0, lambda event: None)
         found[weight] = json.loads((tmp_path / f"{weight}/report.json").read_text())
     assert abs(found[3.0]["length_correlation"]) < abs(found[0.0]["length_correlation"]) - 0.1
 
@@ -227,10 +227,10 @@ def test_over_long_pairs_are_named_and_none_left_is_an_error(tmp_path: Path, tin
     data = tmp_path / "p.jsonl"
     write_rows(data, [preference(0, "yes", "no"), preference(1, "long " * 40, "no"), preference(2, "yes", "never")])
     said: list[dict[str, Any]] = []
-    run_stage(config(max_length=100, holdout=0), data, tiny_model, tmp_path / "a", 0, said.append)
+    train_here(config(max_length=100, holdout=0), data, tiny_model, tmp_path / "a", 0, said.append)
     assert said[0] == {"examples": 2, "too_long": ["p1"], "held_out": 0}
     with pytest.raises(CaiError, match="3 pairs, none within max_length, 8 tokens"):
-        run_stage(config(max_length=8), data, tiny_model, tmp_path / "b", 0, said.append)
+        train_here(config(max_length=8), data, tiny_model, tmp_path / "b", 0, said.append)
 
 
 def test_a_loss_that_is_no_number_stops_the_training_and_keeps_the_last_checkpoint(
@@ -238,7 +238,7 @@ def test_a_loss_that_is_no_number_stops_the_training_and_keeps_the_last_checkpoi
 ) -> None:
     settings = config(learning_rate=1e30, lora_rank=None, save_every=1, epochs=3)
     with pytest.raises(CaiError, match=r"(loss|grad_norm) is no finite number at update \d+"):
-        run_stage(settings, planted(tmp_path / "p.jsonl"), tiny_model, tmp_path / "rm", 0, lambda event: None)
+        train_here(settings, planted(tmp_path / "p.jsonl"), tiny_model, tmp_path / "rm", 0, lambda event: None)
     from safetensors.torch import load_file
 
     kept = sorted((tmp_path / "rm/members/1/checkpoints").glob("checkpoint-*"))

@@ -8,9 +8,8 @@ from cai.errors import CaiError
 from cai.formats.jsonl import write_rows
 from cai.records import Revision
 from cai.training import sft
-from cai.training.launch import run_stage
 from cai.training.sft import SFTConfig
-from tests.conftest import prompt
+from tests.conftest import prompt, train_here
 
 
 class Seen(Exception):
@@ -100,7 +99,7 @@ def test_a_mixed_file_that_is_missing_is_an_error_that_names_it(tmp_path: Path, 
 def test_a_file_of_completions_is_learned_in_place_of_revisions(tmp_path: Path, tiny_model: Path) -> None:
     data, said = helpful(tmp_path / "helpful.jsonl", 6), list[dict[str, Any]]()
     settings = stage(epochs=20, learning_rate=2e-2, lora_rank=None)
-    run_stage(settings, data, tiny_model, tmp_path / "sft", 0, said.append)
+    train_here(settings, data, tiny_model, tmp_path / "sft", 0, said.append)
     assert said[0] == {"examples": 6, "too_long": []}
-    losses = [event["loss"] for event in said if "loss" in event]
+    losses = [json.loads(line).get("loss") for line in (tmp_path / "sft/metrics.jsonl").read_text().splitlines()][:-1]
     assert losses[-1] < losses[0] / 2
