@@ -18,7 +18,7 @@ from cai.formats.jsonl import read_rows
 from cai.records import Messages, Prompt
 from cai.training import common
 from cai.training.ppo import prompts_that_fit
-from cai.training.tokens import end_of_turn, prompt_ids
+from cai.training.tokens import end_of_turn, prompt_ids, whole_turn
 
 Reward = Callable[..., list[float]]
 
@@ -167,7 +167,7 @@ def reward_function(settings: _OnlineConfig, judge: Any, tokenizer: Any, ends: s
     def reward(prompts: list[Messages], completion_ids: list[list[int]], **_: Any) -> list[float]:
         answers = [_up_to_end(ids, ends) for ids in completion_ids]
         asked = [prompt_ids(tokenizer, messages) for messages in prompts]
-        whole = [p + a if a[-1] == end else [*p, *a, end] for p, a in zip(asked, answers, strict=True)]
+        whole = [whole_turn(p, a, ends, end) for p, a in zip(asked, answers, strict=True)]
         scores = combined(judge.scores(whole), settings.uncertainty)
         scores -= settings.missing_eos_penalty * torch.tensor([a[-1] not in ends for a in answers])
         result: list[float] = scores.tolist()

@@ -24,7 +24,7 @@ from cai.hashing import derive_seed
 from cai.records import Prompt
 from cai.training import common
 from cai.training.runaway import runaway
-from cai.training.tokens import end_of_turn, prompt_ids
+from cai.training.tokens import end_of_turn, prompt_ids, whole_turn
 
 Score = Callable[[list[list[int]], list[list[int]]], Any]
 """(prompts, responses) as token ids → scores of shape (responses, members)."""
@@ -94,11 +94,12 @@ def train(
     if actor.peft is not None:
         actor.peft.set_adapter("policy")
 
-    def score(asked: list[list[int]], answers: list[list[int]]) -> Any:
-        whole = [p + a if a[-1] == end else [*p, *a, end] for p, a in zip(asked, answers, strict=True)]
-        return judge.scores(whole)
+    ends = actor.generation_ends | {end}
 
-    optimise(settings, actor, prompts, score, actor.generation_ends | {end}, tokenizer, folder, seed, report)
+    def score(asked: list[list[int]], answers: list[list[int]]) -> Any:
+        return judge.scores([whole_turn(p, a, ends, end) for p, a in zip(asked, answers, strict=True)])
+
+    optimise(settings, actor, prompts, score, ends, tokenizer, folder, seed, report)
     if common.is_first_process():
         common.save_policy(actor.merged(), tokenizer, folder / "model")
 

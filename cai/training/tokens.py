@@ -24,6 +24,11 @@ def turn_ids(tokenizer: Any, messages: Messages, text: str, end: int) -> list[in
     return ids
 
 
+def whole_turn(prompt: list[int], written: list[int], ends: set[int], end: int) -> list[int]:
+    """A prompt with what a policy wrote, ending with `end` in place of whichever of `ends` ended it, if one did."""
+    return [*prompt, *(written[:-1] if written[-1] in ends else written), end]
+
+
 def end_of_turn(tokenizer: Any) -> int:
     """The token that ends an assistant's turn: the last special one of a rendered answer.
 
