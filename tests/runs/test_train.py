@@ -112,6 +112,17 @@ def make_held_out(run_file: Path) -> str:
     return text
 
 
+def test_weights_that_a_loss_cannot_count_are_refused_before_anything_is_paid(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    human = tmp_path / "human.jsonl"
+    human.write_text(json.dumps({"prompt": "Why?", "chosen": "so", "rejected": "no"}))
+    extra = f"human: {{source: {human}, weight: 2.0}}\ntrain: [{{stage: kto}}]\n"
+    with pytest.raises(CaiError, match="the stage 'kto' counts all pairs alike"):
+        carry_out(write_workspace(tmp_path, model_folder, extra=extra))
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
