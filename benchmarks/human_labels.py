@@ -53,13 +53,13 @@ def main() -> None:
     untrained = RewardConfig(stage="reward", holdout=0, **(usual | {"learning_rate": 1e-12}))
     before = run_stage(untrained, few, model, folder / "untrained", 0, told("untrained"))
     result["reward_before"] = interval(judge_reward_model(before, held_out)["accuracy"])
-    settings = RewardConfig(stage="reward", holdout=0, epochs=2, **usual)
+    settings = RewardConfig(stage="reward", holdout=0, **usual)
     reward = run_stage(settings, data, model, folder / "reward", 0, told("reward"))
     report = judge_reward_model(reward, held_out)
     result |= {"reward_after": interval(report["accuracy"]), "ece": round(report["ece"], 3)}
     result["length_correlation"] = round(report["length_correlation"], 3)
 
-    dpo = DPOConfig(stage="dpo", epochs=2, **usual)
+    dpo = DPOConfig(stage="dpo", **usual)
     policy = run_stage(dpo, data, model, folder / "dpo", 0, told("dpo"))
     start, end = likelihoods(model, held_out), likelihoods(policy, held_out)
     result["dpo_before"] = accuracy(held_out, start)

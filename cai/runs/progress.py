@@ -33,7 +33,8 @@ class Task:
             )
         elif now - self._last >= PLAIN_SECONDS and 0 < done < total:
             self._last = now
-            left = f"about {_span((total - done) / rate)} left"
+            started = done >= total / 20  # before that, loading the model would pass for slow work
+            left = f"about {_span((total - done) / rate)} left" if started else ""
             parts = (f"{done}/{total} {self.unit}", speed, note, left)
             self._reporter.say(f"  {self.name}: " + ", ".join(filter(None, parts)))
 

@@ -124,6 +124,11 @@ def batch_elements(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
     return elements
 
 
+def bootstrap(elements: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
+    """As many elements, drawn with replacement."""
+    return random.Random(seed).choices(elements, k=len(elements))
+
+
 def _train_member(
     settings: RewardConfig,
     training: list[Pair],
@@ -139,10 +144,10 @@ def _train_member(
 
     from cai.training.soft_reward import RankingCollator, SoftRewardTrainer
 
-    elements = batch_elements(training)
     own_seed = seed if number == 1 else derive_seed(seed, "member", number) % 2**31
-    if settings.members > 1:  # a bootstrap of the prompts
-        elements = random.Random(own_seed).choices(elements, k=len(elements))
+    elements = batch_elements(training)
+    if settings.members > 1:
+        elements = bootstrap(elements, own_seed)
     work = folder / "members" / f"{number}"
     arguments = common.trl_arguments(settings, work, own_seed)
     lora = common.lora_config(settings)

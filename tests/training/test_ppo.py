@@ -212,7 +212,7 @@ def test_an_answer_without_an_end_is_worth_less(tmp_path: Path, tiny_model: Path
 
 def test_sampling_with_a_cache_and_leaving_rows_is_sampling_one_by_one(tiny_model: Path) -> None:
     actor = actor_of(tiny_model, settings())
-    uniforms = torch.rand(3, 12, generator=torch.Generator().manual_seed(1))
+    uniforms = torch.rand(3, 12, generator=torch.Generator().manual_seed(3))
     ends = set(range(100, 140))  # so that rows end at different times
     together = generate(actor.trunk, actor.head, PROMPTS, uniforms, 1.0, ends)
     alone = []
@@ -226,7 +226,7 @@ def test_sampling_with_a_cache_and_leaving_rows_is_sampling_one_by_one(tiny_mode
                 break
         alone.append(ids[len(asked) :])
     assert together == alone
-    assert len({len(r) for r in together}) > 1
+    assert len(together[0]) < max(len(r) for r in together)  # a row left before those behind it
 
 
 def test_samples_follow_the_distribution() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cai.errors import CaiError
 from cai.formats.jsonl import write_rows
 from cai.records import Message, Preference
-from cai.training.reward import Pair, RewardConfig, batch_elements
+from cai.training.reward import Pair, RewardConfig, batch_elements, bootstrap
 from cai.training.reward_model import RewardModel, combined, shares_weights
 from cai.training.soft_reward import RankingCollator, SoftRewardTrainer, length_dependence, soft_preference_loss
 from cai.training.tokens import end_of_turn, padding, prompt_ids, turn_ids
@@ -127,6 +127,30 @@ def test_an_element_holds_at_most_nine_responses() -> None:
     elements = batch_elements([Pair(r, [int(r.chosen)], [int(r.rejected)], (1, 1)) for r in rows])
     assert [len(e["responses"]) for e in elements] == [8, 8, 4]
     assert sum(len(e["pairs"]) for e in elements) == 10
+
+
+def test_a_bootstrap_is_as_large_and_repeats_some_for_others() -> None:
+    elements = [{"responses": [[i]]} for i in range(50)]
+    drawn = bootstrap(elements, 1)
+    assert len(drawn) == 50
+    assert 20 < len({e["responses"][0][0] for e in drawn}) < 45  # 1 − 1/e of them on average
+    assert drawn == bootstrap(elements, 1) != bootstrap(elements, 2)
+
+
+def test_an_ensemble_trains_each_member_on_a_bootstrap_of_its_own(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+
+    def watched(elements: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
+        seeds.append(seed)
+        return bootstrap(elements, seed)
+
+    monkeypatch.setattr("cai.training.reward.bootstrap", watched)
+    for members in (1, 2):
+        settings = config(members=members, epochs=1, holdout=0)
+        train_here(settings, planted(tmp_path / "p.jsonl", 8), tiny_model, tmp_path / f"{members}", 0)
+    assert len(set(seeds)) == len(seeds) == 2
 
 
 def test_planted_preferences_are_recovered_by_every_member(tmp_path: Path, tiny_model: Path) -> None:
