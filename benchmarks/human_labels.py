@@ -66,7 +66,7 @@ def main() -> None:
     result["dpo_after"] = accuracy(held_out, [(c - a, d - b) for (a, b), (c, d) in zip(start, end, strict=True)])
 
     ppo = PPOConfig(
-        stage="ppo", updates=24, rollouts=16, batch_size=8, max_tokens=40, learning_rate=1e-4, target_kl=6.0
+        stage="ppo", updates=24, rollouts=16, max_tokens=40, learning_rate=1e-4, target_kl=6.0
     )  # fmt: skip
     run_stage(ppo, prompts, model, folder / "ppo", 0, told("ppo"), reward)
     lines = [json.loads(line) for line in (folder / "ppo/metrics.jsonl").read_text().splitlines()]

@@ -47,7 +47,8 @@ class PPOConfig(common.TrainConfig):
     updates: Annotated[int, Field(ge=1)] = 50
     rollouts: Annotated[int, Field(ge=2)] = 32
     epochs: Annotated[int, Field(ge=1)] = 2  # whole passes
-    batch_size: Annotated[int, Field(ge=1)] = 8
+    batch_size: Annotated[int, Field(ge=1)] = 4  # bounds the memory: a step's loss is the mean over all its tokens
+    accumulate: Annotated[int, Field(ge=1)] = 2
     learning_rate: Annotated[float, Field(gt=0)] = 5e-5
     save_every: Annotated[int, Field(ge=1)] = 5
     max_tokens: Annotated[int, Field(ge=1)] = 128

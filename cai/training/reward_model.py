@@ -43,9 +43,6 @@ class RewardModel:
         about = read_about(folder)
         self.members: list[Member] = []
         if not about["base"]:
-            from transformers.utils import logging
-
-            logging.set_verbosity_error()
             self._model = AutoModelForSequenceClassification.from_pretrained(
                 folder / about["members"][0], dtype=torch.float32
             ).to(device)

@@ -178,6 +178,18 @@ def test_every_figure_that_is_expected_is_logged(tmp_path: Path, tiny_model: Pat
     assert samples[0].keys() == {"step", "prompt", "response", "score", "kl", "tokens"}
 
 
+def test_accumulating_changes_the_memory_and_not_the_result(tmp_path: Path, tiny_model: Path) -> None:
+    found = []
+    for batch, accumulate in ((8, 1), (2, 4)):
+        config = settings(updates=2, rollouts=16, batch_size=batch, accumulate=accumulate, max_tokens=6, epochs=2)
+        actor, lines = run(tiny_model, tmp_path / f"{batch}", config)
+        found.append((actor.trainable(), lines))
+    (one, first), (other, second) = found
+    for name, parameter in one.items():
+        torch.testing.assert_close(parameter, other[name], atol=1e-4, rtol=1e-3)
+    assert [line["steps"] for line in first] == [line["steps"] for line in second] == [4, 4]
+
+
 def test_gradients_are_clipped(tmp_path: Path, tiny_model: Path) -> None:
     small = settings(updates=1, epochs=1, max_grad_norm=1e-9, rollouts=8, batch_size=8)
     norms: list[float] = []
