@@ -196,26 +196,25 @@ def collect(
     own_prompts = [asked[i] for i in rows]
     responses = generate(actor.trunk, actor.head, own_prompts, uniforms[rows], settings.temperature, ends)
     scores = score(own_prompts, responses)
-    rollouts = []
+    rollouts: list[Any] = [None] * len(rows)
+    by_length = sorted(range(len(rows)), key=lambda i: len(own_prompts[i]) + len(responses[i]))  # little padding
     for start in range(0, len(rows), settings.batch_size):
-        part = slice(start, start + settings.batch_size)
-        batch = padded(list(zip(own_prompts[part], responses[part], strict=True)), actor.device)
+        part = by_length[start : start + settings.batch_size]
+        batch = padded([(own_prompts[i], responses[i]) for i in part], actor.device)
         with torch.no_grad():
             seen = actor.evaluate(batch)
         reference = actor.reference_logps(batch)
-        for i, (prompt, response) in enumerate(zip(own_prompts[part], responses[part], strict=True)):
-            n = len(response)
-            rollouts.append(
-                Rollout(
-                    prompt=prompt,
-                    response=response,
-                    finished=response[-1] in ends,
-                    logps=seen.logps[i, :n].cpu(),
-                    reference_logps=reference[i, :n].cpu(),
-                    values=seen.values[i, :n].cpu(),
-                    entropy=seen.entropy[i, :n].mean().item(),
-                    scores=scores[start + i].tolist(),
-                )
+        for row, i in enumerate(part):
+            n = len(responses[i])
+            rollouts[i] = Rollout(
+                prompt=own_prompts[i],
+                response=responses[i],
+                finished=responses[i][-1] in ends,
+                logps=seen.logps[row, :n].cpu(),
+                reference_logps=reference[row, :n].cpu(),
+                values=seen.values[row, :n].cpu(),
+                entropy=seen.entropy[row, :n].mean().item(),
+                scores=scores[i].tolist(),
             )
     return processes.gathered(rollouts)
 
@@ -309,7 +308,7 @@ def _accumulate(settings: PPOConfig, actor: Any, rollouts: list[Any]) -> dict[st
     tokens = sum(len(r.response) for r in rollouts)
     names = ("loss/policy", "loss/value", "policy/approxkl", "policy/clipfrac", "val/ratio")
     sums = torch.zeros(len(names), dtype=torch.float64)
-    own = processes.own(rollouts)
+    own = sorted(processes.own(rollouts), key=lambda r: len(r.prompt) + len(r.response))
     for start in range(0, len(own), settings.batch_size):
         part = own[start : start + settings.batch_size]
         batch = padded([(r.prompt, r.response) for r in part], actor.device)

@@ -126,11 +126,11 @@ def test_the_penalty_and_the_uncertainty_enter_the_reward(tiny_model: Path, judg
     score = reward_function(config, judge, tokenizer, {end, other_end})
     given = [[70, end], [70], [70, other_end]]
     finished, open_ended, otherwise = score(prompts=[asked] * 3, completion_ids=given)
-    scores = judge.scores([[*start, 70, end], [*start, 70, other_end, end]])
-    expected = combined(scores, 0.7).tolist()
-    assert finished == pytest.approx(expected[0])
-    assert open_ended == pytest.approx(expected[0] - 3)
-    assert otherwise == pytest.approx(expected[1])
+    scores = judge.scores([[*start, 70, end]])
+    [expected] = combined(scores, 0.7).tolist()
+    assert finished == pytest.approx(expected)
+    assert open_ended == pytest.approx(expected - 3)
+    assert otherwise == pytest.approx(expected)  # whatever ended it, the score is read at the end of the turn
     assert abs(finished - scores[0].mean().item()) > 0.01  # the members differ
 
 
