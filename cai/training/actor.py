@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from cai.training import common
 from cai.training.rollouts import Batch
@@ -17,8 +18,8 @@ class Evaluated(NamedTuple):
     """What a forward pass says of the response tokens, each of shape (sequences, tokens)."""
 
     logps: Tensor
-    entropy: Tensor
     values: Tensor
+    entropy: Any  # a Tensor too, or None where it was not asked for
 
 
 class Actor:
@@ -74,13 +75,12 @@ class Actor:
             found |= {f"value_model.{name}": p for name, p in trunk.named_parameters()}
         return found
 
-    def evaluate(self, batch: Batch, entropy_counts: bool = False) -> Evaluated:
+    def evaluate(self, batch: Batch, with_entropy: bool) -> Evaluated:
         """The policy's and the value function's word on a batch, with gradients where they are enabled."""
         hidden = self._hidden(self.trunk, batch)
-        logps, entropy = self._logps(hidden, batch, entropy_counts)
-        if not self._separate:
-            return Evaluated(logps, entropy, self._values(hidden))
-        return Evaluated(logps, entropy, self.values(batch))
+        logits = self._logits(hidden, self.head)
+        values = self.values(batch) if self._separate else self._values(hidden)
+        return Evaluated(chosen_logps(logits, batch.responses), values, entropy(logits) if with_entropy else None)
 
     def values(self, batch: Batch) -> Tensor:
         """The separate value function's estimate at each response token."""
@@ -95,9 +95,10 @@ class Actor:
         """Log-probabilities of the response tokens under the policy that training started from."""
         if self.peft is None:
             trunk = getattr(self._reference, self._reference.base_model_prefix)
-            return self._logps(self._hidden(trunk, batch), batch, False, self._reference.get_output_embeddings())[0]
+            logits = self._logits(self._hidden(trunk, batch), self._reference.get_output_embeddings())
+            return chosen_logps(logits, batch.responses)
         with self.peft.disable_adapter():
-            return self._logps(self._hidden(self.trunk, batch), batch, False)[0]
+            return chosen_logps(self._logits(self._hidden(self.trunk, batch), self.head), batch.responses)
 
     @contextlib.contextmanager
     def through(self, adapter: str) -> Iterator[None]:
@@ -126,18 +127,22 @@ class Actor:
         start = batch.ids.shape[1] - batch.responses.shape[1] - 1
         return out.last_hidden_state[:, start:-1]
 
-    def _logps(self, hidden: Tensor, batch: Batch, entropy_counts: bool, head: Any = None) -> tuple[Tensor, Tensor]:
+    def _logits(self, hidden: Tensor, head: Any) -> Tensor:
         with torch.autocast("cuda", torch.bfloat16, enabled=self.device != "cpu"):
-            logits = (head or self.head)(hidden)
-        logits = logits.float() / self._temperature
-        total = logits.logsumexp(dim=-1)
-        logps = logits.gather(-1, batch.responses[..., None])[..., 0] - total
-        with torch.set_grad_enabled(entropy_counts and torch.is_grad_enabled()):
-            entropy = total - (logits.softmax(dim=-1) * logits).sum(dim=-1)
-        return logps, entropy
+            return head(hidden).float() / self._temperature
 
     def _values(self, hidden: Tensor) -> Tensor:
         return self.value_head(hidden.float())[..., 0]
+
+
+def chosen_logps(logits: Tensor, tokens: Tensor) -> Tensor:
+    """log softmax(logits) at `tokens`, without a copy of the logits more than its gradient needs."""
+    return -cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view(tokens.shape)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Of each distribution, in nats."""
+    return logits.logsumexp(dim=-1) - (logits.softmax(dim=-1) * logits).sum(dim=-1)
 
 
 def _ids(value: int | list[int] | None) -> set[int]:

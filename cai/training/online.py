@@ -88,46 +88,38 @@ class _Start(NamedTuple):
     reward: Reward
 
 
-def train_rloo(
-    settings: RLOOConfig, data: Path, model: Path, reward: Path, folder: Path, seed: int, report: common.Report
+def train(
+    settings: RLOOConfig | GRPOConfig | OnlineDPOConfig,
+    data: Path,
+    model: Path,
+    reward: Path,
+    folder: Path,
+    seed: int,
+    report: common.Report,
 ) -> None:
     """Train `model` on a file of Prompt rows; writes folder/model, checkpoints and metrics.jsonl.
 
     Raises: CaiError when the prompts do not fill one update, or `reward` reads another vocabulary.
     """
-    import trl
-
     start = _prepare(settings, data, model, reward, report)
-    arguments = trl.RLOOConfig(**_group_arguments(settings, folder, seed))
-    _train(trl.RLOOTrainer, arguments, start, settings, folder, report)
-
-
-def train_grpo(
-    settings: GRPOConfig, data: Path, model: Path, reward: Path, folder: Path, seed: int, report: common.Report
-) -> None:
-    """As `train_rloo`."""
-    import trl
-
-    start = _prepare(settings, data, model, reward, report)
-    arguments = trl.GRPOConfig(**_group_arguments(settings, folder, seed))
-    _train(trl.GRPOTrainer, arguments, start, settings, folder, report)
-
-
-def train_online_dpo(
-    settings: OnlineDPOConfig, data: Path, model: Path, reward: Path, folder: Path, seed: int, report: common.Report
-) -> None:
-    """As `train_rloo`."""
-    from trl.experimental import online_dpo
-
-    start = _prepare(settings, data, model, reward, report)
-    arguments = online_dpo.OnlineDPOConfig(
-        **_arguments(settings, folder, seed)
-        | {"gradient_checkpointing": False},  # with it trl samples without a cache, and saves a policy that does, too
-        max_length=settings.max_length,
-        max_new_tokens=settings.max_tokens,
-        beta=settings.beta,
+    trainer, arguments = _trainer(settings, folder, seed)
+    if not isinstance(settings, OnlineDPOConfig):  # trl leaves out what does not fill an update, and trains on nothing
+        needed = arguments.generation_batch_size // settings.generations
+        if len(start.prompts) < needed:
+            raise CaiError(f"nothing to train on: an update takes {needed} prompts, and there are {len(start.prompts)}")
+    common.train_and_save(
+        trainer(
+            model=start.policy,
+            reward_funcs=start.reward,
+            args=arguments,
+            train_dataset=start.prompts,
+            processing_class=start.tokenizer,
+            peft_config=common.lora_config(settings),
+        ),
+        start.tokenizer,
+        folder,
+        report,
     )
-    _train(online_dpo.OnlineDPOTrainer, arguments, start, settings, folder, report)
 
 
 def _prepare(settings: _OnlineConfig, data: Path, model: Path, reward: Path, report: common.Report) -> _Start:
@@ -181,39 +173,21 @@ def _up_to_end(ids: list[int], ends: set[int]) -> list[int]:
     return ids[:stop]
 
 
-def _arguments(settings: _OnlineConfig, folder: Path, seed: int) -> dict[str, Any]:
-    """What trl's online trainers share: they are given the policy itself, and name the limits on length differently."""
+def _trainer(settings: RLOOConfig | GRPOConfig | OnlineDPOConfig, folder: Path, seed: int) -> tuple[Any, Any]:
+    """trl's trainer for the stage, and its arguments."""
     arguments = common.trl_arguments(settings, folder, seed)
-    del arguments["model_init_kwargs"], arguments["max_length"]
-    return {**arguments, "temperature": settings.temperature}
+    del arguments["model_init_kwargs"], arguments["max_length"]  # these trainers are given the policy itself
+    arguments |= {"temperature": settings.temperature, "beta": settings.beta}
+    if isinstance(settings, OnlineDPOConfig):
+        from trl.experimental import online_dpo
 
+        arguments["gradient_checkpointing"] = False  # with it trl samples, and the saved policy too, without a cache
+        return online_dpo.OnlineDPOTrainer, online_dpo.OnlineDPOConfig(
+            **arguments, max_length=settings.max_length, max_new_tokens=settings.max_tokens
+        )
+    import trl
 
-def _group_arguments(settings: _GroupConfig, folder: Path, seed: int) -> dict[str, Any]:
-    return {
-        **_arguments(settings, folder, seed),
-        "num_generations": settings.generations,
-        "max_completion_length": settings.max_tokens,
-        "beta": settings.beta,
-    }
-
-
-def _train(
-    trainer: Any, arguments: Any, start: _Start, settings: _OnlineConfig, folder: Path, report: common.Report
-) -> None:
-    if isinstance(settings, _GroupConfig):  # trl leaves out what does not fill an update, and trains on nothing
-        needed = arguments.generation_batch_size // settings.generations
-        if len(start.prompts) < needed:
-            raise CaiError(f"nothing to train on: an update takes {needed} prompts, and there are {len(start.prompts)}")
-    common.train_and_save(
-        trainer(
-            model=start.policy,
-            reward_funcs=start.reward,
-            args=arguments,
-            train_dataset=start.prompts,
-            processing_class=start.tokenizer,
-            peft_config=common.lora_config(settings),
-        ),
-        start.tokenizer,
-        folder,
-        report,
-    )
+    arguments |= {"num_generations": settings.generations, "max_completion_length": settings.max_tokens}
+    if isinstance(settings, RLOOConfig):
+        return trl.RLOOTrainer, trl.RLOOConfig(**arguments)
+    return trl.GRPOTrainer, trl.GRPOConfig(**arguments)

@@ -47,8 +47,8 @@ class PPOConfig(common.TrainConfig):
     updates: Annotated[int, Field(ge=1)] = 50
     rollouts: Annotated[int, Field(ge=2)] = 32
     epochs: Annotated[int, Field(ge=1)] = 2  # whole passes
-    batch_size: Annotated[int, Field(ge=1)] = 4  # bounds the memory: a step's loss is the mean over all its tokens
-    accumulate: Annotated[int, Field(ge=1)] = 2
+    batch_size: Annotated[int, Field(ge=1)] = 2  # bounds the memory: a step's loss is the mean over all its tokens
+    accumulate: Annotated[int, Field(ge=1)] = 4
     learning_rate: Annotated[float, Field(gt=0)] = 5e-5
     save_every: Annotated[int, Field(ge=1)] = 5
     max_tokens: Annotated[int, Field(ge=1)] = 128
@@ -134,6 +134,7 @@ def optimise(
     import torch
 
     from cai.training import checkpoint
+    from cai.training.experience import collect, describe, prepare, shown
 
     parameters = actor.trainable()
     optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, weight_decay=0.0)
@@ -172,85 +173,6 @@ def optimise(
                 checkpoint.save(folder / "checkpoints", parameters, optimizer, (update, kl_coef))
         note = f"score {line['objective/scores']:.3f}, KL {line['objective/kl']:.2f}"
         report({"step": update, "of": settings.updates, "note": note})
-
-
-def collect(
-    settings: PPOConfig,
-    actor: Any,
-    prompts: Sequence[list[int]],
-    score: Score,
-    ends: set[int],
-    update: int,
-    seed: int,
-) -> list[Any]:
-    """The update's rollouts, each with its score, log-probabilities and values; all processes get all of them."""
-    import torch
-
-    from cai.training import processes
-    from cai.training.rollouts import Rollout, generate, padded
-
-    generator = torch.Generator().manual_seed(derive_seed(seed, "rollouts", update) % 2**63)
-    uniforms = torch.rand(settings.rollouts, settings.max_tokens, generator=generator).to(actor.device)
-    asked = [prompts[i] for i in drawn(len(prompts), settings.rollouts, update, seed)]
-    rows = processes.own(list(range(settings.rollouts)))
-    own_prompts = [asked[i] for i in rows]
-    responses = generate(actor.trunk, actor.head, own_prompts, uniforms[rows], settings.temperature, ends)
-    scores = score(own_prompts, responses)
-    rollouts: list[Any] = [None] * len(rows)
-    by_length = sorted(range(len(rows)), key=lambda i: len(own_prompts[i]) + len(responses[i]))  # little padding
-    for start in range(0, len(rows), settings.batch_size):
-        part = by_length[start : start + settings.batch_size]
-        batch = padded([(own_prompts[i], responses[i]) for i in part], actor.device)
-        with torch.no_grad():
-            seen = actor.evaluate(batch)
-        reference = actor.reference_logps(batch)
-        for row, i in enumerate(part):
-            n = len(responses[i])
-            rollouts[i] = Rollout(
-                prompt=own_prompts[i],
-                response=responses[i],
-                finished=responses[i][-1] in ends,
-                logps=seen.logps[row, :n].cpu(),
-                reference_logps=reference[row, :n].cpu(),
-                values=seen.values[row, :n].cpu(),
-                entropy=seen.entropy[row, :n].mean().item(),
-                scores=scores[i].tolist(),
-            )
-    return processes.gathered(rollouts)
-
-
-def drawn(prompts: int, rollouts: int, update: int, seed: int) -> list[int]:
-    """Which prompts an update answers: passes over all of them, each in an order of its own."""
-    positions = range((update - 1) * rollouts, update * rollouts)
-    orders: dict[int, list[int]] = {}
-    for number in {position // prompts for position in positions}:
-        orders[number] = list(range(prompts))
-        random.Random(derive_seed(seed, "prompts", number)).shuffle(orders[number])
-    return [orders[position // prompts][position % prompts] for position in positions]
-
-
-def prepare(settings: PPOConfig, rollouts: list[Any], kl_coef: float) -> None:
-    """Give every rollout its advantages, whitened over all of them, and its returns."""
-    import torch
-    from torch.nn.utils.rnn import pad_sequence
-
-    from cai.training.ppo_losses import generalised_advantages, token_rewards, whitened
-    from cai.training.reward_model import combined
-
-    logps, reference, values, mask = (
-        pad_sequence(rows, batch_first=True)
-        for rows in zip(
-            *((r.logps, r.reference_logps, r.values, torch.ones_like(r.logps)) for r in rollouts), strict=True
-        )
-    )
-    scores = combined(torch.tensor([r.scores for r in rollouts]), settings.uncertainty)
-    scores -= settings.missing_eos_penalty * torch.tensor([not r.finished for r in rollouts])
-    rewards = token_rewards(scores, logps, reference, mask, kl_coef)
-    advantages, returns = generalised_advantages(rewards, values, mask, settings.gamma, settings.gae_lambda)
-    advantages = whitened(advantages, mask)
-    for i, rollout in enumerate(rollouts):
-        n = len(rollout.response)
-        rollout.advantages, rollout.returns = advantages[i, :n], returns[i, :n]
 
 
 def learn(
@@ -316,45 +238,15 @@ def _accumulate(settings: PPOConfig, actor: Any, rollouts: list[Any]) -> dict[st
             pad_sequence(rows, batch_first=True).to(actor.device)
             for rows in zip(*((r.logps, r.values, r.advantages, r.returns) for r in part), strict=True)
         )
-        new = actor.evaluate(batch, entropy_counts=settings.entropy_coef > 0)
+        new = actor.evaluate(batch, with_entropy=settings.entropy_coef > 0)
         policy, clipped = policy_loss(new.logps, old_logps, advantages, settings.clip)
         value = value_loss(new.values, old_values, returns, settings.value_clip)
-        loss = policy + settings.value_coef * value - settings.entropy_coef * new.entropy
+        loss = policy + settings.value_coef * value
+        if new.entropy is not None:
+            loss = loss - settings.entropy_coef * new.entropy
         ((loss * batch.mask).sum() / tokens).backward()
         with torch.no_grad():
             ratio = (new.logps - old_logps).exp()
             shown = (policy, value, approximate_kl(new.logps, old_logps), clipped, ratio)
             sums += torch.stack([(x * batch.mask).sum().double().cpu() for x in shown])
     return dict(zip(names, (processes.summed(sums) / tokens).tolist(), strict=True))
-
-
-def describe(rollouts: list[Any], kl_coef: float) -> dict[str, float]:
-    """What the policy does before the update learns from it; means over the rollouts."""
-
-    def mean(values: Sequence[float]) -> float:
-        return sum(values) / len(values)
-
-    kl = mean([(r.logps - r.reference_logps).sum().item() for r in rollouts])
-    scores = mean([mean(r.scores) for r in rollouts])
-    spread = mean([(sum((s - mean(r.scores)) ** 2 for s in r.scores) / len(r.scores)) ** 0.5 for r in rollouts])
-    return {
-        "objective/kl": kl,
-        "objective/scores": scores,
-        "objective/score_std": spread,
-        "objective/rlhf_reward": scores - kl_coef * kl,
-        "objective/entropy": mean([r.entropy for r in rollouts]),
-        "response/length": mean([len(r.response) for r in rollouts]),
-        "response/eos_rate": mean([float(r.finished) for r in rollouts]),
-        "kl_coef": kl_coef,
-    }
-
-
-def shown(rollout: Any, tokenizer: Any) -> dict[str, Any]:
-    """A rollout as a person reads it."""
-    return {
-        "prompt": tokenizer.decode(rollout.prompt),
-        "response": tokenizer.decode(rollout.response),
-        "score": sum(rollout.scores) / len(rollout.scores),
-        "kl": (rollout.logps - rollout.reference_logps).sum().item(),
-        "tokens": len(rollout.response),
-    }

@@ -64,12 +64,8 @@ def train(
             orpo.train(settings, data, model, *common)
         case ppo.PPOConfig():
             ppo.train(settings, data, model, judge, *common)
-        case online.RLOOConfig():
-            online.train_rloo(settings, data, model, judge, *common)
-        case online.GRPOConfig():
-            online.train_grpo(settings, data, model, judge, *common)
-        case online.OnlineDPOConfig():
-            online.train_online_dpo(settings, data, model, judge, *common)
+        case online.RLOOConfig() | online.GRPOConfig() | online.OnlineDPOConfig():
+            online.train(settings, data, model, judge, *common)
 
 
 def _die_with_parent() -> None:

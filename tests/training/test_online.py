@@ -22,11 +22,7 @@ from cai.training.tokens import end_of_turn, prompt_ids, turn_ids
 from tests.conftest import prompt
 from tests.training.test_reward import planted
 
-STAGES: dict[str, tuple[Any, Any]] = {
-    "rloo": (RLOOConfig, online.train_rloo),
-    "grpo": (GRPOConfig, online.train_grpo),
-    "online_dpo": (OnlineDPOConfig, online.train_online_dpo),
-}
+STAGES: dict[str, Any] = {"rloo": RLOOConfig, "grpo": GRPOConfig, "online_dpo": OnlineDPOConfig}
 WEIGHTS = "model/model.safetensors"
 
 
@@ -67,9 +63,8 @@ def run(
 ) -> list[dict[str, Any]]:
     """Train in this process; returns the lines of metrics.jsonl that speak of updates."""
     usual = {"stage": stage, "lora_rank": None, "learning_rate": 1e-2, "max_tokens": 4, "save_every": 1000}
-    config, train = STAGES[stage]
-    data = prompts(folder, count)
-    train(config.model_validate({**usual, **given}), data, model, judges, folder, 0, report)
+    config = STAGES[stage].model_validate({**usual, **given})
+    online.train(config, prompts(folder, count), model, judges, folder, 0, report)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if "loss" in line]
 
@@ -206,7 +201,7 @@ def test_prompts_that_fill_no_update_and_those_without_room_are_named(
     write_rows(tmp_path / "prompts.jsonl", [prompt("long", "hi " * 50), *(prompt(f"p{i}", "hi") for i in range(2))])
     said: list[dict[str, Any]] = []
     config = GRPOConfig(stage="grpo", max_tokens=4, max_length=60)
-    online.train_grpo(config, tmp_path / "prompts.jsonl", tiny_model, judges, tmp_path, 0, said.append)
+    online.train(config, tmp_path / "prompts.jsonl", tiny_model, judges, tmp_path, 0, said.append)
     assert said[0] == {"examples": 2, "too_long": ["long"]}
 
 

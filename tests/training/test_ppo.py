@@ -13,7 +13,8 @@ import torch
 from cai.errors import CaiError
 from cai.training import ppo
 from cai.training.actor import Actor
-from cai.training.ppo import PPOConfig, collect, drawn, optimise
+from cai.training.experience import collect, drawn
+from cai.training.ppo import PPOConfig, optimise
 from cai.training.rollouts import generate, padded, sampled
 from cai.training.runaway import runaway
 from tests.conftest import prompt
@@ -148,7 +149,7 @@ def test_both_functions_learn_and_the_reference_stays(
     batch = padded([(PROMPTS[0], [70, 71]), (PROMPTS[1], [80, 81, 82])], "cpu")
     assert torch.equal(before.reference_logps(batch), after.reference_logps(batch))
     with torch.no_grad():
-        old, new = before.evaluate(batch), after.evaluate(batch)
+        old, new = before.evaluate(batch, with_entropy=True), after.evaluate(batch, with_entropy=True)
         torch.testing.assert_close(old.logps * batch.mask, before.reference_logps(batch) * batch.mask)
     assert not torch.equal(old.logps, new.logps)
     assert not torch.equal(old.values, new.values)
@@ -264,7 +265,7 @@ def test_logps_and_values_of_a_padded_batch_are_those_of_each_answer_alone(tiny_
     torch.nn.init.normal_(actor.value_head.weight)
     for rollout in collect(config, actor, PROMPTS, good_tokens, set(range(100, 140)), 1, 0):
         with torch.no_grad():
-            alone = actor.evaluate(padded([(rollout.prompt, rollout.response)], "cpu"))
+            alone = actor.evaluate(padded([(rollout.prompt, rollout.response)], "cpu"), with_entropy=True)
             logits = actor.model(torch.tensor([rollout.prompt + rollout.response])).logits[0]
         torch.testing.assert_close(alone.logps[0], rollout.logps, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(alone.values[0], rollout.values, atol=1e-5, rtol=1e-4)
