@@ -74,7 +74,7 @@ class VllmEngine:
     def _serve(self) -> None:
         running: dict[str, Job] = {}
         try:
-            self._llm = _load(self._folder, self._context, self._most_at_once)
+            self._llm = load_engine(self._folder, self._context, self._most_at_once)
             self._tokenizer = self._llm.get_tokenizer()
             self._limit = self._llm.model_config.max_model_len
             while self._take_jobs(running):
@@ -196,8 +196,9 @@ def _reject(future: "asyncio.Future[Any]", error: BaseException) -> None:
     future.get_loop().call_soon_threadsafe(settle)
 
 
-def _load(folder: Path, context: int | None, most_at_once: int) -> Any:
-    settings = engine_settings(folder, context, most_at_once)
+def load_engine(folder: Path, context: int | None, most_at_once: int, **more: Any) -> Any:
+    """vLLM's own engine with the arguments of `engine_settings`, and `more`."""
+    settings = engine_settings(folder, context, most_at_once) | more
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 

@@ -112,6 +112,17 @@ class Actor:
                 if f".{adapter}." in name:  # peft froze it on leaving; its gradient is still to come
                     parameter.requires_grad_(True)
 
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The policy's weights as they stand under a plain model's names, one at a time; the actor is left as it is."""
+        for name, module in self.model.named_modules():
+            if hasattr(module, "get_delta_weight"):
+                yield f"{name}.weight", module.base_layer.weight + module.get_delta_weight("policy")
+        for name, parameter in self.model.named_parameters():
+            plain = name.replace(".base_layer.", ".")
+            if ".lora_" not in name and not (name != plain and name.endswith(".weight")):
+                yield plain, parameter
+
     def merged(self) -> Any:
         """The trained policy as a plain model; the actor is used up."""
         if self.peft is None:

@@ -14,6 +14,7 @@ from cai.training.ppo import PPOConfig, Score
 from cai.training.ppo_losses import generalised_advantages, token_rewards, whitened
 from cai.training.reward_model import combined
 from cai.training.rollouts import Rollout, generate, padded
+from cai.training.vllm_sampler import VllmSampler
 
 
 def collect(
@@ -24,14 +25,20 @@ def collect(
     ends: set[int],
     update: int,
     seed: int,
+    vllm: VllmSampler | None = None,
 ) -> list[Rollout]:
     """The update's rollouts, each with its score, log-probabilities and values; all processes get all of them."""
-    generator = torch.Generator().manual_seed(derive_seed(seed, "rollouts", update) % 2**63)
-    uniforms = torch.rand(settings.rollouts, settings.max_tokens, generator=generator).to(actor.device)
     asked = [prompts[i] for i in drawn(len(prompts), settings.rollouts, update, seed)]
     rows = processes.own(list(range(settings.rollouts)))
     own_prompts = [asked[i] for i in rows]
-    responses = generate(actor.trunk, actor.head, own_prompts, uniforms[rows], settings.temperature, ends)
+    if vllm is None:
+        generator = torch.Generator().manual_seed(derive_seed(seed, "rollouts", update) % 2**63)
+        uniforms = torch.rand(settings.rollouts, settings.max_tokens, generator=generator)[rows].to(actor.device)
+        responses = generate(actor.trunk, actor.head, own_prompts, uniforms, settings.temperature, ends)
+    else:
+        seeds = [derive_seed(seed, "rollout", update, row) % 2**63 for row in rows]
+        limits = settings.max_tokens, settings.temperature, ends
+        responses = vllm.generate(actor.weights(), own_prompts, seeds, *limits)
     scores = score(own_prompts, responses)
     rollouts: dict[int, Rollout] = {}
     by_length = sorted(range(len(rows)), key=lambda i: len(own_prompts[i]) + len(responses[i]))  # little padding

@@ -38,7 +38,7 @@ class PPOConfig(common.TrainConfig):
     pass is broken off, and the rest with it, where a step has moved the policy past `kl_stop` (nats a token).
     `uncertainty` is how many standard deviations of an ensemble its mean is lowered by. `reward` is the folder of a
     reward model, by default the run's last. The value function reads the policy's own hidden states, or with
-    `value: separate` its own.
+    `value: separate` its own. With `sampler: vllm` a vLLM engine answers, which holds a second copy of the weights.
     """
 
     stage: Literal["ppo"]
@@ -66,6 +66,7 @@ class PPOConfig(common.TrainConfig):
     entropy_coef: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     value: Literal["shared", "separate"] = "shared"
+    sampler: Literal["own", "vllm"] = "own"
     sample_every: Annotated[int, Field(ge=1)] = 5  # updates between the answers written to samples.jsonl
 
 
@@ -100,7 +101,12 @@ def train(
     def score(asked: list[list[int]], answers: list[list[int]]) -> Any:
         return judge.scores([whole_turn(p, a, ends, end) for p, a in zip(asked, answers, strict=True)])
 
-    optimise(settings, actor, prompts, score, ends, tokenizer, folder, seed, report)
+    vllm = None
+    if settings.sampler == "vllm":
+        from cai.training.vllm_sampler import VllmSampler
+
+        vllm = VllmSampler(model, settings.max_length, settings.rollouts)
+    optimise(settings, actor, prompts, score, ends, tokenizer, folder, seed, report, vllm)
     if common.is_first_process():
         common.save_policy(actor.merged(), tokenizer, folder / "model")
 
@@ -129,6 +135,7 @@ def optimise(
     folder: Path,
     seed: int,
     report: common.Report,
+    vllm: Any = None,
 ) -> None:
     """The updates, from the last checkpoint on; `actor` is changed in place."""
     import torch
@@ -146,7 +153,7 @@ def optimise(
     warned: set[str] = set()
     for update in range(done + 1, settings.updates + 1):
         started = time.monotonic()
-        rollouts = collect(settings, actor, prompts, score, ends, update, seed)
+        rollouts = collect(settings, actor, prompts, score, ends, update, seed, vllm)
         sampled = time.monotonic()
         line = {"step": update, **describe(rollouts, kl_coef)}
         prepare(settings, rollouts, kl_coef)

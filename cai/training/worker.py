@@ -7,6 +7,7 @@ Under torchrun or accelerate launch every process runs this, and the first alone
 
 import json
 import os
+import shutil
 import sys
 import threading
 import traceback
@@ -19,6 +20,8 @@ from cai.errors import CaiError
 from cai.training import dpo, kto, online, orpo, ppo, reward, sft
 from cai.training.common import Report, TrainConfig, is_first_process
 from cai.training.stages import TrainStage
+
+NEARLY_FULL = 2**18  # bytes
 
 
 def main() -> int:
@@ -37,12 +40,22 @@ def main() -> int:
         settings = TypeAdapter(TrainStage).validate_python(spec["settings"])
         data, model, folder = (Path(spec[key]) for key in ("data", "model", "folder"))
         train(settings, data, model, folder, spec["seed"], report, Path(spec["reward"]) if spec["reward"] else None)
-    except (CaiError, OSError) as error:
+    except Exception as error:
+        text = _mendable(error, Path(spec["folder"]))
+        if text is not None:
+            report({"error": text})
         traceback.print_exc()  # into the log
-        place = "" if isinstance(error, CaiError) else f"{error.filename or spec['folder']}: "
-        report({"error": f"{place}{error}"})
-        return 2
+        return 1 if text is None else 2
     return 0
+
+
+def _mendable(error: Exception, folder: Path) -> str | None:
+    """What to tell the user of an error that they can mend; None for a fault of ours or of a library."""
+    if isinstance(error, CaiError):
+        return str(error)
+    if "No space left" in str(error) or shutil.disk_usage(folder).free < NEARLY_FULL:  # torch does not say why it fails
+        return f"{folder}: the disk is full; make room and run it again, it goes on from its last whole checkpoint"
+    return f"{error.filename or folder}: {error}" if isinstance(error, OSError) else None
 
 
 def train(

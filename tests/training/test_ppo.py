@@ -2,6 +2,7 @@
 
 import json
 import math
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -102,6 +103,14 @@ def test_an_adaptive_coefficient_brings_the_kl_to_its_target(tmp_path: Path, tin
     _, lines = run(tiny_model, tmp_path / "a", settings(kl_coef=0.15, target_kl=0.5, updates=90))
     assert late(lines, "objective/kl") == pytest.approx(0.5, abs=0.2)
     assert lines[-1]["kl_coef"] > 1.5 * lines[0]["kl_coef"]
+
+
+def test_an_entropy_bonus_keeps_the_policy_from_narrowing(tmp_path: Path, tiny_model: Path) -> None:
+    found = {}
+    for bonus in (0.0, 1.0):
+        config = settings(kl_coef=0.0, entropy_coef=bonus, updates=30)
+        found[bonus] = late(run(tiny_model, tmp_path / f"{bonus}", config)[1], "objective/entropy")
+    assert found[0.0] < 3.5 < 4.5 < found[1.0]  # ln 30 = 3.4 for all good tokens alike, ln 259 = 5.6 at most
 
 
 def test_the_value_function_learns_to_explain_the_returns(tmp_path: Path, tiny_model: Path) -> None:
@@ -308,6 +317,22 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path: Pa
     checkpoint.save(tmp_path, parameters, optimizer, (4, 0.2))
     checkpoint.save(tmp_path, parameters, optimizer, (6, 0.3))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["update-000004", "update-000006"]
+
+
+def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(tmp_path: Path, tiny_model: Path) -> None:
+    from cai.training import checkpoint
+
+    parameters = actor_of(tiny_model, settings()).trainable()
+    optimizer = torch.optim.AdamW(parameters.values())
+    checkpoint.save(tmp_path, parameters, optimizer, (2, 0.1))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(Exception, match="too large"):
+            checkpoint.save(tmp_path, parameters, optimizer, (4, 0.2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert checkpoint.restore(tmp_path, parameters, optimizer, (0, 1.0)) == (2, 0.1)
 
 
 def test_a_prompt_without_room_for_its_answer_is_named(tiny_model: Path) -> None:
