@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
+from cai.odds import logit, sigmoid
+
 Role = Literal["system", "user", "assistant"]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
@@ -67,14 +69,24 @@ class Verdict(Row):
 
     principle_id: str
     principle_hash: str
-    p_forward: Probability  # the first response shown as A
-    p_reverse: Probability  # the first response shown as B
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0  # of this verdict in the label
+    judge: str = ""  # engine fingerprint, in a panel of several judges
+    p_forward: Probability  # the first response shown before the second
+    p_reverse: Probability  # the first response shown after the second
+    share_forward: Probability = 0.5  # of the orders asked, those that show the first before the second
     outside: Probability  # mean probability mass outside the options
+    thoughts: list[str] = []  # what the judge reasoned before, in each order
 
     @property
     def p(self) -> float:
-        """The mean of both orders, which cancels a constant preference for a position."""
-        return (self.p_forward + self.p_reverse) / 2
+        """All orders averaged in log-odds, which cancels a constant preference for a position."""
+        forward = self.share_forward
+        return sigmoid(forward * logit(self.p_forward) + (1 - forward) * logit(self.p_reverse))
+
+    @property
+    def same_position(self) -> bool:
+        """Whether the judge preferred the same position in both orders, whichever response stood there."""
+        return (self.p_forward > 0.5) != (self.p_reverse > 0.5)
 
 
 class Preference(Row):

@@ -2,8 +2,9 @@
 
     critique.jinja   the user turn that asks for a critique of the last answer; sees principle, round, request
     revise.jinja     the user turn that asks for the rewritten answer; sees principle, round, request, critique
-    judge.jinja      two blocks, `question` (the user turn) and `answer` (the start of the assistant's
-                     answer, up to the option's letter); sees principle, conversation, options
+    judge.jinja      the blocks `question` (the user turn) and `answer` (the start of the assistant's answer, up to
+                     the option's letter), and `verdict`, the user turn that follows where the judge has reasoned in
+                     between; sees principle, conversation, options, thinking (whether it is to reason first)
     few_shot.yaml    optional: turns put before the conversation, under `revision:` and `judge:`
 
 Model text reaches a template only as the value of a variable, so it is never itself a template.
@@ -26,9 +27,9 @@ from cai.records import Message, Messages
 VARIABLES = {
     "critique": {"principle", "round", "request"},
     "revise": {"principle", "round", "request", "critique"},
-    "judge": {"principle", "conversation", "options"},
+    "judge": {"principle", "conversation", "options", "thinking"},
 }
-JUDGE_BLOCKS = {"question", "answer"}
+JUDGE_BLOCKS = {"question", "answer", "verdict"}
 
 
 class FewShot(config.Section):
@@ -79,14 +80,26 @@ class Templates:
         values = {"principle": principle, "round": round, "request": request, "critique": critique}
         return self._render("revise", values)
 
-    def judge(self, principle: Principle, conversation: Messages, options: dict[str, str]) -> Messages:
-        """The conversation that puts responses, by letter, to the judge; it ends inside the judge's answer."""
-        values = {"principle": principle, "conversation": conversation, "options": options}
-        return [
-            *self.few_shot.judge,
-            Message(role="user", content=self._render("judge", values, block="question")),
-            Message(role="assistant", content=self._render("judge", values, block="answer")),
-        ]
+    def judge(
+        self, principle: Principle, conversation: Messages, options: dict[str, str], thought: str | None = None
+    ) -> Messages:
+        """The conversation that puts responses, by letter, to the judge; it ends inside the judge's answer.
+
+        `thought` is what the judge reasoned when `judge_thought` asked it to.
+        """
+        values = {"principle": principle, "conversation": conversation, "options": options, "thinking": False}
+        answer = Message(role="assistant", content=self._render("judge", values, block="answer"))
+        if thought is None:
+            question = Message(role="user", content=self._render("judge", values, block="question"))
+            return [*self.few_shot.judge, question, answer]
+        verdict = Message(role="user", content=self._render("judge", values, block="verdict"))
+        reasoned = Message(role="assistant", content=thought)
+        return [*self.judge_thought(principle, conversation, options), reasoned, verdict, answer]
+
+    def judge_thought(self, principle: Principle, conversation: Messages, options: dict[str, str]) -> Messages:
+        """The conversation that asks the judge to reason about the responses before it chooses."""
+        values = {"principle": principle, "conversation": conversation, "options": options, "thinking": True}
+        return [*self.few_shot.judge, Message(role="user", content=self._render("judge", values, block="question"))]
 
     def _checked(self, name: str) -> jinja2.Template:
         path = self.folder / f"{name}.jinja"
@@ -100,7 +113,9 @@ class Templates:
             known = ", ".join(sorted(VARIABLES[name]))
             raise CaiError(f"{path}:{line}: unknown variable '{unknown}'; this template sees {known}")
         if name == "judge" and (missing := JUDGE_BLOCKS - template.blocks.keys()):
-            raise CaiError(f"{path}: the block '{min(missing)}' is missing; a judge has a question and an answer")
+            raise CaiError(
+                f"{path}: the block '{min(missing)}' is missing; a judge has a question, an answer and a verdict"
+            )
         return template
 
     def _render(self, name: str, values: dict[str, Any], block: str | None = None) -> str:

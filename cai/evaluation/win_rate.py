@@ -7,7 +7,7 @@ from pydantic import Field
 from cai.config import Section
 from cai.constitution import Constitution
 from cai.engines.base import Completion, Engine
-from cai.feedback.judge import compare, soft_label
+from cai.feedback.judge import judge, soft_label
 from cai.records import Comparison, Prompt
 from cai.templates import Templates
 
@@ -27,12 +27,13 @@ async def referee_pair(
     models: tuple[str, str],
     referee: Constitution,
     templates: Templates,
-    judge: Engine,
+    engine: Engine,
 ) -> Comparison:
     """P(after is better) by every principle of the referee in both orders; equal answers are a tie, not asked."""
     verdicts = []
     if before.text != after.text:
-        verdicts = await compare(prompt.messages, after.text, before.text, referee.principles, templates, judge)
+        answers = (after.text, before.text)
+        verdicts = (await judge(prompt.messages, answers, referee.principles, templates, engine))[0, 1]
     texts: dict[Literal["before", "after"], Completion] = {"before": before, "after": after}
     return Comparison(
         prompt_id=prompt.id,
@@ -45,7 +46,7 @@ async def referee_pair(
         verdicts=verdicts,
         before_model=models[0],
         after_model=models[1],
-        judge=judge.fingerprint,
+        judge=engine.fingerprint,
     )
 
 

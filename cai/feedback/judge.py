@@ -1,113 +1,254 @@
-"""The AI judge: which of two answers a principle prefers, as a probability (Bai et al. 2022, §4.1).
+"""The AI judge: which of several answers a principle prefers, as probabilities (Bai et al. 2022, §4.1).
 
-The judge reads the conversation and both answers and its next token is the verdict: the log-probabilities of the two
-letters, renormalised. Both orders are asked and averaged, since small judges lean to a position (Lee et al. 2023,
-§2.2). The label stays soft. Simplified against the paper: no chain of thought.
+The judge reads the conversation and the answers, and its next token is the verdict: the log-probabilities of the
+letters, renormalised. Each answer stands in each place once (two answers: both orders), since small judges lean to a
+position (Lee et al. 2023, §2.2); orders are averaged in log-odds, which cancels a constant leaning. Labels stay soft.
 """
 
 import asyncio
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Annotated
+from statistics import fmean
+from string import ascii_uppercase
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
 from cai.config import Section
 from cai.constitution import Constitution, Principle, assign
-from cai.engines.base import Choose, Completion, Engine
+from cai.engines.base import Choose, Engine, Generate
+from cai.errors import CaiError
+from cai.hashing import derive_seed
+from cai.odds import logit, sigmoid
 from cai.records import Messages, Preference, Prompt, Verdict
 from cai.templates import Templates
 
-LETTERS = ("A", "B")
+Pair = tuple[int, int]
+Verdicts = dict[Pair, list[Verdict]]
+"""What was said of each pair of answers, by their numbers; the probabilities are those of the first."""
+LEAST = -30.0  # nats: log-probabilities below it carry no more opinion
 
 
 class JudgeConfig(Section):
-    """`judge:` in a run file: samples for each prompt (0: none), principles for each pair, the judge's model."""
+    """`judge:` in a run file.
 
-    samples: Annotated[int, Field(ge=0)] = 2
-    principles: Annotated[int, Field(ge=1)] = 4
-    model: str | None = None  # None: the run's own
+    `samples` answers to each prompt (0: none are judged), `principles` for each pair (`all`: every one, by its weight),
+    and the judge's `model`, by default the run's own; several are a panel. `ask: choice` puts all answers to the judge
+    at once instead of in pairs. With `thoughts` it reasons first, in up to `thought_tokens`, and its verdict is kept
+    within `band`; several thoughts are averaged. `temperature` divides a label's log-odds.
+    """
+
+    samples: Annotated[int, Field(ge=0, le=len(ascii_uppercase))] = 2
+    principles: Annotated[int, Field(ge=1)] | Literal["all"] = 4
+    model: str | Annotated[list[str], Field(min_length=1)] | None = None
+    ask: Literal["pairs", "choice"] = "pairs"
+    thoughts: Annotated[int, Field(ge=0)] = 0
+    thought_tokens: Annotated[int, Field(ge=1)] = 256
+    band: tuple[Annotated[float, Field(ge=0, le=0.5)], Annotated[float, Field(ge=0.5, le=1)]] = (0.4, 0.6)  # CAI §4.1
+    temperature: Annotated[float, Field(gt=0)] = 1.0
 
 
-async def compare(
+class Thinking(NamedTuple):
+    """How a judge reasons before its verdict: how often, in how many tokens, and under which seed."""
+
+    samples: int
+    tokens: int
+    seed: int
+
+
+async def judge(
     conversation: Messages,
-    first: str,
-    second: str,
+    answers: Sequence[str],
     principles: Sequence[Principle],
     templates: Templates,
     engine: Engine,
-) -> list[Verdict]:
-    """One verdict a principle, P(first is better) in each order: 2 calls a principle, which share their prefixes."""
+    thinking: Thinking | None = None,
+) -> Verdicts:
+    """A verdict a principle on every pair of 2 to 26 answers: as many calls a principle as there are answers.
 
-    async def ask(principle: Principle, a: str, b: str) -> tuple[float, float]:
-        messages = templates.judge(principle, conversation, dict(zip(LETTERS, (a, b), strict=True)))
-        logprobs = await engine.choose(Choose(messages, tuple(f" {letter}" for letter in LETTERS)))
-        p_a, p_b = (math.exp(x) for x in logprobs)
-        inside = p_a + p_b
-        share = p_a / inside if inside > 0 else 0.5  # both letters impossible: no opinion
-        return share, min(1.0, max(0.0, 1.0 - inside))
+    Raises: CaiError for more answers than letters.
+    """
+    if not 2 <= len(answers) <= len(ascii_uppercase):
+        raise CaiError(f"a judge chooses among 2 to {len(ascii_uppercase)} answers, not {len(answers)}")
+    orders = [[*range(start, len(answers)), *range(start)] for start in range(len(answers))]
+    pairs = list(itertools.combinations(range(len(answers)), 2))
 
-    async def verdict(principle: Principle) -> Verdict:
-        (forward, outside_1), (reverse, outside_2) = await asyncio.gather(
-            ask(principle, first, second), ask(principle, second, first)
+    async def verdicts(principle: Principle) -> list[Verdict]:
+        shown = [dict(zip(ascii_uppercase, (answers[i] for i in order), strict=False)) for order in orders]
+        asked = await asyncio.gather(
+            *(_ask(principle, conversation, options, templates, engine, thinking) for options in shown)
         )
-        return Verdict(
-            principle_id=principle.id,
-            principle_hash=principle.fingerprint,
-            p_forward=forward,
-            p_reverse=1.0 - reverse,
-            outside=(outside_1 + outside_2) / 2,
-        )
+        logps = [dict(zip(order, found.logps, strict=True)) for order, found in zip(orders, asked, strict=True)]
 
-    return list(await asyncio.gather(*(verdict(principle) for principle in principles)))
+        def side(i: int, j: int) -> float:
+            """P(i is better than j) over the orders that show i before j."""
+            before = [number for number, order in enumerate(orders) if order.index(i) < order.index(j)]
+            return sigmoid(fmean(logps[number][i] - logps[number][j] for number in before))
+
+        return [
+            Verdict(
+                principle_id=principle.id,
+                principle_hash=principle.fingerprint,
+                weight=principle.weight,
+                p_forward=side(i, j),
+                p_reverse=1.0 - side(j, i),
+                share_forward=1 - (j - i) / len(orders),
+                outside=fmean(found.outside for found in asked),
+                thoughts=[text for found in asked for text in found.thoughts],
+            )
+            for i, j in pairs
+        ]
+
+    by_principle = await asyncio.gather(*(verdicts(principle) for principle in principles))
+    return dict(zip(pairs, map(list, zip(*by_principle, strict=True)), strict=True))
 
 
-def soft_label(verdicts: Sequence[Verdict]) -> float:
-    """P(first is better): the mean over principles and both orders, in [0, 1]."""
-    return sum(v.p for v in verdicts) / len(verdicts)
+class _Asked(NamedTuple):
+    logps: list[float]  # of each answer in the order shown, renormalised
+    outside: float
+    thoughts: list[str]
 
 
-async def judged_preferences(
+async def _ask(
+    principle: Principle,
+    conversation: Messages,
+    options: dict[str, str],
+    templates: Templates,
+    engine: Engine,
+    thinking: Thinking | None,
+) -> _Asked:
+    """One question about the answers as they are shown; several thoughts give the mean of their verdicts."""
+
+    async def choose(thought: str | None) -> _Asked:
+        messages = templates.judge(principle, conversation, options, thought)
+        found = await engine.choose(Choose(messages, tuple(f" {letter}" for letter in options)))
+        kept = [max(x, LEAST) for x in found]
+        total = max(kept) + math.log(sum(math.exp(x - max(kept)) for x in kept))
+        return _Asked([x - total for x in kept], min(1.0, max(0.0, 1.0 - math.exp(total))), [])
+
+    if thinking is None:
+        return await choose(None)
+
+    async def think(number: int) -> str:
+        question = templates.judge_thought(principle, conversation, options)
+        temperature = 1.0 if thinking.samples > 1 else 0.0
+        seed = derive_seed(thinking.seed, principle.id, list(options.values()), number)
+        return (await engine.generate(Generate(question, thinking.tokens, temperature, seed))).text
+
+    thoughts = await asyncio.gather(*(think(number) for number in range(thinking.samples)))
+    found = await asyncio.gather(*(choose(thought) for thought in thoughts))
+    mean = [math.log(fmean(math.exp(x) for x in logps)) for logps in zip(*(f.logps for f in found), strict=True)]
+    return _Asked(mean, fmean(f.outside for f in found), list(thoughts))
+
+
+def soft_label(verdicts: Sequence[Verdict], temperature: float = 1.0, band: tuple[float, float] = (0.0, 1.0)) -> float:
+    """P(first is better), in [0, 1]: the mean of the verdicts by weight, each kept within `band`.
+
+    `temperature` divides the mean's log-odds.
+    """
+    low, high = band
+    p = sum(v.weight * min(max(v.p, low), high) for v in verdicts) / sum(v.weight for v in verdicts)
+    return p if temperature == 1 else sigmoid(logit(p) / temperature)
+
+
+def label(verdicts: Sequence[Verdict], settings: JudgeConfig) -> float:
+    """`soft_label` as a run file's `judge:` asks for it."""
+    return soft_label(verdicts, settings.temperature, settings.band if settings.thoughts else (0.0, 1.0))
+
+
+async def judge_answers(
     prompt: Prompt,
-    samples: Sequence[Completion],
-    model: str,
+    answers: Sequence[str],
     constitution: Constitution,
     templates: Templates,
-    judge: Engine,
+    engine: Engine,
     settings: JudgeConfig,
     seed: int,
-) -> list[Preference | str]:
-    """Each pair of samples as a preference, the likelier answer as `chosen`, or the reason why there is none."""
-    principles = assign(constitution, seed, prompt.id, "judge", settings.principles)
+) -> Verdicts:
+    """One judge's verdicts on the pairs of different, non-empty answers to a prompt, by the principles it meets."""
+    principles = principles_met(constitution, seed, prompt.id, settings)
+    thinking = None
+    if settings.thoughts:
+        thinking = Thinking(settings.thoughts, settings.thought_tokens, derive_seed(seed, prompt.id, "thoughts"))
+    distinct = [i for i, text in enumerate(answers) if text and text not in answers[:i]]
 
-    async def label(first: str, second: str) -> Preference | str:
-        if not first or not second:
+    async def ask(numbers: Sequence[int]) -> Verdicts:
+        texts = [answers[i] for i in numbers]
+        found = await judge(prompt.messages, texts, principles, templates, engine, thinking)
+        return {(numbers[i], numbers[j]): verdicts for (i, j), verdicts in found.items()}
+
+    if settings.ask == "choice":
+        return await ask(distinct) if len(distinct) > 1 else {}
+    found = await asyncio.gather(*(ask(pair) for pair in itertools.combinations(distinct, 2)))
+    return {pair: verdicts for part in found for pair, verdicts in part.items()}
+
+
+def principles_met(constitution: Constitution, seed: int, prompt_id: str, settings: JudgeConfig) -> list[Principle]:
+    """The principles that judge a prompt's answers. Where all do, each counts by its weight; where some are drawn, the
+    weight has had its say in the drawing, and they count alike.
+    """
+    if settings.principles == "all" or settings.principles >= len(constitution.principles):
+        return constitution.principles
+    drawn = assign(constitution, seed, prompt_id, "judge", settings.principles)
+    return [principle.model_copy(update={"weight": 1.0}) for principle in drawn]
+
+
+def calls(settings: JudgeConfig, principles: int, answers: int) -> int:
+    """How many requests one judge gets to judge `answers` under a constitution of `principles`."""
+    met = principles if settings.principles == "all" else min(settings.principles, principles)
+    questions = answers if settings.ask == "choice" else 2 * math.comb(answers, 2)
+    return met * questions * (2 * settings.thoughts or 1) if answers > 1 else 0
+
+
+def joined(parts: Sequence[tuple[str, Verdicts]]) -> Verdicts:
+    """What several judges, each with its engine's fingerprint, say of the same pairs."""
+    found: Verdicts = {}
+    for judge_fingerprint, verdicts in parts:
+        for pair, said in verdicts.items():
+            named = said if len(parts) == 1 else [v.model_copy(update={"judge": judge_fingerprint}) for v in said]
+            found[pair] = found.get(pair, []) + named
+    return found
+
+
+def judged_preferences(
+    prompt: Prompt, answers: Sequence[str], verdicts: Verdicts, model: str, judge: str, settings: JudgeConfig, seed: int
+) -> list[Preference | str]:
+    """Each pair of answers as a preference, the likelier one as `chosen`, or the reason why there is none."""
+
+    def preference(i: int, j: int) -> Preference | str:
+        if not answers[i] or not answers[j]:
             return "a sample is empty"
-        if first == second:
+        if answers[i] == answers[j]:
             return "samples identical"
-        verdicts = await compare(prompt.messages, first, second, principles, templates, judge)
-        p = soft_label(verdicts)
+        if (i, j) not in verdicts:  # a choice was asked of the first among equals
+            return "one of two identical samples, of which the other is judged"
+        p = label(verdicts[i, j], settings)
         swap = p < 0.5
+        chosen, rejected = (answers[j], answers[i]) if swap else (answers[i], answers[j])
         return Preference(
             prompt_id=prompt.id,
             messages=prompt.messages,
             tags=prompt.tags,
-            chosen=second if swap else first,
-            rejected=first if swap else second,
+            chosen=chosen,
+            rejected=rejected,
             p=1.0 - p if swap else p,
             source="judge",
-            verdicts=[_swapped(v) for v in verdicts] if swap else verdicts,
+            verdicts=[swapped(v) for v in verdicts[i, j]] if swap else verdicts[i, j],
             model=model,
-            judge=judge.fingerprint,
+            judge=judge,
             seeds=[seed],
         )
 
-    pairs = itertools.combinations([sample.text for sample in samples], 2)
-    return list(await asyncio.gather(*(label(first, second) for first, second in pairs)))
+    return [preference(i, j) for i, j in itertools.combinations(range(len(answers)), 2)]
 
 
-def _swapped(verdict: Verdict) -> Verdict:
+def swapped(verdict: Verdict) -> Verdict:
     """The same verdict said of the other answer: P(other) in each order."""
-    swapped = {"p_forward": 1.0 - verdict.p_reverse, "p_reverse": 1.0 - verdict.p_forward}
-    return verdict.model_copy(update=swapped)
+    return verdict.model_copy(
+        update={
+            "p_forward": 1.0 - verdict.p_reverse,
+            "p_reverse": 1.0 - verdict.p_forward,
+            "share_forward": 1.0 - verdict.share_forward,
+        }
+    )

@@ -12,7 +12,7 @@ from cai.runs.session import Session
 async def assess_policy(session: Session, policy: Path) -> None:
     """Write evaluation.jsonl, a row a held-out prompt. One model is in memory at a time."""
     plan, settings = session.plan, session.plan.config.evaluate
-    after, before, judge = (session.engine(folder) for folder in (policy, plan.before, plan.judge_model))
+    after, before, judge = (session.engine(folder) for folder in (policy, plan.before, plan.judge_models[0]))
 
     async def answers(which: str, folder: Path, prompts: list[Prompt]) -> dict[str, Completion]:
         engine = session.engine(folder)

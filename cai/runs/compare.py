@@ -147,7 +147,7 @@ def _notes(folders: tuple[RunFolder, RunFolder], locks: tuple[Any, Any], shared:
             notes.append(f"{folder.name}: {rate:.0f} % of verdicts follow the position; its win rate says little")
     if locks[0]["config"]["revise"]["critique"] != locks[1]["config"]["revise"]["critique"]:
         notes.append("one run makes no critiques: its revisions cannot be flagged as copies of one")
-    for what in ("model", "judge_model", "templates", "referee"):
+    for what in ("model", "judge_models", "templates", "referee"):
         if locks[0][what] != locks[1][what]:
             notes.append(f"the runs differ in their {what.replace('_', ' ')} too")
     return notes

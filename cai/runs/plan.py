@@ -42,7 +42,7 @@ class Plan:
     training: list[Prompt]
     held_out: list[Prompt]
     model: Path
-    judge_model: Path
+    judge_models: list[Path]  # the first is the referee's
     before: Path  # the model the evaluation compares with
     human: list[Preference]
     human_left_out: list[LeftOut]
@@ -67,6 +67,7 @@ def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path
     human, human_left_out = _human(config, run_file, {_conversation(p.messages) for p in held_out})
     train = [_with_files_found(settings, number, run_file) for number, settings in enumerate(config.train)]
     model = models.resolve(config.model)  # last: a Hub id is downloaded here
+    names = [config.judge.model] if isinstance(config.judge.model, str) else config.judge.model
     return Plan(
         run_file=run_file,
         overrides=overrides,
@@ -79,7 +80,7 @@ def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path
         training=training,
         held_out=held_out,
         model=model,
-        judge_model=models.resolve(config.judge.model) if config.judge.model else model,
+        judge_models=[models.resolve(name) for name in names] if names else [model],
         before=model,
         human=human,
         human_left_out=human_left_out,
@@ -155,7 +156,7 @@ def split(prompts: list[Prompt], share: float) -> tuple[list[Prompt], list[Promp
 def lock(plan: Plan) -> dict[str, Any]:
     """What decides the run's result, by content, and under `versions` what made it."""
     decides_nothing: Any = {"name": True, "launcher": True, "iterations": True, "engine": {"max_in_flight"}}
-    settings = plan.config.model_dump(exclude=decides_nothing)
+    settings = plan.config.model_dump(mode="json", exclude=decides_nothing)
     return {
         "config": settings,
         "constitution": _constitution_lock(plan.constitution),
@@ -171,7 +172,7 @@ def lock(plan: Plan) -> dict[str, Any]:
             if (value := getattr(settings, key, None)) is not None
         },
         "model": models.folder_fingerprint(plan.model),
-        "judge_model": models.folder_fingerprint(plan.judge_model),
+        "judge_models": [models.folder_fingerprint(folder) for folder in plan.judge_models],
         "versions": {"python": platform.python_version(), **_versions()},
     }
 

@@ -1,26 +1,50 @@
 import asyncio
-from collections.abc import Sequence
+import itertools
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cai.constitution import Constitution
-from cai.engines.base import Choose, Completion
+from cai import constitution
+from cai.constitution import Constitution, Principle
+from cai.engines.base import Choose
 from cai.engines.scripted import ScriptedEngine
-from cai.feedback.judge import JudgeConfig, compare, judged_preferences, soft_label
+from cai.errors import CaiError
+from cai.feedback.judge import (
+    JudgeConfig,
+    Thinking,
+    calls,
+    joined,
+    judge,
+    judge_answers,
+    judged_preferences,
+    label,
+    principles_met,
+    soft_label,
+)
 from cai.records import Preference, Verdict
 from cai.templates import Templates
-from tests.conftest import prompt
+from tests.conftest import ROOT, prompt
 
 
 def shown_first(request: Choose, text: str) -> bool:
     return f"Answer A: {text}" in request.messages[0]["content"]
 
 
+def two(
+    answers: tuple[str, str], principles: Sequence[Principle], templates: Templates, engine: ScriptedEngine
+) -> list[Verdict]:
+    return asyncio.run(judge(prompt().messages, answers, principles, templates, engine))[0, 1]
+
+
 def verdicts(weigh: object, harmless: Constitution, templates: Templates, count: int = 3) -> list[Verdict]:
     engine = ScriptedEngine(weigh=weigh)  # type: ignore[arg-type]
-    return asyncio.run(compare(prompt().messages, "good", "bad", harmless.principles[:count], templates, engine))
+    return two(("good", "bad"), harmless.principles[:count], templates, engine)
 
 
 def test_a_judge_that_sees_quality_is_believed_in_both_orders(harmless: Constitution, templates: Templates) -> None:
@@ -39,16 +63,17 @@ def test_every_principle_is_asked_in_both_orders_and_keeps_its_name(
     harmless: Constitution, templates: Templates
 ) -> None:
     engine = ScriptedEngine()
-    found = asyncio.run(compare(prompt().messages, "x", "y", harmless.principles, templates, engine))
+    found = two(("x", "y"), harmless.principles, templates, engine)
     assert len(engine.requests) == 32
     assert [v.principle_id for v in found] == [p.id for p in harmless.principles]
 
 
-def label(weigh: object, texts: Sequence[str], harmless: Constitution, templates: Templates) -> list[Preference | str]:
-    engine = ScriptedEngine(weigh=weigh)  # type: ignore[arg-type]
-    samples = [Completion(text, "stop", 1, 1) for text in texts]
-    args = (harmless, templates, engine, JudgeConfig(principles=2), 0)
-    return asyncio.run(judged_preferences(prompt(), samples, "writer", *args))
+def labelled(
+    weigh: object, texts: Sequence[str], harmless: Constitution, templates: Templates, **given: Any
+) -> list[Preference | str]:
+    engine, settings = ScriptedEngine(weigh=weigh), JudgeConfig.model_validate({"principles": 2, **given})  # type: ignore[arg-type]
+    said = asyncio.run(judge_answers(prompt(), texts, harmless, templates, engine, settings, 0))
+    return judged_preferences(prompt(), texts, said, "writer", engine.fingerprint, settings, 0)
 
 
 def test_the_likelier_answer_is_chosen_and_its_verdicts_speak_of_it(
@@ -58,10 +83,10 @@ def test_the_likelier_answer_is_chosen_and_its_verdicts_speak_of_it(
         return (0.1, 0.3) if shown_first(request, "bad") else (0.8, 0.1)
 
     for texts in (("bad", "good"), ("good", "bad")):
-        (pair,) = label(weigh, texts, harmless, templates)
+        (pair,) = labelled(weigh, texts, harmless, templates)
         assert isinstance(pair, Preference)
         assert (pair.chosen, pair.rejected, pair.source) == ("good", "bad", "judge")
-        assert pair.p == pytest.approx((8 / 9 + 3 / 4) / 2)
+        assert pair.p == pytest.approx(24**0.5 / (1 + 24**0.5))  # odds of 8 and of 3
         assert pair.p == pytest.approx(soft_label(pair.verdicts))
         assert pair.verdicts[0].p_forward == pytest.approx(8 / 9)
         assert (pair.model, pair.judge) == ("writer", "scripted")
@@ -71,24 +96,143 @@ def test_identical_and_empty_samples_are_not_asked(harmless: Constitution, templ
     def never(_: Choose) -> Sequence[float]:
         raise AssertionError("asked")
 
-    assert label(never, ("same", "same"), harmless, templates) == ["samples identical"]
-    assert label(never, ("", "x"), harmless, templates) == ["a sample is empty"]
+    assert labelled(never, ("same", "same"), harmless, templates) == ["samples identical"]
+    assert labelled(never, ("", "x"), harmless, templates) == ["a sample is empty"]
 
 
 def test_all_pairs_of_more_samples_are_judged(harmless: Constitution, templates: Templates) -> None:
-    assert len(label(lambda _: (0.5, 0.4), ("a", "b", "c", "d"), harmless, templates)) == 6
+    assert len(labelled(lambda _: (0.5, 0.4), ("a", "b", "c", "d"), harmless, templates)) == 6
 
 
 @given(st.lists(st.tuples(*[st.floats(1e-30, 0.5)] * 4), min_size=1, max_size=5))
 def test_a_label_stays_a_probability(masses: list[tuple[float, float, float, float]]) -> None:
-    from tests.conftest import ROOT
-
-    templates, principles = Templates(ROOT / "prompts/default"), []
-    from cai import constitution
-
-    principles = constitution.load(ROOT / "constitutions/harmless.yaml").principles[: len(masses)]
+    harmless, templates = shipped()
+    principles = harmless.principles[: len(masses)]
     answers = iter([pair for a, b, c, d in masses for pair in ((a, b), (c, d))])
     engine = ScriptedEngine(weigh=lambda _: next(answers))
-    found = asyncio.run(compare(prompt().messages, "x", "y", principles, templates, engine))
+    found = two(("x", "y"), principles, templates, engine)
     assert 0 <= soft_label(found) <= 1
     assert all(0 <= v.outside <= 1 for v in found)
+
+
+def leaning(strengths: dict[str, float], bias: Sequence[float]) -> Callable[[Choose], Sequence[float]]:
+    """A judge whose log-odds are an answer's strength and a liking for its place."""
+
+    def weigh(request: Choose) -> Sequence[float]:
+        shown = re.findall(r"^Answer [A-Z]: (.*)$", request.messages[0]["content"], re.MULTILINE)
+        weights = [math.exp(strengths[text] + b) for text, b in zip(shown, bias, strict=False)]
+        return [0.9 * w / sum(weights) for w in weights]
+
+    return weigh
+
+
+STRENGTHS = {"one": 0.3, "two": -1.0, "three": 1.2, "four": 0.0}
+
+
+@pytest.mark.parametrize("ask", ["pairs", "choice"])
+@given(bias=st.lists(st.floats(-3, 3), min_size=4, max_size=4))
+def test_no_liking_for_a_place_gets_into_the_labels(bias: list[float], ask: str) -> None:
+    rows = labelled(leaning(STRENGTHS, bias), list(STRENGTHS), *shipped(), ask=ask, principles=1)
+    assert len(rows) == 6
+    for row in rows:
+        assert isinstance(row, Preference)
+        assert row.p == pytest.approx(1 / (1 + math.exp(STRENGTHS[row.rejected] - STRENGTHS[row.chosen])), abs=1e-6)
+        assert row.verdicts[0].outside == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("given", [
+    {}, {"ask": "choice"}, {"principles": "all"}, {"thoughts": 1}, {"thoughts": 3, "ask": "choice"},
+])  # fmt: skip
+def test_the_number_of_calls_is_known_before_they_are_made(given: dict[str, Any]) -> None:
+    constitution, templates = shipped()
+    engine, settings = ScriptedEngine(), JudgeConfig.model_validate(given)
+    asyncio.run(judge_answers(prompt(), list(STRENGTHS), constitution, templates, engine, settings, 0))
+    assert len(engine.requests) == calls(settings, len(constitution.principles), 4)
+
+
+def test_a_judge_reasons_first_and_its_verdict_is_kept_within_the_band(
+    harmless: Constitution, templates: Templates
+) -> None:
+    def weigh(request: Choose) -> Sequence[float]:
+        assert "name no letter" not in request.messages[-1]["content"]
+        assert [m["role"] for m in request.messages] == ["user", "assistant", "user", "assistant"]
+        assert request.messages[1]["content"].startswith("because")
+        return (0.9, 0.1) if shown_first(request, "good") else (0.1, 0.9)
+
+    engine = ScriptedEngine(answer=lambda request: f"because {request.seed}", weigh=weigh)
+    settings = JudgeConfig(principles=1, thoughts=2)
+    said = asyncio.run(judge_answers(prompt(), ["good", "bad"], harmless, templates, engine, settings, 0))
+    [verdict] = said[0, 1]
+    assert len(set(verdict.thoughts)) == 4  # two in each order, all different
+    assert verdict.p == pytest.approx(0.9)
+    assert label([verdict], settings) == 0.6
+    assert label([verdict], JudgeConfig(principles=1, thoughts=2, band=(0, 1))) == pytest.approx(0.9)
+
+
+def test_several_thoughts_are_averaged(harmless: Constitution, templates: Templates) -> None:
+    def weigh(request: Choose) -> Sequence[float]:
+        sure = int(request.messages[1]["content"].split()[-1]) % 2
+        first = (0.9, 0.1) if sure else (0.5, 0.5)
+        return first if shown_first(request, "good") else first[::-1]
+
+    numbers = itertools.count()
+    engine = ScriptedEngine(answer=lambda _: f"thought {next(numbers)}", weigh=weigh)
+    thinking = Thinking(samples=2, tokens=8, seed=0)
+    said = asyncio.run(judge(prompt().messages, ("good", "bad"), harmless.principles[:1], templates, engine, thinking))
+    assert said[0, 1][0].p == pytest.approx(0.7)
+
+
+def verdict(p: float, weight: float = 1.0) -> Verdict:
+    return Verdict(principle_id="x", principle_hash="y", weight=weight, p_forward=p, p_reverse=p, outside=0)
+
+
+def test_verdicts_count_by_their_weight_and_temperature_draws_the_label_to_one_half() -> None:
+    both = [verdict(0.9, weight=3), verdict(0.5)]
+    assert soft_label(both) == pytest.approx(0.8)
+    assert soft_label(both, temperature=2) == pytest.approx(2 / 3)  # odds of 4, and of 2
+    assert soft_label([verdict(1.0)], temperature=2) <= 1
+
+
+def test_where_all_principles_judge_their_weights_count_and_where_some_are_drawn_they_count_alike() -> None:
+    principles = [
+        {"id": f"p{i}", "weight": weight, "critique": "c", "revision": "r", "judge": f"Which is best by {i}?"}
+        for i, weight in enumerate((1.0, 5.0, 2.0))
+    ]
+    constitution = Constitution.model_validate({"name": "weighted", "principles": principles})
+    for count, weights in (("all", [1, 5, 2]), (3, [1, 5, 2]), (2, [1, 1])):
+        met = principles_met(constitution, 0, "p", JudgeConfig.model_validate({"principles": count}))
+        assert [p.weight for p in met] == weights
+
+
+def test_a_panel_counts_each_judge_alike_and_names_them() -> None:
+    said = joined([("first", {(0, 1): [verdict(0.9)]}), ("second", {(0, 1): [verdict(0.5)]})])
+    assert [v.judge for v in said[0, 1]] == ["first", "second"]
+    assert soft_label(said[0, 1]) == pytest.approx(0.7)
+    assert joined([("alone", {(0, 1): [verdict(0.9)]})])[0, 1][0].judge == ""
+
+
+def test_a_choice_is_asked_of_different_answers_only(harmless: Constitution, templates: Templates) -> None:
+    seen = []
+
+    def weigh(request: Choose) -> Sequence[float]:
+        seen.append(len(request.options))
+        return [0.3] * len(request.options)
+
+    rows = labelled(weigh, ("x", "", "x", "y"), harmless, templates, ask="choice")
+    assert set(seen) == {2}
+    assert sum(isinstance(row, Preference) for row in rows) == 1
+    assert Counter(row for row in rows if isinstance(row, str)) == {
+        "a sample is empty": 3,
+        "samples identical": 1,
+        "one of two identical samples, of which the other is judged": 1,
+    }
+
+
+def test_more_answers_than_letters_are_refused(harmless: Constitution, templates: Templates) -> None:
+    answers = [f"answer {i}" for i in range(27)]
+    with pytest.raises(CaiError, match="among 2 to 26 answers, not 27"):
+        asyncio.run(judge(prompt().messages, answers, harmless.principles, templates, ScriptedEngine()))
+
+
+def shipped() -> tuple[Constitution, Templates]:
+    return constitution.load(ROOT / "constitutions/harmless.yaml"), Templates(ROOT / "prompts/default")
