@@ -20,8 +20,8 @@ class Generate:
 class Choose:
     """A request for the probability of each option as the next text of the last message.
 
-    `messages` ends with an assistant turn, the start of the answer; each option is a text such as ` A` whose
-    first token after that start tells it apart.
+    `messages` ends with an assistant turn, the start of the answer; each option is a text such as ` A`, which its
+    first token after that start tells apart from the others, or else the whole of it.
     """
 
     messages: Messages
@@ -52,7 +52,9 @@ class Engine(Protocol):
         """The assistant's next turn."""
 
     async def choose(self, request: Choose) -> list[float]:
-        """The log-probability (nats, full vocabulary) of each option's first token: one prefill."""
+        """The log-probability (nats, full vocabulary) of each option: of its first token, by one prefill, unless
+        several begin with the same one.
+        """
 
     async def close(self) -> None:
         """Free the model; unanswered requests are cancelled."""

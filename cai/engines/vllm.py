@@ -13,6 +13,7 @@ import queue
 import threading
 import time
 import warnings
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +23,7 @@ import jinja2
 
 from cai.engines.base import Choose, Completion, Generate
 from cai.errors import CaiError, RequestRefused
+from cai.records import Messages
 
 GIB = 2**30
 MOST_CONTEXT = 8192  # unless asked for; long contexts cost memory whether used or not
@@ -29,20 +31,36 @@ CPU_BLOCK_TOKENS = 32  # short prefixes must fill a block to be shared; vLLM's d
 CPU_KV_SHARE = 0.25  # of free memory
 CPU_KV_MOST = 4 * GIB
 
-Job = tuple[Generate | Choose, "asyncio.Future[Any]"]
+
+@dataclass(frozen=True)
+class Score:
+    """A request for the log-probability of a whole text as what follows the last message."""
+
+    messages: Messages
+    text: str
+
+
+Request = Generate | Choose | Score
+Job = tuple[Request, "asyncio.Future[Any]"]
+
+
+class SharedStart(Exception):
+    """Options that begin with the same token: one token does not tell them apart."""
 
 
 class VllmEngine:
     """A model folder served by vLLM; see cai.engines.base.Engine.
 
     Args: fingerprint of the model; context in tokens (None: the model's own, at most 8192); `most_at_once`, how
-    many requests may run together. `busy_seconds` is the time spent inside vLLM's step.
+    many requests may run together. `busy_seconds` is the time spent inside vLLM's step; of `prompt_tokens` read,
+    `cached_tokens` were known from prompts that began alike.
     Raises: CaiError from the first call when vLLM cannot load the folder.
     """
 
     def __init__(self, folder: Path, fingerprint: str, context: int | None = None, most_at_once: int = 64) -> None:
         self.fingerprint = fingerprint
         self.busy_seconds = 0.0
+        self.prompt_tokens = self.cached_tokens = 0
         self._folder, self._context, self._most_at_once = folder, context, most_at_once
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._names = itertools.count()
@@ -55,16 +73,23 @@ class VllmEngine:
         return result
 
     async def choose(self, request: Choose) -> list[float]:
-        """Log-probabilities of the options' first tokens, from one prefill and one token."""
-        result: list[float] = await self._submit(request)
-        return result
+        """Log-probabilities of the options' first tokens, from one prefill and one token.
+
+        Where a tokenizer begins several options alike, they are scored whole: a prefill each.
+        """
+        try:
+            result: list[float] = await self._submit(request)
+            return result
+        except SharedStart:
+            scores = (self._submit(Score(request.messages, text)) for text in request.options)
+            return list(await asyncio.gather(*scores))
 
     async def close(self) -> None:
         """Stop the thread and free the model's memory."""
         self._jobs.put(None)
         await asyncio.to_thread(self._thread.join)
 
-    async def _submit(self, request: Generate | Choose) -> Any:
+    async def _submit(self, request: Request) -> Any:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._jobs.put((request, future))
         return await future
@@ -83,6 +108,8 @@ class VllmEngine:
                 self.busy_seconds += time.perf_counter() - begun
                 for output in outputs:
                     if output.finished:
+                        self.prompt_tokens += len(output.prompt_token_ids)
+                        self.cached_tokens += output.num_cached_tokens or 0
                         request, future = running.pop(output.request_id.split("-")[0])
                         _resolve(future, self._answer(request, output))
         except BaseException as error:  # a dead engine must not leave anyone waiting
@@ -104,10 +131,10 @@ class VllmEngine:
                 name = str(next(self._names))
                 self._llm.add_request(name, {"prompt_token_ids": self._tokens(request)}, self._sampling(request))
                 running[name] = job
-            except (RequestRefused, CaiError) as error:
+            except (RequestRefused, SharedStart) as error:
                 _reject(future, error)
 
-    def _tokens(self, request: Generate | Choose) -> list[int]:
+    def _tokens(self, request: Request) -> list[int]:
         unfinished = request.messages[-1]["role"] == "assistant"
         try:
             ids: list[int] = self._tokenizer.apply_chat_template(
@@ -119,11 +146,13 @@ class VllmEngine:
             )["input_ids"]
         except jinja2.TemplateError as error:
             raise RequestRefused(f"the model's chat template refuses the conversation: {error}") from error
+        if isinstance(request, Score):
+            ids += self._encode(request.text)
         if len(ids) >= self._limit:
             raise RequestRefused(f"the request has {len(ids)} tokens, the context holds {self._limit} with the answer")
         return ids
 
-    def _sampling(self, request: Generate | Choose) -> Any:
+    def _sampling(self, request: Request) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -134,24 +163,32 @@ class VllmEngine:
                 seed=request.seed,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
+        if isinstance(request, Choose):
+            wanted: dict[str, Any] = {"logprob_token_ids": self._first_tokens(request.options)}
+        else:
+            wanted = {"prompt_logprobs": 0}  # of the prompt's own tokens
         return SamplingParams(
-            max_tokens=1,
-            temperature=0.0,
-            logprob_token_ids=self._option_tokens(request.options),
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            max_tokens=1, temperature=0.0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY, **wanted
         )
 
-    def _option_tokens(self, options: tuple[str, ...]) -> list[int]:
-        firsts = [self._tokenizer.encode(option, add_special_tokens=False)[0] for option in options]
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    def _first_tokens(self, options: tuple[str, ...]) -> list[int]:
+        firsts = [self._encode(option)[0] for option in options]
         if len(set(firsts)) < len(firsts):
-            raise CaiError(f"{self._folder}: the options {', '.join(options)} begin with the same token here")
+            raise SharedStart
         return firsts
 
-    def _answer(self, request: Generate | Choose, output: Any) -> Completion | list[float]:
+    def _answer(self, request: Request, output: Any) -> Completion | list[float] | float:
         sample = output.outputs[0]
         if isinstance(request, Choose):
-            return [sample.logprobs[0][token].logprob for token in self._option_tokens(request.options)]
+            return [sample.logprobs[0][token].logprob for token in self._first_tokens(request.options)]
+        if isinstance(request, Score):
+            end = len(self._encode(request.text))
+            scored = zip(output.prompt_token_ids[-end:], output.prompt_logprobs[-end:], strict=True)
+            return float(sum(logprobs[token].logprob for token, logprobs in scored))
         return Completion(
             text=sample.text.strip(),
             finish="stop" if sample.finish_reason == "stop" else "length",

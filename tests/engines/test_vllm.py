@@ -36,7 +36,7 @@ def test_the_real_model_answers_repeats_refuses_and_weighs(real_model: Path) -> 
     sampled = Generate(user("Tell me a short story about a fox."), 24, 1.0, 5)
     too_long = Generate(user("word " * 600), 8, 1.0, 0)
     options = Choose(judging("Which is an animal? Answer A: dog. Answer B: stone. Reply with A or B."), (" A", " B"))
-    clash = Choose(options.messages, (" A", " A"))
+    alike = Choose(options.messages, (" very likely A", " very likely B", " hardly"))
 
     async def ask() -> list[object]:
         async with opened(real_model) as engine:
@@ -46,12 +46,12 @@ def test_the_real_model_answers_repeats_refuses_and_weighs(real_model: Path) -> 
                 engine.generate(Generate(sampled.messages, 24, 1.0, 6)),
                 engine.generate(too_long),
                 engine.choose(options),
-                engine.choose(clash),
+                engine.choose(alike),
             ]
             first = await asyncio.gather(*together, return_exceptions=True)
             return [*first, await engine.generate(sampled)]
 
-    paris, story, other_story, refusal, logprobs, fault, again = asyncio.run(ask())
+    paris, story, other_story, refusal, logprobs, whole, again = asyncio.run(ask())
     assert isinstance(paris, Completion)
     assert "Paris" in paris.text
     assert paris.finish == "stop"
@@ -62,9 +62,9 @@ def test_the_real_model_answers_repeats_refuses_and_weighs(real_model: Path) -> 
     assert story != other_story
     assert isinstance(refusal, RequestRefused)
     assert "the context holds 512" in str(refusal)
-    assert isinstance(fault, CaiError)
     assert isinstance(logprobs, list)
     assert logprobs == pytest.approx(_by_transformers(real_model, options), abs=2e-3)
+    assert whole == pytest.approx(_by_transformers(real_model, alike), abs=5e-3)
 
 
 def _by_transformers(folder: Path, request: Choose) -> list[float]:
@@ -72,13 +72,16 @@ def _by_transformers(folder: Path, request: Choose) -> list[float]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    ids = tokenizer.apply_chat_template(
-        request.messages, continue_final_message=True, return_tensors="pt", return_dict=True
-    )
-    with torch.no_grad():
-        logits = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(**ids).logits[0, -1]
-    logprobs = torch.log_softmax(logits, -1)
-    return [logprobs[tokenizer.encode(option, add_special_tokens=False)[0]].item() for option in request.options]
+    start = tokenizer.apply_chat_template(request.messages, continue_final_message=True, return_dict=True)["input_ids"]
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    encoded = [tokenizer.encode(option, add_special_tokens=False) for option in request.options]
+    alike = len({ids[0] for ids in encoded}) < len(encoded)
+    found = []
+    for ids in encoded:
+        with torch.no_grad():
+            logprobs = model(torch.tensor([start + ids])).logits[0, len(start) - 1 : -1].log_softmax(-1)
+        found.append(logprobs[range(len(ids)), ids][: None if alike else 1].sum().item())
+    return found
 
 
 def test_a_folder_vllm_cannot_load_is_an_error_for_everyone_who_waits(tmp_path: Path, real_model: Path) -> None:
