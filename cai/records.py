@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
 from cai.odds import logit, sigmoid
@@ -105,6 +105,29 @@ class Preference(Row):
     model: str = ""  # engine fingerprint of who wrote the responses
     judge: str = ""  # engine fingerprint of who compared them
     seeds: list[int] = []
+    # P(chosen is preferred) as the file had it that a judge labelled anew; rows of a run have none
+    given: Probability | None = Field(default=None, exclude_if=lambda p: p is None)
+
+
+class Ranking(Row):
+    """Answers to one prompt as a judge ranks them, by a Bradley–Terry fit to its labels of their pairs."""
+
+    prompt_id: str
+    messages: Messages
+    tags: list[str] = []
+    responses: Annotated[list[str], Field(min_length=2)]  # the best first
+    strengths: list[Annotated[float, Field(allow_inf_nan=False)]]  # log-odds, of mean 0; see cai/feedback/ranking.py
+    model: str = ""  # engine fingerprint of who wrote the responses
+    judge: str = ""  # engine fingerprint of who compared them
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _best_first(self) -> "Ranking":
+        if len(self.strengths) != len(self.responses):
+            raise ValueError(f"{len(self.responses)} responses have {len(self.strengths)} strengths")
+        if self.strengths != sorted(self.strengths, reverse=True):
+            raise ValueError("strengths: expected the greatest first, in the order of the responses")
+        return self
 
 
 class Comparison(Row):

@@ -1,5 +1,6 @@
 import gzip
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from cai.errors import CaiError
 from cai.formats.jsonl import write_rows
 from cai.formats.preferences import read_preferences
-from cai.records import Preference
+from cai.records import Preference, Ranking
 
 USER = {"role": "user", "content": "Why?"}
 
@@ -120,3 +121,109 @@ def test_an_empty_or_broken_file_is_an_error(tmp_path: Path) -> None:
     broken.write_bytes(broken.read_bytes()[:-12])  # cut short
     with pytest.raises(CaiError, match="cannot be read"):
         read_preferences(broken)
+
+
+def question(**given: Any) -> dict[str, Any]:
+    """A row as the HHH evaluations have it."""
+    prompt = (
+        "\n\nConsider the following conversation between a human and an assistant:\n\nHuman: Why?\n\nAssistant: What?"
+        "\n\nHuman: That.\n\n\nPlease choose the response that is best. Options:\n (A) [[[no]]]\n (B) [[[so\n\n(C) is]]]"
+        "\n (C) [[[perhaps]]]\n\nThe answer is:"
+    )
+    return {"prompt": prompt, "corrects": [" (B)"], "incorrects": [" (A)"], **given}
+
+
+TALK = [USER, said("What?"), {"role": "user", "content": "That."}]
+WRITTEN_OUT = {
+    "text_correct": "\n\nHuman: How?\n\nAssistant: right",
+    "text_incorrect": "\n\nHuman: How?\n\nAssistant: wrong",
+}
+
+
+def test_options_inside_a_prompt_become_pairs_of_the_conversation_before_them(tmp_path: Path) -> None:
+    [pair] = read_preferences(written(tmp_path, question()))[0]
+    assert (pair.messages, pair.chosen, pair.rejected, pair.p) == (TALK, "so\n\n(C) is", "no", 1.0)
+
+
+def test_every_correct_option_goes_with_every_incorrect_one(tmp_path: Path) -> None:
+    kept, _ = read_preferences(written(tmp_path, question(corrects=[" (B)", " (C)"], id="q")))
+    assert [(r.prompt_id, r.chosen[:2], r.rejected) for r in kept] == [("q", "so", "no"), ("q", "pe", "no")]
+
+
+def test_written_out_conversations_go_before_the_options(tmp_path: Path) -> None:
+    [pair] = read_preferences(written(tmp_path, question(**WRITTEN_OUT)))[0]
+    assert (pair.messages, pair.chosen, pair.rejected) == ([{"role": "user", "content": "How?"}], "right", "wrong")
+    for unusable in ({"text_correct": "right"}, {"text_correct": None}, {"text_incorrect": "\n\nHuman: How?"}):
+        [pair] = read_preferences(written(tmp_path, question(**{**WRITTEN_OUT, **unusable})))[0]
+        assert pair.messages == TALK
+    [pair, _] = read_preferences(written(tmp_path, question(**WRITTEN_OUT, incorrects=[" (A)", " (C)"])))[0]
+    assert pair.messages == TALK  # the texts speak of one option each
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"prompt": "\n\nHuman: Why?\n\nOptions:\n (A) no\n (B) so"}, "no options in the prompt"),
+        ({"prompt": "Why? Options:\n (A) [[[no]]]\n (B) [[[so]]]"}, "no options in the prompt"),
+        ({"prompt": "Why?\nOptions:\n (A) [[[no]]]\n (B) [[[so]]]"}, "no conversation before the options"),
+        ({"prompt": "\n\nHuman: Why?\nOptions:\n (A) [[[no]]]\n (A) [[[so]]]"}, "two options have the same letter"),
+        ({"corrects": [" (D)"]}, "option (D) is named but not among"),
+        ({"corrects": [" (A)"]}, "option (A) is among the correct and the incorrect ones"),
+        ({"prompt": "\n\nHuman: Why?\nOptions:\n (A) [[[]]]\n (B) [[[so]]]"}, "an answer is empty"),
+        (
+            {**WRITTEN_OUT, "text_incorrect": "\n\nHuman: Why?\n\nAssistant: wrong"},
+            "text_correct and text_incorrect differ in more than the last turn",
+        ),
+    ],
+)
+def test_options_that_cannot_be_read_are_left_out_with_the_reason(
+    tmp_path: Path, given: dict[str, Any], reason: str
+) -> None:
+    kept, [left_out] = read_preferences(written(tmp_path, question(**given)))
+    assert not kept
+    assert left_out.stage == "pairs.jsonl:1"
+    assert left_out.reason.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"corrects": " (B)"}, "pairs.jsonl:1: corrects: expected a list of options such as"),
+        ({"corrects": []}, "corrects: expected a list of options"),
+        ({"incorrects": ["A"]}, "incorrects: expected a list of options"),
+        ({"incorrects": None}, "incorrects: expected a list of options"),
+        ({"prompt": [USER]}, "prompt: expected a text, found"),
+        ({"text_correct": 3, "text_incorrect": "x"}, "text_correct: expected a text, found 3"),
+        ({"subset": 3}, "subset: expected a text, found 3"),
+        ({"tags": "x", "subset": "y"}, "tags: Input should be a valid list"),
+    ],
+)
+def test_a_question_of_another_shape_is_an_error(tmp_path: Path, given: dict[str, Any], expected: str) -> None:
+    with pytest.raises(CaiError) as caught:
+        read_preferences(written(tmp_path, question(**given)))
+    assert expected in str(caught.value)
+
+
+def test_the_subset_of_a_benchmark_row_is_a_tag(tmp_path: Path) -> None:
+    row = {"id": 7, "prompt": "Why?", "chosen": "so", "rejected": "no", "chosen_model": "x", "subset": "refusals"}
+    pairs, _ = read_preferences(written(tmp_path, row, {**row, "tags": ["t"]}, question(subset="hhh")))
+    assert [(pair.prompt_id, pair.tags) for pair in pairs[:2]] == [("7", ["refusals"]), ("7", ["t", "refusals"])]
+    assert pairs[2].tags == ["hhh"]
+
+
+def test_a_judges_ranking_is_read_with_soft_labels(tmp_path: Path) -> None:
+    ranking = Ranking(
+        prompt_id="x", messages=[USER], responses=["a", "b", "c"], strengths=[1.5, 0.0, -1.5], judge="j", model="m"
+    )
+    path = tmp_path / "rankings.jsonl"
+    write_rows(path, [ranking])
+    kept, left_out = read_preferences(path)
+    assert not left_out
+    assert [(r.chosen, r.rejected, r.source, r.judge, r.model) for r in kept] == [
+        (a, b, "judge", "j", "m") for a, b in ("ab", "ac", "bc")
+    ]
+    assert [r.p for r in kept] == pytest.approx([1 / (1 + math.exp(-d)) for d in (1.5, 3.0, 1.5)])
+    row = json.loads(ranking.model_dump_json())
+    for wrong, expected in (({"strengths": [0, 1, 2]}, "the greatest first"), ({"strengths": [0]}, "3 responses have")):
+        with pytest.raises(CaiError, match=f"pairs.jsonl:1: .*{expected}"):
+            read_preferences(written(tmp_path, {**row, **wrong}))
