@@ -3,7 +3,9 @@
 import copy
 import difflib
 import itertools
+import unicodedata
 from collections.abc import Hashable
+from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -14,6 +16,15 @@ from pydantic_core import PydanticCustomError
 from cai.errors import CaiError, reading
 
 Location = tuple[str | int, ...]
+HINTS = {  # parts of what PyYAML says, and what it takes to mend
+    "'\\t' that cannot start": "; indent with spaces, not tabs",
+    "mapping values are not allowed": "; put a text with a colon in quotes, or below `>-`",
+    "'`' that cannot start": "; put a text that begins with ` in quotes, or below `>-`",
+    "'@' that cannot start": "; put a text that begins with @ in quotes, or below `>-`",
+    "'%' that cannot start": "; put a text that begins with % in quotes, or below `>-`",
+    "undefined alias": "; put a text that begins with * in quotes, or below `>-`",
+    "alphabetic or numeric character": "; put a text that begins with * or & in quotes, or below `>-`",
+}
 
 
 class Section(BaseModel):
@@ -66,9 +77,18 @@ def read_yaml(path: Path) -> YamlSource:
         return YamlSource(path, yaml.safe_load(text), places)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise CaiError(f"{path}:{line}: not valid YAML: {error.problem or error.context}") from error
-    except yaml.YAMLError as error:
+        problem = str(error.problem or error.context)
+        hint = next((hint for part, hint in HINTS.items() if part in problem), "")
+        raise CaiError(f"{path}:{line}: not valid YAML: {problem}{hint}") from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise CaiError(
+            f"{path}:{line}: not valid YAML: the control character U+{ord(text[error.position]):04X}"
+        ) from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-45
         raise CaiError(f"{path}: not valid YAML: {error}") from error
+    except RecursionError as error:
+        raise CaiError(f"{path}: not valid YAML: nested too deeply, or an alias within what it stands for") from error
 
 
 def read_text(path: Path) -> str:
@@ -137,6 +157,8 @@ def _describe(source: YamlSource, fault: Any) -> str:
     at: Location = tuple(fault["loc"])
     if fault["type"] == "unknown_key":
         at = (*at, fault["ctx"]["key"])
+    if fault["type"] == "same_id":
+        at = (*at, *fault["ctx"]["at"])
     at = _without_union_tags(source.data, at)
     message = fault["msg"].removeprefix("Value error, ")
     value = fault["input"]
@@ -144,10 +166,21 @@ def _describe(source: YamlSource, fault: Any) -> str:
         at = (*at, fault["ctx"]["discriminator"].strip("'"))
         message = f"unknown: '{fault['ctx']['tag']}'; expected one of {fault['ctx']['expected_tags']}"
     place = next((source.places[at[:n]] for n in range(len(at), -1, -1) if at[:n] in source.places), str(source.path))
-    if fault["type"] not in ("missing", "unknown_key", "value_error") and not isinstance(value, dict | list):
-        message += f", found {value!r}"
+    if fault["type"] not in ("missing", "unknown_key", "value_error", "same_id"):
+        message += f", found {_found(value)}"
+    if fault["type"] == "string_type" and not isinstance(value, dict | list):
+        message += "; nothing is written there" if value is None else "; put it in quotes to mean the text"
     name = _spoken(source.data, at)
     return f"{place}: {name}: {message}" if name else f"{place}: {message}"
+
+
+def _found(value: Any) -> str:
+    """What was written in place of what was expected; characters that may pass for others are named."""
+    if isinstance(value, dict | list):
+        return "a mapping" if isinstance(value, dict) else "a list"
+    odd = dict.fromkeys(c for c in str(value) if not c.isascii())
+    named = ", ".join(f"U+{ord(c):04X} {unicodedata.name(c, '')}".rstrip() for c in odd)
+    return (str(value) if isinstance(value, date) else repr(value)) + (f" (with {named})" if named else "")
 
 
 def _without_union_tags(data: Any, at: Location) -> Location:

@@ -1,27 +1,42 @@
 """Constitutions: principles, their fingerprints, and which example meets which principle."""
 
+import difflib
 import math
+import re
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from cai import config
 from cai.hashing import fingerprint, uniform
 
-Text = Annotated[str, StringConstraints(strip_whitespace=True)]
+Text = Annotated[str, StringConstraints(strip_whitespace=True), Field(json_schema_extra={"pattern": r"\S"})]
+TextField = Literal["critique", "revision", "judge"]
+TEXTS: tuple[TextField, ...] = ("critique", "revision", "judge")
+"""The fields of a principle that a model may see."""
 
 
 class Principle(config.Section):
     """One principle: what to criticise, how to revise, and what to judge by."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     id: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    """Small letters, digits, - and _; decides which examples meet the principle, so renaming it draws them anew."""
     critique: Text
+    """The turn that asks the model for a critique of its last answer: what to look for."""
     revision: Text
+    """The turn that asks the model to rewrite its answer: what the new answer is to do."""
     judge: Text
+    """The question about two answers by which a judge chooses the better one."""
     weight: Annotated[float, Field(gt=0)] = 1.0
+    """How often the principle is drawn, beside the weights of the others."""
     tags: list[str] = []
+    """For people; no model sees them."""
     notes: str = ""
+    """For people; no model sees them."""
 
     @field_validator("critique", "revision", "judge")
     @classmethod
@@ -45,19 +60,25 @@ class Principle(config.Section):
 class Constitution(config.Section):
     """A named list of principles, as read from `constitutions/*.yaml`."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     name: str
+    """What lists and comparisons call the constitution."""
     description: str = ""
+    """For people; no model sees it."""
     principles: Annotated[list[Principle], Field(min_length=1)]
+    """In any order: it decides nothing."""
 
     @model_validator(mode="after")
     def _ids_are_unique(self) -> "Constitution":
         seen: dict[str, int] = {}
         for index, principle in enumerate(self.principles):
             if principle.id in seen:
-                raise ValueError(
+                message = (
                     f"two principles have the id '{principle.id}' (number {seen[principle.id] + 1} and "
                     f"{index + 1} of the list); every id names one principle"
                 )
+                raise PydanticCustomError("same_id", "{told}", {"told": message, "at": ("principles", index, "id")})
             seen[principle.id] = index
         return self
 
@@ -88,6 +109,12 @@ def assign(constitution: Constitution, seed: int, prompt_id: str, occasion: str,
     return sorted(constitution.principles, key=arrival)[:count]
 
 
+def shares(constitution: Constitution) -> dict[str, float]:
+    """P(a principle is the first drawn), by id; in (0, 1], with sum 1."""
+    total = sum(p.weight for p in constitution.principles)
+    return {p.id: p.weight / total for p in constitution.principles}
+
+
 class Difference(NamedTuple):
     """What editing a constitution did, as principle ids in alphabetical order."""
 
@@ -107,3 +134,65 @@ def diff(a: Constitution, b: Constitution) -> Difference:
         reworded=[i for i in shared if before[i].fingerprint != after[i].fingerprint],
         reweighted=[i for i in shared if before[i].weight != after[i].weight],
     )
+
+
+class Moved(NamedTuple):
+    """Shares of draws, in [0, 1], whose calls to a model an edit changes: of rounds of revision, and of the judge."""
+
+    revisions: float
+    judge: float
+
+
+def moved(a: Constitution, b: Constitution) -> Moved:
+    """What a run of `b` asks that the same run of `a` had not asked, as shares of its single draws.
+
+    A draw stays where it was with probability sum over principles i of 1 / sum over j of max(w_j / w_i, w'_j / w'_i):
+    the arrival times of `assign` are the same exponentials in both, so i comes first in both when every other one
+    arrives later by the larger of the two ratios of weights; 0 stands for the weight of a principle that is not there.
+    A draw that stays asks anew where a text it uses was reworded: critique or revision, or the judge's.
+    """
+    before, after = ({p.id: p for p in c.principles} for c in (a, b))
+    ids = sorted(before.keys() | after.keys())
+
+    def weight(principles: dict[str, Principle], i: str) -> float:
+        return principles[i].weight if i in principles else 0.0
+
+    stays = {
+        i: 1 / sum(max(weight(before, j) / before[i].weight, weight(after, j) / after[i].weight) for j in ids)
+        for i in sorted(before.keys() & after.keys())
+    }
+
+    def asked_anew(*fields: TextField) -> float:
+        same = (i for i in stays if all(getattr(before[i], f) == getattr(after[i], f) for f in fields))
+        share = 1 - sum(stays[i] for i in same)
+        return share if share > 1e-9 else 0.0  # rounding
+
+    return Moved(asked_anew("critique", "revision"), asked_anew("judge"))
+
+
+Change = tuple[Literal["same", "removed", "added"], str]
+
+
+def word_changes(before: str, after: str) -> list[Change]:
+    """From one text to another, word by word.
+
+    The same and removed pieces join to `before`, the same and added ones to `after`; a removed piece stands before
+    the added one that takes its place.
+    """
+    a, b = (re.findall(r"\S+|\s+", text) for text in (before, after))
+    changes: list[Change] = []
+    removed = added = ""
+    for what, a1, a2, b1, b2 in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
+        old, new = "".join(a[a1:a2]), "".join(b[b1:b2])
+        if what == "equal" and (old.strip() or not (removed or added)):
+            changes += _replaced(removed, added)
+            changes.append(("same", old))
+            removed = added = ""
+        else:  # a space that two changed words share belongs to both
+            removed, added = removed + old, added + new
+    return changes + _replaced(removed, added)
+
+
+def _replaced(removed: str, added: str) -> list[Change]:
+    changes: list[Change] = [("removed", removed), ("added", added)]
+    return [change for change in changes if change[1]]

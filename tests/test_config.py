@@ -39,13 +39,49 @@ def fault(path: Path, text: str) -> str:
         ),
         (
             "name: a\nparts:\n  - {size: 1}\n  - {id: egg, size: []}\n",
-            "f.yaml:4: parts[1] ('egg').size: Input should be a valid integer",
+            "f.yaml:4: parts[1] ('egg').size: Input should be a valid integer, found a list",
         ),
         ("name: a\nname: b\n", "f.yaml:2: the key 'name' stands here twice, first on line 1"),
         ("name: [a\n", "f.yaml:2: not valid YAML: expected ',' or ']', but got '<stream end>'"),
-        ("\tname: a\n", "f.yaml:1: not valid YAML: found character '\\t' that cannot start any token"),
+        (
+            "\tname: a\n",
+            "f.yaml:1: not valid YAML: found character '\\t' that cannot start any token; indent with spaces, not tabs",
+        ),
         ("", "f.yaml: the file is empty"),
-        ("- a\n", "f.yaml:1: Input should be a valid dictionary or instance of Outer"),
+        ("- a\n", "f.yaml:1: Input should be a valid dictionary or instance of Outer, found a list"),
+        (
+            "name: no\n",
+            "f.yaml:1: name: Input should be a valid string, found False; put it in quotes to mean the text",
+        ),
+        (
+            "name: 2024-02-01\n",
+            "f.yaml:1: name: Input should be a valid string, found 2024-02-01; put it in quotes to mean the text",
+        ),
+        ("name:\n", "f.yaml:1: name: Input should be a valid string, found None; nothing is written there"),
+        ("name: {a: b}\n", "f.yaml:1: name: Input should be a valid string, found a mapping"),
+        (
+            "name: a\ninner: {size: \u0435}\n",
+            "f.yaml:2: inner.size: Input should be a valid integer, unable to parse string as an integer, found '\u0435' (with U+0435 CYRILLIC SMALL LETTER IE)",
+        ),
+        (
+            "name: Say: this\n",
+            "f.yaml:1: not valid YAML: mapping values are not allowed here; put a text with a colon in quotes, or below `>-`",
+        ),
+        (
+            "name: *this*\n",
+            "f.yaml:1: not valid YAML: expected alphabetic or numeric character, but found '*'; put a text that begins with * or & in quotes, or below `>-`",
+        ),
+        (
+            "name: *this way\n",
+            "f.yaml:1: not valid YAML: found undefined alias 'this'; put a text that begins with * in quotes, or below `>-`",
+        ),
+        ("name: a\n\n# bell: \x07\n", "f.yaml:3: not valid YAML: the control character U+0007"),
+        ("name: 2024-13-45\n", "f.yaml: not valid YAML: month must be in 1..12"),
+        (
+            "name: a\nparts: &all [*all]\n",
+            "f.yaml: not valid YAML: nested too deeply, or an alias within what it stands for",
+        ),
+        ("[" * 5000, "f.yaml: not valid YAML: nested too deeply, or an alias within what it stands for"),
     ],
 )
 def test_a_fault_names_file_line_and_field(tmp_path: Path, text: str, expected: str) -> None:

@@ -2,11 +2,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cai import constitution
-from cai.constitution import Constitution, Principle, assign, diff
+from cai.constitution import Constitution, Principle, assign, diff, moved, shares, word_changes
 from cai.errors import CaiError
 
 ROOT = Path(__file__).parent.parent
@@ -29,7 +29,8 @@ def test_the_shipped_constitutions_load(name: str, count: int) -> None:
         ("[]", "principles: List should have at least 1 item"),
         ("\n  - {id: a, critique: '', revision: r, judge: j}", "f.yaml:3: principles[0] ('a').critique: 'critique' is empty; write what to look for"),
         ("\n  - {id: A b, critique: c, revision: r, judge: j}", "f.yaml:3: principles[0] ('A b').id: String should match pattern"),
-        ("\n  - {id: a, critique: c, revision: r, judge: j}\n  - {id: a, critique: c, revision: r, judge: j}", "two principles have the id 'a' (number 1 and 2 of the list)"),
+        ("\n  - {id: c\u0430re, critique: c, revision: r, judge: j}", "found 'c\u0430re' (with U+0430 CYRILLIC SMALL LETTER A)"),
+        ("\n  - {id: a, critique: c, revision: r, judge: j}\n  - {id: a, critique: c, revision: r, judge: j}", "f.yaml:4: principles[1] ('a').id: two principles have the id 'a' (number 1 and 2 of the list)"),
         ("\n  - {id: a, critique: c, revision: r, judge: j, weight: 0}", "weight: Input should be greater than 0, found 0"),
         ("\n  - {id: a, critique: c, revision: r}", "f.yaml:3: principles[0] ('a').judge: Field required"),
         ("\n  - {id: a, critique: c, revison: r, judge: j}", "unknown key 'revison'; did you mean 'revision'?"),
@@ -90,3 +91,58 @@ def test_a_difference_names_each_principle_once_for_each_change() -> None:
     reworded = [p.model_copy(update={"critique": "other"}) if p.id == "z" else p for p in b.principles]
     found = diff(a, b.model_copy(update={"principles": reworded}))
     assert found == (["new"], ["x"], ["z"], ["y"])
+
+
+def edited(c: Constitution, /, **changes: dict[str, object]) -> Constitution:
+    """The constitution with fields of some principles, by id, replaced."""
+    return c.model_copy(update={"principles": [p.model_copy(update=changes.get(p.id, {})) for p in c.principles]})
+
+
+def test_shares_are_the_weights_normalised() -> None:
+    assert shares(make({"light": 1, "heavy": 3})) == {"light": 0.25, "heavy": 0.75}
+
+
+weights = st.dictionaries(st.sampled_from("abcdef"), st.sampled_from([0.25, 1, 1, 2, 8]), min_size=1)
+
+
+@settings(max_examples=25)
+@given(weights, weights, st.sets(st.sampled_from("abcdef")))
+def test_the_share_that_moves_is_what_assignment_does(
+    before: dict[str, float], after: dict[str, float], reworded: set[str]
+) -> None:
+    a, b = make(before), edited(make(after), **{i: {"judge": "Which is shorter?"} for i in reworded})
+    count = 1000
+    drawn = [[assign(c, 0, f"prompt {n}", "round 1")[0] for c in (a, b)] for n in range(count)]
+    for share, happened in (
+        (moved(a, b).revisions, sum(x.id != y.id for x, y in drawn)),
+        (moved(a, b).judge, sum((x.id, x.judge) != (y.id, y.judge) for x, y in drawn)),
+    ):
+        # five standard errors; where nothing or everything moves, exactly
+        assert abs(happened / count - share) <= 5 * (share * (1 - share) / count) ** 0.5 + 1e-9
+
+
+def test_what_a_run_asks_anew_depends_on_which_text_was_reworded() -> None:
+    c = make({"a": 1, "b": 1, "c": 2})
+    assert moved(c, edited(c, c={"judge": "x"})) == (0, 0.5)
+    assert moved(c, edited(c, c={"critique": "x"}, a={"revision": "x"})) == (0.75, 0)
+    assert moved(c, edited(c, c={"notes": "x", "tags": ["x"]})) == (0, 0)
+    assert moved(c, edited(c, a={"weight": 3.0}, b={"weight": 3.0}, c={"weight": 6.0})) == (0, 0)
+    assert moved(c, make({"a": 1, "b": 1, "c": 2, "new": 4})) == pytest.approx((0.5, 0.5))
+    assert moved(c, make({"x": 1})) == (1, 1)
+
+
+@given(st.text("ab \n", max_size=12), st.text("ab \n", max_size=12))
+def test_word_changes_hold_both_texts(before: str, after: str) -> None:
+    changes = word_changes(before, after)
+    assert "".join(text for what, text in changes if what != "added") == before
+    assert "".join(text for what, text in changes if what != "removed") == after
+    assert all(text for _, text in changes)
+
+
+def test_word_changes_are_read_in_phrases() -> None:
+    assert word_changes("Say it in two short words.", "Say it in one long breath.") == [
+        ("same", "Say it in "),
+        ("removed", "two short words."),
+        ("added", "one long breath."),
+    ]
+    assert word_changes("Be brief.", "Be very brief.") == [("same", "Be "), ("added", "very "), ("same", "brief.")]
