@@ -30,7 +30,7 @@ from cai.records import Demonstration, Preference, Prompt
 from cai.training import common, dpo, ppo, reward, sft
 
 ROOT = Path(__file__).parent.parent
-UPDATES, BATCH, LENGTH = 6, 4, 256
+UPDATES, PPO_UPDATES, BATCH, LENGTH = 6, 3, 4, 256
 ROLLOUTS, TOKENS, GENERATIONS = 16, 48, 4
 STAGES = ("sft", "reward", "dpo")
 
@@ -122,7 +122,7 @@ def ppo_ours(folder: Path) -> float:
 
 def ppo_settings(**more: Any) -> ppo.PPOConfig:
     return ppo.PPOConfig.model_validate(
-        {"stage": "ppo", "updates": UPDATES, "rollouts": ROLLOUTS, "max_tokens": TOKENS, **more}
+        {"stage": "ppo", "updates": PPO_UPDATES, "rollouts": ROLLOUTS, "max_tokens": TOKENS, **more}
     )
 
 
@@ -142,7 +142,7 @@ def rloo(folder: Path) -> float:
 
     given = common.trl_arguments(settings(sft.SFTConfig), folder, 0)
     del given["max_length"]
-    given |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": ROLLOUTS // 4, "max_steps": UPDATES}
+    given |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": ROLLOUTS // 4, "max_steps": PPO_UPDATES}
     trainer = trl.RLOOTrainer(
         model=model,
         args=trl.RLOOConfig(**given, num_generations=GENERATIONS, max_completion_length=TOKENS),

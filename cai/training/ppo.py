@@ -207,7 +207,7 @@ def learn(
             chosen = [rollouts[i] for i in order[start : start + size]]
             optimizer.zero_grad(set_to_none=True)
             step = _accumulate(settings, actor, chosen)
-            if settings.kl_stop is not None and step["policy/approxkl"] > settings.kl_stop:
+            if settings.kl_stop is not None and steps and step["policy/approxkl"] > settings.kl_stop:
                 stopped = True
                 break
             processes.sum_gradients(list(parameters.values()))

@@ -14,8 +14,8 @@ import torch
 from cai.errors import CaiError
 from cai.training import ppo
 from cai.training.actor import Actor
-from cai.training.experience import collect, drawn
-from cai.training.ppo import PPOConfig, optimise
+from cai.training.experience import collect, drawn, prepare
+from cai.training.ppo import PPOConfig, learn, optimise
 from cai.training.rollouts import generate, padded, sampled
 from cai.training.runaway import runaway
 from tests.conftest import prompt
@@ -223,6 +223,18 @@ def test_passes_are_broken_off_where_the_policy_moved_too_far(tmp_path: Path, ti
     _, [line] = run(tiny_model, tmp_path / "a", config)
     assert line["stopped_early"] == 1
     assert line["steps"] < 20  # of as many
+
+
+def test_a_first_step_is_always_taken_even_where_sampling_and_learning_disagree(tiny_model: Path) -> None:
+    config = settings(kl_stop=0.01, rollouts=32, batch_size=16, max_tokens=4)
+    actor = actor_of(tiny_model, config)
+    rollouts = collect(config, actor, PROMPTS, good_tokens, {2}, 1, 0)
+    for rollout in rollouts:
+        rollout.logps -= 0.5
+    prepare(config, rollouts, 0.0)
+    parameters = actor.trainable()
+    line = learn(config, actor, torch.optim.AdamW(parameters.values()), parameters, rollouts, 1, 0)
+    assert (line["steps"], line["stopped_early"]) == (1, 1)
 
 
 def test_an_answer_without_an_end_is_worth_less(tmp_path: Path, tiny_model: Path) -> None:
