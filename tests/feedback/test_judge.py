@@ -154,7 +154,8 @@ def test_a_judge_reasons_first_and_its_verdict_is_kept_within_the_band(
     harmless: Constitution, templates: Templates
 ) -> None:
     def weigh(request: Choose) -> Sequence[float]:
-        assert "name no letter" not in request.messages[-1]["content"]
+        assert "Think first" in request.messages[0]["content"]
+        assert "Now answer with one letter" in request.messages[2]["content"]
         assert [m["role"] for m in request.messages] == ["user", "assistant", "user", "assistant"]
         assert request.messages[1]["content"].startswith("because")
         return (0.9, 0.1) if shown_first(request, "good") else (0.1, 0.9)
