@@ -50,6 +50,9 @@ async def referee_pair(
     )
 
 
+TIE = 1e-9  # what rounding may leave of an exact tie between two orders
+
+
 def win(p: float) -> float:
     """1 for a win, 0 for a loss, one half for a tie."""
-    return 0.5 if p == 0.5 else float(p > 0.5)
+    return 0.5 if abs(p - 0.5) < TIE else float(p > 0.5)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cai.evaluation.statistics import bootstrap_mean
+from cai.evaluation.statistics import FEW, bootstrap_mean
 from cai.evaluation.win_rate import win
 
 
@@ -37,3 +37,11 @@ def test_one_value_has_no_interval_and_none_is_an_error() -> None:
 
 def test_a_tie_is_half_a_win() -> None:
     assert [win(p) for p in (0.2, 0.5, 0.5000001)] == [0.0, 0.5, 1.0]
+    assert win(0.5 + 1e-13) == 0.5  # rounding decides nothing
+
+
+def test_the_interval_of_many_values_is_that_of_the_bootstrap() -> None:
+    values = np.random.default_rng(0).exponential(size=FEW + 1)
+    few, many = bootstrap_mean(values[:FEW].tolist()), bootstrap_mean(values.tolist())
+    assert many.n == FEW + 1
+    assert (many.low, many.high) == (pytest.approx(few.low, abs=2e-3), pytest.approx(few.high, abs=2e-3))

@@ -1,0 +1,65 @@
+"""A labelled pair as a judge sees it, and how often a judge is right over many."""
+
+from collections.abc import Iterable
+from statistics import fmean
+from typing import Annotated, NamedTuple
+
+from pydantic import PlainSerializer
+
+from cai.evaluation.statistics import Estimate, bootstrap_mean
+from cai.evaluation.win_rate import win
+from cai.records import Preference
+
+Interval = Annotated[Estimate, PlainSerializer(lambda e: e._asdict())]
+"""An Estimate, written with the names of its figures."""
+
+
+class Opinion(NamedTuple):
+    """What one principle (in a panel: of one judge) says of a pair; the probabilities are those of its first answer."""
+
+    by: str
+    p: float
+    forward: float  # the first answer shown before the second
+    reverse: float
+    outside: float
+    weight: float
+
+
+class Judged(NamedTuple):
+    """A labelled pair as a judge sees it, without its texts."""
+
+    prompt_id: str
+    label: float  # P(first is better), by people
+    p: float  # by the judge
+    longer: int  # characters of the first answer less those of the second
+    opinions: tuple[Opinion, ...]  # none of identical answers, which are never asked
+
+
+def judged(pair: Preference) -> Judged:
+    """The figures of a pair that a judge labelled anew; raises ValueError for one without a given label."""
+    if pair.given is None:
+        raise ValueError(f"{pair.prompt_id}: the pair came without a label")
+    opinions = tuple(
+        Opinion(f"{v.principle_id} @{v.judge[:6]}" if v.judge else v.principle_id, v.p, v.p_forward, v.p_reverse,
+                v.outside, v.weight)
+        for v in pair.verdicts
+    )  # fmt: skip
+    return Judged(pair.prompt_id, pair.given, pair.p, len(pair.chosen) - len(pair.rejected), opinions)
+
+
+def hit(p: float, label: float) -> float:
+    """1 where both name the same winner, 0 where they name different ones, one half where either calls it a tie."""
+    return 1.0 - abs(win(p) - win(label))
+
+
+def over_prompts(values: Iterable[tuple[str, float]]) -> Estimate:
+    """The mean over prompts of each prompt's mean, with an interval: pairs of one prompt are not independent."""
+    by_prompt: dict[str, list[float]] = {}
+    for prompt_id, value in values:
+        by_prompt.setdefault(prompt_id, []).append(value)
+    return bootstrap_mean([fmean(of_prompt) for of_prompt in by_prompt.values()])
+
+
+def same_position(opinion: Opinion) -> bool:
+    """Whether the same position wins in both orders; as Verdict.same_position."""
+    return (opinion.forward > 0.5) != (opinion.reverse > 0.5)
