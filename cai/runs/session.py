@@ -3,10 +3,10 @@
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from cai.engines.base import Completion, Engine
 from cai.engines.memo import Memo, RememberingEngine, Tally
@@ -22,6 +22,7 @@ from cai.runs.plan import Plan
 from cai.runs.progress import Reporter, Task
 
 OpenEngine = Callable[[Path, str, EngineConfig], Engine]
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 PROGRESS_SECONDS = 0.5
 
@@ -29,6 +30,66 @@ PROGRESS_SECONDS = 0.5
 def open_vllm(folder: Path, model_fingerprint: str, settings: EngineConfig) -> Engine:
     """vLLM on a model folder; it loads in the background."""
     return VllmEngine(folder, model_fingerprint, settings.context, settings.max_in_flight)
+
+
+def remembering(folder: Path, settings: EngineConfig, memo: Memo, open_engine: OpenEngine) -> RememberingEngine:
+    """The engine of a model folder; the model itself is loaded at the first call the memo cannot answer."""
+    identity = fingerprint(folder_fingerprint(folder), settings.context, vllm_build())
+    return RememberingEngine(identity, memo, lambda: open_engine(folder, identity, settings))
+
+
+class Amount(NamedTuple):
+    """How much work there is: so many items, which are expected to take so many calls of the engine together."""
+
+    items: int
+    unit: str
+    calls: int
+
+
+async def each(
+    name: str,
+    items: Iterable[Item],
+    amount: Amount,
+    function: Callable[[Item], Awaitable[Result]],
+    engine: RememberingEngine,
+    limit: int,
+    reporter: Reporter,
+) -> AsyncIterator[tuple[Item, Result | RequestRefused]]:
+    """Every item with its result, in order, or with the refusal of a request it made; at most `limit` are under way.
+
+    Progress is told in calls of `engine`: an item is slow to finish while others are under way with it, so that
+    counting items would mislead at first.
+    """
+    before = dataclasses.replace(engine.tally)
+    finished = 0
+
+    async def guarded(item: Item) -> Result | RequestRefused:
+        nonlocal finished
+        try:
+            return await function(item)
+        except RequestRefused as refusal:
+            return refusal
+        finally:
+            finished += 1
+
+    def remembered() -> int:
+        return engine.tally.remembered - before.remembered
+
+    async def show_progress(task: Task) -> None:
+        while True:
+            done = engine.tally.asked - before.asked + remembered()
+            task.update(done, max(done, amount.calls), f"{finished}/{amount.items} {amount.unit}")
+            await asyncio.sleep(PROGRESS_SECONDS)
+
+    with reporter.task(name, amount.calls, "calls") as task:
+        progress = asyncio.ensure_future(show_progress(task))
+        try:
+            async for found in in_flight(guarded, items, limit):
+                yield found
+        finally:
+            progress.cancel()
+        task.update(engine.tally.asked - before.asked + remembered(), task.total)
+        task.close(f"{remembered()} of them remembered")
 
 
 class Session:
@@ -42,14 +103,9 @@ class Session:
         self._engines: dict[str, RememberingEngine] = {}
 
     def engine(self, folder: Path) -> RememberingEngine:
-        """The engine of a model folder; the model itself is loaded at the first call the memo cannot answer."""
-        settings = self.plan.config.engine
-        identity = fingerprint(folder_fingerprint(folder), settings.context, vllm_build())
-        if identity not in self._engines:
-            self._engines[identity] = RememberingEngine(
-                identity, self._memo, lambda: self._open_engine(folder, identity, settings)
-            )
-        return self._engines[identity]
+        """As `remembering`; one for all folders of the same content."""
+        engine = remembering(folder, self.plan.config.engine, self._memo, self._open_engine)
+        return self._engines.setdefault(engine.fingerprint, engine)
 
     async def each(
         self,
@@ -59,44 +115,13 @@ class Session:
         engine: RememberingEngine,
         calls: int,
     ) -> AsyncIterator[tuple[Prompt, Result]]:
-        """Every prompt with its result, in order; refused prompts are left out as failed.
-
-        Progress is told in calls of `engine`, of which a prompt is expected to take `calls`: a prompt is slow to
-        finish while others are under way with it, so that counting prompts would mislead at first.
-        """
-        before = dataclasses.replace(engine.tally)
-        finished = 0
-
-        async def guarded(prompt: Prompt) -> Result | RequestRefused:
-            nonlocal finished
-            try:
-                return await function(prompt)
-            except RequestRefused as refusal:
-                return refusal
-            finally:
-                finished += 1
-
-        def remembered() -> int:
-            return engine.tally.remembered - before.remembered
-
-        async def show_progress(task: Task) -> None:
-            while True:
-                done = engine.tally.asked - before.asked + remembered()
-                task.update(done, max(done, calls * len(prompts)), f"{finished}/{len(prompts)} prompts")
-                await asyncio.sleep(PROGRESS_SECONDS)
-
-        with self.reporter.task(name, calls * len(prompts), "calls") as task:
-            progress = asyncio.ensure_future(show_progress(task))
-            try:
-                async for prompt, result in in_flight(guarded, prompts, self.plan.config.engine.max_in_flight):
-                    if isinstance(result, RequestRefused):
-                        self.left_out.append(LeftOut(prompt_id=prompt.id, stage=name, reason=str(result), failed=True))
-                    else:
-                        yield prompt, result
-            finally:
-                progress.cancel()
-            task.update(engine.tally.asked - before.asked + remembered(), task.total)
-            task.close(f"{remembered()} of them remembered")
+        """Every prompt with its result, in order; refused prompts are left out as failed. A prompt takes `calls`."""
+        amount, limit = Amount(len(prompts), "prompts", calls * len(prompts)), self.plan.config.engine.max_in_flight
+        async for prompt, result in each(name, prompts, amount, function, engine, limit, self.reporter):
+            if isinstance(result, RequestRefused):
+                self.left_out.append(LeftOut(prompt_id=prompt.id, stage=name, reason=str(result), failed=True))
+            else:
+                yield prompt, result
 
     async def respond(
         self, prompt: Prompt, engine: Engine, max_tokens: int, temperature: float, sample: int = 0
