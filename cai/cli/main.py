@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from cai import __version__
+from cai.cli.constitution import app as constitution_app
 from cai.errors import CaiError
 
 app = typer.Typer(
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 models_app = typer.Typer(help="Model folders.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(models_app, name="models")
+app.add_typer(constitution_app, name="constitution")
 
 RunsFolder = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs and their memo.")]
 DEFAULT_RUNS = Path("runs")
@@ -127,6 +129,17 @@ def compare(
     from cai.cli.compare import compare_and_print
 
     compare_and_print(a, b, html or runs / "comparison.html", runs)
+
+
+@app.command()
+def schema(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="constitution or run.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Where to write it; printed when left out.")] = None,
+) -> None:
+    """Print the JSON Schema of constitutions or run files, for completion and checks in an editor."""
+    from cai.cli.schema import print_schema
+
+    print_schema(kind, out)
 
 
 @models_app.command()

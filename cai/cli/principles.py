@@ -1,0 +1,232 @@
+"""What `cai constitution …` prints and writes."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from cai import constitution
+from cai.cli.show import visible
+from cai.constitution import TEXTS, Constitution, Principle, moved, shares, word_changes
+from cai.errors import CaiError
+from cai.formats.constitution_yaml import constitution_yaml, starter
+from cai.formats.constitutions import read_foreign, write_foreign
+from cai.formats.jsonl import write_text
+from cai.linting.lint import Finding, lint
+from cai.runs.folder import all_runs, open_run
+
+COLOURS = {"error": "red", "warning": "yellow", "hint": "cyan", "added": "green", "removed": "red", "same": ""}
+
+
+def find_constitution(name: str, runs: Path | None) -> Path:
+    """The file that a path, the name of a shipped file, or a run's name or folder stands for; CaiError for none."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    if runs is not None and any((folder / "lock.json").exists() for folder in (runs / name, path)):
+        return open_run(name, runs).constitution_yaml
+    from cai.runs.config import find
+
+    try:
+        shipped = find("constitution", name, path)
+    except CaiError:
+        shipped = path
+    if shipped.is_file():
+        return shipped
+    what = "a folder without a run" if path.is_dir() else "no such file"
+    known = f", nor a run in {runs}/ ({', '.join(f.name for f in all_runs(runs)) or 'none there'})" if runs else ""
+    raise CaiError(f"{name}: {what}{known}")
+
+
+def start(path: Path, name: str) -> None:
+    """Write a starter file."""
+    _write_new(path, starter(name))
+    typer.echo(f"Wrote {path}. Edit it, then: cai constitution lint {path}")
+
+
+def show_constitution(name: str, principle: str | None, runs: Path) -> None:
+    """Print a constitution, or one principle of it."""
+    path = find_constitution(name, runs)
+    c = constitution.load(path)
+    shown = [p for p in c.principles if principle in (None, p.id)]
+    if not shown:
+        raise CaiError(f"--principle {principle}: {path} has {', '.join(p.id for p in c.principles)}")
+    console, share = Console(), shares(c)
+    if principle is None:
+        count = "one principle" if len(c.principles) == 1 else f"{len(c.principles)} principles"
+        console.print(Text(f"{visible(c.name)}: {count}, fingerprint {c.fingerprint}", style="bold"))
+        if c.description:
+            console.print(Text(visible(c.description)))
+        console.print(_overview(c, share))
+    for p in shown:
+        console.rule(Text(p.id, style="bold"), align="left")
+        tags = f", tags {visible(', '.join(p.tags))}" if p.tags else ""
+        weight = f"weight {p.weight:g}, {_percent(share[p.id])} of draws{tags}, fingerprint {p.fingerprint}"
+        console.print(Text(weight, style="dim"))
+        for field in (*TEXTS, "notes"):
+            if text := getattr(p, field):
+                console.print(Text(field, style="cyan"))
+                console.print(Padding(Text(visible(text)), (0, 0, 0, 4)))
+        console.print()
+
+
+def _overview(c: Constitution, share: dict[str, float]) -> Table:
+    table = Table(box=None, padding=(0, 1))
+    for column in ("principle", "weight", "of draws", "fingerprint", "tags"):
+        right = column in ("weight", "of draws")
+        table.add_column(column, justify="right" if right else "left", no_wrap=column != "tags", overflow="fold")
+    for p in c.principles:
+        tags = Text(visible(", ".join(p.tags)))
+        table.add_row(p.id, f"{p.weight:g}", _percent(share[p.id]), p.fingerprint, tags)
+    return table
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.{1 if share >= 0.001 or share == 0 else 4}f} %"
+
+
+def compare_constitutions(a_name: str, b_name: str, as_json: bool, runs: Path) -> bool:
+    """Print what differs between two constitutions; returns whether a run can tell them apart."""
+    a, b = (constitution.load(find_constitution(name, runs)) for name in (a_name, b_name))
+    difference, asked = constitution.diff(a, b), moved(a, b)
+    before, after = ({p.id: p for p in c.principles} for c in (a, b))
+    reworded = {
+        i: {f: (old, new) for f in TEXTS if (old := getattr(before[i], f)) != (new := getattr(after[i], f))}
+        for i in difference.reworded
+    }
+    if as_json:
+        out = {
+            "equal": not any(difference),
+            "added": difference.added,
+            "removed": difference.removed,
+            "reworded": {
+                i: {f: {"before": o, "after": n, "changes": word_changes(o, n)} for f, (o, n) in texts.items()}
+                for i, texts in reworded.items()
+            },
+            "reweighted": {i: {"before": before[i].weight, "after": after[i].weight} for i in difference.reweighted},
+            "asked_anew": asked._asdict(),
+        }
+        typer.echo(json.dumps(out, ensure_ascii=False, indent=2))
+        return any(difference)
+
+    console = Console()
+    share_a, share_b = shares(a), shares(b)
+    for label, name, c in (("A", a_name, a), ("B", b_name, b)):
+        count = f"{len(c.principles)} principle{'s' if len(c.principles) > 1 else ''}"
+        console.print(Text(f"{label}: {name}   ({visible(c.name)}, {count})", style="bold"), soft_wrap=True)
+    for kind, ids, share in (("removed", difference.removed, share_a), ("added", difference.added, share_b)):
+        for i in ids:
+            console.print(Text.assemble((kind, COLOURS[kind]), f"  {i}  ({_percent(share[i])} of draws)"))
+    for i in difference.reweighted:
+        weights = f"{before[i].weight:g} → {after[i].weight:g}"
+        draws = f"({_percent(share_a[i])} → {_percent(share_b[i])} of draws)"
+        console.print(Text.assemble(("reweighted", "yellow"), f"  {i}  {weights}  {draws}"))
+    for i, texts in reworded.items():
+        console.print(Text.assemble(("reworded", "yellow"), f"  {i}"))
+        for field, (old, new) in texts.items():
+            console.print(Text(f"  {field}", style="cyan"))
+            console.print(Padding(_marked(old, new), (0, 0, 0, 4)))
+    aside = [i for i in before if i in after and _aside(before[i]) != _aside(after[i])]
+    aside = [
+        *(["the name"] if a.name != b.name else []),
+        *(["the description"] if a.description != b.description else []),
+        *aside,
+    ]
+    if not any(difference):
+        console.print("Equal: the same principles, texts and weights.")
+    else:
+        console.print(
+            Text(
+                f"A run would ask anew {_percent(asked.revisions)} of a round's critiques and revisions, "
+                f"{_percent(asked.judge)} of the judge's questions."
+            )
+        )
+    if aside:
+        console.print(Text(f"Also different, for people alone: {', '.join(aside)}."))
+    return any(difference)
+
+
+def _aside(principle: Principle) -> tuple[list[str], str]:
+    return principle.tags, principle.notes
+
+
+def _marked(before: str, after: str) -> Text:
+    """The words of both texts, with marks that can be told without colour: [-removed-] and {+added+}."""
+    text = Text()
+    for what, piece in word_changes(before, after):
+        left, right = {"removed": ("[-", "-]"), "added": ("{+", "+}"), "same": ("", "")}[what]
+        bare = piece.strip() or "␣" * len(piece)  # where only spaces differ they have to show
+        space = len(piece) - len(piece.lstrip()) if piece.strip() else 0
+        text.append(piece[:space])
+        text.append(f"{left}{visible(bare)}{right}" if left else visible(piece[space:]), style=COLOURS[what])
+        if left and piece.strip():
+            text.append(piece[space + len(bare) :])
+    return text
+
+
+def lint_constitutions(names: list[str], as_json: bool, strict: bool) -> bool:
+    """Print all findings; returns whether there is none that fails."""
+    findings = [finding for name in names for finding in lint(find_constitution(name, None))]
+    fail = {"error", "warning"} if strict else {"error"}
+    if as_json:
+        typer.echo(json.dumps([finding._asdict() for finding in findings], ensure_ascii=False, indent=2))
+    else:
+        _print_findings(findings, len(names))
+    return not any(finding.severity in fail for finding in findings)
+
+
+def _print_findings(findings: list[Finding], files: int) -> None:
+    console = Console()
+    for f in findings:
+        head = Text.assemble(
+            (f"{f.file}:{f.line}: ", "bold"),
+            (f.severity, COLOURS[f.severity]),
+            f" {f.rule}",
+            f" '{f.principle}'" if f.principle else "",
+        )
+        console.print(head, soft_wrap=True)
+        console.print(Padding(Text(visible(f"{f.reason}; {f.suggestion}")), (0, 0, 0, 4)))
+    counts = Counter(f.severity for f in findings)
+    said = [f"{n} {kind}{'s' if n > 1 else ''}" for kind in ("error", "warning", "hint") if (n := counts[kind])]
+    where = f"in {files} file{'s' if files > 1 else ''}"
+    console.print(Text(f"{', '.join(said) or 'Nothing found'} {where}"))
+
+
+def import_constitution(file: Path, out: Path | None) -> None:
+    """Write another's constitution as YAML, and say what had to be made up or left out."""
+    name, c, notices = read_foreign(file)
+    text = constitution_yaml(c, [f"Imported from {file.name}, in the format {name}.", *notices])
+    _write_or_print(out, text, notices, f"{len(c.principles)} principles out of {file} ({name})")
+
+
+def export_constitution(name: str, format: str, out: Path | None, runs: Path) -> None:
+    """Write a constitution in another's format, and say what that could not hold."""
+    c = constitution.load(find_constitution(name, runs))
+    text, notices = write_foreign(c, format)
+    _write_or_print(out, text, notices, f"{len(c.principles)} principles as {format}")
+
+
+def _write_or_print(out: Path | None, text: str, notices: list[str], what: str) -> None:
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        _write_new(out, text)
+        typer.echo(f"Wrote {out}: {what}")
+    for notice in notices:
+        typer.echo(f"note: {notice}", err=True)
+
+
+def _write_new(path: Path, text: str) -> None:
+    """Write a file that is not there yet: what a person may have edited is not written over."""
+    if path.exists():
+        raise CaiError(f"{path}: already there; give another name, or remove it first")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
+    except OSError as error:
+        raise CaiError(f"{path}: cannot be written: {error.strerror}") from error

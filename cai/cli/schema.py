@@ -1,0 +1,41 @@
+"""`cai schema`: what an editor needs to complete and check constitutions and run files."""
+
+import json
+from pathlib import Path
+
+import typer
+from pydantic import BaseModel
+
+from cai.errors import CaiError
+from cai.formats.jsonl import write_text
+
+DRAFT = "https://json-schema.org/draft/2020-12/schema"
+
+
+def schema_text(kind: str) -> str:
+    """The JSON Schema of a kind of file, `constitution` or `run`, made of the model that reads it; else CaiError."""
+    model: type[BaseModel]
+    if kind == "constitution":
+        from cai.constitution import Constitution as model
+    elif kind == "run":
+        from cai.runs.config import RunConfig as model
+    else:
+        raise CaiError(f"{kind}: expected constitution or run")
+    schema = {"$schema": DRAFT, **model.model_json_schema()}
+    return json.dumps(schema, ensure_ascii=False, indent=2) + "\n"
+
+
+def print_schema(kind: str, out: Path | None) -> None:
+    """Print a schema, or write it, over an older one too."""
+    text = schema_text(kind)
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(out, text)
+    except OSError as error:
+        raise CaiError(f"--out {out}: cannot be written: {error.strerror}") from error
+    typer.echo(
+        f"Wrote {out}; make this the first line of a file it is to check:\n# yaml-language-server: $schema={out}"
+    )

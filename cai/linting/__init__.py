@@ -1,0 +1,1 @@
+"""Reading a constitution critically before any model does: what is written where, and what it may do."""
