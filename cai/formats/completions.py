@@ -1,4 +1,6 @@
-"""Files of answers to learn: JSON Lines of `{"prompt", "completion"}`, with `messages`, `id`, `tags` as for prompts."""
+"""Files of answers to learn: JSON Lines of `{"prompt", "completion"}`, with `messages`, `id`, `tags` as for prompts, or
+of Demonstration rows.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,8 @@ def read_completions(path: Path) -> list[Demonstration]:
 def _parse(path: Path, number: int, value: dict[str, Any]) -> Demonstration:
     if "completion" not in value:
         raise CaiError(f"{path}:{number}: no 'completion' (found {', '.join(value)}); expected the answer's text")
-    prompt = parse_prompt(path, number, {key: field for key, field in value.items() if key != "completion"})
+    named = {"id" if key == "prompt_id" else key: field for key, field in value.items() if key != "completion"}
+    prompt = parse_prompt(path, number, named)
     fields = {"prompt_id": prompt.id, "messages": prompt.messages, "tags": prompt.tags}
     row = parse_row(path, number, {**fields, "completion": value["completion"]}, Demonstration)
     if not row.completion.strip():

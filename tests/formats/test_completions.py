@@ -4,6 +4,9 @@ import pytest
 
 from cai.errors import CaiError
 from cai.formats.completions import read_completions
+from cai.formats.jsonl import write_rows
+from cai.records import Demonstration
+from tests.conftest import prompt
 
 
 def test_a_row_is_a_prompt_and_the_text_that_answers_it(tmp_path: Path) -> None:
@@ -46,3 +49,9 @@ def test_a_file_without_rows_or_no_file_is_refused(tmp_path: Path) -> None:
         read_completions(tmp_path / "f.jsonl")
     with pytest.raises(CaiError, match="no such file"):
         read_completions(tmp_path / "g.jsonl")
+
+
+def test_rows_of_ours_are_read_back(tmp_path: Path) -> None:
+    rows = [Demonstration(prompt_id="p", messages=prompt("p").messages, tags=["t"], completion="an answer")]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    assert read_completions(tmp_path / "rows.jsonl") == rows
