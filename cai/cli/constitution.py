@@ -9,7 +9,7 @@ app = typer.Typer(
     help="Constitutions: start, look at, compare, check, exchange.", no_args_is_help=True, rich_markup_mode=None
 )
 
-Source = Annotated[str, typer.Argument(metavar="FILE", help="A YAML file, a shipped one, or a run's name or folder.")]
+Source = Annotated[str, typer.Argument(help="A YAML file, a shipped one, or a run's name or folder.")]
 RunsFolder = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Where to write it; printed when left out.")]
@@ -41,8 +41,8 @@ def show(
 
 @app.command()
 def diff(
-    a: Annotated[str, typer.Argument(metavar="A", help="A YAML file, a shipped one, or a run's name or folder.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="The same; what A becomes.")],
+    a: Annotated[str, typer.Argument(help="A YAML file, a shipped one, or a run's name or folder.")],
+    b: Annotated[str, typer.Argument(help="The same; what A becomes.")],
     as_json: AsJson = False,
     runs: RunsFolder = DEFAULT_RUNS,
 ) -> None:
@@ -58,7 +58,7 @@ def diff(
 
 @app.command()
 def lint(
-    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="YAML files, or shipped ones.")],
+    file: Annotated[list[str], typer.Argument(help="YAML files, or shipped ones.")],
     as_json: AsJson = False,
     strict: Annotated[bool, typer.Option("--strict", help="Fail on warnings too.")] = False,
 ) -> None:
@@ -68,7 +68,7 @@ def lint(
     """
     from cai.cli.principles import lint_constitutions
 
-    if not lint_constitutions(files, as_json, strict):
+    if not lint_constitutions(file, as_json, strict):
         raise typer.Exit(1)
 
 

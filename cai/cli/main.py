@@ -133,7 +133,7 @@ def compare(
 
 @app.command()
 def schema(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="constitution or run.")],
+    kind: Annotated[str, typer.Argument(help="constitution or run.")],
     out: Annotated[Path | None, typer.Option("--out", help="Where to write it; printed when left out.")] = None,
 ) -> None:
     """Print the JSON Schema of constitutions or run files, for completion and checks in an editor."""

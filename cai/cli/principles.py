@@ -1,5 +1,6 @@
 """What `cai constitution …` prints and writes."""
 
+import difflib
 import json
 from collections import Counter
 from pathlib import Path
@@ -55,7 +56,10 @@ def show_constitution(name: str, principle: str | None, runs: Path) -> None:
     c = constitution.load(path)
     shown = [p for p in c.principles if principle in (None, p.id)]
     if not shown:
-        raise CaiError(f"--principle {principle}: {path} has {', '.join(p.id for p in c.principles)}")
+        ids = [p.id for p in c.principles]
+        near = difflib.get_close_matches(str(principle), ids, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(ids)}"
+        raise CaiError(f"--principle {principle}: not in {path}; {hint}")
     console, share = Console(), shares(c)
     if principle is None:
         count = "one principle" if len(c.principles) == 1 else f"{len(c.principles)} principles"
@@ -71,7 +75,7 @@ def show_constitution(name: str, principle: str | None, runs: Path) -> None:
         for field in (*TEXTS, "notes"):
             if text := getattr(p, field):
                 console.print(Text(field, style="cyan"))
-                console.print(Padding(Text(visible(text)), (0, 0, 0, 4)))
+                console.print(Padding(Text(visible(text)), (0, 0, 0, 4), expand=False))
         console.print()
 
 
@@ -130,7 +134,7 @@ def compare_constitutions(a_name: str, b_name: str, as_json: bool, runs: Path) -
         console.print(Text.assemble(("reworded", "yellow"), f"  {i}"))
         for field, (old, new) in texts.items():
             console.print(Text(f"  {field}", style="cyan"))
-            console.print(Padding(_marked(old, new), (0, 0, 0, 4)))
+            console.print(Padding(_marked(old, new), (0, 0, 0, 4), expand=False))
     aside = [i for i in before if i in after and _aside(before[i]) != _aside(after[i])]
     aside = [
         *(["the name"] if a.name != b.name else []),
@@ -190,7 +194,7 @@ def _print_findings(findings: list[Finding], files: int) -> None:
             f" '{f.principle}'" if f.principle else "",
         )
         console.print(head, soft_wrap=True)
-        console.print(Padding(Text(visible(f"{f.reason}; {f.suggestion}")), (0, 0, 0, 4)))
+        console.print(Padding(Text(visible(f"{f.reason}; {f.suggestion}")), (0, 0, 0, 4), expand=False))
     counts = Counter(f.severity for f in findings)
     said = [f"{n} {kind}{'s' if n > 1 else ''}" for kind in ("error", "warning", "hint") if (n := counts[kind])]
     where = f"in {files} file{'s' if files > 1 else ''}"

@@ -159,9 +159,7 @@ def _disagreement(principle: Principle, at: At) -> Iterator[Finding]:
     for key in dict.fromkeys(opposite):
         what = {"bad": "harm", "long": "length", "complicat": "complication"}.get(key, f"what is “{key}…”")
         wants = "more" if judge[key] > 0 else "less"
-        reason = (
-            f"judge prefers the answer with {wants} {what}, which revision does not: labels would train the opposite"
-        )
+        reason = f"judge prefers {wants} {what}, and revision asks for no such thing: labels would work against it"
         suggestion = "ask which answer does better what the revision asks for"
         yield Finding(*at(principle, "judge"), "opposite", "error", reason, suggestion)
 
