@@ -36,6 +36,5 @@ def print_schema(kind: str, out: Path | None) -> None:
         write_text(out, text)
     except OSError as error:
         raise CaiError(f"--out {out}: cannot be written: {error.strerror}") from error
-    typer.echo(
-        f"Wrote {out}; make this the first line of a file it is to check:\n# yaml-language-server: $schema={out}"
-    )
+    typer.echo(f"Wrote {out}. An editor finds it by the first line of a file, with the path from there:")
+    typer.echo(f"# yaml-language-server: $schema={out}")
