@@ -1,22 +1,16 @@
 """The comparison as one self-contained HTML page. Model text is escaped by the template engine, always."""
 
 import difflib
-from importlib.resources import files
 
-import jinja2
 from markupsafe import Markup, escape
 
 from cai.runs.compare import RunComparison
+from cai.runs.page import page
 
 
 def comparison_page(comparison: RunComparison) -> str:
     """The HTML of a comparison: no network, no scripts."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["words"] = marked_words
-    template = environment.from_string(files("cai.runs").joinpath("comparison.html.jinja").read_text(encoding="utf-8"))
-    return template.render(c=comparison, principles=_principles(comparison))
+    return page("comparison.html.jinja", {"words": marked_words}, c=comparison, principles=_principles(comparison))
 
 
 def marked_words(text: str, other: str, tag: str) -> Markup:
