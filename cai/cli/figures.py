@@ -1,13 +1,20 @@
-"""Printing the figures of one run."""
+"""Printing the figures of a run, of a reward model, of a judge."""
 
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
+from rich.text import Text
 
+from cai.evaluation.judge_quality import JudgeReport
 from cai.evaluation.statistics import Estimate
 from cai.feedback.hygiene import FLAGS
+from cai.records import LeftOut
+from cai.runs import judge_page
 from cai.runs.folder import RunFolder
+from cai.runs.judge_page import percent
 
 
 def print_summary(console: Console, folder: RunFolder) -> None:
@@ -19,11 +26,6 @@ def print_summary(console: Console, folder: RunFolder) -> None:
         table.add_row(name, value)
     console.print(table)
     console.print(f"  rows, metrics and models are in {folder.path}/", markup=False, highlight=False, soft_wrap=True)
-
-
-def percent(rate: float | None) -> str:
-    """A rate in [0, 1] as a person reads it."""
-    return "–" if rate is None else f"{100 * rate:.0f} %"
 
 
 def reward_lines(report: dict[str, Any]) -> list[str]:
@@ -41,6 +43,44 @@ def reward_lines(report: dict[str, Any]) -> list[str]:
     if report["ensemble_agreement"] is not None:
         lines.append(f"two members agree on the winner in {shown(report['ensemble_agreement'])} of the pairs")
     return lines
+
+
+def labelling_lines(found: dict[str, Any]) -> list[str]:
+    """What `cai judge` did, as its judge.json has it."""
+    cost, left_out = found["cost"], found["left_out"]
+    ranked = f", {found['rankings']} rankings" if found["rankings"] else ""
+    mean_p = "–" if found["mean_p"] is None else f"{found['mean_p']:.3f}"
+    lines = [
+        f"{found['pairs']} pairs labelled{ranked} in {cost['seconds']:.1f} s; {cost['asked']} calls asked, "
+        f"{cost['remembered']} remembered",
+        f"same position wins in both orders {percent(found['same_position'])}; mean p of the chosen {mean_p}; "
+        f"{percent(found['outside'])} of probability outside the letters",
+    ]
+    if found["agrees_with_given"] is not None:
+        lines.append(f"agrees with the file's own labels in {percent(found['agrees_with_given'])} (`cai judge-eval`)")
+    lines += [f"left out: {n} × {reason}" for reason, n in left_out["reasons"].items()]
+    return lines + ([f"{left_out['failed']} rows failed"] if left_out["failed"] else [])
+
+
+def judge_report_tables(report: JudgeReport, left_out: Sequence[LeftOut]) -> Iterator[RenderableType]:
+    """A judge's report: its figures, its principles, and what a reader must not miss."""
+    yield Text(f"\n{report.pairs} pairs of {report.prompts} prompts", style="bold")
+    table = Table(box=None, show_header=False, padding=(0, 1, 0, 2))
+    for figure in judge_page.figures(report):
+        table.add_row(Text(figure.name), Text(figure.value), Text(figure.meaning, style="dim"))
+    yield table
+    yield Text("\nPrinciples, each alone", style="bold")
+    table = Table(box=None, padding=(0, 0, 0, 2))
+    for column in ("", "accuracy", "pairs", "same place", "outside"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for quality in report.principles:
+        rates = (percent(quality.same_position), percent(quality.outside))
+        table.add_row(Text(quality.by), Text(str(quality.accuracy)), str(quality.pairs), *rates)
+    yield table
+    for note in report.notes:
+        yield Text(f"  note: {note}", style="yellow")
+    for reason, n in Counter(row.reason for row in left_out).items():
+        yield Text(f"  left out: {n} × {reason}")
 
 
 def _training_lines(training: dict[str, Any]) -> list[str]:

@@ -95,6 +95,60 @@ def train(
     train_and_print(stage, data, model, reward, target, settings or [], seed, launcher, replace)
 
 
+JudgedData = Annotated[
+    Path, typer.Option("--data", help="JSON Lines: preferences of any form, or `prompt` and `responses`.")
+]
+Judges = Annotated[list[str], typer.Option("--model", help="The judge; several are a panel, one after the other.")]
+ConstitutionFile = Annotated[str, typer.Option("--constitution", help="The principles to judge by.")]
+TemplatesFolder = Annotated[str, typer.Option("--templates", help="A folder of prompt templates.")]
+JudgeOut = Annotated[Path, typer.Option("--out", help="The folder for what is written.")]
+JudgeSettings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A setting of `judge:` in a run file: judge.principles=all."),
+]
+JudgeSeed = Annotated[int, typer.Option("--seed", help="Decides which principles a pair meets.")]
+DEFAULT_TEMPLATES = "prompts/default"
+
+
+@app.command()
+def judge(
+    data: JudgedData,
+    model: Judges,
+    constitution: ConstitutionFile,
+    out: JudgeOut,
+    templates: TemplatesFolder = DEFAULT_TEMPLATES,
+    settings: JudgeSettings = None,
+    seed: JudgeSeed = 0,
+    runs: RunsFolder = DEFAULT_RUNS,
+) -> None:
+    """Label a file of answers by a judge, pair by pair, or go on with it after an interruption."""
+    from cai.cli.judge import label_and_print, make_judging
+
+    label_and_print(make_judging(data, model, constitution, templates, settings or [], seed, ranked=False), out, runs)
+
+
+@app.command("judge-eval")
+def judge_eval(
+    data: JudgedData,
+    model: Judges,
+    constitution: ConstitutionFile,
+    out: JudgeOut,
+    templates: TemplatesFolder = DEFAULT_TEMPLATES,
+    settings: JudgeSettings = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Judge only the first pairs.")] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Fit a temperature on half of the prompts, try it on the others.")
+    ] = False,
+    seed: JudgeSeed = 0,
+    runs: RunsFolder = DEFAULT_RUNS,
+) -> None:
+    """Set a judge against a file of labels: accuracy, calibration, leanings, principles."""
+    from cai.cli.judge import evaluate_and_print, make_judging
+
+    judging = make_judging(data, model, constitution, templates, settings or [], seed, ranked=True, limit=limit)
+    evaluate_and_print(judging, out, runs, calibrate)
+
+
 @app.command()
 def show(
     run: Annotated[str, typer.Argument(help="Name or folder of a run.")],

@@ -29,6 +29,7 @@ from cai.hashing import uniform
 from cai.odds import logit
 from cai.records import Row
 
+NAMED = 3  # pairs of principles in a note; all are in the report
 SAME_POSITION = 0.56  # of the smallest judge of Lee et al. 2023 (arXiv:2309.00267 §2.2); 0.18 of the largest
 
 
@@ -213,14 +214,18 @@ def notes(report: JudgeReport) -> list[str]:
             f"{100 * report.outside:.0f} % of the probability is on something other than the options' letters: "
             "look at the templates, the model may not take the question as one to answer by a letter"
         )
-    for said, pairs in (
-        ("say nearly the same", [pair for pair in report.between if pair.redundant]),
-        ("contradict each other", [pair for pair in report.between if pair.contradicting]),
-    ):
-        found += [f"{pair.a} and {pair.b} {said} (κ {pair.agreement.kappa:.2f})" for pair in pairs]
+    found += _told("say nearly the same", [pair for pair in report.between if pair.redundant])
+    found += _told("contradict each other", [pair for pair in report.between if pair.contradicting])
     if report.calibration is not None and report.calibration.at_bound:
         found.append("no temperature helps: the judge is never wrong, or no better than chance, on the fitted half")
     return found
+
+
+def _told(what: str, pairs: Sequence[PrinciplePair]) -> list[str]:
+    """One note for all pairs of principles of a kind, naming the first."""
+    named = [f"{pair.a} and {pair.b} (κ {pair.agreement.kappa:.2f})" for pair in pairs[:NAMED]]
+    more = f", and {len(pairs) - NAMED} more pairs" if len(pairs) > NAMED else ""
+    return [f"principles that {what}: {', '.join(named)}{more}"] if pairs else []
 
 
 def _mean(opinions: Sequence[Opinion], value: Callable[[Opinion], float]) -> float | None:

@@ -144,8 +144,15 @@ def test_principles_are_told_apart_and_set_against_each_other() -> None:
         ("foe", "good"): (-1.0, False, True),
         ("foe", "twin"): (-1.0, False, True),
     }
-    assert "good and twin say nearly the same (κ 1.00)" in report.notes
-    assert "foe and good contradict each other (κ -1.00)" in report.notes
+    assert "principles that say nearly the same: good and twin (κ 1.00)" in report.notes
+    contradicting = "foe and good (κ -1.00), foe and twin (κ -1.00)"
+    assert f"principles that contradict each other: {contradicting}" in report.notes
+
+
+def test_of_many_such_principles_the_first_are_named() -> None:
+    rows = [pair(1.0, *[opinion(0.9, by=f"p{n}") for n in range(4)], prompt=f"{i}") for i in range(SHARED)]
+    [note] = judge_report(rows, FREE).notes
+    assert note.endswith("p0 and p3 (κ 1.00), and 3 more pairs")
 
 
 def test_a_few_disagreements_are_no_contradiction() -> None:

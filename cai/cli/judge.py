@@ -1,0 +1,85 @@
+"""`cai judge` and `cai judge-eval`."""
+
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from cai import constitution, models
+from cai.cli.figures import judge_report_tables, labelling_lines
+from cai.config import YamlSource, apply_overrides, validate
+from cai.feedback.judge import JudgeConfig
+from cai.runs import config as run_config
+from cai.runs.judge_eval import evaluate_judge
+from cai.runs.judging import JUDGE_JSON, Judging
+from cai.runs.labelling import label_file
+from cai.runs.pipeline import MEMO
+from cai.runs.progress import Reporter
+from cai.templates import Templates
+
+
+def label_and_print(judging: Judging, out: Path, runs: Path) -> None:
+    """Label a file and print the totals; an interrupt says how to go on."""
+    console = Console()
+    with going_on(console):
+        found = label_file(judging, out, runs / MEMO, Reporter(console))
+    for line in labelling_lines(found):
+        _line(console, f"  {line}")
+    files = ", ".join(name for name in ("preferences.jsonl", "rankings.jsonl") if (out / name).exists())
+    _line(console, f"  {files}, left_out.jsonl and {JUDGE_JSON} are in {out}/")
+
+
+def evaluate_and_print(judging: Judging, out: Path, runs: Path, calibrate: bool) -> None:
+    """Set a judge against labels and print its report; an interrupt says how to go on."""
+    console = Console()
+    with going_on(console):
+        evaluated = evaluate_judge(judging, out, runs / MEMO, Reporter(console), calibrate)
+    for part in judge_report_tables(evaluated.report, evaluated.left_out):
+        console.print(part)
+    _line(console, f"  the page is {out / 'judge.html'}; figures and rows: {JUDGE_JSON}, verdicts.jsonl")
+
+
+def make_judging(
+    data: Path,
+    names: Sequence[str],
+    constitution_name: str,
+    templates: str,
+    overrides: Sequence[str],
+    seed: int,
+    ranked: bool,
+    limit: int | None = None,
+) -> Judging:
+    """What the options say, checked before anything is written; `judge.` may stand before a setting, as in a run file.
+
+    Raises: CaiError naming the option, what was found and what was expected.
+    """
+    source = YamlSource(Path("cai judge"), {"model": list(names)}, {})
+    given = [override.removeprefix("judge.") for override in overrides]
+    settings = validate(apply_overrides(source, given), JudgeConfig)
+    principles = constitution.load(run_config.find("--constitution", constitution_name, source.path))
+    found = Templates(run_config.find("--templates", templates, source.path))
+    judges = [settings.model] if isinstance(settings.model, str) else settings.model or []
+    folders = [models.resolve(name) for name in judges]  # last: a Hub id is downloaded here
+    return Judging(data, ranked, limit, folders, principles, found, settings, seed)
+
+
+@contextmanager
+def going_on(console: Console) -> Iterator[None]:
+    """Say after an interrupt how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        command = shlex.join(["cai", *sys.argv[1:]])
+        _line(
+            console,
+            f"\nInterrupted. Every answer so far is remembered; to go on, run the same command again:\n  {command}",
+        )
+        raise
+
+
+def _line(console: Console, text: Any) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

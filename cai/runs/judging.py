@@ -1,0 +1,213 @@
+"""A file of answers judged outside a run: row by row, over the same memo, by one judge after another.
+
+Nothing of a row is kept once it is written, so that a file of any length fits in memory. There is no resume code:
+judging again asks the same questions, and the memo answers those that were paid for.
+"""
+
+import hashlib
+import json
+import platform
+import tempfile
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cai import __version__
+from cai.constitution import Constitution
+from cai.engines.memo import Memo, RememberingEngine
+from cai.errors import CaiError, RequestRefused, reading
+from cai.evaluation.judge_quality import Cost
+from cai.feedback.judge import JudgeConfig, Verdicts, calls, joined, judge_answers
+from cai.formats.candidates import Candidates, read_candidates
+from cai.formats.jsonl import RowWriter, write_text
+from cai.models import folder_fingerprint
+from cai.records import LeftOut, Row, Verdict
+from cai.runs.config import EngineConfig
+from cai.runs.folder import BUSY, RunFolder, exclusive
+from cai.runs.progress import Reporter
+from cai.runs.session import Amount, OpenEngine, each, remembering
+from cai.templates import Templates
+
+JUDGE_JSON = "judge.json"  # what was judged by what, and once it is finished the figures
+
+
+@dataclass(frozen=True)
+class Judging:
+    """What a file is judged by; several model folders are a panel."""
+
+    data: Path
+    ranked: bool  # how rows of `responses` are read, see cai/formats/candidates.py
+    limit: int | None  # of sets of candidates
+    judges: list[Path]
+    constitution: Constitution
+    templates: Templates
+    settings: JudgeConfig
+    seed: int
+
+
+class Extent(NamedTuple):
+    """What a file holds: sets of candidates, pairs of them, the most answers in a set, and calls for each judge."""
+
+    sets: int
+    pairs: int
+    most: int
+    calls: int
+
+
+def candidates(judging: Judging, leave_out: Callable[[LeftOut], None]) -> Iterator[Candidates]:
+    """The candidates of the file up to the limit; what it holds besides goes to `leave_out` on the way."""
+    count = 0
+    for item in read_candidates(judging.data, judging.ranked):
+        if isinstance(item, LeftOut):
+            leave_out(item)
+        elif judging.limit is None or count < judging.limit:
+            count += 1
+            yield item
+        else:
+            return
+
+
+def survey(judging: Judging) -> Extent:
+    """Read the whole file once, before anything is paid for.
+
+    Raises: CaiError for a row that is not of a known form, with its line, or a file with nothing to judge.
+    """
+    reasons: Counter[str] = Counter()
+    sets = pairs = most = asked = 0
+    for item in candidates(judging, lambda row: reasons.update([row.reason])):
+        different = len({answer for answer in item.answers if answer})
+        sets += 1
+        pairs += len(item.answers) * (len(item.answers) - 1) // 2
+        most = max(most, len(item.answers))
+        asked += calls(judging.settings, len(judging.constitution.principles), different)
+    if not sets:
+        why = ", ".join(f"{n} × {reason}" for reason, n in reasons.items())
+        raise CaiError(f"{judging.data}: nothing to judge in this file" + (f": {why}" if why else ""))
+    return Extent(sets, pairs, most, asked)
+
+
+class Panel:
+    """The judges of a file, of which one at a time is in memory."""
+
+    def __init__(self, judging: Judging, extent: Extent, memo: Memo, reporter: Reporter, open_engine: OpenEngine):
+        self._judging, self._extent, self._reporter = judging, extent, reporter
+        self._engine_settings = EngineConfig()
+        self.engines = [remembering(folder, self._engine_settings, memo, open_engine) for folder in judging.judges]
+        if len({engine.fingerprint for engine in self.engines}) < len(self.engines):
+            raise CaiError("judge.model: two judges of the panel are the same model; name each once")
+
+    @property
+    def name(self) -> str:
+        """The judges' fingerprints, as a row's `judge` has them."""
+        return "+".join(engine.fingerprint for engine in self.engines)
+
+    async def verdicts(
+        self, folder: Path, leave_out: Callable[[LeftOut], None]
+    ) -> AsyncIterator[tuple[Candidates, Verdicts | RequestRefused]]:
+        """All candidates with what all judges say of them, in the file's order; refused where one judge refuses.
+
+        What earlier judges say waits in a file in `folder` for the last one.
+        """
+        *earlier, last = self.engines
+        with tempfile.TemporaryDirectory(prefix=".panel-", dir=folder) as aside, ExitStack() as open_files:
+            waiting = [Path(aside) / f"{number}.jsonl" for number in range(len(earlier))]
+            for engine, path in zip(earlier, waiting, strict=True):
+                with RowWriter(path) as writer:
+                    async for _, said in self._one(engine, lambda _: None):
+                        writer.write(_Said.of(said))
+            lines = [open_files.enter_context(path.open(encoding="utf-8")) for path in waiting]
+            async for item, said in self._one(last, leave_out):
+                parts = [*(_Said.model_validate_json(next(file)).back() for file in lines), said]
+                refused = next((part for part in parts if isinstance(part, RequestRefused)), None)
+                names = [engine.fingerprint for engine in self.engines]
+                agreed = [(name, part) for name, part in zip(names, parts, strict=True) if isinstance(part, dict)]
+                yield item, refused or joined(agreed)
+
+    async def _one(
+        self, engine: RememberingEngine, leave_out: Callable[[LeftOut], None]
+    ) -> AsyncIterator[tuple[Candidates, Verdicts | RequestRefused]]:
+        j, number = self._judging, self.engines.index(engine)
+
+        async def ask(item: Candidates) -> Verdicts:
+            return await judge_answers(
+                item.prompt, item.answers, j.constitution, j.templates, engine, j.settings, j.seed
+            )
+
+        name = "judging" if len(self.engines) == 1 else f"judging, {number + 1} of {len(self.engines)}"
+        amount, limit = Amount(self._extent.sets, "rows", self._extent.calls), self._engine_settings.max_in_flight
+        try:
+            async for found in each(name, candidates(j, leave_out), amount, ask, engine, limit, self._reporter):
+                yield found
+        finally:
+            await engine.close()
+
+    def cost(self, seconds: float) -> Cost:
+        """What all judges together were asked and wrote."""
+        tallies = [engine.tally for engine in self.engines]
+        asked, remembered, tokens = (sum(getattr(t, f) for t in tallies) for f in ("asked", "remembered", "tokens"))
+        return Cost(asked, remembered, tokens, seconds)
+
+
+class _Said(Row):
+    """What one judge says of a set of candidates, on its way through a file."""
+
+    refused: str | None = None
+    pairs: list[tuple[int, int, list[Verdict]]] = []
+
+    @classmethod
+    def of(cls, said: Verdicts | RequestRefused) -> "_Said":
+        if isinstance(said, RequestRefused):
+            return cls(refused=str(said))
+        return cls(pairs=[(i, j, verdicts) for (i, j), verdicts in said.items()])
+
+    def back(self) -> Verdicts | RequestRefused:
+        if self.refused is not None:
+            return RequestRefused(self.refused)
+        return {(i, j): verdicts for i, j, verdicts in self.pairs}
+
+
+@contextmanager
+def claimed(command: str, judging: Judging, out: Path, reporter: Reporter) -> Iterator[dict[str, Any]]:
+    """Hold `out` for this command and file; what the block adds to the dictionary ends in its judge.json.
+
+    Raises: CaiError for a folder that holds something else.
+    """
+    with exclusive(RunFolder(out)):
+        holds = _command_of(out / JUDGE_JSON)
+        if holds not in (None, command):
+            raise CaiError(f"--out {out}: the folder holds the results of `{holds}`; choose another")
+        if holds is None and any(path.name != BUSY for path in out.iterdir()):
+            raise CaiError(f"--out {out}: the folder is not empty and holds no results of `{command}`; choose another")
+        reporter.log = out / "log.txt"
+        figures: dict[str, Any] = {"made_from": {"command": command, **_made_from(judging)}}
+        write_text(out / JUDGE_JSON, json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
+        yield figures
+        write_text(out / JUDGE_JSON, json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
+
+
+def _command_of(path: Path) -> str | None:
+    """Which command wrote a judge.json; None where there is none, or it is something else."""
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["made_from"]["command"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _made_from(judging: Judging) -> dict[str, Any]:
+    with reading(judging.data), judging.data.open("rb") as file:
+        content = hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+    return {
+        "data": {"file": str(judging.data), "content": content, "limit": judging.limit},
+        "judges": [{"folder": str(folder), "model": folder_fingerprint(folder)} for folder in judging.judges],
+        "constitution": {
+            "name": judging.constitution.name,
+            "principles": {p.id: {"text": p.fingerprint, "weight": p.weight} for p in judging.constitution.principles},
+        },
+        "templates": judging.templates.fingerprint,
+        "settings": judging.settings.model_dump(mode="json", exclude={"samples", "model"}),
+        "seed": judging.seed,
+        "versions": {"python": platform.python_version(), "cai": __version__},
+    }

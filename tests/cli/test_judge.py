@@ -1,0 +1,209 @@
+"""`cai judge` and `cai judge-eval`."""
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cai.formats.jsonl import read_rows
+from cai.records import Preference, Ranking
+from cai.runs.judge_eval import evaluate_judge
+from cai.runs.labelling import label_file
+from tests.cli.test_cli import cai
+from tests.conftest import ROOT, scripted
+from tests.runs.test_judging import another, by_goodness, pair, written
+
+
+@pytest.fixture
+def given(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Options for a file of eight pairs, and an engine that needs no model."""
+    opened = scripted(weigh=by_goodness)
+    monkeypatch.setattr(label_file, "__defaults__", (opened,))
+    monkeypatch.setattr(evaluate_judge, "__defaults__", (False, opened))
+    data = written(tmp_path, *[pair(i, 2, worse) for i, worse in enumerate((-0.6, 0.1, 1.3, 2.5, 3.7, 4.9, 6.1, 2))])
+    return [
+        "--data", data, "--model", model_folder, "--constitution", "constitutions/harmless.yaml",
+        "--out", tmp_path / "out", "--runs", tmp_path / "runs",
+    ]  # fmt: skip
+
+
+def test_a_file_is_labelled_and_the_totals_are_printed(
+    given: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cai(monkeypatch, "judge", *given) == 0
+    out = capsys.readouterr().out
+    assert "7 pairs labelled in" in out  # the eighth has two equal answers
+    assert "56 calls asked, 0 remembered" in out  # 4 principles in two orders
+    assert "same position wins in both orders 29 %; mean p of the chosen 0." in out
+    assert "20 % of probability outside the letters" in out
+    assert "agrees with the file's own labels in 43 % (`cai judge-eval`)" in out
+    assert "left out: 1 × samples identical" in out
+    assert f"preferences.jsonl, left_out.jsonl and judge.json are in {tmp_path}/out/" in out
+    assert cai(monkeypatch, "judge", *given, "--set", "judge.principles=all") == 0
+    assert "224 calls asked" not in capsys.readouterr().out  # the four principles of each pair are remembered
+    assert {len(r.verdicts) for r in read_rows(tmp_path / "out/preferences.jsonl", Preference)} == {16}
+
+
+def test_sets_of_responses_are_ranked(
+    given: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written(tmp_path, {"prompt": "Why?", "responses": ["is 0", "is 2", "is 1"]})
+    assert cai(monkeypatch, "judge", *given, "--set", "ask=choice") == 0
+    assert "3 pairs labelled, 1 rankings" in capsys.readouterr().out
+    assert read_rows(tmp_path / "out/rankings.jsonl", Ranking)[0].responses == ["is 2", "is 1", "is 0"]
+
+
+def test_a_judge_is_set_against_labels_and_the_report_is_printed(
+    given: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cai(monkeypatch, "judge-eval", *given, "--calibrate", "--set", "principles=1") == 0
+    out = capsys.readouterr().out
+    assert "8 pairs of 8 prompts" in out
+    for line in (
+        r"accuracy +0\.438 \[0\.\d+, 0\.\d+\] +chance is 0\.5",
+        r"κ with the labels +-?0\.\d+ \[",
+        r"same position wins +29 %",
+        r"outside the letters +20 %",
+        r"cost of a pair +2\.0 calls, 0\.\d\d s",
+        r"identical answers +1 +not asked, p = 0\.5",
+        r"temperature +\d+\.\d\d +fitted on \d pairs",
+        r"note: ",
+    ):
+        assert re.search(line, out), line
+    assert json.loads((tmp_path / "out/judge.json").read_text(encoding="utf-8"))["temperature"] > 0
+    assert cai(monkeypatch, "judge-eval", *given, "--limit", 2) == 0
+    assert "2 pairs of 2 prompts" in capsys.readouterr().out
+
+
+def test_a_panel_is_named_by_repeating_the_model(
+    given: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = another(tmp_path, "other")
+    assert cai(monkeypatch, "judge", *given, "--model", other, "--set", "principles=1") == 0
+    assert "judging, 2 of 2: 14 calls" in capsys.readouterr().out
+    rows = (tmp_path / "out/preferences.jsonl").read_text(encoding="utf-8")
+    assert cai(monkeypatch, "judge", *given, "--set", "principles=1", "--set", f"model=[{given[3]}, {other}]") == 0
+    assert (tmp_path / "out/preferences.jsonl").read_text(encoding="utf-8") == rows
+
+
+@pytest.mark.parametrize("command", ["judge", "judge-eval"])
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--data", "none.jsonl"], "none.jsonl: no such file"),
+        (["--model", "/nowhere"], "model '/nowhere': no such folder"),
+        (["--constitution", "none.yaml"], "--constitution: 'none.yaml' not found"),
+        (["--templates", "none"], "--templates: 'none' not found"),
+        (["--set", "judge.principels=3"], "--set principels: principels: unknown key 'principels'; did you mean 'prin"),
+        (["--set", "principles=0"], "--set principles: "),
+        (["--set", "principles"], "--set principles: expected key=value"),
+        (["--seed", "x"], "--seed': Input should be a valid integer"),
+    ],
+)
+def test_a_mistake_is_told_in_words_with_status_2(
+    given: list[object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    options: list[str],
+    expected: str,
+) -> None:
+    assert cai(monkeypatch, command, *given, *options) == 2
+    err = capsys.readouterr().err
+    assert expected in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_row_of_no_known_form_is_named_with_its_line(
+    given: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written(tmp_path, pair(0), {"prompt": "Why?", "answers": []})
+    assert cai(monkeypatch, "judge", *given) == 2
+    assert "data.jsonl:2: no chosen and no rejected; expected chosen and rejected, or resp" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["judge", "judge-eval"])
+def test_an_interrupt_says_how_to_go_on(
+    given: list[object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cai.cli.judge.label_file", interrupted)
+    monkeypatch.setattr("cai.cli.judge.evaluate_judge", interrupted)
+    assert cai(monkeypatch, command, *given) == 130
+    out = capsys.readouterr().out
+    assert "Every answer so far is remembered" in out
+    assert f"cai {command} --data {given[1]}" in out
+
+
+class Tags(HTMLParser):
+    """The tags of a page, which must close in order."""
+
+    VOID = {"meta", "br", "hr", "img", "input", "link"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.seen.add(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: Any) -> None:
+        self.seen.add(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_stands_alone_and_texts_cannot_become_markup(
+    given: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evil = '"><script>alert(1)</script><img src=http://x onerror=y>{{ 7*7 }}'
+    rows = [
+        {"id": evil, "prompt": f"{evil} {i}?", "chosen": f"{evil} is 0", "rejected": f"{evil} is {2 + i}"}
+        for i in range(6)
+    ]
+    written(tmp_path, *rows, {**rows[0], "chosen": ""})
+    assert cai(monkeypatch, "judge-eval", *given, "--calibrate") == 0
+    page = (tmp_path / "out/judge.html").read_text(encoding="utf-8")
+    tags = Tags()
+    tags.feed(page)
+    assert tags.open == []
+    assert {"svg", "circle", "polyline", "table", "details"} <= tags.seen
+    assert not {"script", "img", "link", "iframe"} & tags.seen
+    assert "&lt;script&gt;alert(1)" in page
+    assert "{{ 7*7 }}" in page
+    assert "prefers-color-scheme: dark" in page
+    assert 'name="viewport"' in page
+    assert "default-src 'none'" in page
+    assert "href" not in page
+
+
+def test_dots_of_the_diagram_stand_where_their_figures_say(
+    given: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(tmp_path, *[pair(i, 1, 0) for i in range(3)], pair(3, 0, 1))
+    assert cai(monkeypatch, "judge-eval", *given) == 0
+    page = (tmp_path / "out/judge.html").read_text(encoding="utf-8")
+    [(x, y)] = re.findall(r'<circle class="a" cx="([\d.]+)" cy="([\d.]+)"', page)
+    assert (float(x), float(y)) == (pytest.approx(200 * (0.7310586 - 0.5), abs=0.01), 25.0)
+
+
+def test_nothing_heavy_is_imported_before_a_model_is_needed() -> None:
+    code = (
+        "import sys; import cai.cli.judge\n"
+        "print(sorted({'torch', 'vllm', 'transformers', 'trl', 'datasets', 'scipy'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert result.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,21 @@
+"""Labelling by a slow scripted judge, to be killed: python -m tests.runs.slow_judge DATA MODEL OUT MEMO."""
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from cai import constitution
+from cai.feedback.judge import JudgeConfig
+from cai.runs.judging import Judging
+from cai.runs.labelling import label_file
+from cai.runs.progress import Reporter
+from cai.templates import Templates
+from tests.conftest import ROOT, scripted
+from tests.runs.slow_run import weigh
+
+if __name__ == "__main__":
+    data, model, out, memo = map(Path, sys.argv[1:])
+    principles, templates = constitution.load(ROOT / "constitutions/harmless.yaml"), Templates(ROOT / "prompts/default")
+    judging = Judging(data, False, None, [model], principles, templates, JudgeConfig(principles=2), 0)
+    label_file(judging, out, memo, Reporter(Console()), scripted(weigh=weigh, delay=0.05))
