@@ -17,7 +17,7 @@ from cai.errors import CaiError, reading
 
 Location = tuple[str | int, ...]
 HINTS = {  # parts of what PyYAML says, and what it takes to mend
-    "'\\t' that cannot start": "; indent with spaces, not tabs",
+    "'\\t' that cannot start": "; put spaces in place of the tab",
     "mapping values are not allowed": "; put a text with a colon in quotes, or below `>-`",
     "'`' that cannot start": "; put a text that begins with ` in quotes, or below `>-`",
     "'@' that cannot start": "; put a text that begins with @ in quotes, or below `>-`",

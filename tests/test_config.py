@@ -45,7 +45,7 @@ def fault(path: Path, text: str) -> str:
         ("name: [a\n", "f.yaml:2: not valid YAML: expected ',' or ']', but got '<stream end>'"),
         (
             "\tname: a\n",
-            "f.yaml:1: not valid YAML: found character '\\t' that cannot start any token; indent with spaces, not tabs",
+            "f.yaml:1: not valid YAML: found character '\\t' that cannot start any token; put spaces in place of the tab",
         ),
         ("", "f.yaml: the file is empty"),
         ("- a\n", "f.yaml:1: Input should be a valid dictionary or instance of Outer, found a list"),

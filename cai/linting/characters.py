@@ -44,11 +44,15 @@ def odd_words(text: str) -> list[tuple[str, str]]:
         scripts = sorted({_script(c) for c in word} & CONFUSABLE_SCRIPTS)
         if len(scripts) > 1:
             found.append((word, f"mixes {' and '.join(script.capitalize() for script in scripts)} letters"))
-        elif any(not c.isascii() and c not in "ªº" and unicodedata.normalize("NFKC", c).isascii() for c in word):
+        elif any(c.isalpha() and c not in "ªº" and _is_special_form(c) for c in word):
             found.append((word, "has letters of a special form in place of the ordinary ones"))
         elif scripts and scripts != ["LATIN"] and set(word.lower()) <= LOOK_ALIKES and latin > len(text) / 2:
             found.append((word, f"has {scripts[0].capitalize()} letters that look like Latin ones"))
     return found
+
+
+def _is_special_form(c: str) -> bool:
+    return not c.isascii() and unicodedata.normalize("NFKC", c).isascii()
 
 
 def _script(c: str) -> str:

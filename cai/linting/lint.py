@@ -12,7 +12,7 @@ from cai import config
 from cai.constitution import TEXTS, Constitution, Principle, shares
 from cai.errors import CaiError
 from cai.linting.characters import hidden_characters, odd_words
-from cai.linting.words import content, leanings, only_denies, trait, words
+from cai.linting.words import BAD, content, leanings, only_denies, trait, words
 
 MOST_WORDS = 80  # of one text; the longest shipped one has 33, and small models lose long requests
 LEAST_SHARE = 1 / 200  # of draws: the shipped file of prompts has 200
@@ -115,9 +115,7 @@ def _escapes(principle: Principle, text: str, at: At) -> Iterator[Finding]:
 def _yaml(path: Path, text: str, starts: dict[int, str]) -> Iterator[Finding]:
     for number, line in enumerate(text.split("\n"), 1):
         if "\t" in line:
-            reason = (
-                f"column {line.index(chr(9)) + 1} holds a tab, which YAML refuses as indentation and keeps in texts"
-            )
+            reason = f"column {line.index(chr(9)) + 1} holds a tab: YAML refuses it outside quotes and blocks, and keeps it in texts"
             yield Finding(*_place(path, number, starts), "tab", "warning", reason, "put spaces")
     try:
         for token in yaml.scan(text):
@@ -146,7 +144,9 @@ def _disagreement(principle: Principle, at: At) -> Iterator[Finding]:
         and not said[field] & frozenset().union(*(said[f] for f in TEXTS if f != field))
     ]
     if strangers:
-        subject = "critique, revision and judge have" if len(strangers) == 3 else f"{' and '.join(strangers)} has"
+        subject = {1: f"{strangers[0]} has", 2: f"{' and '.join(strangers)} have"}.get(
+            len(strangers), "critique, revision and judge have"
+        )
         others = "with each other" if len(strangers) == 3 else "with the other two texts"
         reason = f"{subject} no word of substance in common {others}: they may ask for different things"
         suggestion = "let all three name the same thing in the same words"
@@ -154,9 +154,9 @@ def _disagreement(principle: Principle, at: At) -> Iterator[Finding]:
 
     revision, judge = leanings(principle.revision), leanings(principle.judge)
     opposite = [key for key in judge if revision.get(key) == -judge[key]]
-    if judge.get("bad") == 1 and revision.get("bad") != 1:
-        opposite.append("bad")
-    for key in dict.fromkeys(opposite):
+    if judge.get("bad") == 1 and "bad" not in revision and not BAD & said["revision"]:
+        opposite.append("bad")  # nothing in the revision asks for harm
+    for key in opposite:
         what = {"bad": "harm", "long": "length", "complicat": "complication"}.get(key, f"what is “{key}…”")
         wants = "more" if judge[key] > 0 else "less"
         reason = f"judge prefers {wants} {what}, and revision asks for no such thing: labels would work against it"

@@ -24,7 +24,7 @@ COMMON = _words(
     state take tell text user users write assistant human"""
 )
 SUFFIXES = (
-    *("ations", "ation", "fully", "ness", "ment", "ings", "ing", "ous", "ful", "est", "ers", "ies", "ity"),
+    *("ations", "ation", "fully", "ness", "ment", "ings", "ing", "ous", "ful", "est", "ers", "ies", "ity", "ty"),
     *("ed", "er", "es", "ly", "al", "y", "s", "e"),
 )
 UNSPACED = r"[\u3040-\u30ff\u3400-\u9fff]"  # Japanese and Chinese: every character stands for a word
@@ -59,12 +59,9 @@ BAD = frozenset(
         threatening toxic toxicity unethical unfair unkind unlawful unsafe untrue vague violent"""
     )
 )
-GOOD = frozenset(
-    stem(word)
-    for word in _words(
-        """accurate careful caring considerate correct ethical fair friendly harmless helpful honest kind lawful legal
-        moral peaceful polite reliable respectful safe thoughtful true truthful useful wise"""
-    )
+GOOD = _words(
+    """accurate careful caring considerate correct ethical fair friendly harmless helpful honest kind lawful legal moral
+    peaceful polite reliable respectful safe thoughtful true truthful useful wise"""
 )
 COMPARATIVES = {  # what is more of what, or less of it
     **dict.fromkeys(("longer", "longest", "lengthier"), ("long", 1)),
@@ -75,8 +72,8 @@ COMPARATIVES = {  # what is more of what, or less of it
 }
 QUANTITIES = {"more": 1, "most": 1, "less": -1, "least": -1, "fewer": -1, "fewest": -1}
 NEGATION = re.compile(
-    r"not|no|never|neither|nor|without|free|cannot|\w+n['’]t|(?:avoid|refus|reject|remov|stop|prevent|reduc|limit|resist"
-    r"|declin|correct|drop|delet|leav|omit|cut|oppos)\w*"
+    r"not|no|never|neither|nor|without|free|cannot|against|\w+n['’]t|(?:avoid|refus|reject|remov|stop|prevent|reduc"
+    r"|limit|resist|declin|correct|drop|delet|leav|omit|cut|oppos|warn|protect|guard|catch|flag|fix)\w*"
 )
 REACH = 4  # words that a negation reaches over: "do not choose the more harmful one"
 
@@ -92,14 +89,17 @@ def leanings(text: str) -> dict[str, int]:
     for at, word in enumerate(listed):
         before = listed[max(0, at - REACH) : at]
         sign = -1 if any(NEGATION.fullmatch(w) for w in before) else 1
-        quantity = next((QUANTITIES[w] for w in reversed(before[-2:]) if w in QUANTITIES), 0)
+        near = before[-2:-1] if before and before[-1].endswith("ly") else before[-1:]  # "more clearly false"
+        quantity = QUANTITIES.get("".join(near), 0)
         root = stem(word)
         if word in COMPARATIVES:
             root, more = COMPARATIVES[word]
             found.setdefault(root, set()).add(more * sign)
-        elif root in BAD | GOOD and (quantity or sign < 0):
-            found.setdefault("bad", set()).add((quantity or 1) * sign * (1 if root in BAD else -1))
-        elif before and before[-1] in QUANTITIES and word not in COMMON:
+        elif root in BAD and (quantity or sign < 0):
+            found.setdefault("bad", set()).add((quantity or 1) * sign)
+        elif word in GOOD and quantity:
+            found.setdefault("bad", set()).add(-quantity * sign)
+        elif quantity and word not in COMMON:
             found.setdefault(root, set()).add(quantity * sign)
     return {root: signs.pop() for root, signs in found.items() if len(signs) == 1}
 
