@@ -50,7 +50,7 @@ def starter(name: str) -> str:
 
 def constitution_yaml(constitution: Constitution, comments: list[str] | None = None) -> str:
     """The text of a constitution's file, which loads as an equal one; `comments` are its first lines."""
-    lines = [f"# {comment}" for comment in comments or []]
+    lines = ["# " + "".join(c if _is_plain(c) else " " for c in comment) for comment in comments or []]
     lines.append(f"name: {_scalar(constitution.name)}")
     if constitution.description:
         lines += _text("description", constitution.description, "")

@@ -117,7 +117,7 @@ def check_critiques(value: Any) -> tuple[int, int, list[str]]:
         ):
             good = isinstance(text, str) and bool(_unframed(text, end.replace(":", "Request:"), end))
             found += good
-            faults += [] if good else [f"'{key}' has no {what}"]
+            faults += [] if good else [f"{key!r} has no {what}"]
     return found, 2 * len(value), faults
 
 
@@ -217,7 +217,7 @@ def _without_judge(id: str, critique: str, revision: str) -> Principle:
 
 def _not_read(entries: Iterable[dict[str, Any]], *known: str) -> list[str]:
     unknown = sorted({key for entry in entries for key in entry if key not in known})
-    return [f"left out, since nothing here stands for it: {', '.join(unknown)}"] if unknown else []
+    return [f"left out, since nothing here stands for it: {', '.join(map(repr, unknown))}"] if unknown else []
 
 
 def _left_out(constitution: Constitution, *fields: str) -> list[str]:
@@ -245,7 +245,7 @@ def _ids(keys: list[str]) -> tuple[dict[str, str], list[str]]:
         while id in ids.values():
             id, number = f"{_as_id(key)}-{number}", number + 1
         ids[key] = id
-    changed = [f"'{key}' → {id}" for key, id in ids.items() if key != id]
+    changed = [f"{key!r} → {id}" for key, id in ids.items() if key != id]
     return ids, [f"keys that cannot be ids were changed: {', '.join(changed)}"] if changed else []
 
 
@@ -268,7 +268,7 @@ def _read_json(path: Path) -> Any:
         seen: dict[str, Any] = {}
         for key, value in pairs:
             if key in seen:
-                raise CaiError(f"{path}: the key '{key}' stands twice in one object")
+                raise CaiError(f"{path}: the key {key!r} stands twice in one object")
             seen[key] = value
         return seen
 

@@ -115,7 +115,8 @@ def _escapes(principle: Principle, text: str, at: At) -> Iterator[Finding]:
 def _yaml(path: Path, text: str, starts: dict[int, str]) -> Iterator[Finding]:
     for number, line in enumerate(text.split("\n"), 1):
         if "\t" in line:
-            reason = f"column {line.index(chr(9)) + 1} holds a tab: YAML refuses it outside quotes and blocks, and keeps it in texts"
+            column = line.index("\t") + 1
+            reason = f"column {column} holds a tab: YAML refuses it outside quotes and blocks, and keeps it within"
             yield Finding(*_place(path, number, starts), "tab", "warning", reason, "put spaces")
     try:
         for token in yaml.scan(text):

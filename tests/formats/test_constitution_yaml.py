@@ -40,6 +40,14 @@ def test_what_is_written_loads_as_what_it_was(c: Constitution) -> None:
     assert Constitution.model_validate(yaml.safe_load(constitution_yaml(c))) == c
 
 
+@given(st.lists(anything, max_size=3))
+def test_comments_stay_comments(comments: list[str]) -> None:
+    c = Constitution(name="c", principles=[Principle(id="a", critique="c", revision="r", judge="j")])
+    written = constitution_yaml(c, comments)
+    assert yaml.safe_load(written) == yaml.safe_load(constitution_yaml(c))
+    assert [line[:1] for line in written.splitlines()[: len(comments)]] == ["#"] * len(comments)
+
+
 @given(odd)
 def test_nothing_invisible_is_written_unescaped(notes: str) -> None:
     p = Principle(id="a", critique="c", revision="r", judge="j", notes=notes)

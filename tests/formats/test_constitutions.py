@@ -108,10 +108,14 @@ def test_what_has_no_place_here_is_told(tmp_path: Path) -> None:
     chat = [[{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]]
     _, _, notices = read(tmp_path, {"constitutions": [entry], "system_chat": chat, "version": 2})
     told = "\n".join(notices)
-    for part in ("nothing here stands for it: area", "nothing here stands for it: version", "system_chat was left out"):
+    for part in (
+        "nothing here stands for it: 'area'",
+        "nothing here stands for it: 'version'",
+        "system_chat was left out",
+    ):
         assert part in told
     _, _, notices = read(tmp_path, {"calm": {"prompt": ["a"], "edit_request": "b", "area": "tone"}})
-    assert "nothing here stands for it: area" in "\n".join(notices)
+    assert "nothing here stands for it: 'area'" in "\n".join(notices)
 
 
 def test_the_list_of_entries_alone_is_read_too(tmp_path: Path) -> None:
@@ -124,6 +128,16 @@ def test_keys_that_cannot_be_ids_are_changed_and_told(tmp_path: Path) -> None:
     _, c, notices = read(tmp_path, {"Too Loud": entry, "too-loud": entry, "é": entry, "a-": entry})
     assert [p.id for p in c.principles] == ["too-loud-2", "too-loud", "principle", "a-"]
     assert "'Too Loud' → too-loud-2, 'é' → principle" in notices[0]
+
+
+def test_a_key_of_theirs_cannot_write_lines_of_ours_or_steer_the_terminal(tmp_path: Path) -> None:
+    key = "x\nname: y\x1b[2J"
+    _, c, notices = read(tmp_path, {key: {"prompt": ["a"], "edit_request": "b", "c\nd": 1}})
+    assert [notice for notice in notices if not notice.isprintable()] == []
+    assert c.principles[0].id == "x-name-y-2j"
+    with pytest.raises(CaiError) as caught:
+        read(tmp_path, {key: {}})
+    assert "\x1b" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,259 @@
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from cai import constitution
+from cai.cli.main import main
+from cai.runs.folder import RunFolder
+from tests.conftest import ROOT
+
+SHIPPED = ROOT / "constitutions"
+
+
+class Told:
+    """What a command left: its exit status and what it printed."""
+
+    def __init__(self, status: int, out: str, err: str) -> None:
+        self.status, self.out, self.err = status, out, err
+
+
+@pytest.fixture
+def cai(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    """Run `cai constitution …` in this process and in an empty folder, on a terminal of 80 columns."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*arguments: object) -> Told:
+        monkeypatch.setattr(sys, "argv", ["cai", "constitution", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        captured = capsys.readouterr()
+        return Told(int(stopped.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+def edited(folder: Path, name: str, *replacements: tuple[str, str]) -> Path:
+    """A copy of a shipped constitution with some of its text replaced."""
+    text = (SHIPPED / f"{name}.yaml").read_text(encoding="utf-8")
+    for old, new in replacements:
+        assert old in text
+        text = text.replace(old, new)
+    path = folder / f"{name}-edited.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def make_run(folder: Path, name: str) -> Path:
+    run = RunFolder(folder / "runs" / name)
+    run.path.mkdir(parents=True)
+    run.lock_json.write_text("{}", encoding="utf-8")
+    run.constitution_yaml.write_bytes((SHIPPED / "brief.yaml").read_bytes())
+    return run.path
+
+
+def test_new_writes_a_starter_once(cai, tmp_path: Path) -> None:
+    assert cai("new", "deep/mine.yaml").status == 0
+    path = tmp_path / "deep/mine.yaml"
+    assert constitution.load(path).name == "mine"
+    path.write_text("edited", encoding="utf-8")
+    told = cai("new", "deep/mine.yaml")
+    assert told.status == 2
+    assert "deep/mine.yaml: already there" in told.err
+    assert path.read_text(encoding="utf-8") == "edited"
+    assert cai("new", "other.yaml", "--name", "yes: no").status == 0
+    assert constitution.load(tmp_path / "other.yaml").name == "yes: no"
+    assert cai("lint", "other.yaml", "--strict").status == 0
+    assert "cannot be written" in cai("new", "other.yaml/x.yaml").err
+
+
+def test_show_prints_texts_weights_and_shares(cai) -> None:
+    c = constitution.load(SHIPPED / "harmless.yaml")
+    told = cai("show", SHIPPED / "harmless.yaml")
+    assert told.status == 0
+    assert f"harmless: 16 principles, fingerprint {c.fingerprint}" in told.out
+    rows = {line.split()[0]: line for line in told.out.splitlines() if line.startswith(" ")}
+    for p in c.principles:
+        share = "9.1 %" if p.id == "care-in-distress" else "6.1 %"
+        assert f"{p.weight:g}" in rows[p.id]
+        assert share in rows[p.id]
+        assert p.fingerprint in rows[p.id]
+    assert max(map(len, told.out.splitlines())) <= 80
+    told = cai("show", SHIPPED / "harmless.yaml", "--principle", "privacy")
+    assert "spy on a person or share" in told.out
+    assert "weight 1, 6.1 % of draws, tags harm, privacy" in told.out
+    assert "lawful" not in told.out
+    told = cai("show", SHIPPED / "harmless.yaml", "--principle", "privcy")
+    assert told.status == 2
+    assert "did you mean 'privacy'?" in told.err
+    assert "it has good-for-people" in cai("show", SHIPPED / "plain.yaml", "--principle", "x").err
+
+
+def test_a_constitution_is_a_file_a_shipped_one_or_a_run(cai, tmp_path: Path) -> None:
+    run = make_run(tmp_path, "mine")
+    for name in (SHIPPED / "brief.yaml", "constitutions/brief.yaml", "mine", run):
+        told = cai("show", name)
+        assert (told.status, "brief: 4 principles" in told.out) == (0, True)
+    assert "brief: 4" in cai("show", "mine", "--runs", tmp_path / "runs").out
+    told = cai("show", "mime")
+    assert told.status == 2
+    assert "mime: no such file, nor a run in runs/ (mine)" in told.err
+    assert "a folder without a run" in cai("show", tmp_path).err
+    assert "Traceback" not in told.err
+
+
+def test_diff_says_what_changed_word_by_word_and_what_it_costs(cai, tmp_path: Path) -> None:
+    path = edited(
+        tmp_path,
+        "harmless",
+        ("- id: privacy", "- id: private-life"),
+        ("weight: 1.5", "weight: 3"),
+        ("Which answer is kinder to the person", "Which answer is much kinder to every person"),
+        ("tags: [harm, law]", "tags: [law]"),
+    )
+    told = cai("diff", SHIPPED / "harmless.yaml", path)
+    assert told.status == 1
+    assert "removed  privacy  (6.1 % of draws)" in told.out
+    assert "added  private-life  (5.6 % of draws)" in told.out
+    assert "reweighted  care-in-distress  1.5 → 3  (9.1 % → 16.7 % of draws)" in told.out
+    assert "reworded  no-bullying\n  judge\n    Which answer is {+much+} kinder to [-the-]{+every+} person" in told.out
+    moved = constitution.moved(constitution.load(SHIPPED / "harmless.yaml"), constitution.load(path))
+    revisions, judge = (f"{100 * share:.1f} %" for share in moved)
+    assert f"anew {revisions} of a round's critiques and revisions, {judge} of the judge's" in " ".join(
+        told.out.split()
+    )
+    assert "for people alone: lawful-conduct." in told.out
+    assert "reworded  privacy" not in told.out
+
+
+def test_diff_as_json(cai, tmp_path: Path) -> None:
+    path = edited(tmp_path, "brief", ("Is it longer?", "Is it much longer?"), ("tags: [brief, words]", "weight: 2"))
+    told = cai("diff", SHIPPED / "brief.yaml", path, "--json")
+    assert told.status == 1
+    found = json.loads(told.out)
+    assert (found["equal"], found["added"], found["removed"]) == (False, [], [])
+    assert found["reweighted"] == {"plain-words": {"before": 1, "after": 2}}
+    assert list(found["reworded"]) == ["short"]
+    (field, texts), *rest = found["reworded"]["short"].items()
+    assert (field, rest) == ("critique", [])
+    assert ["added", "much "] in texts["changes"]
+    assert "".join(text for what, text in texts["changes"] if what != "added") == texts["before"]
+    assert 0 < found["asked_anew"]["judge"] < found["asked_anew"]["revisions"] < 1
+
+
+def test_diff_finds_equal_what_no_run_can_tell_apart(cai, tmp_path: Path) -> None:
+    run = make_run(tmp_path, "mine")
+    path = edited(tmp_path, "brief", ("name: brief", "name: other"), ("tags: [brief, words]", "tags: []"))
+    lines = path.read_text(encoding="utf-8").split("\n\n")
+    path.write_text("\n\n".join([lines[0], *reversed(lines[1:])]), encoding="utf-8")  # but the first principle
+    for a, b in ((run, path), ("mine", path), (path, "mine")):
+        told = cai("diff", a, b)
+        assert told.status == 0
+        assert "Equal: the same principles, texts and weights." in told.out
+        assert "the name, plain-words." in told.out
+    assert json.loads(cai("diff", "mine", path, "--json").out)["equal"] is True
+    assert cai("diff", path, "none.yaml").status == 2
+
+
+def test_diff_shows_changes_of_spaces_and_hides_control_characters(cai, tmp_path: Path) -> None:
+    path = edited(
+        tmp_path,
+        "plain",
+        ("judge: >-\n      Which answer would", 'judge: "Which\\n\\nanswer \\e[2Jwould'),
+        ("and kind?", 'and kind?"'),
+    )
+    told = cai("diff", SHIPPED / "plain.yaml", path)
+    assert "Which[-␣-]{+␣␣+}" in told.out
+    assert "{+\\x1b[2Jwould+}" in told.out
+    assert "\x1b[2J" not in told.out
+
+
+@pytest.mark.parametrize(
+    ("edit", "strict", "status"),
+    [
+        (("", ""), True, 0),
+        (("Make it useful,\n      truthful and safe, and keep it kind.", "Be kind."), True, 0),  # a hint never fails
+        (("Which answer would do", "Would answer A do"), False, 0),
+        (("Which answer would do", "Would answer A do"), True, 1),
+        (("Imagine", "Ima\u200bgine"), False, 1),
+        (("critique:", "critic:"), False, 1),
+    ],
+)
+def test_lint_fails_on_errors_and_with_strict_on_warnings(
+    cai, tmp_path: Path, edit: tuple[str, str], strict: bool, status: int
+) -> None:
+    path = edited(tmp_path, "plain", edit)
+    assert cai("lint", path, SHIPPED / "brief.yaml", *(["--strict"] if strict else [])).status == status
+
+
+def test_lint_prints_findings_as_a_compiler_does(cai, tmp_path: Path) -> None:
+    path = edited(tmp_path, "plain", ("Which answer would do", "Would answer A do"), ("Imagine", "Ima\u200bgine"))
+    told = cai("lint", path.name, "constitutions/brief.yaml")
+    assert (
+        f"{path.name}:10: error hidden-character 'good-for-people'\n    column 10 holds U+200B ZERO WIDTH SPACE"
+        in told.out
+    )
+    assert f"{path.name}:15: warning position 'good-for-people'\n    judge names a place, “answer A”" in told.out
+    assert told.out.splitlines()[-1] == "1 error, 2 warnings in 2 files"
+    findings = json.loads(cai("lint", path.name, "--json").out)
+    assert [(f["file"], f["line"], f["rule"], f["severity"], f["principle"]) for f in findings] == [
+        (path.name, 10, "hidden-character", "error", "good-for-people"),
+        (path.name, 15, "position", "warning", "good-for-people"),
+        (path.name, 15, "no-choice", "warning", "good-for-people"),
+    ]
+    assert all(f["reason"] and f["suggestion"] for f in findings)
+    assert cai("lint", "constitutions/brief.yaml").out == "Nothing found in 1 file\n"
+    assert json.loads(cai("lint", "constitutions/brief.yaml", "--json").out) == []
+
+
+def test_what_is_exported_is_imported(cai, tmp_path: Path) -> None:
+    told = cai("export", SHIPPED / "brief.yaml", "--format", "anthropic-critiques", "--out", "theirs.json")
+    assert (told.status, "Wrote theirs.json" in told.out) == (0, True)
+    assert (
+        "note: left out, since the format has no place for them: the judge's questions, tags, the description"
+        in told.err
+    )
+    told = cai("import", "theirs.json", "--out", "back.yaml")
+    assert "Wrote back.yaml: 4 principles out of theirs.json (anthropic-critiques)" in told.out
+    assert "note: the format holds no judge's questions" in told.err
+    ours, back = (constitution.load(p) for p in (SHIPPED / "brief.yaml", tmp_path / "back.yaml"))
+    assert [(p.id, p.critique, p.revision) for p in back.principles] == [
+        (p.id, p.critique, p.revision) for p in ours.principles
+    ]
+    text = (tmp_path / "back.yaml").read_text(encoding="utf-8")
+    assert text.startswith(
+        "# Imported from theirs.json, in the format anthropic-critiques.\n# the format holds no judge's"
+    )
+    assert cai("import", "theirs.json").out == text
+    told = cai("import", "theirs.json", "--out", "back.yaml")
+    assert (told.status, "already there" in told.err) == (2, True)
+    assert cai("lint", "back.yaml", "--strict").status == 0
+    assert "made-up" in cai("lint", "back.yaml").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (
+            ["export", "constitutions/brief.yaml", "--format", "csv"],
+            "--format csv: expected one of anthropic-critiques",
+        ),
+        (["export", "constitutions/brief.yaml"], "Missing option '--format'"),
+        (["import", "none.json"], "none.json: no such file"),
+        (["import", "empty.json"], "empty.json:1: not valid JSON"),
+        (["import", "object.json"], "no known format of a constitution"),
+        (["diff", "constitutions/brief.yaml"], "Missing argument"),
+        (["lint", "empty.json", "--srict"], "No such option"),
+        (["lint", "none.yaml"], "none.yaml: no such file"),
+        (["lnit", "x"], "No such command"),
+    ],
+)
+def test_a_mistake_is_told_in_words_with_status_2(cai, tmp_path: Path, arguments: list[str], expected: str) -> None:
+    (tmp_path / "empty.json").touch()
+    (tmp_path / "object.json").write_text("{}", encoding="utf-8")
+    told = cai(*arguments)
+    assert told.status == 2
+    assert expected in told.err
+    assert "Traceback" not in told.err
