@@ -1,5 +1,7 @@
 """Each rule: what it points at, and what it leaves alone."""
 
+import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cai import constitution
+from cai.constitution import TEXTS
 from cai.errors import CaiError
 from cai.formats.constitution_yaml import starter
-from cai.linting.lint import Finding, lint
+from cai.linting.lint import ALIKE, CONTAINED, FEWEST_SAID, LEAST_SHARE, MOST_WORDS, Finding, lint
+from cai.linting.words import content, words
 from tests.conftest import ROOT
 
 SOURCES = {
@@ -55,6 +59,37 @@ def test_nothing_is_wrong_with_a_shipped_constitution(name: str) -> None:
 def test_nothing_is_wrong_with_a_starter_or_with_good_principles(tmp_path: Path) -> None:
     assert of_text(tmp_path, starter("mine")) == []
     assert found(tmp_path, SOURCES, CALM) == []
+
+
+def test_every_rule_and_bound_is_documented_as_it_is() -> None:
+    source = (ROOT / "cai/linting/lint.py").read_text(encoding="utf-8")
+    doc = (ROOT / "docs/constitutions.md").read_text(encoding="utf-8")
+    rules = set(re.findall(r'"([a-z-]+)",\s+"(error|warning|hint)"', source))
+    rules.discard(("error", "warning"))  # the severities themselves
+    assert rules == set(re.findall(r"^\| `([a-z-]+)` \| (error|warning|hint) \|", doc, re.MULTILINE))
+    assert len(rules) == 15
+    for bound in (
+        f"more than {MOST_WORDS} words",
+        f"of {ALIKE} or more",
+        f"holds {100 * CONTAINED:.0f} %",
+        f"one draw in {1 / LEAST_SHARE:.0f}",
+        f"fewer than {FEWEST_SAID}",
+    ):
+        assert bound in doc
+
+
+def test_the_figures_about_shipped_principles_are_theirs() -> None:
+    longest, jaccard, contained = 0, 0.0, 0.0
+    for path in sorted((ROOT / "constitutions").glob("*.yaml")):
+        principles = constitution.load(path).principles
+        longest = max(longest, *(len(words(getattr(p, f))) for p in principles for f in TEXTS))
+        said = [content(" ".join(getattr(p, f) for f in TEXTS)) for p in principles]
+        for a, b in itertools.combinations(said, 2):
+            jaccard = max(jaccard, len(a & b) / len(a | b))
+            contained = max(contained, len(a & b) / min(len(a), len(b)))
+    doc = (ROOT / "docs/constitutions.md").read_text(encoding="utf-8")
+    assert f"at most {longest} words" in doc
+    assert f"reach {jaccard:.2f} and {100 * contained:.0f} %" in doc
 
 
 def test_a_finding_says_where_why_and_what_to_do(tmp_path: Path) -> None:
