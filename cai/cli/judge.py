@@ -12,12 +12,13 @@ from rich.console import Console
 from cai import constitution, models
 from cai.cli.figures import judge_report_tables, labelling_lines
 from cai.config import YamlSource, apply_overrides, validate
+from cai.errors import CaiError, reading
 from cai.feedback.judge import JudgeConfig
 from cai.runs import config as run_config
+from cai.runs.folder import MEMO
 from cai.runs.judge_eval import evaluate_judge
 from cai.runs.judging import JUDGE_JSON, Judging
 from cai.runs.labelling import label_file
-from cai.runs.pipeline import MEMO
 from cai.runs.progress import Reporter
 from cai.templates import Templates
 
@@ -57,9 +58,13 @@ def make_judging(
 
     Raises: CaiError naming the option, what was found and what was expected.
     """
+    with reading(data), data.open("rb"):  # that it is there; its rows are read once everything else is
+        pass
     source = YamlSource(Path("cai judge"), {"model": list(names)}, {})
     given = [override.removeprefix("judge.") for override in overrides]
     settings = validate(apply_overrides(source, given), JudgeConfig)
+    if "samples" in settings.model_fields_set:
+        raise CaiError("--set samples: no answers are sampled here; those of the file are judged")
     principles = constitution.load(run_config.find("--constitution", constitution_name, source.path))
     found = Templates(run_config.find("--templates", templates, source.path))
     judges = [settings.model] if isinstance(settings.model, str) else settings.model or []

@@ -1,6 +1,7 @@
 """Rows as JSON Lines: read with errors that name file and line, written beside and renamed."""
 
 import gzip
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -32,6 +33,12 @@ def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _open_text(path: Path) -> TextIO:
     return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+
+
+def file_fingerprint(path: Path) -> str:
+    """32 hexadecimal digits that stand for a file's bytes; raises CaiError when it cannot be read."""
+    with reading(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
 
 
 def read_rows(path: Path, model: type[AnyRow]) -> list[AnyRow]:

@@ -1,12 +1,14 @@
 """The feedback stage: drafts, critiques, revisions, further samples and their judgement, prompt by prompt."""
 
 import asyncio
+from contextlib import ExitStack
 from functools import partial
 
 from cai.engines.base import Completion
 from cai.engines.memo import RememberingEngine
 from cai.errors import RequestRefused
-from cai.feedback.judge import Verdicts, calls, joined, judge_answers, judged_preferences
+from cai.feedback.judge import Verdicts, calls, joined, judge_answers, judged_preferences, label
+from cai.feedback.ranking import ranking
 from cai.feedback.revise import revise, revision_preference
 from cai.formats.jsonl import RowWriter
 from cai.records import LeftOut, Preference, Prompt, Revision
@@ -14,7 +16,9 @@ from cai.runs.session import Session
 
 
 async def collect_feedback(session: Session) -> None:
-    """Write revisions.jsonl and preferences.jsonl; what could not be used goes to the session's list.
+    """Write revisions.jsonl, preferences.jsonl and, of more than two samples, rankings.jsonl.
+
+    What could not be used goes to the session's list.
 
     One prompt is judged while another is still being drafted. Judges that are other models read the samples once
     the first model is closed, one after the other, so that never two need to fit in memory.
@@ -57,7 +61,11 @@ async def collect_feedback(session: Session) -> None:
 
     writing = 1 + settings.rounds * (2 if settings.critique else 1) + max(0, judging.samples - 1)
     asking = calls(judging, len(plan.constitution.principles), judging.samples)
-    with RowWriter(folder.revisions_jsonl) as revisions, RowWriter(folder.preferences_jsonl) as preferences:
+    with ExitStack() as files:
+        revisions, preferences = (
+            files.enter_context(RowWriter(path)) for path in (folder.revisions_jsonl, folder.preferences_jsonl)
+        )
+        rankings = files.enter_context(RowWriter(folder.rankings_jsonl)) if judging.samples > 2 else None
 
         def keep(prompt: Prompt, pairs: list[Preference | str], stage: str) -> None:
             for pair in pairs:
@@ -70,9 +78,12 @@ async def collect_feedback(session: Session) -> None:
             """The pairs of a prompt that every judge has answered."""
             said = said_of.pop(prompt.id, [])
             if len(said) == len(judges):
-                names = "+".join(name for name, _ in said)
-                args = (samples_of.pop(prompt.id), joined(said), model.fingerprint, names, judging, seed)
+                samples, verdicts, names = samples_of.pop(prompt.id), joined(said), "+".join(name for name, _ in said)
+                args = (samples, verdicts, model.fingerprint, names, judging, seed)
                 keep(prompt, judged_preferences(prompt, *args), "judged pairs")
+                if rankings is not None and verdicts:
+                    labels = {pair: label(found, judging) for pair, found in verdicts.items()}
+                    rankings.write(ranking(prompt, samples, labels, model.fingerprint, names, seed))
 
         expected = writing + asking if model in judges else writing
         try:

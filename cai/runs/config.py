@@ -12,6 +12,7 @@ from cai.errors import CaiError
 from cai.evaluation.win_rate import EvaluateConfig
 from cai.feedback.judge import JudgeConfig
 from cai.feedback.revise import ReviseConfig
+from cai.records import Probability
 from cai.training.stages import Online, TrainStage
 
 
@@ -37,6 +38,22 @@ class HumanConfig(Section):
     weight: Annotated[float, Field(gt=0)] = 1.0
 
 
+class GateConfig(Section):
+    """`judge_gate:`: labelled pairs on which the judge must do well before a run pays for anything else.
+
+    `accuracy` is the least that is accepted, `ece`, `same_position` and `outside` the most, all in [0, 1]. `calibrate`
+    fits the temperature of the run's labels on half of the pairs.
+    """
+
+    data: str
+    limit: Annotated[int, Field(ge=1)] | None = 200
+    accuracy: Probability | None = None
+    ece: Probability | None = None
+    same_position: Probability | None = None
+    outside: Probability | None = None
+    calibrate: bool = False
+
+
 class RunConfig(Section):
     """A run file; every field has a default but `model`, `constitution` and `prompts`."""
 
@@ -48,6 +65,7 @@ class RunConfig(Section):
     prompts: PromptsConfig
     revise: ReviseConfig = ReviseConfig()
     judge: JudgeConfig = JudgeConfig()
+    judge_gate: GateConfig | None = None
     human: HumanConfig | None = None
     train: list[TrainStage] = []
     iterations: Annotated[int, Field(ge=1)] = 1

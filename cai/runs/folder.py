@@ -14,6 +14,7 @@ from cai.formats.jsonl import AnyRow, read_rows
 from cai.records import Comparison, LeftOut, Preference, Prompt, Revision
 
 ITERATION = "iteration-"
+MEMO = "memo.sqlite"  # beside the runs, shared by all of them
 BUSY = ".busy"  # held locked by the process that works on a run
 
 
@@ -30,9 +31,11 @@ class RunFolder:
         self.prompts_jsonl = path / "prompts.jsonl"
         self.revisions_jsonl = path / "revisions.jsonl"
         self.preferences_jsonl = path / "preferences.jsonl"
+        self.rankings_jsonl = path / "rankings.jsonl"  # of prompts with more than two judged samples
         self.evaluation_jsonl = path / "evaluation.jsonl"
         self.left_out_jsonl = path / "left_out.jsonl"
         self.train = path / "train"
+        self.judge = path / "judge"  # what the gate found, if the run has one
         self.summary_json = path / "summary.json"  # written last: its presence means that the run is finished
         self.log = path / "log.txt"
 

@@ -20,6 +20,7 @@ from cai.runs.labelling import labelled
 from cai.runs.progress import Reporter
 from cai.runs.session import OpenEngine, open_vllm
 
+RESULTS = ("verdicts.jsonl", "left_out.jsonl", "judge.html")
 MISTAKES = 5  # the surest ones, which are shown
 
 
@@ -41,7 +42,7 @@ def evaluate_judge(
 ) -> Evaluated:
     """Write verdicts.jsonl, left_out.jsonl, judge.json and judge.html. Raises: CaiError."""
     extent = survey(judging)
-    with claimed("cai judge-eval", judging, out, reporter) as found, closing(Memo(memo)) as store:
+    with claimed("cai judge-eval", judging, out, RESULTS, reporter) as found, closing(Memo(memo)) as store:
         panel = Panel(judging, extent, store, reporter, open_engine)
         begun = time.monotonic()
         rows, mistakes, left_out = asyncio.run(_judge(judging, panel, out))

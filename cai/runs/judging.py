@@ -4,12 +4,11 @@ Nothing of a row is kept once it is written, so that a file of any length fits i
 judging again asks the same questions, and the memo answers those that were paid for.
 """
 
-import hashlib
 import json
 import platform
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +17,11 @@ from typing import Any, NamedTuple
 from cai import __version__
 from cai.constitution import Constitution
 from cai.engines.memo import Memo, RememberingEngine
-from cai.errors import CaiError, RequestRefused, reading
+from cai.errors import CaiError, RequestRefused
 from cai.evaluation.judge_quality import Cost
 from cai.feedback.judge import JudgeConfig, Verdicts, calls, joined, judge_answers
 from cai.formats.candidates import Candidates, read_candidates
-from cai.formats.jsonl import RowWriter, write_text
+from cai.formats.jsonl import RowWriter, file_fingerprint, write_text
 from cai.models import folder_fingerprint
 from cai.records import LeftOut, Row, Verdict
 from cai.runs.config import EngineConfig
@@ -170,37 +169,45 @@ class _Said(Row):
 
 
 @contextmanager
-def claimed(command: str, judging: Judging, out: Path, reporter: Reporter) -> Iterator[dict[str, Any]]:
+def claimed(
+    command: str, judging: Judging, out: Path, results: Sequence[str], reporter: Reporter
+) -> Iterator[dict[str, Any]]:
     """Hold `out` for this command and file; what the block adds to the dictionary ends in its judge.json.
 
-    Raises: CaiError for a folder that holds something else.
+    `results`, the files that the block is to write, are cleared away where they were made from something else.
+    Raises: CaiError for a folder that holds other things.
     """
     with exclusive(RunFolder(out)):
-        holds = _command_of(out / JUDGE_JSON)
-        if holds not in (None, command):
-            raise CaiError(f"--out {out}: the folder holds the results of `{holds}`; choose another")
-        if holds is None and any(path.name != BUSY for path in out.iterdir()):
+        before, now = _earlier(out / JUDGE_JSON), {"command": command, **_made_from(judging)}
+        if before is None and any(path.name != BUSY for path in out.iterdir()):
             raise CaiError(f"--out {out}: the folder is not empty and holds no results of `{command}`; choose another")
-        reporter.log = out / "log.txt"
-        figures: dict[str, Any] = {"made_from": {"command": command, **_made_from(judging)}}
+        if before is not None and before["command"] != command:
+            raise CaiError(f"--out {out}: the folder holds the results of `{before['command']}`; choose another")
+        if before != now:
+            for name in results:
+                (out / name).unlink(missing_ok=True)
+        figures: dict[str, Any] = {"made_from": now}
         write_text(out / JUDGE_JSON, json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
-        yield figures
+        log, reporter.log = reporter.log, out / "log.txt"
+        try:
+            yield figures
+        finally:
+            reporter.log = log
         write_text(out / JUDGE_JSON, json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
 
 
-def _command_of(path: Path) -> str | None:
-    """Which command wrote a judge.json; None where there is none, or it is something else."""
+def _earlier(path: Path) -> dict[str, Any] | None:
+    """What the results in a folder were made from; None where there are none, or the file is something else."""
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["made_from"]["command"])
+        made_from = json.loads(path.read_text(encoding="utf-8"))["made_from"]
+        return made_from if isinstance(made_from["command"], str) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def _made_from(judging: Judging) -> dict[str, Any]:
-    with reading(judging.data), judging.data.open("rb") as file:
-        content = hashlib.file_digest(file, "blake2b").hexdigest()[:32]
     return {
-        "data": {"file": str(judging.data), "content": content, "limit": judging.limit},
+        "data": {"file": str(judging.data), "content": file_fingerprint(judging.data), "limit": judging.limit},
         "judges": [{"folder": str(folder), "model": folder_fingerprint(folder)} for folder in judging.judges],
         "constitution": {
             "name": judging.constitution.name,

@@ -20,6 +20,8 @@ from cai.runs.judging import Judging, Panel, claimed, survey
 from cai.runs.progress import Reporter
 from cai.runs.session import OpenEngine, open_vllm
 
+RESULTS = ("preferences.jsonl", "rankings.jsonl", "left_out.jsonl")
+
 
 @dataclass
 class Totals:
@@ -74,7 +76,7 @@ def label_file(
     Raises: CaiError. Returns: what stands in judge.json.
     """
     extent = survey(judging)
-    with claimed("cai judge", judging, out, reporter) as found, closing(Memo(memo)) as store:
+    with claimed("cai judge", judging, out, RESULTS, reporter) as found, closing(Memo(memo)) as store:
         panel = Panel(judging, extent, store, reporter, open_engine)
         begun, totals = time.monotonic(), Totals()
         asyncio.run(_label(judging, panel, out, extent.most > 2, totals))
@@ -83,7 +85,6 @@ def label_file(
 
 
 async def _label(judging: Judging, panel: Panel, out: Path, ranks: bool, totals: Totals) -> None:
-    (out / "rankings.jsonl").unlink(missing_ok=True)
     with ExitStack() as files:
         preferences, left_out = (
             files.enter_context(RowWriter(out / f"{n}.jsonl")) for n in ("preferences", "left_out")

@@ -9,14 +9,13 @@ from cai.engines.memo import Memo
 from cai.formats.jsonl import write_rows, write_text
 from cai.runs.assess import assess_policy
 from cai.runs.collect import collect_feedback
-from cai.runs.folder import RunFolder, exclusive
+from cai.runs.folder import MEMO, RunFolder, exclusive
+from cai.runs.gate import pass_gate
 from cai.runs.plan import Plan, claim_folder, iteration
 from cai.runs.progress import Reporter
 from cai.runs.session import OpenEngine, Session, open_vllm
 from cai.runs.summary import summarise
 from cai.runs.train import train_policy
-
-MEMO = "memo.sqlite"  # beside the runs, shared by all of them
 
 
 def execute(
@@ -34,6 +33,7 @@ def execute(
             claim_folder(current, replace)
             current.folder.summary_json.unlink(missing_ok=True)
             reporter.log = current.folder.log
+            current = pass_gate(current, reporter, open_engine)
             memo = Memo(plan.runs / MEMO)
             try:
                 policy = _carry_out(Session(current, reporter, memo, open_engine))

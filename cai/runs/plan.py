@@ -13,7 +13,7 @@ from cai import constitution, models
 from cai.config import read_text
 from cai.constitution import Constitution
 from cai.errors import CaiError
-from cai.formats.jsonl import write_rows, write_text
+from cai.formats.jsonl import file_fingerprint, write_rows, write_text
 from cai.formats.preferences import read_preferences
 from cai.formats.prompts import read_prompts
 from cai.hashing import fingerprint, uniform
@@ -43,6 +43,7 @@ class Plan:
     held_out: list[Prompt]
     model: Path
     judge_models: list[Path]  # the first is the referee's
+    gate_file: Path | None
     before: Path  # the model the evaluation compares with
     human: list[Preference]
     human_left_out: list[LeftOut]
@@ -65,6 +66,8 @@ def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path
     principles, referee = constitution.load(constitution_file), constitution.load(referee_file)
     templates = Templates(run_config.find("templates", config.templates, run_file))
     human, human_left_out = _human(config, run_file, {_conversation(p.messages) for p in held_out})
+    gate = config.judge_gate
+    gate_file = run_config.find("judge_gate.data", gate.data, run_file) if gate else None
     train = [_with_files_found(settings, number, run_file) for number, settings in enumerate(config.train)]
     model = models.resolve(config.model)  # last: a Hub id is downloaded here
     names = [config.judge.model] if isinstance(config.judge.model, str) else config.judge.model
@@ -81,6 +84,7 @@ def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path
         held_out=held_out,
         model=model,
         judge_models=[models.resolve(name) for name in names] if names else [model],
+        gate_file=gate_file,
         before=model,
         human=human,
         human_left_out=human_left_out,
@@ -164,6 +168,7 @@ def lock(plan: Plan) -> dict[str, Any]:
         "templates": plan.templates.fingerprint,
         "prompts": fingerprint([p.model_dump() for p in [*plan.training, *plan.held_out]]),
         "held_out": [p.id for p in plan.held_out],
+        "judge_gate": _content(plan.gate_file) if plan.gate_file else None,
         "human": fingerprint([p.model_dump() for p in plan.human]) if plan.human else None,
         "train_files": {
             f"train[{number}].{key}": _content(Path(value))
@@ -178,7 +183,7 @@ def lock(plan: Plan) -> dict[str, Any]:
 
 
 def _content(path: Path) -> str:
-    return models.folder_fingerprint(path) if path.is_dir() else fingerprint(read_text(path))
+    return models.folder_fingerprint(path) if path.is_dir() else file_fingerprint(path)
 
 
 def _constitution_lock(c: Constitution) -> dict[str, Any]:

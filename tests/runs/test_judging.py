@@ -109,6 +109,7 @@ def test_a_file_of_pairs_gets_soft_labels_with_verdicts_and_keeps_its_own(
     assert found["made_from"]["settings"]["principles"] == 2
     assert not (tmp_path / "out/rankings.jsonl").exists()
     assert (tmp_path / "out/log.txt").read_text(encoding="utf-8").count("judging: 12 calls") == 1
+    assert QUIET.log is None  # a run's own log is given back
     assert read_preferences(tmp_path / "out/preferences.jsonl") == (rows, [])
 
 
@@ -285,14 +286,23 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, judging: Calla
         evaluate(judging(pair(0), ranked=True), tmp_path)
 
 
-def test_results_of_other_settings_are_written_over_with_their_rankings(
+def test_results_of_other_settings_are_cleared_away_and_equal_ones_stay_until_there_are_new(
     tmp_path: Path, judging: Callable[..., Judging]
 ) -> None:
-    label(judging({"prompt": "Why?", "responses": ["is 0", "is 1", "is 2"]}), tmp_path)
-    assert (tmp_path / "out/rankings.jsonl").exists()
-    found = label(judging(pair(0), principles="all"), tmp_path)
-    assert not (tmp_path / "out/rankings.jsonl").exists()
-    assert found["made_from"]["settings"]["principles"] == "all"
+    def refuse(*_: object) -> Engine:
+        raise CaiError("no memory")
+
+    ranked, out = {"prompt": "Why?", "responses": ["is 0", "is 1", "is 2"]}, tmp_path / "out"
+    label(judging(ranked), tmp_path)
+    (tmp_path / "runs/memo.sqlite").unlink()
+    with pytest.raises(CaiError, match="no memory"):
+        label(judging(ranked), tmp_path, open_engine=refuse)
+    assert (out / "rankings.jsonl").exists()
+    assert set(json.loads((out / "judge.json").read_text(encoding="utf-8"))) == {"made_from"}
+    with pytest.raises(CaiError, match="no memory"):
+        label(judging(pair(0), principles="all"), tmp_path, open_engine=refuse)
+    assert {path.name for path in out.iterdir()} == {"judge.json", "log.txt", ".busy"}
+    assert label(judging(pair(0), principles="all"), tmp_path)["made_from"]["settings"]["principles"] == "all"
 
 
 def test_a_judge_is_set_against_labels_in_figures_rows_and_a_page(

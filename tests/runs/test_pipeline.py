@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from rich.console import Console
 from cai.engines.base import Choose, Completion, Generate
 from cai.engines.scripted import ScriptedEngine
 from cai.errors import CaiError, RequestRefused
+from cai.formats.jsonl import read_rows
+from cai.records import Ranking
 from cai.runs.folder import RunFolder, exclusive
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan, split
@@ -242,3 +245,23 @@ def test_what_is_wrong_is_said_before_anything_is_written(
         carry_out(run_file, overrides=(override,))
     assert expected in str(caught.value)
     assert not (tmp_path / "runs").exists()
+
+
+def test_more_than_two_samples_are_ranked_and_a_panel_is_asked_one_after_another(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    other = shutil.copytree(model_folder, tmp_path / "other-model")
+    (other / "config.json").write_text('{"other": true}', encoding="utf-8")
+    judges = f"judge: {{samples: 3, principles: 2, ask: choice, model: [{model_folder}, {other}]}}\n"
+    engines: list[ScriptedEngine] = []
+    folder = carry_out(write_workspace(tmp_path, model_folder, extra=judges), engines)
+    rankings = read_rows(folder.rankings_jsonl, Ranking)
+    assert [row.prompt_id for row in rankings] == [p.id for p in folder.prompts()][:6]
+    assert all(len(row.responses) == 3 for row in rankings)
+    judged = [row for row in folder.preferences() if row.source == "judge"]
+    assert len(judged) == 18
+    first, second = engines
+    assert {v.judge for row in judged for v in row.verdicts} == {first.fingerprint, second.fingerprint}
+    assert all(len(row.verdicts) == 4 for row in judged)
+    assert all(isinstance(request, Choose) for request in second.requests)
+    assert len(second.requests) == 6 * 2 * 3  # prompts, principles, orders

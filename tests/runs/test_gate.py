@@ -1,0 +1,96 @@
+"""A run whose judge must do well on labelled pairs first."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from cai.engines.base import Choose, Generate
+from cai.engines.scripted import ScriptedEngine
+from cai.errors import CaiError
+from cai.odds import logit
+from cai.runs.folder import RunFolder
+from cai.runs.pipeline import execute
+from cai.runs.plan import make_plan
+from cai.runs.progress import Reporter
+from tests.conftest import scripted, write_workspace
+
+Weigh = Callable[[Choose], Sequence[float]]
+
+
+def knows(sure: float) -> Weigh:
+    """A judge that finds the good answer with this probability; of other answers it likes the first a little."""
+
+    def weigh(request: Choose) -> Sequence[float]:
+        question = request.messages[0]["content"]
+        if "good answer" not in question:
+            return (0.6, 0.4)
+        return (sure, 1 - sure) if "Answer A: good answer" in question else (1 - sure, sure)
+
+    return weigh
+
+
+def carry_out(folder: Path, model: Path, gate: str, weigh: Weigh, engines: list[ScriptedEngine]) -> RunFolder:
+    pairs = [
+        {"prompt": f"labelled question {i}", "chosen": f"good answer {i}", "rejected": f"bad answer {i}"}
+        for i in range(40)
+    ]
+    (folder / "labelled.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
+    extra = f"judge_gate: {{data: {folder / 'labelled.jsonl'}, {gate}}}\n"
+    plan = make_plan(write_workspace(folder, model, extra=extra), [], None, folder / "runs")
+    execute(plan, Reporter(Console(quiet=True)), False, scripted(engines, weigh=weigh))
+    return plan.folder
+
+
+def test_a_judge_that_does_well_lets_the_run_go_on(tmp_path: Path, model_folder: Path) -> None:
+    folder = carry_out(tmp_path, model_folder, "accuracy: 0.9, same_position: 0.1", knows(0.9), [])
+    assert folder.summary() is not None
+    report = json.loads((folder.judge / "judge.json").read_text(encoding="utf-8"))
+    assert report["accuracy"]["mean"] == 1.0
+    assert (folder.judge / "judge.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("gate", "sure", "said"),
+    [
+        ("accuracy: 0.9", 0.2, r"accuracy 0\.000 .*, at least 0\.9 is asked for"),
+        ("ece: 0.1", 0.6, r"ece 0\.400, at most 0\.1 is asked for"),
+        ("accuracy: 0.9, ece: 0.1", 0.2, r"accuracy .*; ece "),
+    ],
+)
+def test_one_that_does_not_stops_it_before_anything_is_written(
+    tmp_path: Path, model_folder: Path, gate: str, sure: float, said: str
+) -> None:
+    engines: list[ScriptedEngine] = []
+    with pytest.raises(CaiError, match=rf"judge_gate: the judge does not pass on .*labelled\.jsonl: {said}"):
+        carry_out(tmp_path, model_folder, gate, knows(sure), engines)
+    assert not any(isinstance(request, Generate) for engine in engines for request in engine.requests)
+    assert not RunFolder(tmp_path / "runs/test").preferences_jsonl.exists()
+
+
+def test_the_fitted_temperature_makes_the_runs_labels(tmp_path: Path, model_folder: Path) -> None:
+    folder = carry_out(tmp_path, model_folder, "calibrate: true", knows(0.9), [])
+    temperature = json.loads((folder.judge / "judge.json").read_text(encoding="utf-8"))["temperature"]
+    assert temperature < 1  # every label was right, and the judge only nine in ten sure
+    judged = [row for row in folder.preferences() if row.source == "judge"]
+    assert judged
+    for row in judged:
+        mean = sum(v.p for v in row.verdicts) / len(row.verdicts)
+        assert logit(row.p) == pytest.approx(logit(mean) / temperature, abs=1e-6)
+
+
+def test_the_gates_file_is_part_of_what_a_run_was_made_from(tmp_path: Path, model_folder: Path) -> None:
+    carry_out(tmp_path, model_folder, "accuracy: 0.9", knows(0.9), [])
+    with (tmp_path / "labelled.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"prompt": "one more", "chosen": "good answer", "rejected": "bad answer"}\n')
+    plan = make_plan(tmp_path / "run.yaml", [], None, tmp_path / "runs")
+    with pytest.raises(CaiError, match="judge_gate: "):
+        execute(plan, Reporter(Console(quiet=True)), False, scripted())
+
+
+def test_a_gate_without_its_file_is_refused_before_anything_starts(tmp_path: Path, model_folder: Path) -> None:
+    run_file = write_workspace(tmp_path, model_folder, extra="judge_gate: {data: nowhere.jsonl, accuracy: 0.5}\n")
+    with pytest.raises(CaiError, match=r"judge_gate\.data: 'nowhere\.jsonl' not found"):
+        make_plan(run_file, [], None, tmp_path / "runs")
