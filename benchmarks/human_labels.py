@@ -34,8 +34,8 @@ LENGTH, HELD_OUT = 128, 0.35
 WINDOW = 5
 
 
-def main() -> None:
-    source, folder = Path(sys.argv[1]), Path(sys.argv[2] if len(sys.argv) > 2 else "runs/human-labels")
+def train_on(source: Path, folder: Path) -> dict[str, Any]:
+    """Every stage in `folder`, which goes on where it was interrupted; the figures."""
     folder.mkdir(parents=True, exist_ok=True)
     model = resolve("smollm2-135m")
     tokenizer = common.load_tokenizer(model)
@@ -74,7 +74,7 @@ def main() -> None:
         ends = [sum(line[name] for line in part) / WINDOW for part in (lines[:WINDOW], lines[-WINDOW:])]
         result[short] = [round(value, 3) for value in ends]
     draw(lines, folder / "ppo.png")
-    print(json.dumps({"benchmark": "human_labels", **result}))
+    return result
 
 
 def told(name: str) -> common.Report:
@@ -129,6 +129,11 @@ def draw(lines: list[dict[str, Any]], target: Path) -> None:
     right.axhline(6.0, color="grey", linestyle=":", label="target")
     right.legend(frameon=False)
     figure.savefig(target, dpi=130)
+
+
+def main() -> None:
+    folder = Path(sys.argv[2] if len(sys.argv) > 2 else "runs/human-labels")
+    print(json.dumps({"benchmark": "human_labels", **train_on(Path(sys.argv[1]), folder)}))
 
 
 if __name__ == "__main__":

@@ -1,19 +1,21 @@
 """Training beside trl alone: speed of each stage, PPO against RLOO, and PPO's memory.
 
-    python benchmarks/training.py [REPEATS]
+    python benchmarks/training.py [REPEATS] [FILE [FOLDER]]
 
-The same pairs, settings and number of updates, by turns, each measurement a process of its own; loading is not counted.
-For sft, reward and dpo the bare script is trl's trainer with the same arguments and nothing of ours around it. For PPO
-it is trl's RLOO with as many rollouts of the same length, one pass over each, a LoRA of the same rank, and the same
-free reward, so that the trainers alone are compared.
+The same pairs, settings and number of updates in two processes of one thread each, ours and the bare script side by
+side; loading is not counted. For sft, reward and dpo the bare script is trl's trainer with the same arguments and
+nothing of ours around it. For PPO it is trl's RLOO with as many rollouts of the same length, one pass over each, a LoRA
+of the same rank, and the same free reward, so that the trainers alone are compared. With a FILE of human preferences
+the figures of benchmarks/human_labels.py follow, as `human`.
 
-Reading the line of JSON: `sft`, `reward`, `dpo` are the medians of bare ÷ ours in seconds (above 0.97: ours costs less
-than 3 %); `ppo` is the median of ours ÷ RLOO in sampled tokens per second (above 1: ours is faster); `ppo_memory_gb`
-is the peak resident memory of a process that runs PPO with a LoRA policy, its reference, a value head and an ensemble
-of two reward models.
+Reading the line of JSON: `sft`, `reward`, `dpo` are the medians of bare ÷ ours in processor seconds, which other work
+on the machine disturbs less than those of a clock (above 0.97: ours costs less than 3 %); `ppo` is the median of ours ÷
+RLOO in sampled tokens per processor second (above 1: ours is faster); `ppo_memory_gb` is the peak resident memory of a
+process that runs PPO with a LoRA policy, its reference, a value head and an ensemble of two reward models.
 """
 
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -53,7 +55,7 @@ def settings(kind: type[common.TrainConfig], **more: Any) -> Any:
 
 
 def train_ours(stage: str, folder: Path) -> float:
-    """Seconds that trl's trainer reports for the training itself."""
+    """Processor seconds of the training itself."""
     rows, model = pairs(UPDATES * BATCH), resolve("smollm2-135m")
     data = folder / "data.jsonl"
     if stage == "sft":
@@ -65,8 +67,7 @@ def train_ours(stage: str, folder: Path) -> float:
         reward.train(settings(reward.RewardConfig, holdout=0, center=0), data, model, folder, 0, quiet)
     if stage == "dpo":
         dpo.train(settings(dpo.DPOConfig), data, model, folder, 0, quiet)
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return float(lines[-1]["train_runtime"])
+    return TRAINING[0]
 
 
 def train_bare(stage: str, folder: Path) -> float:
@@ -93,7 +94,27 @@ def train_bare(stage: str, folder: Path) -> float:
         data, kind = datasets.Dataset.from_list(turns), trl.DPOTrainer
         config = trl.DPOConfig(**arguments, precompute_ref_log_probs=True)
     trainer = kind(model=model, args=config, train_dataset=data, processing_class=tokenizer, peft_config=lora)
-    return float(trainer.train().metrics["train_runtime"])
+    trainer.train()
+    return TRAINING[0]
+
+
+TRAINING: list[float] = []
+"""Processor seconds of each training by trl in this process."""
+
+
+def clock_training() -> None:
+    """Let every training by trl in this process be timed, ours and bare ones in the same place."""
+    import transformers
+
+    plain = transformers.Trainer.train
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        start = time.process_time()
+        result = plain(*args, **kwargs)
+        TRAINING.append(time.process_time() - start)
+        return result
+
+    transformers.Trainer.train = timed
 
 
 def free_reward(count: int) -> Any:
@@ -103,7 +124,7 @@ def free_reward(count: int) -> Any:
 
 
 def ppo_ours(folder: Path) -> float:
-    """Sampled tokens per second over all updates."""
+    """Sampled tokens per processor second over all updates."""
     from cai.training.actor import Actor
     from cai.training.tokens import end_of_turn, prompt_ids
 
@@ -112,10 +133,10 @@ def ppo_ours(folder: Path) -> float:
     config = ppo_settings(epochs=1)
     prompts = [prompt_ids(tokenizer, p.messages) for p in read_prompts(ROOT / "examples/prompts.jsonl", 16)]
     actor = Actor(model, config, "shared", 1.0)
-    start = time.monotonic()
+    start = time.process_time()
     ends = {end_of_turn(tokenizer)}
     ppo.optimise(config, actor, prompts, lambda _, r: free_reward(len(r)), ends, tokenizer, folder, 0, quiet)
-    seconds = time.monotonic() - start
+    seconds = time.process_time() - start
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return float(sum(line["response/length"] for line in lines) * ROLLOUTS / seconds)
 
@@ -151,9 +172,8 @@ def rloo(folder: Path) -> float:
         processing_class=tokenizer,
         peft_config=common.lora_config(settings(sft.SFTConfig)),
     )
-    start = time.monotonic()
     trainer.train()
-    return sampled / (time.monotonic() - start)
+    return sampled / TRAINING[0]
 
 
 def ppo_memory(folder: Path) -> float:
@@ -181,24 +201,34 @@ def quiet(event: dict[str, Any]) -> None:
 CHILDREN = {"ppo ours": ppo_ours, "ppo bare": rloo, "ppo memory": ppo_memory, "train ensemble": train_ensemble}
 
 
-def child(what: str, folder: Path) -> float:
+def start(what: str, folder: str, threads: int = 1) -> "subprocess.Popen[str]":
     """One measurement in a process of its own."""
-    command = [sys.executable, __file__, "child", what, str(folder)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
-    return float(done.stdout.strip().splitlines()[-1])
+    command = [sys.executable, __file__, "child", what, folder]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
-def measure(what: str) -> float:
-    with tempfile.TemporaryDirectory() as folder:
-        value = child(what, Path(folder))
-    print(f"{what}: {value:.1f}", file=sys.stderr, flush=True)
-    return value
+def figure(process: "subprocess.Popen[str]") -> float:
+    said, _ = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"{' '.join(process.args)} failed; run it alone to see why")  # type: ignore[arg-type]
+    return float(said.strip().splitlines()[-1])
+
+
+def side_by_side(stage: str) -> float:
+    """How much better ours is than the bare script; both run at the same time."""
+    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
+        running = start(f"{stage} ours", one), start(f"{stage} bare", other)
+        ours, bare = (figure(process) for process in running)
+    print(f"{stage}: ours {ours:.1f}, bare {bare:.1f}", file=sys.stderr, flush=True)
+    return ours / bare if stage == "ppo" else bare / ours
 
 
 def main() -> None:
     if sys.argv[1:2] == ["child"]:
         what, folder = sys.argv[2], Path(sys.argv[3])
         stage, _, whose = what.partition(" ")
+        clock_training()
         if stage in STAGES:
             print((train_ours if whose == "ours" else train_bare)(stage, folder))
         else:
@@ -207,17 +237,16 @@ def main() -> None:
     repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 3
     result: dict[str, Any] = {}
     for stage in (*STAGES, "ppo"):
-        ratios = []
-        for i in range(repeats):
-            names = [f"{stage} ours", f"{stage} bare"]
-            found = {name: measure(name) for name in (names if i % 2 else names[::-1])}
-            ours, bare = found[names[0]], found[names[1]]
-            ratios.append(ours / bare if stage == "ppo" else bare / ours)
+        ratios = [side_by_side(stage) for _ in range(repeats)]
         result[stage] = round(statistics.median(ratios), 3)
         result[f"{stage}_ratios"] = [round(r, 3) for r in ratios]
     with tempfile.TemporaryDirectory() as folder:
-        child("train ensemble", Path(folder))
-        result["ppo_memory_gb"] = round(child("ppo memory", Path(folder)), 2)
+        figure(start("train ensemble", folder, 2))
+        result["ppo_memory_gb"] = round(figure(start("ppo memory", folder, 2)), 2)
+    if len(sys.argv) > 2:
+        from human_labels import train_on
+
+        result["human"] = train_on(Path(sys.argv[2]), Path(sys.argv[3] if len(sys.argv) > 3 else "runs/human-labels"))
     print(json.dumps({"benchmark": "training", **result}))
 
 
