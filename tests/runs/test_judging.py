@@ -22,7 +22,7 @@ from cai.formats.preferences import read_preferences
 from cai.records import LeftOut, Preference, Ranking
 from cai.runs.config import EngineConfig
 from cai.runs.judge_eval import Evaluated, evaluate_judge
-from cai.runs.judging import Judging
+from cai.runs.judging import Judging, survey
 from cai.runs.labelling import label_file
 from cai.runs.progress import Reporter
 from cai.runs.session import OpenEngine
@@ -142,6 +142,15 @@ def test_every_row_ends_as_a_pair_or_a_reason(tmp_path: Path, judging: Callable[
         ("q3", "data.jsonl:4", "turns must alterna"),
     }
     assert found["pairs"] + sum(found["left_out"]["reasons"].values()) == 4
+
+
+@pytest.mark.parametrize("ask", ["pairs", "choice"])
+def test_the_number_of_calls_is_known_before_they_are_made(
+    tmp_path: Path, judging: Callable[..., Judging], ask: str
+) -> None:
+    sets = {"prompt": "Why?", "responses": ["is 0", "is 1", "is 0", " ", "is 2"]}
+    asked = judging(pair(0), {**pair(1), "rejected": "is 2"}, sets, ask=ask)
+    assert survey(asked) == (3, 12, 5, label(asked, tmp_path)["cost"]["asked"])
 
 
 def test_judging_again_asks_nothing_and_writes_the_same_rows(tmp_path: Path, judging: Callable[..., Judging]) -> None:
@@ -310,10 +319,11 @@ def test_a_judge_is_set_against_labels_in_figures_rows_and_a_page(
 ) -> None:
     rows = [pair(i, *((2, 0) if i % 4 else (0, 1))) for i in range(40)]
     rows += [{**pair(40), "rejected": "is 2"}, {**pair(41), "chosen": " "}, {**pair(42), "p": 0.25}]
+    rows.append({**pair(43), "chosen": "", "rejected": " "})  # alike, but not worth a tie
     report, mistakes, left_out = evaluate(judging(*rows, ranked=True), tmp_path, calibrate=True)
     assert report.accuracy.mean == pytest.approx((30 + 0.5 + 0) / 42)
     assert (report.pairs, report.identical) == (42, 1)
-    assert [row.reason for row in left_out] == ["a sample is empty"]
+    assert [row.reason for row in left_out] == ["a sample is empty"] * 2
     verdicts = read_rows(tmp_path / "out/verdicts.jsonl", Preference)
     assert len(verdicts) == 42
     assert (verdicts[40].p, verdicts[40].verdicts, verdicts[40].given) == (0.5, [], 1.0)
