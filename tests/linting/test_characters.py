@@ -38,6 +38,7 @@ def test_what_nobody_sees_is_found(text: str, expected: list[tuple[int, str]]) -
         "👩\u200d👩\u200d👧 ❤\ufe0f 1\ufe0f⃣",
         "naïve café, “quoted” — 5 µm, 2ª, x²",
         "Чисто русский текст",
+        "Не сор, а ответ",  # two words of letters that look like Latin ones, in their own script
         "中文和日本語",
         "C'est vrai\u202f!",
     ],

@@ -170,9 +170,12 @@ def test_principles_much_alike_are_found(tmp_path: Path) -> None:
     assert "give the other weight 2" in finding.suggestion
     close = {**copy, "judge": "Which answer has the calmer tone and fewer excited words?"}
     assert found(tmp_path, CALM, SOURCES, close) == [("copy", "near-duplicate", "warning")]
-    # all that it says is said by the longer one too
-    long = {**copy, **{f: f"{CALM[f]} {SOURCES[f]}" for f in ("critique", "revision", "judge")}}
+    # all that the short one says is said by the long one too, which says much besides
+    more = "Name places, dates, people, rivers, mountains, harbours, bridges, streets, gardens, markets, towers, wells, roofs."
+    long = {**copy, **{f: f"{CALM[f]} {more}" for f in TEXTS}}
     assert found(tmp_path, CALM, long) == [("copy", "near-duplicate", "warning")]
+    other = {**copy, **{f: f"{SOURCES[f]} {more}" for f in TEXTS}}
+    assert found(tmp_path, CALM, other) == []
 
 
 @pytest.mark.parametrize(("weight", "starved"), [(0.005, True), (0.0051, False)])
