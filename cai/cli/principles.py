@@ -4,6 +4,7 @@ import difflib
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -13,7 +14,7 @@ from rich.text import Text
 
 from cai import constitution
 from cai.cli.show import visible
-from cai.constitution import TEXTS, Constitution, Principle, moved, shares, word_changes
+from cai.constitution import TEXTS, Constitution, Difference, Principle, moved, shares, word_changes
 from cai.errors import CaiError
 from cai.formats.constitution_yaml import constitution_yaml, starter
 from cai.formats.constitutions import read_foreign, write_foreign
@@ -97,32 +98,47 @@ def _percent(share: float) -> str:
 def compare_constitutions(a_name: str, b_name: str, as_json: bool, runs: Path) -> bool:
     """Print what differs between two constitutions; returns whether a run can tell them apart."""
     a, b = (constitution.load(find_constitution(name, runs)) for name in (a_name, b_name))
-    difference, asked = constitution.diff(a, b), moved(a, b)
-    before, after = ({p.id: p for p in c.principles} for c in (a, b))
-    reworded = {
-        i: {f: (old, new) for f in TEXTS if (old := getattr(before[i], f)) != (new := getattr(after[i], f))}
-        for i in difference.reworded
-    }
+    difference = constitution.diff(a, b)
     if as_json:
-        out = {
-            "equal": not any(difference),
-            "added": difference.added,
-            "removed": difference.removed,
-            "reworded": {
-                i: {f: {"before": o, "after": n, "changes": word_changes(o, n)} for f, (o, n) in texts.items()}
-                for i, texts in reworded.items()
-            },
-            "reweighted": {i: {"before": before[i].weight, "after": after[i].weight} for i in difference.reweighted},
-            "asked_anew": asked._asdict(),
-        }
-        typer.echo(json.dumps(out, ensure_ascii=False, indent=2))
-        return any(difference)
+        typer.echo(json.dumps(_difference_as_json(a, b, difference), ensure_ascii=False, indent=2))
+    else:
+        console = Console()
+        for label, name, c in (("A", a_name, a), ("B", b_name, b)):
+            count = f"{len(c.principles)} principle{'s' if len(c.principles) > 1 else ''}"
+            console.print(Text(f"{label}: {name}   ({visible(c.name)}, {count})", style="bold"), soft_wrap=True)
+        _print_difference(console, a, b, difference)
+    return any(difference)
 
-    console = Console()
-    share_a, share_b = shares(a), shares(b)
-    for label, name, c in (("A", a_name, a), ("B", b_name, b)):
-        count = f"{len(c.principles)} principle{'s' if len(c.principles) > 1 else ''}"
-        console.print(Text(f"{label}: {name}   ({visible(c.name)}, {count})", style="bold"), soft_wrap=True)
+
+def _by_id(c: Constitution) -> dict[str, Principle]:
+    return {p.id: p for p in c.principles}
+
+
+def _reworded(before: Principle, after: Principle) -> dict[str, tuple[str, str]]:
+    """The texts that differ, each as it was and as it is."""
+    texts = {field: (getattr(before, field), getattr(after, field)) for field in TEXTS}
+    return {field: both for field, both in texts.items() if both[0] != both[1]}
+
+
+def _difference_as_json(a: Constitution, b: Constitution, difference: Difference) -> dict[str, Any]:
+    before, after = _by_id(a), _by_id(b)
+    reworded = {i: _reworded(before[i], after[i]).items() for i in difference.reworded}
+    return {
+        "equal": not any(difference),
+        "added": difference.added,
+        "removed": difference.removed,
+        "reworded": {
+            i: {field: {"before": old, "after": new, "changes": word_changes(old, new)} for field, (old, new) in texts}
+            for i, texts in reworded.items()
+        },
+        "reweighted": {i: {"before": before[i].weight, "after": after[i].weight} for i in difference.reweighted},
+        "asked_anew": moved(a, b)._asdict(),
+    }
+
+
+def _print_difference(console: Console, a: Constitution, b: Constitution, difference: Difference) -> None:
+    before, after = _by_id(a), _by_id(b)
+    share_a, share_b, asked = shares(a), shares(b), moved(a, b)
     for kind, ids, share in (("removed", difference.removed, share_a), ("added", difference.added, share_b)):
         for i in ids:
             console.print(Text.assemble((kind, COLOURS[kind]), f"  {i}  ({_percent(share[i])} of draws)"))
@@ -130,33 +146,21 @@ def compare_constitutions(a_name: str, b_name: str, as_json: bool, runs: Path) -
         weights = f"{before[i].weight:g} → {after[i].weight:g}"
         draws = f"({_percent(share_a[i])} → {_percent(share_b[i])} of draws)"
         console.print(Text.assemble(("reweighted", "yellow"), f"  {i}  {weights}  {draws}"))
-    for i, texts in reworded.items():
+    for i in difference.reworded:
         console.print(Text.assemble(("reworded", "yellow"), f"  {i}"))
-        for field, (old, new) in texts.items():
+        for field, (old, new) in _reworded(before[i], after[i]).items():
             console.print(Text(f"  {field}", style="cyan"))
             console.print(Padding(_marked(old, new), (0, 0, 0, 4), expand=False))
-    aside = [i for i in before if i in after and _aside(before[i]) != _aside(after[i])]
-    aside = [
-        *(["the name"] if a.name != b.name else []),
-        *(["the description"] if a.description != b.description else []),
-        *aside,
-    ]
-    if not any(difference):
-        console.print("Equal: the same principles, texts and weights.")
+    if any(difference):
+        revisions, judge = (_percent(share) for share in asked)
+        anew = f"{revisions} of a round's critiques and revisions, {judge} of the judge's questions"
+        console.print(Text(f"A run would ask anew {anew}."))
     else:
-        console.print(
-            Text(
-                f"A run would ask anew {_percent(asked.revisions)} of a round's critiques and revisions, "
-                f"{_percent(asked.judge)} of the judge's questions."
-            )
-        )
+        console.print("Equal: the same principles, texts and weights.")
+    aside = [f"the {field}" for field in ("name", "description") if getattr(a, field) != getattr(b, field)]
+    aside += [i for i in before if i in after and (before[i].tags, before[i].notes) != (after[i].tags, after[i].notes)]
     if aside:
         console.print(Text(f"Also different, for people alone: {', '.join(aside)}."))
-    return any(difference)
-
-
-def _aside(principle: Principle) -> tuple[list[str], str]:
-    return principle.tags, principle.notes
 
 
 def _marked(before: str, after: str) -> Text:

@@ -93,7 +93,7 @@ def _place(path: Path, line: int, starts: dict[int, str]) -> Place:
 def _characters(path: Path, text: str, starts: dict[int, str]) -> Iterator[Finding]:
     for at, name in hidden_characters(text):
         place = _place(path, text.count("\n", 0, at) + 1, starts)
-        reason = f"column {at - text.rfind(chr(10), 0, at)} holds {name}, which nobody sees and every model reads"
+        reason = f"column {at - text.rfind(chr(10), 0, at)} holds {name}, which nobody sees"
         yield Finding(*place, "hidden-character", "error", reason, "delete it, or write what it stands for")
     for number, line in enumerate(text.split("\n"), 1):
         for word, why in odd_words(line):
