@@ -127,6 +127,8 @@ def test_more_than_two_responses_are_ranked(tmp_path: Path, judging: Callable[..
     )
     assert (found["pairs"], found["rankings"]) == (3 + 1, 1)
     assert sum(found["left_out"]["reasons"].values()) == 7  # of the ten pairs of five answers
+    of_the_set, *_ = (tmp_path / "out/preferences.jsonl").read_text(encoding="utf-8").splitlines()
+    assert "given" not in json.loads(of_the_set)  # where a file has no label, a row is as in a run
     read_back, _ = read_preferences(tmp_path / "out/rankings.jsonl")
     assert [r.p for r in read_back][:2] == pytest.approx([1 / (1 + math.exp(-d)) for d in (1.5, 2.5)], abs=1e-3)
 
@@ -214,14 +216,19 @@ def test_a_panel_answers_one_model_after_another(tmp_path: Path, judging: Callab
 
         return Counted(fingerprint, weigh=weigh)
 
-    judges = [another(tmp_path, name) for name in ("one", "contrary", "two")]
-    found = label(judging(*[pair(i) for i in range(3)], judges=judges), tmp_path, open_engine=open_engine)
+    judges = [another(tmp_path, name) for name in ("contrary", "one", "two")]
+    turns = [{"role": "assistant", "content": "x"}]
+    rows_given = [*[pair(i) for i in range(3)], {**pair(3), "prompt": turns}]
+    found = label(judging(*rows_given, judges=judges), tmp_path, open_engine=open_engine)
     assert (most, alive) == (1, [])
     rows = read_rows(tmp_path / "out/preferences.jsonl", Preference)
     good, bad = 1 / (1 + math.exp(-2)), 1 / (1 + math.exp(2))
     assert [r.p for r in rows] == pytest.approx([(2 * good + bad) / 3] * 3)
     assert [len({v.judge for v in r.verdicts}) for r in rows] == [3, 3, 3]
-    assert rows[0].judge.count("+") == 2
+    contrary, *others = rows[0].judge.split("+")
+    assert {v.judge for v in rows[0].verdicts if v.p < 0.5} == {contrary}
+    assert {v.judge for v in rows[0].verdicts if v.p > 0.5} == set(others)
+    assert sum(found["left_out"]["reasons"].values()) == 1  # told once, not by each judge
     assert found["cost"]["asked"] == 3 * 12
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "preferences.jsonl", "left_out.jsonl", "judge.json", "log.txt", ".busy"
