@@ -91,7 +91,7 @@ class RememberingEngine:
         return self._engine
 
     def _key(self, request: Generate | Choose) -> bytes:
-        content = canonical_json([self.fingerprint, type(request).__name__, dataclasses.asdict(request)])
+        content = canonical_json([self.fingerprint, type(request).__name__, vars(request)])
         return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
     async def _remember(self, request: Generate | Choose, ask: Callable[[], Awaitable[Any]]) -> Any:

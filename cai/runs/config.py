@@ -108,5 +108,5 @@ def find(field: str, name: str, run_file: Path) -> Path:
     for place in places:
         if place.exists():
             return place
-    tried = ", ".join(str(place) for place in places[:2])
+    tried = ", ".join(dict.fromkeys(str(place) for place in places[:2]))
     raise CaiError(f"{run_file}: {field}: '{name}' not found (looked for {tried}, and among the shipped files)")
