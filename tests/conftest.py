@@ -1,6 +1,7 @@
 """What many tests use: a tiny random model, a small workspace, the prepared real model."""
 
 import json
+import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -154,3 +155,12 @@ def scripted(
         return engine
 
     return open_engine
+
+
+def remembered(memo: Path) -> int:
+    """How many answers a memo holds, while another process may be writing it."""
+    try:
+        with sqlite3.connect(f"file:{memo}?mode=ro", uri=True) as db:
+            return int(db.execute("SELECT count(*) FROM calls").fetchone()[0])
+    except sqlite3.OperationalError:
+        return 0

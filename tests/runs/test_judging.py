@@ -27,7 +27,7 @@ from cai.runs.labelling import label_file
 from cai.runs.progress import Reporter
 from cai.runs.session import OpenEngine
 from cai.templates import Templates
-from tests.conftest import ROOT, scripted
+from tests.conftest import ROOT, remembered, scripted
 
 QUIET = Reporter(Console(quiet=True))
 
@@ -170,11 +170,11 @@ def test_a_killed_judging_is_completed_by_judging_again(tmp_path: Path, model_fo
     command = [sys.executable, "-m", "tests.runs.slow_judge", str(data), str(model_folder)]
     killed = subprocess.Popen([*command, str(tmp_path / "killed"), str(tmp_path / "memo.sqlite")], cwd=ROOT)
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and _remembered(tmp_path / "memo.sqlite") < 40:
+    while time.monotonic() < deadline and remembered(tmp_path / "memo.sqlite") < 40:
         time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
-    kept = _remembered(tmp_path / "memo.sqlite")
+    kept = remembered(tmp_path / "memo.sqlite")
     assert 40 <= kept < 240
     assert not (tmp_path / "killed/preferences.jsonl").exists()
     for folder, memo in (("killed", "memo"), ("undisturbed", "other")):
@@ -184,16 +184,6 @@ def test_a_killed_judging_is_completed_by_judging_again(tmp_path: Path, model_fo
     assert resumed.read_text(encoding="utf-8") == whole.read_text(encoding="utf-8")
     cost = json.loads((tmp_path / "killed/judge.json").read_text(encoding="utf-8"))["cost"]
     assert (cost["remembered"], cost["asked"]) == (kept, 240 - kept)
-
-
-def _remembered(memo: Path) -> int:
-    import sqlite3
-
-    try:
-        with sqlite3.connect(f"file:{memo}?mode=ro", uri=True) as db:
-            return int(db.execute("SELECT count(*) FROM calls").fetchone()[0])
-    except sqlite3.OperationalError:
-        return 0
 
 
 def test_a_panel_answers_one_model_after_another(tmp_path: Path, judging: Callable[..., Judging]) -> None:

@@ -19,7 +19,7 @@ from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan, split
 from cai.runs.progress import Reporter
 from cai.runs.session import OpenEngine
-from tests.conftest import ROOT, prompt, scripted, write_workspace
+from tests.conftest import ROOT, prompt, remembered, scripted, write_workspace
 
 ROWS = ("prompts.jsonl", "revisions.jsonl", "preferences.jsonl", "left_out.jsonl")
 
@@ -94,11 +94,11 @@ def test_a_killed_run_is_completed_by_running_it_again(tmp_path: Path, model_fol
     killed = subprocess.Popen([*command, "killed", str(tmp_path / "runs")], cwd=ROOT)
     memo = tmp_path / "runs/memo.sqlite"
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and _remembered(memo) < 15:
+    while time.monotonic() < deadline and remembered(memo) < 15:
         time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
-    kept = _remembered(memo)
+    kept = remembered(memo)
     assert 15 <= kept < 84
     assert not RunFolder(tmp_path / "runs/killed").summary_json.exists()
 
@@ -111,16 +111,6 @@ def test_a_killed_run_is_completed_by_running_it_again(tmp_path: Path, model_fol
 
     subprocess.run([*command, "undisturbed", str(tmp_path / "runs")], cwd=ROOT, check=True, capture_output=True)
     assert rows(resumed) == rows(RunFolder(tmp_path / "runs/undisturbed"))
-
-
-def _remembered(memo: Path) -> int:
-    import sqlite3
-
-    try:
-        with sqlite3.connect(f"file:{memo}?mode=ro", uri=True) as db:
-            return int(db.execute("SELECT count(*) FROM calls").fetchone()[0])
-    except sqlite3.OperationalError:
-        return 0
 
 
 def test_a_prompt_the_model_refuses_is_listed_and_the_others_go_on(tmp_path: Path, model_folder: Path) -> None:
