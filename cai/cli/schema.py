@@ -31,6 +31,8 @@ def print_schema(kind: str, out: Path | None) -> None:
     if out is None:
         typer.echo(text, nl=False)
         return
+    if out.exists() and not _is_schema(out):
+        raise CaiError(f"--out {out}: already there, and no JSON Schema; give another name, or remove it first")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_text(out, text)
@@ -38,3 +40,10 @@ def print_schema(kind: str, out: Path | None) -> None:
         raise CaiError(f"--out {out}: cannot be written: {error.strerror}") from error
     typer.echo(f"Wrote {out}. An editor finds it by the first line of a file, with the path from there:")
     typer.echo(f"# yaml-language-server: $schema={out}")
+
+
+def _is_schema(path: Path) -> bool:
+    try:
+        return "$schema" in json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False

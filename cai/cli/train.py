@@ -38,6 +38,8 @@ def train_and_print(
 ) -> None:
     """Train one stage on any file it can read, into `out`; an interrupt says how to go on."""
     console = Console()
+    if out.exists() and not out.is_dir():
+        raise CaiError(f"--out {out}: is a file; expected a folder, or a new name for one")
     settings = _settings(stage, reward, overrides)
     folder = models.resolve(model)
     judge = None

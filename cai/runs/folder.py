@@ -98,6 +98,8 @@ def all_runs(runs: Path) -> list[RunFolder]:
 @contextmanager
 def exclusive(folder: RunFolder) -> Iterator[None]:
     """Hold the run, making its folder, for this process alone; raises CaiError when another one works on it."""
+    if folder.path.exists() and not folder.path.is_dir():
+        raise CaiError(f"{folder.path}: is a file; expected a folder, or a new name for one")
     folder.path.mkdir(parents=True, exist_ok=True)
     with (folder.path / BUSY).open("w") as file:
         try:

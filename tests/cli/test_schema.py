@@ -9,7 +9,7 @@ import yaml
 
 from cai import config, constitution
 from cai.cli.main import main
-from cai.cli.schema import schema_text
+from cai.cli.schema import print_schema, schema_text
 from cai.errors import CaiError
 from cai.runs.config import RunConfig
 from tests.conftest import ROOT
@@ -97,5 +97,15 @@ def test_schemas_import_no_torch() -> None:
     import subprocess
     import sys
 
-    code = "import sys; from cai.cli.schema import schema_text; schema_text('run'); print('torch' in sys.modules)"
+    code = "import sys; from cai.cli.schema import print_schema, schema_text; schema_text('run'); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_a_schema_is_written_over_an_older_one_and_over_nothing_else(tmp_path: Path) -> None:
+    precious = tmp_path / "mine.yaml"
+    precious.write_text("name: mine\n", encoding="utf-8")
+    with pytest.raises(CaiError, match="already there, and no JSON Schema"):
+        print_schema("constitution", precious)
+    assert precious.read_text(encoding="utf-8") == "name: mine\n"
+    for _ in range(2):
+        print_schema("constitution", tmp_path / "schema.json")
