@@ -13,12 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from cai import constitution
+from cai.cli.files import write_file
 from cai.cli.show import visible
 from cai.constitution import TEXTS, Constitution, Difference, Principle, moved, shares, word_changes
 from cai.errors import CaiError
 from cai.formats.constitution_yaml import constitution_yaml, starter
 from cai.formats.constitutions import read_foreign, write_foreign
-from cai.formats.jsonl import write_text
 from cai.linting.lint import Finding, lint
 from cai.runs.folder import all_runs, open_run
 
@@ -233,8 +233,4 @@ def _write_new(path: Path, text: str) -> None:
     """Write a file that is not there yet: what a person may have edited is not written over."""
     if path.exists():
         raise CaiError(f"{path}: already there; give another name, or remove it first")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, text)
-    except OSError as error:
-        raise CaiError(f"{path}: cannot be written: {error.strerror}") from error
+    write_file(path, text)

@@ -6,8 +6,8 @@ from pathlib import Path
 import typer
 from pydantic import BaseModel
 
+from cai.cli.files import write_file
 from cai.errors import CaiError
-from cai.formats.jsonl import write_text
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -26,18 +26,14 @@ def schema_text(kind: str) -> str:
 
 
 def print_schema(kind: str, out: Path | None) -> None:
-    """Print a schema, or write it, over an older one too."""
+    """Print a schema, or write it, over an older one too; raises CaiError when `out` is a file of another kind."""
     text = schema_text(kind)
     if out is None:
         typer.echo(text, nl=False)
         return
     if out.exists() and not _is_schema(out):
         raise CaiError(f"--out {out}: already there, and no JSON Schema; give another name, or remove it first")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(out, text)
-    except OSError as error:
-        raise CaiError(f"--out {out}: cannot be written: {error.strerror}") from error
+    write_file(out, text)
     typer.echo(f"Wrote {out}. An editor finds it by the first line of a file, with the path from there:")
     typer.echo(f"# yaml-language-server: $schema={out}")
 

@@ -1,0 +1,15 @@
+"""Files that a command writes where the user said."""
+
+from pathlib import Path
+
+from cai.errors import CaiError
+from cai.formats.jsonl import write_text
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a text, making its folder; raises CaiError when that cannot be done."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
+    except OSError as error:
+        raise CaiError(f"{path}: cannot be written: {error.strerror}") from error
