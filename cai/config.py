@@ -27,7 +27,7 @@ HINTS = {  # parts of what PyYAML says, and what it takes to mend
 class Section(BaseModel):
     """Base of everything a person writes in YAML: immutable, and an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod

@@ -27,7 +27,6 @@ class Phrases(config.Section):
     """What a text must hold and what it must not; letter case and line ends do not count."""
 
     model_config = ConfigDict(
-        use_attribute_docstrings=True,
         json_schema_extra={"anyOf": [{"required": ["contains"]}, {"required": ["lacks"]}]},
     )
 
@@ -51,7 +50,6 @@ class PrincipleTest(config.Section):
     """One draft, and what must come of it under the principle; `cai constitution test` asks a model."""
 
     model_config = ConfigDict(
-        use_attribute_docstrings=True,
         json_schema_extra={"anyOf": [{"required": [field]} for field in EXPECTATIONS]},
     )
 
@@ -81,8 +79,6 @@ class PrincipleTest(config.Section):
 
 class Principle(config.Section):
     """One principle: what to criticise, how to revise, and what to judge by."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     id: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
     """Small letters, digits, - and _; decides which examples meet the principle, so renaming it draws them anew."""
@@ -122,8 +118,6 @@ class Principle(config.Section):
 
 class Constitution(config.Section):
     """A named list of principles, as read from `constitutions/*.yaml`."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     name: str
     """What lists and comparisons call the constitution."""

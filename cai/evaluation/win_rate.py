@@ -13,15 +13,16 @@ from cai.templates import Templates
 
 
 class EvaluateConfig(Section):
-    """`evaluate:` in a run file: the referee, and how both policies are sampled.
-
-    With `probes` a run ends with all that `cai eval` measures.
-    """
+    """`evaluate:` in a run file: the referee, and how both policies are sampled."""
 
     referee: str = "constitutions/plain.yaml"
+    """The constitution by which answers before and after training are compared."""
     max_tokens: Annotated[int, Field(ge=1)] = 128
+    """Of a held-out answer."""
     temperature: Annotated[float, Field(ge=0)] = 1.0
+    """For held-out answers; 0 takes the likeliest token."""
     probes: bool = False
+    """Whether the run ends with all that `cai eval` measures."""
 
 
 async def referee_pair(

@@ -31,26 +31,28 @@ LEAST = -30.0  # nats: log-probabilities below it carry no more opinion
 
 
 class JudgeConfig(Section):
-    """`judge:` in a run file.
-
-    `samples` answers to each prompt (0: none are judged), `principles` for each pair (`all`: every one, by its weight),
-    and the judge's `model`, by default the run's own; several are a panel. `ask: choice` puts all answers to the judge
-    at once instead of in pairs; without `swap` it sees them in one order alone. With `revisions` it is also asked
-    whether revisions are better than drafts by the principles they were made by, which labels nothing. With `thoughts`
-    it reasons first, in up to `thought_tokens`, and its verdict is kept within `band`; several thoughts are averaged.
-    `temperature` divides a label's log-odds.
-    """
+    """`judge:` in a run file."""
 
     samples: Annotated[int, Field(ge=0, le=len(ascii_uppercase))] = 2
+    """Answers sampled for each prompt, all pairs of which are judged; the draft is the first. 0 or 1 judges none."""
     principles: Annotated[int, Field(ge=1)] | Literal["all"] = 4
+    """Principles asked about each pair, drawn by weight; `all` asks every one and counts it by its weight."""
     model: str | Annotated[list[str], Field(min_length=1)] | None = None
+    """Who judges; null: the run's own model. A list is a panel, whose first is also the referee."""
     ask: Literal["pairs", "choice"] = "pairs"
+    """`choice` puts all answers to the judge at once in place of pairs."""
     swap: bool = True
+    """false shows each pair in one order alone."""
     revisions: bool = True
+    """Ask too whether revisions are better than drafts by the principles they were made by; labels nothing."""
     thoughts: Annotated[int, Field(ge=0)] = 0
+    """With 1 or more the judge reasons before its verdict; several thoughts are averaged."""
     thought_tokens: Annotated[int, Field(ge=1)] = 256
-    band: tuple[Annotated[float, Field(ge=0, le=0.5)], Annotated[float, Field(ge=0.5, le=1)]] = (0.4, 0.6)  # CAI §4.1
+    """The longest thought."""
+    band: tuple[Annotated[float, Field(ge=0, le=0.5)], Annotated[float, Field(ge=0.5, le=1)]] = (0.4, 0.6)
+    """Where a verdict after a thought is kept, since thoughts make it overconfident (Bai et al. 2022 §4.1)."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Divides a label's log-odds: above 1 labels are softer."""
 
 
 class Thinking(NamedTuple):

@@ -19,12 +19,16 @@ from cai.templates import Templates
 
 
 class ReviseConfig(Section):
-    """`revise:` in a run file. The sampling settings hold for drafts and samples too."""
+    """`revise:` in a run file: critique and revision, and how the model is sampled for all feedback."""
 
     rounds: Annotated[int, Field(ge=0)] = 2
+    """Rounds of critique and revision; 0 makes none."""
     critique: bool = True
+    """false revises directly, without a critique."""
     max_tokens: Annotated[int, Field(ge=1)] = 128
+    """Of a draft, a sample, a critique or a revision."""
     temperature: Annotated[float, Field(ge=0)] = 1.0
+    """For the same; 0 takes the likeliest token."""
 
 
 async def revise(

@@ -18,61 +18,86 @@ from cai.training.stages import Online, TrainStage
 
 
 class PromptsConfig(Section):
-    """`prompts:`: a file, how many of its first rows, and the share kept from training for evaluation."""
+    """`prompts:`: what the model is asked."""
 
     source: str
+    """A file of prompts, in any form, or a data set of the Hub; found from here or from the run file."""
     limit: Annotated[int, Field(ge=1)] | None = None
+    """Take only the first prompts; null takes all."""
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    """Share of prompts kept from training for evaluation, chosen by the hash of their ids."""
 
 
 class EngineConfig(Section):
-    """`engine:`: how many examples are alive at once, and the context in tokens (null: the model's, at most 8192)."""
+    """`engine:`: how the model is held in memory."""
 
     max_in_flight: Annotated[int, Field(ge=1)] = 32
+    """Examples alive at once; no part of the lock."""
     context: Annotated[int, Field(ge=64)] | None = None
+    """Tokens that a request and its answer may have; null: the model's, at most 8192."""
 
 
 class HumanConfig(Section):
-    """`human:`: a file of human (or any other) preferences that join the run's own, and what a pair of it weighs."""
+    """`human:`: labels of people, or any others, that join the run's own."""
 
     source: str
+    """A file of preferences, in any form, or a data set of the Hub."""
     weight: Annotated[float, Field(gt=0)] = 1.0
+    """What a pair of it weighs in the loss beside the run's own."""
 
 
 class GateConfig(Section):
-    """`judge_gate:`: labelled pairs on which the judge must do well before a run pays for anything else.
-
-    `accuracy` is the least that is accepted, `ece`, `same_position` and `outside` the most, all in [0, 1]. `calibrate`
-    fits the temperature of the run's labels on half of the pairs.
-    """
+    """`judge_gate:`: labelled pairs on which the judge must do well before a run pays for anything else."""
 
     data: str
+    """A file of labelled pairs, in any form, or a data set of the Hub."""
     limit: Annotated[int, Field(ge=1)] | None = 200
+    """Take only the first pairs; null takes all."""
     accuracy: Probability | None = None
+    """The least share of pairs on which judge and labels agree."""
     ece: Probability | None = None
+    """The most by which confidence and outcome may differ (expected calibration error)."""
     same_position: Probability | None = None
+    """The most of the verdicts that may follow the place an answer is shown in."""
     outside: Probability | None = None
+    """The most of the probability that may lie outside the letters."""
     calibrate: bool = False
+    """Fit the temperature of the run's labels on half of the pairs."""
 
 
 class RunConfig(Section):
     """A run file; every field has a default but `model`, `constitution` and `prompts`."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
+    """The run's folder below `runs/`; by default the run file's name."""
     seed: int = 0
+    """Decides samples, principles and training."""
     model: str
+    """A known name such as smollm2-135m, a folder with safetensors, or a Hub id."""
     constitution: str
+    """A YAML file; found from here, beside the run file, or among the shipped ones."""
     templates: str = "prompts/default"
+    """A folder of Jinja templates, found the same way."""
     prompts: PromptsConfig
+    """What the model is asked."""
     revise: ReviseConfig = ReviseConfig()
+    """How drafts are criticised and revised."""
     judge: JudgeConfig = JudgeConfig()
+    """How answers are compared."""
     judge_gate: GateConfig | None = None
+    """What the judge must show before anything else is paid for."""
     human: HumanConfig | None = None
+    """Labels of people that join the others."""
     train: list[TrainStage] = []
+    """Stages in order, each on the policy of the one before."""
     iterations: Annotated[int, Field(ge=1)] = 1
+    """How often the run goes on from the policy it made."""
     evaluate: EvaluateConfig = EvaluateConfig()
+    """How the policies before and after training are compared."""
     engine: EngineConfig = EngineConfig()
+    """How the model is held in memory."""
     launcher: str = ""
+    """A command that starts each stage, such as `torchrun --nproc_per_node 2`; no part of the lock."""
 
     @field_validator("train")
     @classmethod

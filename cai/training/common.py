@@ -25,13 +25,21 @@ class TrainConfig(Section):
     """What every entry of `train:` in a run file has."""
 
     epochs: Annotated[float, Field(gt=0)] = 1.0
+    """Passes over the data."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """The highest; it climbs over the first tenth of the updates and falls to a tenth of it."""
     batch_size: Annotated[int, Field(ge=1)] = 4
-    accumulate: Annotated[int, Field(ge=1)] = 1  # batches for each update
-    lora_rank: Annotated[int, Field(ge=1)] | None = 16  # null trains all weights
-    max_length: Annotated[int, Field(ge=8)] = 1024  # tokens of prompt and answer; longer ones are cut at the end
-    save_every: Annotated[int, Field(ge=1)] = 20  # updates between checkpoints
-    report_to: Annotated[list[Tracker], AfterValidator(check_installed)] = []  # metrics there too; decides no result
+    """Examples in a batch, of each process."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Batches for each update."""
+    lora_rank: Annotated[int, Field(ge=1)] | None = 16
+    """Of a LoRA on every linear layer; null trains all weights."""
+    max_length: Annotated[int, Field(ge=8)] = 1024
+    """Tokens of prompt and answer; longer ones are cut at the end."""
+    save_every: Annotated[int, Field(ge=1)] = 20
+    """Updates between checkpoints."""
+    report_to: Annotated[list[Tracker], AfterValidator(check_installed)] = []
+    """Where metrics go beside metrics.jsonl; decides no result."""
 
 
 def trl_arguments(settings: TrainConfig, folder: Path, seed: int) -> dict[str, Any]:

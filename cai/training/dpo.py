@@ -33,19 +33,21 @@ SMOOTHED: tuple[Loss, ...] = ("robust", "exo_pair", "aot", "aot_unpaired")  # tr
 
 
 class DPOConfig(common.TrainConfig):
-    """`stage: dpo` of `train:`; `beta` is the strength of the pull to the reference, as in the paper.
+    """`stage: dpo` of `train:`.
 
-    `loss` is any of trl's (https://huggingface.co/docs/trl/dpo_trainer#loss-functions). In sigmoid, ipo and robust a
-    pair counts by its soft label p and its weight. The others train on hard labels: the likelier answer is the chosen
-    one, pairs with p = 0.5 are left out and reported as `undecided`, and pairs of different weight are an error.
-    `label_smoothing` is the share of labels taken to be wrong, beyond what p says; exo_pair needs some.
+    The losses that train on hard labels leave out pairs with p = 0.5, reported as `undecided`, and refuse pairs of
+    different weight.
     """
 
     stage: Literal["dpo"]
     data: Literal["preferences"] = "preferences"
+    """What the stage learns from."""
     beta: Annotated[float, Field(gt=0)] = 0.1
+    """Strength of the pull to the reference, as in the paper."""
     loss: Loss = "sigmoid"
+    """Any of trl's; sigmoid, ipo and robust take soft labels and weights, the others train on the likelier answer."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Share of labels taken to be wrong, beyond what p says; exo_pair needs some."""
 
     @model_validator(mode="after")
     def _smoothing_has_an_effect(self) -> Self:

@@ -12,17 +12,18 @@ from cai.training.pairs import read_hard_pairs
 
 
 class KTOConfig(common.TrainConfig):
-    """`stage: kto` of `train:`; `beta` is the strength of the pull to the reference, as in the paper.
+    """`stage: kto` of `train:`: the likelier answer of a pair as a desirable one, the other as undesirable.
 
-    Each pair gives two examples: its likelier answer as a desirable one, the other as undesirable. Pairs with p = 0.5
-    are left out and reported as `undecided`; pairs of different weight are an error. A batch holds at least two
-    examples, as the paper's KL term is estimated from the answers of the other prompts in it.
+    Pairs with p = 0.5 are left out and reported as `undecided`; pairs of different weight are an error.
     """
 
     stage: Literal["kto"]
     data: Literal["preferences"] = "preferences"
+    """What the stage learns from."""
     batch_size: Annotated[int, Field(ge=2)] = 4
+    """Examples; at least 2, as the paper's KL term is estimated from the answers of the other prompts in it."""
     beta: Annotated[float, Field(gt=0)] = 0.1
+    """Strength of the pull to the reference, as in the paper."""
 
 
 def train(settings: KTOConfig, data: Path, model: Path, folder: Path, seed: int, report: common.Report) -> None:

@@ -25,19 +25,30 @@ Reward = Callable[..., list[float]]
 
 class _OnlineConfig(common.TrainConfig):
     data: Literal["prompts"] = "prompts"
+    """What the stage learns from."""
     reward: str | None = None
+    """The folder of a reward model; null: the run's last."""
     batch_size: Annotated[int, Field(ge=1)] = 8
+    """Answers in a batch, of each process; for online_dpo prompts."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    """The highest; it climbs over the first tenth of the updates and falls to a tenth of it."""
     save_every: Annotated[int, Field(ge=1)] = 5
+    """Updates between checkpoints."""
     max_tokens: Annotated[int, Field(ge=1)] = 128
+    """Of an answer."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    missing_eos_penalty: Annotated[float, Field(ge=0)] = 1.0  # off the score of an answer that runs into max_tokens
+    """At which answers are sampled."""
+    missing_eos_penalty: Annotated[float, Field(ge=0)] = 1.0
+    """Off the score of an answer that runs into max_tokens."""
     uncertainty: Annotated[float, Field(ge=0)] = 0.0
+    """How many standard deviations of an ensemble its mean is lowered by."""
 
 
 class _GroupConfig(_OnlineConfig):
     generations: Annotated[int, Field(ge=2)] = 4
+    """Answers to a prompt, which are compared with each other."""
     beta: Annotated[float, Field(ge=0)] = 0.05
+    """Weighs the KL to the starting policy: of an answer in its reward (rloo), of each token in the loss (grpo)."""
 
     @model_validator(mode="after")
     def _whole_groups(self) -> Self:
@@ -51,34 +62,26 @@ class _GroupConfig(_OnlineConfig):
 
 
 class RLOOConfig(_GroupConfig):
-    """`stage: rloo` of `train:`.
-
-    Each update samples `batch_size` × `accumulate` answers of at most `max_tokens`, `generations` to a prompt, and
-    takes one step; `epochs` counts passes over the prompts. `beta` times the KL of an answer to the starting policy,
-    in nats, comes off its reward. `uncertainty` is how many standard deviations of an ensemble its mean is lowered by.
-    `reward` is the folder of a reward model, by default the run's last.
-    """
+    """`stage: rloo` of `train:`; an update is one step on `batch_size` × `accumulate` answers."""
 
     stage: Literal["rloo"]
 
 
 class GRPOConfig(_GroupConfig):
-    """`stage: grpo` of `train:`; as `rloo`, but rewards are divided by the standard deviation of a prompt's answers,
-    and `beta` weighs the KL of each token in the loss. 0, trl's default, would let go of the starting policy.
+    """`stage: grpo` of `train:`; as `rloo`, but rewards are divided by the standard deviation of a prompt's answers.
+
+    A `beta` of 0, trl's default, would let go of the starting policy.
     """
 
     stage: Literal["grpo"]
 
 
 class OnlineDPOConfig(_OnlineConfig):
-    """`stage: online_dpo` of `train:`.
-
-    Each update samples two answers to each of `batch_size` × `accumulate` prompts and takes one step of DPO on them;
-    `beta` is the strength of the pull to the starting policy. The other settings are those of `rloo`.
-    """
+    """`stage: online_dpo` of `train:`; an update is one step of DPO on two answers to each of its prompts."""
 
     stage: Literal["online_dpo"]
     beta: Annotated[float, Field(gt=0)] = 0.1
+    """Strength of the pull to the starting policy."""
 
 
 class _Start(NamedTuple):

@@ -11,16 +11,17 @@ from cai.training.pairs import read_hard_pairs
 
 
 class ORPOConfig(common.TrainConfig):
-    """`stage: orpo` of `train:`; `beta` weighs the odds ratio beside the likelihood of the chosen text (the paper's λ).
+    """`stage: orpo` of `train:`, on hard labels: the likelier answer of a pair is the chosen one.
 
-    Trains on hard labels: the likelier answer of a pair is the chosen one. Pairs with p = 0.5 are left out and reported
-    as `undecided`; pairs of different weight are an error. As in the authors' code, the likelihood is that of the
-    prompt and the chosen answer together.
+    Pairs with p = 0.5 are left out and reported as `undecided`; pairs of different weight are an error. As in the
+    authors' code, the likelihood is that of the prompt and the chosen answer together.
     """
 
     stage: Literal["orpo"]
     data: Literal["preferences"] = "preferences"
+    """What the stage learns from."""
     beta: Annotated[float, Field(gt=0)] = 0.1
+    """Weighs the odds ratio beside the likelihood of the chosen text (the paper's λ)."""
 
 
 def train(settings: ORPOConfig, data: Path, model: Path, folder: Path, seed: int, report: common.Report) -> None:

@@ -32,43 +32,61 @@ Score = Callable[[list[list[int]], list[list[int]]], Any]
 
 
 class PPOConfig(common.TrainConfig):
-    """`stage: ppo` of `train:`.
-
-    Each of `updates` samples `rollouts` answers of at most `max_tokens`, then makes `epochs` passes over them, each
-    step on `batch_size` × `accumulate` of them. With `target_kl` (nats an answer) `kl_coef` is adapted towards it. A
-    pass is broken off, and the rest with it, where a step has moved the policy past `kl_stop` (nats a token).
-    `uncertainty` is how many standard deviations of an ensemble its mean is lowered by. `reward` is the folder of a
-    reward model, by default the run's last. The value function reads the policy's own hidden states, or with
-    `value: separate` its own. With `sampler: vllm` a vLLM engine answers, which holds a second copy of the weights.
-    """
+    """`stage: ppo` of `train:`."""
 
     stage: Literal["ppo"]
     data: Literal["prompts"] = "prompts"
+    """What the stage learns from."""
     reward: str | None = None
+    """The folder of a reward model; null: the run's last."""
     updates: Annotated[int, Field(ge=1)] = 50
+    """Each samples answers and makes passes over them."""
     rollouts: Annotated[int, Field(ge=2)] = 32
-    epochs: Annotated[int, Field(ge=1)] = 2  # whole passes
-    batch_size: Annotated[int, Field(ge=1)] = 2  # bounds the memory: a step's loss is the mean over all its tokens
+    """Answers sampled for an update."""
+    epochs: Annotated[int, Field(ge=1)] = 2
+    """Whole passes over the answers of an update."""
+    batch_size: Annotated[int, Field(ge=1)] = 2
+    """Answers read at once, which bounds the memory: a step's loss is the mean over all its tokens."""
     accumulate: Annotated[int, Field(ge=1)] = 4
+    """Batches for each step."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    """The same for all updates."""
     save_every: Annotated[int, Field(ge=1)] = 5
+    """Updates between checkpoints."""
     max_tokens: Annotated[int, Field(ge=1)] = 128
+    """Of an answer."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
+    """At which answers are sampled, and their probabilities taken."""
     kl_coef: Annotated[float, Field(ge=0)] = 0.05
-    target_kl: Annotated[float, Field(gt=0)] | None = None  # 6 nats in Ziegler et al. 2019 §2.2
+    """What a token pays for each nat of KL to the starting policy; the first one, with target_kl."""
+    target_kl: Annotated[float, Field(gt=0)] | None = None
+    """Nats an answer, to which kl_coef is adapted; 6 in Ziegler et al. 2019 §2.2."""
     kl_stop: Annotated[float, Field(gt=0)] | None = 0.1
-    missing_eos_penalty: Annotated[float, Field(ge=0)] = 1.0  # off the score of an answer that runs into max_tokens
+    """Nats a token: a step that moves the policy farther ends the passes over these answers."""
+    missing_eos_penalty: Annotated[float, Field(ge=0)] = 1.0
+    """Off the score of an answer that runs into max_tokens."""
     uncertainty: Annotated[float, Field(ge=0)] = 0.0
+    """How many standard deviations of an ensemble its mean is lowered by."""
     gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Discount of rewards by token."""
     gae_lambda: Annotated[float, Field(ge=0, le=1)] = 0.95
+    """Of generalised advantage estimation (Schulman et al. 2016, arXiv:1506.02438)."""
     clip: Annotated[float, Field(gt=0)] = 0.2
+    """Of the ratio of new to old probabilities (Schulman et al. 2017, arXiv:1707.06347)."""
     value_clip: Annotated[float, Field(gt=0)] = 0.2
+    """How far a value may move from its old one in the loss."""
     value_coef: Annotated[float, Field(ge=0)] = 0.1
+    """Weight of the value function's loss."""
     entropy_coef: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the entropy in the loss."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Longer gradients are scaled down to it."""
     value: Literal["shared", "separate"] = "shared"
+    """The value function reads the policy's own hidden states, or those of an adapter or model of its own."""
     sampler: Literal["own", "vllm"] = "own"
-    sample_every: Annotated[int, Field(ge=1)] = 5  # updates between the answers written to samples.jsonl
+    """`vllm` answers by an engine in the same process, which holds a second copy of the weights."""
+    sample_every: Annotated[int, Field(ge=1)] = 5
+    """Updates between the answers written to samples.jsonl."""
 
 
 SAMPLES = 4  # answers kept each time

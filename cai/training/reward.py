@@ -28,19 +28,19 @@ MAX_RESPONSES = 9  # in one batch element; InstructGPT §3.5 ranks 4 to 9
 
 
 class RewardConfig(common.TrainConfig):
-    """`stage: reward` of `train:`; the result scores answers, it is no policy.
-
-    `members` makes an ensemble, each member on its own bootstrap of the prompts; `center` pulls rewards to zero mean
-    (Eisenstein et al. 2023, arXiv:2312.09244 §3); `length_control` weighs the R² of reward on length in the loss;
-    `holdout` is the share of prompts kept from training to report on.
-    """
+    """`stage: reward` of `train:`; the result scores answers, it is no policy."""
 
     stage: Literal["reward"]
     data: Literal["preferences"] = "preferences"
+    """What the stage learns from."""
     members: Annotated[int, Field(ge=1, le=16)] = 1
+    """Of an ensemble, each trained on its own bootstrap of the prompts."""
     center: Annotated[float, Field(ge=0)] = 0.01
+    """Pulls rewards to zero mean (Eisenstein et al. 2023, arXiv:2312.09244 §3)."""
     length_control: Annotated[float, Field(ge=0)] = 0.0
+    """Weighs the R² of reward on length in the loss."""
     holdout: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    """Share of prompts kept from training to report on."""
 
     @model_validator(mode="after")
     def _ensemble_needs_lora(self) -> "RewardConfig":

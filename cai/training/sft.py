@@ -13,18 +13,17 @@ from cai.training import common
 
 
 class SFTConfig(common.TrainConfig):
-    """`stage: sft` of `train:`; trains on the revisions that hygiene finds fit, or on a file of completions.
-
-    `rounds` takes the revisions of all rounds, as the paper does, or each prompt's last alone. `mix` names a file of
-    helpful answers (`cai/formats/completions.py`), which keep the model helpful as in the paper: `mix_share` of all
-    examples are drawn from it by the stage's seed. Where it holds too few, all are used; the share reached is reported.
-    """
+    """`stage: sft` of `train:`; trains on the revisions that hygiene finds fit, or on a file of completions."""
 
     stage: Literal["sft"]
     data: Literal["revisions"] = "revisions"
+    """What the stage learns from."""
     rounds: Literal["all", "last"] = "all"
+    """The revisions of all rounds, as the paper has it, or each prompt's last alone."""
     mix: str | None = None
+    """A file of helpful answers (`cai/formats/completions.py`), which keep the model helpful as in the paper."""
     mix_share: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    """Share of all examples drawn from it by the seed; where it holds too few, all are used and it is told."""
 
 
 def train(settings: SFTConfig, data: Path, model: Path, folder: Path, seed: int, report: common.Report) -> None:

@@ -98,6 +98,17 @@ def test_a_schema_is_printed_or_written(
     assert "x.json: cannot be written" in capsys.readouterr().err
 
 
+def test_every_setting_of_a_run_is_described_but_the_stages_name() -> None:
+    schema = json.loads(schema_text("run"))
+    bare = {
+        name
+        for model in (schema, *schema["$defs"].values())
+        for name, field in model.get("properties", {}).items()
+        if not field.get("description")
+    }
+    assert bare == {"stage"}
+
+
 def test_schemas_import_no_torch() -> None:
     import subprocess
     import sys
