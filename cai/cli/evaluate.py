@@ -9,8 +9,8 @@ from rich.text import Text
 
 from cai.cli.console import going_on, line
 from cai.errors import CaiError
-from cai.evaluation.policy_report import Monitor, PolicyReport, ProbeRate, Rating
-from cai.evaluation.probe_figures import BY_PHRASES
+from cai.evaluation.policy_report import PolicyReport, bound_told, elo_told
+from cai.evaluation.probe_figures import PROBES, told_rates
 from cai.evaluation.statistics import Estimate
 from cai.linting.characters import visible
 from cai.runs.evaluate import evaluate_policies
@@ -19,12 +19,6 @@ from cai.runs.folder import MEMO
 from cai.runs.progress import Reporter
 
 STYLES = {"warns": "bold yellow", "unclear": "dim", "fine": "green", "not measured": "dim"}
-TITLES = {
-    "held_out": "Answers to these prompts",
-    "over_refusal": "Over-refusal: requests for harm, and harmless ones that sound alike",
-    "red_team": "Red team: requests for harm, and ways to put them",
-    "sycophancy": "Sycophancy: questions whose user has taken a side",
-}
 TAGS = 4  # the most frequent ones, which are named
 
 
@@ -83,7 +77,9 @@ def _standings(report: PolicyReport) -> Iterator[RenderableType]:
     missing = set()
     for standing in report.standings:
         better = ", ".join(f"{d.by} ({100 * d.share:.0f} % of resamples)" for d in standing.dominated)
-        table.add_row(_text(standing.policy), _elo(standing.helpful), _elo(standing.safe), _text(better or "none"))
+        table.add_row(
+            _text(standing.policy), elo_told(standing.helpful), elo_told(standing.safe), _text(better or "none")
+        )
         missing |= {(r.policy, r.missing) for r in (standing.helpful, standing.safe) if r.elo is None}
     yield table
     for policy, reason in sorted(missing):
@@ -91,16 +87,10 @@ def _standings(report: PolicyReport) -> Iterator[RenderableType]:
 
 
 def _probes(report: PolicyReport) -> Iterator[RenderableType]:
-    """Rates by a judge that proved itself on known answers; where it did not, by phrases."""
     names = [policy.name for policy in report.policies]
-    doubted = {check.question for check in report.checks if not check.established}
-    rows: dict[tuple[str, str, str], dict[str, ProbeRate]] = {}
-    for rate in report.probes:
-        shown = "refuses" in doubted or (rate.probe == "red_team" and "complies" in doubted)
-        if rate.rate is not None and (shown if rate.what == BY_PHRASES else rate.what not in doubted):
-            rows.setdefault((rate.probe, rate.group, rate.what), {})[rate.policy] = rate
+    rows = told_rates(report)
     for probe in dict.fromkeys(probe for probe, _, _ in rows):
-        yield _heading(TITLES[probe])
+        yield _heading(PROBES[probe])
         table = _table("", "", *names)
         last = ""
         for (of, group, what), by_policy in rows.items():
@@ -118,7 +108,7 @@ def _monitors(report: PolicyReport, policy: str) -> Iterator[RenderableType]:
     for m in monitors:
         if m.state != "not measured":
             state = Text(m.state, style=STYLES[m.state])
-            table.add_row(state, m.name, _shown(m.value), _number(m.here), _number(m.reference), _bound(m))
+            table.add_row(state, m.name, _shown(m.value), _number(m.here), _number(m.reference), bound_told(m))
     yield table
     for m in monitors:
         if m.state == "warns":
@@ -180,17 +170,3 @@ def _number(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
-
-
-def _elo(rating: Rating) -> str:
-    """Points with their interval; a bound that nothing bounds is a dash."""
-    if rating.elo is None:
-        return "–"
-    if rating.low == rating.high == rating.elo:  # the reference
-        return "0"
-    low, high = (f"{bound:+.0f}" if bound is not None else "–" for bound in (rating.low, rating.high))
-    return f"{rating.elo:+.0f} [{low}, {high}]"
-
-
-def _bound(monitor: Monitor) -> str:
-    return f"{'≥' if monitor.threshold >= monitor.no_effect else '≤'} {monitor.threshold:.2g}"

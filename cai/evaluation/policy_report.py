@@ -172,3 +172,18 @@ def read_report(path: Path) -> PolicyReport:
         raise CaiError(
             f"{path}: {field + ': ' if field else ''}{fault['msg']}; make it again with `cai eval`"
         ) from None
+
+
+def elo_told(rating: Rating) -> str:
+    """Points with their interval; a bound that nothing bounds is a dash."""
+    if rating.elo is None:
+        return "–"
+    if rating.low == rating.high == rating.elo:  # the reference
+        return "0"
+    low, high = (f"{bound:+.0f}" if bound is not None else "–" for bound in (rating.low, rating.high))
+    return f"{rating.elo:+.0f} [{low}, {high}]"
+
+
+def bound_told(monitor: Monitor) -> str:
+    """From where a monitor warns."""
+    return f"{'≥' if monitor.threshold >= monitor.no_effect else '≤'} {monitor.threshold:.2g}"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 
 from cai.evaluation.monitors import MORE, changed, measured, unmeasured
-from cai.evaluation.policy_report import Checked, Monitor, ProbeRate
+from cai.evaluation.policy_report import Checked, Monitor, PolicyReport, ProbeRate
 from cai.evaluation.probes import OVER_REFUSAL, PLAIN, RED_TEAM, SYCOPHANCY
 from cai.evaluation.statistics import Estimate, bootstrap_mean, paired_change, share
 from cai.evaluation.win_rate import win
@@ -19,6 +19,14 @@ ANY = "any transformation"
 BY_PHRASES = "refuses, by phrases"
 FLIPS = 0.2  # of the questions, those that go with the user less those that go against: ours
 KINDS = ("opinions", "facts")
+
+PROBES = {
+    "held_out": "Answers to these prompts",
+    "over_refusal": "Over-refusal: requests for harm, and harmless ones that sound alike",
+    "red_team": "Red team: requests for harm, and ways to put them",
+    "sycophancy": "Sycophancy: questions whose user has taken a side",
+}
+"""The sets of probes as a person names them."""
 
 Key = tuple[str, str]  # item and variant
 Told = Mapping[Key, float]  # P(it holds)
@@ -212,3 +220,17 @@ def compliance_monitor(policy: str, reference: str, replies: Sequence[Reply], ju
     value: Estimate = paired_change([fmean(a - b for a, b in pairs) for _, pairs in sorted(by_item.items())])
     here, there = (fmean(pair[side] for pairs in by_item.values() for pair in pairs) for side in (0, 1))
     return measured(policy, name, value, 0.0, MORE, meaning, here, there)
+
+
+def told_rates(report: PolicyReport) -> dict[tuple[str, str, str], dict[str, ProbeRate]]:
+    """The rates worth telling, by (probe, group, what) and policy.
+
+    Those of a judge that proved itself on known answers; where it did not, those by phrases.
+    """
+    doubted = {check.question for check in report.checks if not check.established}
+    rows: dict[tuple[str, str, str], dict[str, ProbeRate]] = {}
+    for rate in report.probes:
+        phrases = "refuses" in doubted or (rate.probe == RED_TEAM and "complies" in doubted)
+        if rate.rate is not None and (phrases if rate.what == BY_PHRASES else rate.what not in doubted):
+            rows.setdefault((rate.probe, rate.group, rate.what), {})[rate.policy] = rate
+    return rows

@@ -179,10 +179,16 @@ class Interval(NamedTuple):
     sure: bool
 
 
-def intervals(title: str, axis: str, found: Sequence[Interval], even: float) -> Plot:
-    """A line a value, the first on top; `even` is where there is no difference."""
+def intervals(
+    title: str,
+    axis: str,
+    found: Sequence[Interval],
+    even: float,
+    marks: tuple[str, str] = ("established", "not established"),
+) -> Plot:
+    """A line a value, the first on top; `even` is where there is no difference, `marks` say what is sure and not."""
     data: list[dict[str, Any]] = []
-    for sure, told, mark in ((True, "established", "circle"), (False, "not established", "circle-open")):
+    for sure, told, mark in ((True, marks[0], "circle"), (False, marks[1], "circle-open")):
         some = [i for i in found if i.sure == sure]
         if some:
             colour = VERMILLION if sure else BLUE
@@ -212,6 +218,44 @@ def intervals(title: str, axis: str, found: Sequence[Interval], even: float) -> 
         "showlegend": True,
     }  # fmt: skip
     told = "; ".join(f"{i.name} {i.value:.2f} [{i.low:.2f}, {i.high:.2f}]" for i in found)
+    return Plot(title, f"{title}. {told}", data, layout)
+
+
+Bounded = tuple[float, float | None, float | None]
+"""A value and its bounds, None where nothing bounds it."""
+
+
+class Point(NamedTuple):
+    """A named value on two axes."""
+
+    name: str
+    x: Bounded
+    y: Bounded
+
+
+def plane(title: str, axes: tuple[str, str], points: Sequence[Point]) -> Plot:
+    """Points with their names and intervals on two axes."""
+
+    def errors(values: Sequence[Bounded]) -> dict[str, Any]:
+        up = [_rounded(high - value) if high is not None else 0 for value, _, high in values]
+        down = [_rounded(value - low) if low is not None else 0 for value, low, _ in values]
+        return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1}
+
+    data = [
+        {
+            "type": "scatter",
+            "mode": "markers+text",
+            "x": [_rounded(p.x[0]) for p in points],
+            "y": [_rounded(p.y[0]) for p in points],
+            "text": [label(p.name) for p in points],
+            "textposition": "top center",
+            "marker": {"size": 10, "color": BLUE},
+            "error_x": errors([p.x for p in points]),
+            "error_y": errors([p.y for p in points]),
+        }
+    ]
+    told = "; ".join(f"{p.name}: {axes[0]} {p.x[0]:.0f}, {axes[1]} {p.y[0]:.0f}" for p in points)
+    layout = {"xaxis": {"title": {"text": axes[0]}}, "yaxis": {"title": {"text": axes[1]}}, "height": 340}
     return Plot(title, f"{title}. {told}", data, layout)
 
 

@@ -11,6 +11,7 @@ from cai.evaluation.statistics import Estimate
 from cai.feedback.hygiene import FLAGS
 from cai.report.behaviour import Behaviour, Tally
 from cai.report.configuration import as_yaml, configuration_files, made_of
+from cai.report.evaluation import evaluation_grids, evaluation_plots
 from cai.report.examples import Examples
 from cai.report.html import report
 from cai.report.plots import Plot, bars, curves, histogram, read_metrics, reliability
@@ -88,6 +89,9 @@ def _run_report(folder: RunFolder, contents: Contents, url: str | None) -> str:
                 "The judge on the labelled pairs of its gate", {"judge": [b._asdict() for b in gate.reliability]}
             )
         )
+    evaluated, first = folder.policy_report(), len(plots)
+    plots += evaluation_plots(evaluated) if evaluated else []
+    of_policies = list(range(first, len(plots)))
     stages = []
     for path in sorted((p for p in folder.train.glob("*") if p.is_dir()), key=_stage_order):
         first, training = len(plots), summary["training"].get(path.name)
@@ -110,6 +114,9 @@ def _run_report(folder: RunFolder, contents: Contents, url: str | None) -> str:
         gate=figures(gate) if gate else [],
         gate_notes=gate.notes if gate else [],
         gate_plot=len(overview) if gate else None,
+        evaluated=evaluation_grids(evaluated) if evaluated else [],
+        evaluated_notes=evaluated.notes if evaluated else [],
+        evaluated_plots=of_policies,
         monitors=_monitors(summary),
         stages=stages,
         files=configuration_files(folder, lock),

@@ -1,5 +1,6 @@
 """The reports in a real browser: nothing is believed of their script that was not seen to happen."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from cai.runs.comparison.compare import compare_runs
 from cai.runs.folder import RunFolder
 from tests.report.conftest import Watched
 from tests.report.folders import HOSTILE, write_run
+from tests.report.test_evaluation import full
 
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 
@@ -237,12 +239,18 @@ def test_everything_has_a_name_and_a_place(watched: Watched, report: str) -> Non
 
 
 def hostile(path: Path) -> RunFolder:
-    return write_run(
+    folder = write_run(
         path,
         say=lambda what, number: f"{HOSTILE} {what} {number} {path.name if what == 'revision' else ''}",
         ids=lambda number: f"{HOSTILE}&open=x#/../{number}",
         principle_id=HOSTILE,
     )
+    folder.eval.mkdir()
+    evaluation = full().model_dump_json()
+    for name in ("before", "run", "harmless", "few", "words", "only 4 prompts"):
+        evaluation = evaluation.replace(f'"{name}"', json.dumps(f"{HOSTILE} {name}"))
+    (folder.eval / "evaluation.json").write_text(evaluation, encoding="utf-8")
+    return folder
 
 
 def test_hostile_text_is_shown_and_does_nothing(watched: Watched, tmp_path: Path) -> None:

@@ -1,0 +1,96 @@
+from pathlib import Path
+
+from cai.evaluation.policy_report import (
+    Checked,
+    Divergence,
+    Monitor,
+    Policy,
+    PolicyReport,
+    ProbeRate,
+    Rating,
+    Reward,
+    Standing,
+    Stretch,
+)
+from cai.evaluation.statistics import Estimate
+from cai.report.evaluation import evaluation_grids, evaluation_plots
+from cai.report.run import read_run, run_report
+from tests.evaluation.test_policy_report import report
+from tests.report.folders import write_run
+from tests.report.test_run import text_of
+
+RATE = Estimate(0.25, 0.1, 0.4, 30)
+
+
+def full() -> PolicyReport:
+    """A report with something in every part."""
+    return report(
+        probes=[
+            ProbeRate(policy=policy, probe="over_refusal", group="harmless", what=what, rate=RATE, mean_p=None)
+            for policy in ("before", "run")
+            for what in ("refuses", "refuses, by phrases", "evades")
+        ],
+        checks=[
+            Checked(question="refuses", right=RATE, established=False),
+            Checked(question="evades", right=RATE, established=True),
+        ],
+        divergences=[Divergence(policy="run", answer=Estimate(7.5, 4.0, 11.0, 4), token=0.1, left_out=1)],
+        rewards=[Reward(policy="run", score=RATE, gain=RATE, agrees=RATE, left_out=0)],
+        course=[
+            Stretch(first=1, last=5, samples=8, proxy=RATE, kl=0.5, gold=None),
+            Stretch(first=6, last=10, samples=8, proxy=RATE, kl=1.5, gold=RATE),
+        ],
+        monitors=[
+            Monitor(
+                policy="run", name="length", value=RATE, no_effect=0, threshold=0.2, state="warns", meaning="words"
+            ),
+            Monitor(
+                policy="run", name="praise", value=RATE, no_effect=0, threshold=0.2, state="fine", meaning="flattery"
+            ),
+        ],
+    )
+
+
+def test_every_part_of_an_evaluation_is_a_table() -> None:
+    grids = {grid.title: grid for grid in evaluation_grids(full())}
+    assert list(grids) == [
+        "run against before", "Two axes, in Elo points against the reference",
+        "Over-refusal: requests for harm, and harmless ones that sound alike", "Signs of reward hacking in run",
+        "KL from the reference, nats", "The reward model on these answers",
+        "The course of PPO: its samples by the reward model and by the referee",
+    ]  # fmt: skip
+    assert grids["run against before"].rows == [["referee", "all", "4", "0.750 [0.500, 1.000]", "–", "10, 12"]]
+    assert grids["run against before"].notes == ["few"]
+    assert grids["KL from the reference, nats"].rows == [["run", "7.500 [4.000, 11.000]", "0.100", "1"]]
+    assert grids["Signs of reward hacking in run"].marked == [True, False]
+    assert all(len(row) == len(grid.head) for grid in grids.values() for row in grid.rows)
+
+
+def test_a_judge_that_did_not_prove_itself_gives_way_to_phrases() -> None:
+    [probes] = [grid for grid in evaluation_grids(full()) if "Over-refusal" in grid.title]
+    assert [row[1] for row in probes.rows] == ["refuses, by phrases", "evades"]
+
+
+def test_plots_are_drawn_of_what_there_is() -> None:
+    ratings = [
+        Rating(axis="helpful", policy=name, elo=elo, low=None, high=elo, prompts=4)
+        for name, elo in (("before", 0.0), ("<run>", 90.0))
+    ]
+    standings = [Standing(policy=r.policy, helpful=r, safe=r, dominated=[]) for r in ratings]
+    wins, plane, scores, gold = evaluation_plots(full().model_copy(update={"standings": standings}))
+    assert wins.data[0]["name"] == "interval with ½"
+    assert plane.data[0]["text"] == ["before", "&lt;run&gt;"]
+    assert plane.data[0]["error_x"]["arrayminus"] == [0, 0]  # unbounded below
+    assert (scores.data[0]["x"], gold.data[0]["x"]) == ([5, 10], [10])
+    alone = {"against": [], "standings": [], "course": [], "policies": [Policy(name="a", folder="a", model="0")]}
+    assert evaluation_plots(full().model_copy(update=alone)) == []
+
+
+def test_a_run_that_was_evaluated_has_it_in_its_report(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    assert "Evaluation of policies" not in text_of(run_report(folder, read_run(folder)))
+    folder.eval.mkdir()
+    (folder.eval / "evaluation.json").write_text(full().model_dump_json(), encoding="utf-8")
+    told = text_of(run_report(folder, read_run(folder)))
+    for part in ("Evaluation of policies", "only 4 prompts", "length warns 0.250 [0.100, 0.400]", "flattery"):
+        assert part in told
