@@ -1,5 +1,6 @@
 """`cai try`."""
 
+from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -54,6 +55,7 @@ def try_and_print(
     load()  # what is wrong at the start ends the command
     [found] = resolve_judges([model])
     console = Console()
+    page = Page(console, prompts)
     occasions = changes([file, folder]) if watch else once()
     with (
         nullcontext() if watch else going_on(console),
@@ -69,12 +71,14 @@ def try_and_print(
             if watch and not isinstance(event, Begun | News):
                 line(console, Text(f"watching {file} and {folder}; Ctrl-C ends", style="dim"))
 
-        page = Page(console, prompts)
         try_out(load, occasions, found, runs / MEMO, tell)
 
 
 def read_inputs(texts: list[str], file: str | None, count: int) -> list[Prompt]:
-    """The prompts given as texts, and the first `count` of a file; CaiError when there are none."""
+    """The prompts given as texts, and the first `count` of a file; CaiError when there are none.
+
+    Rows of the file that are left out before them are told on stderr.
+    """
     prompts = []
     for text in texts:
         if not text.strip():
@@ -82,7 +86,10 @@ def read_inputs(texts: list[str], file: str | None, count: int) -> list[Prompt]:
         messages = [Message(role="user", content=text)]
         prompts.append(Prompt(id=fingerprint(messages), messages=messages))
     if file is not None:
-        prompts += read_prompts(run_config.find_data("--prompts", file, COMMAND), count)[0]
+        read, left_out = read_prompts(run_config.find_data("--prompts", file, COMMAND), count)
+        prompts += read
+        for reason, rows in Counter(row.reason for row in left_out).items():
+            line(Console(stderr=True), f"left out: {rows} × {visible(reason)}")
     if not prompts:
         raise CaiError("no prompt to try: give -p TEXT, or --prompts FILE")
     return list({prompt.id: prompt for prompt in prompts}.values())
@@ -106,8 +113,8 @@ class Page:
         elif isinstance(event, CaiError):
             line(console, Text(f"error: {event}", style="red"))
         else:
-            what = f"{event.news} text{'s' if event.news > 1 else ''}" if event.news else "no text changed"
-            line(console, f"\n{what} in {event.seconds:.1f} s; {event.asked} calls asked")
+            what = _counted(event.news, "text") if event.news else "no text changed"
+            line(console, f"\n{what} in {event.seconds:.1f} s; {_counted(event.asked, 'call')} asked")
 
     def _headings(self, item: News) -> None:
         prompt, principle = item.step.prompt, item.step.principle.id if item.step.principle else ""
@@ -144,3 +151,7 @@ class Page:
     def _block(self, heading: str, text: Text) -> None:
         self._console.print(Text(heading, style="cyan"))
         self._console.print(Padding(text, (0, 0, 0, 4), expand=False))
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

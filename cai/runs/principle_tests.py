@@ -125,11 +125,9 @@ async def _run(
 
     amount = Amount(len(tests), "tests", sum(calls(placed.test) for placed in tests))
     found = []
-    try:
-        async for placed, result in each("testing", tests, amount, one, engine, EngineConfig().max_in_flight, reporter):
-            found.append(_refused(placed, result) if isinstance(result, RequestRefused) else result)
-    finally:
-        await engine.close()
+    async for placed, result in each("testing", tests, amount, one, engine, EngineConfig().max_in_flight, reporter):
+        found.append(_refused(placed, result) if isinstance(result, RequestRefused) else result)
+    await engine.close()  # not after an interrupt, which would wait for a model that is still loading
     return found
 
 

@@ -119,7 +119,7 @@ def try_out(
 
     async def all_passes() -> None:
         await restarted(occasions, one_pass)
-        await engine.close()
+        await engine.close()  # not after an interrupt, which would wait for a model that is still loading
 
     with closing(Memo(memo)) as store:
         engine = remembering(model, EngineConfig(), store, open_engine)

@@ -75,9 +75,10 @@ def test_the_whole_transcript_is_printed(cai) -> None:
 
 def test_prompts_come_from_options_and_files_and_each_stands_once(cai, tmp_path: Path) -> None:
     rows = [{"id": f"p{i}", "prompt": f"Question {i}?"} for i in range(3)]
+    rows.insert(1, rows[0])
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     given = ["-p", "Mine?", "-p", "Mine?", "--prompts", "p.jsonl", "-n", 2]
-    _, out, _ = cai("c.yaml", *given, "--principle", "kind", "--set", "revise.critique=false")
+    _, out, err = cai("c.yaml", *given, "--principle", "kind", "--set", "revise.critique=false")
     headings = [line.split(" ─")[0] for line in out.splitlines() if line.startswith("prompt ")]
     assert headings == [
         f"prompt {n} of 3: {text}" for n, text in ((1, "Mine?"), (2, "Question 0?"), (3, "Question 1?"))
@@ -85,6 +86,7 @@ def test_prompts_come_from_options_and_files_and_each_stands_once(cai, tmp_path:
     assert "6 texts in" in out
     assert "safe" not in out
     assert "critique" not in out
+    assert "left out: 1 × " in err
 
 
 def test_watching_shows_what_an_edit_changes_word_by_word(cai, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
