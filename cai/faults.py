@@ -8,6 +8,7 @@ import types
 import unicodedata
 from collections.abc import Iterable, Iterator
 from datetime import date
+from functools import reduce
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ValidationError
@@ -45,7 +46,8 @@ def faults(model: type[BaseModel], data: Any, error: ValidationError) -> list[Fa
     for raw in error.errors():
         at = _without_tags(data, tuple(raw["loc"]), raw["type"])
         if raw["type"] in ("extra_forbidden", "invalid_key"):
-            models = [kind.type for kind in _kinds_at(model, data, at[:-1]) if _is_model(kind.type)]
+            here = _value_at(data, at[:-1])
+            models = [k.type for k in _kinds_at(model, data, at[:-1]) if _is_model(k.type) and _chosen(k.type, here)]
             near = nearest(str(at[-1]), (name for m in models for name in m.model_fields))
             known = dict.fromkeys(name for m in models for name in settable(m))
             hint = f"did you mean '{near}'?" if near else f"known keys: {', '.join(known)}"
@@ -226,6 +228,10 @@ def _kinds_at(model: type[BaseModel], data: Any, at: Location) -> list[Kind]:
     return here
 
 
+def _value_at(data: Any, at: Location) -> Any:
+    return reduce(_into, at, data)
+
+
 def _into(data: Any, step: str | int) -> Any:
     """What stands a step further, or None."""
     try:
@@ -243,14 +249,18 @@ def _field_kinds(here: list[Kind], data: Any, name: str) -> list[Kind]:
         if not _is_model(kind.type) or name not in kind.type.model_fields:
             continue
         field = kind.type.model_fields[name]
-        chosen = all(
-            (data or {}).get(other) in (None, *_values(kinds(one.annotation)))
-            for other, one in kind.type.model_fields.items()
-            if other != name and _fixed(one.annotation)
-        )
-        if chosen:
+        if _chosen(kind.type, data, name):
             found += kinds(field.annotation, tuple(field.metadata))
     return found
+
+
+def _chosen(model: type[BaseModel], data: Any, besides: str = "") -> bool:
+    """Whether data may be of a model by its fields of one value, such as `stage`; one of them not looked at."""
+    return all(
+        (data or {}).get(name) in (None, *_values(kinds(field.annotation)))
+        for name, field in model.model_fields.items()
+        if name != besides and _fixed(field.annotation)
+    )
 
 
 def _is_model(kind: Any) -> bool:

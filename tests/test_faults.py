@@ -62,6 +62,8 @@ class Meal(Section):
         ({"dishes": [{"kind": "ham", "slices": ["thin"]}]}, "dishes[0].slices[0]: expected a number, found 'thin'"),
         ({"dishes": [{"kind": "egg", "sm": 3}]}, "dishes[0].sm: unknown key 'sm'; did you mean 'soft_minutes'?"),
         ({"dishes": [{"kind": "egg", "oil": 3}]}, "dishes[0].oil: unknown key 'oil'; known keys: soft_minutes"),
+        ({"dishes": [{"kind": "egg", "slices": []}]}, "dishes[0].slices: unknown key 'slices'; known keys: soft_minutes"),
+        ({"dishes": [{"kind": "egg", "egg": 1}]}, "dishes[0].egg: unknown key 'egg'; known keys: soft_minutes"),
         ({"dishes": [{"kynd": "egg"}]}, "dishes[0].kind: missing; expected 'egg' or 'ham'"),
         ({"side": {"kynd": "egg"}}, "side.kynd: unknown key 'kynd'; did you mean 'kind'?"),
         ({"siide": {}}, "siide: unknown key 'siide'; did you mean 'side'?"),

@@ -22,6 +22,7 @@ from cai.formats.forms import (
     Seen,
     is_turns,
     left_out,
+    parted,
     placed_rows,
     read_row,
     row_id,
@@ -38,13 +39,7 @@ def read_completions(path: Path) -> tuple[list[Demonstration], list[LeftOut]]:
 
     Raises: CaiError naming file and row for a bad row, an empty text, or no rows at all.
     """
-    kept: list[Demonstration] = []
-    others: list[LeftOut] = []
-    for item in iter_completions(path):
-        if isinstance(item, LeftOut):
-            others.append(item)
-        else:
-            kept.append(item)
+    kept, others = parted(iter_completions(path))
     if not kept and not others:
         raise CaiError(f"{path}: no completions in this file")
     return kept, others

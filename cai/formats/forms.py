@@ -7,11 +7,11 @@ empty cell of an optional column.
 
 import difflib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from cai.errors import CaiError
 from cai.faults import found
@@ -23,6 +23,8 @@ from cai.records import LeftOut, Message, Messages
 
 Read = list[dict[str, Any]] | str
 """The fields of the rows of ours that a row stands for, or why it stands for none."""
+
+T = TypeVar("T")
 
 OPTIONAL = ("id", "prompt_id", "tags", "subset", "p", "weight")
 OWN = ("id", "prompt_id", "tags", "subset")  # what rows of a plain form may have besides
@@ -113,6 +115,20 @@ def left_out(place: Place, value: RowOfFile, reason: str) -> LeftOut:
     """A row that stands for nothing, by its id where it has one."""
     own = value.get("prompt_id", value.get("id"))
     return LeftOut(prompt_id=place.short if own is None else str(own), stage=place.short, reason=reason)
+
+
+def parted(items: Iterable[T | LeftOut], limit: int | None = None) -> tuple[list[T], list[LeftOut]]:
+    """The first `limit` that are kept, and what is left out before the last of them."""
+    kept: list[T] = []
+    others: list[LeftOut] = []
+    for item in items:
+        if isinstance(item, LeftOut):
+            others.append(item)
+        else:
+            kept.append(item)
+        if len(kept) == limit:
+            break
+    return kept, others
 
 
 def row_id(value: RowOfFile, messages: Messages) -> str:

@@ -34,6 +34,7 @@ from cai.formats.forms import (
     Seen,
     is_turns,
     left_out,
+    parted,
     placed_rows,
     plain_turns,
     read_row,
@@ -56,13 +57,7 @@ def read_preferences(path: Path) -> tuple[list[Preference], list[LeftOut]]:
 
     Raises: CaiError naming file, row and field for a row that is of no known form, or a file without rows.
     """
-    kept: list[Preference] = []
-    others: list[LeftOut] = []
-    for item in iter_preferences(path):
-        if isinstance(item, LeftOut):
-            others.append(item)
-        else:
-            kept.append(item)
+    kept, others = parted(iter_preferences(path))
     if not kept and not others:
         raise CaiError(f"{path}: no preferences in this file")
     return kept, others

@@ -24,6 +24,7 @@ from cai.formats.forms import (
     Seen,
     is_turns,
     left_out,
+    parted,
     read_row,
     row_id,
     row_prompt,
@@ -44,15 +45,7 @@ def read_prompts(path: Path, limit: int | None = None) -> tuple[list[Prompt], li
 
     Raises: CaiError naming file and row for a bad row, an empty text, a duplicate id, or no prompts at all.
     """
-    prompts: list[Prompt] = []
-    others: list[LeftOut] = []
-    for item in iter_prompts(path):
-        if isinstance(item, LeftOut):
-            others.append(item)
-        else:
-            prompts.append(item)
-        if len(prompts) == limit:
-            break
+    prompts, others = parted(iter_prompts(path), limit)
     if not prompts:
         why = f": {others[0].stage}: {others[0].reason}" if others else ""
         raise CaiError(f"{path}: no prompts in this file{why}")
