@@ -4,6 +4,7 @@ import atexit
 import gc
 import os
 import sys
+import threading
 import traceback
 from pathlib import Path
 from typing import Annotated
@@ -400,6 +401,10 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:
+        if any(thread.name == "vllm" for thread in threading.enumerate()):  # still loading, it would break down noisily
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(130)
         sys.exit(130)
     except CaiError as error:
         if os.environ.get("CAI_DEBUG"):

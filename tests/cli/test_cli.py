@@ -106,6 +106,21 @@ def test_an_unknown_stage_names_the_known_ones(
     assert "expected one of revisions, preferences, evaluation, left_out" in capsys.readouterr().err
 
 
+def test_an_interrupt_does_not_wait_for_a_model_that_is_still_loading() -> None:
+    code = (
+        "import atexit, sys, threading, cai.cli.main as cli\n"
+        "def interrupted():\n"
+        "    threading.Thread(target=threading.Event().wait, name='vllm', daemon=True).start()\n"
+        "    print('told')\n"
+        "    raise KeyboardInterrupt\n"
+        "cli.app = interrupted\n"
+        "atexit.register(print, 'taken apart beneath it')\n"
+        "cli.main()"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "told\n", "")
+
+
 def test_an_interrupt_says_how_to_go_on(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
