@@ -1,12 +1,13 @@
 """`cai runs`."""
 
-from datetime import datetime
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from cai.evaluation.statistics import Estimate
+from cai.linting.characters import visible
+from cai.report.run_list import listed
 from cai.runs.folder import all_runs
 
 
@@ -20,15 +21,15 @@ def print_runs(runs: Path) -> None:
     for column in ("run", "started", "state", "constitution", "prompts", "training", "win rate"):
         table.add_column(column)
     for folder in folders:
-        lock, summary = folder.lock(), folder.summary()
-        evaluation = summary and summary["evaluation"]
-        table.add_row(
-            folder.name,
-            datetime.fromtimestamp(folder.lock_json.stat().st_mtime).strftime("%Y-%m-%d %H:%M"),
-            "finished" if summary else "unfinished",
-            f"{lock['constitution']['name']} ({len(lock['constitution']['principles'])})",
-            str(len(folder.prompts())),
-            " ".join(stage["stage"] for stage in lock["config"]["train"]) or "–",
-            str(Estimate(**evaluation["win_rate"])) if evaluation else "–",
+        run = listed(str(folder.path.relative_to(runs)), folder)
+        cells = (
+            run.name,
+            run.started,
+            run.state,
+            run.constitution,
+            run.prompts,
+            run.training or "–",
+            run.win_rate or "–",
         )
+        table.add_row(*(Text(visible(cell)) for cell in cells))
     console.print(table)

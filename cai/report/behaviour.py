@@ -16,7 +16,7 @@ class Behaviour(NamedTuple):
 
     id: str
     principle: Principle | None  # None of one that rows name and the constitution does not hold
-    share: float  # of the draws, by its weight
+    share: float | None  # of the draws, by its weight
     revisions: int
     flagged: float | None  # of its revisions, by hygiene
     changed: float | None  # words that differ between the answer before and the revision
@@ -54,14 +54,14 @@ class Tally:
             for verdict in pair.verdicts:
                 self._judged.setdefault(verdict.principle_id, []).append(_judged(verdict))
 
-    def behaviours(self, constitution: Constitution) -> list[Behaviour]:
+    def behaviours(self, constitution: Constitution | None) -> list[Behaviour]:
         """In the order of the constitution; then principles that only the rows know."""
-        of_id = {p.id: p for p in constitution.principles}
-        share = shares(constitution)
+        of_id = {p.id: p for p in constitution.principles} if constitution else {}
+        share = shares(constitution) if constitution else {}
         ids = dict.fromkeys([*of_id, *self._revised, *self._judged])
-        return [self._behaviour(i, of_id.get(i), share.get(i, 0.0)) for i in ids]
+        return [self._behaviour(i, of_id.get(i), share.get(i)) for i in ids]
 
-    def _behaviour(self, i: str, principle: Principle | None, share: float) -> Behaviour:
+    def _behaviour(self, i: str, principle: Principle | None, share: float | None) -> Behaviour:
         revised, judged = self._revised.get(i, []), self._judged.get(i, [])
         return Behaviour(
             id=i,

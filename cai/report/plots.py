@@ -1,9 +1,8 @@
 """Plots as Plotly reads them, without its colours of paper and ink, which the page's script sets for light and dark."""
 
-import json
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,19 +47,15 @@ class Plot(NamedTuple):
 Series = Sequence[tuple[float, float]]
 
 
-def read_metrics(path: Path) -> dict[str, list[tuple[float, float]]]:
-    """The curves of a metrics.jsonl by METRICS' names, as (step, value); a line that is cut short ends them."""
-    curves: dict[str, list[tuple[float, float]]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            logged = json.loads(line)
-        except ValueError:  # a training is writing it
-            break
+def logged_curves(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """What a training logged by METRICS' names, as (step, value); values that are no finite number are left out."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for line in lines:
         for name, keys in METRICS.items():
-            value = next((logged[key] for key in keys if isinstance(logged.get(key), int | float)), None)
-            if value is not None and np.isfinite(value):
-                curves.setdefault(name, []).append((float(logged["step"]), float(value)))
-    return curves
+            value = next((line[key] for key in keys if isinstance(line.get(key), int | float)), None)
+            if value is not None and math.isfinite(value):
+                found.setdefault(name, []).append((float(line["step"]), float(value)))
+    return found
 
 
 def curves(title: str, series: Mapping[str, Series], colours: Sequence[str] = COLOURS) -> Plot:

@@ -28,29 +28,35 @@ class Listed(NamedTuple):
 
 def list_page(runs: Path, folders: Mapping[str, RunFolder]) -> str:
     """The HTML of the list; `folders` by name."""
-    listed = [_listed(name, folder) for name, folder in folders.items()]
-    return served_page("runs.html.jinja", runs=str(runs), listed=listed)
+    found = [listed(name, folder) for name, folder in folders.items()]
+    return served_page("runs.html.jinja", runs=str(runs), listed=found)
 
 
-def _listed(name: str, folder: RunFolder) -> Listed:
+def listed(name: str, folder: RunFolder) -> Listed:
+    """A run as the list has it."""
     started = datetime.fromtimestamp(folder.lock_json.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
-    listed = Listed(name, f"/report?{urlencode({'run': name})}", started, "unfinished")
+    found = Listed(name, f"/report?{urlencode({'run': name})}", started, "unfinished")
     try:
         lock, summary = folder.lock(), folder.summary()
+        return _with_figures(found, lock, summary)
     except CaiError as error:
-        return listed._replace(state=str(error))
+        return found._replace(state=str(error))
+    except (LookupError, TypeError, AttributeError):
+        return found._replace(state="made by another version of cai")
+
+
+def _with_figures(found: Listed, lock: dict[str, Any], summary: dict[str, Any] | None) -> Listed:
     config, constitution = lock.get("config") or {}, lock.get("constitution") or {}
-    listed = listed._replace(
+    found = found._replace(
         constitution=f"{constitution.get('name', '')} ({len(constitution.get('principles') or {})})",
         model=str(config.get("model", "")),
         training=" ".join(stage.get("stage", "") for stage in config.get("train") or []),
     )
-    return listed if summary is None else listed._replace(state="finished", **_figures(summary))
-
-
-def _figures(summary: dict[str, Any]) -> dict[str, str]:
+    if summary is None:
+        return found
     evaluation = summary.get("evaluation") or {}
-    return {
-        "prompts": str(summary.get("prompts", 0) + summary.get("held_out", 0)),
-        "win_rate": str(Estimate(**evaluation["win_rate"])) if "win_rate" in evaluation else "",
-    }
+    return found._replace(
+        state="finished",
+        prompts=str(summary["prompts"] + summary["held_out"]),
+        win_rate=str(Estimate(**evaluation["win_rate"])) if evaluation else "",
+    )

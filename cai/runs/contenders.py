@@ -1,6 +1,5 @@
 """The policies that an evaluation is about, found by name: a run's, a trained stage's, any model's."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ from cai.errors import CaiError
 from cai.hashing import fingerprint
 from cai.models import folder_fingerprint, resolve
 from cai.runs.config import RunConfig
-from cai.runs.folder import ITERATION, RunFolder, all_runs
+from cai.runs.folder import ITERATION, RunFolder, all_runs, read_json
 
 
 class Contender(NamedTuple):
@@ -93,20 +92,19 @@ def _reward_of(stage: Path) -> Path | None:
 
 
 def _stage(path: Path) -> dict[str, Any]:
-    try:
-        about: dict[str, Any] = json.loads((path / "stage.json").read_text(encoding="utf-8"))
-        return about
-    except (OSError, ValueError) as error:
-        raise CaiError(f"{path / 'stage.json'}: cannot be read: {error}") from None
+    return read_json(path / "stage.json")
 
 
 def run_config(folder: RunFolder) -> RunConfig:
     """The settings a run was made with, from its lock; raises CaiError for those of another version of cai."""
+    lock = folder.lock()
+    lacks = [f"no '{part}'" for part in ("config", "held_out", "model") if part not in lock]
     try:
-        return RunConfig.model_validate(folder.lock()["config"])
-    except (KeyError, ValidationError) as error:
-        said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else f"no {error}"
-        raise CaiError(f"{folder.lock_json}: not the settings of a run of this version of cai: {said}") from None
+        if not lacks:
+            return RunConfig.model_validate(lock["config"])
+    except ValidationError as error:
+        lacks = [error.errors()[0]["msg"]]
+    raise CaiError(f"{folder.lock_json}: not the settings of a run of this version of cai: {lacks[0]}")
 
 
 def check_base(contender: Contender, reference: Path) -> None:

@@ -1,14 +1,13 @@
 """What a policy said on its way through PPO (samples.jsonl), so that a referee can judge the course of a training."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from cai.errors import CaiError
 from cai.formats.jsonl import read_objects, read_rows
 from cai.records import LeftOut, Prompt, Sampled
 from cai.runs.contenders import Contender
+from cai.runs.folder import read_json
 
 STAGE = "course of training"
 
@@ -53,8 +52,7 @@ def training_prompts(contender: Contender) -> list[Prompt]:
         held_out = set(contender.run.lock()["held_out"])
         return [prompt for prompt in contender.run.prompts() if prompt.id not in held_out]
     assert contender.ppo is not None
-    about: dict[str, Any] = json.loads((contender.ppo / "stage.json").read_text(encoding="utf-8"))
-    data = Path(about.get("data", ""))
+    data = Path(read_json(contender.ppo / "stage.json").get("data", ""))
     return read_rows(data, Prompt) if data.is_file() else []
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from cai import constitution
 from cai.constitution import Constitution
-from cai.errors import CaiError
+from cai.errors import CaiError, reading
 from cai.evaluation.policy_report import PolicyReport, read_report
-from cai.formats.jsonl import AnyRow, read_rows
+from cai.formats.jsonl import AnyRow, parse_json, read_rows
 from cai.records import Comparison, LeftOut, Preference, Prompt, Revision
 
 ITERATION = "iteration-"
@@ -51,12 +51,15 @@ class RunFolder:
 
     def lock(self) -> dict[str, Any]:
         """The lock; raises CaiError when the folder holds no run."""
-        lock: dict[str, Any] = _read_json(self.lock_json)
+        lock = read_json(self.lock_json)
+        for part in ("config", "constitution", "referee"):
+            if not isinstance(lock.get(part) or {}, dict):
+                raise CaiError(f"{self.lock_json}: {part}: expected an object, found {_short(lock[part])}")
         return lock
 
     def summary(self) -> dict[str, Any] | None:
         """The summary, or None while the run is unfinished."""
-        return _read_json(self.summary_json) if self.summary_json.exists() else None
+        return read_json(self.summary_json) if self.summary_json.exists() else None
 
     def constitution(self) -> Constitution:
         """The constitution the run was made with."""
@@ -140,13 +143,21 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CaiError(f"{path}: no such file; is {path.parent} a run?") from None
-    except ValueError as error:
-        raise CaiError(f"{path}: not valid JSON: {error}") from None
+def stage_settings(stage: Path) -> dict[str, Any]:
+    """The settings a stage was trained with; empty where its folder does not say."""
+    path = stage / "stage.json"
+    settings: dict[str, Any] = read_json(path).get("settings", {}) if path.exists() else {}
+    return settings
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; raises CaiError naming it for a file that cannot be read or holds no object."""
+    with reading(path):
+        text = path.read_text(encoding="utf-8")
+    value = parse_json(str(path), text)
+    if not isinstance(value, dict):
+        raise CaiError(f"{path}: expected a JSON object, found {_short(value)}")
+    return value
 
 
 def _rows(path: Path, model: type[AnyRow]) -> list[AnyRow]:

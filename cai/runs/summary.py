@@ -1,16 +1,17 @@
 """The figures of one run, computed from its rows."""
 
-import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from cai.evaluation.statistics import Estimate, bootstrap_mean
+from cai.evaluation.statistics import Estimate, bootstrap_mean, share
 from cai.evaluation.win_rate import win
 from cai.feedback.hygiene import FLAGS
 from cai.records import Comparison, LeftOut, Preference, Revision
-from cai.runs.folder import RunFolder
+from cai.runs.folder import RunFolder, read_json, stage_settings
 from cai.runs.progress import counted
+from cai.training.metrics import read_metrics
 from cai.training.runaway import runaway
 
 
@@ -73,15 +74,17 @@ def _left_out(rows: Sequence[LeftOut]) -> dict[str, Any]:
 def _training(folder: RunFolder) -> dict[str, Any]:
     stages = {}
     for path in sorted(folder.train.glob("*/metrics.jsonl")):
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = read_metrics(path)
         updates = [line for line in lines if any(name in line for name in CURVES["loss"])]
         report = path.parent / "report.json"
-        settings = json.loads((path.parent / "stage.json").read_text(encoding="utf-8"))["settings"]
+        settings = stage_settings(path.parent)
         stages[path.parent.name] = {
             "updates": len(updates),
             **{name: _change(updates, logged) for name, logged in CURVES.items()},
-            "held_out": json.loads(report.read_text(encoding="utf-8")) if report.exists() else None,
-            "warnings": list(runaway(lines, settings.get("target_kl")).values()) if settings["stage"] == "ppo" else [],
+            "held_out": read_json(report) if report.exists() else None,
+            "warnings": list(runaway(lines, settings.get("target_kl")).values())
+            if settings.get("stage") == "ppo"
+            else [],
         }
     return stages
 
@@ -95,11 +98,16 @@ CURVES = {
 }
 
 
-def _change(lines: Sequence[dict[str, Any]], names: tuple[str, ...]) -> dict[str, float | None] | None:
-    """Means over the first and the last third: single batches are too noisy to show where a curve went."""
+def _change(lines: Sequence[dict[str, Any]], names: tuple[str, ...]) -> dict[str, Any] | None:
+    """Means over the first and the last third: single batches are too noisy to show where a curve went.
+
+    Values that are no finite number are left out and counted.
+    """
     values = [line[name] for line in lines for name in names if line.get(name) is not None]
-    third = max(1, len(values) // 3)
-    return {"first_third": _mean(values[:third]), "last_third": _mean(values[-third:])} if values else None
+    finite = [value for value in values if isinstance(value, int | float) and math.isfinite(value)]
+    third = max(1, len(finite) // 3)
+    means = {"first_third": _mean(finite[:third]), "last_third": _mean(finite[-third:])}
+    return {**means, "not_finite": len(values) - len(finite)} if values else None
 
 
 def _evaluation(rows: Sequence[Comparison]) -> dict[str, Any] | None:
@@ -107,7 +115,7 @@ def _evaluation(rows: Sequence[Comparison]) -> dict[str, Any] | None:
         return None
     verdicts = [v for row in rows for v in row.verdicts]
     return {
-        "win_rate": bootstrap_mean([win(row.p) for row in rows])._asdict(),
+        "win_rate": share([win(row.p) for row in rows])._asdict(),
         "mean_p": bootstrap_mean([row.p for row in rows])._asdict(),
         "words": {"before": _mean(words(r.before) for r in rows), "after": _mean(words(r.after) for r in rows)},
         "truncated": {which: _mean(which in row.truncated for row in rows) for which in ("before", "after")},
@@ -121,6 +129,10 @@ def _mean(values: Iterable[float]) -> float | None:
     return sum(listed) / len(listed) if listed else None
 
 
+def _shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
 def training_lines(training: dict[str, Any]) -> list[str]:
     """What one stage's training came to."""
     if not training["updates"]:
@@ -128,9 +140,10 @@ def training_lines(training: dict[str, Any]) -> list[str]:
     lines = []
     for name, spoken in {"score": "mean score", "kl": "KL", "length": "tokens an answer", "loss": "mean loss"}.items():
         if (change := training[name]) is not None:
-            lines.append(
-                f"{spoken} {change['first_third']:.3f} in the first third, {change['last_third']:.3f} in the last"
-            )
+            first, last = (_shown(change[part]) for part in ("first_third", "last_third"))
+            lost = change.get("not_finite", 0)
+            told = f"; {lost} of them no finite number, left out" if lost else ""
+            lines.append(f"{spoken} {first} in the first third, {last} in the last{told}")
     lines[0] = f"{counted(training['updates'], 'updates')}, {lines[0]}"
     lines += reward_lines(training["held_out"]) if training["held_out"] else []
     return lines + [f"warning: {warning}" for warning in training["warnings"]]
@@ -138,16 +151,12 @@ def training_lines(training: dict[str, Any]) -> list[str]:
 
 def reward_lines(report: dict[str, Any]) -> list[str]:
     """The figures of a reward model's report.json as a person reads them."""
-
-    def shown(value: float | None) -> str:
-        return "–" if value is None else f"{value:.3f}"
-
     accuracy = Estimate(**report["accuracy"]) if report["accuracy"] else "–"
     lines = [
         f"on {report['pairs']} held-out pairs: accuracy {accuracy}, calibration error {report['ece']:.3f}",
-        f"correlation of reward with length {shown(report['length_correlation'])}; "
-        f"the labels prefer the longer answer in {shown(report['longer_preferred'])}",
+        f"correlation of reward with length {_shown(report['length_correlation'])}; "
+        f"the labels prefer the longer answer in {_shown(report['longer_preferred'])}",
     ]
     if report["ensemble_agreement"] is not None:
-        lines.append(f"two members agree on the winner in {shown(report['ensemble_agreement'])} of the pairs")
+        lines.append(f"two members agree on the winner in {_shown(report['ensemble_agreement'])} of the pairs")
     return lines

@@ -1,6 +1,5 @@
 """A run's rows as Arrow tables, for notebooks."""
 
-import json
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -8,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from cai.errors import CaiError, reading
 from cai.formats.jsonl import each_row
 from cai.formats.writing import arrow_schema
 from cai.records import Comparison, LeftOut, Preference, Prompt, Ranking, Revision
 from cai.runs.folder import RunFolder, open_run
+from cai.training.metrics import read_metrics
 
 if TYPE_CHECKING:
     import pyarrow
@@ -96,14 +95,8 @@ def _plain(value: Any) -> Any:
 
 def _metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a stage's log; what is no number is left out of a line, and no finite number stays what it is."""
-    with reading(path):
-        lines = path.read_text(encoding="utf-8").splitlines()
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            logged = json.loads(line)
-        except ValueError as error:
-            raise CaiError(f"{path}:{number}: not valid JSON: {error}") from None
-        numbers = {name: float(value) for name, value in logged.items() if isinstance(value, int | float)}
-        rows.append({**numbers, "stage": path.parent.name, "step": int(logged.get("step", number))})
-    return rows
+    return [
+        {name: float(value) for name, value in line.items() if isinstance(value, int | float)}
+        | {"stage": path.parent.name, "step": line["step"]}
+        for line in read_metrics(path)
+    ]

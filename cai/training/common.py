@@ -12,9 +12,9 @@ from pydantic import AfterValidator, Field
 
 from cai.config import Section
 from cai.errors import CaiError
-from cai.formats.jsonl import write_text
 from cai.hashing import fingerprint
 from cai.records import Message
+from cai.training.metrics import add_metrics, drop_metrics_after
 from cai.training.trackers import Tracker, Trackers, check_installed
 
 Report = Callable[[dict[str, Any]], None]
@@ -229,20 +229,6 @@ def _note(logs: dict[str, float]) -> str:
     if "reward" in logs:
         return f"reward {logs['reward']:.3f}" + (f", KL {logs['kl']:.2f}" if "kl" in logs else "")
     return f"loss {logs['loss']:.3f}"
-
-
-def add_metrics(path: Path, line: dict[str, Any]) -> None:
-    """Append one line to a metrics file."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
-
-
-def drop_metrics_after(path: Path, step: int) -> None:
-    """Drop the lines of updates after `step`, which will be made again."""
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if line and json.loads(line)["step"] <= step]
-        write_text(path, "".join(line + "\n" for line in kept))
 
 
 def not_finite(name: str, step: int) -> CaiError:

@@ -8,7 +8,6 @@ policy, not from the reward model.
     cai train ppo --data prompts.jsonl --model smollm2-135m --reward FOLDER
 """
 
-import json
 import math
 import random
 import time
@@ -23,6 +22,7 @@ from cai.formats.jsonl import read_rows
 from cai.hashing import derive_seed
 from cai.records import Prompt
 from cai.training import common
+from cai.training.metrics import add_metrics, drop_metrics_after, read_metrics
 from cai.training.runaway import runaway
 from cai.training.tokens import end_of_turn, prompt_ids, whole_turn
 from cai.training.trackers import Trackers
@@ -167,8 +167,8 @@ def optimise(
     done, kl_coef = checkpoint.restore(folder / "checkpoints", parameters, optimizer, (0, settings.kl_coef))
     metrics, samples = folder / "metrics.jsonl", folder / "samples.jsonl"
     for path in (metrics, samples):
-        common.drop_metrics_after(path, done)
-    history = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+        drop_metrics_after(path, done)
+    history = read_metrics(metrics)
     warned: set[str] = set()
     trackers = Trackers(settings.report_to if common.is_first_process() else [], metrics, done)
     for update in range(done + 1, settings.updates + 1):
@@ -188,11 +188,11 @@ def optimise(
             kl_coef = adapted_kl_coef(kl_coef, line["objective/kl"], settings.target_kl)
         history.append(line)
         if common.is_first_process():
-            common.add_metrics(metrics, line)
+            add_metrics(metrics, line)
             trackers.log(line)
             if update % settings.sample_every == 0 or update == 1:
                 for rollout in rollouts[:SAMPLES]:
-                    common.add_metrics(samples, {"step": update, **shown(rollout, tokenizer)})
+                    add_metrics(samples, {"step": update, **shown(rollout, tokenizer)})
             for kind, text in runaway(history, settings.target_kl).items():
                 if kind not in warned:
                     warned.add(kind)

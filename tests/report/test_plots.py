@@ -1,19 +1,14 @@
-import json
-from pathlib import Path
-
-from cai.report.plots import POINTS, bars, curves, histogram, read_metrics, reliability
+from cai.report.plots import POINTS, bars, curves, histogram, logged_curves, reliability
 
 
-def test_curves_are_read_by_what_trainers_call_them(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
+def test_curves_are_found_by_what_trainers_call_them() -> None:
     lines = [
         {"step": 1, "loss": 0.7, "rewards/accuracies": 0.5, "unknown": 3},
         {"step": 2, "loss": float("nan"), "objective/kl": 1.5, "entropy": None},
         {"step": 2, "train_loss": 0.7},
     ]
-    path.write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 3, "lo', encoding="utf-8")
-    assert read_metrics(path) == {"loss": [(1, 0.7)], "accuracy": [(1, 0.5)], "KL, nats an answer": [(2, 1.5)]}
-    assert read_metrics(tmp_path / "none.jsonl") == {}
+    assert logged_curves(lines) == {"loss": [(1, 0.7)], "accuracy": [(1, 0.5)], "KL, nats an answer": [(2, 1.5)]}
+    assert logged_curves([]) == {}
 
 
 def test_a_long_curve_is_thinned_to_means_that_keep_its_mean() -> None:

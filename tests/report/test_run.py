@@ -7,7 +7,6 @@ import pytest
 from typer.testing import CliRunner
 
 from cai.cli.main import app
-from cai.errors import CaiError
 from cai.formats.jsonl import write_rows
 from cai.records import Verdict
 from cai.report.run import read_run, run_report
@@ -69,14 +68,67 @@ def test_an_unfinished_run_has_a_report_that_says_so(tmp_path: Path, model_folde
     assert "Nothing was judged" in told
 
 
-def test_a_run_of_another_version_is_an_error_that_says_so(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run")
-    summary = folder.summary()
+@pytest.mark.parametrize("kept", ["no words", "one", "damaged"])
+def test_the_figures_of_a_summary_of_another_version_are_counted_anew(tmp_path: Path, kept: str) -> None:
+    folder = write_run(tmp_path / "run", prompts=9)
+    as_written, summary = report(folder), folder.summary()
     assert summary is not None
     del summary["revisions"]["words"]
-    folder.summary_json.write_text(json.dumps(summary), encoding="utf-8")
-    with pytest.raises(CaiError, match=r"run: lock.json or summary.json lacks 'words': the run was made by another"):
-        report(folder)
+    written = {"no words": json.dumps(summary), "one": '{"prompts": 3}', "damaged": '{"pro'}[kept]
+    folder.summary_json.write_text(written, encoding="utf-8")
+    found = report(folder)
+    for part in ("prompts 6 and 3 held out", "revisions 6 50 % flagged by hygiene", "12 updates, mean loss"):
+        assert part in as_written and part in found
+    assert "unfinished" not in found
+
+
+def test_rows_of_another_version_cost_the_examples_and_not_the_page(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", prompts=9)
+    folder.revisions_jsonl.write_text('{"prompt_id": "p01"}\n', encoding="utf-8")
+    told = report(folder)
+    assert f"The examples cannot be shown: {folder.revisions_jsonl}:1: messages: missing" in told
+    assert "revisions 6 50 % flagged by hygiene" in told  # of the summary
+    assert "1-dpo: margin of rewards" in told
+    folder.summary_json.unlink()
+    told = report(folder)
+    assert "Its figures cannot be counted" in told
+    assert "Nothing was judged" not in told
+
+
+def test_what_else_cannot_be_read_is_told_and_the_rest_is_shown(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", prompts=9)
+    folder.constitution_yaml.unlink()
+    for file in (folder.judge / "judge.json", folder.eval / "evaluation.json"):
+        file.parent.mkdir()
+        file.write_text("[]", encoding="utf-8")
+    (folder.train / "1-dpo/stage.json").write_text('{"sett', encoding="utf-8")
+    folder.lock_json.write_text("{}", encoding="utf-8")
+    told = report(folder)
+    for part in ("Its constitution cannot be shown", "The gate of its judge cannot be shown", "The evaluation cannot be shown",
+                 "All of 1-dpo cannot be shown", "model not known", "12 updates, mean loss"):  # fmt: skip
+        assert part in told, part
+
+
+def test_a_training_that_was_cut_off_is_told_as_far_as_it_got(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", prompts=9)
+    folder.summary_json.unlink()
+    metrics = folder.train / "1-dpo/metrics.jsonl"
+    metrics.write_text(metrics.read_text(encoding="utf-8")[:-9], encoding="utf-8")
+    assert "11 updates, mean loss" in report(folder)
+
+
+def test_rewards_that_are_no_number_are_left_out_of_means_and_counted(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", prompts=9)
+    folder.summary_json.unlink()
+    scores = [1.0, float("nan"), 3.0, float("inf")]
+    lines = [
+        {"step": n, "loss": 0.5, "objective/scores": score, "objective/kl": float("nan")}
+        for n, score in enumerate(scores)
+    ]
+    (folder.train / "1-dpo/metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    told = report(folder)
+    assert "mean score 1.000 in the first third, 3.000 in the last; 2 of them no finite number, left out" in told
+    assert "KL – in the first third, – in the last; 4 of them no finite number, left out" in told
 
 
 def test_a_run_that_was_copied_away_has_the_same_report(tmp_path: Path, model_folder: Path) -> None:

@@ -46,7 +46,7 @@ def test_the_policy_is_trained_against_the_reward_model_of_its_own_run(tmp_path:
     training = summary["training"]
     assert training["1-reward"]["held_out"]["pairs"] > 0
     assert training["2-ppo"]["updates"] == 2
-    assert training["2-ppo"]["score"].keys() == {"first_third", "last_third"}
+    assert training["2-ppo"]["score"].keys() == {"first_third", "last_third", "not_finite"}
     from cai.cli.figures import print_summary
 
     console = Console(record=True, width=200)

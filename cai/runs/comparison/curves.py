@@ -1,12 +1,12 @@
 """What training logged: score, KL, length and loss of every stage, update by update."""
 
-import json
 import math
 
-from cai.errors import CaiError, reading
+from cai.errors import CaiError
 from cai.runs.comparison.record import Curve
 from cai.runs.folder import RunFolder
 from cai.runs.summary import CURVES
+from cai.training.metrics import read_metrics
 
 
 def curves(folder: RunFolder, run: int) -> tuple[list[Curve], list[str]]:
@@ -14,30 +14,24 @@ def curves(folder: RunFolder, run: int) -> tuple[list[Curve], list[str]]:
     found, unreadable = [], []
     for path in sorted(folder.train.glob("*/metrics.jsonl")):
         try:
-            with reading(path):
-                lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-            if not all(isinstance(line, dict) for line in lines):
-                raise ValueError("not all lines are objects")
+            lines = read_metrics(path)
         except CaiError as error:
             unreadable.append(str(error))
             continue
-        except ValueError as error:
-            unreadable.append(f"{path}: not JSON Lines: {error}")
-            continue
         for name, logged in CURVES.items():
             points = [
-                (number, next(line[key] for key in logged if line.get(key) is not None))
-                for number, line in enumerate(lines, start=1)
+                (line["step"], next(line[key] for key in logged if line.get(key) is not None))
+                for line in lines
                 if any(line.get(key) is not None for key in logged)
             ]
-            fit = [(line, value) for line, value in points if isinstance(value, int | float) and math.isfinite(value)]
+            fit = [(step, value) for step, value in points if isinstance(value, int | float) and math.isfinite(value)]
             if points:
                 found.append(
                     Curve(
                         stage=path.parent.name,
                         name=name,
                         run=run,
-                        steps=[int(lines[number - 1].get("step", number)) for number, _ in fit],
+                        steps=[step for step, _ in fit],
                         values=[float(value) for _, value in fit],
                         missing=len(points) - len(fit),
                     )
