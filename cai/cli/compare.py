@@ -24,9 +24,11 @@ from cai.runs.comparison.record import (
     PairComparison,
     PrincipleComparison,
     RunComparison,
+    Unpaired,
     Wins,
 )
 from cai.runs.folder import open_run
+from cai.runs.progress import counted
 
 PRINTED_EXAMPLES = 2  # of each kind; the page has more
 PRINTED_EFFECTS = 8
@@ -54,10 +56,8 @@ def compare_and_print(names: Sequence[str], as_json: bool, html: Path | None, ru
 
 def _comparison(c: RunComparison) -> Iterator[RenderableType]:
     for run in c.runs:
-        count = f"{run.principles} principle{'s' if run.principles != 1 else ''}"
-        yield _bold(
-            f"{run.letter}: {run.name}   ({run.constitution or 'no constitution'}, {count}, {run.prompts} prompts)"
-        )
+        counts = f"{counted(run.principles, 'principles')}, {counted(run.prompts, 'prompts')}"
+        yield _bold(f"{run.letter}: {run.name}   ({run.constitution or 'no constitution'}, {counts})")
     if c.notes:
         yield listed("note:", c.notes, "yellow")
     yield _bold("\nIn short")
@@ -71,22 +71,26 @@ def _comparison(c: RunComparison) -> Iterator[RenderableType]:
 def _pair(c: RunComparison, pair: PairComparison) -> Iterator[RenderableType]:
     b = c.runs[pair.b].letter
     only = f"; {pair.only[0]} only in A, {pair.only[1]} only in {b}" if any(pair.only) else ""
-    yield _bold(f"\n{b} against A: {pair.shared} shared prompts{only}")
-    yield listed(" ", pair.settings or ["no setting differs"])
+    yield _bold(f"\n{b} against A: {counted(pair.shared, 'shared prompts')}{only}")
+    yield listed(
+        " ", pair.settings or ["the settings are not known" if pair.settings is None else "no setting differs"]
+    )
     kinds: dict[str, list[str]] = {}
     for p in pair.principles:
         if p.kind != "same":
             kinds.setdefault(p.kind, []).append(p.id)
     if kinds:
         yield listed(" ", (f"principles {kind}: {', '.join(ids)}" for kind, ids in kinds.items()))
-    if not pair.shared:
-        return
-    yield _bold("\nOn shared prompts, paired")
-    if pair.figures:
-        yield _figures(pair.figures, b)
-        yield Text(f"  {STARS}", style="dim")
-    else:
-        yield Text("  nothing can be paired")
+    if pair.shared:
+        yield _bold("\nOn shared prompts, paired")
+        if pair.figures:
+            yield _figures(pair.figures, b)
+            yield Text(f"  {STARS}", style="dim")
+        else:
+            yield Text("  nothing can be paired")
+    if pair.unpaired:
+        yield _bold("\nEach run on its own prompts: nothing is paired, and nothing tested")
+        yield _unpaired(pair.unpaired, b)
     if any(p.a or p.b for p in pair.principles):
         yield _bold("\nPrinciples: their rounds of revision, A / " + b)
         yield _uses(pair.principles)
@@ -119,6 +123,13 @@ def _figures(figures: Sequence[Figure], b: str) -> Table:
     table = columns("", "A", b, f"{b} − A", *EFFECT[1:])
     for figure in figures:
         table.add_row(figure.name, number(figure.a), number(figure.b), *effect_cells(figure.effect))
+    return table
+
+
+def _unpaired(figures: Sequence[Unpaired], b: str) -> Table:
+    table = columns("", "A", "n", b, "n")
+    for figure in figures:
+        table.add_row(figure.name, number(figure.a), str(figure.n_a), number(figure.b), str(figure.n_b))
     return table
 
 

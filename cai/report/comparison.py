@@ -126,7 +126,7 @@ def _pair_plots(c: RunComparison, pair: PairComparison) -> list[Plot]:
         plots.append(intervals(f"Figures, {b} − A", "standard errors from no difference", shown, even=0))
     wins = [
         Interval(
-            f"{w.axis}, {w.tag or 'all'}" if w.directly else w.tag or "all",
+            _of(w),
             w.share,
             w.effect.low + 0.5,
             w.effect.high + 0.5,

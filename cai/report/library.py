@@ -91,6 +91,7 @@ def _state(folder: RunFolder) -> tuple[object, ...]:
     files = [
         folder.lock_json, folder.constitution_yaml, folder.prompts_jsonl, folder.revisions_jsonl,
         folder.preferences_jsonl, folder.rankings_jsonl, folder.evaluation_jsonl, folder.left_out_jsonl,
+        folder.summary_json, folder.eval / "comparisons.jsonl", *sorted(folder.train.glob("*/metrics.jsonl")),
     ]  # fmt: skip
-    stats = [(path.name, path.stat()) for path in files if path.exists()]
+    stats = [(str(path), path.stat()) for path in files if path.exists()]
     return (str(folder.path), *((name, s.st_ino, s.st_size, s.st_mtime_ns) for name, s in stats))

@@ -17,7 +17,7 @@ from cai.report.plots import Plot, bars, curves, histogram, logged_curves, relia
 from cai.report.run_facts import told_of
 from cai.report.run_table import COLUMNS, FACETS, run_detail, run_line
 from cai.report.table import Detail, Table
-from cai.runs.folder import RunFolder, read_json, stage_settings
+from cai.runs.folder import RunFolder, read_json, stage_order, stage_settings
 from cai.runs.judge_page import figures, number, percent
 from cai.training.metrics import read_metrics
 
@@ -90,7 +90,7 @@ def run_report(folder: RunFolder, contents: Contents, url: str | None = None) ->
     plots += evaluation_plots(evaluated) if evaluated else []
     of_policies = list(range(first, len(plots)))
     stages = []
-    for path in sorted((p for p in folder.train.glob("*") if p.is_dir()), key=_stage_order):
+    for path in sorted((p for p in folder.train.glob("*") if p.is_dir()), key=stage_order):
         first, of_stage = len(plots), f"All of {path.name}"
         plots += _part(of_stage, partial(_stage_plots, path, told.calibration.get(path.name)), missing) or []
         settings = _part(of_stage, partial(stage_settings, path), missing)
@@ -162,11 +162,6 @@ def _stage_plots(path: Path, bins: list[dict[str, float]] | None) -> list[Plot]:
     if bins:
         plots.append(reliability(f"{path.name}: calibration on held-out pairs", {"reward model": bins}))
     return plots
-
-
-def _stage_order(path: Path) -> tuple[int, str]:
-    first = path.name.split("-")[0]
-    return (int(first) if first.isdecimal() else 0, path.name)
 
 
 def _gate(folder: RunFolder) -> JudgeReport | None:

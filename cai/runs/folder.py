@@ -86,6 +86,11 @@ class RunFolder:
         path = self.eval / "evaluation.json"
         return read_report(path) if path.exists() else None
 
+    def policy(self) -> Path | None:
+        """The model of the last stage that makes a policy; None where there is none, or it was not copied along."""
+        models = [path for path in self.train.glob("[0-9]*-*/model") if not path.parent.name.endswith("-reward")]
+        return max(models, key=lambda path: stage_order(path.parent), default=None)
+
     def left_out(self) -> list[LeftOut]:
         """What was not used, and why."""
         return _rows(self.left_out_jsonl, LeftOut)
@@ -141,6 +146,12 @@ def differences(before: Any, after: Any, at: str = "") -> list[str]:
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "…"
+
+
+def stage_order(stage: Path) -> tuple[int, str]:
+    """Sorts the folders of stages, such as 2-ppo, as they were trained."""
+    first = stage.name.split("-")[0]
+    return (int(first) if first.isdecimal() else 0, stage.name)
 
 
 def stage_settings(stage: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from cai.evaluation.statistics import Estimate, bootstrap_mean, share
 from cai.evaluation.win_rate import win
 from cai.feedback.hygiene import FLAGS
 from cai.records import Comparison, LeftOut, Preference, Revision
-from cai.runs.folder import RunFolder, read_json, stage_settings
+from cai.runs.folder import RunFolder, read_json, stage_order, stage_settings
 from cai.runs.progress import counted
 from cai.training.metrics import read_metrics
 from cai.training.runaway import runaway
@@ -73,7 +73,7 @@ def _left_out(rows: Sequence[LeftOut]) -> dict[str, Any]:
 
 def _training(folder: RunFolder) -> dict[str, Any]:
     stages = {}
-    for path in sorted(folder.train.glob("*/metrics.jsonl")):
+    for path in sorted(folder.train.glob("*/metrics.jsonl"), key=lambda path: stage_order(path.parent)):
         lines = read_metrics(path)
         updates = [line for line in lines if any(name in line for name in CURVES["loss"])]
         report = path.parent / "report.json"

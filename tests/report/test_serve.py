@@ -109,6 +109,14 @@ def test_what_has_not_changed_is_read_once(library: Library, monkeypatch: pytest
     assert read == ["one", "two"]
 
 
+def test_a_run_that_was_trained_or_evaluated_since_is_read_again(library: Library) -> None:
+    before = library.open(["one", "two"])
+    assert library.open(["one", "two"]) is before
+    metrics = library.folder("one").train / "1-dpo/metrics.jsonl"
+    metrics.write_text(metrics.read_text(encoding="utf-8") + '{"step": 13, "loss": 0.1}\n', encoding="utf-8")
+    assert library.open(["one", "two"]) is not before
+
+
 def test_a_damaged_run_is_told_and_the_list_stands(library: Library) -> None:
     library.folder("one").revisions_jsonl.write_text("{}\n", encoding="utf-8")
     library.folder("two").lock_json.write_text("{", encoding="utf-8")

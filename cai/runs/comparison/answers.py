@@ -9,6 +9,8 @@ from cai.evaluation.agreement import agreement
 from cai.evaluation.edits import word_distance
 from cai.evaluation.effects import corrected, paired
 from cai.evaluation.win_rate import win
+from cai.models import folder_fingerprint
+from cai.records import Judgement
 from cai.runs.comparison.reading import Labels, RunData
 from cai.runs.comparison.record import Example, LabelAgreement, Wins
 
@@ -41,12 +43,23 @@ def _met(a: RunData, b: RunData) -> Values:
     """B's wins where a judge saw answers of both policies, in the evaluation of either run."""
     values: Values = {}
     for run in (a, b):
-        for row in run.judgements:
-            if (row.policy, row.against) in ((a.name, b.name), (b.name, a.name)) and a.name != b.name:
-                _count(values, row.axis, row.tags, win(row.p if row.policy == b.name else 1 - row.p))
+        for row in judged_together(run, a, b) if not outdated(run, a, b) else ():
+            _count(values, row.axis, row.tags, win(row.p if row.policy == b.name else 1 - row.p))
         if values:
             break  # the other run's folder may hold the same evaluation
     return values
+
+
+def judged_together(run: RunData, a: RunData, b: RunData) -> list[Judgement]:
+    """What the evaluation of `run` says of answers of both policies."""
+    both = ((a.name, b.name), (b.name, a.name)) if a.name != b.name else ()
+    return [row for row in run.judgements if (row.policy, row.against) in both]
+
+
+def outdated(run: RunData, a: RunData, b: RunData) -> bool:
+    """Whether a policy was trained anew since the evaluation of `run`, as far as the models are there to tell."""
+    known = [(run.evaluated.get(side.name), side.folder.policy()) for side in (a, b)]
+    return any(content and model and folder_fingerprint(model) != content for content, model in known)
 
 
 def _count(values: Values, axis: str, tags: Sequence[str], value: float) -> None:
@@ -83,7 +96,8 @@ def examples(a: RunData, b: RunData, shared: Sequence[str], count: int) -> list[
     """
 
     def most(what: Literal["trained policy", "last revision"], of_a: Texts, of_b: Texts) -> list[Example]:
-        apart = ((_unlike(of_a[i], of_b[i]), i) for i in shared if i in of_a and i in of_b)
+        both = (i for i in shared if i in of_a and i in of_b and of_a[i] != of_b[i])
+        apart = ((_unlike(of_a[i], of_b[i]), i) for i in both)
         return [
             Example(
                 prompt_id=i,

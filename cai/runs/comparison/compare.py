@@ -6,7 +6,7 @@ from cai.errors import CaiError
 from cai.evaluation.effects import corrected
 from cai.runs.comparison import answers
 from cai.runs.comparison.curves import curves
-from cai.runs.comparison.figures import figures
+from cai.runs.comparison.figures import figures, unpaired_figures
 from cai.runs.comparison.findings import findings
 from cai.runs.comparison.notes import notes_on_pair, notes_on_run
 from cai.runs.comparison.principles import compare_principles
@@ -57,13 +57,14 @@ def _shared(a: RunData, b: RunData) -> list[str]:
 def _pair(a: RunData, b: RunData, number: int, shared: Sequence[str], examples: int) -> PairComparison:
     return PairComparison(
         b=number,
-        settings=differences(a.lock["config"], b.lock["config"]) if "config" in a.lock and "config" in b.lock else [],
+        settings=differences(a.lock["config"], b.lock["config"]) if "config" in a.lock and "config" in b.lock else None,
         shared=len(shared),
         only=(len(a.prompts) - len(shared), len(b.prompts) - len(shared)),
         figures=figures(a, b, shared, answers.same_referee(a, b)),
+        unpaired=[] if shared else unpaired_figures(a, b, answers.same_referee(a, b)),
         principles=compare_principles(a, b, shared),
         wins=answers.wins(a, b, shared),
-        labels=answers.label_agreement(a.labels, b.labels, shared),
+        labels=answers.label_agreement(a.labels, b.labels, shared) if shared else None,
         examples=answers.examples(a, b, shared, examples),
     )
 

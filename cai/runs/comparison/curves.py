@@ -4,7 +4,7 @@ import math
 
 from cai.errors import CaiError
 from cai.runs.comparison.record import Curve
-from cai.runs.folder import RunFolder
+from cai.runs.folder import RunFolder, stage_order
 from cai.runs.summary import CURVES
 from cai.training.metrics import read_metrics
 
@@ -12,7 +12,7 @@ from cai.training.metrics import read_metrics
 def curves(folder: RunFolder, run: int) -> tuple[list[Curve], list[str]]:
     """The curves of a run, the `run`-th of its comparison, and what could not be read."""
     found, unreadable = [], []
-    for path in sorted(folder.train.glob("*/metrics.jsonl")):
+    for path in sorted(folder.train.glob("*/metrics.jsonl"), key=lambda path: stage_order(path.parent)):
         try:
             lines = read_metrics(path)
         except CaiError as error:

@@ -1,13 +1,14 @@
 """Paired figures: on every prompt that two runs share, a value in each, and the difference."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from cai.evaluation.effects import paired
 from cai.evaluation.win_rate import win
 from cai.feedback.hygiene import FLAGS
-from cai.runs.comparison.reading import Answered, Labelled, Revised, RunData, mean
-from cai.runs.comparison.record import Figure, Group
+from cai.runs.comparison.reading import Answered, Labelled, Labels, Revised, RunData, mean
+from cai.runs.comparison.record import Figure, Group, Unpaired
 
 REVISIONS: dict[str, Callable[[Revised], float | None]] = {
     "draft, words": lambda row: row.draft_words,
@@ -42,27 +43,50 @@ VERDICTS: dict[str, Callable[[Answered], float | None]] = {
 COPIES = "revision copies critique"
 
 
+Values = Mapping[str, Callable[[Any], float | None]]
+"""What is measured in a row, by the figure's name."""
+Rows = Mapping[str, Any] | None
+"""A run's rows by prompt."""
+
+
 def figures(a: RunData, b: RunData, shared: Iterable[str], same_referee: bool) -> list[Figure]:
     """All figures that both runs have; without the referee's, whose labels compare only when the same one gave them."""
-    critiques = all(run.setting("revise", "critique") is not False for run in (a, b))
-    hygiene = {name: value for name, value in HYGIENE.items() if critiques or name != COPIES}
     ids = sorted(shared)
-    labels_a, labels_b = (run.labels.pairs if run.labels else None for run in (a, b))
-    said_a, said_b = (run.labels.revisions if run.labels else None for run in (a, b))
     return [
-        *paired_figures("revisions", REVISIONS, a.revised, b.revised, ids),
-        *paired_figures("hygiene", hygiene, a.revised, b.revised, ids),
-        *paired_figures("labels", LABELS, labels_a, labels_b, ids),
-        *paired_figures("labels", VERDICTS_ON_REVISIONS, said_a, said_b, ids),
-        *paired_figures("evaluation", ANSWERS | (VERDICTS if same_referee else {}), a.answered, b.answered, ids),
+        figure
+        for group, values, rows_a, rows_b in _measured(a, b, same_referee)
+        for figure in paired_figures(group, values, rows_a, rows_b, ids)
     ]
+
+
+def unpaired_figures(a: RunData, b: RunData, same_referee: bool) -> list[Unpaired]:
+    """The same figures of runs that share no prompts, each on its own."""
+    found = []
+    for _, values, rows_a, rows_b in _measured(a, b, same_referee):
+        for name, value in values.items():
+            sides = [[x for row in (rows or {}).values() if (x := value(row)) is not None] for rows in (rows_a, rows_b)]
+            if all(sides):
+                means = [mean(side) for side in sides]
+                found.append(Unpaired(name=name, a=means[0], b=means[1], n_a=len(sides[0]), n_b=len(sides[1])))
+    return found
+
+
+def _measured(a: RunData, b: RunData, same_referee: bool) -> Iterator[tuple[Group, Values, Rows, Rows]]:
+    """Every group of figures with the rows of both runs, by prompt."""
+    critiques = all(run.setting("revise", "critique") is not False for run in (a, b))
+    yield "revisions", REVISIONS, a.revised, b.revised
+    yield "hygiene", {k: v for k, v in HYGIENE.items() if critiques or k != COPIES}, a.revised, b.revised
+    labels = [run.labels or Labels({}, {}, Counter(), Counter()) for run in (a, b)]
+    yield "labels", LABELS, labels[0].pairs, labels[1].pairs
+    yield "labels", VERDICTS_ON_REVISIONS, labels[0].revisions, labels[1].revisions
+    yield "evaluation", ANSWERS | (VERDICTS if same_referee else {}), a.answered, b.answered
 
 
 def paired_figures(
     group: Group,
-    values: Mapping[str, Callable[[Any], float | None]],
-    rows_a: Mapping[str, Any] | None,
-    rows_b: Mapping[str, Any] | None,
+    values: Values,
+    rows_a: Rows,
+    rows_b: Rows,
     ids: Sequence[str],
 ) -> list[Figure]:
     """One figure for each of `values`, on the ids that both have rows of; without those that no prompt has in both."""

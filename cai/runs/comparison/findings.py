@@ -21,6 +21,8 @@ def findings(c: RunComparison) -> list[str]:
     """At most LINES lines; only what Holm's correction leaves standing is called established."""
     established = [line for pair in c.pairs for line in _established(c, pair)]
     undecided = [line for pair in c.pairs for line in _undecided(c, pair)]
+    if not any(pair.shared for pair in c.pairs):
+        undecided = ["no prompt is shared: what differs between the runs may be their prompts", *undecided]
     room = max(LINES - len(undecided), LINES // 2)
     if len(established) > room:
         kept = room - 1
@@ -74,12 +76,14 @@ def _undecided(c: RunComparison, pair: PairComparison) -> Iterator[str]:
         yield f"{head}all {len(equal)} figures are equal in both"
     for overall in (w for w in pair.wins if w.tag is None and not w.effect.established):
         yield f"{_won(b, overall)}: {noise(overall.effect)}"
-    effects = {(p.id, outcome): e for p in pair.principles for outcome, e in p.effects.items()}
-    if effects and not any(e.established for e in effects.values()):
+    effects = [(p, outcome, e) for p in pair.principles for outcome, e in p.effects.items()]
+    if effects and not any(e.established for _, _, e in effects):
         line = f"{head}no effect of a principle between the runs is established"
-        needed = min(((e.needed, i, outcome) for (i, outcome), e in effects.items() if e.needed), default=None)
-        if needed:
-            line += f"; {needed[1]}, {SPOKEN[needed[2]]}, would take {_prompts(needed[0])} that meet it"
+        nearest_of = min((found for found in effects if found[2].needed), key=lambda f: f[2].needed or 0, default=None)
+        if nearest_of:
+            p, outcome, effect = nearest_of
+            which = "in all, with controls" if p.controls else "that meet it"
+            line += f"; {p.id}, {SPOKEN[outcome]}, would take {_prompts(effect.needed)} {which}"
         yield line
     if pair.labels and pair.labels.agreement:
         agreed = pair.labels.agreement

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from statistics import fmean
 
-from cai.runs.comparison.answers import same_referee
+from cai.runs.comparison.answers import judged_together, outdated, same_referee
 from cai.runs.comparison.reading import RunData
 from cai.runs.comparison.record import Curve
 
@@ -68,6 +68,9 @@ def notes_on_pair(a: RunData, b: RunData, shared: Sequence[str]) -> Iterator[str
             yield f"{both} were not evaluated by the same referee: their win rates do not compare"
         elif other := sum(a.answered[i].before != b.answered[i].before for i in evaluated):
             yield f"{both}: {other} held-out prompts had another answer before training; their wins do not compare"
+    for run in (a, b):
+        if judged_together(run, a, b) and outdated(run, a, b):
+            yield f"{both}: a policy was trained anew since `cai eval {run.name}`, which is left aside; evaluate again"
     critiques = [run.setting("revise", "critique") for run in (a, b)]
     if False in critiques and critiques[0] != critiques[1]:
         yield f"{both}: one makes no critiques, so that its revisions cannot be flagged as copies of one"

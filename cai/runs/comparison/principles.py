@@ -16,11 +16,16 @@ REST = "the rest"
 
 
 def compare_principles(a: RunData, b: RunData, shared: Sequence[str]) -> list[PrincipleComparison]:
-    """Every principle of either constitution, those that changed first; [] where a constitution cannot be read."""
+    """Every principle of either constitution, those that changed first; [] where a constitution cannot be read.
+
+    Where no prompt is shared, what a principle did is told of each run's own prompts.
+    """
     if a.constitution is None or b.constitution is None:
         return []
     before, after = ({p.id: p for p in c.principles} for c in (a.constitution, b.constitution))
-    uses_a, uses_b = _uses(a, a.constitution, shared), _uses(b, b.constitution, shared)
+    uses_a, uses_b = (
+        _uses(run, c, shared or list(run.prompts)) for run, c in ((a, a.constitution), (b, b.constitution))
+    )
     kinds = _kinds(a.constitution, b.constitution)
     changes = _changes(a, b, shared, kinds)
     effects = corrected({(i, outcome): e for i, change in changes.items() for outcome, e in change.effects.items()})
@@ -57,11 +62,11 @@ def _text(principle: Principle | None) -> PrincipleText | None:
     return PrincipleText(critique=p.critique, revision=p.revision, judge=p.judge, weight=p.weight)
 
 
-def _uses(run: RunData, principles: Constitution, shared: Sequence[str]) -> dict[str, PrincipleUse]:
+def _uses(run: RunData, principles: Constitution, prompts: Sequence[str]) -> dict[str, PrincipleUse]:
     """What each principle did in one run; {} in a run without revisions."""
     if run.revised is None:
         return {}
-    revised = {i: run.revised[i] for i in shared if i in run.revised}
+    revised = {i: run.revised[i] for i in prompts if i in run.revised}
     rounds = [this for row in revised.values() for this in row.rounds]
     said = run.labels.revisions if run.labels else {}
     verdicts = [(principle, p) for i in revised for principle, p in said.get(i, {}).items()]

@@ -12,7 +12,7 @@ from cai.evaluation.edits import distance
 from cai.formats.jsonl import AnyRow, each_row
 from cai.records import Comparison, Judgement, LeftOut, Preference, Prompt, Revision
 from cai.runs.comparison.record import Doubt
-from cai.runs.folder import RunFolder
+from cai.runs.folder import RunFolder, read_json
 from cai.runs.summary import words
 
 KEPT_DOUBTS = 5  # of each run
@@ -84,6 +84,7 @@ class RunData:
     labels: Labels | None = None
     answered: dict[str, Answered] | None = None
     judgements: list[Judgement] = field(default_factory=list)  # of `cai eval`
+    evaluated: dict[str, str] = field(default_factory=dict)  # the policies it was about: the content of each by name
     left_out: dict[str, int] = field(default_factory=dict)
     rows: dict[str, int | None] = field(default_factory=dict)  # by file
     doubts: list[Doubt] = field(default_factory=list)
@@ -117,10 +118,19 @@ def read_run(folder: RunFolder, number: int = 0) -> RunData:
     run.labels = _part(run, "preferences", Preference, lambda rows: _labels(rows, doubts))
     run.revised = _part(run, "revisions", Revision, _revised)
     run.answered = _part(run, "evaluation", Comparison, lambda rows: _answered(rows, doubts))
-    run.judgements = _part(run, "eval/comparisons", Judgement, list) or []
+    if judgements := _part(run, "eval/comparisons", Judgement, list):
+        run.judgements, run.evaluated = judgements, _evaluated(folder)
     run.left_out = _part(run, "left_out", LeftOut, lambda rows: dict(Counter(row.reason for row in rows))) or {}
     run.doubts = doubts.found()
     return run
+
+
+def _evaluated(folder: RunFolder) -> dict[str, str]:
+    try:
+        policies = read_json(folder.eval / "made_from.json")["made_from"]["policies"]
+        return {policy["name"]: policy["model"] for policy in policies}
+    except (CaiError, LookupError, TypeError):
+        return {}
 
 
 def _part(run: RunData, name: str, model: type[AnyRow], make: Callable[[Iterable[AnyRow]], Part]) -> Part | None:

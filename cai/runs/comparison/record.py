@@ -47,8 +47,18 @@ class Figure(Row):
     effect: Effect
 
 
+class Unpaired(Row):
+    """One figure of two runs that share no prompts: each run's mean over its own, and how many; nothing is tested."""
+
+    name: str
+    a: float
+    b: float
+    n_a: int
+    n_b: int
+
+
 class PrincipleUse(Row):
-    """What a principle did in one run, over the rounds of revision on shared prompts that drew it.
+    """What a principle did in one run, over the rounds of revision on shared prompts (if any) that drew it.
 
     `share` of all rounds, beside the share `expected` by its weight, both in [0, 1]. `means` has the outcomes of its
     rounds, and lacks those that nobody measured. `against_others` has, by outcome, the mean of its rounds less that of
@@ -136,10 +146,11 @@ class PairComparison(Row):
     """A, the first run, against one other, on the prompts they share."""
 
     b: int  # the other's place in `runs`
-    settings: list[str]  # what differs, a line each
+    settings: list[str] | None  # what differs, a line each; None where a lock does not say
     shared: int
     only: tuple[int, int]  # prompts that only A, only B has
     figures: list[Figure]
+    unpaired: list[Unpaired]  # in their place where no prompt is shared
     principles: list[PrincipleComparison]
     wins: list[Wins]
     labels: LabelAgreement | None

@@ -50,7 +50,7 @@ def test_runs_without_shared_prompts_are_not_paired(tmp_path: Path, model_folder
     assert (pair.shared, pair.figures, pair.wins, pair.examples) == (0, [], [], [])
     assert "a and test share no prompts: nothing can be paired" in found.notes
     assert "a and test use 1 ids for different prompts; these are not paired" in found.notes
-    assert found.findings == ["nothing could be paired, so that nothing can be said"]
+    assert found.findings == ["no prompt is shared: what differs between the runs may be their prompts"]
 
 
 def test_runs_can_be_copied_away_and_still_be_compared(tmp_path: Path, model_folder: Path) -> None:

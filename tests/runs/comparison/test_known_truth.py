@@ -9,6 +9,7 @@ import pytest
 
 from cai.errors import CaiError
 from cai.formats.jsonl import write_rows
+from cai.models import folder_fingerprint
 from cai.records import Judgement
 from cai.report.comparison import comparison_report, together
 from cai.runs.comparison.compare import compare_runs
@@ -139,6 +140,69 @@ def test_wins_of_answers_that_a_judge_saw_together_go_before_those_at_one_remove
     assert turned["safe", None].share == 0.25
 
 
+def test_answers_of_a_policy_that_was_trained_anew_since_do_not_count(tmp_path: Path) -> None:
+    a, b = (make_run(tmp_path / name, BOTH, as_ever, evaluation=lambda i: 0.5) for name in "ab")
+    model = b.train / "2-dpo/model"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    rows = [
+        Judgement(axis="safe", prompt_id=f"x{n}", tags=[], policy="b", against="a", p=0.9, verdicts=[], judge="j")
+        for n in range(9)
+    ]
+    (a.path / "eval").mkdir()
+    write_rows(a.path / "eval/comparisons.jsonl", rows)
+    policies = [{"name": "a", "model": "gone"}, {"name": "b", "model": folder_fingerprint(model)}]
+    (a.path / "eval/made_from.json").write_text(json.dumps({"made_from": {"policies": policies}}))
+    assert pair_of(compare_runs([a, b])).wins[0].directly
+    (model / "config.json").write_text('{"trained": "anew"}')
+    found = compare_runs([a, b])
+    assert not pair_of(found).wins[0].directly
+    assert "a and b: a policy was trained anew since `cai eval a`, which is left aside; evaluate again" in found.notes
+
+
+def test_runs_that_share_no_prompt_are_told_each_on_its_own_and_nothing_is_claimed_of_both(tmp_path: Path) -> None:
+    def idle(prompt_id: str, drawn: str) -> str:  # `calm` leaves answers as they are
+        return "the draft of it all" if drawn == "calm" else as_ever(prompt_id, drawn)
+
+    a = make_run(tmp_path / "a", BOTH, idle, prompts=60, labels=lambda i: 0.8)
+    b = make_run(tmp_path / "b", BOTH, lambda i, drawn: words(i, 30), prompts=30, prefix="q", labels=lambda i: 0.6)
+    found = compare_runs([a, b])
+    pair = pair_of(found)
+    assert (pair.shared, pair.figures, pair.wins, pair.labels, pair.examples) == (0, [], [], None, [])
+    alone = {figure.name: figure for figure in pair.unpaired}
+    words_of = alone["last revision, words"]
+    assert (words_of.b, words_of.n_a, words_of.n_b) == (30, 60, 30)
+    assert alone["label, P of the preferred"].a == pytest.approx(0.8)
+    calm = principle(found, "calm")
+    assert calm.effects == {} and calm.a is not None
+    assert calm.a.means["changed"] == 0 and calm.a.against_others["changed"].established
+    assert found.findings[-1] == "no prompt is shared: what differs between the runs may be their prompts"
+    assert any("calm beside the other principles of A" in line for line in found.findings)
+    assert not any("B − A" in line for line in found.findings)
+    comparison_report(together(found, [a, b]))
+
+
+def test_only_answers_that_differ_are_examples_of_a_change(tmp_path: Path) -> None:
+    a = make_run(tmp_path / "a", BOTH, as_ever)
+    b = make_run(tmp_path / "b", BOTH, lambda i, drawn: as_ever(i, drawn) + (" more" if i == "p7" else ""))
+    assert [example.prompt_id for example in pair_of(compare_runs([a, b])).examples] == ["p7"]
+
+
+def test_prompts_that_would_settle_a_difference_from_controls_are_not_said_to_meet_the_principle(
+    tmp_path: Path,
+) -> None:
+    def noisy(prompt_id: str, drawn: str) -> str:  # another model; the reworded principle adds next to nothing
+        number = int(prompt_id[1:])
+        return words(f"{prompt_id} {drawn}", 19 + number % 3 + (drawn == "short" and number % 2))
+
+    a = make_run(tmp_path / "a", BOTH, as_ever)
+    b = make_run(tmp_path / "b", principles("calm", "plain", "short", short="Keep it short."), noisy)
+    found = compare_runs([a, b])
+    assert principle(found, "short").controls
+    [line] = [line for line in found.findings if "no effect of a principle" in line]
+    assert line.endswith("prompts in all, with controls")
+
+
 def test_all_ties_establish_nothing(tmp_path: Path) -> None:
     a = make_run(tmp_path / "a", BOTH, as_ever, evaluation=lambda i: 0.5)
     b = make_run(tmp_path / "b", BOTH, as_ever, evaluation=lambda i: 0.5)
@@ -229,6 +293,8 @@ def test_a_lock_of_an_older_form_and_a_missing_constitution_are_told(tmp_path: P
     assert {f.name for f in pair_of(found).figures} >= {"answer after, words"}
     assert not {f.name for f in pair_of(found).figures} & {"win rate of after", "mean p(after better)"}
     comparison_report(together(found, [a, b]))
+    b.lock_json.write_text("{}")
+    assert pair_of(compare_runs([a, b])).settings is None
 
 
 def test_several_runs_are_each_compared_with_the_first(tmp_path: Path) -> None:
