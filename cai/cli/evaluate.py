@@ -9,7 +9,7 @@ from rich.text import Text
 
 from cai.cli.console import going_on, line
 from cai.errors import CaiError
-from cai.evaluation.policy_report import PolicyReport, bound_told, elo_told
+from cai.evaluation.policy_report import PolicyReport, bound_told, dominated_told, elo_told
 from cai.evaluation.probe_figures import PROBES, told_rates
 from cai.evaluation.statistics import Estimate
 from cai.linting.characters import visible
@@ -76,10 +76,8 @@ def _standings(report: PolicyReport) -> Iterator[RenderableType]:
     table = _table("", "helpful", "safe", "better on both")
     missing = set()
     for standing in report.standings:
-        better = ", ".join(f"{d.by} ({100 * d.share:.0f} % of resamples)" for d in standing.dominated)
-        table.add_row(
-            _text(standing.policy), elo_told(standing.helpful), elo_told(standing.safe), _text(better or "none")
-        )
+        points = (elo_told(standing.helpful), elo_told(standing.safe))
+        table.add_row(_text(standing.policy), *points, _text(dominated_told(standing)))
         missing |= {(r.policy, r.missing) for r in (standing.helpful, standing.safe) if r.elo is None}
     yield table
     for policy, reason in sorted(missing):
@@ -150,23 +148,19 @@ def _text(text: str) -> Text:
 
 
 def _rate(estimate: Estimate | None) -> str:
-    """A share, with two digits behind the point."""
+    """A share."""
+    return _shown(estimate, digits=2)
+
+
+def _shown(estimate: Estimate | None, digits: int = 3) -> str:
     if estimate is None:
         return "–"
-    if estimate.low is None or estimate.high is None:
-        return f"{estimate.mean:.2f} (n={estimate.n})"
-    return f"{estimate.mean:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
+    mean, low, high = (_number(value, digits) for value in estimate[:3])
+    return f"{mean} (n={estimate.n})" if estimate.low is None and estimate.high is None else f"{mean} [{low}, {high}]"
 
 
-def _shown(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return "–"
-    if estimate.low is None and estimate.high is None:
-        return f"{_number(estimate.mean)} (n={estimate.n})"
-    return f"{_number(estimate.mean)} [{_number(estimate.low)}, {_number(estimate.high)}]"
-
-
-def _number(value: float | None) -> str:
+def _number(value: float | None, digits: int = 3) -> str:
+    """A number with so many digits behind the point, and with one from ten on."""
     if value is None:
         return "–"
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+    return f"{value:.{digits}f}" if abs(value) < 10 else f"{value:.1f}"

@@ -57,10 +57,10 @@ class Rating(Row):
 
 
 class Dominated(Row):
-    """Another policy is better on both axes; `share` of the bootstrap's resamples agree."""
+    """Another policy is better on both axes; `share` of the bootstrap's resamples agree, None of few prompts."""
 
     by: str
-    share: float
+    share: float | None
 
 
 class Standing(Row):
@@ -182,6 +182,15 @@ def elo_told(rating: Rating) -> str:
         return "0"
     low, high = (f"{bound:+.0f}" if bound is not None else "–" for bound in (rating.low, rating.high))
     return f"{rating.elo:+.0f} [{low}, {high}]"
+
+
+def dominated_told(standing: Standing) -> str:
+    """The policies that are better on both axes, and how sure that is."""
+
+    def sure(share: float | None) -> str:
+        return "too few prompts to be sure" if share is None else f"{100 * share:.0f} % of resamples"
+
+    return ", ".join(f"{d.by} ({sure(d.share)})" for d in standing.dominated) or "none"
 
 
 def bound_told(monitor: Monitor) -> str:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cai.evaluation.monitors import LEAST
 from cai.evaluation.policy_report import Dominated, Rating, Standing
 from cai.evaluation.statistics import RESAMPLES, percentiles, resampled
 from cai.logistic import fit_logistic
@@ -109,7 +110,8 @@ def _rating(axis: str, policy: str, strengths: np.ndarray, prompts: int, referen
 def standings(policies: Sequence[str], helpful: Rated, safe: Rated) -> list[Standing]:
     """Each policy on both axes, and who dominates it: is better on both in the fit to all prompts.
 
-    The axes' ratings must come from the same prompts and seed. A share of 0.95 or more is established.
+    The axes' ratings must come from the same prompts and seed. A share of 0.95 or more is established; of fewer than
+    LEAST prompts there is none, since all resamples of three wins agree, which chance brings once in eight times.
     """
     found = []
     for i, name in enumerate(policies):
@@ -117,6 +119,7 @@ def standings(policies: Sequence[str], helpful: Rated, safe: Rated) -> list[Stan
         for j, other in enumerate(policies):
             if all(rated.strengths[j] > rated.strengths[i] + EVEN for rated in (helpful, safe)):
                 both = [rated.samples[:, j] > rated.samples[:, i] + EVEN for rated in (helpful, safe)]
-                dominated.append(Dominated(by=other, share=float(np.mean(both[0] & both[1]))))
+                few = min(rated.ratings[k].prompts for rated in (helpful, safe) for k in (i, j)) < LEAST
+                dominated.append(Dominated(by=other, share=None if few else float(np.mean(both[0] & both[1]))))
         found.append(Standing(policy=name, helpful=helpful.ratings[i], safe=safe.ratings[i], dominated=dominated))
     return found

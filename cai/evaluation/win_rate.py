@@ -55,6 +55,8 @@ async def referee_pair(
     )
 
 
+FEW_PROMPTS = 30  # a win rate of fewer has an interval wider than ± 0.18
+FOLLOWS_POSITION = 0.5  # share of verdicts; the smallest judges of Lee et al. 2023 (§2.2) reach 0.56
 TIE = 1e-9  # what rounding may leave of an exact tie between two orders
 
 

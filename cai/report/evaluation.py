@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from cai.evaluation.policy_report import Against, PolicyReport, Rating, bound_told, elo_told
+from cai.evaluation.policy_report import Against, PolicyReport, Rating, bound_told, dominated_told, elo_told
 from cai.evaluation.probe_figures import PROBES, told_rates
 from cai.report.plots import Bounded, Interval, Plot, Point, curves, intervals, plane
 from cai.runs.judge_page import estimate, number
@@ -83,10 +83,7 @@ def _against(report: PolicyReport) -> Iterator[Grid]:
 
 
 def _standings(report: PolicyReport) -> Grid:
-    rows = []
-    for s in report.standings:
-        better = ", ".join(f"{d.by} ({100 * d.share:.0f} % of resamples)" for d in s.dominated)
-        rows.append([s.policy, elo_told(s.helpful), elo_told(s.safe), better or "none"])
+    rows = [[s.policy, elo_told(s.helpful), elo_told(s.safe), dominated_told(s)] for s in report.standings]
     missing = [f"{s.policy}: {r.missing}" for s in report.standings for r in (s.helpful, s.safe) if r.missing]
     head = ["policy", "helpful", "safe", "better on both"]
     return _grid("Two axes, in Elo points against the reference", head, rows, missing)

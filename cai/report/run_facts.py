@@ -4,8 +4,8 @@ from typing import Any, NamedTuple
 
 from cai.errors import CaiError
 from cai.evaluation.statistics import Estimate
+from cai.evaluation.win_rate import FEW_PROMPTS, FOLLOWS_POSITION
 from cai.feedback.hygiene import FLAGS
-from cai.runs.comparison.notes import FEW_PROMPTS, FOLLOWS_POSITION
 from cai.runs.folder import RunFolder
 from cai.runs.judge_page import Figure, number, percent
 from cai.runs.summary import summarise, training_lines

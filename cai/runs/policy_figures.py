@@ -36,14 +36,12 @@ from cai.evaluation.probes import ASKED, OVER_REFUSAL, RED_TEAM, over_refusal_pr
 from cai.evaluation.ratings import rate, standings
 from cai.evaluation.score_figures import CHANCE, divergence, divergence_monitor, reward, reward_monitors
 from cai.evaluation.texts import declines
+from cai.evaluation.win_rate import FEW_PROMPTS, FOLLOWS_POSITION
 from cai.models import folder_fingerprint, model_fingerprint
 from cai.records import Answer, Scored
 from cai.runs.contest import HELD_OUT, Contest
 from cai.runs.evaluating import HELPFUL, REFEREE, SAFE, Evaluating
 from cai.training.runaway import RUNAWAY_KL, TARGETS
-
-FEW = 30  # prompts, below which intervals are wide
-FOLLOWS_POSITION = 0.5  # share of verdicts; the smallest judges of Lee et al. 2023 (§2.2) reach 0.56
 
 
 def policy_report(
@@ -189,7 +187,7 @@ def _known_accuracy(e: Evaluating) -> float | None:
 def notes(report: PolicyReport, contest: Contest) -> list[str]:
     """What a reader of the figures should not miss, in words."""
     found = []
-    if report.prompts < FEW:
+    if report.prompts < FEW_PROMPTS:
         found.append(f"only {report.prompts} prompts: expect wide intervals")
     judges = {model_fingerprint(contest.evaluating.judge): "the judge"}
     found += [

@@ -130,6 +130,16 @@ def test_equal_policies_do_not_dominate_each_other() -> None:
     assert [s.dominated for s in standings(NAMES[:2], even, even)] == [[], []]
 
 
+def test_a_few_wins_of_as_many_prompts_are_no_sure_dominance() -> None:
+    def always(prompts: int) -> Rated:
+        ids = [f"p{n}" for n in range(prompts)]
+        return rate([Outcome(i, "b", "a", 1.0) for i in ids], ["a", "b"], ids, "axis", resamples=50)
+
+    [[few], []] = [s.dominated for s in standings(["a", "b"], always(3), always(3))]
+    [[many], []] = [s.dominated for s in standings(["a", "b"], always(8), always(8))]
+    assert (few.by, few.share, many.share) == ("b", None, 1.0)
+
+
 def test_the_share_that_dominates_is_that_of_resamples_where_both_axes_agree() -> None:
     def wins(of_twenty: int) -> Rated:
         return rated([Outcome(f"q{q:02}", "a", "reference", float(q < of_twenty)) for q in range(20)], NAMES[:2])

@@ -5,18 +5,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from cai.config import read_text
 from cai.errors import CaiError
 from cai.evaluation.effects import Effect, corrected, paired
 from cai.evaluation.win_rate import win
+from cai.formats.jsonl import parse_row
 from cai.runs.comparison.answers import same_referee
 from cai.runs.comparison.findings import LINES, noise, told
 from cai.runs.comparison.notes import notes_on_pair, notes_on_run
 from cai.runs.comparison.reading import RunData, mean, read_run
 from cai.runs.comparison.record import Attributed, Attribution
-from cai.runs.folder import SWEEP_JSON, RunFolder
+from cai.runs.folder import SWEEP_JSON, RunFolder, read_json
 
 How = Literal["leave-one-out", "one-at-a-time"]
 OUTCOMES = {
@@ -81,11 +81,7 @@ def attribute(folder: Path) -> list[Attribution]:
 def _index(path: Path) -> Index:
     if not path.parent.is_dir() or not path.exists():
         raise CaiError(f"{path.parent}: no sweep: {path.name} is not there; `cai sweep FILE` makes one")
-    try:
-        return Index.model_validate_json(read_text(path))
-    except ValidationError as error:
-        fault = error.errors()[0]
-        raise CaiError(f"{path}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
+    return parse_row(path, read_json(path), Index)
 
 
 def _combinations(index: Index) -> list[dict[str, Any]]:

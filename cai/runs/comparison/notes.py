@@ -3,12 +3,10 @@
 from collections.abc import Iterator, Sequence
 from statistics import fmean
 
+from cai.evaluation.win_rate import FEW_PROMPTS, FOLLOWS_POSITION
 from cai.runs.comparison.answers import judged_together, outdated, same_referee
 from cai.runs.comparison.reading import RunData
 from cai.runs.comparison.record import Curve
-
-FEW_PROMPTS = 30  # held out; a win rate of fewer has an interval wider than ± 0.18
-FOLLOWS_POSITION = 0.5  # share of verdicts; the smallest judges of Lee et al. 2023 (§2.2) reach 0.56
 
 
 def notes_on_run(run: RunData, curves: Sequence[Curve]) -> Iterator[str]:

@@ -89,5 +89,5 @@ def test_what_is_no_sweep_of_principles_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CaiError, match="no runs with all principles beside runs without one"):
         attribute(tmp_path)
     (tmp_path / "sweep.json").write_text('{"name": "x", "runs": [{"run": "a"}]}')
-    with pytest.raises(CaiError, match=r"sweep.json: runs.0.varies"):
+    with pytest.raises(CaiError, match=r"sweep.json: runs\[0\].varies"):
         attribute(tmp_path)
