@@ -13,6 +13,8 @@
 Model text reaches a template only as the value of a variable, so it is never itself a template.
 """
 
+import itertools
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,15 @@ VARIABLES = {
 BLOCKS = {"judge": {"question", "answer", "verdict"}, "finds": {"question", "answer"}}
 OF_RUNS = ("critique", "revise", "judge")
 OF_TESTS = (*OF_RUNS, "finds")
+SAMPLE: dict[str, Any] = {
+    "principle": Principle(id="sample", critique="What is wrong?", revision="Mend it.", judge="Which is better?"),
+    "round": 1,
+    "request": "Why do cats purr?",
+    "critique": "It is too long.",
+    "conversation": [Message(role="user", content="Why do cats purr?")],
+    "options": {"A": "They are content.", "B": "Nobody knows."},
+    "answer": "They are content.",
+}
 
 
 class FewShot(config.Section):
@@ -57,7 +68,8 @@ class FewShot(config.Section):
 class Templates:
     """A folder of templates, those with the given names checked when it is read.
 
-    Raises: CaiError for a missing file, a syntax error or an unknown variable, with file and line.
+    Raises: CaiError for a missing file, a syntax error, an unknown variable or an error in rendering, with file and
+    line.
     """
 
     def __init__(self, folder: Path, names: Sequence[str] = OF_RUNS) -> None:
@@ -72,6 +84,8 @@ class Templates:
         few_shot = folder / "few_shot.yaml"
         self.few_shot = config.load(few_shot, FewShot) if few_shot.exists() else FewShot()
         self._templates = {name: self._checked(name) for name in names}
+        for name in names:
+            self._tried(name)
 
     @property
     def fingerprint(self) -> str:
@@ -130,12 +144,26 @@ class Templates:
             raise CaiError(f"{path}: the block '{min(missing)}' is missing; expected {', '.join(sorted(expected))}")
         return template
 
+    def _tried(self, name: str) -> None:
+        """Render a template once, so that what is wrong within it is told before anything is paid for."""
+        blocks: list[str | None] = [*sorted(BLOCKS.get(name, ()))] or [None]
+        for block, thinking in itertools.product(blocks, (False, True)):
+            values = SAMPLE | {"thinking": thinking}
+            self._render(name, {key: values[key] for key in VARIABLES[name]}, block)
+
     def _render(self, name: str, values: dict[str, Any], block: str | None = None) -> str:
         template = self._templates[name]
+        render = template.root_render_func if block is None else template.blocks[block]
         try:
-            if block is None:
-                return template.render(values).strip()
-            return "".join(template.blocks[block](template.new_context(values))).strip()
-        except jinja2.TemplateError as error:
-            path = self.folder / f"{name}.jinja"
-            raise CaiError(f"{path}: {error.message or error}") from error
+            return "".join(render(template.new_context(values))).strip()
+        except Exception as error:  # a template may do whatever an expression of Python's can
+            said = f"no template is named '{error.name}'" if isinstance(error, jinja2.TemplateNotFound) else str(error)
+            raise CaiError(f"{self._place(name, error)}: {said}") from error
+
+    def _place(self, name: str, error: Exception) -> str:
+        """The file and line that an error comes from."""
+        place = str(self.folder / f"{name}.jinja")
+        for frame, line in traceback.walk_tb(error.__traceback__):
+            if (template := frame.f_globals.get("__jinja_template__")) is not None:
+                place = f"{self.folder / template.name}.jinja:{template.get_corresponding_lineno(line)}"
+        return place

@@ -30,6 +30,21 @@ def folder(tmp_path: Path) -> Path:
         ("revise", "a\n\n{% if %}", "revise.jinja:3: not a valid template"),
         ("judge", "{% block question %}{{ principle.judge }}{% endblock %}", "the block 'answer' is missing"),
         ("finds", "{% block answer %}Reply:{% endblock %}", "finds.jinja: the block 'question' is missing"),
+        (
+            "critique",
+            "a\n{{ principle.critque }}",
+            "critique.jinja:2: 'cai.constitution.Principle object' has no attribute",
+        ),
+        ("revise", "a\n\n{{ principle.__class__.__mro__ }}", "revise.jinja:3: access to attribute '__class__'"),
+        ("revise", "{% if true %}\n{{ round + request }}\n{% endif %}", "revise.jinja:2: unsupported operand"),
+        ("critique", "a\n{% include 'frame' %}", "critique.jinja:2: no template is named 'frame'"),
+        ("critique", "{{ request | nofilter }}", "critique.jinja:1: not a valid template: No filter named"),
+        (
+            "judge",
+            "{% block question %}{% if thinking %}\n{{ options.C.text }}{% endif %}{% endblock %}\n"
+            "{% block answer %}{% endblock %}{% block verdict %}{% endblock %}",
+            "judge.jinja:2: ",
+        ),
         ("finds", "{{ options }}", "finds.jinja:1: unknown variable 'options'; this template sees answer, critique"),
     ],
 )
@@ -40,13 +55,16 @@ def test_a_bad_template_is_refused_when_it_is_read(folder: Path, name: str, text
     assert expected in str(caught.value)
 
 
-def test_a_missing_template_and_an_unknown_field_are_named(folder: Path, harmless: Constitution) -> None:
-    (folder / "critique.jinja").write_text("{{ principle.critque }}", encoding="utf-8")
-    with pytest.raises(CaiError, match=r"critique\.jinja: .*critque"):
-        Templates(folder).critique(harmless.principles[0], 1, "question")
+def test_a_missing_template_is_named(folder: Path) -> None:
     (folder / "judge.jinja").unlink()
     with pytest.raises(CaiError, match=r"judge\.jinja: no such file"):
         Templates(folder)
+
+
+def test_an_error_that_only_some_texts_bring_names_the_line(folder: Path, harmless: Constitution) -> None:
+    (folder / "revise.jinja").write_text("Again.\n{{ critique.strip() }}", encoding="utf-8")
+    with pytest.raises(CaiError, match=r"revise\.jinja:2: 'None' has no attribute 'strip'"):
+        Templates(folder).revise(harmless.principles[0], 1, "question", None)
 
 
 def test_what_only_tests_of_principles_ask_is_nothing_to_a_run(folder: Path) -> None:
@@ -55,12 +73,6 @@ def test_what_only_tests_of_principles_ask_is_nothing_to_a_run(folder: Path) -> 
     assert Templates(folder).fingerprint == before
     with pytest.raises(CaiError, match=r"finds\.jinja: no such file"):
         Templates(folder, OF_TESTS)
-
-
-def test_a_template_cannot_reach_out_of_its_sandbox(folder: Path, harmless: Constitution) -> None:
-    (folder / "critique.jinja").write_text("{{ principle.__class__.__mro__ }}", encoding="utf-8")
-    with pytest.raises(CaiError, match="unsafe"):
-        Templates(folder).critique(harmless.principles[0], 1, "question")
 
 
 @given(st.text())
