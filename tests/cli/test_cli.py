@@ -4,8 +4,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from cai.cli.main import main
+from cai.cli.main import app, main
 from cai.runs.pipeline import execute
 from tests.conftest import ROOT, scripted, write_workspace
 
@@ -38,6 +39,13 @@ def test_help_imports_nothing_heavy() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "Usage: cai" in result.stdout
     assert result.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("group", [["models"]])
+def test_what_a_command_does_is_listed_whole_at_80_columns(group: list[str]) -> None:
+    listed = CliRunner().invoke(app, [*group, "--help"], env={"COLUMNS": "80"}).output.partition("Commands:\n")[2]
+    assert listed
+    assert all(line.endswith(".") and not line.endswith("..") for line in listed.splitlines())
 
 
 def test_a_run_is_carried_out_shown_listed_and_compared(
@@ -95,6 +103,16 @@ def test_a_mistake_is_told_in_words_with_status_2(
     err = capsys.readouterr().err
     assert expected in err
     assert "Traceback" not in err
+
+
+def test_what_an_error_quotes_of_a_file_cannot_steer_the_terminal(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (workspace / "bad.yaml").write_text('name: x\nprinciples: [{id: "\\e[2Jx", "\\e[31mjudge": j}]', encoding="utf-8")
+    assert cai(monkeypatch, "constitution", "show", workspace / "bad.yaml") == 2
+    err = capsys.readouterr().err
+    assert "principles[0] ('\\x1b[2Jx').\\x1b[31mjudge: unknown key" in err
+    assert "\x1b" not in err
 
 
 def test_an_unknown_stage_names_the_known_ones(
