@@ -15,11 +15,15 @@ A row is one of the forms below; `p` (1), `weight` (1), `tags` and `id` are opti
     openai-preference   {"input", "preferred_output", "non_preferred_output"} (cai/formats/openai_chat.py)
     alpaca-eval         {"instruction", "output_1", "output_2", "preference"} (cai/formats/alpaca_eval.py)
     annotated-pairs     {"metadata", "annotators", "comparisons"} (cai/formats/annotated_pairs.py)
-    kto                 {"prompt", "completion", "label"}: good and bad answers that stand next to each other
+    kto                 {"prompt", "completion", "label"}: every good with every bad answer to a prompt
 """
 
 import itertools
+import json
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +50,7 @@ from cai.formats.forms import (
 from cai.formats.jsonl import parse_row
 from cai.formats.options import option_pairs
 from cai.formats.transcripts import is_transcript, turns
+from cai.hashing import fingerprint
 from cai.odds import sigmoid
 from cai.records import LeftOut, Messages, Preference, Ranking
 
@@ -74,8 +79,8 @@ def iter_preferences(path: Path, seen: Seen | None = None) -> Iterator[Preferenc
 
 
 def preference_rows(path: Path) -> Iterator[tuple[Place, RowOfFile]]:
-    """The rows of a file; those of documents one by one, and good and bad answers to one prompt together."""
-    return _together(single_rows(path))
+    """The rows of a file; those of documents one by one, and good and bad answers to one prompt joined."""
+    return _joined(single_rows(path))
 
 
 def single_rows(path: Path) -> Iterator[tuple[Place, RowOfFile]]:
@@ -113,28 +118,35 @@ def row_responses(place: Place, value: RowOfFile) -> list[str]:
     return responses
 
 
-def _together(placed: Iterator[tuple[Place, RowOfFile]]) -> Iterator[tuple[Place, RowOfFile]]:
-    """Rows of trl's unpaired preferences joined, where neighbours have the same prompt; others as they are.
+def _joined(placed: Iterator[tuple[Place, RowOfFile]]) -> Iterator[tuple[Place, RowOfFile]]:
+    """Rows of trl's unpaired preferences joined by their prompt, wherever in the file they stand; others as they are.
 
-    https://huggingface.co/docs/trl/dataset_formats#unpaired-preference
+    https://huggingface.co/docs/trl/dataset_formats#unpaired-preference. The joined ones come last, in the order of
+    their first rows; until then they wait in a temporary database, which lies on disk as soon as it is large.
     """
-
-    def prompt(row: tuple[Place, RowOfFile]) -> object:
-        place, value = row
-        is_unpaired = "completion" in value and "label" in value
-        return (row_prompt(place, value), value.get("id")) if is_unpaired else object()  # equal to nothing else
-
-    for _, group in itertools.groupby(placed, prompt):
-        (place, value), *more = group
-        if "completion" not in value or "label" not in value:
-            yield place, value
-            continue
-        same = [(place, value), *more]
-        if wrong := next((p for p, row in same if not isinstance(row["label"], bool)), None):
-            raise CaiError(f"{wrong}: label: expected true or false")
-        answers = [(row["label"], _answer(p, "completion", row["completion"])) for p, row in same]
-        good = [answer for is_good, answer in answers if is_good]
-        yield place, {**value, "good": good, "bad": [answer for is_good, answer in answers if not is_good]}
+    with closing(sqlite3.connect("")) as waiting:
+        waiting.execute("CREATE TABLE answers (number INTEGER PRIMARY KEY, prompt, good, answer, file, at, row)")
+        for place, value in placed:
+            if "completion" not in value or "label" not in value:
+                yield place, value
+                continue
+            if not isinstance(value["label"], bool):
+                raise CaiError(f"{place}: label: expected true or false, found {found(value['label'])}")
+            answer = value["label"], _answer(place, "completion", value["completion"])
+            kept = (fingerprint(row_prompt(place, value)), *answer, str(place.path), place.at)
+            row = json.dumps(value, default=str)  # what JSON does not know is in fields that are not read
+            waiting.execute("INSERT INTO answers VALUES (NULL, ?, ?, ?, ?, ?, ?)", (*kept, row))
+        by_prompt = waiting.execute(
+            "SELECT min(number) OVER (PARTITION BY prompt) AS first, good, answer, file, at, row FROM answers "
+            "ORDER BY first, number"
+        )
+        for _, group in itertools.groupby(by_prompt, key=itemgetter(0)):
+            answers = list(group)
+            has_both = len({good for _, good, *_ in answers}) == 2
+            for same in [answers] if has_both else [[answer] for answer in answers]:
+                good, bad = ([text for _, is_good, text, *_ in same if is_good == kind] for kind in (True, False))
+                *_, file, at, row = same[0]
+                yield Place(Path(file), at), {**json.loads(row), "good": good, "bad": bad}
 
 
 def _whole(place: Place, value: RowOfFile) -> Read:
@@ -166,7 +178,7 @@ def _options(place: Place, value: RowOfFile) -> Read:
 def _good_and_bad(place: Place, value: RowOfFile) -> Read:
     pairs = list(itertools.product(value["good"], value["bad"]))
     if not pairs:
-        return "no answer of the other label beside it: a pair needs a good and a bad one to the same prompt"
+        return "no answer of the other label to its prompt: a pair needs a good and a bad one"
     return [_fields(place, value, row_prompt(place, value), *pair) for pair in pairs]
 
 
@@ -216,13 +228,14 @@ def _fields(place: Place, value: RowOfFile, messages: Messages, chosen: str, rej
 OPTIONS = (*LABEL, "text_correct", "text_incorrect")
 CONVERSATION = tuple(cai_conversation.Row.__annotations__)
 PAIR = (*LABEL, "prompt", "messages", "score_chosen", "score_rejected")
+KTO = "every good answer with every bad one to the same prompt; these count as one row"
 
 FORMS = (
     Form("cai", ("prompt_id", "messages", "chosen", "rejected", "p", "source"), _whole, (*Preference.model_fields,)),
     Form("cai-ranking", ("prompt_id", "messages", "responses", "strengths"), _judged_ranking, (*Ranking.model_fields,)),
     Form("responses", ("prompt|messages", "responses"), _ranking, LABEL, plain=True),
     Form("correct-incorrect", ("prompt", "corrects", "incorrects"), _options, OPTIONS),
-    Form("kto", ("prompt|messages", "completion", "label"), _good_and_bad, (*LABEL, "good", "bad")),
+    Form("kto", ("prompt|messages", "completion", "label"), _good_and_bad, (*LABEL, "good", "bad"), note=KTO),
     Form("openai-preference", ("input", "preferred_output", "non_preferred_output"), openai_chat.read_pair),
     Form("alpaca-eval", ("instruction", "output_1", "output_2"), alpaca_eval.read_pair, alpaca_eval.ALSO),
     Form(

@@ -169,29 +169,35 @@ def test_a_field_that_is_nearly_one_of_ours_is_a_mistake_and_another_is_counted(
         list(iter_preferences(written(tmp_path, row, {**row, "weights": 2})))
 
 
-def test_good_and_bad_answers_to_one_prompt_beside_each_other_are_its_pairs(tmp_path: Path) -> None:
+def test_good_and_bad_answers_to_one_prompt_are_its_pairs_wherever_they_stand(tmp_path: Path) -> None:
     def rated(prompt: str, completion: str, label: bool) -> dict[str, Any]:
         return {"prompt": prompt, "completion": completion, "label": label}
 
     rows = [
-        rated("Why?", "so", True),
         rated("Why?", "no", False),
-        rated("Why?", "nah", False),
         rated("How?", "x", True),
+        rated("Why?", "so", True),
+        rated("How?", "y", True),
+        {"prompt": "Who?", "chosen": "me", "rejected": "you"},
+        rated("Why?", "nah", False),
     ]
-    *pairs, alone = iter_preferences(written(tmp_path, *rows))
-    assert [(p.chosen, p.rejected) for p in pairs if isinstance(p, Preference)] == [("so", "no"), ("so", "nah")]
-    assert isinstance(alone, LeftOut)
-    assert (alone.stage, alone.reason[:33]) == ("rows.jsonl:4", "no answer of the other label besi")
+    seen = Seen()
+    found = list(iter_preferences(written(tmp_path, *rows), seen))
+    pairs = [(p.chosen, p.rejected) for p in found if isinstance(p, Preference)]
+    assert pairs == [("me", "you"), ("so", "no"), ("so", "nah")]
+    alone = [(row.stage, row.reason[:34]) for row in found if isinstance(row, LeftOut)]
+    assert alone == [(f"rows.jsonl:{line}", "no answer of the other label to it") for line in (2, 4)]
+    assert seen.forms == {"pair": 1, "kto": 3}
+
+    del rows[4]
     seen = Seen()
     prompts = [p.messages for p in iter_prompts(written(tmp_path, *rows), seen) if isinstance(p, Prompt)]
     assert prompts == [[user("Why?")], [user("How?")]]
-    assert seen.unread == {"completion": 4, "label": 4}
+    assert seen.unread == {"completion": 5, "label": 5}
     answers = list(iter_completions(written(tmp_path, *rows)))
-    assert [(a.completion if isinstance(a, Demonstration) else a.reason) for a in answers] == [
-        "so", "the answer is labelled as a bad one", "the answer is labelled as a bad one", "x",
-    ]  # fmt: skip
-    with pytest.raises(CaiError, match=r"rows\.jsonl:2: label: expected true or false"):
+    bad = "the answer is labelled as a bad one"
+    assert [(a.completion if isinstance(a, Demonstration) else a.reason) for a in answers] == [bad, "x", "so", "y", bad]
+    with pytest.raises(CaiError, match=r"rows\.jsonl:2: label: expected true or false, found 'no'"):
         list(iter_preferences(written(tmp_path, rows[0], {**rows[1], "label": "no"})))
 
 
