@@ -15,6 +15,7 @@ from cai.evaluation.effects import Effect
 from cai.linting.characters import visible
 from cai.report.comparison import comparison_report, together
 from cai.runs.comparison.compare import compare_runs
+from cai.runs.comparison.curves import by_kind
 from cai.runs.comparison.findings import number
 from cai.runs.comparison.record import (
     Curve,
@@ -184,7 +185,7 @@ def _labels(pair: PairComparison) -> str:
     if found.agreement is None:
         return "the runs labelled no pair in common: their samples differ"
     agreed, apart = found.agreement, found.mean_difference or 0.0
-    interval = "" if agreed.low is None or agreed.high is None else f" [{agreed.low:.2f}, {min(1.0, agreed.high):.2f}]"
+    interval = "" if agreed.low is None or agreed.high is None else f" [{agreed.low:.2f}, {agreed.high:.2f}]"
     kappa = "κ undefined" if agreed.kappa is None else f"κ {agreed.kappa:.2f}{interval}"
     same = f"the same winner in {100 * agreed.observed:.0f} % of {found.pairs} pairs"
     return f"{same}, {kappa}; p differs by {apart:.3f} on average"
@@ -210,10 +211,7 @@ def _texts(parts: dict[str, str]) -> Iterator[RenderableType]:
 
 def _curves(curves: Sequence[Curve], letters: Sequence[str]) -> Iterator[RenderableType]:
     """The runs' curves of one kind of stage under each other, drawn to one scale."""
-    kinds: dict[tuple[str, str], list[Curve]] = {}
-    for curve in curves:
-        if curve.values:
-            kinds.setdefault((curve.stage.partition("-")[2] or curve.stage, curve.name), []).append(curve)
+    kinds = by_kind(curves)
     if not kinds:
         return
     yield _bold("\nTraining, update by update")

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
-from cai.evaluation.statistics import Z
+from cai.evaluation.statistics import wilson
 from cai.evaluation.win_rate import win
 
 
@@ -26,8 +26,8 @@ def agreement(a: Sequence[float], b: Sequence[float]) -> Agreement | None:
 
     Every pair is read from both sides: which answer stands first says nothing, and if it were the better one in every
     row of a file, chance agreement would be 1 and κ undefined. Without ties chance agreement is then exactly one
-    half, and κ = 2 · observed − 1. The interval is κ ± 1.96 standard errors √(p_o (1 − p_o) / n) / (1 − p_e)
-    (Cohen 1960, Educ. Psychol. Meas. 20, eq. 7).
+    half, and κ = 2 · observed − 1. The interval is that of the observed share by Wilson, on the scale of κ: Cohen's own
+    (1960, Educ. Psychol. Meas. 20, eq. 7) takes κ = 1 of two pairs for certain.
     """
     if not a:
         return None
@@ -37,8 +37,8 @@ def agreement(a: Sequence[float], b: Sequence[float]) -> Agreement | None:
     by_chance, kappa = chance_agreement(*both), cohen_kappa(*both)
     if kappa is None:
         return Agreement(len(first), observed, None, None, None)
-    margin = Z * (observed * (1 - observed) / len(first)) ** 0.5 / (1 - by_chance)
-    return Agreement(len(first), observed, kappa, kappa - margin, kappa + margin)
+    low, high = ((bound - by_chance) / (1 - by_chance) for bound in wilson(observed, len(first)))
+    return Agreement(len(first), observed, kappa, low, high)
 
 
 def cohen_kappa(a: Sequence[Hashable], b: Sequence[Hashable]) -> float | None:

@@ -12,8 +12,9 @@ from cai.report.examples import Examples
 from cai.report.html import report
 from cai.report.plots import COMPARED, Interval, Plot, Tile, curves, effect_map, intervals
 from cai.report.table import Detail, Table
+from cai.runs.comparison.curves import by_kind
 from cai.runs.comparison.findings import number, told
-from cai.runs.comparison.record import OUTCOMES, Curve, PairComparison, PrincipleComparison, RunComparison, Wins
+from cai.runs.comparison.record import OUTCOMES, PairComparison, PrincipleComparison, RunComparison, Wins
 from cai.runs.folder import RunFolder
 
 CURVES = {
@@ -162,12 +163,8 @@ def _tile(e: Effect | None) -> Tile | None:
 
 def _curve_plots(c: RunComparison) -> list[Plot]:
     """The runs' curves of one kind of stage in one plot each."""
-    kinds: dict[tuple[str, str], list[Curve]] = {}
-    for curve in c.curves:
-        if curve.values:
-            kinds.setdefault((curve.stage.partition("-")[2] or curve.stage, curve.name), []).append(curve)
     plots = []
-    for (stage, name), group in kinds.items():
+    for (stage, name), group in by_kind(c.curves).items():
         series = {}
         for curve in group:
             letter = c.runs[curve.run].letter

@@ -3,6 +3,7 @@ import itertools
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from cai.evaluation.agreement import agreement, cohen_kappa
 
@@ -69,9 +70,16 @@ def test_without_ties_chance_is_one_half_even_if_the_better_answer_always_stands
     found = agreement([0.9] * 30 + [0.2] * 10, [1.0] * 40)
     assert found is not None
     assert (found.n, found.observed, found.kappa) == (40, 0.75, pytest.approx(0.5))
-    # Cohen's standard error √(0.75 · 0.25 / 40) / 0.5
-    assert found.low == pytest.approx(0.5 - 1.96 * 0.136931, abs=1e-5)
-    assert found.high == pytest.approx(0.5 + 1.96 * 0.136931, abs=1e-5)
+    wilson = binomtest(30, 40).proportion_ci(method="wilson")
+    assert found.low == pytest.approx(2 * wilson.low - 1, abs=1e-4)
+    assert found.high == pytest.approx(2 * wilson.high - 1, abs=1e-4)
+
+
+def test_two_pairs_that_agree_are_no_certain_agreement() -> None:
+    found = agreement([0.9, 0.2], [0.8, 0.4])
+    assert found is not None and found.low is not None
+    assert (found.kappa, found.high) == (1.0, 1.0)
+    assert found.low < 0
 
 
 def test_a_tie_agrees_with_a_tie_alone() -> None:

@@ -1,12 +1,22 @@
 """What training logged: score, KL, length and loss of every stage, update by update."""
 
 import math
+from collections.abc import Sequence
 
 from cai.errors import CaiError
 from cai.runs.comparison.record import Curve
 from cai.runs.folder import RunFolder, stage_order
 from cai.runs.summary import CURVES
 from cai.training.metrics import read_metrics
+
+
+def by_kind(found: Sequence[Curve]) -> dict[tuple[str, str], list[Curve]]:
+    """The curves that have values, of one kind of stage (such as ppo) and one name together."""
+    kinds: dict[tuple[str, str], list[Curve]] = {}
+    for curve in found:
+        if curve.values:
+            kinds.setdefault((curve.stage.partition("-")[2] or curve.stage, curve.name), []).append(curve)
+    return kinds
 
 
 def curves(folder: RunFolder, run: int) -> tuple[list[Curve], list[str]]:
