@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 from cai.evaluation.edits import word_distance
 from cai.formats.jsonl import AnyRow
-from cai.records import Comparison, Revision
 from cai.report.examples import Example, Examples
-from cai.report.run_table import example_flags, opening, revision_origin, verdict_block
+from cai.report.run_table import evaluation_blocks, example_flags, opening, revision_blocks
 from cai.report.table import Cell, Column, Detail, Line, Table
 from cai.runs.summary import words
 
@@ -64,7 +63,7 @@ def comparison_line(sides: Sequence[Side]) -> Line:
 
 
 def comparison_detail(sides: Sequence[Side]) -> Detail:
-    """Each run's texts of a prompt beside those of the first, and where they come from."""
+    """Each run's texts of a prompt beside those of the first; then what each run made of it."""
     first = sides[0]
     detail = Detail(first[1].messages)
     for other in sides[1:]:
@@ -73,9 +72,9 @@ def comparison_detail(sides: Sequence[Side]) -> Detail:
             _beside(detail, title, (first, other), texts[0][title], texts[1][title])
     for x, example in sides:
         for revision in example.revisions:
-            _round(detail, x, revision)
+            revision_blocks(detail, revision, f"{x}, round {revision.round}")
         for row in example.evaluation:
-            _evaluated(detail, x, row)
+            evaluation_blocks(detail, row, f"{x}, held out")
     return detail
 
 
@@ -98,19 +97,6 @@ def _beside(detail: Detail, title: str, sides: tuple[Side, Side], a: str, b: str
     if title == REVISED:
         names = [f"{letter}: {', '.join(row.principle_id for row in e.revisions)}" for letter, e in sides]
     detail.diff(f"{title}, {letters[0]} → {letters[1]}", (names[0], names[1]), a, b)
-
-
-def _round(detail: Detail, letter: str, row: Revision) -> None:
-    if row.critique is not None:
-        detail.text(f"{letter}, round {row.round}: critique by {row.principle_id}", row.critique)
-    detail.table(f"{letter}, round {row.round}: where the revision comes from", revision_origin(row))
-
-
-def _evaluated(detail: Detail, letter: str, row: Comparison) -> None:
-    detail.note(f"{letter}: the referee", f"p(after better) = {row.p:.4f}")
-    verdict_block(detail, row.verdicts, "after")
-    origin = [["before by", row.before_model], ["after by", row.after_model], ["referee", row.judge]]
-    detail.table(f"{letter}: where the answers come from", origin)
 
 
 def _apart(texts: Sequence[str | None]) -> float | None:

@@ -50,7 +50,9 @@ def test_an_example_has_the_texts_of_both_runs_side_by_side(tmp_path: Path) -> N
     sides = blocks["Last revision, A → B"]
     assert [detail["texts"][n] for n in sides["sides"]] == ["the revision of number 0", "another revision of number 0"]
     assert sides["names"] == ("A: good-for-people", "B: good-for-people")
-    assert ["model", "the model of number 0"] in blocks["B, round 1: where the revision comes from"]["rows"]
+    assert ["model", "the model of number 0"] in blocks["B, round 1: where it comes from"]["rows"]
+    made = blocks["B, round 1: draft → revision by good-for-people"]
+    assert [detail["texts"][n] for n in made["sides"]] == ["the draft of number 0", "another revision of number 0"]
 
 
 def test_the_page_says_what_the_comparison_found(tmp_path: Path, model_folder: Path) -> None:
