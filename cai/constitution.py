@@ -147,7 +147,11 @@ class Constitution(config.Section):
 
 def load(path: Path) -> Constitution:
     """Read a constitution; raises CaiError with file and line."""
-    return config.load(path, Constitution)
+    try:
+        return config.load(path, Constitution)
+    except CaiError as error:
+        hint = "\n`cai constitution import` turns constitutions of others into ours" if path.suffix == ".json" else ""
+        raise CaiError(f"{error}{hint}") from error
 
 
 def find_principle(principles: Sequence[Principle], id: str, where: str) -> Principle:

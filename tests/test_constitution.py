@@ -55,6 +55,13 @@ def test_a_bad_constitution_is_refused_with_its_line(tmp_path: Path, principles:
     assert expected in str(caught.value).replace(str(path), "f.yaml")
 
 
+def test_a_constitution_of_others_is_met_with_the_command_that_reads_it(tmp_path: Path) -> None:
+    path = tmp_path / "theirs.json"
+    path.write_text('{"constitutions": [{"critic": "c", "revision": "r"}]}', encoding="utf-8")
+    with pytest.raises(CaiError, match=r"name: missing(.*\n)*`cai constitution import` turns constitutions of others"):
+        constitution.load(path)
+
+
 def test_fingerprints_follow_texts_and_weights_and_nothing_else() -> None:
     a = make({"x": 1, "y": 2})
     assert a.fingerprint == make({"y": 2, "x": 1}).fingerprint

@@ -44,7 +44,8 @@ Reasons = dict[str, list[str]]
 def import_file(name: str, target: str, out: Path) -> None:
     """Write another's file as ours, and say what was read, left out and not read."""
     if target not in (*TARGETS, FEW_SHOT):
-        raise CaiError(f"--as {target}: expected one of {', '.join((*TARGETS, FEW_SHOT))}")
+        hint = "; `cai constitution import` reads constitutions" if target.startswith("constitution") else ""
+        raise CaiError(f"--as {target}: expected one of {', '.join((*TARGETS, FEW_SHOT))}{hint}")
     source = local_file(name)
     if target == FEW_SHOT:
         _import_few_shot(source, out)

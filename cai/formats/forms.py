@@ -27,6 +27,8 @@ Read = list[dict[str, Any]] | str
 T = TypeVar("T")
 
 OPTIONAL = ("id", "prompt_id", "tags", "subset", "p", "weight")
+CLOSE = 0.2  # of the fields a form needs: a row with more of them comes close to it
+NEAR = 0.75  # similarity of two names of which one is likely mistyped
 OWN = ("id", "prompt_id", "tags", "subset")  # what rows of a plain form may have besides
 
 
@@ -86,7 +88,7 @@ def _recognised(forms: tuple[Form, ...], names: tuple[str, ...]) -> tuple[Form |
     known = {name for need in (*form.needs, *form.also) for name in need.split("|")}
     unread = [name for name in names if name not in known]
     for name in unread if form.plain else []:
-        if near := difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.75):
+        if near := difflib.get_close_matches(name.lower(), known, n=1, cutoff=NEAR):
             return form, unread, f"unknown field '{visible(name)}'; did you mean '{near[0]}'?"
     return form, unread, ""
 
@@ -97,14 +99,24 @@ def _missing(form: Form, names: tuple[str, ...]) -> list[str]:
 
 def _no_form(forms: tuple[Form, ...], place: Place, names: tuple[str, ...], what: str) -> str:
     shares = {form: 1 - len(_missing(form, names)) / len(form.needs) for form in forms}
-    half = max(shares.values()) / 2
-    closest = sorted((form for form in forms if shares[form] > half), key=lambda form: -shares[form])[:3]
+    least = max(CLOSE, max(shares.values()) / 2)
+    closest = sorted((form for form in forms if shares[form] > least), key=lambda form: -shares[form])[:3]
     found = f"found {', '.join(map(visible, names[:12])) or 'no fields'}"
     if not closest:
         expected = [f"  {form.name}: {', '.join(form.needs).replace('|', ' or ')}" for form in forms]
-        return "\n".join([f"{place}: no known form of a {what} ({found}); expected one of", *expected])
-    lines = [f"  {form.name}: no {' and no '.join(map(_spoken, _missing(form, names)))}" for form in closest]
-    return "\n".join([f"{place}: no known form of a {what} ({found}); the closest:", *lines])
+        lines = [f"{place}: no known form of a {what} ({found}); expected one of", *expected]
+    else:
+        missing = [f"  {form.name}: no {' and no '.join(map(_spoken, _missing(form, names)))}" for form in closest]
+        lines = [f"{place}: no known form of a {what} ({found}); the closest:", *missing]
+    return "\n".join([*lines, *_mistyped(forms, names)])
+
+
+def _mistyped(forms: tuple[Form, ...], names: tuple[str, ...]) -> Iterator[str]:
+    """What fields that no form knows may be meant for."""
+    needed = list(dict.fromkeys(name for form in forms for need in form.needs for name in need.split("|")))
+    for name in names:
+        if name not in needed and (near := difflib.get_close_matches(name.lower(), needed, n=1, cutoff=NEAR)):
+            yield f"'{visible(name)}': did you mean '{near[0]}'?"
 
 
 def _spoken(need: str) -> str:

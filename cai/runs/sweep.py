@@ -74,10 +74,14 @@ def make_sweep(file: Path, overrides: list[str], runs: Path, aside: Path | None 
     sweep = config.validate(source, SweepConfig)
     run_file = run_config.find("run", sweep.run, file)
     folder = runs / sweep.name
+    if RunFolder(folder).lock_json.exists():
+        raise CaiError(f"{file}: name: {folder} is a run; give the sweep another name")
     members: list[Member] = []
     for values in itertools.product(*sweep.grid.values()):
         varies = dict(zip(sweep.grid, values, strict=True))
-        settings = [f"{key}={json.dumps(value)}" for key, value in {**sweep.set, **varies}.items()] + overrides
+        settings = [
+            f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in {**sweep.set, **varies}.items()
+        ] + overrides
         label = "_".join(_label(key, value, sweep.grid) for key, value in varies.items())
         try:
             given = run_config.load(run_file, settings)
@@ -90,7 +94,7 @@ def make_sweep(file: Path, overrides: list[str], runs: Path, aside: Path | None 
                     derived = (aside or folder / "constitutions") / f"{principles_file.stem}_{name}.yaml"
                     derived.parent.mkdir(parents=True, exist_ok=True)
                     write_text(derived, constitution_yaml(_select(whole, selection)))
-                    changed = [*settings, f"constitution={json.dumps(str(derived))}"]
+                    changed = [*settings, f"constitution={json.dumps(str(derived), ensure_ascii=False)}"]
                 plan = make_plan(run_file, changed, name, runs)
                 plan = replace(plan, folder=RunFolder(folder / name))
                 members.append(Member(name, varies, selection, plan))

@@ -169,6 +169,17 @@ def test_a_field_that_is_nearly_one_of_ours_is_a_mistake_and_another_is_counted(
         list(iter_preferences(written(tmp_path, row, {**row, "weights": 2})))
 
 
+def test_a_field_or_two_of_many_do_not_come_close_to_a_form(tmp_path: Path) -> None:
+    with pytest.raises(CaiError, match=r"expected one of\n(.*\n)*  prompt: prompt or messages$"):
+        list(iter_prompts(written(tmp_path, {"question": "Why?", "source": "web"})))
+
+
+@pytest.mark.parametrize("row", [{"promt": "Why?"}, {"Prompt": "Why?"}, {"promt": "Why?", "rejected": "no"}])
+def test_a_mistyped_field_is_met_with_the_nearest_in_a_row_of_no_form(tmp_path: Path, row: dict[str, str]) -> None:
+    with pytest.raises(CaiError, match=r"no known form of a prompt(.*\n)*'(promt|Prompt)': did you mean 'prompt'\?"):
+        list(iter_prompts(written(tmp_path, row)))
+
+
 def test_good_and_bad_answers_to_one_prompt_are_its_pairs_wherever_they_stand(tmp_path: Path) -> None:
     def rated(prompt: str, completion: str, label: bool) -> dict[str, Any]:
         return {"prompt": prompt, "completion": completion, "label": label}

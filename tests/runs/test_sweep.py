@@ -137,6 +137,16 @@ def test_what_is_wrong_with_a_sweep_is_said(
         make_sweep(write_sweep(tmp_path, model_folder, **settings), [], tmp_path / "runs")
 
 
+def test_a_sweep_does_not_lie_in_a_runs_folder(tmp_path: Path, model_folder: Path) -> None:
+    path = write_sweep(tmp_path, model_folder, grid={"seed": [0, 1]}, set={"constitution": "\U0001f600.yaml"})
+    (tmp_path / "\U0001f600.yaml").write_bytes((ROOT / "constitutions/brief.yaml").read_bytes())
+    assert len(make_sweep(path, [], tmp_path / "runs")[1]) == 2
+    (tmp_path / "runs/trial").mkdir(parents=True)
+    (tmp_path / "runs/trial/lock.json").write_text("{}")
+    with pytest.raises(CaiError, match=r"sweep\.yaml: name: .*runs/trial is a run"):
+        make_sweep(path, [], tmp_path / "runs")
+
+
 def test_the_shipped_experiments_can_be_planned(tmp_path: Path, model_folder: Path) -> None:
     for path in sorted((ROOT / "experiments").glob("*.yaml")):
         _, members = make_sweep(path, [f"model={model_folder}"], tmp_path / "runs", tmp_path / "aside")
