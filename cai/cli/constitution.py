@@ -61,6 +61,9 @@ def diff(
 @app.command()
 def lint(
     file: Annotated[list[str], typer.Argument(help="YAML files, or shipped ones.")],
+    model: Annotated[
+        str | None, typer.Option("--model", help="Also find principles that this model reads alike.")
+    ] = None,
     as_json: AsJson = False,
     strict: Annotated[bool, typer.Option("--strict", help="Fail on warnings too.")] = False,
 ) -> None:
@@ -70,7 +73,7 @@ def lint(
     """
     from cai.cli.principles import lint_constitutions
 
-    if not lint_constitutions(file, as_json, strict):
+    if not lint_constitutions(file, model, as_json, strict):
         raise typer.Exit(1)
 
 

@@ -22,6 +22,8 @@ from cai.formats.constitutions import read_foreign, write_foreign
 from cai.linting.characters import visible
 from cai.linting.findings import Finding
 from cai.linting.lint import lint
+from cai.linting.rules import Similarity
+from cai.models import resolve
 from cai.runs.folder import all_runs, open_run
 
 SEVERITIES = {"error": "red", "warning": "yellow", "hint": "cyan"}
@@ -164,16 +166,17 @@ def _print_difference(console: Console, a: Constitution, b: Constitution, differ
         console.print(Text(f"Also different, and seen by no run: {', '.join(aside)}."))
 
 
-def lint_constitutions(names: list[str], as_json: bool, strict: bool) -> bool:
-    """Print all findings; returns whether there is none that fails.
+def lint_constitutions(names: list[str], model: str | None, as_json: bool, strict: bool) -> bool:
+    """Print all findings, those of a model about meaning too if there is one; returns whether there is none that fails.
 
     Raises: CaiError for the files that cannot be read, when all others are told.
     """
     findings: list[Finding] = []
     unread = []
+    similarity = _similarity(model) if model else None
     for name in names:
         try:
-            findings += lint(find_constitution(name, None))
+            findings += lint(find_constitution(name, None), similarity)
         except CaiError as error:
             unread.append(str(error))
     fail = {"error", "warning"} if strict else {"error"}
@@ -184,6 +187,20 @@ def lint_constitutions(names: list[str], as_json: bool, strict: bool) -> bool:
     if unread:
         raise CaiError("\n".join(unread))
     return not any(finding.severity in fail for finding in findings)
+
+
+def _similarity(model: str) -> Similarity:
+    """How near principles are in meaning by a model, measured against the shipped ones."""
+    folder = resolve(model)
+    from cai.engines.embed import embedding
+    from cai.linting.meaning import similarity
+    from cai.runs.config import shipped
+
+    known: list[Principle] = []
+    for file in sorted(shipped("constitutions").glob("*.yaml")):
+        with suppress(CaiError):  # in a checkout it may be the very file that is being edited
+            known += constitution.load(file).principles
+    return similarity(embedding(folder), known)
 
 
 def _print_findings(findings: list[Finding], files: int) -> None:

@@ -13,6 +13,7 @@ Rule = Literal[
     "opposite",
     "texts-disagree",
     "near-duplicate",
+    "same-meaning",
     "starved",
     "too-long",
     "position",

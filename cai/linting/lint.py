@@ -15,13 +15,13 @@ from cai.errors import CaiError
 from cai.faults import Location
 from cai.linting.characters import hidden_characters, odd_words
 from cai.linting.findings import Comment, Finding, Place, ignore_comments, silenced
-from cai.linting.rules import At, about_all, about_one
+from cai.linting.rules import At, Similarity, about_all, about_one
 
 MEND = "mend it: no run can load this file"
 
 
-def lint(path: Path) -> list[Finding]:
-    """All findings about a constitution's file, by line.
+def lint(path: Path, similarity: Similarity | None = None) -> list[Finding]:
+    """All findings about a constitution's file, by line; with a `similarity` also principles alike in meaning.
 
     Of one that does not load each fault is a finding, `invalid`; its principles that are whole are looked at all the
     same. Raises: CaiError for a file that cannot be read as text.
@@ -51,7 +51,7 @@ def lint(path: Path) -> list[Finding]:
     for principle in principles:
         found += [*_escapes(principle, text, at), *about_one(principle, at)]
     if principles:
-        found += about_all(Constitution(name="", principles=principles), at)
+        found += about_all(Constitution(name="", principles=principles), at, similarity)
     comments = [Comment(_place(path, n, starts), rules, n in starts) for n, rules in ignore_comments(text)]
     return sorted(silenced(found, comments), key=lambda finding: finding.line)
 

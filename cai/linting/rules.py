@@ -2,7 +2,8 @@
 
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from cai.constitution import TEXTS, Constitution, Principle, shares
 from cai.linting.findings import Finding, Place
@@ -15,7 +16,14 @@ CONTAINED = 0.7  # share of the smaller set of content words that the other hold
 FEWEST_WORDS = 5  # content words that a principle needs to be called like another
 FEWEST_SAID = 2  # content words that a text needs to be called foreign to the others
 
+NEAR = 0.5  # cosine of two principles by a model's states; docs/constitutions.md says what that finds
+
 At = Callable[[Principle, str], Place]  # where a field of a principle stands
+
+if TYPE_CHECKING:
+    from cai.linting.meaning import Vectors
+
+Similarity = Callable[[Sequence[Principle]], "Vectors"]  # the cosine of any two, as a matrix (cai/linting/meaning.py)
 
 
 def about_one(principle: Principle, at: At) -> Iterator[Finding]:
@@ -26,10 +34,10 @@ def about_one(principle: Principle, at: At) -> Iterator[Finding]:
     yield from _framing(principle, at)
 
 
-def about_all(constitution: Constitution, at: At) -> Iterator[Finding]:
-    """What may be wrong with principles beside each other."""
+def about_all(constitution: Constitution, at: At, similarity: Similarity | None = None) -> Iterator[Finding]:
+    """What may be wrong with principles beside each other; by their meaning too, where there is a `similarity`."""
     yield from _starved(constitution, at)
-    yield from _alike(constitution, at)
+    yield from _alike(constitution, at, similarity)
 
 
 def _long_texts(principle: Principle, at: At) -> Iterator[Finding]:
@@ -126,19 +134,21 @@ def _starved(constitution: Constitution, at: At) -> Iterator[Finding]:
             yield Finding(*at(principle, "weight"), "starved", "warning", reason, suggestion)
 
 
-def _alike(constitution: Constitution, at: At) -> Iterator[Finding]:
+def _alike(constitution: Constitution, at: At, similarity: Similarity | None) -> Iterator[Finding]:
     said = {p.id: content(" ".join(getattr(p, field) for field in TEXTS)) for p in constitution.principles}
-    for a, b in itertools.combinations(constitution.principles, 2):
+    cosine = similarity(constitution.principles) if similarity else None
+    for (i, a), (j, b) in itertools.combinations(enumerate(constitution.principles), 2):
         both, either = said[a.id] & said[b.id], said[a.id] | said[b.id]
         smaller = min(len(said[a.id]), len(said[b.id]))
+        here, line = at(b, "id"), at(a, "id").line
+        suggestion = f"drop one and give the other weight {a.weight + b.weight:g}, or say what sets them apart"
         if a.fingerprint == b.fingerprint:
-            reason = f"says word for word what '{a.id}' says (line {at(a, 'id').line})"
+            reason = f"says word for word what '{a.id}' says (line {line})"
+            yield Finding(*here, "near-duplicate", "warning", reason, suggestion)
         elif smaller >= FEWEST_WORDS and (len(both) >= ALIKE * len(either) or len(both) >= CONTAINED * smaller):
             share = 100 * len(both) / smaller
-            reason = (
-                f"is much like '{a.id}' (line {at(a, 'id').line}): they share {share:.0f} % of their words of substance"
-            )
-        else:
-            continue
-        suggestion = f"drop one and give the other weight {a.weight + b.weight:g}, or say what sets them apart"
-        yield Finding(*at(b, "id"), "near-duplicate", "warning", reason, suggestion)
+            reason = f"is much like '{a.id}' (line {line}): they share {share:.0f} % of their words of substance"
+            yield Finding(*here, "near-duplicate", "warning", reason, suggestion)
+        elif cosine is not None and cosine[i, j] >= NEAR:
+            reason = f"may ask for the same as '{a.id}' (line {line}): the model reads them alike ({cosine[i, j]:.2f})"
+            yield Finding(*here, "same-meaning", "hint", reason, suggestion)

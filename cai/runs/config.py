@@ -135,14 +135,20 @@ def find(field: str, name: str, run_file: Path) -> Path:
 
     Raises: CaiError listing where it was looked for.
     """
-    package = Path(str(files("cai")))
-    places = [Path(name), run_file.parent / name, package / "shipped" / name, package.parent / name]
-    for place in places:
+    places = [Path(name), run_file.parent / name]
+    for place in (*places, shipped(name)):
         if place.exists():
             return place
-    tried = ", ".join(dict.fromkeys(str(place) for place in places[:2]))
+    tried = ", ".join(dict.fromkeys(map(str, places)))
     looked = f"looked for {tried}, and among the shipped files"
     raise CaiError(f"{run_file}: {field}: '{name}' not found ({looked}){near(name, run_file)}")
+
+
+def shipped(name: str) -> Path:
+    """Where a file or folder is that comes with cai: in the package, or beside it in a checkout."""
+    package = Path(str(files("cai")))
+    inside = package / "shipped" / name
+    return inside if inside.exists() else package.parent / name
 
 
 def near(name: str, run_file: Path) -> str:

@@ -16,7 +16,7 @@ from cai.errors import CaiError
 from cai.formats.constitution_yaml import starter
 from cai.linting.findings import Finding, Rule
 from cai.linting.lint import lint
-from cai.linting.rules import ALIKE, CONTAINED, FEWEST_SAID, LEAST_SHARE, MOST_WORDS
+from cai.linting.rules import ALIKE, CONTAINED, FEWEST_SAID, LEAST_SHARE, MOST_WORDS, NEAR
 from cai.linting.words import content, words
 from tests.conftest import ROOT
 
@@ -70,13 +70,14 @@ def test_every_rule_and_bound_is_documented_as_it_is() -> None:
     rules.discard(("error", "warning"))  # the severities themselves
     assert {rule for rule, _ in rules} == set(get_args(Rule))
     assert rules == set(re.findall(r"^\| `([a-z-]+)` \| (error|warning|hint) \|", doc, re.MULTILINE))
-    assert len(rules) == 16
+    assert len(rules) == 17
     for bound in (
         f"more than {MOST_WORDS} words",
         f"of {ALIKE} or more",
         f"holds {100 * CONTAINED:.0f} %",
         f"one draw in {1 / LEAST_SHARE:.0f}",
         f"fewer than {FEWEST_SAID}",
+        f"cosine of {NEAR}",
     ):
         assert bound in doc
 
