@@ -413,7 +413,7 @@ def attribute(
 
 @app.command()
 def schema(
-    kind: Annotated[str, typer.Argument(help="constitution or run.")],
+    kind: Annotated[str, typer.Argument(help="constitution, run or sweep.")],
     out: Annotated[Path | None, typer.Option("--out", help="Where to write it; printed when left out.")] = None,
 ) -> None:
     """Print the JSON Schema of a kind of file, for editors."""

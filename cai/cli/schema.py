@@ -1,4 +1,4 @@
-"""`cai schema`: what an editor needs to complete and check constitutions and run files."""
+"""`cai schema`: what an editor needs to complete and check constitutions, run files and sweeps."""
 
 import json
 from pathlib import Path
@@ -13,14 +13,16 @@ DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def schema_text(kind: str) -> str:
-    """The JSON Schema of a kind of file, `constitution` or `run`, made of the model that reads it; else CaiError."""
+    """The JSON Schema of a kind of file, `constitution`, `run` or `sweep`, made of the model that reads it; else CaiError."""
     model: type[BaseModel]
     if kind == "constitution":
         from cai.constitution import Constitution as model
     elif kind == "run":
         from cai.runs.config import RunConfig as model
+    elif kind == "sweep":
+        from cai.runs.sweep import SweepConfig as model
     else:
-        raise CaiError(f"{kind}: expected constitution or run")
+        raise CaiError(f"{kind}: expected constitution, run or sweep")
     schema = {"$schema": DRAFT, **model.model_json_schema()}
     return json.dumps(schema, ensure_ascii=False, indent=2) + "\n"
 

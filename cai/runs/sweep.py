@@ -28,18 +28,18 @@ Ablation = Literal["leave-one-out", "one-at-a-time", "first-n"]
 
 
 class SweepConfig(Section):
-    """A sweep: a run file, settings that all runs change, and what varies.
-
-    `grid` names settings of the run file, each with a list of values; every combination is a run. `principles` makes
-    further runs of each: without one principle in turn (`leave-one-out`), with one alone (`one-at-a-time`), both
-    beside the whole constitution, or with the first 1, 2, 4, … and all (`first-n`).
-    """
+    """A sweep: a run file, settings that all runs change, and what varies."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """The folder of the runs and their index, below `runs/`."""
     run: str
+    """A run file; found from here, or from the sweep's folder."""
     set: dict[str, Any] = {}
+    """Settings that all runs change, such as `judge.principles: 1`."""
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
+    """Settings of the run file, each with a list of values; every combination is a run."""
     principles: Ablation | None = None
+    """Further runs of each: without one principle in turn, with one alone, or with the first 1, 2, 4, … and all."""
 
     @model_validator(mode="after")
     def _something_varies(self) -> "SweepConfig":

@@ -16,11 +16,12 @@ from tests.conftest import ROOT
 
 jsonschema = pytest.importorskip("jsonschema")
 TESTED = "name: c\nprinciples: [{{id: a, critique: c, revision: r, judge: j, tests: [{{{}}}]}}]"
-FILES = [*sorted(ROOT.glob("constitutions/*.yaml")), *sorted(ROOT.glob("examples/*.yaml"))]
+KINDS = {"constitutions": "constitution", "examples": "run", "experiments": "sweep"}
+FILES = [path for folder in KINDS for path in sorted(ROOT.glob(f"{folder}/*.yaml"))]
 
 
 def kind_of(path: Path) -> str:
-    return "constitution" if path.parent.name == "constitutions" else "run"
+    return KINDS[path.parent.name]
 
 
 def faults(kind: str, value: Any) -> list[str]:
@@ -29,7 +30,7 @@ def faults(kind: str, value: Any) -> list[str]:
     return [error.message for error in jsonschema.Draft202012Validator(schema).iter_errors(value)]
 
 
-@pytest.mark.parametrize("kind", ["constitution", "run"])
+@pytest.mark.parametrize("kind", KINDS.values())
 def test_the_committed_schema_is_that_of_the_model(kind: str) -> None:
     path = ROOT / f"schemas/{kind}.json"
     assert path.read_text(encoding="utf-8") == schema_text(kind), f"cai schema {kind} --out schemas/{kind}.json"
@@ -93,7 +94,7 @@ def test_a_schema_is_printed_or_written(
     assert (tmp_path / "deep/run.json").read_text(encoding="utf-8") == schema_text("run")
     assert "yaml-language-server: $schema=" in capsys.readouterr().out
     assert cai("runs") == 2
-    assert "runs: expected constitution or run" in capsys.readouterr().err
+    assert "runs: expected constitution, run or sweep" in capsys.readouterr().err
     assert cai("run", "--out", tmp_path / "deep/run.json/x.json") == 2
     assert "x.json: cannot be written" in capsys.readouterr().err
 
