@@ -13,7 +13,7 @@ DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def schema_text(kind: str) -> str:
-    """The JSON Schema of a kind of file, `constitution`, `run` or `sweep`, made of the model that reads it; else CaiError."""
+    """The JSON Schema of `constitution`, `run` or `sweep`, made of the model that reads such files; else CaiError."""
     model: type[BaseModel]
     if kind == "constitution":
         from cai.constitution import Constitution as model
