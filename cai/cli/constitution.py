@@ -7,9 +7,7 @@ import typer
 
 from cai.models import SMALL_MODEL
 
-app = typer.Typer(
-    help="Constitutions: start, look at, compare, check, test, exchange.", no_args_is_help=True, rich_markup_mode=None
-)
+app = typer.Typer(help="Start, show, compare, check, test constitutions.", no_args_is_help=True, rich_markup_mode=None)
 
 Source = Annotated[str, typer.Argument(help="A YAML file, a shipped one, or a run's name or folder.")]
 RunsFolder = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.")]
@@ -35,7 +33,7 @@ def show(
     principle: Annotated[str | None, typer.Option("--principle", metavar="ID", help="Show this one alone.")] = None,
     runs: RunsFolder = DEFAULT_RUNS,
 ) -> None:
-    """Print principles with their weights, shares of draws, tags and fingerprints."""
+    """Print principles, their weights and shares of draws."""
     from cai.cli.principles import show_constitution
 
     show_constitution(file, principle, runs)
@@ -48,9 +46,10 @@ def diff(
     as_json: AsJson = False,
     runs: RunsFolder = DEFAULT_RUNS,
 ) -> None:
-    """Say what differs between two constitutions, word by word, and what a run would ask anew.
+    """Say what differs between two constitutions, word by word.
 
-    Status: 0 when no run can tell them apart, 1 when they differ, 2 when one cannot be read.
+    Also what a run would ask anew. Status: 0 when no run can tell them apart, 1 when they differ, 2 when one cannot
+    be read.
     """
     from cai.cli.principles import compare_constitutions
 
@@ -67,9 +66,10 @@ def lint(
     as_json: AsJson = False,
     strict: Annotated[bool, typer.Option("--strict", help="Fail on warnings too.")] = False,
 ) -> None:
-    """Point at what may be wrong with constitutions; docs/constitutions.md explains each rule.
+    """Point at what may be wrong with constitutions.
 
-    Status: 1 when there is an error, with --strict a warning, else 0; hints never fail; 2 when a file cannot be read.
+    docs/constitutions.md explains each rule. Status: 1 when there is an error, with --strict a warning, else 0; hints
+    never fail; 2 when a file cannot be read.
     """
     from cai.cli.principles import lint_constitutions
 
@@ -88,9 +88,10 @@ def test(
     as_json: AsJson = False,
     runs: Annotated[Path, typer.Option("--runs", help="Folder of the memo.")] = DEFAULT_RUNS,
 ) -> None:
-    """Ask a model for what principles make of the drafts in their tests, and hold it against what is expected.
+    """Carry out the tests of principles on a model.
 
-    Status: 0 when every test passes, 1 when one fails, 2 when they cannot be carried out.
+    What it makes of their drafts is held against what is expected. Status: 0 when every test passes, 1 when one
+    fails, 2 when they cannot be carried out.
     """
     from cai.cli.principle_tests import run_and_print_tests
 
@@ -103,7 +104,10 @@ def import_(
     file: Annotated[Path, typer.Argument(help="A JSON file in a format of others; which one is found out.")],
     out: Out = None,
 ) -> None:
-    """Turn another's constitution into YAML: critique-revision pairs, judge's instructions, Hugging Face's."""
+    """Turn a constitution of others into YAML.
+
+    Anthropic's critiques and revisions, its instructions for a judge, and Hugging Face's constitutions are known.
+    """
     from cai.cli.principles import import_constitution
 
     import_constitution(file, out)
@@ -118,7 +122,10 @@ def export(
     out: Out = None,
     runs: RunsFolder = DEFAULT_RUNS,
 ) -> None:
-    """Write a constitution in a format of others, and say what that could not hold."""
+    """Write a constitution in a format of others.
+
+    What that could not hold is told.
+    """
     from cai.cli.principles import export_constitution
 
     export_constitution(file, format, out, runs)

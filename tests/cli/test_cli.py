@@ -41,7 +41,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert result.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("group", [["models"]])
+@pytest.mark.parametrize("group", [[], ["constitution"], ["models"]])
 def test_what_a_command_does_is_listed_whole_at_80_columns(group: list[str]) -> None:
     listed = CliRunner().invoke(app, [*group, "--help"], env={"COLUMNS": "80"}).output.partition("Commands:\n")[2]
     assert listed
