@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cai.cli.console import line
-from cai.cli.effects import EFFECT, columns, effect_cells, hundred_columns, listed, short, starred
+from cai.cli.effects import EFFECT, columns, effect_cells, hundred_columns, listed, short, show, starred
 from cai.cli.files import write_file
 from cai.evaluation.effects import Effect
 from cai.linting.characters import visible
@@ -37,7 +37,7 @@ def attribute_and_print(name: str, as_json: bool, html: Path | None, runs: Path)
         typer.echo(json.dumps([matrix.model_dump(mode="json") for matrix in found], ensure_ascii=False, indent=1))
     console = hundred_columns()
     for part in (part for matrix in found if not as_json for part in _matrix(matrix)):
-        console.print(part)
+        show(console, part)
     if html is not None or not as_json:
         page = html or folder / "attribution.html"
         write_file(page, attribution_report(found))

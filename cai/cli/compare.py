@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from cai.cli.effects import EFFECT, columns, effect_cells, hundred_columns, listed, short, starred
+from cai.cli.effects import EFFECT, columns, effect_cells, hundred_columns, listed, short, show, starred
 from cai.cli.files import write_file
 from cai.evaluation.effects import Effect
 from cai.linting.characters import visible
@@ -47,7 +47,7 @@ def compare_and_print(names: Sequence[str], as_json: bool, html: Path | None, ru
     else:
         console = hundred_columns()
         for part in _comparison(comparison):
-            console.print(part)
+            show(console, part)
     if html is not None or not as_json:
         page = html or runs / "comparison.html"
         write_file(page, comparison_report(together(comparison, folders)))

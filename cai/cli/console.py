@@ -6,12 +6,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
+
+WIDEST = 1000  # columns of a table
 
 
 def line(console: Console, text: str | Text) -> None:
     """Print one line as it stands: no markup, no colours, no breaks of its own."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def whole(console: Console, table: Table) -> None:
+    """Print a table with every cell in full, also where it is wider than the terminal."""
+    width = console.width
+    console.width = max(width, console.measure(table, options=console.options.update(max_width=WIDEST)).maximum)
+    console.print(table, crop=False)
+    console.width = width
 
 
 @contextmanager

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from cai.cli.console import whole
 from cai.evaluation.effects import Effect
 from cai.linting.characters import visible
 from cai.runs.comparison.findings import number
@@ -20,6 +21,14 @@ def hundred_columns() -> Console:
     """The terminal, no wider than WIDTH; a file or a pipe gets lines of that width."""
     console = Console()
     return Console(width=min(console.width, WIDTH) if console.is_terminal else WIDTH)
+
+
+def show(console: Console, part: RenderableType) -> None:
+    """Print a table of numbers with every cell in full, and all else within the console's width."""
+    if isinstance(part, Table) and part.show_header:
+        whole(console, part)
+    else:
+        console.print(part)
 
 
 def listed(mark: str, lines: Iterable[str], style: str = "") -> Table:

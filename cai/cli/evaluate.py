@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cai.cli.console import going_on, line
+from cai.cli.console import going_on, line, whole
 from cai.errors import CaiError
 from cai.evaluation.policy_report import PolicyReport, bound_told, dominated_told, elo_told
 from cai.evaluation.probe_figures import PROBES, told_rates
@@ -33,11 +33,14 @@ def evaluate_and_print(options: Options, out: Path | None, runs: Path) -> None:
     with going_on(console):
         report = evaluate_policies(evaluating, target, runs / MEMO, Reporter(console))
     for part in report_tables(report):
-        console.print(part, soft_wrap=isinstance(part, Text))
+        if isinstance(part, Table):
+            whole(console, part)
+        else:
+            line(console, part)
     line(console, f"\n  figures and rows are in {target}/")
 
 
-def report_tables(report: PolicyReport) -> Iterator[RenderableType]:
+def report_tables(report: PolicyReport) -> Iterator[Table | Text]:
     """The report as tables, with what a reader must not miss at its end."""
     yield from _against(report)
     yield from _standings(report)
@@ -53,7 +56,7 @@ def _heading(text: str) -> Text:
     return Text(visible(f"\n{text}"), style="bold")
 
 
-def _against(report: PolicyReport) -> Iterator[RenderableType]:
+def _against(report: PolicyReport) -> Iterator[Table | Text]:
     tags = ", ".join(f"{count} {tag}" for tag, count in list(report.tags.items())[:TAGS])
     more = ", …" if len(report.tags) > TAGS else ""
     yield _heading(f"{report.prompts} prompts" + (f" ({tags}{more})" if tags else ""))
@@ -71,7 +74,7 @@ def _against(report: PolicyReport) -> Iterator[RenderableType]:
             yield Text(f"  – {reason}", style="dim")
 
 
-def _standings(report: PolicyReport) -> Iterator[RenderableType]:
+def _standings(report: PolicyReport) -> Iterator[Table | Text]:
     yield _heading("Two axes, in Elo points against the reference")
     table = _table("", "helpful", "safe", "better on both")
     missing = set()
@@ -84,7 +87,7 @@ def _standings(report: PolicyReport) -> Iterator[RenderableType]:
         yield Text(visible(f"  – {policy}: {reason}"), style="dim")
 
 
-def _probes(report: PolicyReport) -> Iterator[RenderableType]:
+def _probes(report: PolicyReport) -> Iterator[Table | Text]:
     names = [policy.name for policy in report.policies]
     rows = told_rates(report)
     for probe in dict.fromkeys(probe for probe, _, _ in rows):
@@ -99,7 +102,7 @@ def _probes(report: PolicyReport) -> Iterator[RenderableType]:
         yield table
 
 
-def _monitors(report: PolicyReport, policy: str) -> Iterator[RenderableType]:
+def _monitors(report: PolicyReport, policy: str) -> Iterator[Table | Text]:
     monitors = [monitor for monitor in report.monitors if monitor.policy == policy]
     yield _heading(f"Signs of reward hacking in {policy}")
     table = _table("", "", "value", "policy", "reference", "warns at")
@@ -119,7 +122,7 @@ def _monitors(report: PolicyReport, policy: str) -> Iterator[RenderableType]:
         yield Text(visible(f"  not measured: {', '.join(names)}: {reason}"), style=STYLES["not measured"])
 
 
-def _rewards(report: PolicyReport) -> Iterator[RenderableType]:
+def _rewards(report: PolicyReport) -> Iterator[Table | Text]:
     scored = [row for row in report.rewards if row.score is not None]
     if scored:
         yield _heading("The reward model on these answers")

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from cai.cli.console import going_on, line
+from cai.cli.console import going_on, line, whole
 from cai.engines.memo import Memo
 from cai.evaluation.statistics import Estimate
 from cai.runs.forecast import forecast
@@ -27,7 +27,7 @@ def run_sweep(file: Path, settings: list[str], replace: bool, runs: Path) -> boo
         failed = carry_out(
             name, members, runs, lambda plan: execute(plan, reporter, replace), lambda text: line(console, text)
         )
-    console.print(_results(members))
+    whole(console, _results(members))
     line(console, f"  the runs and their index are in {runs / name}/; compare any of them: cai compare {name}/…")
     return not failed
 
@@ -69,7 +69,7 @@ def forecast_sweep(file: Path, settings: list[str], runs: Path) -> None:
         seconds = [one.seconds for one in found]
         known = None if None in seconds else sum(filter(None, seconds))
         table.add_row("together", *_cost([each for one in found for each in one.lines], known), style="bold")
-        console.print(table)
+        whole(console, table)
         trained = sum(len(one.untrained) for one in found)
         if trained:
             line(console, f"  {trained} stages are to be trained besides, whose time is not in this")
