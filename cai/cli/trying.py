@@ -22,6 +22,7 @@ from cai.records import Message, Prompt
 from cai.runs import config as run_config
 from cai.runs.folder import MEMO
 from cai.runs.judges import resolve_judges
+from cai.runs.progress import counted
 from cai.runs.trying import Begun, Event, News, Trial, try_out
 from cai.runs.watching import changes, once
 from cai.templates import Templates
@@ -113,8 +114,8 @@ class Page:
         elif isinstance(event, CaiError):
             line(console, Text(f"error: {visible(str(event))}", style="red"))
         else:
-            what = _counted(event.news, "text") if event.news else "no text changed"
-            line(console, f"\n{what} in {event.seconds:.1f} s; {_counted(event.asked, 'call')} asked")
+            what = counted(event.news, "texts") if event.news else "no text changed"
+            line(console, f"\n{what} in {event.seconds:.1f} s; {counted(event.asked, 'calls')} asked")
 
     def _headings(self, item: News) -> None:
         prompt, principle = item.step.prompt, item.step.principle.id if item.step.principle else ""
@@ -151,7 +152,3 @@ class Page:
     def _block(self, heading: str, text: Text) -> None:
         self._console.print(Text(heading, style="cyan"))
         self._console.print(Padding(text, (0, 0, 0, 4), expand=False))
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
