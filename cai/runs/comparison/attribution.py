@@ -101,6 +101,8 @@ def _attribute(sweep: str, folder: Path, how: How, base: Member, single: Sequenc
     whole = read_run(RunFolder(folder / base.run))
     notes = list(notes_on_run(whole, []))
     known = {note.removeprefix(whole.name) for note in notes}  # what holds of all runs is told of one
+    paired_notes: dict[str, list[str]] = {}  # what is told of the whole run beside others: of which
+    drawn = {this.principle for row in (whole.revised or {}).values() for this in row.rounds}
     read: list[_Read] = []
     for member in single:
         path = folder / member.run
@@ -110,9 +112,14 @@ def _attribute(sweep: str, folder: Path, how: How, base: Member, single: Sequenc
         one = read_run(RunFolder(path))  # let go after its row: a sweep may hold more than fits in memory
         shared = [i for i, prompt in whole.prompts.items() if one.prompts.get(i) == prompt]
         notes += [note for note in notes_on_run(one, []) if note.removeprefix(one.name) not in known]
-        notes += notes_on_pair(whole, one, shared)
+        for note in notes_on_pair(whole, one, shared):
+            paired_notes.setdefault(note.removeprefix(f"{whole.name} and {one.name}"), []).append(one.name)
+        if whole.revised and (id := member.principles.id) is not None and id not in drawn:
+            notes.append(f"'{id}' was drawn for no revision of {whole.name}: its row is what it does as a judge alone")
         sides = (whole, one) if how == "one-at-a-time" else (one, whole)
         read.append(_Read(member, len(shared), dict(_effects(*sides, shared))))
+    for note, names in paired_notes.items():
+        notes.append(f"{whole.name} and {names[0] if len(names) == 1 else f'each of {len(names)} others'}{note}")
     outcomes = {name: meaning for name, meaning in OUTCOMES.items() if any(name in row.effects for row in read)}
     columns = {name: corrected({r.member.run: r.effects[name] for r in read if name in r.effects}) for name in outcomes}
     rows = [

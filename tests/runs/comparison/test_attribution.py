@@ -74,6 +74,13 @@ def test_a_run_that_is_not_there_yet_is_a_missing_row_that_is_told(tmp_path: Pat
     assert any("leave-one-out-plain is unfinished" in note for note in found.notes)
 
 
+def test_principles_that_no_prompt_drew_are_named_and_what_holds_of_all_runs_is_told_once(tmp_path: Path) -> None:
+    (found,) = attribute(write_sweep(tmp_path / "trial", "leave-one-out", prompts=1))
+    assert sum("was drawn for no revision of trial/all" in note for note in found.notes) == 2
+    told = [note for note in found.notes if "held-out prompts were evaluated in both" in note]
+    assert told == ["trial/all and each of 3 others: only 1 held-out prompts were evaluated in both: expect wide intervals"]
+
+
 def test_every_combination_of_other_settings_has_its_own_matrix(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "trial", "leave-one-out", prompts=12)
     index = json.loads((folder / "sweep.json").read_text())
