@@ -5,15 +5,14 @@ from typing import Annotated
 
 import typer
 
+from cai.cli.options import DEFAULT_RUNS, RunsFolder
 from cai.models import SMALL_MODEL
 
 app = typer.Typer(help="Start, show, compare, check, test constitutions.", no_args_is_help=True, rich_markup_mode=None)
 
 Source = Annotated[str, typer.Argument(help="A YAML file, a shipped one, or a run's name or folder.")]
-RunsFolder = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Where to write it; printed when left out.")]
-DEFAULT_RUNS = Path("runs")
 
 
 @app.command()

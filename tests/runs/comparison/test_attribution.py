@@ -78,7 +78,9 @@ def test_principles_that_no_prompt_drew_are_named_and_what_holds_of_all_runs_is_
     (found,) = attribute(write_sweep(tmp_path / "trial", "leave-one-out", prompts=1))
     assert sum("was drawn for no revision of trial/all" in note for note in found.notes) == 2
     told = [note for note in found.notes if "held-out prompts were evaluated in both" in note]
-    assert told == ["trial/all and each of 3 others: only 1 held-out prompts were evaluated in both: expect wide intervals"]
+    assert told == [
+        "trial/all and each of 3 others: only 1 held-out prompts were evaluated in both: expect wide intervals"
+    ]
 
 
 def test_every_combination_of_other_settings_has_its_own_matrix(tmp_path: Path) -> None:
