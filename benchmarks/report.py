@@ -81,9 +81,9 @@ def make_run(path: Path, prompts: int) -> RunFolder:
         shutil.copy(ROOT / "constitutions/harmless.yaml", file)
     constitution = {"name": "harmless", "fingerprint": HASH, "principles": {}}
     lock = {
-        "config": {"seed": 0, "model": "none", "templates": "none", "prompts": {"source": "none"}, "human": None},
+        "config": {"seed": 0, "model": "none", "templates": "none", "prompts": {"source": "none"}, "preferences": None},
         "constitution": constitution, "referee": constitution, "templates": HASH, "prompts": HASH, "held_out": [],
-        "human": None, "train_files": {}, "model": HASH, "judge_models": [HASH], "versions": {},
+        "preferences": None, "train_files": {}, "model": HASH, "judge_models": [HASH], "versions": {},
     }  # fmt: skip
     folder.lock_json.write_text(json.dumps(lock), encoding="utf-8")
     return folder

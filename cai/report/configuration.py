@@ -18,7 +18,7 @@ def made_of(lock: dict[str, Any]) -> dict[str, str]:
         "referee": (referee.get("name"), referee.get("fingerprint")),
         "templates": (config.get("templates"), lock.get("templates")),
         "prompts": ((config.get("prompts") or {}).get("source"), lock.get("prompts")),
-        "labels of people": ((config.get("human") or {}).get("source"), lock.get("human")),
+        "preferences of a file": ((config.get("preferences") or {}).get("source"), lock.get("preferences")),
         **{name: (None, content) for name, content in (lock.get("train_files") or {}).items()},
     }
     made = {key: ", ".join(_told(*parts)) for key, parts in named.items() if any(parts)}

@@ -149,9 +149,9 @@ async def collect_feedback(session: Session) -> None:
                     keep(prompt)
         finally:
             await model.close()
-        for pair in plan.human:
+        for pair in plan.preferences:
             preferences.write(pair)
-        session.left_out += plan.human_left_out
+        session.left_out += plan.preferences_left_out
         waiting = [prompt for prompt in plan.training if prompt.id in collected]
         for engine in others:
             try:

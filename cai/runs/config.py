@@ -37,8 +37,8 @@ class EngineConfig(Section):
     """Tokens that a request and its answer may have; null: the model's, at most 8192."""
 
 
-class HumanConfig(Section):
-    """`human:`: labels of people, or any others, that join the run's own."""
+class PreferencesConfig(Section):
+    """`preferences:`: labels of people, or any others, that join the run's own."""
 
     source: str
     """A file of preferences, in any form, or a data set of the Hub."""
@@ -86,8 +86,8 @@ class RunConfig(Section):
     """How answers are compared."""
     judge_gate: GateConfig | None = None
     """What the judge must show before anything else is paid for."""
-    human: HumanConfig | None = None
-    """Labels of people that join the others."""
+    preferences: PreferencesConfig | None = None
+    """Labels of people, or any others, that join the run's own."""
     train: list[TrainStage] = []
     """Stages in order, each on the policy of the one before."""
     iterations: Annotated[int, Field(ge=1)] = 1

@@ -50,8 +50,8 @@ class Plan:
     judge_models: list[Model]  # the first is the referee's
     gate: Judging | None  # of the judge_gate's pairs
     before: Path  # the model the evaluation compares with
-    human: list[Preference]
-    human_left_out: list[LeftOut]
+    preferences: list[Preference]
+    preferences_left_out: list[LeftOut]
     train: Sequence[TrainStage]  # with the files they name found
     runs: Path
     folder: RunFolder
@@ -70,7 +70,7 @@ def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path
         raise CaiError(f"{run_file}: prompts.holdout: all of the {len(prompts)} prompts are held out; leave some")
     principles, referee = constitution.load(constitution_file), constitution.load(referee_file)
     templates = Templates(run_config.find("templates", config.templates, run_file))
-    human, human_left_out = _human(config, run_file, {_conversation(p.messages) for p in held_out})
+    preferences, preferences_left_out = _preferences(config, run_file, {_conversation(p.messages) for p in held_out})
     if config.evaluate.probes:
         read_probes("all"), shipped_axes()  # so that a fault in them is told now
     gate = _gate(config, run_file, principles, templates)
@@ -94,8 +94,8 @@ def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path
         judge_models=judge_models,
         gate=replace(gate, judges=judge_models) if gate else None,
         before=model,
-        human=human,
-        human_left_out=human_left_out,
+        preferences=preferences,
+        preferences_left_out=preferences_left_out,
         train=train,
         runs=runs,
         folder=RunFolder(runs / (config.name or run_file.stem)),
@@ -122,25 +122,25 @@ def _conversation(messages: Messages) -> str:
     return json.dumps(messages)
 
 
-def _human(config: RunConfig, run_file: Path, held_out: set[str]) -> tuple[list[Preference], list[LeftOut]]:
-    """The run's human preferences, weighted, without those about prompts that are held out."""
-    if config.human is None:
+def _preferences(config: RunConfig, run_file: Path, held_out: set[str]) -> tuple[list[Preference], list[LeftOut]]:
+    """The preferences of the run's file, weighted, without those about prompts that are held out."""
+    if config.preferences is None:
         return [], []
-    kept, left_out = read_preferences(run_config.find_data("human.source", config.human.source, run_file))
+    kept, left_out = read_preferences(run_config.find_data("preferences.source", config.preferences.source, run_file))
     weighted = []
     for pair in kept:
         if _conversation(pair.messages) in held_out:
             reason = "its prompt is held out for evaluation"
-            left_out.append(LeftOut(prompt_id=pair.prompt_id, stage="human", reason=reason))
+            left_out.append(LeftOut(prompt_id=pair.prompt_id, stage="preferences", reason=reason))
         else:
-            weighted.append(pair.model_copy(update={"weight": pair.weight * config.human.weight}))
+            weighted.append(pair.model_copy(update={"weight": pair.weight * config.preferences.weight}))
     weighs = any(pair.weight != 1.0 for pair in weighted)
     plain = [
         settings.stage for settings in config.train if settings.data == "preferences" and not weighs_pairs(settings)
     ]
     if weighs and plain:
         raise CaiError(
-            f"{run_file}: human: its pairs weigh other than 1, and the stage '{plain[0]}' counts all pairs alike; "
+            f"{run_file}: preferences: its pairs weigh other than 1, and the stage '{plain[0]}' counts all alike; "
             "reward, or dpo with the loss sigmoid, ipo or robust, weighs them"
         )
     return weighted, left_out
@@ -198,7 +198,7 @@ def lock(plan: Plan) -> dict[str, Any]:
         "prompts": fingerprint([p.model_dump() for p in [*plan.training, *plan.held_out]]),
         "held_out": [p.id for p in plan.held_out],
         "judge_gate": _content(plan.gate.data) if plan.gate else None,
-        "human": fingerprint([p.model_dump() for p in plan.human]) if plan.human else None,
+        "preferences": fingerprint([p.model_dump() for p in plan.preferences]) if plan.preferences else None,
         "train_files": {
             f"train[{number}].{key}": _content(Path(value))
             for number, settings in enumerate(plan.train)

@@ -108,9 +108,9 @@ def _lock(say: Callable[[str, int], str], held_out: list[str]) -> dict[str, Any]
     return {
         "config": {
             "seed": 0, "model": say("model", 0), "constitution": say("file", 0), "templates": say("file", 0),
-            "prompts": {"source": say("file", 0)}, "human": None, "revise": {"critique": True}, "train": [{"stage": "dpo"}],
+            "prompts": {"source": say("file", 0)}, "preferences": None, "revise": {"critique": True}, "train": [{"stage": "dpo"}],
         },
         "constitution": constitution, "referee": constitution, "templates": say("hash", 1), "prompts": say("hash", 2),
-        "held_out": held_out, "judge_gate": None, "human": None, "train_files": {say("file", 1): say("hash", 3)},
+        "held_out": held_out, "judge_gate": None, "preferences": None, "train_files": {say("file", 1): say("hash", 3)},
         "model": say("hash", 4), "judge_models": [say("hash", 5)], "versions": {say("package", 0): say("version", 0)},
     }  # fmt: skip

@@ -83,7 +83,7 @@ def test_each_iteration_samples_from_the_policy_before_it(tmp_path: Path, tiny_m
 
 def test_human_labels_join_the_runs_own_by_weight(tmp_path: Path, model_folder: Path) -> None:
     run_file = write_workspace(
-        tmp_path, model_folder, extra=f"human: {{source: {tmp_path}/human.jsonl, weight: 2.0}}\n"
+        tmp_path, model_folder, extra=f"preferences: {{source: {tmp_path}/human.jsonl, weight: 2.0}}\n"
     )
     held_out = make_held_out(run_file)
     rows = [
@@ -107,7 +107,7 @@ def test_human_labels_join_the_runs_own_by_weight(tmp_path: Path, model_folder: 
 def make_held_out(run_file: Path) -> str:
     """The text of a prompt that the run holds out."""
     plain = run_file.with_name("plain.yaml")
-    plain.write_text(run_file.read_text().split("human:")[0])
+    plain.write_text(run_file.read_text().split("preferences:")[0])
     text: str = make_plan(plain, [], None, run_file.parent / "none").held_out[0].messages[0]["content"]
     return text
 
@@ -117,8 +117,8 @@ def test_weights_that_a_loss_cannot_count_are_refused_before_anything_is_paid(
 ) -> None:
     human = tmp_path / "human.jsonl"
     human.write_text(json.dumps({"prompt": "Why?", "chosen": "so", "rejected": "no"}))
-    extra = f"human: {{source: {human}, weight: 2.0}}\ntrain: [{{stage: kto}}]\n"
-    with pytest.raises(CaiError, match="the stage 'kto' counts all pairs alike"):
+    extra = f"preferences: {{source: {human}, weight: 2.0}}\ntrain: [{{stage: kto}}]\n"
+    with pytest.raises(CaiError, match="the stage 'kto' counts all alike"):
         carry_out(write_workspace(tmp_path, model_folder, extra=extra))
     assert not (tmp_path / "runs").exists()
 
@@ -132,7 +132,7 @@ def test_weights_that_a_loss_cannot_count_are_refused_before_anything_is_paid(
         ("train=[{stage: sft, mix: none.jsonl}]", "train[0].mix: 'none.jsonl' not found"),
         ("train=[{stage: reward, members: 2, lora_rank: null}]", "members above 1 need a lora_rank"),
         ("iterations=2", "iterations: each needs a stage beside sft and reward"),
-        ("human={source: none.jsonl}", "human.source: 'none.jsonl' not found"),
+        ("preferences={source: none.jsonl}", "preferences.source: 'none.jsonl' not found"),
         ("train=[{stage: ppoo}]", "expected one of 'sft', 'reward', 'ppo', 'dpo'"),
     ],
 )
