@@ -10,6 +10,7 @@ from cai.report.comparison_table import columns, comparison_table
 from cai.report.configuration import configuration_files, made_of
 from cai.report.examples import Examples
 from cai.report.html import report
+from cai.report.monitoring import rates, signs
 from cai.report.plots import COMPARED, Interval, Plot, Tile, curves, effect_map, intervals
 from cai.report.table import Detail, Table
 from cai.runs.comparison.curves import by_kind
@@ -83,6 +84,8 @@ def comparison_report(found: Together, url: str | None = None) -> str:
         outcomes=OUTCOMES,
         pair_plots=of_pairs,
         trained=trained,
+        rates=rates(found.folders),
+        signs=signs(found.folders, [run.name for run in c.runs]),
         made=[(key, [own.get(key, "–") for own in made]) for key in dict.fromkeys(key for own in made for key in own)],
         files=[configuration_files(folder, lock) for folder, lock in zip(found.folders, locks, strict=True)],
         texts=_texts,

@@ -6,10 +6,12 @@ import pytest
 from cai.report.comparison import Together, comparison_report, together
 from cai.report.comparison_table import comparison_detail
 from cai.report.examples import Examples
+from cai.report.monitoring import rates, signs
 from cai.runs.comparison.compare import compare_runs
 from cai.runs.folder import RunFolder
 from tests.conftest import write_workspace
 from tests.report.folders import write_run
+from tests.report.test_evaluation import full
 from tests.report.test_run import text_of
 from tests.runs.test_pipeline import carry_out
 
@@ -68,6 +70,25 @@ def test_the_page_says_what_the_comparison_found(tmp_path: Path, model_folder: P
     for figure in found.comparison.pairs[0].figures:
         assert figure.name in told
     assert "constitution harmless, content" in told and "differs" in told
+
+
+def test_monitors_stand_side_by_side(tmp_path: Path) -> None:
+    a, b = write_run(tmp_path / "before"), write_run(tmp_path / "run")
+    assert [row for row in rates([a, b]) if row.name == "judge: position decides"] == [
+        ("judge: position decides", "50 %", ["75 %", "75 %"], [True, True])
+    ]
+    assert signs([a, b], ["before", "run"]) == []
+    assert "Signs of reward hacking" not in text_of(comparison_report(compared(a, b)))
+    a.eval.mkdir()  # the evaluation may lie in the other run's folder
+    (a.eval / "evaluation.json").write_text(full().model_dump_json(), encoding="utf-8")
+    warns, fine = signs([a, b], ["before", "run"])
+    assert warns == ("length", "≥ 0.2", ["–", "0.250 [0.100, 0.400] warns"], [False, True])
+    assert fine == ("praise", "≥ 0.2", ["–", "0.250 [0.100, 0.400] fine"], [False, False])
+    assert "length ≥ 0.2 – 0.250 [0.100, 0.400] warns" in text_of(comparison_report(compared(a, b)))
+    model = b.train / "1-dpo/model"
+    model.mkdir(parents=True, exist_ok=True)
+    (model / "config.json").write_text("trained anew", encoding="utf-8")
+    assert signs([a, b], ["before", "run"]) == []
 
 
 def test_three_runs_are_all_on_the_page(tmp_path: Path) -> None:
