@@ -34,11 +34,14 @@ $(VENV)/.ready: pyproject.toml requirements/cpu.txt requirements/excludes-cpu.tx
 demo:
 	@bash examples/demo.sh
 
+# Two tests at once: with more, real models would need more memory than a small machine has.
+PYTEST := $(BIN)/pytest --numprocesses=2 --dist=worksteal
+
 test: setup lint
-	$(BIN)/pytest
+	$(PYTEST)
 
 fast-test: setup
-	$(BIN)/pytest -m "not real"
+	$(PYTEST) -m "not real"
 
 lint: setup
 	$(BIN)/ruff check .

@@ -25,7 +25,7 @@ def test_a_lock_that_is_none_is_named_with_what_was_expected(tmp_path: Path, loc
 
 
 def test_a_damaged_run_does_not_hide_the_others_from_the_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "1000")
     for name in ("fine [b]one[-b]", "empty", "older", "folder"):
         write_run(tmp_path / name, prompts=9)
     (tmp_path / "empty/lock.json").write_text("{}")
