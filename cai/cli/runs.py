@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cai.cli.console import whole
 from cai.linting.characters import visible
 from cai.report.run_list import listed
 from cai.runs.folder import all_runs
@@ -17,9 +18,9 @@ def print_runs(runs: Path) -> None:
     if not folders:
         console.print(f"No runs in {runs}/. Start one: cai run examples/quickstart.yaml", markup=False)
         return
-    table = Table(box=None)
+    table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("run", "started", "state", "constitution", "prompts", "training", "win rate"):
-        table.add_column(column)
+        table.add_column(column, no_wrap=True)
     for folder in folders:
         run = listed(str(folder.path.relative_to(runs)), folder)
         cells = (
@@ -32,4 +33,4 @@ def print_runs(runs: Path) -> None:
             run.win_rate or "–",
         )
         table.add_row(*(Text(visible(cell)) for cell in cells))
-    console.print(table)
+    whole(console, table)
