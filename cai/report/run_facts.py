@@ -14,18 +14,6 @@ OUTSIDE = 0.5  # of the probability: more is on something that is no answer than
 CUT_OFF = 0.5  # of the texts: how long the model would have written is then unknown for most
 
 
-class Told(NamedTuple):
-    """A summary as the page has it."""
-
-    facts: list[Figure]
-    judge: list[Figure]
-    monitors: "list[Monitor]"
-    notes: list[str]
-    left_out: dict[str, int]  # by reason
-    training: dict[str, list[str]]  # lines by stage
-    calibration: dict[str, list[dict[str, float]]]  # of reward models on held-out pairs, bins by stage
-
-
 class Monitor(NamedTuple):
     """A figure that is watched; `look` says that it is past its bound."""
 
@@ -33,6 +21,18 @@ class Monitor(NamedTuple):
     value: str
     bound: str
     look: bool
+
+
+class Told(NamedTuple):
+    """A summary as the page has it."""
+
+    facts: list[Figure]
+    judge: list[Figure]
+    monitors: list[Monitor]
+    notes: list[str]
+    left_out: dict[str, int]  # by reason
+    training: dict[str, list[str]]  # lines by stage
+    calibration: dict[str, list[dict[str, float]]]  # of reward models on held-out pairs, bins by stage
 
 
 def told_of(folder: RunFolder, missing: list[str]) -> Told:
