@@ -16,13 +16,27 @@ from cai.errors import CaiError
 from cai.formats.files import Place, RowOfFile
 from cai.formats.forms import Read, is_turns, plain_turns, row_id, row_tags
 from cai.formats.trl import said
-from cai.records import Demonstration, Messages
+from cai.records import Demonstration, Messages, Preference
 
 
 class ChatRow(TypedDict):
     """A conversation that ends with the answer to learn."""
 
     messages: Messages
+
+
+class Input(TypedDict):
+    """What two outputs answer to."""
+
+    messages: Messages
+
+
+class PreferenceRow(TypedDict):
+    """Two outputs to one conversation."""
+
+    input: Input
+    preferred_output: Messages
+    non_preferred_output: Messages
 
 
 def read_chat(place: Place, value: RowOfFile) -> Read:
@@ -68,3 +82,14 @@ def _split(place: Place, key: str, listed: Any) -> tuple[Messages, Any]:
 def chat(answer: Demonstration) -> list[ChatRow]:
     """An answer to learn behind what it answers to."""
     return [ChatRow(messages=[*answer.messages, *said(answer.completion)])]
+
+
+def preference(pair: Preference) -> list[PreferenceRow]:
+    """A pair beside what it answers to."""
+    return [
+        PreferenceRow(
+            input=Input(messages=pair.messages),
+            preferred_output=said(pair.chosen),
+            non_preferred_output=said(pair.rejected),
+        )
+    ]
