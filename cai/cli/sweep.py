@@ -15,13 +15,15 @@ from cai.runs.forecast import forecast
 from cai.runs.judge_page import percent
 from cai.runs.pipeline import execute
 from cai.runs.progress import Reporter, span
-from cai.runs.sweep import Member, carry_out, make_sweep
+from cai.runs.sweep import Member, carry_out, make_sweep, refuse_other_runs
 
 
 def run_sweep(file: Path, settings: list[str], replace: bool, runs: Path) -> bool:
     """Carry out a sweep and print its runs side by side; whether all of them ended well."""
     console = Console()
     name, members = make_sweep(file, settings, runs)
+    if not replace:
+        refuse_other_runs(file, name, members)
     reporter = Reporter(console)
     with going_on(console):
         failed = carry_out(

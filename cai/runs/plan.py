@@ -230,15 +230,22 @@ def _versions() -> dict[str, str]:
     return found
 
 
+def differences_from_folder(plan: Plan) -> list[str]:
+    """What differs between the run that the plan's folder holds and this one, a line each; [] where it holds none."""
+    folder = plan.folder
+    if not folder.lock_json.exists():
+        return []
+    return differences({**folder.lock(), "versions": None}, {**lock(plan), "versions": None})
+
+
 def claim_folder(plan: Plan, write_over: bool) -> None:
     """Write what the run starts from into its (existing) folder.
 
     Raises: CaiError when the folder holds a run of other content, unless `write_over`.
     """
-    folder, new = plan.folder, lock(plan)
+    folder = plan.folder
     if folder.lock_json.exists():
-        old = folder.lock()
-        changed = differences({**old, "versions": None}, {**new, "versions": None})
+        changed = differences_from_folder(plan)
         if changed and not write_over:
             raise CaiError(
                 f"{folder.path} holds a run made with other settings:\n  "
@@ -249,14 +256,14 @@ def claim_folder(plan: Plan, write_over: bool) -> None:
             _refuse_inputs_inside(folder.path, plan)
             _clear(folder.path)
     elif folder.path.exists() and any(p.name != BUSY for p in folder.path.iterdir()):
-        raise CaiError(f"{folder.path} is not empty and holds no run; give this one another name (--name NEW)")
+        raise CaiError(f"{folder.path} is not empty and holds no run; choose another name, or remove it first")
     given = "".join(f"# with --set {override}\n" for override in plan.overrides)
     write_text(folder.run_yaml, given + read_text(plan.run_file))
     write_text(folder.constitution_yaml, read_text(plan.constitution_file))
     write_text(folder.referee_yaml, read_text(plan.referee_file))
     shutil.copytree(plan.templates.folder, folder.templates, dirs_exist_ok=True)
     write_rows(folder.prompts_jsonl, [*plan.training, *plan.held_out])
-    write_text(folder.lock_json, json.dumps(new, indent=1, ensure_ascii=False) + "\n")
+    write_text(folder.lock_json, json.dumps(lock(plan), indent=1, ensure_ascii=False) + "\n")
 
 
 def _refuse_inputs_inside(path: Path, plan: Plan) -> None:

@@ -21,8 +21,9 @@ from cai.errors import CaiError
 from cai.formats.constitution_yaml import constitution_yaml
 from cai.formats.jsonl import write_text
 from cai.runs import config as run_config
-from cai.runs.folder import SWEEP_JSON, RunFolder, differences
-from cai.runs.plan import Plan, lock, make_plan
+from cai.runs.folder import SWEEP_JSON, RunFolder
+from cai.runs.plan import Plan, differences_from_folder, iteration, make_plan
+from cai.runs.progress import counted
 
 Ablation = Literal["leave-one-out", "one-at-a-time", "first-n"]
 
@@ -146,10 +147,20 @@ def _selection_label(selection: Selection, ablation: Ablation | None) -> str:
 
 def is_finished(plan: Plan) -> bool:
     """Whether a run's folder holds this very run, finished."""
-    folder = plan.folder
-    if not folder.summary_json.exists():
-        return False
-    return not differences({**folder.lock(), "versions": None}, {**lock(plan), "versions": None})
+    return plan.folder.summary_json.exists() and not differences_from_folder(plan)
+
+
+def refuse_other_runs(file: Path, name: str, members: list[Member]) -> None:
+    """Raise CaiError when folders of a sweep hold runs made with other settings, with what differs in the first."""
+    others = [(m, changed) for m in members if (changed := differences_from_folder(iteration(m.plan, 1, m.plan.model)))]
+    if others:
+        first, changed = others[0]
+        raise CaiError(
+            f"{first.plan.folder.path} holds a run made with other settings:\n  "
+            + "\n  ".join(changed[:12])
+            + f"\n{len(others)} of the sweep's {counted(len(members), 'runs')} would be written over. Give the sweep "
+            f"another name (`name: {name}` in {file}), or write over the old ones (--replace)."
+        )
 
 
 def carry_out(

@@ -15,7 +15,7 @@ from cai.runs.folder import all_runs, open_run
 from cai.runs.forecast import forecast
 from cai.runs.pipeline import execute
 from cai.runs.progress import Reporter
-from cai.runs.sweep import Member, carry_out, make_sweep
+from cai.runs.sweep import Member, carry_out, make_sweep, refuse_other_runs
 from tests.conftest import ROOT, scripted, write_workspace
 
 
@@ -108,6 +108,21 @@ def test_a_sweep_goes_on_past_a_run_that_fails_and_again_after_it(tmp_path: Path
     engines: list[ScriptedEngine] = []
     assert run_all(path, engines) == {}
     assert len(engines) == 1
+
+
+def test_runs_of_other_settings_are_refused_once_with_what_a_sweep_can_do_about_it(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    path, runs = write_sweep(tmp_path, model_folder, grid={"revise.rounds": [1, 2]}), tmp_path / "runs"
+    run_all(path, [])
+    name, members = make_sweep(path, [], runs)
+    refuse_other_runs(path, name, members)  # they are the same runs
+    said = (
+        r"(?s)rounds-1 holds a run .*seed: 0 → 7\n2 of the sweep's 2 runs .*`name: trial` in .*sweep\.yaml.*--replace"
+    )
+    with pytest.raises(CaiError, match=said) as error:
+        refuse_other_runs(path, *make_sweep(path, ["seed=7"], runs))
+    assert "--name" not in str(error.value)
 
 
 def test_a_forecast_of_a_sweep_counts_shared_calls_once(tmp_path: Path, model_folder: Path) -> None:
