@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import traceback
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -66,11 +66,11 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:
-        if any(thread.name == "vllm" for thread in threading.enumerate()):  # still loading, it would break down noisily
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(130)
-        sys.exit(130)
+        _end_interrupted()
+    except SystemExit as end:
+        if end.code == 130:  # what typer makes of an interrupt
+            _end_interrupted()
+        raise
     except CaiError as error:
         if os.environ.get("CAI_DEBUG"):
             traceback.print_exc()
@@ -81,6 +81,15 @@ def main() -> None:
             raise
         _echo_error(f"unexpected {type(error).__name__}: {error} (cai --debug … shows where)")
         sys.exit(1)
+
+
+def _end_interrupted() -> NoReturn:
+    """End at once where a model still loads or writes: taken apart beneath it, it would break down noisily."""
+    if any(thread.name == "vllm" for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(130)
+    sys.exit(130)
 
 
 def _echo_error(message: str) -> None:

@@ -13,6 +13,8 @@ import queue
 import threading
 import time
 import warnings
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
@@ -215,7 +217,7 @@ class VllmEngine:
 
     def _unload(self, running: dict[str, Job]) -> None:
         for _, future in running.values():
-            future.get_loop().call_soon_threadsafe(future.cancel)
+            _tell(future, future.cancel)
         llm = self.__dict__.pop("_llm", None)
         if llm is not None:
             from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
@@ -231,7 +233,7 @@ def _resolve(future: "asyncio.Future[Any]", answer: Any) -> None:
         if not future.done():  # it is done when its caller gave up waiting
             future.set_result(answer)
 
-    future.get_loop().call_soon_threadsafe(settle)
+    _tell(future, settle)
 
 
 def _reject(future: "asyncio.Future[Any]", error: BaseException) -> None:
@@ -239,7 +241,12 @@ def _reject(future: "asyncio.Future[Any]", error: BaseException) -> None:
         if not future.done():
             future.set_exception(error)
 
-    future.get_loop().call_soon_threadsafe(settle)
+    _tell(future, settle)
+
+
+def _tell(future: "asyncio.Future[Any]", settle: Callable[[], Any]) -> None:
+    with suppress(RuntimeError):  # its loop is closed: an interrupt has ended all that waited
+        future.get_loop().call_soon_threadsafe(settle)
 
 
 def load_engine(folder: Path, context: int | None, most_at_once: int, **more: Any) -> Any:

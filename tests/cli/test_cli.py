@@ -124,14 +124,19 @@ def test_an_unknown_stage_names_the_known_ones(
     assert "expected one of revisions, preferences, evaluation, left_out" in capsys.readouterr().err
 
 
-def test_an_interrupt_does_not_wait_for_a_model_that_is_still_loading() -> None:
+@pytest.mark.parametrize("inside", [True, False])  # typer turns an interrupt within a command into an exit
+def test_an_interrupt_does_not_wait_for_a_model_that_is_still_loading(inside: bool) -> None:
     code = (
         "import atexit, sys, threading, cai.cli.main as cli\n"
         "def interrupted():\n"
         "    threading.Thread(target=threading.Event().wait, name='vllm', daemon=True).start()\n"
         "    print('told')\n"
         "    raise KeyboardInterrupt\n"
-        "cli.app = interrupted\n"
+        f"if {inside}:\n"
+        "    cli.app.command('stop')(interrupted)\n"
+        "    sys.argv = ['cai', 'stop']\n"
+        "else:\n"
+        "    cli.app = interrupted\n"
         "atexit.register(print, 'taken apart beneath it')\n"
         "cli.main()"
     )
