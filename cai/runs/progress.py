@@ -19,24 +19,32 @@ class Task:
         self._reporter, self.name, self.total, self.unit = reporter, name, total, unit
         self.done = 0
         self._start = self._last = time.monotonic()
+        self._first: tuple[float, int] | None = None  # when work was first seen to have cost time, and how much of it
         self._bar = reporter.bars.add_task(name, total=total, text="") if reporter.bars else None
 
-    def update(self, done: int, total: int, note: str = "") -> None:
-        """`done` of `total` are done; `note` is shown beside the rate."""
+    def update(self, done: int, total: int, note: str = "", free: int = 0) -> None:
+        """`done` of `total` are done, `free` of them without work; `note` is shown beside the rate."""
         self.done, self.total = done, total
-        now = time.monotonic()
-        rate = max(done, 1e-9) / max(now - self._start, 1e-9)
-        speed = f"{rate:.1f} {self.unit}/s" if rate >= 1 else f"{1 / rate:.1f} s each"
+        now, rate = time.monotonic(), self._rate(done - free)
+        speed = "" if rate is None else f"{rate:.1f} {self.unit}/s" if rate >= 1 else f"{1 / rate:.1f} s each"
         if self._reporter.bars and self._bar is not None:
             self._reporter.bars.update(
                 self._bar, completed=done, total=total, text=", ".join(filter(None, [speed, note]))
             )
         elif now - self._last >= PLAIN_SECONDS and 0 < done < total:
             self._last = now
-            started = done >= total / 20  # before that, loading the model would pass for slow work
-            left = f"about {span((total - done) / rate)} left" if started else ""
+            left = "" if rate is None else f"about {span((total - done) / rate)} left"
             parts = (f"{done}/{total} {self.unit}", speed, note, left)
             self._reporter.say(f"  {self.name}: " + ", ".join(filter(None, parts)))
+
+    def _rate(self, paid: int) -> float | None:
+        """Units a second since the first of them was done, so that loading a model does not pass for slow work."""
+        now = time.monotonic()
+        if self._first is None and paid > 0:
+            self._first = now, paid
+        if self._first is None or paid == self._first[1] or now == self._first[0]:
+            return None
+        return (paid - self._first[1]) / (now - self._first[0])
 
     def close(self, note: str = "") -> None:
         """The work ended; one line of it stays."""

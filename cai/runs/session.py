@@ -81,7 +81,7 @@ async def each(
     async def show_progress(task: Task) -> None:
         while True:
             done = engine.tally.asked - before.asked + remembered()
-            task.update(done, max(done, amount.calls), f"{finished}/{amount.items} {amount.unit}")
+            task.update(done, max(done, amount.calls), f"{finished}/{amount.items} {amount.unit}", remembered())
             await asyncio.sleep(PROGRESS_SECONDS)
 
     with engine.stage(name), reporter.task(name, amount.calls, "calls") as task:
