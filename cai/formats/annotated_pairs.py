@@ -7,14 +7,17 @@ One JSON object, as src/inverse_cai/data/annotated_pairs_format.py of https://gi
      "comparisons": [{"id", "prompt", "response_a": {"text", "model"}, "response_b": {…},
                       "annotations": {"ba751e7b": {"pref": "a"}, "…": {"pref": null, "no_pref_reason": "…"}}}, …]}
 
-The default annotator's preference is the label. A prompt is a text; of several turns, a transcript.
+The default annotator's preference is the label; how sure it is, `metadata.p` says in documents of ours. A prompt is
+a text; of several turns, a transcript.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from math import nan
 from typing import Any
 
 from cai.errors import CaiError
+from cai.faults import found
 from cai.formats.files import Place, RowOfFile
 from cai.formats.forms import Read, row_prompt, text
 from cai.formats.transcripts import transcript, transcript_fault
@@ -26,6 +29,8 @@ ALSO = ("id", "prompt", "default_annotator")
 # Feedback Forensics looks for the label under this id (src/feedback_forensics/data/loader.py), the text's hash.
 DEFAULT_ID, DEFAULT = "ba751e7b", "Default annotator from original dataset (from column `preferred_text`)"
 METADATA = ("prompt_id", "p", "source", "tags")  # texts, by which its tables can be filtered
+MADE = "Preferences with the verdicts of principles, made by cai"  # by this a document of ours is known
+KEEPS = {"ids", "tags", "soft labels", "verdicts and principles"}  # of what a pair holds besides
 
 
 def comparisons(place: Place, value: RowOfFile) -> Iterator[tuple[Place, RowOfFile]]:
@@ -44,12 +49,27 @@ def comparisons(place: Place, value: RowOfFile) -> Iterator[tuple[Place, RowOfFi
     default = metadata.get("default_annotator")
     if default not in annotators:
         raise CaiError(f"{place}: metadata.default_annotator: {default} is not among the annotators")
+    ours = metadata.get("description") == MADE and default == DEFAULT_ID
     for number, comparison in enumerate(listed, 1):
         inside = Place(place.path, f"comparison {number}")
         if not isinstance(comparison, dict):
             raise CaiError(f"{inside}: expected a JSON object, found {str(comparison)[:60]}")
         kept = {key: field for key, field in comparison.items() if field is not None}
-        yield inside, {**kept, "default_annotator": {"id": default, **annotators[default]}}
+        p = _probability(inside, comparison) if ours else 1.0
+        yield inside, {**kept, "default_annotator": {"id": default, **annotators[default], "p": p}}
+
+
+def _probability(place: Place, comparison: RowOfFile) -> float:
+    """That of the likelier answer, as `comparison` below wrote it."""
+    written = comparison.get("metadata")
+    text = written.get("p") if isinstance(written, dict) else None
+    try:
+        p = float(str(text))
+    except ValueError:
+        p = nan
+    if not 0 <= p <= 1:
+        raise CaiError(f"{place}: metadata.p: expected a number from 0 to 1, found {found(text)}")
+    return max(p, 1 - p)
 
 
 def read_pair(place: Place, value: RowOfFile) -> Read:
@@ -74,7 +94,7 @@ def read_pair(place: Place, value: RowOfFile) -> Read:
             "messages": row_prompt(place, {"prompt": value["prompt"]}),
             "chosen": chosen,
             "rejected": rejected,
-            "p": 1.0,
+            "p": annotator["p"],
             "source": "human" if by_human else "judge",
             "judge": "" if by_human else str(annotator.get("name", annotator["id"])),
         }
@@ -129,7 +149,7 @@ def document(listed: Iterable[dict[str, Any]], name: str, principles: Mapping[st
     return {
         "metadata": {
             "version": "2.0",
-            "description": "Preferences with the verdicts of principles, made by cai",
+            "description": MADE,
             "created_at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "dataset_name": name,
             "default_annotator": DEFAULT_ID,

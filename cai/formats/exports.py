@@ -42,7 +42,9 @@ EXPORTS = {
     "trl-implicit": Export("preferences", trl.ImplicitRow, trl.implicit),
     "kto": Export("preferences", trl.UnpairedRow, trl.unpaired),
     "hh-rlhf": Export("preferences", transcripts.Row, transcripts.row, keeps=()),
-    "ultrafeedback": Export("preferences", ultrafeedback.Row, ultrafeedback.row, (SYSTEM, "ids"), decided=False),
+    "ultrafeedback": Export(
+        "preferences", ultrafeedback.Row, ultrafeedback.row, (SYSTEM, "ids", "soft labels"), decided=False
+    ),
     "openai-preference": Export("preferences", openai_chat.PreferenceRow, openai_chat.preference),
     "prompt-completion": Export("completions", trl.CompletionRow, trl.prompt_completion),
     "openai-chat": Export("completions", openai_chat.ChatRow, openai_chat.chat),

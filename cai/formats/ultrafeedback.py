@@ -5,7 +5,8 @@
     messages                           the same as chosen
     score_chosen, score_rejected       there a judge's marks from 1 to 10; written by us the probabilities p and 1 − p
 
-They are read by cai/formats/preferences.py, where equal scores are no preference, and others are a sure one.
+They are read by cai/formats/preferences.py, where equal scores are no preference, and others are a sure one: a
+row does not tell whether its scores are probabilities or marks.
 """
 
 from typing_extensions import TypedDict

@@ -42,7 +42,7 @@ def annotated_document(source: Source, lost: Counter[str]) -> tuple[dict[str, An
             left_out.append(LeftOut(prompt_id=pair.prompt_id, stage="annotated-pairs", reason=made))
         else:
             listed.append(made)
-            lost.update(set(things(pair)) - {"ids", "tags", "verdicts and principles"})  # type: ignore[arg-type]
+            lost.update(set(things(pair)) - annotated_pairs.KEEPS)  # type: ignore[arg-type]
     listed_principles = source.constitution().principles if isinstance(source, RunFolder) else []
     principles = {p.id: p.judge for p in listed_principles}
     return annotated_pairs.document(listed, source.name, principles), left_out

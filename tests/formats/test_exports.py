@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cai.errors import CaiError
 from cai.formats import annotated_pairs
 from cai.formats.completions import iter_completions
 from cai.formats.exports import EXPORTS, exported, likelier
@@ -84,7 +85,8 @@ def test_a_preference_comes_back_with_all_that_the_format_keeps(
         assert back.p == (0.5 if better.p == 0.5 else 1.0)
         assert (back.prompt_id == pair.prompt_id) or "ids" not in export.keeps
     assert lost["ids"] == (0 if "ids" in export.keeps else len(written))
-    assert lost["soft labels"] == sum(pair.p not in (0, 0.5, 1) for pair in written)
+    soft = [pair for pair in written if pair.p not in (0, 0.5, 1)]
+    assert lost["soft labels"] == (0 if name == "ultrafeedback" else len(soft))  # which has them as scores
     assert lost["weights"] == sum(pair.weight != 1 for pair in written)
 
 
@@ -121,7 +123,42 @@ def test_annotated_pairs_come_back_as_the_default_annotator_has_them(pairs: list
         if better is not None:
             assert isinstance(back, Preference)
             assert back.messages == [turn for turn in pair.messages if turn["role"] != "system"]
-            assert (back.chosen, back.rejected) == (better.chosen, better.rejected)
+            assert (back.chosen, back.rejected, back.p) == (better.chosen, better.rejected, better.p)
+
+
+@pytest.mark.parametrize(
+    ("change", "p"),
+    [({}, 0.75), ({"description": "Pairs of others"}, 1.0), ({"default_annotator": "b"}, 1.0)],
+)
+def test_the_probability_beside_annotated_pairs_is_read_of_our_own_documents_alone(
+    tmp_path: Path, change: dict[str, str], p: float
+) -> None:
+    asked: list[Message] = [Message(role="user", content="Why?")]
+    said = Verdict(principle_id="b", principle_hash="h", p_forward=0.9, p_reverse=0.9, outside=0)
+    pair = Preference(
+        prompt_id="x", messages=asked, chosen="so", rejected="no", p=0.25, source="judge", verdicts=[said]
+    )
+    document = annotated_pairs.document([annotated_pairs.comparison(pair, 0)], "d", {})  # type: ignore[list-item]
+    document["metadata"] |= change
+    path = tmp_path / "pairs.json"
+    path.write_text(json.dumps(document), encoding="utf-8")
+    [back] = iter_preferences(path)
+    assert isinstance(back, Preference)
+    assert back.p == p
+    assert back.chosen == ("so" if "default_annotator" in change else "no")
+
+
+def test_a_probability_of_ours_that_is_none_is_named(tmp_path: Path) -> None:
+    asked: list[Message] = [Message(role="user", content="Why?")]
+    pair = Preference(prompt_id="x", messages=asked, chosen="so", rejected="no", p=1, source="judge")
+    row = annotated_pairs.comparison(pair, 0)
+    assert isinstance(row, dict)
+    path = tmp_path / "pairs.json"
+    for wrong in ({"p": "two"}, {"p": "2"}, {"p": "nan"}, {}):
+        changed = {**row, "metadata": {"source": "judge", **wrong}}
+        path.write_text(json.dumps(annotated_pairs.document([changed], "d", {})), encoding="utf-8")
+        with pytest.raises(CaiError, match=r"comparison 1: metadata\.p: expected a number from 0 to 1"):
+            list(iter_preferences(path))
 
 
 def test_verdicts_become_annotators_by_the_words_of_their_principle() -> None:

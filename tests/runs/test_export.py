@@ -72,7 +72,9 @@ def test_preferences_of_a_run_and_of_its_file_are_written_alike(run: RunFolder) 
 
 
 def test_annotated_pairs_name_the_principles_of_the_run(run: RunFolder) -> None:
-    document, left_out = annotated_document(run, Counter())
+    lost = Counter[str]()
+    document, left_out = annotated_document(run, lost)
+    assert not lost.keys() & {"soft labels", "ids", "tags", "verdicts and principles"}
     questions = {p.id: p.judge for p in run.constitution().principles}
     named = {i: a["description"] for i, a in document["annotators"].items() if a["type"] == "principle"}
     assert named == {i: questions[i] for i in named}
