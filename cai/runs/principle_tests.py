@@ -34,7 +34,6 @@ from cai.templates import Templates
 
 SETTINGS = ReviseConfig(rounds=1, max_tokens=256, temperature=0)
 SEED = 0
-UNFIT = ("empty", "copies_critique")  # a draft that needs no change may come back unchanged
 SAME = str.maketrans("’‘“”\u00a0", "''\"\" ")  # characters that a model may write for those of a phrase
 
 
@@ -170,8 +169,10 @@ async def _written(placed: Placed, templates: Templates, engine: RememberingEngi
         outcomes.append(_by_probability("critique", p, test.least, found.outside))
     if test.revision is not None:
         revision = await rewrite(prompt, test.draft, critique.text, *args)
-        unfit = [FLAGS[flag] for flag in flags(test.draft, critique.text, revision.text) if flag in UNFIT]
-        reasons = [*unfit, *missed(test.revision, revision.text)]
+        found_flags = flags(test.draft, critique.text, revision.text)
+        if test.critique == "finds nothing":  # then the draft is best left alone
+            found_flags = [flag for flag in found_flags if flag != "unchanged"]
+        reasons = [*(FLAGS[flag] for flag in found_flags), *missed(test.revision, revision.text)]
         outcomes.append(Outcome("revision", not reasons, "; ".join(reasons)))
     return Result(placed, outcomes, critique, revision)
 

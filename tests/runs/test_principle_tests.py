@@ -133,9 +133,14 @@ def test_an_empty_or_copied_revision_fails_whatever_it_lacks(run, text: str, rea
     assert reason in outcome.reason
 
 
-def test_a_good_draft_may_come_back_unchanged(run) -> None:
-    [tested] = run("revision: {contains: [roof]}", answer=lambda request: DRAFT)
-    assert tested.outcomes[0].passed
+@pytest.mark.parametrize(
+    ("critique", "passed"), [("", False), ("critique: finds, ", False), ("critique: finds nothing, ", True)]
+)
+def test_a_draft_may_come_back_unchanged_only_where_nothing_is_to_be_found(run, critique: str, passed: bool) -> None:
+    [tested] = run(critique + "revision: {contains: [roof]}", answer=lambda request: DRAFT)
+    outcome = tested.outcomes[-1]
+    assert (outcome.expects, outcome.passed) == ("revision", passed)
+    assert outcome.reason == ("" if passed else "the revision is the answer it started from")
 
 
 def test_a_test_that_the_model_cannot_answer_fails_with_the_reason(run) -> None:
