@@ -22,7 +22,7 @@ STYLES = {"warns": "bold yellow", "unclear": "dim", "fine": "green", "not measur
 TAGS = 4  # the most frequent ones, which are named
 
 
-def evaluate_and_print(options: Options, out: Path | None, runs: Path) -> None:
+def evaluate_and_print(options: Options, out: Path | None, replace: bool, runs: Path) -> None:
     """Evaluate and print the report; an interrupt says how to go on."""
     console = Console()
     evaluating = plan_evaluation(options, runs)
@@ -31,7 +31,7 @@ def evaluate_and_print(options: Options, out: Path | None, runs: Path) -> None:
         raise CaiError(f"--out: '{options.policy}' is no run, and has no folder for results; name one")
     target = out if out is not None else run.eval if run is not None else Path()
     with going_on(console):
-        report = evaluate_policies(evaluating, target, runs / MEMO, Reporter(console))
+        report = evaluate_policies(evaluating, target, runs / MEMO, Reporter(console), replace)
     for part in report_tables(report):
         if isinstance(part, Table):
             whole(console, part)

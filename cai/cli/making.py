@@ -193,6 +193,9 @@ def evaluate(
         typer.Option("--set", metavar="KEY=VALUE", help="A setting of `evaluate:` in a run file: max_tokens=256."),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The folder for results [eval in the run's].")] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Write over an evaluation made with other options.")
+    ] = False,
     runs: RunsFolder = DEFAULT_RUNS,
 ) -> None:
     """Measure a policy: win rates, probes, reward hacking.
@@ -204,7 +207,7 @@ def evaluate(
     from cai.runs.evaluating import Options
 
     options = Options(policy, against or [], reference, prompts, referee, judge, probes, limit, settings or [])
-    evaluate_and_print(options, out, runs)
+    evaluate_and_print(options, out, replace, runs)
 
 
 @app.command("try")

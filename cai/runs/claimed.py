@@ -23,7 +23,7 @@ def claimed(
     Raises: CaiError for a folder that holds other things.
     """
     with exclusive(RunFolder(out)):
-        before, command = _earlier(out / file), made_from["command"]
+        before, command = earlier(out / file), made_from["command"]
         if before is None and any(path.name != BUSY for path in out.iterdir()):
             raise CaiError(f"--out {out}: the folder is not empty and holds no results of `{command}`; choose another")
         if before is not None and before["command"] != command:
@@ -41,7 +41,7 @@ def claimed(
         write_text(out / file, json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
 
 
-def _earlier(path: Path) -> dict[str, Any] | None:
+def earlier(path: Path) -> dict[str, Any] | None:
     """What the results in a folder were made from; None where there are none, or the file is something else."""
     try:
         made_from = json.loads(path.read_text(encoding="utf-8"))["made_from"]

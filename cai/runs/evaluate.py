@@ -4,16 +4,17 @@ import asyncio
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from cai.engines.memo import Memo, RememberingEngine
 from cai.errors import CaiError
 from cai.evaluation.policy_report import PolicyReport
 from cai.formats.jsonl import write_rows, write_text
-from cai.models import Model
-from cai.runs.claimed import claimed
+from cai.models import Model, folder_fingerprint
+from cai.runs.claimed import claimed, earlier
 from cai.runs.contenders import Contender, of_model
 from cai.runs.contest import Contest
-from cai.runs.evaluating import REFEREE, Evaluating, made_from, read_probes, shipped_axes
+from cai.runs.evaluating import PROBES, REFEREE, Evaluating, made_from, read_probes, shipped_axes
 from cai.runs.plan import Plan
 from cai.runs.policy_figures import policy_report
 from cai.runs.progress import Reporter
@@ -28,13 +29,27 @@ ROWS = {
     "left_out": "left_out",
 }
 """The files of rows, and where a contest has them."""
-RESULTS = (*(f"{name}.jsonl" for name in ROWS), "scores.jsonl", "evaluation.json")
+MADE_FROM, REPORT = "made_from.json", "evaluation.json"  # the report is written last: with it an evaluation is finished
+RESULTS = (*(f"{name}.jsonl" for name in ROWS), "scores.jsonl", REPORT)
 
 
 def evaluate_policies(
-    evaluating: Evaluating, out: Path, memo: Path, reporter: Reporter, open_engine: OpenEngine = open_model
+    evaluating: Evaluating,
+    out: Path,
+    memo: Path,
+    reporter: Reporter,
+    replace: bool = False,
+    open_engine: OpenEngine = open_model,
 ) -> PolicyReport:
-    """Write the rows and evaluation.json into `out`, over a memo. Raises: CaiError."""
+    """Write the rows and evaluation.json into `out`, over a memo.
+
+    Raises: CaiError, also for a finished evaluation in `out` that was made with other options, unless `replace`.
+    """
+    if not replace and (other := finished_otherwise(evaluating, out)):
+        raise CaiError(
+            f"{out} holds a finished evaluation made with other options: {'; '.join(other)}. Write over it "
+            "(--replace), or write elsewhere (--out FOLDER)."
+        )
     with closing(Memo(memo)) as store:
         engines: dict[str, RememberingEngine] = {}
 
@@ -48,7 +63,7 @@ def evaluate_policies(
 def evaluate_into(out: Path, contest: Contest, reporter: Reporter) -> PolicyReport:
     """Carry out a contest and write what came of it into `out`; the report is written last. Raises: CaiError."""
     evaluating, now = contest.evaluating, made_from(contest.evaluating)
-    with claimed(now, out, "made_from.json", RESULTS, reporter):
+    with claimed(now, out, MADE_FROM, RESULTS, reporter):
         begun = time.monotonic()
         asyncio.run(contest.carry_out())
         for name, rows in ROWS.items():
@@ -64,8 +79,45 @@ def evaluate_into(out: Path, contest: Contest, reporter: Reporter) -> PolicyRepo
             "seconds": round(time.monotonic() - begun, 1),
         }
         report = policy_report(contest, scored, missing, now, cost)
-        write_text(out / "evaluation.json", report.model_dump_json(indent=1) + "\n")
+        write_text(out / REPORT, report.model_dump_json(indent=1) + "\n")
     return report
+
+
+def finished_otherwise(evaluating: Evaluating, out: Path) -> list[str]:
+    """What differs between an evaluation and the finished one in `out`, shortly: `limit: all → 1`.
+
+    [] where none is finished, or it is the same; versions do not count.
+    """
+    before, now = earlier(out / MADE_FROM), made_from(evaluating)
+    if before is None or before["command"] != now["command"] or not (out / REPORT).exists():
+        return []
+    try:
+        said = [(key, was, value) for (key, was), value in zip(_said(before).items(), _said(now).values(), strict=True)]
+    except (LookupError, TypeError, AttributeError):
+        return ["it is of another version of cai"]
+    told = {key: f"{key}: {was} → {value}" for key, was, value in said if was != value}
+    parts = ("policies", "prompts", "axes", "templates", "judge", "probes")
+    return [*told.values(), *(f"other {p}" for p in parts if p not in told and before.get(p) != now[p])]
+
+
+def _said(made: dict[str, Any]) -> dict[str, Any]:
+    """The part of what an evaluation was made from that says something to a reader; the rest are hashes."""
+    probes = [name for name in PROBES if made["probes"][name]]
+    return {
+        "policies": ", ".join(policy["name"] for policy in made["policies"]),
+        "limit": "all" if made["limit"] is None else made["limit"],
+        "probes": {0: "none", len(PROBES): "all"}.get(len(probes), ",".join(probes)),
+        "judge": made["judge"]["where"],
+        "max_tokens": made["settings"]["max_tokens"],
+        "temperature": made["settings"]["temperature"],
+        "seed": made["seed"],
+    }
+
+
+def is_about(policy: Contender, out: Path) -> bool:
+    """Whether what lies in `out` was made of this very policy, by content."""
+    before = earlier(out / MADE_FROM) or {}
+    return folder_fingerprint(policy.folder) in [known["model"] for known in before.get("policies", [])]
 
 
 def evaluating_of(plan: Plan, policy: Contender) -> Evaluating:

@@ -11,7 +11,7 @@ from cai.runs.assess import assess_policy
 from cai.runs.collect import collect_feedback
 from cai.runs.contenders import find_contender
 from cai.runs.contest import Contest
-from cai.runs.evaluate import evaluate_into, evaluating_of
+from cai.runs.evaluate import evaluate_into, evaluating_of, finished_otherwise, is_about
 from cai.runs.folder import MEMO, RunFolder, exclusive
 from cai.runs.gate import pass_gate
 from cai.runs.plan import Plan, claim_folder, iteration
@@ -39,13 +39,13 @@ def execute(
             current, gate_work = pass_gate(current, reporter, open_engine)
             memo = Memo(plan.runs / MEMO)
             try:
-                policy = _carry_out(Session(current, reporter, memo, open_engine, gate_work))
+                policy = _carry_out(Session(current, reporter, memo, open_engine, gate_work), replace)
             finally:
                 memo.close()
     return folders
 
 
-def _carry_out(session: Session) -> Path:
+def _carry_out(session: Session, replace: bool) -> Path:
     plan, folder = session.plan, session.plan.folder
     session.reporter.say(
         f"{folder.name}: {len(plan.training)} prompts to learn from, {len(plan.held_out)} held out; constitution "
@@ -59,12 +59,7 @@ def _carry_out(session: Session) -> Path:
         with session.timed("evaluation"):
             asyncio.run(assess_policy(session, policy))
         if plan.config.evaluate.probes:
-            contest = Contest(
-                evaluating_of(plan, find_contender(str(folder.path), plan.runs)), session.engine, session.reporter
-            )
-            with session.timed("probes"):
-                evaluate_into(folder.eval, contest, session.reporter)
-            session.work += contest.work
+            _evaluate(session, replace)
     write_rows(folder.left_out_jsonl, session.left_out)
     calls = session.calls()
     account = {
@@ -75,3 +70,17 @@ def _carry_out(session: Session) -> Path:
     summary = summarise(folder) | account
     write_text(folder.summary_json, json.dumps(summary, indent=1) + "\n")
     return policy
+
+
+def _evaluate(session: Session, replace: bool) -> None:
+    """The run's own `cai eval`. A finished one of the same policy, which somebody asked other things of, stays."""
+    plan, out = session.plan, session.plan.folder.eval
+    policy = find_contender(str(plan.folder.path), plan.runs)
+    evaluating = evaluating_of(plan, policy)
+    if not replace and is_about(policy, out) and (other := finished_otherwise(evaluating, out)):
+        session.reporter.say(f"{out} stays as it is, made with other options: {'; '.join(other)} (--replace: anew)")
+        return
+    contest = Contest(evaluating, session.engine, session.reporter)
+    with session.timed("probes"):
+        evaluate_into(out, contest, session.reporter)
+    session.work += contest.work

@@ -133,10 +133,12 @@ def by_name(engines: list[str] | None = None, refuse: str = "nothing") -> OpenEn
     return open_engine
 
 
-def evaluate(runs: Path, options: Options, out: Path | None = None, **opened: Any) -> PolicyReport:
+def evaluate(
+    runs: Path, options: Options, out: Path | None = None, replace: bool = False, **opened: Any
+) -> PolicyReport:
     evaluating = plan_evaluation(options._replace(settings=(*GREEDY, *options.settings)), runs)
     target = out or runs / options.policy / "eval"
-    return evaluate_policies(evaluating, target, runs / "memo.sqlite", QUIET, by_name(**opened))
+    return evaluate_policies(evaluating, target, runs / "memo.sqlite", QUIET, replace, by_name(**opened))
 
 
 def test_a_run_is_evaluated_from_its_folder_with_all_figures_that_can_be_had(tmp_path: Path) -> None:
@@ -252,13 +254,32 @@ def test_one_prompt_gives_figures_without_intervals_that_would_mislead(tmp_path:
     assert {m.state for m in report.monitors} <= {"unclear", "not measured"}
 
 
-def test_what_other_settings_made_is_cleared_and_other_folders_are_left_alone(tmp_path: Path) -> None:
+def test_a_finished_evaluation_is_replaced_by_another_only_when_asked_to(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    run, _ = make_run(runs, "good"), make_run(runs, "bad")
+    first = evaluate(runs, Options("good", limit=2))
+    (run.eval / "scores.jsonl").write_text("stale\n", encoding="utf-8")
+    other = Options("good", against=["bad"], limit=3, probes="none")
+    with pytest.raises(
+        CaiError,
+        match=r"eval holds a finished evaluation made with other options: policies: base, good → base, good, bad; "
+        r"limit: 2 → 3; probes: all → none; other prompts. Write over it \(--replace\), or write elsewhere \(--out",
+    ):
+        evaluate(runs, other)
+    assert (run.eval / "scores.jsonl").exists()
+    assert run.policy_report() == first
+    again = evaluate(runs, Options("good", limit=2))  # the same goes on
+    assert again.against == first.against
+    evaluate(runs, other, out=tmp_path / "elsewhere")
+    evaluate(runs, other, replace=True)
+    assert not (run.eval / "scores.jsonl").exists()
+    (run.eval / "evaluation.json").unlink()  # as if interrupted: nothing finished is lost
+    evaluate(runs, Options("good", limit=2))
+
+
+def test_a_folder_that_holds_other_things_is_left_alone(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     run = make_run(runs, "good")
-    evaluate(runs, Options("good", probes="none", limit=2))
-    (run.eval / "scores.jsonl").write_text("stale\n", encoding="utf-8")
-    evaluate(runs, Options("good", probes="none", limit=3))
-    assert not (run.eval / "scores.jsonl").exists()
     with pytest.raises(CaiError, match=r"--out .*good: the folder is not empty and holds no results of `cai eval`"):
         evaluate(runs, Options("good", probes="none"), out=run.path)
 
@@ -395,3 +416,43 @@ def test_a_run_may_end_with_its_evaluation_which_is_forecast_and_accounted_for(
     pipeline.execute(
         make_plan(run_file, ["evaluate.probes=false"], None, tmp_path / "runs"), QUIET, open_engine=scripted()
     )
+
+
+def test_a_run_leaves_a_finished_evaluation_of_its_policy_alone_unless_carried_out_anew(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extra = "train: [{stage: dpo}]\nevaluate: {probes: true, temperature: 0}\n"
+    model(model_folder, "base")
+    plan = make_plan(write_workspace(tmp_path, model_folder, extra=extra), [], None, tmp_path / "runs")
+    names = ["first"]
+
+    def trained(session: Session) -> Path:
+        stage = session.plan.folder.train / "1-dpo"
+        policy = model(stage / "model", names[-1])
+        (stage / "stage.json").write_text("{}", encoding="utf-8")
+        return policy
+
+    def limit() -> int | None:
+        found: int | None = json.loads((plan.folder.eval / "made_from.json").read_text())["made_from"]["limit"]
+        return found
+
+    def execute(replace: bool = False) -> None:
+        pipeline.execute(plan, QUIET, replace, scripted())
+        assert plan.folder.summary() is not None
+
+    def evaluate_two() -> None:
+        evaluate(plan.runs, Options("test", limit=2, probes="none"), replace=True)
+        assert limit() == 2
+
+    monkeypatch.setattr(pipeline, "train_policy", trained)
+    execute()
+    assert limit() is None
+    evaluate_two()
+    execute()
+    assert limit() == 2  # stays, and the run is finished
+    execute(replace=True)
+    assert limit() is None
+    evaluate_two()
+    names.append("second")
+    execute()
+    assert limit() is None  # that was of a policy that is no more
