@@ -6,7 +6,7 @@ from typing import Annotated, NamedTuple
 
 from pydantic import PlainSerializer
 
-from cai.evaluation.statistics import Estimate, bootstrap_mean
+from cai.evaluation.statistics import Estimate, bootstrap_mean, share
 from cai.evaluation.win_rate import win
 from cai.records import Preference, Verdict
 
@@ -59,11 +59,15 @@ def hit(p: float, label: float) -> float:
 
 
 def over_prompts(values: Iterable[tuple[str, float]]) -> Estimate:
-    """The mean over prompts of each prompt's mean, with an interval: pairs of one prompt are not independent."""
+    """The mean over prompts of each prompt's mean, with a bootstrap interval: pairs of one prompt are not independent.
+
+    Where every prompt says 0, or every one 1, a bootstrap would be certain, and the interval is Wilson's.
+    """
     by_prompt: dict[str, list[float]] = {}
     for prompt_id, value in values:
         by_prompt.setdefault(prompt_id, []).append(value)
-    return bootstrap_mean([fmean(of_prompt) for of_prompt in by_prompt.values()])
+    means = [fmean(of_prompt) for of_prompt in by_prompt.values()]
+    return share(means) if set(means) in ({0.0}, {1.0}) else bootstrap_mean(means)
 
 
 def same_position(opinion: Opinion) -> bool:

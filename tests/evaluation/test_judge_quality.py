@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cai.evaluation.judge_quality import Cost, JudgeReport, calibration, judge_report
-from cai.evaluation.judged import Judged, Opinion, hit, judged
+from cai.evaluation.judged import Judged, Opinion, hit, judged, over_prompts
 from cai.evaluation.principles import SHARED
 from cai.hashing import uniform
 from cai.odds import logit, sigmoid
@@ -255,3 +255,11 @@ def test_a_pair_is_seen_through_its_preference_row() -> None:
     assert seen.opinions[1].by == "kind"
     with pytest.raises(ValueError, match="without a label"):
         judged(row.model_copy(update={"given": None}))
+
+
+def test_few_prompts_that_all_agree_are_no_certainty() -> None:
+    found = over_prompts([("a", 1.0), ("a", 1.0), ("b", 1.0), ("c", 1.0), ("d", 1.0)])
+    assert (found.mean, found.n) == (1.0, 4)
+    assert found[1:3] == pytest.approx((0.5101, 1.0), abs=1e-4)  # Wilson, 4 of 4
+    assert over_prompts([("a", 0.0)])[:3] == pytest.approx((0.0, 0.0, 0.7935), abs=1e-4)
+    assert over_prompts([("a", 0.5), ("b", 0.5)])[:3] == (0.5, 0.5, 0.5)  # half of each pair is no chance
