@@ -9,12 +9,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cai.linting.characters import visible
+
 WIDEST = 1000  # columns of a table
 
 
 def line(console: Console, text: str | Text) -> None:
     """Print one line as it stands: no markup, no colours, no breaks of its own."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def loading(console: Console, model: str) -> None:
+    """Say that a model is being loaded, which takes long without a word."""
+    line(console, Text(f"loading {visible(model)} …", style="dim"))
 
 
 def whole(console: Console, table: Table) -> None:

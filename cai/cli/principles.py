@@ -14,6 +14,7 @@ from rich.text import Text
 
 from cai import constitution
 from cai.cli.changes import COLOURS, marked
+from cai.cli.console import loading
 from cai.cli.files import write_new
 from cai.constitution import TEXTS, Constitution, Difference, Principle, moved, shares, word_changes
 from cai.errors import CaiError
@@ -192,6 +193,7 @@ def lint_constitutions(names: list[str], model: str | None, as_json: bool, stric
 def _similarity(model: str) -> Similarity:
     """How near principles are in meaning by a model, measured against the shipped ones."""
     folder = resolve(model)
+    loading(Console(stderr=True), model)
     from cai.engines.embed import embedding
     from cai.linting.meaning import similarity
     from cai.runs.config import shipped

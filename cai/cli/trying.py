@@ -10,7 +10,7 @@ from rich.text import Text
 
 from cai import constitution
 from cai.cli.changes import marked, with_new_words
-from cai.cli.console import going_on, line
+from cai.cli.console import going_on, line, loading
 from cai.cli.principles import find_constitution
 from cai.config import YamlSource, apply_overrides, validate
 from cai.errors import CaiError, RequestRefused
@@ -23,7 +23,7 @@ from cai.runs import config as run_config
 from cai.runs.folder import MEMO
 from cai.runs.judges import resolve_judges
 from cai.runs.progress import counted
-from cai.runs.trying import Begun, Event, News, Trial, try_out
+from cai.runs.trying import Begun, Event, Loading, News, Trial, try_out
 from cai.runs.watching import changes, once
 from cai.templates import Templates
 
@@ -56,7 +56,7 @@ def try_and_print(
     load()  # what is wrong at the start ends the command
     [found] = resolve_judges([model])
     console = Console()
-    page = Page(console, prompts)
+    page = Page(console, prompts, model)
     occasions = changes([file, folder]) if watch else once()
     with (
         nullcontext() if watch else going_on(console),
@@ -66,10 +66,10 @@ def try_and_print(
         def tell(event: Event) -> None:
             if isinstance(event, Begun):
                 status.start()
-            elif not isinstance(event, News):
+            elif not isinstance(event, Loading | News):
                 status.stop()
             page.tell(event)
-            if watch and not isinstance(event, Begun | News):
+            if watch and not isinstance(event, Begun | Loading | News):
                 line(console, Text(f"watching {file} and {folder}; Ctrl-C ends", style="dim"))
 
         try_out(load, occasions, found, runs / MEMO, tell)
@@ -99,8 +99,8 @@ def read_inputs(texts: list[str], file: str | None, count: int) -> list[Prompt]:
 class Page:
     """Prints a transcript as its texts come, with a heading for each prompt and principle that has any."""
 
-    def __init__(self, console: Console, prompts: list[Prompt]) -> None:
-        self._console, self._prompts = console, prompts
+    def __init__(self, console: Console, prompts: list[Prompt], model: str) -> None:
+        self._console, self._prompts, self._model = console, prompts, model
         self._prompt = self._principle = ""
 
     def tell(self, event: Event) -> None:
@@ -108,6 +108,8 @@ class Page:
         console = self._console
         if isinstance(event, Begun):
             self._prompt = self._principle = ""
+        elif isinstance(event, Loading):
+            loading(console, self._model)
         elif isinstance(event, News):
             self._headings(event)
             self._text(event)

@@ -16,7 +16,7 @@ from cai.errors import CaiError, RequestRefused
 from cai.feedback.hygiene import flags
 from cai.feedback.respond import respond
 from cai.feedback.revise import ReviseConfig, criticise, rewrite
-from cai.models import Model
+from cai.models import Model, Server
 from cai.records import Prompt
 from cai.runs.config import EngineConfig
 from cai.runs.flow import in_flight
@@ -75,6 +75,10 @@ class Begun(NamedTuple):
     again: bool
 
 
+class Loading(NamedTuple):
+    """A call is not remembered, and the model is being loaded to answer it; a server is not."""
+
+
 class Done(NamedTuple):
     """A pass over a trial is over: how many texts were new, the calls that the model was asked, and the seconds."""
 
@@ -83,7 +87,7 @@ class Done(NamedTuple):
     seconds: float
 
 
-Event = Begun | News | CaiError | Done
+Event = Begun | Loading | News | CaiError | Done
 """What happens while a file is tried; the error is one that its author can mend while it is watched."""
 
 
@@ -117,12 +121,17 @@ def try_out(
             tell(item)
         tell(Done(count, engine.tally.asked - asked, time.monotonic() - begun))
 
+    def opened(model: Model, identity: str, settings: EngineConfig) -> Engine:
+        if not isinstance(model, Server):
+            tell(Loading())
+        return open_engine(model, identity, settings)
+
     async def all_passes() -> None:
         await restarted(occasions, one_pass)
         await engine.close()  # not after an interrupt, which would wait for a model that is still loading
 
     with closing(Memo(memo)) as store:
-        engine = remembering(model, EngineConfig(), store, open_engine)
+        engine = remembering(model, EngineConfig(), store, opened)
         asyncio.run(all_passes())
 
 

@@ -208,6 +208,13 @@ def test_lint_prints_findings_as_a_compiler_does(cai, tmp_path: Path) -> None:
     assert json.loads(cai("lint", "constitutions/brief.yaml", "--json").out) == []
 
 
+def test_lint_says_on_stderr_that_it_loads_a_model(cai, tiny_model: Path) -> None:
+    told = cai("lint", "constitutions/brief.yaml", "--model", tiny_model, "--json")
+    assert told.err == f"loading {tiny_model} …\n"
+    assert isinstance(json.loads(told.out), list)
+    assert cai("lint", "constitutions/brief.yaml", "--json").err == ""
+
+
 def test_lint_goes_on_after_a_file_that_cannot_be_read(cai, tmp_path: Path) -> None:
     path = edited(tmp_path, "plain", ("Which answer would do", "Would answer A do"))
     (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9\n")

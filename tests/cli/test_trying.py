@@ -44,10 +44,11 @@ def cai(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     return run
 
 
-def test_the_whole_transcript_is_printed(cai) -> None:
+def test_the_whole_transcript_is_printed(cai, model_folder: Path) -> None:
     status, out, _ = cai("c.yaml", "-p", "How do I climb?")
     assert status == 0
-    assert [line.rstrip() for line in out.splitlines()][:18] == [
+    assert [line.rstrip() for line in out.splitlines()][:19] == [
+        f"loading {model_folder} …",
         "",
         "prompt 1 of 1: How do I climb? ─────────────────────────────────────────────────",
         "user",
@@ -70,7 +71,9 @@ def test_the_whole_transcript_is_printed(cai) -> None:
     assert "5 texts in" in out
     assert "5 calls asked" in out
     assert "\x1b" not in out
-    assert "0 calls asked" in cai("c.yaml", "-p", "How do I climb?")[1]
+    _, again, _ = cai("c.yaml", "-p", "How do I climb?")
+    assert "0 calls asked" in again
+    assert "loading" not in again
 
 
 def test_prompts_come_from_options_and_files_and_each_stands_once(cai, tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ from cai.engines.base import Generate
 from cai.engines.scripted import ScriptedEngine
 from cai.errors import CaiError, RequestRefused
 from cai.feedback.revise import ReviseConfig
-from cai.runs.trying import Begun, Done, Event, News, Trial, Written, try_out
+from cai.models import Server
+from cai.runs.trying import Begun, Done, Event, Loading, News, Trial, Written, try_out
+from cai.runs.watching import once
 from cai.templates import Templates
 from tests.conftest import ROOT, prompt, scripted
 
@@ -158,6 +160,20 @@ def test_what_the_memo_holds_needs_no_model(tried: Tried) -> None:
     assert len(tried.engines) == 1
 
 
+@pytest.mark.parametrize("served", [True, False])
+def test_it_is_told_that_a_model_is_being_loaded_but_nothing_of_a_server(
+    tmp_path: Path, tried: Tried, served: bool
+) -> None:
+    events: list[Event] = []
+    model = Server("http://localhost/v1", "m") if served else tried.model
+    trial = Trial(
+        tried.prompts, constitution.load(tried.file).principles, Templates(ROOT / "prompts/default"), tried.settings
+    )
+    try_out(lambda: trial, once(), model, tmp_path / "memo.sqlite", events.append, scripted())
+    assert len(told(events)) == 10
+    assert [type(event) for event in events if isinstance(event, Begun | Loading)] == [Begun] + [Loading] * (not served)
+
+
 def test_an_edit_while_texts_are_written_breaks_them_off(tmp_path: Path, tried: Tried) -> None:
     """The second occasion comes while the model is at the first draft."""
     events: list[Event] = []
@@ -173,6 +189,6 @@ def test_an_edit_while_texts_are_written_breaks_them_off(tmp_path: Path, tried: 
 
     engine = scripted(tried.engines, delay=0.01)
     try_out(load, occasions(), tried.model, tmp_path / "memo.sqlite", events.append, engine)
-    assert [type(event) for event in events[:2]] == [Begun, Begun]
+    assert [type(event) for event in events[:3]] == [Begun, Loading, Begun]
     assert len(told(events)) == 10
     assert sum(isinstance(event, Done) for event in events) == 1
