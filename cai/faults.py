@@ -195,7 +195,7 @@ def _plural(annotation: Any) -> str:
     first = kinds(annotation)[0].type
     if get_origin(first) is Literal:
         return ", ".join(f"'{value}'" for value in get_args(first))
-    things = {str: "texts", **{number: f"{name}s" for number, name in NUMBERS.items()}}
+    things = {Any: "values", str: "texts", **{number: f"{name}s" for number, name in NUMBERS.items()}}
     return things.get(first, "lists" if get_origin(first) in (list, tuple) else "mappings")
 
 
@@ -244,6 +244,8 @@ def _field_kinds(here: list[Kind], data: Any, name: str) -> list[Kind]:
     """The kinds of a field of whichever model the data chose by its fields of one value, such as `stage`."""
     found: list[Kind] = []
     for kind in here:
+        if get_origin(kind.type) is dict:
+            found += kinds(get_args(kind.type)[1])
         if is_typeddict(kind.type):
             found += kinds(get_type_hints(kind.type, include_extras=True).get(name))
         if not _is_model(kind.type) or name not in kind.type.model_fields:

@@ -1,6 +1,6 @@
 """What is told of data that people wrote: what was expected in a place, and what was found."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 from pydantic import BaseModel, Field, ValidationError
@@ -35,6 +35,7 @@ class Meal(Section):
     side: Egg | None = None
     turns: list[Turn] = []
     cold: bool = False
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
 
 
 @pytest.mark.parametrize(
@@ -66,6 +67,7 @@ class Meal(Section):
         ({"dishes": [{"kind": "egg", "egg": 1}]}, "dishes[0].egg: unknown key 'egg'; known keys: soft_minutes"),
         ({"dishes": [{"kynd": "egg"}]}, "dishes[0].kind: missing; expected 'egg' or 'ham'"),
         ({"side": {"kynd": "egg"}}, "side.kynd: unknown key 'kynd'; did you mean 'kind'?"),
+        ({"grid": {"seed": 3}}, "grid.seed: expected a list of values that is not empty, found 3"),
         ({"siide": {}}, "siide: unknown key 'siide'; did you mean 'side'?"),
         ({"side": {"kind": "egg", 2.5: 2}}, "side.2.5: unknown key '2.5'; known keys: soft_minutes"),
         ({1: 2}, "1: unknown key '1'; known keys: name, count, cook"),
