@@ -31,7 +31,7 @@ def show(
 
 @app.command("runs")
 def list_runs(runs: RunsFolder = DEFAULT_RUNS) -> None:
-    """List the runs of a folder."""
+    """List the runs of a folder, the newest first."""
     from cai.cli.runs import print_runs
 
     print_runs(runs)

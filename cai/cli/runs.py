@@ -13,7 +13,7 @@ from cai.runs.folder import all_runs
 
 
 def print_runs(runs: Path) -> None:
-    """A table of all runs, oldest first."""
+    """A table of all runs, the newest first, as `cai serve` lists them."""
     console, folders = Console(), all_runs(runs)
     if not folders:
         console.print(f"No runs in {runs}/. Start one: cai run examples/quickstart.yaml", markup=False)
@@ -25,7 +25,7 @@ def print_runs(runs: Path) -> None:
         run = listed(str(folder.path.relative_to(runs)), folder)
         cells = (
             run.name,
-            run.started,
+            run.started or "–",
             run.state,
             run.constitution,
             run.prompts,

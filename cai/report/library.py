@@ -57,7 +57,7 @@ class Library:
 
     def folders(self) -> dict[str, RunFolder]:
         """All runs by their path below the folder, the newest first."""
-        return {str(folder.path.relative_to(self.runs)): folder for folder in reversed(all_runs(self.runs))}
+        return {str(folder.path.relative_to(self.runs)): folder for folder in all_runs(self.runs)}
 
     def folder(self, name: str) -> RunFolder:
         """A run that there is, looked up and never opened by a path; raises LookupError for any other name."""

@@ -1,7 +1,6 @@
 """The list of all runs of a folder, as `cai serve` shows it."""
 
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
@@ -34,8 +33,9 @@ def list_page(runs: Path, folders: Mapping[str, RunFolder]) -> str:
 
 def listed(name: str, folder: RunFolder) -> Listed:
     """A run as the list has it."""
-    started = datetime.fromtimestamp(folder.lock_json.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
-    found = Listed(name, f"/report?{urlencode({'run': name})}", started, "unfinished")
+    started = folder.started()
+    told = started.strftime("%Y-%m-%d %H:%M") if started else ""
+    found = Listed(name, f"/report?{urlencode({'run': name})}", told, "unfinished")
     try:
         lock, summary = folder.lock(), folder.summary()
         return _with_figures(found, lock, summary)

@@ -4,6 +4,7 @@ import fcntl
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,14 @@ class RunFolder:
         path = self.path.resolve()
         part = path.name.startswith(ITERATION) or (path.parent / SWEEP_JSON).exists()
         return f"{path.parent.name}/{path.name}" if part else path.name
+
+    def started(self) -> datetime | None:
+        """When the run was begun, by the first line of its log, which a copy keeps; None where there is none."""
+        try:
+            with self.log.open(encoding="utf-8", errors="replace") as lines:
+                return datetime.fromisoformat(lines.readline().split(" ")[0])
+        except (OSError, ValueError):
+            return None
 
     def lock(self) -> dict[str, Any]:
         """The lock; raises CaiError when the folder holds no run."""
@@ -106,12 +115,12 @@ def open_run(name: str, runs: Path) -> RunFolder:
 
 
 def all_runs(runs: Path) -> list[RunFolder]:
-    """Every run below a folder, oldest first."""
+    """Every run below a folder, the newest first; those whose start is not known come last."""
     folders = [runs, *(path.parent for path in runs.glob(f"*/{SWEEP_JSON}"))]
     patterns = ("*/lock.json", f"*/{ITERATION}*/lock.json")
-    found = {lock for folder in folders for pattern in patterns for lock in folder.glob(pattern)}
-    locks = sorted(found, key=lambda path: path.stat().st_mtime)
-    return [RunFolder(lock.parent) for lock in locks]
+    found = {lock.parent for folder in folders for pattern in patterns for lock in folder.glob(pattern)}
+    listed = map(RunFolder, sorted(found))
+    return sorted(listed, key=lambda run: (run.started() or datetime.min).replace(tzinfo=None), reverse=True)
 
 
 @contextmanager

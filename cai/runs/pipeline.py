@@ -36,6 +36,7 @@ def execute(
             claim_folder(current, replace)
             current.folder.summary_json.unlink(missing_ok=True)
             reporter.log = current.folder.log
+            reporter.say(_begun(current))  # its time in the log is when the run was started
             current, gate_work = pass_gate(current, reporter, open_engine)
             memo = Memo(plan.runs / MEMO)
             try:
@@ -45,12 +46,15 @@ def execute(
     return folders
 
 
-def _carry_out(session: Session, replace: bool) -> Path:
-    plan, folder = session.plan, session.plan.folder
-    session.reporter.say(
-        f"{folder.name}: {len(plan.training)} prompts to learn from, {len(plan.held_out)} held out; constitution "
+def _begun(plan: Plan) -> str:
+    return (
+        f"{plan.folder.name}: {len(plan.training)} prompts to learn from, {len(plan.held_out)} held out; constitution "
         f"{plan.constitution.name} ({len(plan.constitution.principles)} principles)"
     )
+
+
+def _carry_out(session: Session, replace: bool) -> Path:
+    plan, folder = session.plan, session.plan.folder
     with session.timed("feedback"):
         asyncio.run(collect_feedback(session))
     write_rows(folder.left_out_jsonl, session.left_out)

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -5,6 +6,7 @@ from typer.testing import CliRunner
 
 from cai.cli.main import app
 from cai.errors import CaiError
+from cai.report.library import Library
 from cai.runs.folder import RunFolder
 from tests.report.folders import write_run
 
@@ -35,3 +37,22 @@ def test_a_damaged_run_does_not_hide_the_others_from_the_list(tmp_path: Path, mo
     assert found.exit_code == 0, found.exception
     for part in ("fine [b]one[-b]", "1.000 [0.438, 1.000]", "made by another version of cai", "not valid JSON"):
         assert part in found.output
+
+
+def test_when_a_run_was_started_is_the_same_in_a_copy_and_both_lists_have_one_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    for name, day in (("second", 2), ("third", 3), ("first", 1)):
+        write_run(tmp_path / "runs" / name, prompts=9)
+        (tmp_path / "runs" / name / "log.txt").write_text(
+            f"2026-01-0{day}T10:30:00 {name}: 6 prompts to learn from\n2026-02-01T00:00:00 again\n"
+        )
+    write_run(tmp_path / "runs/unknown", prompts=9)
+    shutil.copytree(tmp_path / "runs", tmp_path / "copy", copy_function=shutil.copyfile)  # the files' times are new
+    for folder in (tmp_path / "runs", tmp_path / "copy"):
+        lines = CliRunner().invoke(app, ["runs", "--runs", str(folder)]).output.splitlines()[1:]
+        listed = [" ".join(line.split()[:3]) for line in lines]
+        assert listed[:3] == ["third 2026-01-03 10:30", "second 2026-01-02 10:30", "first 2026-01-01 10:30"]
+        assert listed[3].startswith("unknown –")
+        assert list(Library(folder).folders()) == ["third", "second", "first", "unknown"]

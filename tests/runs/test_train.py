@@ -74,7 +74,7 @@ def test_each_iteration_samples_from_the_policy_before_it(tmp_path: Path, tiny_m
     assert {row.before_model for row in first.evaluation()} == {row.before_model for row in second.evaluation()}
 
     runs = tmp_path / "runs"
-    assert [folder.name for folder in all_runs(runs)] == ["test/iteration-1", "test/iteration-2"]
+    assert {folder.name for folder in all_runs(runs)} == {"test/iteration-1", "test/iteration-2"}
     assert open_run("test/iteration-2", runs).summary() is not None
     before = len(engines)
     carry_out(run_file, engines=engines)
