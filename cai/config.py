@@ -4,7 +4,7 @@ import copy
 import itertools
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -23,6 +23,14 @@ HINTS = {  # parts of what PyYAML says, and what it takes to mend
     "alphabetic or numeric character": "; put a text that begins with * or & in quotes, or below `>-`",
 }
 MOST_PLACES = 100_000  # values of a file, those that aliases stand for counted: a constitution of 16 has 400
+
+
+Kind = Literal["constitution", "run file", "sweep"]
+TAKEN_BY: dict[Kind, str] = {  # what to do with a file of each kind
+    "constitution": "a run file names it as `constitution:`, and `cai try {path}` shows what it does",
+    "run file": "`cai run {path}` carries it out, and a sweep names it as `run:`",
+    "sweep": "`cai sweep {path}` carries it out",
+}
 
 
 class Section(BaseModel):
@@ -82,6 +90,20 @@ def read_yaml(path: Path) -> YamlSource:
         raise CaiError(f"{path}: not valid YAML: {error}") from error
     except RecursionError as error:
         raise CaiError(f"{path}: not valid YAML: nested too deeply, or an alias within what it stands for") from error
+
+
+def expect_kind(source: YamlSource, expected: Kind) -> None:
+    """Raises: CaiError, in one line, for a file whose keys are plainly those of another kind of file."""
+    keys = source.data if isinstance(source.data, dict) else {}
+    signs: dict[Kind, bool] = {
+        "constitution": isinstance(keys.get("principles"), list),
+        "run file": "prompts" in keys and ("model" in keys or "constitution" in keys),
+        "sweep": "run" in keys and ("grid" in keys or "set" in keys or isinstance(keys.get("principles"), str)),
+    }
+    kinds = [kind for kind, found in signs.items() if found]
+    if len(kinds) == 1 and kinds[0] != expected:
+        taken = TAKEN_BY[kinds[0]].format(path=source.path)
+        raise CaiError(f"{source.path}: this is a {kinds[0]}, where a {expected} was expected; {taken}")
 
 
 def read_text(path: Path) -> str:

@@ -148,7 +148,9 @@ class Constitution(config.Section):
 def load(path: Path) -> Constitution:
     """Read a constitution; raises CaiError with file and line."""
     try:
-        return config.load(path, Constitution)
+        source = config.read_yaml(path)
+        config.expect_kind(source, "constitution")
+        return config.validate(source, Constitution)
     except CaiError as error:
         hint = "\n`cai constitution import` turns constitutions of others into ours" if path.suffix == ".json" else ""
         raise CaiError(f"{error}{hint}") from error

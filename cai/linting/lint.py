@@ -24,7 +24,7 @@ def lint(path: Path, similarity: Similarity | None = None) -> list[Finding]:
     """All findings about a constitution's file, by line; with a `similarity` also principles alike in meaning.
 
     Of one that does not load each fault is a finding, `invalid`; its principles that are whole are looked at all the
-    same. Raises: CaiError for a file that cannot be read as text.
+    same. Raises: CaiError for a file that cannot be read as text, or is a run file or a sweep.
     """
     text = config.read_text(path)
     try:
@@ -32,6 +32,7 @@ def lint(path: Path, similarity: Similarity | None = None) -> list[Finding]:
     except CaiError as error:
         found = [_no_yaml(path, str(error)), *_characters(path, text, {}), *_yaml(path, text, {})]
         return sorted(found, key=lambda finding: finding.line)
+    config.expect_kind(source, "constitution")
 
     def line(*location: str | int) -> int:
         at: Location = ("principles", *location)

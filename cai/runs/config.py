@@ -127,7 +127,9 @@ class RunConfig(Section):
 
 def load(path: Path, overrides: list[str] | None = None) -> RunConfig:
     """Read a run file with `--set` overrides laid over it; raises CaiError naming line and field."""
-    return config.validate(config.apply_overrides(config.read_yaml(path), overrides or []), RunConfig)
+    source = config.read_yaml(path)
+    config.expect_kind(source, "run file")
+    return config.validate(config.apply_overrides(source, overrides or []), RunConfig)
 
 
 def find(field: str, name: str, run_file: Path) -> Path:

@@ -75,6 +75,7 @@ def read_tests(files: Sequence[Path], principle: str | None = None) -> list[Plac
     tests, principles = [], []
     for path in files:  # not constitution.load, which forgets lines
         source = config.read_yaml(path)
+        config.expect_kind(source, "constitution")
         constitution = config.validate(source, Constitution)
         principles += constitution.principles
         for number, owner in enumerate(constitution.principles):

@@ -72,6 +72,7 @@ def make_sweep(file: Path, overrides: list[str], runs: Path, aside: Path | None 
     Derived constitutions are written to the sweep's folder, or to `aside`. Raises: CaiError naming what to mend.
     """
     source = config.read_yaml(file)
+    config.expect_kind(source, "sweep")
     sweep = config.validate(source, SweepConfig)
     run_file = run_config.find("run", sweep.run, file)
     folder = runs / sweep.name

@@ -184,3 +184,46 @@ def test_the_main_job_on_the_real_model(real_model: Path, tmp_path: Path) -> Non
     assert second.returncode == 0, second.stderr
     assert re.search(r"together +(\d+) +\1 +0 +0", second.stdout)  # all calls, all remembered, none asked
     assert "already trained" in second.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "file", "said"),
+    [
+        (
+            "run",
+            "constitution",
+            "a constitution, where a run file was expected; a run file names it as `constitution:`",
+        ),
+        ("run", "sweep", "a sweep, where a run file was expected; `cai sweep FILE` carries it out"),
+        ("sweep", "run", "a run file, where a sweep was expected; `cai run FILE` carries it out"),
+        ("sweep", "constitution", "a constitution, where a sweep was expected; a run file names it"),
+        ("try", "run", "a run file, where a constitution was expected; `cai run FILE` carries it out"),
+        ("constitution lint", "run", "a run file, where a constitution was expected; `cai run FILE`"),
+        ("constitution lint", "sweep", "a sweep, where a constitution was expected; `cai sweep FILE`"),
+        ("constitution test", "run", "a run file, where a constitution was expected"),
+        ("run --set constitution=", "run", "a run file, where a constitution was expected"),
+    ],
+)
+def test_a_file_of_another_kind_is_named_in_one_line_with_what_takes_it(
+    command: str,
+    file: str,
+    said: str,
+    workspace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = workspace / "run.yaml"
+    files = {
+        "run": run,
+        "sweep": ROOT / "experiments/revisions.yaml",
+        "constitution": ROOT / "constitutions/brief.yaml",
+    }
+    path = files[file]
+    if command.endswith("="):
+        arguments: list[object] = ["run", run, "--set", f"constitution={path}"]
+    else:
+        arguments = [*command.split(), path, *(["-p", "Hello?"] if command == "try" else [])]
+    assert cai(monkeypatch, *arguments) == 2
+    found = capsys.readouterr().err.replace(str(path), "FILE").strip()
+    assert f"FILE: this is {said}" in found
+    assert "\n" not in found
