@@ -72,6 +72,10 @@ def _matrix(found: Attribution) -> Iterator[RenderableType]:
     yield from (Text(f"  {name}: {meaning}", style="dim") for name, meaning in found.outcomes.items())
     effects = [(row.principle_id, name, effect) for row in found.rows for name, effect in row.effects.items()]
     surest = sorted((e for e in effects if e[2].low is not None), key=lambda e: e[2].p or 0.0)[:PRINTED_EFFECTS]
+    if not surest:
+        few = f"\nWith intervals, none of {len(effects)}: all come of too few or equal prompts\n"
+        yield Text(few if effects else "", style="bold")
+        return
     yield Text(f"\nWith intervals, {len(surest)} of {len(effects)}, the surest", style="bold")
     table = columns("", "outcome", *EFFECT)
     for principle, name, effect in surest:

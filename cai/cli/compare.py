@@ -100,12 +100,16 @@ def _pair(c: RunComparison, pair: PairComparison) -> Iterator[RenderableType]:
         yield Text(f"  * established against the run's other principles{undrawn}", style="dim")
     effects = [(p, outcome, effect) for p in pair.principles for outcome, effect in p.effects.items()]
     told = sorted((found for found in effects if found[2].low is not None), key=lambda found: found[2].p or 0.0)
-    if effects:
+    if told:
         few = f"; {len(effects) - len(told)} come of too few or equal prompts" if len(told) < len(effects) else ""
         yield _bold(
             f"\nEffects of principles, {b} − A: the {min(PRINTED_EFFECTS, len(told))} surest of {len(effects)}{few}"
         )
         yield _effects(told[:PRINTED_EFFECTS])
+    elif effects:
+        yield _bold(
+            f"\nEffects of principles, {b} − A: none to show, all {len(effects)} come of too few or equal prompts"
+        )
     if pair.wins:
         what = "Prompts, their answers seen together," if pair.wins[0].directly else "Held-out prompts"
         yield _bold(f"\n{what} on which {b}'s answer is better than A's")

@@ -17,6 +17,14 @@ def test_the_matrix_is_printed_in_a_hundred_columns(tmp_path: Path, capsys: pyte
     assert next(line for line in printed if line.startswith("short")).count("*") == 1
 
 
+def test_effects_without_intervals_are_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_sweep(tmp_path / "trial", "leave-one-out", prompts=2)
+    attribute_and_print("trial", False, None, tmp_path)
+    printed = capsys.readouterr().out
+    assert "With intervals, none of" in printed
+    assert "would settle it" not in printed
+
+
 def test_json_is_the_whole_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_sweep(tmp_path / "trial", "leave-one-out", prompts=12)
     attribute_and_print(str(folder), True, None, tmp_path)
