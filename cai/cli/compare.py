@@ -96,7 +96,7 @@ def _pair(c: RunComparison, pair: PairComparison) -> Iterator[RenderableType]:
         yield _bold("\nPrinciples: their rounds of revision, A / " + b)
         yield _uses(pair.principles)
         never = sum(not any(use and use.drawn for use in (p.a, p.b)) for p in pair.principles)
-        undrawn = f"; {never} more were drawn by no shared prompt" if never else ""
+        undrawn = f"; {never} more {'was' if never == 1 else 'were'} drawn by no shared prompt" if never else ""
         yield Text(f"  * established against the run's other principles{undrawn}", style="dim")
     effects = [(p, outcome, effect) for p in pair.principles for outcome, effect in p.effects.items()]
     told = sorted((found for found in effects if found[2].low is not None), key=lambda found: found[2].p or 0.0)

@@ -16,7 +16,7 @@ from cai.linting.characters import visible
 from cai.runs.evaluate import evaluate_policies
 from cai.runs.evaluating import Options, plan_evaluation
 from cai.runs.folder import MEMO
-from cai.runs.progress import Reporter
+from cai.runs.progress import Reporter, counted
 
 STYLES = {"warns": "bold yellow", "unclear": "dim", "fine": "green", "not measured": "dim"}
 TAGS = 4  # the most frequent ones, which are named
@@ -59,7 +59,7 @@ def _heading(text: str) -> Text:
 def _against(report: PolicyReport) -> Iterator[Table | Text]:
     tags = ", ".join(f"{count} {tag}" for tag, count in list(report.tags.items())[:TAGS])
     more = ", …" if len(report.tags) > TAGS else ""
-    yield _heading(f"{report.prompts} prompts" + (f" ({tags}{more})" if tags else ""))
+    yield _heading(counted(report.prompts, "prompts") + (f" ({tags}{more})" if tags else ""))
     for policy, against in dict.fromkeys((row.policy, row.against) for row in report.against):
         rows = [row for row in report.against if (row.policy, row.against) == (policy, against)]
         words = next((row.words for row in rows if row.words), None)

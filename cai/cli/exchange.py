@@ -25,6 +25,7 @@ from cai.runs.config import find
 from cai.runs.dataset import HUB, publish, write_dataset
 from cai.runs.export import FORMATS, OF_RUNS, Source, alpaca_files, annotated_document, table
 from cai.runs.folder import RunFolder, all_runs, open_run
+from cai.runs.progress import counted
 from cai.templates import Templates
 
 Reader = Callable[[Path, Seen], Iterator[BaseModel]]
@@ -54,7 +55,7 @@ def import_file(name: str, target: str, out: Path) -> None:
     seen = Seen()
     count, reasons = _write_table(out, row, read(source, seen), f"{source}: no {target} in this file")
     forms = ", ".join(f"{n} as {form}" for form, n in seen.forms.most_common())
-    typer.echo(f"Wrote {out}: {count} {target} out of {source} (rows: {forms})")
+    typer.echo(f"Wrote {out}: {counted(count, target)} out of {source} (rows: {forms})")
     for form, note in seen.notes.items():
         typer.echo(f"  {form}: {note}")
     _echo_left_out(reasons, _rest(out))
@@ -70,7 +71,7 @@ def _import_few_shot(source: Path, out: Path) -> None:
     few_shot = read_few_shot(source, Templates(folder))
     write_new(out, few_shot_yaml(few_shot, f"Demonstrations out of {source.name}."))
     parts = {"revision": few_shot.revision, "judge": few_shot.judge}
-    turns = ", ".join(f"{len(part)} turns under {name}:" for name, part in parts.items() if part)
+    turns = ", ".join(f"{counted(len(part), 'turns')} under {name}:" for name, part in parts.items() if part)
     typer.echo(f"Wrote {out}: {turns}")
     if out.name != "few_shot.yaml" or not has_templates:
         typer.echo("  It is read as few_shot.yaml in a folder of templates: copy prompts/default beside it")
@@ -95,7 +96,7 @@ def export_file(name: str, format: str, out: Path, runs: Path) -> None:
     else:
         rest = _rest(out)
         count, reasons = _write_table(out, *table(source, format, lost), nothing)
-    typer.echo(f"Wrote {out}: {count} rows of {name} as {format}")
+    typer.echo(f"Wrote {out}: {counted(count, 'rows')} of {name} as {format}")
     _echo_left_out(reasons, rest)
     if lost:
         said = ", ".join(f"{thing} ({n})" for thing, n in lost.items())
@@ -111,7 +112,7 @@ def export_dataset(name: str, to: str, licence: str, runs: Path) -> None:
     found = write_dataset(run, Path(to), licence)
     typer.echo(f"Wrote {to}: a card (README.md) and")
     for split in found:
-        typer.echo(f"  {split.file}: {len(split.rows)} rows")
+        typer.echo(f"  {split.file}: {counted(len(split.rows), 'rows')}")
     if licence == UNKNOWN:
         typer.echo("note: the card states no licence; name one by --license, such as cc-by-4.0", err=True)
 

@@ -21,7 +21,7 @@ from cai.runs import config as run_config
 from cai.runs.folder import MEMO
 from cai.runs.judges import resolve_judges
 from cai.runs.principle_tests import Outcome, Result, read_tests, run_tests
-from cai.runs.progress import Reporter
+from cai.runs.progress import Reporter, counted
 from cai.templates import OF_TESTS, Templates
 
 
@@ -73,7 +73,7 @@ def _print(console: Console, tested: Sequence[Result], cost: Cost) -> None:
         if not all(outcome.passed for outcome in test.outcomes):
             _print_failure(console, test)
     passed = Counter(outcome.passed for test in tested for outcome in test.outcomes)
-    calls = f"{cost.asked} calls asked, {cost.remembered} remembered"
+    calls = f"{counted(cost.asked, 'calls')} asked, {cost.remembered} remembered"
     style = "red" if passed[False] else "green"
     console.print(
         Text.assemble((f"\n{passed[True]} passed, {passed[False]} failed", style), f" in {cost.seconds:.1f} s; {calls}")

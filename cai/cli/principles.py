@@ -26,6 +26,7 @@ from cai.linting.lint import lint
 from cai.linting.rules import Similarity
 from cai.models import resolve
 from cai.runs.folder import all_runs, open_run
+from cai.runs.progress import counted
 
 SEVERITIES = {"error": "red", "warning": "yellow", "hint": "cyan"}
 
@@ -227,14 +228,14 @@ def import_constitution(file: Path, out: Path | None) -> None:
     """Write another's constitution as YAML, and say what had to be made up or left out."""
     name, c, notices = read_foreign(file)
     text = constitution_yaml(c, [f"Imported from {file.name}, in the format {name}.", *notices])
-    _write_or_print(out, text, notices, f"{len(c.principles)} principles out of {file} ({name})")
+    _write_or_print(out, text, notices, f"{counted(len(c.principles), 'principles')} out of {file} ({name})")
 
 
 def export_constitution(name: str, format: str, out: Path | None, runs: Path) -> None:
     """Write a constitution in another's format, and say what that could not hold."""
     c = constitution.load(find_constitution(name, runs))
     text, notices = write_foreign(c, format)
-    _write_or_print(out, text, notices, f"{len(c.principles)} principles as {format}")
+    _write_or_print(out, text, notices, f"{counted(len(c.principles), 'principles')} as {format}")
 
 
 def _write_or_print(out: Path | None, text: str, notices: list[str], what: str) -> None:

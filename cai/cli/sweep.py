@@ -14,7 +14,7 @@ from cai.evaluation.statistics import Estimate
 from cai.runs.forecast import forecast
 from cai.runs.judge_page import percent
 from cai.runs.pipeline import execute
-from cai.runs.progress import Reporter, span
+from cai.runs.progress import Reporter, counted, span
 from cai.runs.sweep import Member, carry_out, make_sweep, refuse_other_runs
 
 
@@ -36,7 +36,7 @@ def run_sweep(file: Path, settings: list[str], replace: bool, runs: Path) -> boo
 
 def _results(members: list[Member]) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 2))
-    for column in ("run", "words", "changed ill", "mean p judged", "win rate after"):
+    for column in ("run", "words", "flagged", "mean p judged", "win rate after"):
         table.add_column(column, justify="left" if column == "run" else "right", no_wrap=True)
     for member in members:
         table.add_row(member.name, *_figures(member.plan.folder.summary()))
@@ -64,8 +64,8 @@ def forecast_sweep(file: Path, settings: list[str], runs: Path) -> None:
         table = Table(box=None, padding=(0, 1, 0, 2))
         for column in (f"run of {name}", "calls", "known", "asked", "tokens", "time"):
             table.add_column(column, justify="left" if column.startswith("run") else "right", no_wrap=True)
-        with closing(Memo(Path(aside) / "counted.sqlite")) as counted:
-            found = [forecast(member.plan, counted) for member in members]
+        with closing(Memo(Path(aside) / "counted.sqlite")) as memo:
+            found = [forecast(member.plan, memo) for member in members]
         for member, one in zip(members, found, strict=True):
             table.add_row(member.name, *_cost(one.lines, one.seconds))
         seconds = [one.seconds for one in found]
@@ -74,7 +74,7 @@ def forecast_sweep(file: Path, settings: list[str], runs: Path) -> None:
         whole(console, table)
         trained = sum(len(one.untrained) for one in found)
         if trained:
-            line(console, f"  {trained} stages are to be trained besides, whose time is not in this")
+            line(console, f"  {counted(trained, 'stages')} to be trained besides, whose time is not in this")
 
 
 def _cost(lines: Any, seconds: float | None) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from cai.evaluation.win_rate import FEW_PROMPTS, FOLLOWS_POSITION
 from cai.feedback.hygiene import FLAGS
 from cai.runs.folder import RunFolder
 from cai.runs.judge_page import Figure, number, percent
+from cai.runs.progress import counted
 from cai.runs.summary import summarise, training_lines
 
 OUTSIDE = 0.5  # of the probability: more is on something that is no answer than on one, as in the judge's own report
@@ -176,6 +177,8 @@ def _notes(summary: dict[str, Any], finished: bool) -> list[str]:
     if past:
         found.append("Look at: " + "; ".join(past) + ".")
     evaluation = summary["evaluation"]
-    if evaluation and evaluation["win_rate"]["n"] < FEW_PROMPTS:
-        found.append(f"Only {evaluation['win_rate']['n']} prompts were held out: the win rate's interval is wide.")
+    if evaluation and (n := evaluation["win_rate"]["n"]) < FEW_PROMPTS:
+        found.append(
+            f"Only {counted(n, 'prompts')} {'was' if n == 1 else 'were'} held out: the win rate's interval is wide."
+        )
     return found

@@ -15,7 +15,7 @@ from cai.runs.evaluate import evaluate_into, evaluating_of, finished_otherwise, 
 from cai.runs.folder import MEMO, RunFolder, exclusive
 from cai.runs.gate import pass_gate
 from cai.runs.plan import Plan, claim_folder, iteration
-from cai.runs.progress import Reporter
+from cai.runs.progress import Reporter, counted
 from cai.runs.session import OpenEngine, Session, open_model
 from cai.runs.summary import summarise
 from cai.runs.train import train_policy
@@ -48,8 +48,8 @@ def execute(
 
 def _begun(plan: Plan) -> str:
     return (
-        f"{plan.folder.name}: {len(plan.training)} prompts to learn from, {len(plan.held_out)} held out; constitution "
-        f"{plan.constitution.name} ({len(plan.constitution.principles)} principles)"
+        f"{plan.folder.name}: {counted(len(plan.training), 'prompts')} to learn from, {len(plan.held_out)} held out; "
+        f"constitution {plan.constitution.name} ({counted(len(plan.constitution.principles), 'principles')})"
     )
 
 

@@ -41,6 +41,7 @@ from cai.models import folder_fingerprint, model_fingerprint
 from cai.records import Answer, Scored
 from cai.runs.contest import HELD_OUT, Contest
 from cai.runs.evaluating import HELPFUL, REFEREE, SAFE, Evaluating
+from cai.runs.progress import counted
 from cai.training.runaway import RUNAWAY_KL, TARGETS
 
 
@@ -188,7 +189,7 @@ def notes(report: PolicyReport, contest: Contest) -> list[str]:
     """What a reader of the figures should not miss, in words."""
     found = []
     if report.prompts < FEW_PROMPTS:
-        found.append(f"only {report.prompts} prompts: expect wide intervals")
+        found.append(f"only {counted(report.prompts, 'prompts')}: expect wide intervals")
     judges = {model_fingerprint(contest.evaluating.judge): "the judge"}
     found += [
         f"the judge is the model of '{policy.name}': it may prefer its own answers"

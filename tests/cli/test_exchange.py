@@ -33,7 +33,7 @@ def test_a_foreign_file_becomes_rows_of_ours_and_what_is_left_out_is_listed(
     listed = read_rows(tmp_path / "new" / "ours.left_out.jsonl", LeftOut)
     assert [(row.stage, row.reason) for row in listed] == [(f"hh.jsonl:{n}", "chosen equals rejected") for n in (2, 3)]
     said = capsys.readouterr().out
-    assert f"Wrote {out}: 1 preferences out of {hh} (rows: 3 as pair)" in said
+    assert f"Wrote {out}: 1 preference out of {hh} (rows: 3 as pair)" in said
     assert "left out: 2 × chosen equals rejected (hh.jsonl:2, hh.jsonl:3)" in said
     assert f"listed in {tmp_path}/new/ours.left_out.jsonl" in said
     assert "not read: worker (3)" in said

@@ -1,0 +1,48 @@
+"""What `cai sweep` prints."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from cai.cli.main import main
+from cai.runs.pipeline import execute
+from tests.conftest import scripted
+from tests.runs.test_sweep import write_sweep
+
+
+@pytest.fixture
+def cai(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    """Run `cai sweep` with an engine that needs no model; its status, and what it printed."""
+    monkeypatch.setattr(execute, "__defaults__", (False, scripted()))
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        arguments = ("sweep", *arguments, "--runs", tmp_path / "runs")
+        monkeypatch.setattr(sys, "argv", ["cai", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        told = capsys.readouterr()
+        return int(stopped.value.code or 0), told.out, told.err
+
+    return run
+
+
+def test_runs_stand_side_by_side_until_a_setting_makes_them_others(cai, tmp_path: Path, model_folder: Path) -> None:
+    path = write_sweep(tmp_path, model_folder, grid={"revise.rounds": [1, 2]})
+    status, out, _ = cai(path)
+    assert status == 0
+    header = next(line for line in out.splitlines() if "win rate after" in line)
+    assert header.split() == ["run", "words", "flagged", "mean", "p", "judged", "win", "rate", "after"]
+    assert [line.split()[0] for line in out.splitlines() if line.startswith("  rounds-")] == ["rounds-1", "rounds-2"]
+    status, out, err = cai(path, "--set", "seed=7")
+    assert (status, out) == (2, "")
+    assert err.count("holds a run made with other settings") == 1
+    assert cai(path, "--set", "seed=7", "--replace")[0] == 0
+
+
+def test_a_dry_run_says_what_is_to_be_trained(cai, tmp_path: Path, model_folder: Path) -> None:
+    path = write_sweep(tmp_path, model_folder, grid={"train": [[], [{"stage": "sft"}]]})
+    status, out, _ = cai(path, "--dry-run")
+    assert status == 0
+    assert "1 stage to be trained besides" in out
+    assert not (tmp_path / "runs").exists()
