@@ -106,7 +106,9 @@ def attribute(
 @app.command()
 def schema(
     kind: Annotated[str, typer.Argument(help="constitution, run or sweep.")],
-    out: Annotated[Path | None, typer.Option("--out", help="Where to write it; printed when left out.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Where to write it, over an older one too; printed when left out.")
+    ] = None,
 ) -> None:
     """Print the JSON Schema of a kind of file, for editors."""
     from cai.cli.schema import print_schema

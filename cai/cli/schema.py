@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import typer
 from pydantic import BaseModel
 
 from cai.cli.files import write_file
-from cai.errors import CaiError
+from cai.errors import CaiError, reading
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -28,20 +29,29 @@ def schema_text(kind: str) -> str:
 
 
 def print_schema(kind: str, out: Path | None) -> None:
-    """Print a schema, or write it, over an older one too; raises CaiError when `out` is a file of another kind."""
+    """Print a schema, or write it, over an older one of its kind too; raises CaiError when `out` is any other file."""
     text = schema_text(kind)
     if out is None:
         typer.echo(text, nl=False)
         return
-    if out.exists() and not _is_schema(out):
-        raise CaiError(f"--out {out}: already there, and no JSON Schema; give another name, or remove it first")
+    older = out.exists()
+    if older and _title(_content(out)) != _title(text):
+        raise CaiError(f"--out {out}: already there, and no schema of a {kind}; give another name, or remove it first")
     write_file(out, text)
-    typer.echo(f"Wrote {out}. An editor finds it by the first line of a file, with the path from there:")
+    typer.echo(f"Wrote {out}{', over an older one' if older else ''}.")
+    typer.echo("An editor finds it by the first line of a file, with the path from there:")
     typer.echo(f"# yaml-language-server: $schema={out}")
 
 
-def _is_schema(path: Path) -> bool:
+def _content(path: Path) -> bytes:
+    with reading(path):
+        return path.read_bytes()
+
+
+def _title(text: str | bytes) -> Any:
+    """The name of the model that a schema is made of; None for any other text."""
     try:
-        return "$schema" in json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
-        return False
+        found = json.loads(text)
+    except ValueError:
+        return None
+    return found.get("title") if isinstance(found, dict) and "$schema" in found else None

@@ -118,11 +118,19 @@ def test_schemas_import_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
-def test_a_schema_is_written_over_an_older_one_and_over_nothing_else(tmp_path: Path) -> None:
+def test_a_schema_is_written_over_an_older_one_and_over_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     precious = tmp_path / "mine.yaml"
     precious.write_text("name: mine\n", encoding="utf-8")
-    with pytest.raises(CaiError, match="already there, and no JSON Schema"):
+    with pytest.raises(CaiError, match="already there, and no schema of a constitution"):
         print_schema("constitution", precious)
     assert precious.read_text(encoding="utf-8") == "name: mine\n"
-    for _ in range(2):
-        print_schema("constitution", tmp_path / "schema.json")
+    schema = tmp_path / "schema.json"
+    print_schema("constitution", schema)
+    assert "over an older one" not in capsys.readouterr().out
+    print_schema("constitution", schema)
+    assert f"Wrote {schema}, over an older one." in capsys.readouterr().out
+    with pytest.raises(CaiError, match="already there, and no schema of a run"):
+        print_schema("run", schema)
+    assert schema.read_text(encoding="utf-8") == schema_text("constitution")
