@@ -19,6 +19,7 @@ from cai.report.attribution import attribution_report
 from cai.runs.comparison.attribution import attribute
 from cai.runs.comparison.findings import number
 from cai.runs.comparison.record import Attribution
+from cai.runs.folder import open_sweep
 
 PRINTED_EFFECTS = 8
 PRINTED_NOTES = 6
@@ -31,7 +32,7 @@ def attribute_and_print(name: str, as_json: bool, html: Path | None, runs: Path)
 
     As JSON alone it writes a page only where one is named.
     """
-    folder = runs / name if (runs / name).is_dir() else Path(name)
+    folder = open_sweep(name, runs)
     found = attribute(folder)
     if as_json:
         typer.echo(json.dumps([matrix.model_dump(mode="json") for matrix in found], ensure_ascii=False, indent=1))

@@ -24,7 +24,7 @@ from cai.records import Demonstration, LeftOut, Preference, Prompt
 from cai.runs.config import find
 from cai.runs.dataset import HUB, publish, write_dataset
 from cai.runs.export import FORMATS, OF_RUNS, Source, alpaca_files, annotated_document, table
-from cai.runs.folder import RunFolder, all_runs, open_run
+from cai.runs.folder import RunFolder, open_run, runs_meant
 from cai.runs.progress import counted
 from cai.templates import Templates
 
@@ -123,8 +123,7 @@ def _run_or_file(name: str, runs: Path) -> Source:
     try:
         return local_file(name)
     except CaiError as error:
-        known = ", ".join(folder.name for folder in all_runs(runs)) or "none"
-        raise CaiError(f"{error}; nor is it a run in {runs}/ (runs there: {known})") from error
+        raise CaiError(f"{error}; nor is it a run in {runs}/ ({runs_meant(name, runs)})") from error
 
 
 def _write_table(

@@ -25,7 +25,7 @@ from cai.linting.findings import Finding
 from cai.linting.lint import lint
 from cai.linting.rules import Similarity
 from cai.models import resolve
-from cai.runs.folder import all_runs, open_run
+from cai.runs.folder import open_run, runs_meant
 from cai.runs.progress import counted
 
 SEVERITIES = {"error": "red", "warning": "yellow", "hint": "cyan"}
@@ -45,7 +45,7 @@ def find_constitution(name: str, runs: Path | None) -> Path:
         if shipped.is_file():
             return shipped
     what = "a folder without a run" if path.is_dir() else "no such file"
-    known = f", nor a run in {runs}/ ({', '.join(f.name for f in all_runs(runs)) or 'none there'})" if runs else ""
+    known = f", nor a run in {runs}/ ({runs_meant(name, runs)})" if runs else ""
     raise CaiError(f"{name}: {what}{known}{near(name, path)}")
 
 

@@ -180,8 +180,11 @@ def elo_told(rating: Rating) -> str:
         return "–"
     if rating.low == rating.high == rating.elo:  # the reference
         return "0"
-    low, high = (f"{bound:+.0f}" if bound is not None else "–" for bound in (rating.low, rating.high))
-    return f"{rating.elo:+.0f} [{low}, {high}]"
+    points, low, high = (
+        "–" if value is None else f"{value:+.0f}" if round(value) else "0"
+        for value in (rating.elo, rating.low, rating.high)
+    )
+    return f"{points} [{low}, {high}]"
 
 
 def dominated_told(standing: Standing) -> str:

@@ -9,7 +9,7 @@ from cai.errors import CaiError
 from cai.hashing import fingerprint
 from cai.models import folder_fingerprint, resolve
 from cai.runs.config import RunConfig
-from cai.runs.folder import ITERATION, RunFolder, all_runs, read_json
+from cai.runs.folder import ITERATION, RunFolder, read_json, runs_meant
 
 
 class Contender(NamedTuple):
@@ -40,8 +40,8 @@ def find_contender(name: str, runs: Path) -> Contender:
     try:
         return of_model(name)
     except CaiError as error:
-        known = ", ".join(folder.name for folder in all_runs(runs)) or "none"
-        raise CaiError(f"'{name}' is no run in {runs}/ (runs there: {known}), and as a model: {error}") from None
+        meant = runs_meant(name, runs)
+        raise CaiError(f"'{name}' is no run in {runs}/ ({meant}), and as a model: {error}") from None
 
 
 def of_model(name: str) -> Contender:

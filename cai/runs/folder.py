@@ -1,8 +1,9 @@
 """A run's folder: what lies in it, its lock, and reading it back."""
 
+import difflib
 import fcntl
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -106,12 +107,31 @@ class RunFolder:
 
 
 def open_run(name: str, runs: Path) -> RunFolder:
-    """The folder of a run given by name or by path; raises CaiError when there is none, naming those there are."""
+    """The folder of a run given by name or by path; raises CaiError when there is none, naming the nearest."""
     for path in (runs / name, Path(name)):
         if (path / "lock.json").exists():
             return RunFolder(path)
-    known = ", ".join(folder.name for folder in all_runs(runs)) or "none"
-    raise CaiError(f"no run '{name}' in {runs}/ (runs there: {known})")
+    raise CaiError(f"no run '{name}' in {runs}/ ({runs_meant(name, runs)})")
+
+
+def runs_meant(name: str, runs: Path) -> str:
+    """For a message: the run that a mistyped name is likely to mean, or else all there are."""
+    return _meant(name, runs, "runs", [folder.path for folder in all_runs(runs)])
+
+
+def open_sweep(name: str, runs: Path) -> Path:
+    """The folder of a sweep given by name or by path; raises CaiError when there is no folder, naming the nearest."""
+    for path in (runs / name, Path(name)):
+        if path.is_dir():
+            return path
+    known = [path.parent for path in runs.glob(f"*/{SWEEP_JSON}")]
+    raise CaiError(f"no sweep '{name}' in {runs}/ ({_meant(name, runs, 'sweeps', known)})")
+
+
+def _meant(name: str, runs: Path, things: str, paths: Sequence[Path]) -> str:
+    known = sorted(str(path.relative_to(runs)) for path in paths)
+    near = difflib.get_close_matches(name.removeprefix(f"{runs}/").rstrip("/"), known, n=1)
+    return f"did you mean '{near[0]}'?" if near else f"{things} there: {', '.join(known) or 'none'}"
 
 
 def all_runs(runs: Path) -> list[RunFolder]:

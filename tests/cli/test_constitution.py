@@ -99,7 +99,7 @@ def test_a_constitution_is_a_file_a_shipped_one_or_a_run(cai, tmp_path: Path) ->
     assert "brief: 4" in cai("show", "mine", "--runs", tmp_path / "runs").out
     told = cai("show", "mime")
     assert told.status == 2
-    assert "mime: no such file, nor a run in runs/ (mine)" in told.err
+    assert "mime: no such file, nor a run in runs/ (did you mean 'mine'?)" in told.err
     assert "a folder without a run" in cai("show", tmp_path).err
     assert "Traceback" not in told.err
 

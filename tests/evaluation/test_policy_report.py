@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from cai.errors import CaiError
-from cai.evaluation.policy_report import Against, Monitor, Policy, PolicyReport, Rating, Standing, read_report
+from cai.evaluation.policy_report import Against, Monitor, Policy, PolicyReport, Rating, Standing, elo_told, read_report
 from cai.evaluation.statistics import Estimate
 
 
@@ -65,3 +65,19 @@ def test_a_file_that_is_no_report_is_an_error_that_names_it(tmp_path: Path, text
     path.write_text(text, encoding="utf-8")
     with pytest.raises(CaiError, match=rf"evaluation\.json: .*{said}.*make it again"):
         read_report(path)
+
+
+@pytest.mark.parametrize(
+    ("elo", "low", "high", "told"),
+    [
+        (-0.0, None, None, "0 [–, –]"),
+        (-0.3, -0.4, 0.2, "0 [0, 0]"),
+        (0.0, 0.0, 0.0, "0"),
+        (-135.2, None, 72.0, "-135 [–, +72]"),
+        (None, None, None, "–"),
+    ],
+)
+def test_points_have_a_sign_unless_they_are_zero(
+    elo: float | None, low: float | None, high: float | None, told: str
+) -> None:
+    assert elo_told(Rating(axis="safe", policy="run", elo=elo, low=low, high=high, prompts=4)) == told

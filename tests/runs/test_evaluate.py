@@ -287,7 +287,7 @@ def test_a_folder_that_holds_other_things_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"policy": "god"}, r"'god' is no run in .* \(runs there: good, bad\), and as a model: .*no such folder"),
+        ({"policy": "god"}, r"'god' is no run in .* \(did you mean 'good'\?\), and as a model: .*no such folder"),
         ({"probes": "over_refusl"}, "unknown set 'over_refusl'; did you mean 'over_refusal'"),
         ({"probes": "x"}, "expected all, none, or some of over_refusal, sycophancy, red_team"),
         ({"against": ["good"]}, "'good' and 'good' are the same model"),

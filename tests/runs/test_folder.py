@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 from cai.cli.main import app
 from cai.errors import CaiError
 from cai.report.library import Library
-from cai.runs.folder import RunFolder
+from cai.runs.folder import RunFolder, open_run, open_sweep
 from tests.report.folders import write_run
 
 
@@ -56,3 +56,20 @@ def test_when_a_run_was_started_is_the_same_in_a_copy_and_both_lists_have_one_or
         assert listed[:3] == ["third 2026-01-03 10:30", "second 2026-01-02 10:30", "first 2026-01-01 10:30"]
         assert listed[3].startswith("unknown –")
         assert list(Library(folder).folders()) == ["third", "second", "first", "unknown"]
+
+
+def test_a_mistyped_run_or_sweep_is_answered_with_the_nearest_or_else_with_all_in_order(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    for name in ("zebra", "demo-brief", "leave-one-out/all"):
+        write_run(runs / name, prompts=6)
+    (runs / "leave-one-out/sweep.json").write_text("{}")
+    for name in ("demo-breif", str(runs / "demo-breif/")):
+        with pytest.raises(CaiError, match=r"no run '.*demo-breif/?' in .* \(did you mean 'demo-brief'\?\)$"):
+            open_run(name, runs)
+    with pytest.raises(CaiError, match=r"\(runs there: demo-brief, leave-one-out/all, zebra\)$"):
+        open_run("qqq", runs)
+    with pytest.raises(CaiError, match=r"no sweep 'leave-one-ot' in .* \(did you mean 'leave-one-out'\?\)$"):
+        open_sweep("leave-one-ot", runs)
+    with pytest.raises(CaiError, match=r"\(sweeps there: leave-one-out\)$"):
+        open_sweep("qqq", runs)
+    assert open_sweep("leave-one-out", runs) == runs / "leave-one-out"
