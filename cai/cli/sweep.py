@@ -15,7 +15,7 @@ from cai.runs.forecast import forecast
 from cai.runs.judge_page import percent
 from cai.runs.pipeline import execute
 from cai.runs.progress import Reporter, counted, span
-from cai.runs.sweep import Member, carry_out, make_sweep, refuse_other_runs
+from cai.runs.sweep import Member, carry_out, last_folder, make_sweep, refuse_other_runs
 
 
 def run_sweep(file: Path, settings: list[str], replace: bool, runs: Path) -> bool:
@@ -39,7 +39,7 @@ def _results(members: list[Member]) -> Table:
     for column in ("run", "words", "flagged", "mean p judged", "win rate after"):
         table.add_column(column, justify="left" if column == "run" else "right", no_wrap=True)
     for member in members:
-        table.add_row(member.name, *_figures(member.plan.folder.summary()))
+        table.add_row(member.name, *_figures(last_folder(member.plan).summary()))
     return table
 
 

@@ -146,9 +146,15 @@ def _selection_label(selection: Selection, ablation: Ablation | None) -> str:
     return words.get(selection.how, f"first-{selection.n}")
 
 
+def last_folder(plan: Plan) -> RunFolder:
+    """The folder in which a run ends: of several iterations that of the last."""
+    return iteration(plan, plan.config.iterations, plan.model).folder
+
+
 def is_finished(plan: Plan) -> bool:
     """Whether a run's folder holds this very run, finished."""
-    return plan.folder.summary_json.exists() and not differences_from_folder(plan)
+    first = iteration(plan, 1, plan.model)  # its settings are those of all
+    return last_folder(plan).summary_json.exists() and not differences_from_folder(first)
 
 
 def refuse_other_runs(file: Path, name: str, members: list[Member]) -> None:
@@ -187,7 +193,7 @@ def carry_out(
 
 
 def write_index(name: str, members: list[Member], runs: Path, failed: dict[str, str]) -> None:
-    """Write sweep.json: every run by its folder's name, what varies, its principles, and how it stands."""
+    """Write sweep.json: every run by the folder it ends in, what varies, its principles, and how it stands."""
 
     def state(member: Member) -> str:
         return "failed" if member.name in failed else "finished" if is_finished(member.plan) else "waiting"
@@ -196,7 +202,7 @@ def write_index(name: str, members: list[Member], runs: Path, failed: dict[str, 
         "name": name,
         "runs": [
             {
-                "run": member.name,
+                "run": str(last_folder(member.plan).path.relative_to(runs / name)),
                 "varies": member.varies,
                 "principles": member.principles._asdict(),
                 "state": state(member),

@@ -14,8 +14,9 @@ from cai.errors import CaiError
 from cai.runs.folder import all_runs, open_run
 from cai.runs.forecast import forecast
 from cai.runs.pipeline import execute
+from cai.runs.plan import Plan, claim_folder, iteration
 from cai.runs.progress import Reporter
-from cai.runs.sweep import Member, carry_out, make_sweep, refuse_other_runs
+from cai.runs.sweep import Member, carry_out, is_finished, make_sweep, refuse_other_runs
 from tests.conftest import ROOT, scripted, write_workspace
 
 
@@ -108,6 +109,31 @@ def test_a_sweep_goes_on_past_a_run_that_fails_and_again_after_it(tmp_path: Path
     engines: list[ScriptedEngine] = []
     assert run_all(path, engines) == {}
     assert len(engines) == 1
+
+
+def test_a_run_of_several_iterations_is_finished_with_its_last(tmp_path: Path, model_folder: Path) -> None:
+    both = ["iterations=2", "train=[{stage: dpo}]"]
+    path = write_sweep(tmp_path, model_folder, grid={"seed": [0, 1]})
+    name, members = make_sweep(path, both, tmp_path / "runs")
+
+    def carried_out(plan: Plan, upto: int = 2) -> None:
+        for number in range(1, upto + 1):
+            one = iteration(plan, number, plan.model)
+            one.folder.path.mkdir(parents=True, exist_ok=True)
+            claim_folder(one, write_over=False)
+            one.folder.summary_json.write_text("{}", encoding="utf-8")
+
+    carried_out(members[0].plan, upto=1)
+    assert not is_finished(members[0].plan)
+    done: list[Plan] = []
+    carry_out(name, members, tmp_path / "runs", lambda plan: carried_out(plan) or done.append(plan), lambda _: None)
+    assert len(done) == 2
+    carry_out(name, members, tmp_path / "runs", done.append, lambda _: None)
+    assert len(done) == 2
+    index = json.loads((tmp_path / "runs/trial/sweep.json").read_text(encoding="utf-8"))
+    assert [(run["run"], run["state"]) for run in index["runs"]] == [
+        ("seed-0/iteration-2", "finished"), ("seed-1/iteration-2", "finished"),
+    ]  # fmt: skip
 
 
 def test_runs_of_other_settings_are_refused_once_with_what_a_sweep_can_do_about_it(
