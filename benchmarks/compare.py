@@ -23,15 +23,20 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from cai import constitution
-from cai.constitution import Constitution, assign
-from cai.formats.jsonl import write_rows
-from cai.records import Comparison, Message, Preference, Prompt, Revision, Verdict
+from cai.constitution.principles import Constitution, assign, load_constitution
+from cai.data.jsonl import write_rows
+from cai.data.records import Comparison, Message, Preference, Prompt, Revision, Verdict
 from cai.runs.folder import RunFolder
 
 ROUNDS = 2
+
+
 VOCABULARY = [f"word{number}" for number in range(20_000)]
+
+
 WEIGHTS = [1 / (number + 1) for number in range(len(VOCABULARY))]
+
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -58,7 +63,7 @@ def main() -> None:
 
 def make_run(folder: RunFolder, prompts: int, seed: int) -> int:
     """A finished run with made-up rows; returns how many."""
-    principles = constitution.load(ROOT / "constitutions/harmless.yaml")
+    principles = load_constitution(ROOT / "constitutions/harmless.yaml")
     folder.path.mkdir(parents=True)
     shutil.copy(ROOT / "constitutions/harmless.yaml", folder.constitution_yaml)
     config = {"seed": seed, "revise": {"rounds": ROUNDS, "critique": True}, "train": [{"stage": "dpo"}]}

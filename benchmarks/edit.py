@@ -30,23 +30,25 @@ from pathlib import Path
 from typing import Any
 
 import cai.feedback.revise
-from cai import constitution
-from cai.constitution import Constitution, Principle, assign
-from cai.engines.base import Completion, Engine, Generate
-from cai.engines.memo import Memo, RememberingEngine, Tally
-from cai.engines.scripted import ScriptedEngine
-from cai.engines.vllm import VllmEngine
-from cai.feedback.respond import respond
-from cai.feedback.revise import ReviseConfig, revise
-from cai.formats.prompts import read_prompts
-from cai.hashing import fingerprint
-from cai.models import resolve
-from cai.records import Message, Prompt
-from cai.runs.flow import in_flight
-from cai.templates import Templates
+from cai.config.hashing import fingerprint
+from cai.constitution.principles import Constitution, Principle, assign, load_constitution
+from cai.constitution.templates import Templates
+from cai.data.prompts import read_prompts
+from cai.data.records import Message, Prompt
+from cai.feedback.revise import ReviseConfig, respond, revise
+from cai.inference.cache import Cache, CachedEngine, Tally
+from cai.inference.engine import Completion, Engine, Generate
+from cai.inference.models import resolve_model
+from cai.inference.scheduler import run_concurrently
+from cai.inference.scripted import ScriptedEngine
+from cai.inference.vllm import VllmEngine
 
 ROOT = Path(__file__).parent.parent
+
+
 SETTINGS = ReviseConfig(rounds=2, max_tokens=64, temperature=1.0)
+
+
 AT_ONCE, CONTEXT = 32, 2048
 
 
@@ -91,15 +93,15 @@ def stream(c: Constitution, given: list[Prompt]) -> Callable[..., list[Principle
     return lambda _, __, prompt_id, occasion: [drawn[prompt_id, occasion]]
 
 
-async def loop(c: Constitution, given: list[Prompt], memo: Memo, open_model: Callable[[], Engine]) -> Tally:
+async def loop(c: Constitution, given: list[Prompt], memo: Cache, open_model: Callable[[], Engine]) -> Tally:
     """The critique–revise loop over all prompts; the calls it took. The model is opened when it is first needed."""
-    engine, templates = RememberingEngine("benchmark", memo, open_model), Templates(ROOT / "prompts/default")
+    engine, templates = CachedEngine("benchmark", memo, open_model), Templates(ROOT / "prompts/default")
 
     async def one(prompt: Prompt) -> None:
         draft = await respond(prompt, engine, seed=0, max_tokens=SETTINGS.max_tokens, temperature=SETTINGS.temperature)
         await revise(prompt, draft, c, templates, engine, SETTINGS, 0)
 
-    async for _ in in_flight(one, given, AT_ONCE):
+    async for _ in run_concurrently(one, given, AT_ONCE):
         pass
     await engine.close()
     return engine.tally
@@ -108,7 +110,7 @@ async def loop(c: Constitution, given: list[Prompt], memo: Memo, open_model: Cal
 def share(before: Constitution, after: Constitution, given: list[Prompt], by_stream: bool) -> float:
     """Calls asked anew after an edit ÷ calls of the first run, on the scripted engine."""
     with tempfile.TemporaryDirectory() as folder:
-        memo, asked = Memo(Path(folder) / "memo.sqlite"), []
+        memo, asked = Cache(Path(folder) / "memo.sqlite"), []
         for c in (before, after):
             cai.feedback.revise.assign = stream(c, given) if by_stream else assign
             asked.append(asyncio.run(loop(c, given, memo, scripted)).asked)
@@ -132,7 +134,7 @@ def shares(count: int) -> dict[str, float]:
 
 
 def harmless() -> Constitution:
-    return constitution.load(ROOT / "constitutions/harmless.yaml")
+    return load_constitution(ROOT / "constitutions/harmless.yaml")
 
 
 def median(edit: Callable[[Constitution, int], Constitution], given: list[Prompt]) -> Constitution:
@@ -142,14 +144,14 @@ def median(edit: Callable[[Constitution, int], Constitution], given: list[Prompt
 
 
 def small() -> Engine:
-    return VllmEngine(resolve("smollm2-135m"), "benchmark", CONTEXT, AT_ONCE)
+    return VllmEngine(resolve_model("smollm2-135m"), "benchmark", CONTEXT, AT_ONCE)
 
 
 def real(count: int) -> dict[str, float]:
     """A run, and again after one principle was reworded, with the real model: shares of calls and of wall time."""
     given, asked, seconds = prompts(count), [], []
     with tempfile.TemporaryDirectory() as folder:
-        memo = Memo(Path(folder) / "memo.sqlite")
+        memo = Cache(Path(folder) / "memo.sqlite")
         for c in (harmless(), median(reworded, given), median(added, given)):
             start = time.monotonic()
             asked.append(asyncio.run(loop(c, given, memo, small)).asked)
@@ -169,7 +171,7 @@ def scale(count: int) -> dict[str, float]:
     """The same with as many prompts on the scripted engine, with the time and memory `cai` itself takes."""
     given, asked, seconds = prompts(count), [], []
     with tempfile.TemporaryDirectory() as folder:
-        memo = Memo(Path(folder) / "memo.sqlite")
+        memo = Cache(Path(folder) / "memo.sqlite")
         for c in (harmless(), reworded(harmless(), 0), added(harmless(), 0)):
             start = time.process_time()
             asked.append(asyncio.run(loop(c, given, memo, scripted)).asked)

@@ -18,26 +18,27 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cai.evaluation.statistics import bootstrap_mean
-from cai.formats.jsonl import write_rows
-from cai.formats.preferences import read_preferences
-from cai.hashing import uniform
-from cai.models import resolve
-from cai.records import Prompt
+from cai.config.hashing import uniform
+from cai.data.jsonl import write_rows
+from cai.data.preferences import read_preferences
+from cai.data.records import Prompt
+from cai.inference.models import resolve_model
+from cai.stats.intervals import bootstrap_mean
 from cai.training import common
-from cai.training.dpo import DPOConfig
-from cai.training.launch import run_stage
-from cai.training.ppo import PPOConfig
-from cai.training.reward import RewardConfig, judge_reward_model, pairs_that_fit
+from cai.training.reward import judge_reward_model, pairs_that_fit
+from cai.training.settings import DPOConfig, PPOConfig, RewardConfig
+from cai.training.stage import run_stage
 
 LENGTH, HELD_OUT = 128, 0.35
+
+
 WINDOW = 5
 
 
 def train_on(source: Path, folder: Path) -> dict[str, Any]:
     """Every stage in `folder`, which goes on where it was interrupted; the figures."""
     folder.mkdir(parents=True, exist_ok=True)
-    model = resolve("smollm2-135m")
+    model = resolve_model("smollm2-135m")
     tokenizer = common.load_tokenizer(model)
     fit, _ = pairs_that_fit(tokenizer, read_preferences(source)[0], LENGTH)
     held_out = [pair for pair in fit if uniform("benchmark", pair.row.prompt_id) < HELD_OUT]

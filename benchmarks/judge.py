@@ -28,29 +28,32 @@ from typing import Any
 
 from rich.console import Console
 
-from cai import constitution
-from cai.engines.base import Choose, Generate
-from cai.engines.scripted import ScriptedEngine
-from cai.engines.vllm import VllmEngine
+from cai.constitution.principles import load_constitution
+from cai.constitution.templates import Templates
+from cai.data.preferences import read_preferences
+from cai.data.records import Preference
+from cai.evaluation.judge_eval import evaluate_judge
 from cai.feedback.judge import JudgeConfig, judge
-from cai.formats.preferences import read_preferences
-from cai.models import resolve
-from cai.records import Preference
-from cai.runs.judge_eval import evaluate_judge
-from cai.runs.labelling import label_file
-from cai.runs.progress import Reporter
-from cai.runs.survey import Judging
-from cai.templates import Templates
+from cai.feedback.label import LabelJob, label_file
+from cai.inference.engine import Choose, Generate
+from cai.inference.models import resolve_model
+from cai.inference.progress import Reporter
+from cai.inference.scripted import ScriptedEngine
+from cai.inference.vllm import VllmEngine
 
 ROOT = Path(__file__).parent.parent
+
+
 LONGEST, WRITTEN, CONTEXT, AT_ONCE = 400, 96, 2048, 32
+
+
 WAYS = ("one", "sixteen", "first", "written")
 
 
 def chosen_pairs(file: Path, count: int) -> list[Preference]:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(resolve("smollm2-135m"))
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model("smollm2-135m"))
 
     def tokens(pair: Preference) -> int:
         texts = [*(m["content"] for m in pair.messages), pair.chosen, pair.rejected]
@@ -77,10 +80,10 @@ def principle_first(folder: Path) -> Templates:
 async def cost(way: str, file: Path, count: int, folder: Path) -> dict[str, float]:
     """Seconds for the pairs one way, and the share of prompt tokens found cached."""
     pairs = chosen_pairs(file, count)
-    principles = constitution.load(ROOT / "constitutions/harmless.yaml").principles
+    principles = load_constitution(ROOT / "constitutions/harmless.yaml").principles
     asked = principles if way in ("sixteen", "first") else principles[:1]
     templates = principle_first(folder) if way == "first" else Templates(ROOT / "prompts/default")
-    engine = VllmEngine(resolve("smollm2-135m"), "benchmark", CONTEXT, AT_ONCE)
+    engine = VllmEngine(resolve_model("smollm2-135m"), "benchmark", CONTEXT, AT_ONCE)
 
     async def compare(pair: Preference) -> None:
         if way != "written":
@@ -116,7 +119,7 @@ def costs(file: Path, count: int, repeats: int) -> dict[str, Any]:
     def ratio(way: str, other: str, factor: float = 1.0) -> float:
         return round(factor * statistics.median(r[way]["seconds"] / r[other]["seconds"] for r in rounds), 2)
 
-    principles = len(constitution.load(ROOT / "constitutions/harmless.yaml").principles)
+    principles = len(load_constitution(ROOT / "constitutions/harmless.yaml").principles)
     return {
         "ensemble_cost": ratio("sixteen", "one"),
         "principle_first_cost": ratio("first", "one"),
@@ -126,16 +129,16 @@ def costs(file: Path, count: int, repeats: int) -> dict[str, Any]:
     }
 
 
-def judging(data: Path, model: Path, limit: int | None) -> Judging:
-    principles = constitution.load(ROOT / "constitutions/plain.yaml")
+def judging(data: Path, model: Path, limit: int | None) -> LabelJob:
+    principles = load_constitution(ROOT / "constitutions/plain.yaml")
     templates, settings = Templates(ROOT / "prompts/default"), JudgeConfig(principles=1)
-    return Judging(data, True, limit, [model], principles, templates, settings, 0)
+    return LabelJob(data, True, limit, [model], principles, templates, settings, 0)
 
 
 def worth(file: Path, limit: int | None) -> dict[str, Any]:
     """The real model under one plain principle on labelled pairs."""
     with tempfile.TemporaryDirectory() as folder:
-        given, reporter = judging(file, resolve("smollm2-135m"), limit), Reporter(Console(stderr=True))
+        given, reporter = judging(file, resolve_model("smollm2-135m"), limit), Reporter(Console(stderr=True))
         report = evaluate_judge(given, Path(folder) / "out", Path(folder) / "memo.sqlite", reporter).report
 
     def interval(estimate: Any) -> list[float]:

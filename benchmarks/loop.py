@@ -23,26 +23,28 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cai import constitution
-from cai.constitution import assign
-from cai.engines.base import Completion, Generate
-from cai.engines.memo import Memo, RememberingEngine
-from cai.engines.vllm import VllmEngine, engine_settings
-from cai.feedback.respond import respond
-from cai.feedback.revise import ReviseConfig, revise
-from cai.formats.prompts import read_prompts
-from cai.hashing import derive_seed
-from cai.models import resolve
-from cai.records import Message, Prompt
-from cai.runs.flow import in_flight
-from cai.templates import Templates
+from cai.config.hashing import derive_seed
+from cai.constitution.principles import assign, load_constitution
+from cai.constitution.templates import Templates
+from cai.data.prompts import read_prompts
+from cai.data.records import Message, Prompt
+from cai.feedback.revise import ReviseConfig, respond, revise
+from cai.inference.cache import Cache, CachedEngine
+from cai.inference.engine import Completion, Generate
+from cai.inference.models import resolve_model
+from cai.inference.scheduler import run_concurrently
+from cai.inference.vllm import VllmEngine, engine_settings
 
 ROOT = Path(__file__).parent.parent
+
+
 LIMITS = (16, 48, 128, 512)
+
+
 AT_ONCE, CONTEXT, TEMPERATURE = 32, 4096, 0.7
 
 
-class LimitedEngine(RememberingEngine):
+class LimitedEngine(CachedEngine):
     """Our engine, with each call's token limit decided by its seed."""
 
     async def generate(self, request: Generate) -> Completion:
@@ -55,23 +57,23 @@ def limit(seed: int) -> int:
 
 def inputs(count: int) -> tuple[list[Prompt], Any, Templates]:
     prompts = read_prompts(ROOT / "examples/prompts.jsonl", count)[0]
-    return prompts, constitution.load(ROOT / "constitutions/harmless.yaml"), Templates(ROOT / "prompts/default")
+    return prompts, load_constitution(ROOT / "constitutions/harmless.yaml"), Templates(ROOT / "prompts/default")
 
 
 async def ours(count: int) -> dict[str, float]:
     prompts, principles, templates = inputs(count)
     settings = ReviseConfig(rounds=1, temperature=TEMPERATURE)
     with tempfile.TemporaryDirectory() as folder:
-        model = VllmEngine(resolve("smollm2-135m"), "benchmark", CONTEXT, AT_ONCE)
+        model = VllmEngine(resolve_model("smollm2-135m"), "benchmark", CONTEXT, AT_ONCE)
         await model.generate(Generate([Message(role="user", content="Hello")], 4, 0.0, 0))  # load and warm up
-        engine = LimitedEngine("benchmark", Memo(Path(folder) / "memo.sqlite"), lambda: model)
+        engine = LimitedEngine("benchmark", Cache(Path(folder) / "memo.sqlite"), lambda: model)
 
         async def one(prompt: Prompt) -> None:
             draft = await respond(prompt, engine, seed=0, max_tokens=1, temperature=TEMPERATURE)
             await revise(prompt, draft, principles, templates, engine, settings, seed=0)
 
         busy, start = model.busy_seconds, time.perf_counter()
-        async for _ in in_flight(one, prompts, AT_ONCE):
+        async for _ in run_concurrently(one, prompts, AT_ONCE):
             pass
         seconds = time.perf_counter() - start
         share = (model.busy_seconds - busy) / seconds
@@ -81,7 +83,7 @@ async def ours(count: int) -> dict[str, float]:
 
 def bare(count: int) -> dict[str, float]:
     prompts, principles, templates = inputs(count)
-    settings = engine_settings(resolve("smollm2-135m"), CONTEXT, AT_ONCE)
+    settings = engine_settings(resolve_model("smollm2-135m"), CONTEXT, AT_ONCE)
     from vllm import LLM, SamplingParams
 
     llm = LLM(**settings)

@@ -23,15 +23,21 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
+from cai.data.jsonl import write_rows
+from cai.data.records import Message, Preference, Prompt, Revision, Verdict
 from cai.feedback.revise import revision_preference
-from cai.formats.jsonl import write_rows
-from cai.records import Message, Preference, Prompt, Revision, Verdict
 from cai.report.run import read_run, run_report
 from cai.runs.folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
+
+
 WORDS = 95  # about 128 tokens
+
+
 PRINCIPLES = ("physical-safety", "lawful-conduct", "equal-treatment", "privacy")
+
+
 HASH = "0123456789abcdef"
 
 

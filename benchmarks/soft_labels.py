@@ -18,16 +18,23 @@ import sys
 import tempfile
 from pathlib import Path
 
-from cai.formats.jsonl import write_rows
-from cai.models import resolve
-from cai.records import Message, Preference
+from cai.data.jsonl import write_rows
+from cai.data.records import Message, Preference
+from cai.inference.models import resolve_model
 from cai.training import common
-from cai.training.launch import run_stage
-from cai.training.reward import RewardConfig, judge_reward_model, pairs_that_fit
+from cai.training.reward import judge_reward_model, pairs_that_fit
+from cai.training.settings import RewardConfig
+from cai.training.stage import run_stage
 
 KIND = ("I am glad you asked.", "You are doing well.", "Take all the time you need.", "Thank you for telling me.")
+
+
 NEUTRAL = ("It depends.", "There are several ways.", "The first is common.", "The second is rare.", "Both take a day.")
+
+
 TOPICS = ("bread", "chess", "running", "Spanish", "gardens", "maps", "tea", "drawing", "bridges", "clouds")
+
+
 SLOPE = 0.7
 
 
@@ -61,7 +68,7 @@ def rounded(row: Preference) -> Preference:
 
 def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 240
-    model = resolve("smollm2-135m")
+    model = resolve_model("smollm2-135m")
     training, held_out = planted(count, 0), planted(120, 1)
     fit, _ = pairs_that_fit(common.load_tokenizer(model), held_out, 128)
     settings = RewardConfig(

@@ -25,15 +25,23 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cai.formats.jsonl import read_rows, write_rows
-from cai.formats.prompts import read_prompts
-from cai.models import resolve
-from cai.records import Demonstration, Preference, Prompt
-from cai.training import common, dpo, ppo, reward, sft
+from cai.data.jsonl import read_rows, write_rows
+from cai.data.prompts import read_prompts
+from cai.data.records import Demonstration, Preference, Prompt
+from cai.inference.models import resolve_model
+from cai.training import common, dpo, reward, sft
+from cai.training.ppo import trainer
+from cai.training.settings import DPOConfig, PPOConfig, RewardConfig, SFTConfig, TrainConfig
 
 ROOT = Path(__file__).parent.parent
+
+
 UPDATES, PPO_UPDATES, BATCH, LENGTH = 6, 3, 4, 256
+
+
 ROLLOUTS, TOKENS, GENERATIONS = 16, 48, 4
+
+
 STAGES = ("sft", "reward", "dpo")
 
 
@@ -49,24 +57,24 @@ def pairs(count: int) -> list[Preference]:
     ]  # fmt: skip
 
 
-def settings(kind: type[common.TrainConfig], **more: Any) -> Any:
+def settings(kind: type[TrainConfig], **more: Any) -> Any:
     given = {"stage": kind.model_fields["stage"].annotation.__args__[0], "batch_size": BATCH, "max_length": LENGTH}
     return kind.model_validate({**given, "save_every": 10_000, **more})
 
 
 def train_ours(stage: str, folder: Path) -> float:
     """Processor seconds of the training itself."""
-    rows, model = pairs(UPDATES * BATCH), resolve("smollm2-135m")
+    rows, model = pairs(UPDATES * BATCH), resolve_model("smollm2-135m")
     data = folder / "data.jsonl"
     if stage == "sft":
         write_rows(data, [Demonstration(prompt_id=r.prompt_id, messages=r.messages, completion=r.chosen) for r in rows])
-        sft.train(settings(sft.SFTConfig), data, model, folder, 0, quiet)
+        sft.train(settings(SFTConfig), data, model, folder, 0, quiet)
     else:
         write_rows(data, rows)
     if stage == "reward":
-        reward.train(settings(reward.RewardConfig, holdout=0, center=0), data, model, folder, 0, quiet)
+        reward.train(settings(RewardConfig, holdout=0, center=0), data, model, folder, 0, quiet)
     if stage == "dpo":
-        dpo.train(settings(dpo.DPOConfig), data, model, folder, 0, quiet)
+        dpo.train(settings(DPOConfig), data, model, folder, 0, quiet)
     return TRAINING[0]
 
 
@@ -75,9 +83,9 @@ def train_bare(stage: str, folder: Path) -> float:
     import datasets
     import trl
 
-    model, rows = str(resolve("smollm2-135m")), pairs(UPDATES * BATCH)
+    model, rows = str(resolve_model("smollm2-135m")), pairs(UPDATES * BATCH)
     tokenizer = common.load_tokenizer(Path(model))
-    configs = {"sft": sft.SFTConfig, "reward": reward.RewardConfig, "dpo": dpo.DPOConfig}
+    configs = {"sft": SFTConfig, "reward": RewardConfig, "dpo": DPOConfig}
     arguments = common.trl_arguments(settings(configs[stage]), folder, 0)
     lora = common.lora_config(settings(configs[stage]))
     turns = [
@@ -125,24 +133,24 @@ def free_reward(count: int) -> Any:
 
 def ppo_ours(folder: Path) -> float:
     """Sampled tokens per processor second over all updates."""
-    from cai.training.actor import Actor
+    from cai.training.ppo.actor import Actor
     from cai.training.tokens import end_of_turn, prompt_ids
 
-    model = resolve("smollm2-135m")
+    model = resolve_model("smollm2-135m")
     tokenizer = common.load_tokenizer(model)
     config = ppo_settings(epochs=1)
     prompts = [prompt_ids(tokenizer, p.messages) for p in read_prompts(ROOT / "examples/prompts.jsonl", 16)[0]]
     actor = Actor(model, config, "shared", 1.0)
     start = time.process_time()
     ends = {end_of_turn(tokenizer)}
-    ppo.optimise(config, actor, prompts, lambda _, r: free_reward(len(r)), ends, tokenizer, folder, 0, quiet)
+    trainer.optimise(config, actor, prompts, lambda _, r: free_reward(len(r)), ends, tokenizer, folder, 0, quiet)
     seconds = time.process_time() - start
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return float(sum(line["response/length"] for line in lines) * ROLLOUTS / seconds)
 
 
-def ppo_settings(**more: Any) -> ppo.PPOConfig:
-    return ppo.PPOConfig.model_validate(
+def ppo_settings(**more: Any) -> PPOConfig:
+    return PPOConfig.model_validate(
         {"stage": "ppo", "updates": PPO_UPDATES, "rollouts": ROLLOUTS, "max_tokens": TOKENS, **more}
     )
 
@@ -151,7 +159,7 @@ def rloo(folder: Path) -> float:
     import datasets
     import trl
 
-    model = str(resolve("smollm2-135m"))
+    model = str(resolve_model("smollm2-135m"))
     tokenizer = common.load_tokenizer(Path(model))
     prompts = read_prompts(ROOT / "examples/prompts.jsonl", 16)[0]
     sampled = 0
@@ -161,7 +169,7 @@ def rloo(folder: Path) -> float:
         sampled += sum(len(ids) for ids in completion_ids)
         return [float(x) for x in free_reward(len(completions))[:, 0]]
 
-    given = common.trl_arguments(settings(sft.SFTConfig), folder, 0)
+    given = common.trl_arguments(settings(SFTConfig), folder, 0)
     del given["max_length"]
     given |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": ROLLOUTS // 4, "max_steps": PPO_UPDATES}
     trainer = trl.RLOOTrainer(
@@ -170,7 +178,7 @@ def rloo(folder: Path) -> float:
         reward_funcs=score,
         train_dataset=datasets.Dataset.from_list([{"prompt": p.messages} for p in prompts]),
         processing_class=tokenizer,
-        peft_config=common.lora_config(settings(sft.SFTConfig)),
+        peft_config=common.lora_config(settings(SFTConfig)),
     )
     trainer.train()
     return sampled / TRAINING[0]
@@ -178,19 +186,19 @@ def rloo(folder: Path) -> float:
 
 def ppo_memory(folder: Path) -> float:
     """Peak gigabytes of a whole PPO stage; the reward model is trained by another process before."""
-    model, data = resolve("smollm2-135m"), folder / "data.jsonl"
+    model, data = resolve_model("smollm2-135m"), folder / "data.jsonl"
     write_rows(data, [Prompt(id=r.prompt_id, messages=r.messages) for r in pairs(16)])
     config = ppo_settings(updates=3, uncertainty=1.0)
-    ppo.train(config, data, model, folder / "reward/model", folder / "ppo", 0, quiet)
+    trainer.train(config, data, model, folder / "reward/model", folder / "ppo", 0, quiet)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def train_ensemble(folder: Path) -> float:
     write_rows(folder / "pairs.jsonl", pairs(8))
-    config = settings(reward.RewardConfig, holdout=0, members=2)
+    config = settings(RewardConfig, holdout=0, members=2)
     (folder / "reward").mkdir()
     (folder / "ppo").mkdir()
-    reward.train(config, folder / "pairs.jsonl", resolve("smollm2-135m"), folder / "reward", 0, quiet)
+    reward.train(config, folder / "pairs.jsonl", resolve_model("smollm2-135m"), folder / "reward", 0, quiet)
     return float(len(read_rows(folder / "pairs.jsonl", Preference)))
 
 

@@ -19,19 +19,19 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from cai import constitution
-from cai.engines.base import Engine
-from cai.engines.vllm import VllmEngine
+from cai.constitution.principles import load_constitution
+from cai.constitution.templates import Templates
+from cai.data.records import Message, Prompt
 from cai.feedback.revise import ReviseConfig
-from cai.models import Model, resolve
-from cai.records import Message, Prompt
-from cai.runs.config import EngineConfig
-from cai.runs.session import open_model
-from cai.runs.trying import Begun, Done, Event, News, Trial, try_out
-from cai.runs.watching import changes
-from cai.templates import Templates
+from cai.inference.engine import Engine, EngineConfig
+from cai.inference.models import Model, resolve_model
+from cai.inference.scheduler import open_model
+from cai.inference.vllm import VllmEngine
+from cai.workbench.trial import Begun, Done, Event, News, Trial, changes, try_out
 
 TOPICS = ("length", "money", "health", "music", "weather", "children", "history", "spelling", "travel", "numbers")
+
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -53,7 +53,7 @@ def main() -> None:
         file.write_text(text, encoding="utf-8")
 
         def load() -> Trial:
-            return Trial([prompt], constitution.load(file).principles, Templates(templates), settings)
+            return Trial([prompt], load_constitution(file).principles, Templates(templates), settings)
 
         def open_engine(model: Model, fingerprint: str, config: EngineConfig) -> Engine:
             engine = open_model(model, fingerprint, config)
@@ -92,7 +92,7 @@ def main() -> None:
                 if number > 2 * edits:
                     return
 
-        try_out(load, occasions(), resolve("smollm2-135m"), Path(folder) / "memo.sqlite", tell, open_engine)
+        try_out(load, occasions(), resolve_model("smollm2-135m"), Path(folder) / "memo.sqlite", tell, open_engine)
     found = {"overhead": overhead, "seconds": seconds, "restart": restart}
     medians = {name: round(statistics.median(times), 3) for name, times in found.items()}
     print(json.dumps({"benchmark": "watch", **medians, "edits": edits, "loads": len(engines)}))

@@ -8,22 +8,27 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from cai import constitution
-from cai.constitution import Constitution
-from cai.engines.base import Choose, Engine, Generate
-from cai.engines.scripted import ScriptedEngine, indifferent
-from cai.models import Model
-from cai.records import Message, Prompt
-from cai.runs.config import EngineConfig
-from cai.runs.session import OpenEngine
-from cai.templates import Templates
-from cai.training.common import Report, TrainConfig
+from cai.constitution.principles import Constitution, load_constitution
+from cai.constitution.templates import Templates
+from cai.data.records import Message, Prompt
+from cai.inference.engine import Choose, Engine, EngineConfig, Generate
+from cai.inference.models import Model
+from cai.inference.scheduler import OpenEngine
+from cai.inference.scripted import ScriptedEngine, indifferent
+from cai.training import worker
+from cai.training.common import Report
+from cai.training.settings import TrainConfig
 
 # The same examples every time, so that a red build is about the change; and no deadlines on noisy machines.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
+
+
 settings.load_profile("repeatable")
 
+
 ROOT = Path(__file__).parent.parent
+
+
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}"
     "{% if not loop.last or m.role != 'assistant' or not continue_final_message %}<|end|>\n{% endif %}{% endfor %}"
@@ -79,7 +84,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def real_model() -> Path:
     """SmolLM2-135M-Instruct, prepared once."""
-    from cai.models import prepare_small_model
+    from cai.inference.models import prepare_small_model
 
     return prepare_small_model()
 
@@ -96,7 +101,7 @@ def model_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def harmless() -> Constitution:
-    return constitution.load(ROOT / "constitutions/harmless.yaml")
+    return load_constitution(ROOT / "constitutions/harmless.yaml")
 
 
 @pytest.fixture
@@ -131,7 +136,6 @@ def train_here(
     reward: Path | None = None,
 ) -> Path:
     """What run_stage does, in this process, which has long imported what takes a worker seven seconds."""
-    from cai.training import worker
 
     folder.mkdir(parents=True, exist_ok=True)
     worker.train(settings, data, model, folder, seed, report, reward)

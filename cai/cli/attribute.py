@@ -13,17 +13,23 @@ from rich.text import Text
 from cai.cli.console import line
 from cai.cli.effects import EFFECT, columns, effect_cells, hundred_columns, listed, short, show, starred
 from cai.cli.files import write_file
-from cai.evaluation.effects import Effect
-from cai.linting.characters import visible
-from cai.report.attribution import attribution_report
-from cai.runs.comparison.attribution import attribute
-from cai.runs.comparison.findings import number
-from cai.runs.comparison.record import Attribution
+from cai.compare.attribution import attribute
+from cai.compare.findings import number
+from cai.compare.record import Attribution
+from cai.config.characters import visible
+from cai.report.comparison import attribution_report
 from cai.runs.folder import open_sweep
+from cai.stats.significance import Effect
 
 PRINTED_EFFECTS = 8
+
+
 PRINTED_NOTES = 6
+
+
 STRONG = 3.0  # standard errors, from which a cell has its full colour
+
+
 LESS, MORE, PLAIN = (0, 114, 178), (213, 94, 0), (255, 255, 255)  # Okabe & Ito 2008, as in the report's plots
 
 

@@ -2,8 +2,8 @@
 
 from rich.text import Text
 
-from cai.constitution import word_changes
-from cai.linting.characters import visible
+from cai.config.characters import visible
+from cai.constitution.principles import word_changes
 
 COLOURS = {"added": "green", "removed": "red", "same": ""}
 

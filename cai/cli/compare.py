@@ -11,13 +11,9 @@ from rich.text import Text
 
 from cai.cli.effects import EFFECT, columns, effect_cells, hundred_columns, listed, short, show, starred
 from cai.cli.files import write_file
-from cai.evaluation.effects import Effect
-from cai.linting.characters import visible
-from cai.report.comparison import comparison_report, together
-from cai.runs.comparison.compare import compare_runs
-from cai.runs.comparison.curves import by_kind
-from cai.runs.comparison.findings import number
-from cai.runs.comparison.record import (
+from cai.compare.compare import by_kind, compare_runs
+from cai.compare.findings import number
+from cai.compare.record import (
     Curve,
     Doubt,
     Example,
@@ -28,13 +24,24 @@ from cai.runs.comparison.record import (
     Unpaired,
     Wins,
 )
+from cai.config.characters import visible
+from cai.report.comparison import comparison_report, together
 from cai.runs.folder import open_run
-from cai.runs.progress import counted
+from cai.stats.formatting import counted
+from cai.stats.significance import Effect
 
 PRINTED_EXAMPLES = 2  # of each kind; the page has more
+
+
 PRINTED_EFFECTS = 8
+
+
 PRINTED_TAGS = 8
+
+
 SPARKS = "▁▂▃▄▅▆▇█"
+
+
 STARS = "* established: with all others of its table, chance brings it in less than 5 % of cases (Holm)"
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cai.linting.characters import visible
+from cai.config.characters import visible
 
 WIDEST = 1000  # columns of a table
 

@@ -6,12 +6,17 @@ from typing import Annotated
 import typer
 
 from cai.cli.options import DEFAULT_RUNS, RunsFolder
-from cai.models import SMALL_MODEL
+from cai.inference.models import SMALL_MODEL
 
 app = typer.Typer(help="Start, show, compare, check, test constitutions.", no_args_is_help=True, rich_markup_mode=None)
 
+
 Source = Annotated[str, typer.Argument(help="A YAML file, a shipped one, or a run's name or folder.")]
+
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
 Out = Annotated[Path | None, typer.Option("--out", help="Where to write it; printed when left out.")]
 
 
@@ -59,9 +64,6 @@ def diff(
 @app.command()
 def lint(
     file: Annotated[list[str], typer.Argument(help="YAML files, or shipped ones.")],
-    model: Annotated[
-        str | None, typer.Option("--model", help="Also find principles that this model reads alike.")
-    ] = None,
     as_json: AsJson = False,
     strict: Annotated[bool, typer.Option("--strict", help="Fail on warnings too.")] = False,
 ) -> None:
@@ -72,7 +74,7 @@ def lint(
     """
     from cai.cli.principles import lint_constitutions
 
-    if not lint_constitutions(file, model, as_json, strict):
+    if not lint_constitutions(file, as_json, strict):
         raise typer.Exit(1)
 
 

@@ -7,12 +7,16 @@ from rich.table import Table
 from rich.text import Text
 
 from cai.cli.console import whole
-from cai.evaluation.effects import Effect
-from cai.linting.characters import visible
-from cai.runs.comparison.findings import number
+from cai.compare.findings import number
+from cai.config.characters import visible
+from cai.stats.significance import Effect
 
 WIDTH = 100  # columns
+
+
 NAME = 24  # characters of a principle or a tag
+
+
 EFFECT = ("difference", "95 % interval", "n", "would settle it")
 """The columns of `effect_cells`."""
 

@@ -8,17 +8,20 @@ from rich.table import Table
 from rich.text import Text
 
 from cai.cli.console import going_on, line, whole
-from cai.errors import CaiError
+from cai.config.characters import visible
+from cai.config.errors import CaiError
 from cai.evaluation.policy_report import PolicyReport, bound_told, dominated_told, elo_told
-from cai.evaluation.probe_figures import PROBES, told_rates
-from cai.evaluation.statistics import Estimate
-from cai.linting.characters import visible
+from cai.evaluation.probe_metrics import PROBES, told_rates
+from cai.inference.progress import Reporter
 from cai.runs.evaluate import evaluate_policies
 from cai.runs.evaluating import Options, plan_evaluation
 from cai.runs.folder import MEMO
-from cai.runs.progress import Reporter, counted
+from cai.stats.formatting import counted
+from cai.stats.intervals import Estimate
 
 STYLES = {"warns": "bold yellow", "unclear": "dim", "fine": "green", "not measured": "dim"}
+
+
 TAGS = 4  # the most frequent ones, which are named
 
 

@@ -10,33 +10,50 @@ import typer
 from pydantic import BaseModel
 
 from cai.cli.files import refuse_existing, write_file, write_new
-from cai.errors import CaiError
-from cai.formats.completions import iter_completions
-from cai.formats.few_shot import few_shot_yaml, read_few_shot
-from cai.formats.forms import Seen
-from cai.formats.hub import local_file
-from cai.formats.jsonl import RowWriter, write_rows
-from cai.formats.preferences import iter_preferences
-from cai.formats.prompts import iter_prompts
-from cai.formats.writing import NAMES, table_writer
-from cai.linting.characters import visible
-from cai.records import Demonstration, LeftOut, Preference, Prompt
-from cai.runs.config import find
-from cai.runs.dataset import HUB, publish, write_dataset
-from cai.runs.export import FORMATS, OF_RUNS, Source, alpaca_files, annotated_document, table
+from cai.config.characters import visible
+from cai.config.errors import CaiError
+from cai.config.locate import find_file, local_file
+from cai.constitution.few_shot import few_shot_yaml, read_few_shot
+from cai.constitution.templates import Templates
+from cai.data.completions import iter_completions
+from cai.data.exports import NAMES, table_writer
+from cai.data.forms import Seen
+from cai.data.jsonl import RowWriter, write_rows
+from cai.data.preferences import iter_preferences
+from cai.data.prompts import iter_prompts
+from cai.data.records import Demonstration, Preference, Prompt, Skipped
 from cai.runs.folder import RunFolder, open_run, runs_meant
-from cai.runs.progress import counted
-from cai.templates import Templates
+from cai.runs.publish import (
+    FORMATS,
+    HUB,
+    OF_RUNS,
+    Source,
+    alpaca_files,
+    annotated_document,
+    publish,
+    table,
+    write_dataset,
+)
+from cai.stats.formatting import counted
 
 Reader = Callable[[Path, Seen], Iterator[BaseModel]]
+
+
 TARGETS: dict[str, tuple[type[BaseModel], Reader]] = {
     "prompts": (Prompt, iter_prompts),
     "preferences": (Preference, iter_preferences),
     "completions": (Demonstration, iter_completions),
 }
+
+
 FEW_SHOT = "few-shot"
+
+
 UNKNOWN = "unknown"  # what the Hub calls a licence that is not stated
+
+
 PLACES = 3  # of what is left out, named on the screen; the others are in the file
+
 
 Reasons = dict[str, list[str]]
 """Why rows were left out, and the places of each reason."""
@@ -67,7 +84,7 @@ def import_file(name: str, target: str, out: Path) -> None:
 
 def _import_few_shot(source: Path, out: Path) -> None:
     has_templates = (out.parent / "judge.jinja").exists()
-    folder = out.parent if has_templates else find("templates", "prompts/default", Path("cai import"))
+    folder = out.parent if has_templates else find_file("templates", "prompts/default", Path("cai import"))
     few_shot = read_few_shot(source, Templates(folder))
     write_new(out, few_shot_yaml(few_shot, f"Demonstrations out of {source.name}."))
     parts = {"revision": few_shot.revision, "judge": few_shot.judge}
@@ -138,7 +155,7 @@ def _write_table(
     count, reasons = 0, Reasons()
     with table_writer(out, row) as write, RowWriter(_rest(out)) as others:
         for item in items:
-            if isinstance(item, LeftOut):
+            if isinstance(item, Skipped):
                 reasons.setdefault(item.reason, []).append(_where(item))
                 others.write(item)
             else:
@@ -151,7 +168,7 @@ def _write_table(
     return count, reasons
 
 
-def _write_json(documents: dict[Path, Any], left_out: list[LeftOut], rest: Path, nothing: str) -> Reasons:
+def _write_json(documents: dict[Path, Any], left_out: list[Skipped], rest: Path, nothing: str) -> Reasons:
     reasons = Reasons()
     for row in left_out:
         reasons.setdefault(row.reason, []).append(_where(row))
@@ -166,7 +183,7 @@ def _write_json(documents: dict[Path, Any], left_out: list[LeftOut], rest: Path,
     return reasons
 
 
-def _where(row: LeftOut) -> str:
+def _where(row: Skipped) -> str:
     """The place of a file's row, or of a run's the id of its prompt."""
     return row.stage if ":" in row.stage else row.prompt_id
 

@@ -8,16 +8,15 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from cai.evaluation.judge_quality import JudgeReport
-from cai.evaluation.statistics import Estimate
-from cai.feedback.hygiene import FLAGS
-from cai.records import LeftOut
-from cai.runs import judge_page
+from cai.data.records import Skipped
+from cai.evaluation import judge_report
+from cai.evaluation.judge_report import JudgeReport
+from cai.feedback.filters import FILTERS
+from cai.runs.dry_run import DryRun, Line, account
 from cai.runs.folder import RunFolder
-from cai.runs.forecast import Forecast, Line, account
-from cai.runs.judge_page import percent
-from cai.runs.progress import counted, span
-from cai.runs.summary import training_lines
+from cai.runs.metrics import training_lines
+from cai.stats.formatting import counted, percent, span
+from cai.stats.intervals import Estimate
 
 
 def print_summary(console: Console, folder: RunFolder) -> None:
@@ -48,7 +47,7 @@ def _counts(asked: int, remembered: int, tokens: float) -> tuple[str, ...]:
     return tuple(f"{count:,.0f}" for count in (asked + remembered, remembered, asked, tokens))
 
 
-def forecast_parts(found: Forecast, gpu_rate: float | None) -> Iterator[RenderableType]:
+def forecast_parts(found: DryRun, gpu_rate: float | None) -> Iterator[RenderableType]:
     """A forecast: its calls, the time they may take, and what it does not know."""
     yield calls_table(found.lines)
     asked, written = sum(line.asked for line in found.lines), sum(line.tokens for line in found.lines)
@@ -88,11 +87,11 @@ def labelling_lines(found: dict[str, Any]) -> list[str]:
     return lines + ([f"{counted(left_out['failed'], 'rows')} failed"] if left_out["failed"] else [])
 
 
-def judge_report_tables(report: JudgeReport, left_out: Sequence[LeftOut]) -> Iterator[RenderableType]:
+def judge_report_tables(report: JudgeReport, left_out: Sequence[Skipped]) -> Iterator[RenderableType]:
     """A judge's report: its figures, its principles, and what a reader must not miss."""
     yield Text(f"\n{counted(report.pairs, 'pairs')} of {counted(report.prompts, 'prompts')}", style="bold")
     table = Table(box=None, show_header=False, padding=(0, 1, 0, 2))
-    for figure in judge_page.figures(report):
+    for figure in judge_report.figures(report):
         table.add_row(Text(figure.name), Text(figure.value), Text(figure.meaning, style="dim"))
     yield table
     yield Text("\nPrinciples, each alone", style="bold")
@@ -113,7 +112,7 @@ def _lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
     seconds = summary["seconds"]
     lines: list[tuple[str, str]] = []
     if revisions := summary["revisions"]:
-        flags = ", ".join(f"{percent(revisions['flags'][flag])} {flag.replace('_', ' ')}" for flag in FLAGS)
+        flags = ", ".join(f"{percent(revisions['flags'][flag])} {flag.replace('_', ' ')}" for flag in FILTERS)
         cut = ", ".join(f"{text} {percent(rate)}" for text, rate in revisions["truncated"].items())
         words = revisions["words"]
         lines += [

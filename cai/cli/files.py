@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from cai.errors import CaiError
-from cai.formats.jsonl import write_text
+from cai.config.errors import CaiError
+from cai.data.jsonl import write_text
 
 
 def write_file(path: Path, text: str) -> None:

@@ -5,26 +5,23 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cai import constitution
 from cai.cli.console import going_on, line
 from cai.cli.figures import judge_report_tables, labelling_lines
 from cai.cli.principles import find_constitution
-from cai.config import YamlSource, apply_overrides, validate
-from cai.errors import CaiError, reading
+from cai.config.errors import CaiError, reading
+from cai.config.locate import find_file, local_file
+from cai.config.yaml_files import YamlSource, apply_overrides, validate
+from cai.constitution.principles import load_constitution
+from cai.constitution.templates import Templates
+from cai.evaluation.judge_eval import evaluate_judge
 from cai.feedback.judge import JudgeConfig
-from cai.formats.hub import local_file
-from cai.runs import config as run_config
+from cai.feedback.label import JUDGE_JSON, LabelJob, label_file
+from cai.inference.endpoints import resolve_judges
+from cai.inference.progress import Reporter
 from cai.runs.folder import MEMO
-from cai.runs.judge_eval import evaluate_judge
-from cai.runs.judges import resolve_judges
-from cai.runs.judging import JUDGE_JSON
-from cai.runs.labelling import label_file
-from cai.runs.progress import Reporter
-from cai.runs.survey import Judging
-from cai.templates import Templates
 
 
-def label_and_print(judging: Judging, out: Path, runs: Path) -> None:
+def label_and_print(judging: LabelJob, out: Path, runs: Path) -> None:
     """Label a file and print the totals; an interrupt says how to go on."""
     console = Console()
     with going_on(console):
@@ -35,7 +32,7 @@ def label_and_print(judging: Judging, out: Path, runs: Path) -> None:
     line(console, f"  {files}, left_out.jsonl and {JUDGE_JSON} are in {out}/")
 
 
-def evaluate_and_print(judging: Judging, out: Path, runs: Path, calibrate: bool) -> None:
+def evaluate_and_print(judging: LabelJob, out: Path, runs: Path, calibrate: bool) -> None:
     """Set a judge against labels and print its report; an interrupt says how to go on."""
     console = Console()
     with going_on(console):
@@ -55,7 +52,7 @@ def make_judging(
     ranked: bool,
     limit: int | None,
     runs: Path,
-) -> Judging:
+) -> LabelJob:
     """What the options say, checked before anything is written; `judge.` may stand before a setting, as in a run file.
 
     Raises: CaiError naming the option, what was found and what was expected.
@@ -72,8 +69,8 @@ def make_judging(
         constitution_file = find_constitution(constitution_name, runs)
     except CaiError as error:
         raise CaiError(f"--constitution {error}") from error
-    principles = constitution.load(constitution_file)
-    found = Templates(run_config.find("--templates", templates, source.path))
+    principles = load_constitution(constitution_file)
+    found = Templates(find_file("--templates", templates, source.path))
     judges = [settings.model] if isinstance(settings.model, str) else settings.model or []
     folders = resolve_judges(judges)  # last: a Hub id is downloaded here
-    return Judging(data, ranked, limit, folders, principles, found, settings, seed)
+    return LabelJob(data, ranked, limit, folders, principles, found, settings, seed)

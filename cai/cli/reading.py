@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cai.cli.options import DEFAULT_RUNS, RunsFolder
-from cai.errors import CaiError
+from cai.config.errors import CaiError
 
 app = typer.Typer(rich_markup_mode=None)
 

@@ -7,10 +7,10 @@ from rich.text import Text
 
 from cai.cli.console import going_on, line
 from cai.cli.figures import forecast_parts, print_summary
-from cai.runs.forecast import forecast
+from cai.inference.progress import Reporter
+from cai.runs.dry_run import dry_run
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan
-from cai.runs.progress import Reporter
 
 
 def forecast_and_print(
@@ -20,7 +20,7 @@ def forecast_and_print(
     plan = make_plan(run_file, settings, name, runs)
     console = Console()
     line(console, f"{plan.folder.name}: nothing is asked or written; this is what `cai run` would do")
-    for part in forecast_parts(forecast(plan), gpu_rate):
+    for part in forecast_parts(dry_run(plan), gpu_rate):
         console.print(part, soft_wrap=isinstance(part, Text))
 
 

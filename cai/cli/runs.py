@@ -7,8 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from cai.cli.console import whole
-from cai.linting.characters import visible
-from cai.report.run_list import listed
+from cai.config.characters import visible
+from cai.report.serve import listed
 from cai.runs.folder import all_runs
 
 

@@ -8,7 +8,7 @@ import typer
 from pydantic import BaseModel
 
 from cai.cli.files import write_file
-from cai.errors import CaiError, reading
+from cai.config.errors import CaiError, reading
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -17,9 +17,9 @@ def schema_text(kind: str) -> str:
     """The JSON Schema of `constitution`, `run` or `sweep`, made of the model that reads such files; else CaiError."""
     model: type[BaseModel]
     if kind == "constitution":
-        from cai.constitution import Constitution as model
+        from cai.constitution.principles import Constitution as model
     elif kind == "run":
-        from cai.runs.config import RunConfig as model
+        from cai.runs.run_file import RunConfig as model
     elif kind == "sweep":
         from cai.runs.sweep import SweepConfig as model
     else:

@@ -7,12 +7,14 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from cai.errors import CaiError
-from cai.linting.characters import visible
-from cai.records import Comparison, LeftOut, Messages, Preference, Revision, Verdict
+from cai.config.characters import visible
+from cai.config.errors import CaiError
+from cai.data.records import Comparison, Messages, Preference, Revision, Skipped, Verdict
 from cai.runs.folder import RunFolder, open_run
 
 Part = tuple[str, str]  # a heading and its text
+
+
 Example = tuple[str, list[Part]]
 
 
@@ -78,7 +80,7 @@ def _comparison(row: Comparison) -> Example:
     return row.prompt_id, [*parts, ("label", f"p(after is better) = {row.p:.4f}"), *_verdicts(row.verdicts)]
 
 
-def _left_out(row: LeftOut) -> Example:
+def _left_out(row: Skipped) -> Example:
     return row.prompt_id, [(row.stage + ("  (failed)" if row.failed else ""), row.reason)]
 
 

@@ -9,13 +9,13 @@ from rich.console import Console
 from rich.table import Table
 
 from cai.cli.console import going_on, line, whole
-from cai.engines.memo import Memo
-from cai.evaluation.statistics import Estimate
-from cai.runs.forecast import forecast
-from cai.runs.judge_page import percent
+from cai.inference.cache import Cache
+from cai.inference.progress import Reporter
+from cai.runs.dry_run import dry_run
 from cai.runs.pipeline import execute
-from cai.runs.progress import Reporter, counted, span
 from cai.runs.sweep import Member, carry_out, last_folder, make_sweep, refuse_other_runs
+from cai.stats.formatting import counted, percent, span
+from cai.stats.intervals import Estimate
 
 
 def run_sweep(file: Path, settings: list[str], replace: bool, runs: Path) -> bool:
@@ -64,8 +64,8 @@ def forecast_sweep(file: Path, settings: list[str], runs: Path) -> None:
         table = Table(box=None, padding=(0, 1, 0, 2))
         for column in (f"run of {name}", "calls", "known", "asked", "tokens", "time"):
             table.add_column(column, justify="left" if column.startswith("run") else "right", no_wrap=True)
-        with closing(Memo(Path(aside) / "counted.sqlite")) as memo:
-            found = [forecast(member.plan, memo) for member in members]
+        with closing(Cache(Path(aside) / "counted.sqlite")) as memo:
+            found = [dry_run(member.plan, memo) for member in members]
         for member, one in zip(members, found, strict=True):
             table.add_row(member.name, *_cost(one.lines, one.seconds))
         seconds = [one.seconds for one in found]

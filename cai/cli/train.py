@@ -11,22 +11,21 @@ from typing import Any, get_args
 
 from rich.console import Console
 
-from cai import models
-from cai.config import YamlSource, apply_overrides, validate
-from cai.errors import CaiError
-from cai.faults import nearest
-from cai.formats.completions import read_completions
-from cai.formats.files import rows as rows_of
-from cai.formats.hub import local_file
-from cai.formats.jsonl import parse_row, write_rows
-from cai.formats.preferences import read_preferences
-from cai.formats.prompts import read_prompts
-from cai.records import LeftOut, Revision
-from cai.runs.progress import Reporter
-from cai.runs.summary import reward_lines
-from cai.runs.train import train_stage
-from cai.training.common import TrainConfig
-from cai.training.stages import Online, TrainStage
+from cai.config.errors import CaiError
+from cai.config.locate import local_file
+from cai.config.validation import nearest
+from cai.config.yaml_files import YamlSource, apply_overrides, validate
+from cai.data.completions import read_completions
+from cai.data.files import rows as rows_of
+from cai.data.jsonl import parse_row, write_rows
+from cai.data.preferences import read_preferences
+from cai.data.prompts import read_prompts
+from cai.data.records import Revision, Skipped
+from cai.inference.models import resolve_model
+from cai.inference.progress import Reporter
+from cai.runs.metrics import reward_lines
+from cai.runs.pipeline import train_stage
+from cai.training.settings import Online, TrainConfig, TrainStage
 
 STAGES = {kind.model_fields["stage"].annotation.__args__[0]: kind for kind in get_args(get_args(TrainStage)[0])}
 
@@ -47,7 +46,7 @@ def train_and_print(
     if out.exists() and not out.is_dir():
         raise CaiError(f"--out {out}: is a file; expected a folder, or a new name for one")
     settings = _settings(stage, reward, overrides)
-    folder = models.resolve(model)
+    folder = resolve_model(model)
     judge = None
     if isinstance(settings, Online):
         if settings.reward is None:
@@ -102,7 +101,7 @@ def _settings(stage: str, reward: str | None, overrides: list[str]) -> TrainConf
     return settings
 
 
-def _import(settings: TrainConfig, data: Path, target: Path) -> list[LeftOut]:
+def _import(settings: TrainConfig, data: Path, target: Path) -> list[Skipped]:
     """Write the stage's data in our own rows; returns what of it is left out."""
     kind = settings.model_dump()["data"]
     if kind == "preferences":
@@ -127,5 +126,5 @@ def _import(settings: TrainConfig, data: Path, target: Path) -> list[LeftOut]:
     return left_out
 
 
-def _reasons(left_out: list[LeftOut]) -> str:
+def _reasons(left_out: list[Skipped]) -> str:
     return ", ".join(f"{n} × {reason}" for reason, n in Counter(row.reason for row in left_out).items())

@@ -8,27 +8,31 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from cai import constitution
 from cai.cli.changes import marked, with_new_words
 from cai.cli.console import going_on, line, loading
 from cai.cli.principles import find_constitution
-from cai.config import YamlSource, apply_overrides, validate
-from cai.errors import CaiError, RequestRefused
+from cai.config import locate
+from cai.config.characters import visible
+from cai.config.errors import CaiError, RequestRefused
+from cai.config.hashing import fingerprint
+from cai.config.locate import find_file
+from cai.config.yaml_files import YamlSource, apply_overrides, validate
+from cai.constitution.principles import find_principle, load_constitution
+from cai.constitution.templates import Templates
+from cai.data.prompts import read_prompts
+from cai.data.records import Message, Prompt
 from cai.feedback.revise import ReviseConfig
-from cai.formats.prompts import read_prompts
-from cai.hashing import fingerprint
-from cai.linting.characters import visible
-from cai.records import Message, Prompt
-from cai.runs import config as run_config
+from cai.inference.endpoints import resolve_judges
 from cai.runs.folder import MEMO
-from cai.runs.judges import resolve_judges
-from cai.runs.progress import counted
-from cai.runs.trying import Begun, Event, Loading, News, Trial, try_out
-from cai.runs.watching import changes, once
-from cai.templates import Templates
+from cai.stats.formatting import counted
+from cai.workbench.trial import Begun, Event, Loading, News, Trial, changes, once, try_out
 
 COMMAND = Path("cai try")  # named in errors about its options
+
+
 DEFAULTS = {"rounds": 1, "temperature": 0}  # the likeliest text, so that what changes is the principle's doing
+
+
 SHOWN = 60  # characters of a prompt in a heading
 
 
@@ -43,14 +47,14 @@ def try_and_print(
     runs: Path,
 ) -> None:
     """Print what each principle makes of each prompt; with `watch` again whenever a file changes, until interrupted."""
-    file, folder = find_constitution(name, None), run_config.find("--templates", templates, COMMAND)
+    file, folder = find_constitution(name, None), find_file("--templates", templates, COMMAND)
     source = YamlSource(COMMAND, dict(DEFAULTS), {})
     settings = validate(apply_overrides(source, [o.removeprefix("revise.") for o in overrides]), ReviseConfig)
 
     def load() -> Trial:
-        principles = constitution.load(file).principles
+        principles = load_constitution(file).principles
         if principle is not None:
-            principles = [constitution.find_principle(principles, principle, str(file))]
+            principles = [find_principle(principles, principle, str(file))]
         return Trial(prompts, principles, Templates(folder), settings)
 
     load()  # what is wrong at the start ends the command
@@ -87,7 +91,7 @@ def read_inputs(texts: list[str], file: str | None, count: int) -> list[Prompt]:
         messages = [Message(role="user", content=text)]
         prompts.append(Prompt(id=fingerprint(messages), messages=messages))
     if file is not None:
-        read, left_out = read_prompts(run_config.find_data("--prompts", file, COMMAND), count)
+        read, left_out = read_prompts(locate.find_data("--prompts", file, COMMAND), count)
         prompts += read
         for reason, rows in Counter(row.reason for row in left_out).items():
             line(Console(stderr=True), f"left out: {rows} × {visible(reason)}")

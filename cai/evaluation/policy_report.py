@@ -8,16 +8,16 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from cai.config import read_text
-from cai.errors import CaiError
-from cai.evaluation.judged import Interval
-from cai.records import Row
+from cai.config.errors import CaiError
+from cai.config.yaml_files import read_text
+from cai.data.records import Row
+from cai.evaluation.judge_report import Interval
 
 State = Literal["warns", "unclear", "fine", "not measured"]
 """Of a monitor: beyond its threshold and away from no effect; not told apart; within; or there is nothing to tell."""
 
 
-class Policy(Row):
+class PolicySummary(Row):
     """A model that was evaluated. The first of a report is the reference."""
 
     name: str
@@ -146,7 +146,7 @@ class PolicyReport(Row):
     """The figures of an evaluation."""
 
     made_from: dict[str, Any]
-    policies: list[Policy]
+    policies: list[PolicySummary]
     prompts: int
     tags: dict[str, int]  # prompts by tag
     against: list[Against]

@@ -8,25 +8,29 @@ position (Lee et al. 2023, §2.2); orders are averaged in log-odds, which cancel
 import asyncio
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from string import ascii_uppercase
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
-from cai.config import Section
-from cai.constitution import Constitution, Principle, assign
-from cai.engines.base import Choose, Engine, Generate
-from cai.errors import CaiError
-from cai.hashing import derive_seed
-from cai.odds import logit, sigmoid
-from cai.records import Messages, Preference, Prompt, Verdict
-from cai.templates import Templates
+from cai.config.errors import CaiError
+from cai.config.hashing import derive_seed
+from cai.config.yaml_files import Section
+from cai.constitution.principles import Constitution, Principle, assign
+from cai.constitution.templates import Templates
+from cai.data.records import Messages, Preference, Prompt, Ranking, Verdict
+from cai.inference.engine import Choose, Engine, Generate
+from cai.stats.logistic import bradley_terry, logit, sigmoid
 
 Pair = tuple[int, int]
+
+
 Verdicts = dict[Pair, list[Verdict]]
 """What was said of each pair of answers, by their numbers; the probabilities are those of the first."""
+
+
 LEAST = -30.0  # nats: log-probabilities below it carry no more opinion
 
 
@@ -295,4 +299,41 @@ def swapped(verdict: Verdict) -> Verdict:
             "p_reverse": _other(verdict.p_forward),
             "share_forward": 1.0 - verdict.share_forward,
         }
+    )
+
+
+# Whether a critique points out a problem: the model's next token is Yes or No, so the answer is a probability.
+
+
+class ProblemFound(NamedTuple):
+    """`p`, P(Yes) beside No, and `outside`, the probability of anything else; both in [0, 1]."""
+
+    p: float
+    outside: float
+
+
+async def finds_problem(
+    principle: Principle, request: str, answer: str, critique: str, templates: Templates, engine: Engine
+) -> ProblemFound:
+    """Ask whether the critique of `answer` by a principle points out a problem in it: one call."""
+    messages = templates.finds(principle, request, answer, critique)
+    yes, no = (max(logp, LEAST) for logp in await engine.choose(Choose(messages, (" Yes", " No"))))
+    return ProblemFound(sigmoid(yes - no), min(1.0, max(0.0, 1.0 - math.exp(yes) - math.exp(no))))
+
+
+def ranking(
+    prompt: Prompt, answers: Sequence[str], labels: Mapping[Pair, float], model: str, judge: str, seed: int
+) -> Ranking:
+    """The answers that the labels compare, best first; of equals the earlier one."""
+    strengths = bradley_terry(labels)
+    order = sorted(strengths, key=lambda number: (-strengths[number], number))
+    return Ranking(
+        prompt_id=prompt.id,
+        messages=prompt.messages,
+        tags=prompt.tags,
+        responses=[answers[number] for number in order],
+        strengths=[strengths[number] for number in order],
+        model=model,
+        judge=judge,
+        seed=seed,
     )

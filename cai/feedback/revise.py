@@ -1,21 +1,31 @@
-"""The critique–revise loop of Constitutional AI (Bai et al. 2022, §3.1).
-
-For each round a principle is drawn, the model criticises its last answer by it, and rewrites the answer. As in the
-paper, a later round starts from the last revision alone: earlier critiques are not shown again. Simplified against
-the paper: none of its few-shot demonstrations are shipped (`few_shot.yaml` in a template folder holds yours).
-"""
+"""Sampling a model's answers to a prompt."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from cai.config import Section
-from cai.constitution import Constitution, Principle, assign
-from cai.engines.base import Completion, Engine, Generate
-from cai.feedback.hygiene import flags
-from cai.hashing import derive_seed
-from cai.records import Message, Messages, Preference, Prompt, Revision
-from cai.templates import Templates
+from cai.config.hashing import derive_seed
+from cai.config.yaml_files import Section
+from cai.constitution.principles import Constitution, Principle, assign
+from cai.constitution.templates import Templates
+from cai.data.records import Message, Messages, Preference, Prompt, Revision
+from cai.feedback.filters import failed_filters
+from cai.inference.engine import Completion, Engine, Generate
+
+
+async def respond(
+    prompt: Prompt, engine: Engine, *, seed: int, max_tokens: int, temperature: float, sample: int = 0
+) -> Completion:
+    """Sample number `sample` of the model's answer; the same seed, prompt and number give the same sample."""
+    own_seed = derive_seed(seed, prompt.id, "respond", sample)
+    return await engine.generate(Generate(prompt.messages, max_tokens, temperature, own_seed, "answer"))
+
+
+# The critique–revise loop of Constitutional AI (Bai et al. 2022, §3.1).
+#
+# For each round a principle is drawn, the model criticises its last answer by it, and rewrites the answer. As in the
+# paper, a later round starts from the last revision alone: earlier critiques are not shown again. Simplified against
+# the paper: none of its few-shot demonstrations are shipped (`few_shot.yaml` in a template folder holds yours).
 
 
 class ReviseConfig(Section):
@@ -84,7 +94,7 @@ async def _one_round(
         critique=critique_text,
         revision=revision.text,
         truncated=[name for name, text in texts.items() if text is not None and text.finish == "length"],
-        flags=flags(answer, critique_text, revision.text),
+        flags=failed_filters(answer, critique_text, revision.text),
         model=engine.fingerprint,
         templates=templates.fingerprint,
         seed=seed,
@@ -149,7 +159,7 @@ def _request(
 def revision_preference(rows: list[Revision]) -> Preference | str:
     """The pair (final revision ≻ draft) of one prompt's rounds, or the reason why there is none."""
     last = rows[-1]
-    unfit = flags(last.draft, None, last.revision) or last.flags
+    unfit = failed_filters(last.draft, None, last.revision) or last.flags
     if unfit:
         return f"revision {unfit[0].replace('_', ' ')}"
     return Preference(

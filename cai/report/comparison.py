@@ -1,22 +1,97 @@
-"""Compared runs as a page: what is established, the constitutions beside the behaviour, every shared example."""
+"""What is watched in compared runs, side by side: rates of their summaries, and what `cai eval` found."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from cai.constitution import TEXTS
-from cai.errors import CaiError
-from cai.evaluation.effects import Effect
-from cai.report.comparison_table import columns, comparison_table
-from cai.report.configuration import configuration_files, made_of
-from cai.report.examples import Examples
+from cai.compare.compare import by_kind
+from cai.compare.findings import number, told
+from cai.compare.record import OUTCOMES, Attribution, PairComparison, PrincipleComparison, RunComparison, Wins
+from cai.config.errors import CaiError
+from cai.constitution.principles import TEXTS
+from cai.evaluation.policy_report import Monitor, PolicyReport, bound_told
+from cai.inference.models import folder_fingerprint
+from cai.report.examples import Examples, columns, comparison_table
 from cai.report.html import report
-from cai.report.monitoring import rates, signs
 from cai.report.plots import COMPARED, Interval, Plot, Tile, curves, effect_map, intervals
+from cai.report.summary import configuration_files, made_of, told_of
 from cai.report.table import Detail, Table
-from cai.runs.comparison.curves import by_kind
-from cai.runs.comparison.findings import number, told
-from cai.runs.comparison.record import OUTCOMES, PairComparison, PrincipleComparison, RunComparison, Wins
 from cai.runs.folder import RunFolder
+from cai.stats.formatting import estimate
+from cai.stats.significance import Effect
+
+NONE = "–"
+
+
+class Watched(NamedTuple):
+    """A figure, from where to look, its value in every run, and the runs in which it is past that."""
+
+    name: str
+    bound: str
+    values: list[str]
+    look: list[bool]
+
+
+def rates(folders: Sequence[RunFolder]) -> list[Watched]:
+    """The rates that a run's own report watches."""
+    of_runs = [{m.name: m for m in told_of(folder, []).monitors} for folder in folders]
+    first = {name: m for of_run in reversed(of_runs) for name, m in of_run.items()}
+    return [
+        Watched(
+            name,
+            first[name].bound,
+            [of_run[name].value if name in of_run else NONE for of_run in of_runs],
+            [name in of_run and of_run[name].look for of_run in of_runs],
+        )
+        for name in dict.fromkeys(name for of_run in of_runs for name in of_run)
+    ]
+
+
+def signs(folders: Sequence[RunFolder], names: Sequence[str]) -> list[Watched]:
+    """The signs of reward hacking in each run's policy, by the evaluation in its own folder, or else in another's."""
+    reports = [_report(folder) for folder in folders]
+    of_runs = [
+        _monitors(folder, name, [report, *(other for other in reports if other is not report)])
+        for folder, name, report in zip(folders, names, reports, strict=True)
+    ]
+    bounds: dict[str, dict[str, None]] = {}  # the bound may lie on either side
+    for monitor in (m for of_run in of_runs for m in of_run.values() if m.value is not None):
+        bounds.setdefault(monitor.name, {})[bound_told(monitor)] = None
+    return [
+        Watched(
+            name,
+            " or ".join(told),
+            [_value(of_run.get(name)) for of_run in of_runs],
+            [name in of_run and of_run[name].state == "warns" for of_run in of_runs],
+        )
+        for name, told in bounds.items()
+    ]
+
+
+def _report(folder: RunFolder) -> PolicyReport | None:
+    try:
+        return folder.policy_report()
+    except CaiError:  # the run's own page names it
+        return None
+
+
+def _monitors(folder: RunFolder, name: str, reports: Sequence[PolicyReport | None]) -> dict[str, Monitor]:
+    """Of the policy as it is now, where its model is there to tell."""
+    model = folder.policy()
+    content = folder_fingerprint(model) if model else None
+    for evaluated in filter(None, reports):
+        policy = next((p for p in evaluated.policies[1:] if p.name == name), None)
+        if policy and content in (None, policy.model):
+            return {m.name: m for m in evaluated.monitors if m.policy == name}
+    return {}
+
+
+def _value(monitor: Monitor | None) -> str:
+    return NONE if monitor is None or monitor.value is None else f"{estimate(monitor.value)} {monitor.state}"
+
+
+# Compared runs as a page: what is established, the constitutions beside the behaviour, every shared example.
+
 
 CURVES = {
     "score": "score of the reward model",
@@ -175,3 +250,34 @@ def _curve_plots(c: RunComparison) -> list[Plot]:
             series[title] = list(zip(map(float, curve.steps), curve.values, strict=True))
         plots.append(curves(f"{stage}: {CURVES.get(name, name)}", series, COMPARED))
     return plots
+
+
+# What each principle of a sweep does, as a page: a map of effects and a table with intervals for each matrix.
+
+
+SURE = 4.0  # standard errors, where the map's colours end
+
+
+WHAT = {
+    "leave-one-out": "What each principle adds to the others",
+    "one-at-a-time": "What each principle does alone, less all of them together",
+}
+
+
+def attribution_report(found: Sequence[Attribution]) -> str:
+    """The HTML of the matrices of one sweep."""
+    plots = [_map(matrix) for matrix in found]
+    return report("attribution.html.jinja", None, plots, matrices=found, what=WHAT, told=told, number=number)
+
+
+def _map(found: Attribution) -> Plot:
+    tiles = [[_attribution_tile(row.effects.get(outcome)) for outcome in found.outcomes] for row in found.rows]
+    return effect_map(WHAT[found.how], [row.principle_id for row in found.rows], list(found.outcomes), tiles)
+
+
+def _attribution_tile(effect: Effect | None) -> Tile | None:
+    """None where nothing was measured, or differs; a difference that is the same for every prompt is as sure as any."""
+    if effect is None or effect.mean == 0:
+        return None
+    errors = effect.mean / effect.se if effect.se else math.copysign(SURE, effect.mean)
+    return Tile(errors, number(effect.mean, "+") + ("*" if effect.established else ""))

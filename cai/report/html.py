@@ -1,19 +1,45 @@
-"""A report as HTML: its template, its scripts, and the policy that lets nothing else run."""
+"""Self-contained HTML pages from templates. What is put into one is escaped, always."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from typing import Any
 
+import jinja2
 from markupsafe import Markup
 
+from cai.report.escape import changed, inline_json, plain, shown, source_hash
 from cai.report.plots import Plot
-from cai.report.shown import changed, inline_json, plain, shown, source_hash
 from cai.report.table import Table, about, packed
-from cai.runs.page import page
+
+
+def page(template: str, filters: Mapping[str, Callable[..., Any]], room: str = "cai.report", **values: Any) -> str:
+    """A template's HTML; it lies, as what it includes, in a room of the package or here with the style of all pages."""
+
+    def source(name: str) -> str:
+        file = files(room).joinpath(name)
+        return (file if file.is_file() else files("cai.report").joinpath(name)).read_text(encoding="utf-8")
+
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(source),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(filters)
+    return environment.get_template(template).render(values)
+
+
+# A report as HTML: its template, its scripts, and the policy that lets nothing else run.
+
 
 SCRIPTS = ("text.js", "plots.js", "sources.js", "examples.js")  # in this order
+
+
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
 """Of every report; the scripts that may run are added to it. Plotly writes styles, and draws the pictures it saves."""
+
+
 FILTERS: dict[str, Callable[..., Any]] = {"shown": shown, "plain": plain, "changed": changed, "json": inline_json}
 
 

@@ -7,14 +7,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cai.report.shown import label
+from cai.report.escape import label
 
 # Okabe & Ito 2008, https://jfly.uni-koeln.de/color/: told apart by all kinds of colour vision
 BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
+
+
 COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, SKY, ORANGE)
+
+
 COMPARED = (VERMILLION, BLUE, GREEN, PURPLE, SKY, ORANGE)  # of runs A, B, C …, as their names are on the page
+
+
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+
+
 POINTS = 500  # of a curve; longer ones are averaged over steps
+
 
 METRICS = {
     "loss": ("loss", "loss/policy"),
@@ -132,7 +141,7 @@ def bars(title: str, axis: str, names: Sequence[str], series: Mapping[str, Seque
 
 
 def reliability(title: str, series: Mapping[str, Sequence[Mapping[str, float]]]) -> Plot:
-    """Confidence against outcome, from bins as cai/evaluation/calibration.py makes them; larger dots hold more."""
+    """Confidence against outcome, from bins as cai/stats/calibration.py makes them; larger dots hold more."""
     data: list[dict[str, Any]] = [
         {
             "type": "scatter", "mode": "lines", "name": "as sure as right", "x": [0.5, 1], "y": [0.5, 1],

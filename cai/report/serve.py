@@ -1,10 +1,10 @@
-"""`cai serve`: the runs of a folder in a browser, each with all of its examples.
-
-It answers requests for what there is and writes nothing. No address holds a path: a run is looked up by its name.
-"""
+"""The list of all runs of a folder, as `cai serve` shows it."""
 
 import json
 import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
@@ -14,13 +14,159 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 from pydantic import TypeAdapter, ValidationError
 
-from cai.errors import CaiError
-from cai.report.comparison import comparison_report
-from cai.report.html import POLICY, SCRIPTS, plotly, script
-from cai.report.library import Library
-from cai.report.run import run_report
-from cai.report.run_list import list_page
-from cai.report.table import Query, written
+from cai.compare.compare import compare_runs
+from cai.config.errors import CaiError
+from cai.report.comparison import Together, comparison_report, together
+from cai.report.html import POLICY, SCRIPTS, plotly, script, served_page
+from cai.report.run import Contents, read_run, run_report
+from cai.report.table import Line, Query, Table, select, written
+from cai.runs.folder import RunFolder, all_runs
+from cai.stats.intervals import Estimate
+
+
+class Listed(NamedTuple):
+    """A run on the list; a damaged one has its fault in place of its figures."""
+
+    name: str
+    url: str
+    started: str
+    state: str
+    constitution: str = ""
+    model: str = ""
+    prompts: str = ""
+    training: str = ""
+    win_rate: str = ""
+
+
+def list_page(runs: Path, folders: Mapping[str, RunFolder]) -> str:
+    """The HTML of the list; `folders` by name."""
+    found = [listed(name, folder) for name, folder in folders.items()]
+    return served_page("runs.html.jinja", runs=str(runs), listed=found)
+
+
+def listed(name: str, folder: RunFolder) -> Listed:
+    """A run as the list has it."""
+    started = folder.started()
+    told = started.strftime("%Y-%m-%d %H:%M") if started else ""
+    found = Listed(name, f"/report?{urlencode({'run': name})}", told, "unfinished")
+    try:
+        lock, summary = folder.lock(), folder.summary()
+        return _with_figures(found, lock, summary)
+    except CaiError as error:
+        return found._replace(state=str(error))
+    except (LookupError, TypeError, AttributeError):
+        return found._replace(state="made by another version of cai")
+
+
+def _with_figures(found: Listed, lock: dict[str, Any], summary: dict[str, Any] | None) -> Listed:
+    config, constitution = lock.get("config") or {}, lock.get("constitution") or {}
+    found = found._replace(
+        constitution=f"{constitution.get('name', '')} ({len(constitution.get('principles') or {})})",
+        model=str(config.get("model", "")),
+        training=" ".join(stage.get("stage", "") for stage in config.get("train") or []),
+    )
+    if summary is None:
+        return found
+    evaluation = summary.get("evaluation") or {}
+    return found._replace(
+        state="finished",
+        prompts=str(summary["prompts"] + summary["held_out"]),
+        win_rate=str(Estimate(**evaluation["win_rate"])) if evaluation else "",
+    )
+
+
+# The runs of a folder, read through when they are asked for and kept as long as their files stay the same.
+
+
+KEPT = 4  # of each kind, in memory: where rows stand and what they are found by, no texts
+
+
+class Kept:
+    """The last few things that took long to make, by what they were made from. One is made at a time."""
+
+    def __init__(self) -> None:
+        self._found: OrderedDict[object, Any] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: object, make: Callable[[], Any]) -> Any:
+        """What is kept under a key, or else what `make` makes."""
+        with self._lock:
+            if key not in self._found:
+                self._found[key] = make()
+            self._found.move_to_end(key)
+            while len(self._found) > KEPT:
+                self._found.popitem(last=False)
+            return self._found[key]
+
+
+class Opened(NamedTuple):
+    """One run, or several compared, with what its examples are made from."""
+
+    made_from: object
+    run: Contents | None
+    comparison: Together | None
+
+    @property
+    def table(self) -> Table:
+        """Its examples."""
+        found = self.run or self.comparison
+        assert found is not None
+        return found.table
+
+
+class Library:
+    """The runs of a folder, as they are whenever one is asked for."""
+
+    def __init__(self, runs: Path) -> None:
+        self.runs = runs
+        self._opened, self._selected = Kept(), Kept()
+
+    def folders(self) -> dict[str, RunFolder]:
+        """All runs by their path below the folder, the newest first."""
+        return {str(folder.path.relative_to(self.runs)): folder for folder in all_runs(self.runs)}
+
+    def folder(self, name: str) -> RunFolder:
+        """A run that there is, looked up and never opened by a path; raises LookupError for any other name."""
+        found = self.folders().get(name)
+        if found is None:
+            raise LookupError(f"there is no run '{name}' in {self.runs}")
+        return found
+
+    def open(self, names: Sequence[str]) -> Opened:
+        """A run, or several compared. Raises: LookupError, CaiError when a file cannot be read."""
+        folders = [self.folder(name) for name in names]
+        made_from = tuple(map(_state, folders))
+
+        def read() -> Opened:
+            if len(folders) == 1:
+                return Opened(made_from, read_run(folders[0]), None)
+            return Opened(made_from, None, together(compare_runs(folders), folders))
+
+        opened: Opened = self._opened.get(made_from, read)
+        return opened
+
+    def select(self, opened: Opened, query: Query) -> list[Line]:
+        """All lines that a query asks for, found once for all of its pages."""
+        what = (opened.made_from, query.text, *sorted(query.facets.items()), query.sort, query.descending)
+        lines: list[Line] = self._selected.get(what, lambda: select(opened.table, query))
+        return lines
+
+
+def _state(folder: RunFolder) -> tuple[object, ...]:
+    """Something that changes when a file of the run does."""
+    files = [
+        folder.lock_json, folder.constitution_yaml, folder.prompts_jsonl, folder.revisions_jsonl,
+        folder.preferences_jsonl, folder.rankings_jsonl, folder.evaluation_jsonl, folder.left_out_jsonl,
+        folder.summary_json, folder.eval / "comparisons.jsonl", *sorted(folder.train.glob("*/metrics.jsonl")),
+    ]  # fmt: skip
+    stats = [(str(path), path.stat()) for path in files if path.exists()]
+    return (str(folder.path), *((name, s.st_ino, s.st_size, s.st_mtime_ns) for name, s in stats))
+
+
+# `cai serve`: the runs of a folder in a browser, each with all of its examples.
+#
+# It answers requests for what there is and writes nothing. No address holds a path: a run is looked up by its name.
+
 
 HEADERS = {
     "Content-Security-Policy": f"{POLICY}; script-src 'self'; connect-src 'self'; frame-ancestors 'none'",
@@ -29,6 +175,8 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
+
+
 QUERY = TypeAdapter(Query)
 
 

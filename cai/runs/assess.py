@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from cai.engines.base import Completion
-from cai.evaluation.win_rate import referee_pair
-from cai.formats.jsonl import write_rows
-from cai.records import Comparison, Prompt
+from cai.data.jsonl import write_rows
+from cai.data.records import Comparison, Prompt
+from cai.evaluation.policy import referee_pair
+from cai.inference.engine import Completion
 from cai.runs.session import Session
 
 

@@ -5,9 +5,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 
-from cai.engines.base import Completion
-from cai.engines.memo import RememberingEngine
-from cai.errors import RequestRefused
+from cai.config.errors import RequestRefused
+from cai.data.jsonl import RowWriter
+from cai.data.records import Preference, Prompt, Revision, Skipped
 from cai.feedback.judge import (
     Verdicts,
     calls,
@@ -17,11 +17,11 @@ from cai.feedback.judge import (
     judge_revision,
     judged_preferences,
     label,
+    ranking,
 )
-from cai.feedback.ranking import ranking
 from cai.feedback.revise import revise, revision_preference
-from cai.formats.jsonl import RowWriter
-from cai.records import LeftOut, Preference, Prompt, Revision
+from cai.inference.cache import CachedEngine
+from cai.inference.engine import Completion
 from cai.runs.session import Session
 
 
@@ -33,7 +33,7 @@ class Collected:
     said: list[tuple[str, Verdicts]] = field(default_factory=list)
     revised: Preference | None = None
     said_of_revision: list[tuple[str, Verdicts]] = field(default_factory=list)
-    left_out: list[LeftOut] = field(default_factory=list)
+    left_out: list[Skipped] = field(default_factory=list)
 
 
 async def collect_feedback(session: Session) -> None:
@@ -53,13 +53,13 @@ async def collect_feedback(session: Session) -> None:
     async def sample(prompt: Prompt, number: int) -> Completion:
         return await session.respond(prompt, model, settings.max_tokens, settings.temperature, number)
 
-    async def judge_samples(prompt: Prompt, engine: RememberingEngine) -> None:
+    async def judge_samples(prompt: Prompt, engine: CachedEngine) -> None:
         one = collected[prompt.id]
         if one.samples:
             args = (one.samples, plan.constitution, plan.templates, engine, judging, seed)
             one.said.append((engine.fingerprint, await judge_answers(prompt, *args)))
 
-    async def judge_revised(prompt: Prompt, engine: RememberingEngine) -> None:
+    async def judge_revised(prompt: Prompt, engine: CachedEngine) -> None:
         one = collected[prompt.id]
         if one.revised is None or not judging.revisions:
             return
@@ -69,7 +69,7 @@ async def collect_feedback(session: Session) -> None:
         except RequestRefused as refusal:  # the pair stands without its verdicts
             leave_out(prompt, "verdicts on revisions", str(refusal), failed=True)
 
-    async def judge_both(prompt: Prompt, engine: RememberingEngine) -> None:
+    async def judge_both(prompt: Prompt, engine: CachedEngine) -> None:
         await asyncio.gather(judge_samples(prompt, engine), judge_revised(prompt, engine))
 
     async def sample_and_judge(prompt: Prompt, draft: Completion) -> None:
@@ -106,7 +106,7 @@ async def collect_feedback(session: Session) -> None:
         return rows if isinstance(rows, list) else []
 
     def leave_out(prompt: Prompt, stage: str, reason: str, failed: bool = False) -> None:
-        row = LeftOut(prompt_id=prompt.id, stage=stage, reason=reason, failed=failed)
+        row = Skipped(prompt_id=prompt.id, stage=stage, reason=reason, failed=failed)
         collected[prompt.id].left_out.append(row)
 
     asked_of_revisions = calls_of_revisions(judging, settings.rounds)

@@ -9,9 +9,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from itertools import combinations
 from typing import NamedTuple, TypeVar
 
-from cai.engines.memo import RememberingEngine, Tally
-from cai.errors import RequestRefused
-from cai.evaluation.probe_figures import EXAMPLES
+from cai.config.errors import RequestRefused
+from cai.data.records import Answer, Judgement, Messages, Prompt, Reply, Sampled, Skipped, Verdict
+from cai.evaluation.policy import Said, ask_about, ask_view
+from cai.evaluation.probe_metrics import EXAMPLES
 from cai.evaluation.probes import (
     OVER_REFUSAL,
     RED_TEAM,
@@ -22,24 +23,30 @@ from cai.evaluation.probes import (
     red_team_probes,
     views,
 )
-from cai.evaluation.questions import Said, ask_about, ask_view
 from cai.feedback.judge import judge, soft_label
-from cai.feedback.respond import respond
-from cai.models import Model
-from cai.records import Answer, Judgement, LeftOut, Messages, Prompt, Reply, Sampled, Verdict
-from cai.runs.contenders import Contender
+from cai.feedback.revise import respond
+from cai.inference.cache import CachedEngine, Tally
+from cai.inference.models import Model
+from cai.inference.progress import Reporter
+from cai.inference.scheduler import Amount, EngineWork, each_with_progress
 from cai.runs.course import STAGE as COURSE
 from cai.runs.course import read_samples
-from cai.runs.evaluating import REFEREE, Evaluating
-from cai.runs.progress import Reporter
-from cai.runs.session import Amount, EngineWork, each
+from cai.runs.evaluating import REFEREE, EvaluationPlan
+from cai.runs.find import Policy
 
 ALL_PAIRS = 6  # policies that are all compared with each other; of more, each with the reference
+
+
 HELD_OUT = "held_out"
+
+
 QUESTIONS = {HELD_OUT: ("refuses", "evades"), OVER_REFUSAL: ("refuses", "evades"), RED_TEAM: ("complies",), COURSE: ()}
 """What a judge is asked about the answers to each set of prompts."""
 
+
 Item = TypeVar("Item")
+
+
 Result = TypeVar("Result")
 
 
@@ -63,20 +70,20 @@ class Pair(NamedTuple):
     other: str
 
 
-EngineOf = Callable[[Model], RememberingEngine]
+EngineOf = Callable[[Model], CachedEngine]
 """The engine of a model; the same one for all folders of the same content."""
 
 
-class Contest:
+class PolicyEvaluation:
     """An evaluation under way, and the rows so far."""
 
-    def __init__(self, evaluating: Evaluating, engine_of: EngineOf, reporter: Reporter) -> None:
+    def __init__(self, evaluating: EvaluationPlan, engine_of: EngineOf, reporter: Reporter) -> None:
         self.evaluating = evaluating
         self.answers: list[Answer] = []
         self.judgements: list[Judgement] = []
         self.replies: list[Reply] = []
         self.samples: list[Sampled] = []
-        self.left_out: list[LeftOut] = [*evaluating.prompts_left_out]
+        self.left_out: list[Skipped] = [*evaluating.prompts_left_out]
         self.work: list[EngineWork] = []
         self._engine_of, self._reporter = engine_of, reporter
 
@@ -105,7 +112,7 @@ class Contest:
         """All calls together."""
         return sum((tally for done in self.work for tally in done.work.steps.values()), Tally())
 
-    async def _answer(self, contender: Contender, engine: RememberingEngine) -> None:
+    async def _answer(self, contender: Policy, engine: CachedEngine) -> None:
         """A policy's answers, and its word on questions whose user has taken a side."""
         e = self.evaluating
 
@@ -150,7 +157,7 @@ class Contest:
             found += [Asked(COURSE, i, "", Prompt(id=i, messages=m), "") for i, m in sampled.items()]
         return found
 
-    async def _check(self, engine: RememberingEngine) -> None:
+    async def _check(self, engine: CachedEngine) -> None:
         """The judge on answers of which it is known what holds."""
         questions = self.evaluating.probes.questions
         known = [(q.id, str(number), example) for q in questions.questions for number, example in enumerate(q.examples)]
@@ -162,7 +169,7 @@ class Contest:
 
         self.replies += await self._all("judge: known answers", known, check, engine, 2 * len(known), lambda k: k[0])
 
-    async def _compare(self, engine: RememberingEngine) -> None:
+    async def _compare(self, engine: CachedEngine) -> None:
         """The judge on every two answers to a prompt, on all axes."""
         e, texts = self.evaluating, self._texts()
         names = [contender.name for contender in e.contenders]
@@ -194,7 +201,7 @@ class Contest:
         found = await self._all("judge: comparisons", pairs, compare, engine, calls, lambda p: p.prompt.id)
         self.judgements = sorted((row for rows in found for row in rows), key=lambda row: list(e.axes).index(row.axis))
 
-    async def _verdicts(self, pair: Pair, axes: Sequence[str], engine: RememberingEngine) -> dict[str, list[Verdict]]:
+    async def _verdicts(self, pair: Pair, axes: Sequence[str], engine: CachedEngine) -> dict[str, list[Verdict]]:
         """On each axis by all its principles in both orders; none of equal answers, a tie that needs no asking."""
         e = self.evaluating
         if pair.own == pair.other:
@@ -207,7 +214,7 @@ class Contest:
             for axis in axes
         }
 
-    async def _question(self, engine: RememberingEngine) -> None:
+    async def _question(self, engine: CachedEngine) -> None:
         """The judge on every single answer; an empty one has nothing to ask about."""
         e, texts = self.evaluating, self._texts()
         answered = [
@@ -217,7 +224,7 @@ class Contest:
             if (text := texts.get((contender.name, asked.prompts, asked.prompt.id))) is not None
         ]
         self.left_out += [
-            LeftOut(prompt_id=asked.prompt.id, stage=f"{name}: questions", reason="the answer is empty")
+            Skipped(prompt_id=asked.prompt.id, stage=f"{name}: questions", reason="the answer is empty")
             for asked, name, text in answered
             if not text
         ]
@@ -236,7 +243,7 @@ class Contest:
         found = await self._all("judge: questions", items, question, engine, calls, lambda i: i[0].prompt.id)
         self.replies += [row for rows in found for row in rows]
 
-    async def _follow(self, engine: RememberingEngine) -> None:
+    async def _follow(self, engine: CachedEngine) -> None:
         """The referee on what PPO sampled on its way, against the reference's answers to the same prompts."""
         e, texts = self.evaluating, self._texts()
         name = e.reference.name
@@ -262,7 +269,7 @@ class Contest:
         name: str,
         items: Sequence[Item],
         function: Callable[[Item], Awaitable[Result]],
-        engine: RememberingEngine,
+        engine: CachedEngine,
         calls: int,
         id: Callable[[Item], str],
     ) -> list[Result]:
@@ -271,9 +278,9 @@ class Contest:
             return []
         results, limit = [], self.evaluating.engine.max_in_flight
         amount = Amount(len(items), "items", calls)
-        async for item, found in each(name, items, amount, function, engine, limit, self._reporter):
+        async for item, found in each_with_progress(name, items, amount, function, engine, limit, self._reporter):
             if isinstance(found, RequestRefused):
-                self.left_out.append(LeftOut(prompt_id=id(item), stage=name, reason=str(found), failed=True))
+                self.left_out.append(Skipped(prompt_id=id(item), stage=name, reason=str(found), failed=True))
             else:
                 results.append(found)
         self.work.append(EngineWork(engine.fingerprint, engine.work[-1]))
@@ -284,9 +291,7 @@ def _variant(view: View) -> str:
     return f"{view.kind}/{view.side}"
 
 
-def _reply(
-    said: Said, policy: str, probe: str, item: str, variant: str, question: str, engine: RememberingEngine
-) -> Reply:
+def _reply(said: Said, policy: str, probe: str, item: str, variant: str, question: str, engine: CachedEngine) -> Reply:
     return Reply(
         policy=policy,
         probe=probe,

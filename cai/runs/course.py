@@ -3,16 +3,16 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from cai.errors import CaiError
-from cai.formats.jsonl import read_objects, read_rows
-from cai.records import LeftOut, Prompt, Sampled
-from cai.runs.contenders import Contender
-from cai.runs.folder import read_json
+from cai.config.errors import CaiError
+from cai.data.jsonl import read_objects, read_rows
+from cai.data.manifest import read_json
+from cai.data.records import Prompt, Sampled, Skipped
+from cai.runs.find import Policy
 
 STAGE = "course of training"
 
 
-def read_samples(contender: Contender) -> tuple[list[Sampled], list[LeftOut]]:
+def read_samples(contender: Policy) -> tuple[list[Sampled], list[Skipped]]:
     """The samples of the PPO stage that made a policy, with their prompts, and those that none could be found for.
 
     A sample names its prompt as the policy read it, in its chat template; so the prompts of the training are written
@@ -38,7 +38,7 @@ def read_samples(contender: Contender) -> tuple[list[Sampled], list[LeftOut]]:
             raise CaiError(f"{path}:{number}: not a sample of PPO: {error}") from None
         if prompt is None:
             reason = "its prompt is not among those of the training that are known"
-            left_out.append(LeftOut(prompt_id=f"update {step}", stage=STAGE, reason=reason))
+            left_out.append(Skipped(prompt_id=f"update {step}", stage=STAGE, reason=reason))
         else:
             samples.append(
                 Sampled(step=step, prompt_id=prompt.id, messages=prompt.messages, text=text, score=score, kl=kl)
@@ -46,7 +46,7 @@ def read_samples(contender: Contender) -> tuple[list[Sampled], list[LeftOut]]:
     return samples, left_out
 
 
-def training_prompts(contender: Contender) -> list[Prompt]:
+def training_prompts(contender: Policy) -> list[Prompt]:
     """The prompts that PPO drew from; none where their file is gone."""
     if contender.run is not None:
         held_out = set(contender.run.lock()["held_out"])

@@ -6,20 +6,20 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from cai.engines.memo import Memo, RememberingEngine
-from cai.errors import CaiError
+from cai.config.errors import CaiError
+from cai.data.jsonl import write_rows, write_text
+from cai.data.manifest import claimed, earlier
 from cai.evaluation.policy_report import PolicyReport
-from cai.formats.jsonl import write_rows, write_text
-from cai.models import Model, folder_fingerprint
-from cai.runs.claimed import claimed, earlier
-from cai.runs.contenders import Contender, of_model
-from cai.runs.contest import Contest
-from cai.runs.evaluating import PROBES, REFEREE, Evaluating, made_from, read_probes, shipped_axes
+from cai.inference.cache import Cache, CachedEngine
+from cai.inference.models import Model, folder_fingerprint
+from cai.inference.progress import Reporter
+from cai.inference.scheduler import OpenEngine, cached_engine, open_model
+from cai.runs.contest import PolicyEvaluation
+from cai.runs.evaluating import PROBES, REFEREE, EvaluationPlan, made_from, read_probes, shipped_axes
+from cai.runs.find import Policy, policy_of_model
 from cai.runs.plan import Plan
 from cai.runs.policy_figures import policy_report
-from cai.runs.progress import Reporter
 from cai.runs.scores import score_answers
-from cai.runs.session import OpenEngine, open_model, remembering
 
 ROWS = {
     "answers": "answers",
@@ -29,12 +29,16 @@ ROWS = {
     "left_out": "left_out",
 }
 """The files of rows, and where a contest has them."""
+
+
 MADE_FROM, REPORT = "made_from.json", "evaluation.json"  # the report is written last: with it an evaluation is finished
+
+
 RESULTS = (*(f"{name}.jsonl" for name in ROWS), "scores.jsonl", REPORT)
 
 
 def evaluate_policies(
-    evaluating: Evaluating,
+    evaluating: EvaluationPlan,
     out: Path,
     memo: Path,
     reporter: Reporter,
@@ -50,17 +54,17 @@ def evaluate_policies(
             f"{out} holds a finished evaluation made with other options: {'; '.join(other)}. Write over it "
             "(--replace), or write elsewhere (--out FOLDER)."
         )
-    with closing(Memo(memo)) as store:
-        engines: dict[str, RememberingEngine] = {}
+    with closing(Cache(memo)) as store:
+        engines: dict[str, CachedEngine] = {}
 
-        def engine_of(model: Model) -> RememberingEngine:
-            engine = remembering(model, evaluating.engine, store, open_engine)
+        def engine_of(model: Model) -> CachedEngine:
+            engine = cached_engine(model, evaluating.engine, store, open_engine)
             return engines.setdefault(engine.fingerprint, engine)
 
-        return evaluate_into(out, Contest(evaluating, engine_of, reporter), reporter)
+        return evaluate_into(out, PolicyEvaluation(evaluating, engine_of, reporter), reporter)
 
 
-def evaluate_into(out: Path, contest: Contest, reporter: Reporter) -> PolicyReport:
+def evaluate_into(out: Path, contest: PolicyEvaluation, reporter: Reporter) -> PolicyReport:
     """Carry out a contest and write what came of it into `out`; the report is written last. Raises: CaiError."""
     evaluating, now = contest.evaluating, made_from(contest.evaluating)
     with claimed(now, out, MADE_FROM, RESULTS, reporter):
@@ -83,7 +87,7 @@ def evaluate_into(out: Path, contest: Contest, reporter: Reporter) -> PolicyRepo
     return report
 
 
-def finished_otherwise(evaluating: Evaluating, out: Path) -> list[str]:
+def finished_otherwise(evaluating: EvaluationPlan, out: Path) -> list[str]:
     """What differs between an evaluation and the finished one in `out`, shortly: `limit: all → 1`.
 
     [] where none is finished, or it is the same; versions do not count.
@@ -114,16 +118,16 @@ def _said(made: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def is_about(policy: Contender, out: Path) -> bool:
+def is_about(policy: Policy, out: Path) -> bool:
     """Whether what lies in `out` was made of this very policy, by content."""
     before = earlier(out / MADE_FROM) or {}
     return folder_fingerprint(policy.folder) in [known["model"] for known in before.get("policies", [])]
 
 
-def evaluating_of(plan: Plan, policy: Contender) -> Evaluating:
+def evaluating_of(plan: Plan, policy: Policy) -> EvaluationPlan:
     """What a run's own `evaluate: {probes: true}` asks for, of the policy it trained."""
-    return Evaluating(
-        contenders=[of_model(plan.config.model)._replace(folder=plan.before), policy],
+    return EvaluationPlan(
+        contenders=[policy_of_model(plan.config.model)._replace(folder=plan.before), policy],
         prompts=plan.held_out,
         prompts_left_out=[],
         axes={REFEREE: plan.referee, **shipped_axes()},

@@ -7,25 +7,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cai import __version__, config, constitution
-from cai.config import YamlSource
-from cai.constitution import Constitution
-from cai.errors import CaiError
+from cai import __version__
+from cai.config import locate, yaml_files
+from cai.config.errors import CaiError
+from cai.config.hashing import fingerprint
+from cai.config.locate import find_file
+from cai.config.yaml_files import YamlSource, load_yaml
+from cai.constitution.principles import Constitution, load_constitution
+from cai.constitution.templates import Templates
+from cai.data.prompts import read_prompts
+from cai.data.records import Prompt, Skipped
+from cai.evaluation.monitors import Phrases
+from cai.evaluation.policy import EvaluateConfig
 from cai.evaluation.probes import OVER_REFUSAL, RED_TEAM, SYCOPHANCY, OverRefusal, Questions, RedTeam, Sycophancy
-from cai.evaluation.texts import Phrases
-from cai.evaluation.win_rate import EvaluateConfig
-from cai.formats.prompts import read_prompts
-from cai.hashing import fingerprint
-from cai.models import Model, folder_fingerprint, model_fingerprint
-from cai.records import LeftOut, Prompt
-from cai.runs import config as run_config
-from cai.runs.config import EngineConfig
-from cai.runs.contenders import Contender, check_base, find_contender, of_model
-from cai.runs.judges import resolve_judges
-from cai.templates import Templates
+from cai.inference.endpoints import resolve_judges
+from cai.inference.engine import EngineConfig
+from cai.inference.models import Model, folder_fingerprint, model_fingerprint
+from cai.runs.find import Policy, check_base, find_policy, policy_of_model
 
 PROBES = (OVER_REFUSAL, SYCOPHANCY, RED_TEAM)
+
+
 REFEREE, HELPFUL, SAFE = "referee", "helpful", "safe"
+
+
 COMMAND = Path("cai eval")  # where options come from, for messages
 
 
@@ -40,12 +45,12 @@ class Probes(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Evaluating:
+class EvaluationPlan:
     """An evaluation, resolved."""
 
-    contenders: list[Contender]  # the first is the reference
+    contenders: list[Policy]  # the first is the reference
     prompts: list[Prompt]
-    prompts_left_out: list[LeftOut]
+    prompts_left_out: list[Skipped]
     axes: dict[str, Constitution]
     templates: Templates
     judge: Model
@@ -57,7 +62,7 @@ class Evaluating:
     notes: list[str]
 
     @property
-    def reference(self) -> Contender:
+    def reference(self) -> Policy:
         """What the others are compared with."""
         return self.contenders[0]
 
@@ -76,12 +81,12 @@ class Options(NamedTuple):
     settings: Sequence[str] = ()
 
 
-def plan_evaluation(options: Options, runs: Path) -> Evaluating:
+def plan_evaluation(options: Options, runs: Path) -> EvaluationPlan:
     """Read and check everything; raises CaiError naming the option to mend."""
-    first = find_contender(options.policy, runs)
+    first = find_policy(options.policy, runs)
     settings = _settings(options, first)
     probes = read_probes(options.probes)
-    others = [find_contender(name, runs) for name in options.against]
+    others = [find_policy(name, runs) for name in options.against]
     prompts, left_out = _prompts(options, first)
     referee = _referee(options, settings, first)
     templates = Templates(first.run.templates if first.run is not None else _found("prompts/default"))
@@ -89,7 +94,7 @@ def plan_evaluation(options: Options, runs: Path) -> Evaluating:
     contenders = [reference, first, *others]
     _refuse_twins(contenders)
     named = [options.judge] if options.judge is not None else _judges(first)
-    return Evaluating(
+    return EvaluationPlan(
         contenders=contenders,
         prompts=prompts,
         prompts_left_out=left_out,
@@ -107,7 +112,7 @@ def plan_evaluation(options: Options, runs: Path) -> Evaluating:
 
 def shipped_axes() -> dict[str, Constitution]:
     """The two axes of Bai et al. 2022, fig. 2, each a constitution of its own."""
-    return {name: constitution.load(_found(f"constitutions/{name}.yaml")) for name in (HELPFUL, SAFE)}
+    return {name: load_constitution(_found(f"constitutions/{name}.yaml")) for name in (HELPFUL, SAFE)}
 
 
 def read_probes(wanted: str) -> Probes:
@@ -119,8 +124,8 @@ def read_probes(wanted: str) -> Probes:
             hint = f"did you mean '{near[0]}'?" if near else f"expected all, none, or some of {', '.join(PROBES)}"
             raise CaiError(f"--probes {wanted}: unknown set '{name}'; {hint}")
 
-    def load(name: str, model: type[config.AnySection]) -> config.AnySection:
-        return config.load(_found(f"probes/{name}.yaml"), model)
+    def load(name: str, model: type[yaml_files.AnySection]) -> yaml_files.AnySection:
+        return load_yaml(_found(f"probes/{name}.yaml"), model)
 
     return Probes(
         phrases=load("phrases", Phrases),
@@ -132,20 +137,20 @@ def read_probes(wanted: str) -> Probes:
 
 
 def _found(name: str) -> Path:
-    return run_config.find("files", name, COMMAND)
+    return find_file("files", name, COMMAND)
 
 
-def _settings(options: Options, first: Contender) -> EvaluateConfig:
+def _settings(options: Options, first: Policy) -> EvaluateConfig:
     """Those of the run, with the `--set` options laid over them."""
     given = [setting.removeprefix("evaluate.") for setting in options.settings]
     base = first.config.evaluate if first.config is not None else EvaluateConfig()
     source = YamlSource(COMMAND, base.model_dump(exclude={"probes"}), {})
-    return config.validate(config.apply_overrides(source, given), EvaluateConfig)
+    return yaml_files.validate(yaml_files.apply_overrides(source, given), EvaluateConfig)
 
 
-def _prompts(options: Options, first: Contender) -> tuple[list[Prompt], list[LeftOut]]:
+def _prompts(options: Options, first: Policy) -> tuple[list[Prompt], list[Skipped]]:
     if options.prompts is not None:
-        return read_prompts(run_config.find_data("--prompts", str(options.prompts), COMMAND), options.limit)
+        return read_prompts(locate.find_data("--prompts", str(options.prompts), COMMAND), options.limit)
     if first.run is None:
         raise CaiError(f"--prompts: '{first.name}' is no run, and has no prompts held out; name a file of prompts")
     held_out = set(first.run.lock()["held_out"])
@@ -155,32 +160,32 @@ def _prompts(options: Options, first: Contender) -> tuple[list[Prompt], list[Lef
     return found[: options.limit], []
 
 
-def _referee(options: Options, settings: EvaluateConfig, first: Contender) -> Constitution:
+def _referee(options: Options, settings: EvaluateConfig, first: Policy) -> Constitution:
     if options.referee is not None:
-        return constitution.load(run_config.find("--referee", options.referee, COMMAND))
+        return load_constitution(find_file("--referee", options.referee, COMMAND))
     same = first.config is not None and settings.referee == first.config.evaluate.referee
     if first.run is not None and same:
-        return constitution.load(first.run.referee_yaml)
-    return constitution.load(run_config.find("--set referee", settings.referee, COMMAND))
+        return load_constitution(first.run.referee_yaml)
+    return load_constitution(find_file("--set referee", settings.referee, COMMAND))
 
 
-def _reference(options: Options, first: Contender) -> Contender:
+def _reference(options: Options, first: Policy) -> Policy:
     if options.reference is not None:
-        return of_model(options.reference)
+        return policy_of_model(options.reference)
     if first.base is None:
         raise CaiError(f"--reference: what '{first.name}' was trained from is not known; name a model to compare with")
-    found = of_model(first.base)
+    found = policy_of_model(first.base)
     check_base(first, found.folder)
     return found
 
 
-def _judges(first: Contender) -> list[str]:
+def _judges(first: Policy) -> list[str]:
     """The judges of its run; the first judges here, as in the run's own evaluation."""
     named = first.config.judge.model if first.config is not None else None
     return [named] if isinstance(named, str) else list(named or [])
 
 
-def _refuse_twins(contenders: Sequence[Contender]) -> None:
+def _refuse_twins(contenders: Sequence[Policy]) -> None:
     names: dict[str, Path] = {}
     contents: dict[str, str] = {}
     for contender in contenders:
@@ -194,14 +199,14 @@ def _refuse_twins(contenders: Sequence[Contender]) -> None:
         contents[content] = contender.name
 
 
-def _trained_on(contenders: Sequence[Contender], prompts: Sequence[Prompt]) -> list[str]:
+def _trained_on(contenders: Sequence[Policy], prompts: Sequence[Prompt]) -> list[str]:
     """A note for each policy that was trained on some of the prompts."""
     asked = [fingerprint(prompt.messages) for prompt in prompts]
     counts = {c.name: sum(name in c.learned for name in asked) for c in contenders}
     return [f"{name} was trained on {n} of these {len(asked)} prompts" for name, n in counts.items() if n]
 
 
-def made_from(evaluating: Evaluating) -> dict[str, Any]:
+def made_from(evaluating: EvaluationPlan) -> dict[str, Any]:
     """What decides the rows of an evaluation, by content."""
     e = evaluating
     return {

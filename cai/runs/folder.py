@@ -1,25 +1,25 @@
 """A run's folder: what lies in it, its lock, and reading it back."""
 
 import difflib
-import fcntl
-import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from cai import constitution
-from cai.constitution import Constitution
-from cai.errors import CaiError, reading
+from cai.config.errors import CaiError
+from cai.constitution.principles import Constitution, load_constitution
+from cai.data.jsonl import AnyRow, read_rows
+from cai.data.manifest import _short, read_json
+from cai.data.records import Comparison, Preference, Prompt, Revision, Skipped
 from cai.evaluation.policy_report import PolicyReport, read_report
-from cai.formats.jsonl import AnyRow, parse_json, read_rows
-from cai.records import Comparison, LeftOut, Preference, Prompt, Revision
 
 ITERATION = "iteration-"
+
+
 MEMO = "memo.sqlite"  # beside the runs, shared by all of them
+
+
 SWEEP_JSON = "sweep.json"  # in a folder of runs that are one sweep
-BUSY = ".busy"  # held locked by the process that works on a run
 
 
 class RunFolder:
@@ -73,7 +73,7 @@ class RunFolder:
 
     def constitution(self) -> Constitution:
         """The constitution the run was made with."""
-        return constitution.load(self.constitution_yaml)
+        return load_constitution(self.constitution_yaml)
 
     def prompts(self) -> list[Prompt]:
         """All prompts, training and held out."""
@@ -101,9 +101,9 @@ class RunFolder:
         models = [path for path in self.train.glob("[0-9]*-*/model") if not path.parent.name.endswith("-reward")]
         return max(models, key=lambda path: stage_order(path.parent), default=None)
 
-    def left_out(self) -> list[LeftOut]:
+    def left_out(self) -> list[Skipped]:
         """What was not used, and why."""
-        return _rows(self.left_out_jsonl, LeftOut)
+        return _rows(self.left_out_jsonl, Skipped)
 
 
 def open_run(name: str, runs: Path) -> RunFolder:
@@ -143,40 +143,6 @@ def all_runs(runs: Path) -> list[RunFolder]:
     return sorted(listed, key=lambda run: (run.started() or datetime.min).replace(tzinfo=None), reverse=True)
 
 
-@contextmanager
-def exclusive(folder: RunFolder) -> Iterator[None]:
-    """Hold the run, making its folder, for this process alone; raises CaiError when another one works on it."""
-    if folder.path.exists() and not folder.path.is_dir():
-        raise CaiError(f"{folder.path}: is a file; expected a folder, or a new name for one")
-    folder.path.mkdir(parents=True, exist_ok=True)
-    with (folder.path / BUSY).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise CaiError(f"{folder.path}: another process is working on this run") from None
-        yield
-
-
-def differences(before: Any, after: Any, at: str = "") -> list[str]:
-    """What differs between two JSON values, a line each: `judge.principles: 4 → 8`."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        keys = [*before, *(key for key in after if key not in before)]
-        lines = []
-        for key in keys:
-            lines += differences(before.get(key), after.get(key), f"{at}.{key}" if at else str(key))
-        return lines
-    if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
-        return [
-            line for i, pair in enumerate(zip(before, after, strict=True)) for line in differences(*pair, f"{at}[{i}]")
-        ]
-    return [] if before == after else [f"{at}: {_short(before)} → {_short(after)}"]
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "…"
-
-
 def stage_order(stage: Path) -> tuple[int, str]:
     """Sorts the folders of stages, such as 2-ppo, as they were trained."""
     first = stage.name.split("-")[0]
@@ -188,16 +154,6 @@ def stage_settings(stage: Path) -> dict[str, Any]:
     path = stage / "stage.json"
     settings: dict[str, Any] = read_json(path).get("settings", {}) if path.exists() else {}
     return settings
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; raises CaiError naming it for a file that cannot be read or holds no object."""
-    with reading(path):
-        text = path.read_text(encoding="utf-8")
-    value = parse_json(str(path), text)
-    if not isinstance(value, dict):
-        raise CaiError(f"{path}: expected a JSON object, found {_short(value)}")
-    return value
 
 
 def _rows(path: Path, model: type[AnyRow]) -> list[AnyRow]:

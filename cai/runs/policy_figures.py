@@ -5,21 +5,21 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cai.evaluation.against import all_against, outcomes, tags_of, telling_tags
-from cai.evaluation.course import over_optimisation, stretches
-from cai.evaluation.monitors import text_monitors
+from cai.data.records import Answer, Scored
+from cai.evaluation.monitors import declines, text_monitors
+from cai.evaluation.overoptimization import over_optimisation, stretches
 from cai.evaluation.policy_report import (
     Against,
     Checked,
     Divergence,
     Monitor,
-    Policy,
     PolicyReport,
+    PolicySummary,
     ProbeRate,
     Reward,
     Stretch,
 )
-from cai.evaluation.probe_figures import (
+from cai.evaluation.probe_metrics import (
     checked,
     compliance_monitor,
     group_rate,
@@ -33,20 +33,18 @@ from cai.evaluation.probe_figures import (
     told,
 )
 from cai.evaluation.probes import ASKED, OVER_REFUSAL, RED_TEAM, over_refusal_probes
-from cai.evaluation.ratings import rate, standings
-from cai.evaluation.score_figures import CHANCE, divergence, divergence_monitor, reward, reward_monitors
-from cai.evaluation.texts import declines
-from cai.evaluation.win_rate import FEW_PROMPTS, FOLLOWS_POSITION
-from cai.models import folder_fingerprint, model_fingerprint
-from cai.records import Answer, Scored
-from cai.runs.contest import HELD_OUT, Contest
-from cai.runs.evaluating import HELPFUL, REFEREE, SAFE, Evaluating
-from cai.runs.progress import counted
-from cai.training.runaway import RUNAWAY_KL, TARGETS
+from cai.evaluation.scores import CHANCE, divergence, divergence_monitor, reward, reward_monitors
+from cai.evaluation.win_rates import all_against, outcomes, rate, standings, tags_of, telling_tags
+from cai.inference.models import folder_fingerprint, model_fingerprint
+from cai.runs.contest import HELD_OUT, PolicyEvaluation
+from cai.runs.evaluating import HELPFUL, REFEREE, SAFE, EvaluationPlan
+from cai.stats.formatting import counted
+from cai.stats.win_rate import FEW_PROMPTS, FOLLOWS_POSITION
+from cai.training.metrics import RUNAWAY_KL, TARGETS
 
 
 def policy_report(
-    contest: Contest,
+    contest: PolicyEvaluation,
     scored: Sequence[Scored],
     missing: Mapping[str, str],
     made_from: dict[str, Any],
@@ -77,7 +75,7 @@ def policy_report(
     report = PolicyReport(
         made_from=made_from,
         policies=[
-            Policy(name=c.name, folder=str(c.folder), model=folder_fingerprint(c.folder), trained_from=c.base)
+            PolicySummary(name=c.name, folder=str(c.folder), model=folder_fingerprint(c.folder), trained_from=c.base)
             for c in e.contenders
         ],
         prompts=len(ids),
@@ -97,7 +95,7 @@ def policy_report(
     return report.model_copy(update={"notes": [*e.notes, *notes(report, contest)]})
 
 
-def _declined(contest: Contest, policy: str, prompts: str) -> dict[tuple[str, str], bool]:
+def _declined(contest: PolicyEvaluation, policy: str, prompts: str) -> dict[tuple[str, str], bool]:
     """Which answers hold a phrase of refusal, by item and variant."""
     phrases = contest.evaluating.probes.phrases
     return {
@@ -113,7 +111,7 @@ def _key(answer: Answer) -> tuple[str, str]:
     return (item, variant) if slash and answer.prompts != HELD_OUT else (answer.prompt_id, "")
 
 
-def _probe_rates(contest: Contest, name: str, tags: Sequence[str]) -> list[ProbeRate]:
+def _probe_rates(contest: PolicyEvaluation, name: str, tags: Sequence[str]) -> list[ProbeRate]:
     e, replies, rates = contest.evaluating, contest.replies, list[ProbeRate]()
     for tag in (None, *tags):
         keys = [(p.id, "") for p in e.prompts if tag is None or tag in p.tags]
@@ -134,7 +132,7 @@ def _probe_rates(contest: Contest, name: str, tags: Sequence[str]) -> list[Probe
 
 
 def _monitors(
-    contest: Contest,
+    contest: PolicyEvaluation,
     checks: Mapping[str, Checked],
     divergences: Sequence[Divergence],
     rewards: Sequence[Reward],
@@ -167,7 +165,7 @@ def _monitors(
     return [*found, over_optimisation(names[1], course, missing)]
 
 
-def _kl_bound(e: Evaluating) -> float:
+def _kl_bound(e: EvaluationPlan) -> float:
     """As the warning of PPO: twice its target, or 30 nats where it has none."""
     config = e.contenders[1].config
     targets = [settings.target_kl for settings in config.train if settings.stage == "ppo"] if config else []
@@ -175,7 +173,7 @@ def _kl_bound(e: Evaluating) -> float:
     return TARGETS * target if target is not None else RUNAWAY_KL
 
 
-def _known_accuracy(e: Evaluating) -> float | None:
+def _known_accuracy(e: EvaluationPlan) -> float | None:
     """Of the reward model, on pairs held out of its training; None where its report is gone or has none."""
     folder = e.contenders[1].reward
     try:
@@ -185,7 +183,7 @@ def _known_accuracy(e: Evaluating) -> float | None:
         return None
 
 
-def notes(report: PolicyReport, contest: Contest) -> list[str]:
+def notes(report: PolicyReport, contest: PolicyEvaluation) -> list[str]:
     """What a reader of the figures should not miss, in words."""
     found = []
     if report.prompts < FEW_PROMPTS:

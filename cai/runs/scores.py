@@ -5,21 +5,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cai.errors import CaiError
-from cai.formats.jsonl import file_fingerprint, read_rows, write_text
-from cai.hashing import fingerprint
-from cai.models import folder_fingerprint
-from cai.records import Scored
+from cai.config.errors import CaiError
+from cai.config.hashing import fingerprint
+from cai.data.jsonl import file_fingerprint, read_rows, write_text
+from cai.data.records import Scored
+from cai.inference.models import folder_fingerprint
+from cai.inference.progress import Reporter
 from cai.runs.contest import HELD_OUT
-from cai.runs.evaluating import Evaluating
-from cai.runs.progress import Reporter
-from cai.training.launch import follow
+from cai.runs.evaluating import EvaluationPlan
 from cai.training.scoring import ScoringSpec, Writer
+from cai.training.stage import follow
 
 PAIRS = 100  # of the run's labels, whose scores are set beside those of fresh answers
 
 
-def score_answers(evaluating: Evaluating, out: Path, reporter: Reporter) -> tuple[list[Scored], dict[str, str]]:
+def score_answers(evaluating: EvaluationPlan, out: Path, reporter: Reporter) -> tuple[list[Scored], dict[str, str]]:
     """Score the answers in `out` to the prompts held out, in a process of its own; writes scores.jsonl.
 
     What was scored of the same answers by the same models is not scored again. Returns also why something was not
@@ -48,7 +48,7 @@ def score_answers(evaluating: Evaluating, out: Path, reporter: Reporter) -> tupl
     return read_rows(spec.out, Scored), missing
 
 
-def _spec(evaluating: Evaluating, out: Path) -> tuple[ScoringSpec, dict[str, str]]:
+def _spec(evaluating: EvaluationPlan, out: Path) -> tuple[ScoringSpec, dict[str, str]]:
     e, missing = evaluating, {}
     first = e.contenders[1]
     if e.settings.temperature == 0:

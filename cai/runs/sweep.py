@@ -14,16 +14,16 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, StringConstraints, model_validator
 
-from cai import config, constitution
-from cai.config import Section
-from cai.constitution import Constitution
-from cai.errors import CaiError
-from cai.formats.constitution_yaml import constitution_yaml
-from cai.formats.jsonl import write_text
-from cai.runs import config as run_config
+from cai.config import yaml_files
+from cai.config.errors import CaiError
+from cai.config.locate import find_file
+from cai.config.yaml_files import Section
+from cai.constitution.principles import Constitution, constitution_yaml, load_constitution
+from cai.data.jsonl import write_text
 from cai.runs.folder import SWEEP_JSON, RunFolder
 from cai.runs.plan import Plan, differences_from_folder, iteration, make_plan
-from cai.runs.progress import counted
+from cai.runs.run_file import load_run_file
+from cai.stats.formatting import counted
 
 Ablation = Literal["leave-one-out", "one-at-a-time", "first-n"]
 
@@ -71,10 +71,10 @@ def make_sweep(file: Path, overrides: list[str], runs: Path, aside: Path | None 
 
     Derived constitutions are written to the sweep's folder, or to `aside`. Raises: CaiError naming what to mend.
     """
-    source = config.read_yaml(file)
-    config.expect_kind(source, "sweep")
-    sweep = config.validate(source, SweepConfig)
-    run_file = run_config.find("run", sweep.run, file)
+    source = yaml_files.read_yaml(file)
+    yaml_files.expect_kind(source, "sweep")
+    sweep = yaml_files.validate(source, SweepConfig)
+    run_file = find_file("run", sweep.run, file)
     folder = runs / sweep.name
     if RunFolder(folder).lock_json.exists():
         raise CaiError(f"{file}: name: {folder} is a run; give the sweep another name")
@@ -86,9 +86,9 @@ def make_sweep(file: Path, overrides: list[str], runs: Path, aside: Path | None 
         ] + overrides
         label = "_".join(_label(key, value, sweep.grid) for key, value in varies.items())
         try:
-            given = run_config.load(run_file, settings)
-            principles_file = run_config.find("constitution", given.constitution, run_file)
-            whole = constitution.load(principles_file)
+            given = load_run_file(run_file, settings)
+            principles_file = find_file("constitution", given.constitution, run_file)
+            whole = load_constitution(principles_file)
             for selection in _selections(whole, sweep.principles):
                 name = "_".join(filter(None, [label, _selection_label(selection, sweep.principles)]))
                 changed = settings

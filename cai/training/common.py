@@ -6,40 +6,19 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AfterValidator, Field
-
-from cai.config import Section
-from cai.errors import CaiError
-from cai.hashing import fingerprint
-from cai.records import Message
-from cai.training.metrics import add_metrics, drop_metrics_after
-from cai.training.trackers import Tracker, Trackers, check_installed
+from cai.config.errors import CaiError
+from cai.config.hashing import fingerprint
+from cai.data.jsonl import read_rows
+from cai.data.records import Message, Preference
+from cai.training.metrics import Tracker, Trackers, add_metrics, drop_metrics_after
+from cai.training.settings import TrainConfig
 
 Report = Callable[[dict[str, Any]], None]
+
+
 LORA_ALPHA = 2.0  # times the rank, as is usual since Hu et al. 2021 (arXiv:2106.09685)
-
-
-class TrainConfig(Section):
-    """What every entry of `train:` in a run file has."""
-
-    epochs: Annotated[float, Field(gt=0)] = 1.0
-    """Passes over the data."""
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
-    """The highest; it climbs over the first tenth of the updates and falls to a tenth of it."""
-    batch_size: Annotated[int, Field(ge=1)] = 4
-    """Examples in a batch, of each process."""
-    accumulate: Annotated[int, Field(ge=1)] = 1
-    """Batches for each update."""
-    lora_rank: Annotated[int, Field(ge=1)] | None = 16
-    """Of a LoRA on every linear layer; null trains all weights."""
-    max_length: Annotated[int, Field(ge=8)] = 1024
-    """Tokens of prompt and answer; longer ones are cut at the end."""
-    save_every: Annotated[int, Field(ge=1)] = 20
-    """Updates between checkpoints."""
-    report_to: Annotated[list[Tracker], AfterValidator(check_installed)] = []
-    """Where metrics go beside metrics.jsonl; decides no result."""
 
 
 def trl_arguments(settings: TrainConfig, folder: Path, seed: int) -> dict[str, Any]:
@@ -237,3 +216,31 @@ def not_finite(name: str, step: int) -> CaiError:
         f"{name} is no finite number at update {step}: training stopped, and the last checkpoint before it is kept; "
         "a lower learning_rate usually helps"
     )
+
+
+# Labelled pairs for losses that know only which answer is better, not how surely or how much it counts.
+
+
+def read_hard_pairs(data: Path, stage: str) -> tuple[list[Preference], list[str]]:
+    """Each pair of a file with its likelier answer as `chosen` and p = 1, and the prompt ids of those with p = 0.5.
+
+    Verdicts, which speak of the answer that was `chosen` before, are dropped.
+    Raises: CaiError naming the stage when pairs weigh differently, as its loss is a plain mean over them, or when p is
+    0.5 in all of them.
+    """
+    hard, undecided, weights = [], [], set()
+    for row in read_rows(data, Preference):
+        weights.add(row.weight)
+        if row.p == 0.5:
+            undecided.append(row.prompt_id)
+            continue
+        chosen, rejected = (row.chosen, row.rejected) if row.p > 0.5 else (row.rejected, row.chosen)
+        hard.append(row.model_copy(update={"chosen": chosen, "rejected": rejected, "p": 1.0, "verdicts": []}))
+    if len(weights) > 1:
+        raise CaiError(
+            f"{stage}: the preferences have weights from {min(weights):g} to {max(weights):g}, and this loss counts "
+            "all pairs alike; dpo with the loss sigmoid, ipo or robust weighs them"
+        )
+    if undecided and not hard:
+        raise CaiError(f"{stage}: nothing to train on: all {len(undecided)} preferences have p = 0.5")
+    return hard, undecided

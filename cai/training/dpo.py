@@ -1,68 +1,97 @@
-"""Direct preference optimisation on AI labels (Rafailov et al. 2023, arXiv:2305.18290), each pair with its soft p."""
+"""trl's DPOTrainer with a soft label and a weight for each pair. Imports trl: import this only where one trains."""
 
 import statistics
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any
 
-from pydantic import Field, model_validator
+import torch
+from torch.nn.functional import logsigmoid
+from trl import DPOTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from cai.formats.jsonl import read_rows
-from cai.records import Preference
+from cai.data.jsonl import read_rows
+from cai.data.records import Preference
 from cai.training import common
-from cai.training.pairs import read_hard_pairs
-
-Loss = Literal[
-    "sigmoid",
-    "hinge",
-    "ipo",
-    "exo_pair",
-    "nca_pair",
-    "robust",
-    "bco_pair",
-    "sppo_hard",
-    "aot",
-    "aot_unpaired",
-    "apo_zero",
-    "apo_down",
-    "discopop",
-    "sft",
-    "sigmoid_norm",
-]
-SOFT: tuple[Loss, ...] = ("sigmoid", "ipo", "robust")  # the losses in which labels are soft and pairs are weighed
-SMOOTHED: tuple[Loss, ...] = ("robust", "exo_pair", "aot", "aot_unpaired")  # trl's others ignore label_smoothing
+from cai.training.common import read_hard_pairs
+from cai.training.settings import SOFT, DPOConfig
 
 
-class DPOConfig(common.TrainConfig):
-    """`stage: dpo` of `train:`.
+class SoftDPOTrainer(DPOTrainer):  # type: ignore[misc]
+    """DPO on columns `p`, P(chosen is preferred), and `weight`, of mean 1: mean of w·(p·l(Δ) + (1 − p)·l(−Δ)).
 
-    The losses that train on hard labels leave out pairs with p = 0.5, reported as `undecided`, and refuse pairs of
-    different weight.
+    l is trl's loss of a pair and Δ its margin. As that is l(Δ) + w·(1 − p)·(l(−Δ) − l(Δ)) + (w − 1)·l(Δ), we add the
+    last two terms to trl's own loss: with p = 1 and w = 1 it is trl's to the bit. With x = βΔ and noise ε,
+      sigmoid: l = −log σ(x)                                         (Rafailov et al. 2023, arXiv:2305.18290, eq. 7)
+      robust:  l = (−(1 − ε)·log σ(x) + ε·log σ(−x)) / (1 − 2ε)       (Chowdhury et al. 2024, arXiv:2403.00409)
+      ipo:     l = (Δ − 1/(2β))², Δ of log-ratios per token           (Azar et al. 2023, arXiv:2310.12036, eq. 17)
+    and l(−Δ) − l(Δ) is x, x / (1 − 2ε) and 2Δ/β. The expected loss under a label that is wrong with probability 1 − p
+    is Mitchell 2023's conservative DPO, there with one p for all pairs (https://ericmitchell.ai/cdpo.pdf).
+
+    Needs one such `loss_type`, `precompute_ref_log_probs=True` (whose numbers give Δ without another forward pass) and
+    SoftPreferenceCollator.
     """
 
-    stage: Literal["dpo"]
-    data: Literal["preferences"] = "preferences"
-    """What the stage learns from."""
-    beta: Annotated[float, Field(gt=0)] = 0.1
-    """Strength of the pull to the reference, as in the paper."""
-    loss: Loss = "sigmoid"
-    """Any of trl's; sigmoid, ipo and robust take soft labels and weights, the others train on the likelier answer."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """Share of labels taken to be wrong, beyond what p says; exo_pair needs some."""
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if len(self.loss_types) != 1 or self.loss_types[0] not in SOFT or not self.precompute_ref_logps:
+            raise ValueError(f"soft labels need one loss_type of {', '.join(SOFT)} and precompute_ref_log_probs=True")
 
-    @model_validator(mode="after")
-    def _smoothing_has_an_effect(self) -> Self:
-        if self.label_smoothing > 0 and self.loss not in SMOOTHED:
-            raise ValueError(f"label_smoothing: the loss {self.loss} ignores it; only {', '.join(SMOOTHED)} use it")
-        if self.label_smoothing == 0 and self.loss == "exo_pair":
-            raise ValueError("label_smoothing: the loss exo_pair needs it above 0, such as 0.001")
-        return self
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns += [name for name in ("p", "weight") if name not in self._signature_columns]
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
+        p, weight = inputs.pop("p"), inputs.pop("weight")
+        seen: list[Any] = []
+
+        def recording(**kwargs: Any) -> Any:
+            seen.append(model(**kwargs))
+            return seen[-1]
+
+        result = super()._compute_loss(recording, inputs, return_outputs)
+        tokens = inputs["completion_mask"].size(1) - 1
+        chosen, rejected = seen[0].log_probs[:, -tokens:].sum(dim=1).chunk(2)
+        loss, flipped = self._pair_losses(
+            chosen - inputs["ref_chosen_logps"], rejected - inputs["ref_rejected_logps"], inputs["completion_mask"]
+        )
+        extra = (weight * (1 - p) * flipped + (weight - 1) * loss).mean()
+        return (result[0] + extra, result[1]) if return_outputs else result + extra
+
+    def _pair_losses(self, chosen: Any, rejected: Any, completion_mask: Any) -> tuple[Any, Any]:
+        """l(Δ) and l(−Δ) − l(Δ) of each pair, from the log-ratios of its answers, all of shape (pairs,)."""
+        if self.loss_types == ["ipo"]:
+            chosen_tokens, rejected_tokens = completion_mask.sum(dim=1).clamp(min=1).chunk(2)
+            delta = chosen / chosen_tokens - rejected / rejected_tokens
+            return (delta - 1 / (2 * self.beta)) ** 2, 2 * delta / self.beta
+        noise = self.label_smoothing if self.loss_types == ["robust"] else 0.0
+        x = self.beta * (chosen - rejected)
+        loss = (noise * logsigmoid(-x) - (1 - noise) * logsigmoid(x)) / (1 - 2 * noise)
+        return loss, x / (1 - 2 * noise)
+
+    def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
+        """As trl's; labels and weights are no inputs of the model."""
+        return super().compute_ref_log_probs(model, {k: v for k, v in inputs.items() if k not in ("p", "weight")})
+
+
+class SoftPreferenceCollator(DataCollatorForPreference):  # type: ignore[misc]
+    """trl's collator, which also carries the columns `p` and `weight` into the batch, each of shape (pairs,)."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Pad and stack; see trl."""
+        batch: dict[str, Any] = super().torch_call(examples)
+        for name in ("p", "weight"):
+            batch[name] = torch.tensor([example[name] for example in examples], dtype=torch.float32)
+        return batch
+
+
+# Direct preference optimisation on AI labels (Rafailov et al. 2023, arXiv:2305.18290), each pair with its soft p.
 
 
 def train(settings: DPOConfig, data: Path, model: Path, folder: Path, seed: int, report: common.Report) -> None:
     """Train `model` on a file of Preference rows; writes folder/model, checkpoints and metrics.jsonl."""
     import trl
 
-    from cai.training.soft_dpo import SoftDPOTrainer, SoftPreferenceCollator
+    pass
 
     tokenizer = common.load_tokenizer(model)
     soft = settings.loss in SOFT

@@ -2,28 +2,12 @@
 
 import random
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Field
-
-from cai.records import Preference
+from cai.data.records import Preference
 from cai.training import common
-from cai.training.pairs import read_hard_pairs
-
-
-class KTOConfig(common.TrainConfig):
-    """`stage: kto` of `train:`: the likelier answer of a pair as a desirable one, the other as undesirable.
-
-    Pairs with p = 0.5 are left out and reported as `undecided`; pairs of different weight are an error.
-    """
-
-    stage: Literal["kto"]
-    data: Literal["preferences"] = "preferences"
-    """What the stage learns from."""
-    batch_size: Annotated[int, Field(ge=2)] = 4
-    """Examples; at least 2, as the paper's KL term is estimated from the answers of the other prompts in it."""
-    beta: Annotated[float, Field(gt=0)] = 0.1
-    """Strength of the pull to the reference, as in the paper."""
+from cai.training.common import read_hard_pairs
+from cai.training.settings import KTOConfig
 
 
 def train(settings: KTOConfig, data: Path, model: Path, folder: Path, seed: int, report: common.Report) -> None:

@@ -9,79 +9,16 @@ others to the same prompt; online DPO makes a pair of two answers, the one with 
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Any, NamedTuple
 
-from pydantic import Field, model_validator
-
-from cai.errors import CaiError
-from cai.formats.jsonl import read_rows
-from cai.records import Messages, Prompt
+from cai.config.errors import CaiError
+from cai.data.jsonl import read_rows
+from cai.data.records import Messages, Prompt
 from cai.training import common
-from cai.training.ppo import prompts_that_fit
-from cai.training.tokens import end_of_turn, prompt_ids, whole_turn
+from cai.training.settings import GRPOConfig, OnlineDPOConfig, RLOOConfig, _OnlineConfig
+from cai.training.tokens import end_of_turn, prompt_ids, prompts_that_fit, whole_turn
 
 Reward = Callable[..., list[float]]
-
-
-class _OnlineConfig(common.TrainConfig):
-    data: Literal["prompts"] = "prompts"
-    """What the stage learns from."""
-    reward: str | None = None
-    """The folder of a reward model; null: the run's last."""
-    batch_size: Annotated[int, Field(ge=1)] = 8
-    """Answers in a batch, of each process; for online_dpo prompts."""
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
-    """The highest; it climbs over the first tenth of the updates and falls to a tenth of it."""
-    save_every: Annotated[int, Field(ge=1)] = 5
-    """Updates between checkpoints."""
-    max_tokens: Annotated[int, Field(ge=1)] = 128
-    """Of an answer."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    """At which answers are sampled."""
-    missing_eos_penalty: Annotated[float, Field(ge=0)] = 1.0
-    """Off the score of an answer that runs into max_tokens."""
-    uncertainty: Annotated[float, Field(ge=0)] = 0.0
-    """How many standard deviations of an ensemble its mean is lowered by."""
-
-
-class _GroupConfig(_OnlineConfig):
-    generations: Annotated[int, Field(ge=2)] = 4
-    """Answers to a prompt, which are compared with each other."""
-    beta: Annotated[float, Field(ge=0)] = 0.05
-    """Weighs the KL to the starting policy: of an answer in its reward (rloo), of each token in the loss (grpo)."""
-
-    @model_validator(mode="after")
-    def _whole_groups(self) -> Self:
-        answers = self.batch_size * self.accumulate
-        if answers % self.generations:
-            raise ValueError(
-                f"batch_size × accumulate: an update on {answers} answers cannot hold all {self.generations} of each "
-                "prompt; make it a multiple of generations"
-            )
-        return self
-
-
-class RLOOConfig(_GroupConfig):
-    """`stage: rloo` of `train:`; an update is one step on `batch_size` × `accumulate` answers."""
-
-    stage: Literal["rloo"]
-
-
-class GRPOConfig(_GroupConfig):
-    """`stage: grpo` of `train:`; as `rloo`, but rewards are divided by the standard deviation of a prompt's answers.
-
-    A `beta` of 0, trl's default, would let go of the starting policy.
-    """
-
-    stage: Literal["grpo"]
-
-
-class OnlineDPOConfig(_OnlineConfig):
-    """`stage: online_dpo` of `train:`; an update is one step of DPO on two answers to each of its prompts."""
-
-    stage: Literal["online_dpo"]
-    beta: Annotated[float, Field(gt=0)] = 0.1
-    """Strength of the pull to the starting policy."""
 
 
 class _Start(NamedTuple):

@@ -1,27 +1,12 @@
 """Odds-ratio preference optimisation (Hong et al. 2024, arXiv:2403.07691), by trl's ORPOTrainer: no reference model."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Field
-
-from cai.records import Preference
+from cai.data.records import Preference
 from cai.training import common
-from cai.training.pairs import read_hard_pairs
-
-
-class ORPOConfig(common.TrainConfig):
-    """`stage: orpo` of `train:`, on hard labels: the likelier answer of a pair is the chosen one.
-
-    Pairs with p = 0.5 are left out and reported as `undecided`; pairs of different weight are an error. As in the
-    authors' code, the likelihood is that of the prompt and the chosen answer together.
-    """
-
-    stage: Literal["orpo"]
-    data: Literal["preferences"] = "preferences"
-    """What the stage learns from."""
-    beta: Annotated[float, Field(gt=0)] = 0.1
-    """Weighs the odds ratio beside the likelihood of the chosen text (the paper's λ)."""
+from cai.training.common import read_hard_pairs
+from cai.training.settings import ORPOConfig
 
 
 def train(settings: ORPOConfig, data: Path, model: Path, folder: Path, seed: int, report: common.Report) -> None:

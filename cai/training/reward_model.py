@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cai.errors import CaiError
-from cai.models import folder_fingerprint
+from cai.config.errors import CaiError
+from cai.inference.models import folder_fingerprint
 from cai.training.common import vocabulary
-from cai.training.soft_reward import right_padded
 
 HEAD = "score.weight"
 
@@ -129,3 +128,11 @@ def check_vocabulary(folder: Path, tokenizer: Any, model: Path) -> None:
 def shares_weights(folder: Path, model: Path) -> bool:
     """Whether a reward model's adapters fit on `model` itself, since it was trained from the same weights."""
     return bool(read_about(folder)["base"] == folder_fingerprint(model))
+
+
+def right_padded(sequences: list[list[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """(ids, mask), both of shape (sequences, longest), padded at the right."""
+    longest = max(len(ids) for ids in sequences)
+    ids = torch.tensor([s + [pad] * (longest - len(s)) for s in sequences])
+    mask = torch.tensor([[1] * len(s) + [0] * (longest - len(s)) for s in sequences])
+    return ids, mask

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from cai.config import Section
-from cai.formats.jsonl import read_rows, write_rows
-from cai.records import Answer, Messages, Preference, Scored
+from cai.config.yaml_files import Section
+from cai.data.jsonl import read_rows, write_rows
+from cai.data.records import Answer, Messages, Preference, Scored
 from cai.training.common import Report, load_tokenizer, vocabulary
 from cai.training.tokens import end_of_turn, prompt_ids, turn_ids
 from cai.training.worker import serve
@@ -114,9 +114,9 @@ def log_probabilities(model: Path, texts: Sequence[Text], temperature: float) ->
     import torch
     from transformers import AutoModelForCausalLM
 
-    from cai.training.actor import chosen_logps
     from cai.training.common import device
-    from cai.training.rollouts import padded
+    from cai.training.ppo.actor import chosen_logps
+    from cai.training.ppo.sampling import padded
 
     tokenizer, where = load_tokenizer(model), device()
     end = end_of_turn(tokenizer)

@@ -2,28 +2,13 @@
 
 import random
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field
-
-from cai.formats.completions import read_completions
-from cai.formats.jsonl import read_objects, read_rows
-from cai.records import Demonstration, LeftOut, Revision
+from cai.data.completions import read_completions
+from cai.data.jsonl import read_objects, read_rows
+from cai.data.records import Demonstration, Revision, Skipped
 from cai.training import common
-
-
-class SFTConfig(common.TrainConfig):
-    """`stage: sft` of `train:`; trains on the revisions that hygiene finds fit, or on a file of completions."""
-
-    stage: Literal["sft"]
-    data: Literal["revisions"] = "revisions"
-    """What the stage learns from."""
-    rounds: Literal["all", "last"] = "all"
-    """The revisions of all rounds, as the paper has it, or each prompt's last alone."""
-    mix: str | None = None
-    """A file of helpful answers (`cai/formats/completions.py`), which keep the model helpful as in the paper."""
-    mix_share: Annotated[float, Field(ge=0, lt=1)] = 0.25
-    """Share of all examples drawn from it by the seed; where it holds too few, all are used and it is told."""
+from cai.training.settings import SFTConfig
 
 
 def train(settings: SFTConfig, data: Path, model: Path, folder: Path, seed: int, report: common.Report) -> None:
@@ -60,7 +45,7 @@ def train(settings: SFTConfig, data: Path, model: Path, folder: Path, seed: int,
     common.train_and_save(trainer, tokenizer, settings, folder, report)
 
 
-def _answers(data: Path, rounds: Literal["all", "last"]) -> tuple[list[Demonstration], list[LeftOut]]:
+def _answers(data: Path, rounds: Literal["all", "last"]) -> tuple[list[Demonstration], list[Skipped]]:
     """The answers to learn and what is left out of them; the first row's fields tell which kind of file it is."""
     _, first = next(read_objects(data), (0, dict[str, Any]()))
     if "principle_id" not in first:

@@ -1,9 +1,10 @@
 """Conversations as token ids, the same for reward models, their evaluation and PPO."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from cai.errors import CaiError
-from cai.records import Message, Messages
+from cai.config.errors import CaiError
+from cai.data.records import Message, Messages, Prompt
 from cai.training.common import answer
 
 
@@ -47,3 +48,17 @@ def end_of_turn(tokenizer: Any) -> int:
 def padding(tokenizer: Any, end: int) -> int:
     """A token to pad with that cannot be taken for the end of a turn, where scores are read."""
     return next(int(token) for token in (tokenizer.pad_token_id, 0, 1) if token is not None and token != end)
+
+
+def prompts_that_fit(tokenizer: Any, rows: Sequence[Prompt], limit: int) -> tuple[list[list[int]], list[str]]:
+    """The prompts of at most `limit` tokens as token ids, and the ids of the others."""
+    kept, too_long = [], []
+    for row in rows:
+        ids = prompt_ids(tokenizer, row.messages)
+        if len(ids) <= limit:
+            kept.append(ids)
+        else:
+            too_long.append(row.id)
+    if not kept:
+        raise CaiError(f"nothing to train on: of {len(rows)} prompts none leaves room for max_tokens in max_length")
+    return kept, too_long

@@ -17,10 +17,21 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from cai.errors import CaiError
-from cai.training import dpo, kto, online, orpo, ppo, reward, sft
-from cai.training.common import Report, TrainConfig, is_first_process
-from cai.training.stages import TrainStage
+from cai.config.errors import CaiError
+from cai.training.common import Report, is_first_process
+from cai.training.settings import (
+    DPOConfig,
+    GRPOConfig,
+    KTOConfig,
+    OnlineDPOConfig,
+    ORPOConfig,
+    PPOConfig,
+    RewardConfig,
+    RLOOConfig,
+    SFTConfig,
+    TrainConfig,
+    TrainStage,
+)
 
 NEARLY_FULL = 2**18  # bytes
 
@@ -50,9 +61,9 @@ def serve(work: Callable[[Report], None], folder: Path) -> int:
         threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
         work(report)
-        from cai.training import processes  # brings torch, which whoever starts a worker does not need
+        from cai.training import distributed  # brings torch, which whoever starts a worker does not need
 
-        processes.leave()
+        distributed.leave()
     except Exception as error:
         text = _mendable(error, folder)
         if text is not None:
@@ -75,22 +86,25 @@ def train(
     settings: TrainConfig, data: Path, model: Path, folder: Path, seed: int, report: Report, judge: Path | None = None
 ) -> None:
     """Train one stage in this process; `judge` is the reward model of those that need one."""
+    from cai.training import dpo, kto, online, orpo, reward, sft  # they bring torch and trl
+    from cai.training.ppo import trainer
+
     common = (folder, seed, report)
     judge = judge or Path("no reward model")
     match settings:
-        case sft.SFTConfig():
+        case SFTConfig():
             sft.train(settings, data, model, *common)
-        case reward.RewardConfig():
+        case RewardConfig():
             reward.train(settings, data, model, *common)
-        case dpo.DPOConfig():
+        case DPOConfig():
             dpo.train(settings, data, model, *common)
-        case kto.KTOConfig():
+        case KTOConfig():
             kto.train(settings, data, model, *common)
-        case orpo.ORPOConfig():
+        case ORPOConfig():
             orpo.train(settings, data, model, *common)
-        case ppo.PPOConfig():
-            ppo.train(settings, data, model, judge, *common)
-        case online.RLOOConfig() | online.GRPOConfig() | online.OnlineDPOConfig():
+        case PPOConfig():
+            trainer.train(settings, data, model, judge, *common)
+        case RLOOConfig() | GRPOConfig() | OnlineDPOConfig():
             online.train(settings, data, model, judge, *common)
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from cai.cli.attribute import attribute_and_print
-from cai.runs.comparison.record import Attribution
-from tests.runs.comparison.test_attribution import write_sweep
+from cai.compare.record import Attribution
+from tests.compare.test_attribution import write_sweep
 
 
 def test_the_matrix_is_printed_in_a_hundred_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from cai.cli.compare import compare_and_print
-from cai.runs.comparison.record import RunComparison
-from tests.runs.comparison.made import make_run, principles, write_metrics
+from cai.compare.record import RunComparison
+from tests.compare.made import make_run, principles, write_metrics
 
 HOSTILE = "\x1b[31mred\x1b[0m [bold]markup[/] \u202e turned \x07 "
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from cai import constitution
 from cai.cli.main import main
+from cai.constitution import principles
+from cai.constitution.principles import load_constitution
 from cai.runs.folder import RunFolder
 from tests.conftest import ROOT
 
@@ -57,20 +58,20 @@ def make_run(folder: Path, name: str) -> Path:
 def test_new_writes_a_starter_once(cai, tmp_path: Path) -> None:
     assert cai("new", "deep/mine.yaml").status == 0
     path = tmp_path / "deep/mine.yaml"
-    assert constitution.load(path).name == "mine"
+    assert load_constitution(path).name == "mine"
     path.write_text("edited", encoding="utf-8")
     told = cai("new", "deep/mine.yaml")
     assert told.status == 2
     assert "deep/mine.yaml: already there" in told.err
     assert path.read_text(encoding="utf-8") == "edited"
     assert cai("new", "other.yaml", "--name", "yes: no").status == 0
-    assert constitution.load(tmp_path / "other.yaml").name == "yes: no"
+    assert load_constitution(tmp_path / "other.yaml").name == "yes: no"
     assert cai("lint", "other.yaml", "--strict").status == 0
     assert "cannot be written" in cai("new", "other.yaml/x.yaml").err
 
 
 def test_show_prints_texts_weights_and_shares(cai) -> None:
-    c = constitution.load(SHIPPED / "harmless.yaml")
+    c = load_constitution(SHIPPED / "harmless.yaml")
     told = cai("show", SHIPPED / "harmless.yaml")
     assert told.status == 0
     assert f"harmless: 16 principles, fingerprint {c.fingerprint}" in told.out
@@ -119,7 +120,7 @@ def test_diff_says_what_changed_word_by_word_and_what_it_costs(cai, tmp_path: Pa
     assert "added  private-life  (5.6 % of draws)" in told.out
     assert "reweighted  care-in-distress  1.5 → 3  (9.1 % → 16.7 % of draws)" in told.out
     assert "reworded  no-bullying\n  judge\n    Which answer is {+much+} kinder to [-the-]{+every+} person" in told.out
-    moved = constitution.moved(constitution.load(SHIPPED / "harmless.yaml"), constitution.load(path))
+    moved = principles.moved(load_constitution(SHIPPED / "harmless.yaml"), load_constitution(path))
     revisions, judge = (f"{100 * share:.1f} %" for share in moved)
     assert f"anew {revisions} of a round's critiques and revisions, {judge} of the judge's" in " ".join(
         told.out.split()
@@ -237,7 +238,7 @@ def test_what_is_exported_is_imported(cai, tmp_path: Path) -> None:
     told = cai("import", "theirs.json", "--out", "back.yaml")
     assert "Wrote back.yaml: 4 principles out of theirs.json (anthropic-critiques)" in told.out
     assert "note: the format holds no judge's questions" in told.err
-    ours, back = (constitution.load(p) for p in (SHIPPED / "brief.yaml", tmp_path / "back.yaml"))
+    ours, back = (load_constitution(p) for p in (SHIPPED / "brief.yaml", tmp_path / "back.yaml"))
     assert [(p.id, p.critique, p.revision) for p in back.principles] == [
         (p.id, p.critique, p.revision) for p in ours.principles
     ]

@@ -5,10 +5,10 @@ import pytest
 
 from cai.cli.exchange import export_dataset, export_file, import_file
 from cai.cli.main import main
-from cai.errors import CaiError
-from cai.formats.jsonl import read_rows
-from cai.formats.preferences import read_preferences
-from cai.records import Demonstration, LeftOut, Preference, Prompt
+from cai.config.errors import CaiError
+from cai.data.jsonl import read_rows
+from cai.data.preferences import read_preferences
+from cai.data.records import Demonstration, Preference, Prompt, Skipped
 
 HH = "\n\nHuman: {}\n\nAssistant: {}"
 
@@ -30,7 +30,7 @@ def test_a_foreign_file_becomes_rows_of_ours_and_what_is_left_out_is_listed(
     import_file(str(hh), "preferences", out)
     [pair], _ = read_preferences(out)
     assert (pair.chosen, pair.rejected, pair.source) == ("so", "no", "human")
-    listed = read_rows(tmp_path / "new" / "ours.left_out.jsonl", LeftOut)
+    listed = read_rows(tmp_path / "new" / "ours.left_out.jsonl", Skipped)
     assert [(row.stage, row.reason) for row in listed] == [(f"hh.jsonl:{n}", "chosen equals rejected") for n in (2, 3)]
     said = capsys.readouterr().out
     assert f"Wrote {out}: 1 preference out of {hh} (rows: 3 as pair)" in said
@@ -113,7 +113,7 @@ def test_a_file_is_written_in_a_foreign_format_and_what_it_loses_is_told(
     export_file(str(pairs_of_ours(tmp_path)), "hh-rlhf", out, tmp_path / "runs")
     [row] = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert row == {"chosen": HH.format("Why?", "no"), "rejected": HH.format("Why?", "so")}
-    [rest] = read_rows(tmp_path / "hh.left_out.jsonl", LeftOut)
+    [rest] = read_rows(tmp_path / "hh.left_out.jsonl", Skipped)
     assert (rest.prompt_id, rest.reason) == ("y", "p is 0.5: neither answer is the better one")
     said = capsys.readouterr()
     assert "left out: 1 × p is 0.5: neither answer is the better one (y)" in said.out

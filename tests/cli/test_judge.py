@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from cai.formats.jsonl import read_rows
-from cai.records import Preference, Ranking
-from cai.runs.judge_eval import evaluate_judge
-from cai.runs.labelling import label_file
+from cai.data.jsonl import read_rows
+from cai.data.records import Preference, Ranking
+from cai.evaluation.judge_eval import evaluate_judge
+from cai.feedback.label import label_file
 from tests.cli.test_cli import cai
 from tests.conftest import ROOT, scripted
-from tests.runs.test_judging import another, by_goodness, pair, written
+from tests.feedback.test_label import another, by_goodness, pair, written
 
 
 @pytest.fixture

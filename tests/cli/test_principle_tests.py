@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from cai.cli.main import main
-from cai.engines.base import Choose
-from cai.runs.principle_tests import run_tests
+from cai.inference.engine import Choose
+from cai.workbench.principle_tests import run_tests
 from tests.conftest import ROOT, scripted
 
 FILE = """\

@@ -7,16 +7,23 @@ from typing import Any
 import pytest
 import yaml
 
-from cai import config, constitution
 from cai.cli.main import main
 from cai.cli.schema import print_schema, schema_text
-from cai.errors import CaiError
-from cai.runs.config import RunConfig
+from cai.config.errors import CaiError
+from cai.config.yaml_files import load_yaml
+from cai.constitution import principles
+from cai.runs.run_file import RunConfig
 from tests.conftest import ROOT
 
 jsonschema = pytest.importorskip("jsonschema")
+
+
 TESTED = "name: c\nprinciples: [{{id: a, critique: c, revision: r, judge: j, tests: [{{{}}}]}}]"
+
+
 KINDS = {"constitutions": "constitution", "examples": "run", "experiments": "sweep"}
+
+
 FILES = [path for folder in KINDS for path in sorted(ROOT.glob(f"{folder}/*.yaml"))]
 
 
@@ -69,7 +76,7 @@ def test_what_does_not_load_does_not_fit_its_schema(kind: str, text: str, tmp_pa
     path = tmp_path / "f.yaml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(CaiError):
-        config.load(path, constitution.Constitution if kind == "constitution" else RunConfig)
+        load_yaml(path, principles.Constitution if kind == "constitution" else RunConfig)
     assert faults(kind, yaml.safe_load(text))
 
 

@@ -8,10 +8,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cai.cli.main import app
-from cai.errors import CaiError
-from cai.formats.jsonl import read_rows
-from cai.formats.writing import table_writer
-from cai.records import Demonstration, LeftOut, Preference, Revision
+from cai.config.errors import CaiError
+from cai.data.exports import table_writer
+from cai.data.jsonl import read_rows
+from cai.data.records import Demonstration, Preference, Revision, Skipped
 
 
 def invoke(*args: str | Path) -> Result:
@@ -105,7 +105,7 @@ def test_a_stage_gets_rows_of_ours_whatever_file_they_came_in(
 ) -> None:
     handed: list[Path] = []
 
-    def train_stage(*args: Any, keep_data: bool) -> tuple[Path, list[LeftOut]]:
+    def train_stage(*args: Any, keep_data: bool) -> tuple[Path, list[Skipped]]:
         assert keep_data
         args[4].mkdir(parents=True)
         handed.append(args[2].rename(args[4] / "rows.jsonl"))
@@ -134,6 +134,6 @@ def test_a_stage_gets_rows_of_ours_whatever_file_they_came_in(
     assert [a.completion for a in read_rows(chat, Demonstration)] == ["so"]
     assert [a.completion for a in read_rows(good, Demonstration)] == ["so"]
     assert read_rows(revised, Revision) == [revision]
-    assert [row.reason for row in read_rows(tmp_path / "out2" / "left_out.jsonl", LeftOut)] == [
+    assert [row.reason for row in read_rows(tmp_path / "out2" / "left_out.jsonl", Skipped)] == [
         "the answer is labelled as a bad one"
     ]

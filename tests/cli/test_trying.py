@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from cai.cli.main import main
-from cai.engines.base import Generate
-from cai.runs.trying import try_out
+from cai.inference.engine import Generate
+from cai.workbench.trial import try_out
 from tests.conftest import scripted
 
 FILE = """\

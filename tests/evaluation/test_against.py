@@ -1,7 +1,7 @@
 import pytest
 
-from cai.evaluation.against import all_against, one_against, outcomes, tags_of, telling_tags
-from cai.records import Judgement, Message, Prompt, Verdict
+from cai.data.records import Judgement, Message, Prompt, Verdict
+from cai.evaluation.win_rates import all_against, one_against, outcomes, tags_of, telling_tags
 
 
 def verdict(p_forward: float, p_reverse: float) -> Verdict:

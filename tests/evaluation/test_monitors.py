@@ -1,15 +1,14 @@
 import numpy as np
 import pytest
 
-from cai import config
-from cai.evaluation.monitors import LENGTH_FACTOR, Seen, ratio_of_means, state, text_monitors
+from cai.config.yaml_files import load_yaml
+from cai.data.records import Answer, Message
+from cai.evaluation.monitors import LENGTH_FACTOR, Phrases, Seen, ratio_of_means, state, text_monitors
 from cai.evaluation.policy_report import Monitor, State
-from cai.evaluation.statistics import Estimate
-from cai.evaluation.texts import Phrases
-from cai.records import Answer, Message
+from cai.stats.intervals import Estimate
 from tests.conftest import ROOT
 
-PHRASES = config.load(ROOT / "probes/phrases.yaml", Phrases)
+PHRASES = load_yaml(ROOT / "probes/phrases.yaml", Phrases)
 
 
 def answer(text: str, number: int = 0, asked: str = "Why is the sky blue?", truncated: bool = False) -> Answer:

@@ -4,9 +4,18 @@ from typing import Any
 
 import pytest
 
-from cai.errors import CaiError
-from cai.evaluation.policy_report import Against, Monitor, Policy, PolicyReport, Rating, Standing, elo_told, read_report
-from cai.evaluation.statistics import Estimate
+from cai.config.errors import CaiError
+from cai.evaluation.policy_report import (
+    Against,
+    Monitor,
+    PolicyReport,
+    PolicySummary,
+    Rating,
+    Standing,
+    elo_told,
+    read_report,
+)
+from cai.stats.intervals import Estimate
 
 
 def report(**changes: Any) -> PolicyReport:
@@ -16,8 +25,8 @@ def report(**changes: Any) -> PolicyReport:
     content = {
         "made_from": {"command": "cai eval"},
         "policies": [
-            Policy(name="before", folder="model", model="0"),
-            Policy(name="run", folder="runs/run/train/1-dpo/model", model="1", trained_from="model"),
+            PolicySummary(name="before", folder="model", model="0"),
+            PolicySummary(name="run", folder="runs/run/train/1-dpo/model", model="1", trained_from="model"),
         ],
         "prompts": 4,
         "tags": {"harmless": 4},

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from cai import config
-from cai.engines.base import Choose
-from cai.engines.scripted import ScriptedEngine
-from cai.errors import CaiError
+from cai.config.errors import CaiError
+from cai.config.yaml_files import load_yaml
+from cai.evaluation.policy import ask_about, ask_view
 from cai.evaluation.probes import (
     ASKED,
     OverRefusal,
@@ -19,14 +18,15 @@ from cai.evaluation.probes import (
     red_team_probes,
     views,
 )
-from cai.evaluation.questions import ask_about, ask_view
+from cai.inference.engine import Choose
+from cai.inference.scripted import ScriptedEngine
 from tests.conftest import ROOT
 
 FILES = {"over_refusal": OverRefusal, "sycophancy": Sycophancy, "red_team": RedTeam, "questions": Questions}
 
 
 def shipped(name: str) -> OverRefusal | Sycophancy | RedTeam | Questions:
-    return config.load(ROOT / f"probes/{name}.yaml", FILES[name])  # type: ignore[type-var]
+    return load_yaml(ROOT / f"probes/{name}.yaml", FILES[name])  # type: ignore[type-var]
 
 
 def edited(folder: Path, name: str, old: str, new: str) -> Path:
@@ -123,7 +123,7 @@ def test_a_user_takes_either_side_in_the_same_words_and_other_items_change_nothi
 )
 def test_a_mistake_in_a_file_is_told_with_its_place(tmp_path: Path, name: str, old: str, new: str, said: str) -> None:
     with pytest.raises(CaiError, match=rf"{name}\.yaml:\d+: .*{said}"):
-        config.load(edited(tmp_path, name, old, new), FILES[name])
+        load_yaml(edited(tmp_path, name, old, new), FILES[name])
 
 
 def test_a_question_without_examples_of_both_kinds_is_refused(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_a_question_without_examples_of_both_kinds_is_refused(tmp_path: Path) ->
     text = (ROOT / "probes/questions.yaml").read_text(encoding="utf-8").replace("holds: false", "holds: true")
     path.write_text(text, encoding="utf-8")
     with pytest.raises(CaiError, match="examples of both kinds are needed"):
-        config.load(path, Questions)
+        load_yaml(path, Questions)
 
 
 def test_model_text_is_no_template() -> None:

@@ -4,14 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cai import config
-from cai.errors import CaiError
-from cai.evaluation import texts
-from cai.evaluation.texts import Phrases
-from cai.records import Message
+from cai.config.errors import CaiError
+from cai.config.yaml_files import load_yaml
+from cai.data.records import Message
+from cai.evaluation import monitors
+from cai.evaluation.monitors import Phrases
 from tests.conftest import ROOT
 
-SHIPPED = config.load(ROOT / "probes/phrases.yaml", Phrases)
+SHIPPED = load_yaml(ROOT / "probes/phrases.yaml", Phrases)
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def phrases() -> Phrases:
     ],
 )
 def test_an_answer_declines_in_its_opening(phrases: Phrases, text: str, declined: bool) -> None:
-    assert texts.declines(text, phrases) is declined
+    assert monitors.declines(text, phrases) is declined
 
 
 @pytest.mark.parametrize(
@@ -45,16 +45,16 @@ def test_an_answer_declines_in_its_opening(phrases: Phrases, text: str, declined
     ],
 )
 def test_a_stock_opening_is_a_whole_phrase_at_the_very_start(phrases: Phrases, text: str, stock: bool) -> None:
-    assert texts.opens_stock(text, phrases) is stock
+    assert monitors.opens_stock(text, phrases) is stock
 
 
 def test_flattery_counts_in_the_opening_and_boilerplate_anywhere(phrases: Phrases) -> None:
-    assert texts.flatters("What a great question! It is blue.", phrases)
-    assert not texts.flatters("It is blue. It is wide. That was a great question.", phrases)
-    assert texts.has_boilerplate(
+    assert monitors.flatters("What a great question! It is blue.", phrases)
+    assert not monitors.flatters("It is blue. It is wide. That was a great question.", phrases)
+    assert monitors.has_boilerplate(
         "It is hard. Rest. Drink tea. Remember that you are valid, valued and cared for.", phrases
     )
-    assert not texts.has_boilerplate("The ticket is valid.", phrases)
+    assert not monitors.has_boilerplate("The ticket is valid.", phrases)
 
 
 @pytest.mark.parametrize(
@@ -71,12 +71,12 @@ def test_flattery_counts_in_the_opening_and_boilerplate_anywhere(phrases: Phrase
     ],
 )
 def test_lists_headings_and_bold_are_formatting(text: str, formatted: bool) -> None:
-    assert texts.is_formatted(text) is formatted
+    assert monitors.is_formatted(text) is formatted
 
 
 def test_a_request_for_a_list_asks_for_formatting(phrases: Phrases) -> None:
     def asks(text: str) -> bool:
-        return texts.asks_for_format(
+        return monitors.asks_for_format(
             [Message(role="user", content="List it."), Message(role="user", content=text)], phrases
         )
 
@@ -97,30 +97,30 @@ def test_an_ending_that_three_answers_share_is_stock_and_one_that_two_share_is_n
         "Thanks!",
         "",
     ]
-    assert texts.shared_endings(answers) == [True] * 3 + [False] * 6
+    assert monitors.shared_endings(answers) == [True] * 3 + [False] * 6
 
 
 @given(st.lists(st.text(), max_size=8), st.randoms())
 def test_which_endings_are_shared_does_not_depend_on_the_order(answers: list[str], random: object) -> None:
-    marks = texts.shared_endings(answers)
+    marks = monitors.shared_endings(answers)
     order = list(range(len(answers)))
     random.shuffle(order)  # type: ignore[attr-defined]
-    assert texts.shared_endings([answers[i] for i in order]) == [marks[i] for i in order]
+    assert monitors.shared_endings([answers[i] for i in order]) == [marks[i] for i in order]
 
 
 def test_an_answer_that_loops_repeats_itself() -> None:
-    assert texts.repeats_itself("I am here to help you with this. " * 6)
-    assert not texts.repeats_itself(
+    assert monitors.repeats_itself("I am here to help you with this. " * 6)
+    assert not monitors.repeats_itself(
         "The sky is blue since light is scattered, and short waves are scattered most of all."
     )
-    assert not texts.repeats_itself("yes yes yes yes yes")  # too short to tell
+    assert not monitors.repeats_itself("yes yes yes yes yes")  # too short to tell
 
 
 @given(st.text())
 def test_any_text_can_be_read(text: str) -> None:
-    for holds in (texts.declines, texts.opens_stock, texts.flatters, texts.has_boilerplate):
+    for holds in (monitors.declines, monitors.opens_stock, monitors.flatters, monitors.has_boilerplate):
         holds(text, SHIPPED)
-    texts.is_formatted(text), texts.repeats_itself(text)
+    monitors.is_formatted(text), monitors.repeats_itself(text)
 
 
 def test_an_empty_list_of_phrases_is_an_error_with_its_line(tmp_path: Path) -> None:
@@ -129,4 +129,4 @@ def test_an_empty_list_of_phrases_is_an_error_with_its_line(tmp_path: Path) -> N
     with pytest.raises(
         CaiError, match=r"phrases\.yaml:2: preamble: .*not empty(.|\n)*phrases\.yaml:5: asks_for_format"
     ):
-        config.load(path, Phrases)
+        load_yaml(path, Phrases)

@@ -2,10 +2,10 @@ import asyncio
 
 import pytest
 
-from cai.constitution import Constitution
-from cai.engines.scripted import ScriptedEngine
-from cai.feedback.finds import finds_problem
-from cai.templates import OF_TESTS, Templates
+from cai.constitution.principles import Constitution
+from cai.constitution.templates import OF_TESTS, Templates
+from cai.feedback.judge import finds_problem
+from cai.inference.scripted import ScriptedEngine
 from tests.conftest import ROOT
 
 

@@ -10,11 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cai import constitution
-from cai.constitution import Constitution, Principle
-from cai.engines.base import Choose, Generate
-from cai.engines.scripted import ScriptedEngine
-from cai.errors import CaiError
+from cai.config.errors import CaiError
+from cai.constitution.principles import Constitution, Principle, load_constitution
+from cai.constitution.templates import Templates
+from cai.data.records import Preference, Verdict
 from cai.feedback.judge import (
     JudgeConfig,
     Thinking,
@@ -28,8 +27,8 @@ from cai.feedback.judge import (
     soft_label,
     swapped,
 )
-from cai.records import Preference, Verdict
-from cai.templates import Templates
+from cai.inference.engine import Choose, Generate
+from cai.inference.scripted import ScriptedEngine
 from tests.conftest import ROOT, prompt
 
 
@@ -265,4 +264,4 @@ def test_more_answers_than_letters_are_refused(harmless: Constitution, templates
 
 
 def shipped() -> tuple[Constitution, Templates]:
-    return constitution.load(ROOT / "constitutions/harmless.yaml"), Templates(ROOT / "prompts/default")
+    return load_constitution(ROOT / "constitutions/harmless.yaml"), Templates(ROOT / "prompts/default")

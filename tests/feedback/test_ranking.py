@@ -5,9 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cai.feedback.judge import Pair
-from cai.feedback.ranking import bradley_terry, ranking
-from cai.odds import sigmoid
+from cai.feedback.judge import Pair, ranking
+from cai.stats.logistic import bradley_terry, sigmoid
 from tests.conftest import prompt
 
 # labels within [0.01, 0.99], where the ridge moves nothing to speak of

@@ -1,11 +1,11 @@
 import asyncio
 
-from cai.constitution import Constitution, assign
-from cai.engines.base import Completion, Generate
-from cai.engines.scripted import ScriptedEngine
+from cai.constitution.principles import Constitution, assign
+from cai.constitution.templates import Templates
+from cai.data.records import Message, Preference, Prompt, Revision
 from cai.feedback.revise import ReviseConfig, revise, revision_preference
-from cai.records import Message, Preference, Prompt, Revision
-from cai.templates import Templates
+from cai.inference.engine import Completion, Generate
+from cai.inference.scripted import ScriptedEngine
 from tests.conftest import prompt
 
 DRAFT = Completion("the draft", "length", 3, 2)

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cai.formats.jsonl import write_rows
-from cai.records import Comparison, LeftOut, Message, Messages, Preference, Prompt, Ranking, Revision, Verdict
+from cai.data.jsonl import write_rows
+from cai.data.records import Comparison, Message, Messages, Preference, Prompt, Ranking, Revision, Skipped, Verdict
 from cai.runs.folder import RunFolder
 
 HOSTILE = (
@@ -77,7 +77,7 @@ def write_run(
         ],
     )  # fmt: skip
     write_rows(folder.evaluation_jsonl, map(comparison, held_out))
-    write_rows(folder.left_out_jsonl, [LeftOut(prompt_id=ids(1), stage=say("stage", 1), reason=say("reason", 1))])
+    write_rows(folder.left_out_jsonl, [Skipped(prompt_id=ids(1), stage=say("stage", 1), reason=say("reason", 1))])
     principle = {"id": "good-for-people", **{k: say(k, 0) for k in ("critique", "revision", "judge", "notes")}}
     constitution = {"name": say("name", 0), "principles": [principle | {"tags": [say("tag", 0)]}]}
     for file in (folder.constitution_yaml, folder.referee_yaml):
@@ -93,7 +93,7 @@ def write_run(
     (stage / "metrics.jsonl").write_text("".join(json.dumps(u) + "\n" for u in updates), encoding="utf-8")
     (stage / "stage.json").write_text(json.dumps({"settings": {"stage": "dpo", "loss": say("loss", 0)}}))
     folder.lock_json.write_text(json.dumps(_lock(say, [ids(n) for n in held_out])), encoding="utf-8")
-    from cai.runs.summary import summarise
+    from cai.runs.metrics import summarise
 
     folder.summary_json.write_text(json.dumps(summarise(folder) | _costs()), encoding="utf-8")
     return folder

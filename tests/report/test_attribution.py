@@ -1,8 +1,8 @@
 from pathlib import Path
 
-from cai.report.attribution import attribution_report
-from cai.runs.comparison.attribution import attribute
-from tests.runs.comparison.test_attribution import write_sweep
+from cai.compare.attribution import attribute
+from cai.report.comparison import attribution_report
+from tests.compare.test_attribution import write_sweep
 
 
 def test_the_page_has_every_effect_with_its_interval_and_a_map(tmp_path: Path) -> None:

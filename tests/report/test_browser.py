@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import expect
 
+from cai.compare.compare import compare_runs
 from cai.report.comparison import comparison_report, together
 from cai.report.run import read_run, run_report
-from cai.runs.comparison.compare import compare_runs
 from cai.runs.folder import RunFolder
 from tests.report.conftest import Watched
 from tests.report.folders import HOSTILE, write_run
@@ -194,9 +194,9 @@ CONTRAST = """() => {
   }
   return faults;
 }"""
+
+
 # The ratio is WCAG 2.2's, https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_all_text_stands_out_from_what_is_behind_it(chromium: Any, report: str, scheme: str) -> None:
     watched = Watched(chromium, color_scheme=scheme)

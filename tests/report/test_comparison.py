@@ -3,11 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from cai.report.comparison import Together, comparison_report, together
-from cai.report.comparison_table import comparison_detail
-from cai.report.examples import Examples
-from cai.report.monitoring import rates, signs
-from cai.runs.comparison.compare import compare_runs
+from cai.compare.compare import compare_runs
+from cai.report.comparison import Together, comparison_report, rates, signs, together
+from cai.report.examples import Examples, comparison_detail
 from cai.runs.folder import RunFolder
 from tests.conftest import write_workspace
 from tests.report.folders import write_run

@@ -4,17 +4,16 @@ from cai.evaluation.policy_report import (
     Checked,
     Divergence,
     Monitor,
-    Policy,
     PolicyReport,
+    PolicySummary,
     ProbeRate,
     Rating,
     Reward,
     Standing,
     Stretch,
 )
-from cai.evaluation.statistics import Estimate
-from cai.report.evaluation import evaluation_grids, evaluation_plots
-from cai.report.run import read_run, run_report
+from cai.report.run import evaluation_grids, evaluation_plots, read_run, run_report
+from cai.stats.intervals import Estimate
 from tests.evaluation.test_policy_report import report
 from tests.report.folders import write_run
 from tests.report.test_run import text_of
@@ -82,7 +81,7 @@ def test_plots_are_drawn_of_what_there_is() -> None:
     assert plane.data[0]["text"] == ["before", "&lt;run&gt;"]
     assert plane.data[0]["error_x"]["arrayminus"] == [0, 0]  # unbounded below
     assert (scores.data[0]["x"], gold.data[0]["x"]) == ([5, 10], [10])
-    alone = {"against": [], "standings": [], "course": [], "policies": [Policy(name="a", folder="a", model="0")]}
+    alone = {"against": [], "standings": [], "course": [], "policies": [PolicySummary(name="a", folder="a", model="0")]}
     assert evaluation_plots(full().model_copy(update=alone)) == []
 
 

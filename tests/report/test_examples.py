@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from cai.errors import CaiError
-from cai.formats.jsonl import write_rows
-from cai.records import LeftOut
+from cai.config.errors import CaiError
+from cai.data.jsonl import write_rows
+from cai.data.records import Skipped
 from cai.report.examples import Examples
 from tests.report.folders import write_run
 
@@ -35,7 +35,7 @@ def test_what_only_other_files_name_is_an_example_too(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     pair = folder.preferences()[0].model_copy(update={"prompt_id": "from a file", "source": "human"})
     write_rows(folder.preferences_jsonl, [pair])
-    write_rows(folder.left_out_jsonl, [LeftOut(prompt_id="line 7", stage="human", reason="no answer")])
+    write_rows(folder.left_out_jsonl, [Skipped(prompt_id="line 7", stage="human", reason="no answer")])
     examples = Examples(folder)
     assert examples.ids[-2:] == ["from a file", "line 7"]
     assert examples.read("from a file").messages == pair.messages

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cai.report import packing
-from cai.report.packing import pack, sign
+from cai.report import table
+from cai.report.table import pack, sign
 
 
 def unpacked(data: str) -> list[list[str]]:
@@ -24,7 +24,7 @@ def test_texts_come_back_as_they_were(texts: list[list[str]]) -> None:
 @given(st.lists(st.text()))
 def test_words_that_the_vocabulary_has_no_room_for_are_spelled(texts: list[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing, "WORDS", 2)
+        patch.setattr(table, "WORDS", 2)
         assert unpacked(pack([], [{"texts": texts}])) == [texts]
 
 

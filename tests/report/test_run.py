@@ -7,8 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from cai.cli.main import app
-from cai.formats.jsonl import write_rows
-from cai.records import Verdict
+from cai.data.jsonl import write_rows
+from cai.data.records import Verdict
 from cai.report.run import read_run, run_report
 from cai.runs.folder import RunFolder
 from tests.conftest import write_workspace
@@ -141,8 +141,7 @@ def test_a_run_that_was_copied_away_has_the_same_report(tmp_path: Path, model_fo
 
 
 def test_the_gate_of_a_run_is_shown_with_its_figures(tmp_path: Path) -> None:
-    from cai.evaluation.judge_quality import Cost, judge_report
-    from cai.evaluation.judged import Judged, Opinion
+    from cai.evaluation.judge_report import Cost, Judged, Opinion, judge_report
 
     folder = write_run(tmp_path / "run")
     opinion = Opinion("good-for-people", 0.8, 0.8, 0.8, 0.1, 1.0)

@@ -8,11 +8,10 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
-from cai.errors import CaiError
-from cai.formats.jsonl import write_rows
-from cai.report.library import Library
+from cai.config.errors import CaiError
+from cai.data.jsonl import write_rows
 from cai.report.run import read_run
-from cai.report.serve import Server, answer, open_server
+from cai.report.serve import Library, Server, answer, open_server
 from tests.report.folders import HOSTILE, write_run
 
 
@@ -101,7 +100,7 @@ def test_a_run_that_goes_on_is_read_again(library: Library) -> None:
 
 def test_what_has_not_changed_is_read_once(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    monkeypatch.setattr("cai.report.library.read_run", lambda folder: (read.append(folder.name), read_run(folder))[1])
+    monkeypatch.setattr("cai.report.serve.read_run", lambda folder: (read.append(folder.name), read_run(folder))[1])
     for _ in range(3):
         examples(library)
         answer(library, "/report?run=one")

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import Markup
 
-from cai.report.shown import changed, inline_json, label, plain, shown, source_hash
+from cai.report.escape import changed, inline_json, label, plain, shown, source_hash
 
 
 def test_text_is_escaped_and_what_cannot_be_seen_is_named() -> None:

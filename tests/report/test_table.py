@@ -8,10 +8,11 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cai.report.packing import sign
-from cai.report.table import Column, Detail, Line, Query, Table, about, packed, select
+from cai.report.table import Column, Detail, Line, Query, Table, about, packed, select, sign
 
 COLUMNS = [Column("words", "number", ""), Column("p", "probability", ""), Column("never", "text", "")]
+
+
 LINES = [
     Line("a", [3, 0.5, None], [["x", "y"], []]),
     Line("b", [1, None, ""], [["x"], []]),

@@ -5,17 +5,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cai import constitution
+from cai.constitution.principles import load_constitution
+from cai.constitution.templates import Templates
 from cai.feedback.judge import JudgeConfig
-from cai.runs.labelling import label_file
-from cai.runs.progress import Reporter
-from cai.runs.survey import Judging
-from cai.templates import Templates
+from cai.feedback.label import LabelJob, label_file
+from cai.inference.progress import Reporter
 from tests.conftest import ROOT, scripted
 from tests.runs.slow_run import weigh
 
 if __name__ == "__main__":
     data, model, out, memo = map(Path, sys.argv[1:])
-    principles, templates = constitution.load(ROOT / "constitutions/harmless.yaml"), Templates(ROOT / "prompts/default")
-    judging = Judging(data, False, None, [model], principles, templates, JudgeConfig(principles=2), 0)
+    principles, templates = load_constitution(ROOT / "constitutions/harmless.yaml"), Templates(ROOT / "prompts/default")
+    judging = LabelJob(data, False, None, [model], principles, templates, JudgeConfig(principles=2), 0)
     label_file(judging, out, memo, Reporter(Console()), scripted(weigh=weigh, delay=0.05))

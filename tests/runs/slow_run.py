@@ -5,10 +5,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cai.engines.base import Choose
+from cai.inference.engine import Choose
+from cai.inference.progress import Reporter
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan
-from cai.runs.progress import Reporter
 from tests.conftest import scripted
 
 

@@ -4,16 +4,16 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from cai.errors import CaiError
-from cai.formats.jsonl import write_rows
-from cai.records import Message, Prompt
-from cai.runs.contenders import Contender
+from cai.config.errors import CaiError
+from cai.data.jsonl import write_rows
+from cai.data.records import Message, Prompt
 from cai.runs.course import read_samples
+from cai.runs.find import Policy
 from cai.training.tokens import prompt_ids
 
 
 @pytest.fixture
-def trained(tiny_model: Path, tmp_path: Path) -> Contender:
+def trained(tiny_model: Path, tmp_path: Path) -> Policy:
     """A PPO stage with three samples: two of known prompts, one of another."""
     prompts = [Prompt(id=f"q{n}", messages=[Message(role="user", content=f"Question {n}?")]) for n in range(3)]
     write_rows(tmp_path / "prompts.jsonl", prompts[:2])
@@ -25,10 +25,10 @@ def trained(tiny_model: Path, tmp_path: Path) -> Contender:
     ]  # fmt: skip
     (tmp_path / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     (tmp_path / "stage.json").write_text(json.dumps({"data": str(tmp_path / "prompts.jsonl")}), encoding="utf-8")
-    return Contender("ppo", tiny_model, ppo=tmp_path)
+    return Policy("ppo", tiny_model, ppo=tmp_path)
 
 
-def test_samples_get_back_their_prompts_and_lose_the_token_that_ended_them(trained: Contender) -> None:
+def test_samples_get_back_their_prompts_and_lose_the_token_that_ended_them(trained: Policy) -> None:
     samples, left_out = read_samples(trained)
     assert [(s.step, s.prompt_id, s.text, s.score, s.p) for s in samples] == [
         (0, "q0", "Answer 0.", 0.0, None),
@@ -38,7 +38,7 @@ def test_samples_get_back_their_prompts_and_lose_the_token_that_ended_them(train
     assert [(row.prompt_id, row.failed) for row in left_out] == [("update 10", False)]
 
 
-def test_without_the_file_of_its_prompts_every_sample_is_left_out(trained: Contender) -> None:
+def test_without_the_file_of_its_prompts_every_sample_is_left_out(trained: Policy) -> None:
     assert trained.ppo is not None
     (trained.ppo / "prompts.jsonl").unlink()
     samples, left_out = read_samples(trained)
@@ -46,10 +46,10 @@ def test_without_the_file_of_its_prompts_every_sample_is_left_out(trained: Conte
 
 
 def test_a_policy_that_ppo_did_not_make_has_no_course(tiny_model: Path) -> None:
-    assert read_samples(Contender("dpo", tiny_model)) == ([], [])
+    assert read_samples(Policy("dpo", tiny_model)) == ([], [])
 
 
-def test_a_damaged_file_of_samples_is_an_error_with_its_line(trained: Contender) -> None:
+def test_a_damaged_file_of_samples_is_an_error_with_its_line(trained: Policy) -> None:
     assert trained.ppo is not None
     path = trained.ppo / "samples.jsonl"
     path.write_text(path.read_text(encoding="utf-8") + '{"step": 3}\n', encoding="utf-8")

@@ -9,15 +9,15 @@ import pytest
 import yaml
 from rich.console import Console
 
-from cai.errors import CaiError
-from cai.formats.jsonl import write_rows
-from cai.formats.preferences import read_preferences
-from cai.records import LeftOut, Preference, Revision
-from cai.runs.dataset import publish, write_dataset
+from cai.config.errors import CaiError
+from cai.data.jsonl import write_rows
+from cai.data.preferences import read_preferences
+from cai.data.records import Preference, Revision, Skipped
+from cai.inference.progress import Reporter
 from cai.runs.folder import RunFolder
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan
-from cai.runs.progress import Reporter
+from cai.runs.publish import publish, write_dataset
 from tests.conftest import scripted, write_workspace
 
 HOSTILE = "```\n````\n# Title <script>alert(1)</script>\n| a | b |\x1b[2J\u202e"
@@ -90,7 +90,7 @@ def test_a_gates_figures_and_what_is_left_out_stand_on_the_card(tmp_path: Path, 
     run_file = write_workspace(tmp_path, model_folder, extra=f"judge_gate: {{data: {tmp_path / 'labelled.json'}}}\n")
     plan = make_plan(run_file, [], None, tmp_path / "runs")
     execute(plan, Reporter(Console(quiet=True)), False, scripted())
-    write_rows(plan.folder.left_out_jsonl, [LeftOut(prompt_id="x", stage="s", reason="because")])
+    write_rows(plan.folder.left_out_jsonl, [Skipped(prompt_id="x", stage="s", reason="because")])
     write_dataset(plan.folder, tmp_path / "ds", "unknown")
     card = (tmp_path / "ds" / "README.md").read_text(encoding="utf-8")
     accuracy = json.loads((plan.folder.judge / "judge.json").read_text(encoding="utf-8"))["accuracy"]["mean"]

@@ -9,27 +9,29 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cai import constitution
-from cai.constitution import Constitution, Principle
-from cai.engines.base import Choose, Generate
-from cai.engines.memo import Memo, RememberingEngine
-from cai.engines.scripted import ScriptedEngine
+from cai.config.hashing import canonical_json, fingerprint
+from cai.constitution.principles import Constitution, Principle, load_constitution
+from cai.constitution.templates import Templates
 from cai.feedback.judge import JudgeConfig, judge_answers
-from cai.feedback.respond import respond
-from cai.feedback.revise import ReviseConfig, revise
-from cai.hashing import canonical_json, fingerprint
-from cai.templates import Templates
+from cai.feedback.revise import ReviseConfig, respond, revise
+from cai.inference.cache import Cache, CachedEngine
+from cai.inference.engine import Choose, Generate
+from cai.inference.scripted import ScriptedEngine
 from tests.conftest import ROOT, prompt
 
 PROMPTS = [prompt(f"p{i}", f"Question number {i}?") for i in range(6)]
-SHIPPED = constitution.load(ROOT / "constitutions/brief.yaml")
+
+
+SHIPPED = load_constitution(ROOT / "constitutions/brief.yaml")
+
+
 Requests = set[tuple[str, str, str]]  # step, and the request as the model sees it
 
 
-async def carry_out(c: Constitution, templates: Templates, memo: Memo) -> Requests:
+async def carry_out(c: Constitution, templates: Templates, memo: Cache) -> Requests:
     """Loop and judge; what was asked of the model, whose answers depend on all of a request."""
     model = ScriptedEngine(answer=lambda request: fingerprint(request.messages, request.seed))
-    engine = RememberingEngine("scripted", memo, lambda: model)
+    engine = CachedEngine("scripted", memo, lambda: model)
     for each in PROMPTS:
         drafts = [await respond(each, engine, seed=0, max_tokens=9, temperature=1.0, sample=n) for n in range(2)]
         await revise(each, drafts[0], c, templates, engine, ReviseConfig(rounds=2), 0)
@@ -79,7 +81,7 @@ def after(edit: Constitution, templates: Templates) -> tuple[Requests, Requests,
     """Requests of a run before an edit, of one made afresh after it, and those asked by one that remembers the first."""
     shipped = Templates(ROOT / "prompts/default")
     with tempfile.TemporaryDirectory() as folder:
-        first, second = (Memo(Path(folder) / f"{name}.sqlite") for name in "ab")
+        first, second = (Cache(Path(folder) / f"{name}.sqlite") for name in "ab")
         before = asyncio.run(carry_out(SHIPPED, shipped, first))
         fresh = asyncio.run(carry_out(edit, templates, second))
         again = asyncio.run(carry_out(edit, templates, first))

@@ -10,26 +10,29 @@ import pytest
 from rich.console import Console
 
 from cai.cli.evaluate import report_tables
-from cai.engines.base import Choose, Engine, Generate
-from cai.engines.scripted import ScriptedEngine
-from cai.errors import CaiError, RequestRefused
+from cai.config.errors import CaiError, RequestRefused
+from cai.config.hashing import fingerprint
+from cai.data.jsonl import read_rows, write_rows
+from cai.data.records import Answer, Judgement, Message, Prompt, Reply, Skipped
 from cai.evaluation.policy_report import PolicyReport, read_report
-from cai.formats.jsonl import read_rows, write_rows
-from cai.hashing import fingerprint
-from cai.models import folder_fingerprint
-from cai.records import Answer, Judgement, LeftOut, Message, Prompt, Reply
+from cai.inference.engine import Choose, Engine, EngineConfig, Generate
+from cai.inference.models import folder_fingerprint
+from cai.inference.progress import Reporter
+from cai.inference.scheduler import OpenEngine
+from cai.inference.scripted import ScriptedEngine
 from cai.runs import pipeline
-from cai.runs.config import EngineConfig, RunConfig
+from cai.runs.dry_run import account, dry_run
 from cai.runs.evaluate import evaluate_policies
 from cai.runs.evaluating import Options, plan_evaluation
 from cai.runs.folder import RunFolder
-from cai.runs.forecast import account, forecast
 from cai.runs.plan import make_plan
-from cai.runs.progress import Reporter
-from cai.runs.session import OpenEngine, Session
+from cai.runs.run_file import RunConfig
+from cai.runs.session import Session
 from tests.conftest import ROOT, remembered, scripted, write_workspace
 
 QUIET = Reporter(Console(quiet=True))
+
+
 GREEDY = ("temperature=0",)  # of greedy answers no KL is told, so that no process is started
 
 
@@ -220,7 +223,7 @@ def test_a_request_that_is_refused_is_listed_and_the_rest_stands(tmp_path: Path)
     runs = tmp_path / "runs"
     run = make_run(runs, "good")
     report = evaluate(runs, Options("good", probes="none"), refuse="Question 3?")
-    rows = read_rows(run.eval / "left_out.jsonl", LeftOut)
+    rows = read_rows(run.eval / "left_out.jsonl", Skipped)
     assert [(r.prompt_id, r.failed, r.reason) for r in rows] == [("p3", True, "too long")] * 2
     assert {row.prompts for row in report.against} == {11}
     assert any(r.missing == 1 for r in report.probes)
@@ -396,7 +399,7 @@ def test_a_run_may_end_with_its_evaluation_which_is_forecast_and_accounted_for(
         return policy
 
     monkeypatch.setattr(pipeline, "train_policy", trained)
-    expected = {line.stage: line.asked for line in forecast(plan).lines}
+    expected = {line.stage: line.asked for line in dry_run(plan).lines}
 
     def open_engine(folder: Any, name: str, settings: EngineConfig) -> Engine:
         return ScriptedEngine(name, lambda request: fingerprint(name, request.messages, request.seed))

@@ -5,8 +5,8 @@ import pytest
 from typer.testing import CliRunner
 
 from cai.cli.main import app
-from cai.errors import CaiError
-from cai.report.library import Library
+from cai.config.errors import CaiError
+from cai.report.serve import Library
 from cai.runs.folder import RunFolder, open_run, open_sweep
 from tests.report.folders import write_run
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from cai.engines.base import Choose, Generate
-from cai.engines.scripted import ScriptedEngine
-from cai.errors import CaiError
-from cai.odds import logit
+from cai.config.errors import CaiError
+from cai.inference.engine import Choose, Generate
+from cai.inference.progress import Reporter
+from cai.inference.scripted import ScriptedEngine
 from cai.runs.folder import RunFolder
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan
-from cai.runs.progress import Reporter
+from cai.stats.logistic import logit
 from tests.conftest import scripted, write_workspace
 
 Weigh = Callable[[Choose], Sequence[float]]

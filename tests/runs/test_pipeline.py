@@ -9,16 +9,17 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from cai.engines.base import Choose, Completion, Generate
-from cai.engines.scripted import ScriptedEngine
-from cai.errors import CaiError, RequestRefused
-from cai.formats.jsonl import read_rows
-from cai.records import Ranking
-from cai.runs.folder import RunFolder, exclusive
+from cai.config.errors import CaiError, RequestRefused
+from cai.data.jsonl import read_rows
+from cai.data.manifest import exclusive
+from cai.data.records import Ranking
+from cai.inference.engine import Choose, Completion, Generate
+from cai.inference.progress import Reporter
+from cai.inference.scheduler import OpenEngine
+from cai.inference.scripted import ScriptedEngine
+from cai.runs.folder import RunFolder
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan, split
-from cai.runs.progress import Reporter
-from cai.runs.session import OpenEngine
 from tests.conftest import ROOT, prompt, remembered, scripted, write_workspace
 
 ROWS = ("prompts.jsonl", "revisions.jsonl", "preferences.jsonl", "left_out.jsonl")
@@ -73,7 +74,7 @@ def test_prompts_may_be_in_any_form_and_what_is_no_new_prompt_is_listed(tmp_path
 def test_data_that_is_no_file_may_be_on_the_hub(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cai.runs.config.local_file", lambda name: {"org/asked:test": tmp_path / "asked.txt"}[name])
+    monkeypatch.setattr("cai.runs.run_file.local_file", lambda name: {"org/asked:test": tmp_path / "asked.txt"}[name])
     (tmp_path / "asked.txt").write_text("Why?\nHow?\n")
     run_file = write_workspace(tmp_path, model_folder)
     plan = make_plan(run_file, ["prompts.source=org/asked:test", "prompts.holdout=0.5"], None, tmp_path / "runs")

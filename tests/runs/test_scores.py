@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from cai.errors import CaiError
-from cai.formats.jsonl import write_rows
-from cai.records import Answer, Message, Scored
+from cai.config.errors import CaiError
+from cai.data.jsonl import write_rows
+from cai.data.records import Answer, Message, Scored
+from cai.inference.progress import Reporter
 from cai.runs import scores
-from cai.runs.evaluating import Evaluating, Options, plan_evaluation
-from cai.runs.progress import Reporter
+from cai.runs.evaluating import EvaluationPlan, Options, plan_evaluation
 from tests.runs.test_evaluate import make_run
 
 QUIET = Reporter(Console(quiet=True))
@@ -31,7 +31,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return calls
 
 
-def planned(folder: Path, **options: Any) -> tuple[Evaluating, Path]:
+def planned(folder: Path, **options: Any) -> tuple[EvaluationPlan, Path]:
     out = folder / "out"
     out.mkdir(exist_ok=True)
     answer = Answer(

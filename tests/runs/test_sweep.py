@@ -7,15 +7,15 @@ import pytest
 import yaml
 from rich.console import Console
 
-from cai import constitution
-from cai.engines.memo import Memo
-from cai.engines.scripted import ScriptedEngine
-from cai.errors import CaiError
+from cai.config.errors import CaiError
+from cai.constitution.principles import load_constitution
+from cai.inference.cache import Cache
+from cai.inference.progress import Reporter
+from cai.inference.scripted import ScriptedEngine
+from cai.runs.dry_run import dry_run
 from cai.runs.folder import all_runs, open_run
-from cai.runs.forecast import forecast
 from cai.runs.pipeline import execute
 from cai.runs.plan import Plan, claim_folder, iteration
-from cai.runs.progress import Reporter
 from cai.runs.sweep import Member, carry_out, is_finished, make_sweep, refuse_other_runs
 from tests.conftest import ROOT, scripted, write_workspace
 
@@ -71,7 +71,7 @@ def test_principles_are_left_out_or_stand_alone(
     path = write_sweep(tmp_path, model_folder, principles=ablation, set={"constitution": str(given)})
     _, members = make_sweep(path, [], tmp_path / "runs")
     assert {m.name: "".join(p.id for p in m.plan.constitution.principles) for m in members} == kept
-    whole = {p.id: p for p in constitution.load(given).principles}
+    whole = {p.id: p for p in load_constitution(given).principles}
     assert all(p == whole[p.id] for m in members for p in m.plan.constitution.principles)
 
 
@@ -154,8 +154,8 @@ def test_runs_of_other_settings_are_refused_once_with_what_a_sweep_can_do_about_
 def test_a_forecast_of_a_sweep_counts_shared_calls_once(tmp_path: Path, model_folder: Path) -> None:
     path = write_sweep(tmp_path, model_folder, grid={"revise.rounds": [1, 2, 3]})
     _, members = make_sweep(path, [], tmp_path / "runs", tmp_path / "aside")
-    counted = Memo(tmp_path / "counted.sqlite")
-    asked = [sum(line.asked for line in forecast(member.plan, counted).lines) for member in members]
+    counted = Cache(tmp_path / "counted.sqlite")
+    asked = [sum(line.asked for line in dry_run(member.plan, counted).lines) for member in members]
     assert asked == [6 * 14, 6 * 6, 6 * 8]
     assert not (tmp_path / "runs").exists()
 

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from cai.engines.scripted import ScriptedEngine
-from cai.errors import CaiError
+from cai.config.errors import CaiError
+from cai.inference.progress import Reporter
+from cai.inference.scripted import ScriptedEngine
 from cai.runs.folder import RunFolder, all_runs, open_run
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan
-from cai.runs.progress import Reporter
 from tests.conftest import scripted, write_workspace
 
 TRAIN = """

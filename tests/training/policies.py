@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from cai.formats.jsonl import write_rows
-from cai.records import Preference
+from cai.data.jsonl import write_rows
+from cai.data.records import Preference
 from tests.conftest import prompt
 
 BETTER, WORSE = "yes yes", "no, not"

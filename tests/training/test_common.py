@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from cai.formats.jsonl import write_rows
-from cai.training.dpo import DPOConfig
+from cai.data.jsonl import write_rows
+from cai.training.settings import DPOConfig
 from tests.conftest import train_here
 from tests.training.policies import BETTER, WORSE, pair, preferred_by
 

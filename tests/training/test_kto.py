@@ -4,9 +4,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from cai.errors import CaiError
-from cai.formats.jsonl import write_rows
-from cai.training.kto import KTOConfig, train
+from cai.config.errors import CaiError
+from cai.data.jsonl import write_rows
+from cai.training.kto import train
+from cai.training.settings import KTOConfig
 from tests.conftest import train_here
 from tests.training.policies import BETTER, WORSE, pair, preferred_by, write_pairs
 

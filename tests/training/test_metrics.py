@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cai.errors import CaiError
+from cai.config.errors import CaiError
 from cai.training.metrics import add_metrics, drop_metrics_after, read_metrics
 
 

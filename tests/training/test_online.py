@@ -11,18 +11,21 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from cai.errors import CaiError
-from cai.formats.jsonl import write_rows
-from cai.training import online, ppo, reward
+from cai.config.errors import CaiError
+from cai.data.jsonl import write_rows
+from cai.training import online, reward, settings
 from cai.training.common import load_tokenizer
-from cai.training.online import GRPOConfig, OnlineDPOConfig, RLOOConfig, reward_function
-from cai.training.reward import RewardConfig
+from cai.training.online import reward_function
+from cai.training.ppo import trainer
 from cai.training.reward_model import RewardModel, combined
+from cai.training.settings import GRPOConfig, OnlineDPOConfig, RewardConfig, RLOOConfig
 from cai.training.tokens import end_of_turn, prompt_ids, turn_ids
 from tests.conftest import prompt
 from tests.training.test_reward import planted
 
 STAGES: dict[str, Any] = {"rloo": RLOOConfig, "grpo": GRPOConfig, "online_dpo": OnlineDPOConfig}
+
+
 WEIGHTS = "model/model.safetensors"
 
 
@@ -162,7 +165,7 @@ def test_a_reward_model_of_another_vocabulary_is_refused(
     (foreign / "reward.json").write_text(json.dumps({**about, "vocabulary": "another"}))
     with pytest.raises(CaiError, match="reads other tokens than"):
         if stage == "ppo":
-            ppo.train(ppo.PPOConfig(stage="ppo"), prompts(tmp_path), tiny_model, foreign, tmp_path, 0, print)
+            trainer.train(settings.PPOConfig(stage="ppo"), prompts(tmp_path), tiny_model, foreign, tmp_path, 0, print)
         else:
             run(stage, tiny_model, foreign, tmp_path)
 

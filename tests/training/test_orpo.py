@@ -3,9 +3,10 @@ from typing import Any
 
 import pytest
 
-from cai.errors import CaiError
-from cai.formats.jsonl import write_rows
-from cai.training.orpo import ORPOConfig, train
+from cai.config.errors import CaiError
+from cai.data.jsonl import write_rows
+from cai.training.orpo import train
+from cai.training.settings import ORPOConfig
 from tests.conftest import train_here
 from tests.training.policies import BETTER, WORSE, pair, preferred_by, write_pairs
 

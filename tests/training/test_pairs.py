@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from cai.errors import CaiError
-from cai.formats.jsonl import write_rows
-from cai.training.pairs import read_hard_pairs
+from cai.config.errors import CaiError
+from cai.data.jsonl import write_rows
+from cai.training.common import read_hard_pairs
 from tests.training.policies import BETTER, WORSE, pair
 
 

@@ -10,16 +10,26 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cai.errors import CaiError
-from cai.formats.jsonl import write_rows
-from cai.records import Message, Preference
-from cai.training.reward import Pair, RewardConfig, batch_elements, bootstrap
+from cai.config.errors import CaiError
+from cai.data.jsonl import write_rows
+from cai.data.records import Message, Preference
+from cai.training.reward import (
+    Pair,
+    RankingCollator,
+    SoftRewardTrainer,
+    batch_elements,
+    bootstrap,
+    length_dependence,
+    soft_preference_loss,
+)
 from cai.training.reward_model import RewardModel, combined, shares_weights
-from cai.training.soft_reward import RankingCollator, SoftRewardTrainer, length_dependence, soft_preference_loss
+from cai.training.settings import RewardConfig
 from cai.training.tokens import end_of_turn, padding, prompt_ids, turn_ids
 from tests.conftest import train_here
 
 numbers = st.floats(-30, 30)
+
+
 probabilities = st.floats(0, 1)
 
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cai.formats.jsonl import read_rows, write_rows
-from cai.records import Answer, Message, Messages, Preference, Scored
-from cai.training.reward import RewardConfig
+from cai.data.jsonl import read_rows, write_rows
+from cai.data.records import Answer, Message, Messages, Preference, Scored
 from cai.training.reward_model import RewardModel
 from cai.training.scoring import ScoringSpec, Text, Writer, log_probabilities, score
+from cai.training.settings import RewardConfig
 from tests.conftest import train_here
 
 

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from cai.errors import CaiError
-from cai.formats.jsonl import write_rows
-from cai.records import Revision
+from cai.config.errors import CaiError
+from cai.data.jsonl import write_rows
+from cai.data.records import Revision
 from cai.training import sft
-from cai.training.sft import SFTConfig
+from cai.training.settings import SFTConfig
 from tests.conftest import prompt, train_here
 
 

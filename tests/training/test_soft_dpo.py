@@ -5,12 +5,17 @@ from typing import Any, get_args
 import pytest
 from pydantic import ValidationError
 
-from cai.training.dpo import SMOOTHED, SOFT, DPOConfig, Loss
+from cai.training.settings import SMOOTHED, SOFT, DPOConfig, Loss
 
 torch = pytest.importorskip("torch")
 
+
 BETA, NOISE = 0.3, 0.2
+
+
 ALIKE = [1.0, 1.0, 1.0]
+
+
 MIXED = [0.7, 0.01, 1.0]
 
 
@@ -21,7 +26,7 @@ def trainers(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
     import trl
     from transformers import AutoTokenizer
 
-    from cai.training.soft_dpo import SoftDPOTrainer, SoftPreferenceCollator
+    from cai.training.dpo import SoftDPOTrainer, SoftPreferenceCollator
 
     rows = [
         {
@@ -181,7 +186,7 @@ def test_soft_labels_are_refused_with_a_loss_that_has_no_place_for_them(tiny_mod
     import trl
     from transformers import AutoTokenizer
 
-    from cai.training.soft_dpo import SoftDPOTrainer
+    from cai.training.dpo import SoftDPOTrainer
 
     turns = {"prompt": "a", "chosen": "b", "rejected": "c"}
     with pytest.raises(ValueError, match="soft labels need one loss_type of sigmoid, ipo, robust"):

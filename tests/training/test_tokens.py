@@ -3,8 +3,8 @@ from typing import Any
 
 import pytest
 
-from cai.errors import CaiError
-from cai.records import Message
+from cai.config.errors import CaiError
+from cai.data.records import Message
 from cai.training.tokens import end_of_turn, padding, prompt_ids, turn_ids, whole_turn
 
 ASK = [Message(role="user", content="hello")]

@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 
-from cai.errors import CaiError
-from cai.runs import config as run_config
+from cai.config.errors import CaiError
 from cai.runs.plan import lock, make_plan
-from cai.training import trackers
-from cai.training.launch import _identity
-from cai.training.sft import SFTConfig
-from cai.training.trackers import Trackers
+from cai.runs.run_file import load_run_file
+from cai.training import metrics
+from cai.training.metrics import Trackers
+from cai.training.settings import SFTConfig
+from cai.training.stage import _identity
 from tests.conftest import train_here, write_workspace
 from tests.training.test_sft import revisions
 
@@ -44,7 +44,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Recorder]:
     made.clear()
     for name in ("tensorboard", "wandb", "trackio"):
         monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, name, Recorder)
-    monkeypatch.setattr(trackers, "find_spec", lambda name: name)
+    monkeypatch.setattr(metrics, "find_spec", lambda name: name)
     return made
 
 
@@ -88,15 +88,15 @@ def test_where_metrics_go_changes_neither_the_run_nor_its_stage(
 def test_a_tracker_that_is_not_there_is_told_before_anything_is_paid_for(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
+    monkeypatch.setattr(metrics, "find_spec", lambda name: None)
     run_file = write_workspace(tmp_path, model_folder, extra="train: [{stage: sft, report_to: [wandb]}]\n")
     with pytest.raises(
         CaiError, match=r"run\.yaml:5: train\[0\]\.report_to: .*wandb is not installed: pip install wandb"
     ):
-        run_config.load(run_file)
+        load_run_file(run_file)
     run_file.write_text(run_file.read_text().replace("[wandb]", "wandb"), encoding="utf-8")
     with pytest.raises(CaiError, match=r"expected a list of 'tensorboard', 'wandb', 'trackio', found 'wandb'"):
-        run_config.load(run_file)
+        load_run_file(run_file)
 
 
 def test_tensorboard_reads_what_was_reported(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Reading what people write: YAML with line numbers, errors in their words, hashing."""

@@ -1,0 +1,72 @@
+"""Characters that are not seen, and words that are not what they look like (Unicode Technical Standard #39)."""
+
+import re
+import unicodedata
+
+LOOK_ALIKES = frozenset("асеіјорѕухԁһԛԝѵ" + "ονικρχυ")  # small letters of Cyrillic and Greek
+
+
+CONFUSABLE_SCRIPTS = frozenset({"LATIN", "CYRILLIC", "GREEK", "ARMENIAN", "CHEROKEE", "COPTIC"})
+
+
+NO_SCRIPT = frozenset({"MICRO", "MODIFIER", "FEMININE", "MASCULINE", "SUPERSCRIPT"})  # µ, ª, ⁿ: no one's letters
+
+
+BLANKS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")  # letters, marks and symbols that are blank
+
+
+def hidden_characters(text: str) -> list[tuple[int, str]]:
+    """(position, name) of every character that cannot be seen: controls, marks of direction, zero width, blanks.
+
+    Left alone are tabs, line ends, a byte order mark at the start, and what joins or selects where it has a purpose:
+    between letters of scripts that need it, and within emoji.
+    """
+    return [
+        (at, f"U+{ord(c):04X} {unicodedata.name(c, 'CONTROL CHARACTER')}")
+        for at, c in enumerate(text)
+        if _is_hidden(c) and not _has_purpose(c, text[at - 1 : at], text[at + 1 : at + 2]) and (c, at) != ("\ufeff", 0)
+    ]
+
+
+def _is_hidden(c: str) -> bool:
+    category = unicodedata.category(c)
+    variation = "\ufe00" <= c <= "\ufe0f" or "\U000e0100" <= c <= "\U000e01ef"
+    return variation or c in BLANKS or (category in ("Cc", "Cf", "Zl", "Zp", "Co") and c not in "\n\t")
+
+
+def _has_purpose(c: str, before: str, after: str) -> bool:
+    if c in "\u200c\u200d":  # joiners
+        return bool(before and after) and not any(b.isascii() or _script(b) == "LATIN" for b in before + after)
+    if c in "\ufe0e\ufe0f":  # the plain and the coloured form of an emoji
+        return bool(before) and (unicodedata.category(before) == "So" or before in "0123456789#*‼⁉↔")
+    return False
+
+
+def odd_words(text: str) -> list[tuple[str, str]]:
+    """(word, why) for each word that may not be what it looks like: letters of two scripts, or like Latin ones."""
+    latin = sum(_script(c) == "LATIN" for c in text)
+    found = []
+    for word in dict.fromkeys(re.findall(r"[^\W\d_]+", text)):
+        scripts = sorted({_script(c) for c in word} & CONFUSABLE_SCRIPTS)
+        if len(scripts) > 1:
+            found.append((word, f"mixes {' and '.join(script.capitalize() for script in scripts)} letters"))
+        elif any(c.isalpha() and c not in "ªº" and _is_special_form(c) for c in word):
+            found.append((word, "has letters of a special form in place of the ordinary ones"))
+        elif scripts and scripts != ["LATIN"] and set(word.lower()) <= LOOK_ALIKES and latin > len(text) / 2:
+            found.append((word, f"has {scripts[0].capitalize()} letters that look like Latin ones"))
+    return found
+
+
+def _is_special_form(c: str) -> bool:
+    return not c.isascii() and unicodedata.normalize("NFKC", c).isascii()
+
+
+def _script(c: str) -> str:
+    """The script of a letter, by the first word of its name; empty for what is no letter."""
+    script = unicodedata.name(c, "").split(" ")[0] if c.isalpha() else ""
+    return "" if script in NO_SCRIPT else script
+
+
+def visible(text: str) -> str:
+    """A text with control characters shown, so that it cannot steer a terminal or hide in a page."""
+    return "".join(c if c in "\n\t" or c.isprintable() else f"\\x{ord(c):02x}" for c in text)

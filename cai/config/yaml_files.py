@@ -1,0 +1,204 @@
+"""Reading YAML that people write: models, line numbers, and errors that name them."""
+
+import copy
+import itertools
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from cai.config.errors import CaiError, reading
+from cai.config.validation import Location, Problem, bool_for_number, problems, spoken
+
+HINTS = {  # parts of what PyYAML says, and what it takes to mend
+    "'\\t' that cannot start": "; put spaces in place of the tab",
+    "mapping values are not allowed": "; put a text with a colon in quotes, or below `>-`",
+    "'`' that cannot start": "; put a text that begins with ` in quotes, or below `>-`",
+    "'@' that cannot start": "; put a text that begins with @ in quotes, or below `>-`",
+    "'%' that cannot start": "; put a text that begins with % in quotes, or below `>-`",
+    "undefined alias": "; put a text that begins with * in quotes, or below `>-`",
+    "alphabetic or numeric character": "; put a text that begins with * or & in quotes, or below `>-`",
+}
+
+
+MOST_PLACES = 100_000  # values of a file, those that aliases stand for counted: a constitution of 16 has 400
+
+
+Kind = Literal["constitution", "run file", "sweep"]
+
+
+TAKEN_BY: dict[Kind, str] = {  # what to do with a file of each kind
+    "constitution": "a run file names it as `constitution:`, and `cai try {path}` shows what it does",
+    "run file": "`cai run {path}` carries it out, and a sweep names it as `run:`",
+    "sweep": "`cai sweep {path}` carries it out",
+}
+
+
+class Section(BaseModel):
+    """Base of everything a person writes in YAML: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_numbers(cls, data: Any) -> Any:
+        for key, value in data.items() if isinstance(data, dict) else ():
+            if key in cls.model_fields and (told := bool_for_number(cls, key, value)):
+                raise PydanticCustomError("bool_for_number", "{told}", {"told": told, "at": (key,)})
+        return data
+
+
+class YamlSource(NamedTuple):
+    """A parsed YAML file: its data, and where each location was written, `file:line` or the `--set` option."""
+
+    path: Path
+    data: Any
+    places: dict[Location, str]
+
+
+AnySection = TypeVar("AnySection", bound=BaseModel)
+
+
+def load_yaml(path: Path, model: type[AnySection]) -> AnySection:
+    """Read a YAML file into `model`.
+
+    Raises: CaiError naming file, line, field, what was found and what was expected.
+    """
+    return validate(read_yaml(path), model)
+
+
+def read_yaml(path: Path) -> YamlSource:
+    """Parse one YAML document, remembering lines; duplicate keys and unreadable files raise CaiError."""
+    text = read_text(path)
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if node is None:
+            raise CaiError(f"{path}: the file is empty")
+        places: dict[Location, str] = {}
+        _collect_places(path, node, (), places)
+        return YamlSource(path, yaml.safe_load(text), places)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        problem = str(error.problem or error.context)
+        hint = next((hint for part, hint in HINTS.items() if part in problem), "")
+        raise CaiError(f"{path}:{line}: not valid YAML: {problem}{hint}") from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise CaiError(
+            f"{path}:{line}: not valid YAML: the control character U+{ord(text[error.position]):04X}"
+        ) from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-45
+        raise CaiError(f"{path}: not valid YAML: {error}") from error
+    except RecursionError as error:
+        raise CaiError(f"{path}: not valid YAML: nested too deeply, or an alias within what it stands for") from error
+
+
+def expect_kind(source: YamlSource, expected: Kind) -> None:
+    """Raises: CaiError, in one line, for a file whose keys are plainly those of another kind of file."""
+    keys = source.data if isinstance(source.data, dict) else {}
+    signs: dict[Kind, bool] = {
+        "constitution": isinstance(keys.get("principles"), list),
+        "run file": "prompts" in keys and ("model" in keys or "constitution" in keys),
+        "sweep": "run" in keys and ("grid" in keys or "set" in keys or isinstance(keys.get("principles"), str)),
+    }
+    kinds = [kind for kind, found in signs.items() if found]
+    if len(kinds) == 1 and kinds[0] != expected:
+        taken = TAKEN_BY[kinds[0]].format(path=source.path)
+        raise CaiError(f"{source.path}: this is a {kinds[0]}, where a {expected} was expected; {taken}")
+
+
+def read_text(path: Path) -> str:
+    """The file's text; CaiError when it is missing, a folder or not UTF-8."""
+    with reading(path):
+        content = path.read_bytes()
+    try:
+        return content.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise CaiError(f"{path}:{line}: not UTF-8 text: byte 0x{content[error.start]:02x}") from None
+
+
+def _collect_places(path: Path, node: yaml.Node, at: Location, places: dict[Location, str]) -> None:
+    places.setdefault(at, f"{path}:{node.start_mark.line + 1}")
+    if len(places) > MOST_PLACES:
+        raise CaiError(f"{path}: more than {MOST_PLACES:,} values; its aliases stand for too many")
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[Hashable, int] = {}
+        for key_node, value_node in node.value:
+            key, line = key_node.value, key_node.start_mark.line + 1
+            if isinstance(key, Hashable):
+                if key in seen:
+                    raise CaiError(f"{path}:{line}: the key '{key}' stands here twice, first on line {seen[key]}")
+                seen[key] = line
+                places[*at, str(key)] = f"{path}:{line}"
+                _collect_places(path, value_node, (*at, str(key)), places)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, child in enumerate(node.value):
+            _collect_places(path, child, (*at, index), places)
+
+
+def apply_overrides(source: YamlSource, overrides: list[str]) -> YamlSource:
+    """A source with `key.path=value` settings laid over it; values are read as YAML."""
+    data, places = copy.deepcopy(source.data), dict(source.places)
+    for override in overrides:
+        dotted, equals, text = override.partition("=")
+        if not equals or not dotted:
+            raise CaiError(f"--set {override}: expected key=value, such as judge.principles=16")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise CaiError(f"--set {override}: the value is not valid YAML") from None
+        steps: list[str | int] = [int(step) if step.isdigit() else step for step in dotted.split(".")]
+        try:
+            _set_at(data, steps, value)
+        except (TypeError, IndexError):
+            raise CaiError(f"--set {override}: there is no place '{dotted}' in {source.path}") from None
+        at = tuple(steps)
+        places = {known: place for known, place in places.items() if known[: len(at)] != at}
+        places[at] = f"--set {dotted}"
+    return YamlSource(source.path, data, places)
+
+
+def _set_at(data: Any, steps: list[str | int], value: Any) -> None:
+    for here, following in itertools.pairwise(steps):
+        if isinstance(data, dict) and data.get(here) is None:
+            data[here] = [] if isinstance(following, int) else {}
+        data = data[here]
+    data[steps[-1]] = value
+
+
+class Mistake(NamedTuple):
+    """A fault in a file: the place it is written in, the steps to it, and what is wrong there."""
+
+    place: str
+    at: Location
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.message}"
+
+
+def validate(source: YamlSource, model: type[AnySection]) -> AnySection:
+    """Check parsed YAML against `model`; every mistake becomes one line of a CaiError."""
+    found = check(source, model)
+    if isinstance(found, list):
+        raise CaiError("\n".join(dict.fromkeys(map(str, found))))
+    return found
+
+
+def check(source: YamlSource, model: type[AnySection]) -> AnySection | list[Mistake]:
+    """The model of parsed YAML, or all that is wrong with it."""
+    try:
+        return model.model_validate(source.data)
+    except ValidationError as error:
+        return [_mistake(source, fault) for fault in problems(model, source.data, error)]
+
+
+def _mistake(source: YamlSource, fault: Problem) -> Mistake:
+    at = fault.at
+    place = next((source.places[at[:n]] for n in range(len(at), -1, -1) if at[:n] in source.places), str(source.path))
+    name = "" if place == f"--set {'.'.join(map(str, at))}" else spoken(source.data, at)
+    return Mistake(place, at, f"{name}: {fault.message}" if name else fault.message)

@@ -1,0 +1,1 @@
+"""Constitutions: principles, how they are put to a model, what may be wrong with them, and external formats."""

@@ -1,0 +1,297 @@
+"""Constitutions of others, read into ours and written from it; JSON files all.
+
+    anthropic-critiques  {"harmful0": {"prompt": ["\\n\\nCritiqueRequest: …\\n\\nCritique:"],
+                          "edit_request": "\\n\\nRevisionRequest: …\\n\\nRevision:"}, …}
+                         CritiqueRevisionInstructions.json of github.com/anthropics/ConstitutionalHarmlessnessPaper
+    anthropic-judge      ["\\nChoose the response that is … Options:", …]
+                         RLMadisonInstructions.json of the same
+    huggingface          {"constitutions": [{"critic": "…", "revision": "…"}, …], "system_chat": […]}
+                         examples/constitutional-ai of github.com/huggingface/llm-swarm
+
+None of them holds all three texts of a principle. What is missing is made of what is there, word for word, and the
+principle's notes say so; what has no place in a format is left out, and told. What a format does hold survives both
+ways: reading and writing again gives the same value where its texts are framed as above and its keys are our ids.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cai.config.errors import CaiError, reading
+from cai.constitution.principles import Constitution, Principle
+
+JUDGE_FROM_REVISION = "Which answer better does what this instruction asks for? Instruction: {revision}"
+
+
+CRITIQUE_FROM_JUDGE = "Point out where the answer falls short of what this instruction prefers. Instruction: {judge}"
+
+
+REVISION_FROM_JUDGE = "Rewrite the answer so that it is what this instruction prefers. Instruction: {judge}"
+
+
+JUDGE_IS_MADE = "the format holds no judge's questions: judge was made of revision, as the notes say; write it anew"
+
+
+REST_IS_MADE = (
+    "the format holds the judge's questions alone: the rest was made of them, as the notes say; write it anew"
+)
+
+
+NUMBERED = "the format holds no ids: principles are numbered; name them before you run them, since ids decide draws"
+
+
+class Told(NamedTuple):
+    """A constitution or a value of a foreign format, and what the user should know of how it came about."""
+
+    value: Any
+    notices: list[str]
+
+
+class Format(NamedTuple):
+    """A file format: how to read it, how to write it, and (parts found, parts expected, what is wrong) of a value."""
+
+    read: Callable[[Any, str], Told]
+    write: Callable[[Constitution], Told]
+    check: Callable[[Any], tuple[int, int, list[str]]]
+
+
+def read_foreign(path: Path) -> tuple[str, Constitution, list[str]]:
+    """A constitution out of another's file: the format it is in, the constitution, and what to tell the user.
+
+    Raises: CaiError for a file that is not JSON or fits no format; it names the closest and what was missing.
+    """
+    value = _read_json(path)
+    checked = {name: form.check(value) for name, form in FORMATS.items()}
+    for name, (_, _, faults) in checked.items():
+        if not faults:
+            constitution, notices = FORMATS[name].read(value, path.stem)
+            return name, constitution, notices
+    closest = max(checked, key=lambda name: checked[name][0] / checked[name][1])
+    lines = [f"{path}: no known format of a constitution"]
+    for name, (found, expected, faults) in checked.items():
+        parts = f" (closest: {found} of {expected} parts)" if name == closest and found else ""
+        more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
+        lines.append(f"  {name}{parts}: {'; '.join(faults[:3])}{more}")
+    raise CaiError("\n".join(lines))
+
+
+def write_foreign(constitution: Constitution, name: str) -> tuple[str, list[str]]:
+    """The text of a file in the named format, and what it could not hold; raises CaiError for an unknown format."""
+    if name not in FORMATS:
+        raise CaiError(f"--format {name}: expected one of {', '.join(FORMATS)}")
+    value, notices = FORMATS[name].write(constitution)
+    return json.dumps(value, ensure_ascii=False, indent=2) + "\n", notices
+
+
+def read_critiques(value: Any, name: str) -> Told:
+    """anthropic-critiques: a principle an entry, its id the entry's key; the judge's question from the revision."""
+    ids, notices = _ids(list(value))
+    principles = [
+        _without_judge(
+            ids[key],
+            _unframed(entry["prompt"][0], "CritiqueRequest:", "Critique:"),
+            _unframed(entry["edit_request"], "RevisionRequest:", "Revision:"),
+        )
+        for key, entry in value.items()
+    ]
+    notices += [JUDGE_IS_MADE, *_not_read(value.values(), "prompt", "edit_request")]
+    return Told(Constitution(name=name, principles=principles), notices)
+
+
+def write_critiques(constitution: Constitution) -> Told:
+    """anthropic-critiques: critiques and revisions, by id."""
+    value = {
+        p.id: {
+            "prompt": [f"\n\nCritiqueRequest: {p.critique}\n\nCritique:"],
+            "edit_request": f"\n\nRevisionRequest: {p.revision}\n\nRevision:",
+        }
+        for p in constitution.principles
+    }
+    return Told(value, _left_out(constitution, "judge"))
+
+
+def check_critiques(value: Any) -> tuple[int, int, list[str]]:
+    """anthropic-critiques."""
+    if not isinstance(value, dict) or not value:
+        return 0, 1, [f"expected an object of entries, found {_spoken(value)}"]
+    found, faults = 0, []
+    for key, entry in value.items():
+        entry = entry if isinstance(entry, dict) else {}
+        prompt = entry.get("prompt")
+        first = prompt[0] if isinstance(prompt, list) and len(prompt) == 1 else None
+        for what, text, end in (
+            ("'prompt', a list of one text", first, "Critique:"),
+            ("'edit_request', a text", entry.get("edit_request"), "Revision:"),
+        ):
+            good = isinstance(text, str) and bool(_unframed(text, end.replace(":", "Request:"), end))
+            found += good
+            faults += [] if good else [f"{key!r} has no {what}"]
+    return found, 2 * len(value), faults
+
+
+def read_judge(value: Any, name: str) -> Told:
+    """anthropic-judge: a principle a text, numbered; critique and revision are made of the judge's instruction."""
+    principles = []
+    for number, text in enumerate(value, 1):
+        judge = _unframed(text, "", "Options:")
+        principles.append(
+            Principle(
+                id=f"principle-{number}",
+                critique=CRITIQUE_FROM_JUDGE.replace("{judge}", judge),
+                revision=REVISION_FROM_JUDGE.replace("{judge}", judge),
+                judge=judge,
+                notes="critique and revision were made of judge on import: write them anew.",
+            )
+        )
+    return Told(Constitution(name=name, principles=principles), [NUMBERED, REST_IS_MADE])
+
+
+def write_judge(constitution: Constitution) -> Told:
+    """anthropic-judge: the judge's questions."""
+    value = [f"\n{p.judge} Options:" for p in constitution.principles]
+    return Told(value, _left_out(constitution, "id", "critique", "revision"))
+
+
+def check_judge(value: Any) -> tuple[int, int, list[str]]:
+    """anthropic-judge."""
+    if not isinstance(value, list) or not value:
+        return 0, 1, [f"expected a list of texts, found {_spoken(value)}"]
+    good = [isinstance(text, str) and bool(_unframed(text, "", "Options:")) for text in value]
+    faults = [
+        f"entry {n} is {_spoken(value[n - 1])}, expected a text that says something"
+        for n, fits in enumerate(good, 1)
+        if not fits
+    ]
+    return sum(good), len(value), faults
+
+
+def read_huggingface(value: Any, name: str) -> Told:
+    """huggingface: a principle an entry, numbered; the judge's question from the revision."""
+    entries, chat = _entries_and_chat(value)
+    principles = [
+        _without_judge(f"principle-{number}", entry["critic"].strip(), entry["revision"].strip())
+        for number, entry in enumerate(entries, 1)
+    ]
+    notices = [NUMBERED, JUDGE_IS_MADE, *_not_read(entries, "critic", "revision")]
+    notices += _not_read([value], "constitutions", "system_chat") if isinstance(value, dict) else []
+    if chat:
+        notices.append(
+            "system_chat was left out: a constitution holds no demonstrations; `cai import FILE --as few-shot` "
+            "turns it into the few_shot.yaml of a template folder"
+        )
+    return Told(Constitution(name=name, principles=principles), notices)
+
+
+def write_huggingface(constitution: Constitution) -> Told:
+    """huggingface: critiques and revisions; without demonstrations."""
+    entries = [{"critic": p.critique, "revision": p.revision} for p in constitution.principles]
+    return Told({"constitutions": entries, "system_chat": []}, _left_out(constitution, "id", "judge"))
+
+
+def check_huggingface(value: Any) -> tuple[int, int, list[str]]:
+    """huggingface."""
+    entries, chat = _entries_and_chat(value)
+    if not isinstance(entries, list) or not entries:
+        return 0, 1, [f"expected an object with a list 'constitutions', found {_spoken(value)}"]
+    faults = [] if isinstance(chat, list) else [f"'system_chat' is {_spoken(chat)}, expected a list"]
+    for number, entry in enumerate(entries, 1):
+        for key in ("critic", "revision"):
+            text = entry.get(key) if isinstance(entry, dict) else None
+            if not isinstance(text, str) or not text.strip():
+                faults.append(f"entry {number} has no '{key}', a text")
+    expected = 2 * len(entries) + 1
+    return expected - len(faults) - (not any(isinstance(entry, dict) for entry in entries)), expected, faults
+
+
+def _entries_and_chat(value: Any) -> tuple[Any, Any]:
+    """`constitutions` and `system_chat`; the earliest files are the list of entries alone."""
+    if isinstance(value, dict):
+        return value.get("constitutions"), value.get("system_chat", [])
+    return value, []
+
+
+FORMATS = {
+    "anthropic-critiques": Format(read_critiques, write_critiques, check_critiques),
+    "anthropic-judge": Format(read_judge, write_judge, check_judge),
+    "huggingface": Format(read_huggingface, write_huggingface, check_huggingface),
+}
+
+
+def _without_judge(id: str, critique: str, revision: str) -> Principle:
+    judge = JUDGE_FROM_REVISION.replace("{revision}", revision)
+    notes = "judge was made of revision on import: write it anew."
+    return Principle(id=id, critique=critique, revision=revision, judge=judge, notes=notes)
+
+
+def _not_read(entries: Iterable[dict[str, Any]], *known: str) -> list[str]:
+    unknown = sorted({key for entry in entries for key in entry if key not in known})
+    return [f"left out, since nothing here stands for it: {', '.join(map(repr, unknown))}"] if unknown else []
+
+
+def _left_out(constitution: Constitution, *fields: str) -> list[str]:
+    """What the format has no place for, where there is any."""
+    gone = [{"id": "ids", "judge": "the judge's questions"}.get(field, f"{field}s") for field in fields]
+    for plural, has_any in (
+        ("weights", any(p.weight != 1 for p in constitution.principles)),
+        ("tags", any(p.tags for p in constitution.principles)),
+        ("notes", any(p.notes for p in constitution.principles)),
+        ("tests", any(p.tests for p in constitution.principles)),
+        ("the description", bool(constitution.description)),
+    ):
+        gone += [plural] if has_any else []
+    return [f"left out, since the format has no place for them: {', '.join([*gone, 'the name'])}"]
+
+
+def _unframed(text: str, start: str, end: str) -> str:
+    return text.strip().removeprefix(start).removesuffix(end).strip()
+
+
+def _ids(keys: list[str]) -> tuple[dict[str, str], list[str]]:
+    """An id for each key: the key itself where it can be one, and a notice of those that had to change."""
+    ids: dict[str, str] = {}
+    for key in sorted(keys, key=lambda key: (_as_id(key) != key, keys.index(key))):  # those that stay choose first
+        id, number = _as_id(key), 2
+        while id in ids.values():
+            id, number = f"{_as_id(key)}-{number}", number + 1
+        ids[key] = id
+    changed = [f"{key!r} → {id}" for key, id in ids.items() if key != id]
+    return ids, [f"keys that cannot be ids were changed: {', '.join(changed)}"] if changed else []
+
+
+def _as_id(key: str) -> str:
+    return re.sub(r"[^a-z0-9_-]+", "-", key.lower()).lstrip("-_") or "principle"
+
+
+def _spoken(value: Any) -> str:
+    kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    kind = kinds.get(type(value), "a number")
+    if isinstance(value, dict):
+        return (
+            f"{kind} with {', '.join(map(repr, list(value)[:4]))}{', …' if len(value) > 4 else ''}" if value else "{}"
+        )
+    return f"an empty {kind.split()[-1]}" if value in ([], "") else kind
+
+
+def _read_json(path: Path) -> Any:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        seen: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in seen:
+                raise CaiError(f"{path}: the key {key!r} stands twice in one object")
+            seen[key] = value
+        return seen
+
+    with reading(path):
+        text = path.read_text(encoding="utf-8-sig")
+    try:
+        value = json.loads(text, object_pairs_hook=once)
+        json.dumps(value, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        raise CaiError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from None
+    except UnicodeEncodeError:
+        raise CaiError(f"{path}: holds half of a surrogate pair, which is no character") from None
+    except RecursionError:
+        raise CaiError(f"{path}: nested too deeply") from None
+    return value

@@ -1,0 +1,1 @@
+"""The rows that flow through a run, and every file format read or written."""

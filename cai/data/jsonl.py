@@ -1,0 +1,180 @@
+"""Rows as JSON Lines: read with errors that name file and line, written beside and renamed."""
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self, TextIO, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from cai.config.errors import CaiError, reading
+from cai.config.validation import problems, spoken
+
+AnyRow = TypeVar("AnyRow", bound=BaseModel)
+
+
+COMPRESSIONS = (".gz", ".zst")
+
+
+def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Every object of a JSON Lines file (`*.gz`, `*.zst` too) with its line number, from 1; blank lines are skipped."""
+    with open_text(path) as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield number, _object(f"{path}:{number}", line)
+
+
+def _object(place: str, line: str) -> dict[str, Any]:
+    value = parse_json(place, line)
+    if not isinstance(value, dict):
+        raise CaiError(f"{place}: expected a JSON object, found {line.strip()[:60]}")
+    return value
+
+
+def parse_json(place: str, text: str) -> Any:
+    """The value of a JSON text; raises CaiError that starts with `place` for one that is not valid."""
+    text = text.rstrip()  # a line's end would pass for a character within a text that is cut short
+    try:
+        value = json.loads(text)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        raise CaiError(f"{place}: not valid JSON: {_invalid(error, text)}") from None
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise CaiError(f"{place}: {half} is half of a character and stands alone") from None
+    except RecursionError:
+        raise CaiError(f"{place}: nested too deeply") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise CaiError(f"{place}: not valid JSON: {error}") from None
+    return value
+
+
+def _invalid(error: json.JSONDecodeError, text: str) -> str:
+    """What is wrong with a JSON text, and where; of one that is cut short, where it ends."""
+    lines = text.split("\n")
+    began, ends = (
+        f"line {line}, column {column}" if len(lines) > 1 else f"column {column}"
+        for line, column in ((error.lineno, error.colno), (len(lines), len(lines[-1])))
+    )
+    if error.msg.startswith("Unterminated"):
+        return f"it ends at {ends}, within the text that begins in {began}"
+    if error.pos >= len(text):
+        return f"it ends at {ends}, within a value"
+    return f"{error.msg}, {began}"
+
+
+@contextmanager
+def open_text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
+    """A text file to read, UTF-8 with or without a byte order mark; gzip and Zstandard by their suffix.
+
+    Raises: CaiError for a file that cannot be read; of one that is not UTF-8, naming the line.
+    """
+    with reading(path), _open_bytes(path) as file:
+        try:
+            yield io.TextIOWrapper(file, encoding="utf-8-sig", newline=newline)
+        except UnicodeDecodeError:
+            raise CaiError(_not_utf8(path)) from None
+
+
+def _open_bytes(path: Path) -> BinaryIO:
+    if path.suffix == ".gz":
+        return gzip.open(path)  # type: ignore[return-value]
+    if path.suffix == ".zst":
+        import pyarrow
+
+        return pyarrow.input_stream(str(path), compression="zstd")  # type: ignore[no-any-return]
+    return path.open("rb")
+
+
+def _not_utf8(path: Path) -> str:
+    """Where the first byte stands that is no UTF-8: decoding by blocks does not tell."""
+    with _open_bytes(path) as file:
+        for number, line in enumerate(io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape"), 1):
+            if bad := re.search("[\udc80-\udcff]", line):
+                byte = ord(bad[0]) - 0xDC00
+                return f"{path}:{number}: not UTF-8 text: byte 0x{byte:02x} in column {bad.start() + 1}"
+    return f"{path}: not UTF-8 text"
+
+
+def file_fingerprint(path: Path) -> str:
+    """32 hexadecimal digits that stand for a file's bytes; raises CaiError when it cannot be read."""
+    with reading(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+
+
+def read_rows(path: Path, model: type[AnyRow]) -> list[AnyRow]:
+    """All rows of a file as `model`; raises CaiError naming file, line and field."""
+    return list(each_row(path, model))
+
+
+def each_row(path: Path, model: type[AnyRow]) -> Iterator[AnyRow]:
+    """The rows of a file as `model`, one at a time; raises as read_rows does."""
+    with reading(path), open_text(path) as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = model.model_validate_json(line)  # three times as fast as by way of objects
+            except ValidationError:
+                row = parse_row(f"{path}:{number}", _object(f"{path}:{number}", line), model)  # says what is wrong
+            yield row
+
+
+def parse_row(place: object, value: dict[str, Any], model: type[AnyRow]) -> AnyRow:
+    """One object as `model`; raises CaiError naming its place, such as file and line, and the field."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        fault = problems(model, value, error)[0]
+        field = spoken(value, fault.at)
+        raise CaiError(f"{place}: {field + ': ' if field else ''}{fault.message}") from None
+
+
+class RowWriter:
+    """Writes rows to `path` through a file beside it, renamed when the block ends without an error."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.count = 0
+
+    def __enter__(self) -> Self:
+        self._beside = self.path.with_name(self.path.name + ".part")
+        self._file = self._beside.open("w", encoding="utf-8")
+        return self
+
+    def write(self, row: BaseModel) -> None:
+        """Append one row."""
+        self._file.write(row.model_dump_json() + "\n")
+        self.count += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        if kind is None:
+            self._beside.replace(self.path)
+        else:
+            self._beside.unlink(missing_ok=True)
+
+
+def write_rows(path: Path, rows: Iterable[BaseModel]) -> int:
+    """Write all rows at once; returns how many."""
+    with RowWriter(path) as writer:
+        for row in rows:
+            writer.write(row)
+    return writer.count
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file beside and rename it, so that nobody reads half of it."""
+    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)

@@ -1,0 +1,243 @@
+"""The rows that flow through a run, one JSON object a line in its files."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticKnownError
+from typing_extensions import TypedDict
+
+from cai.stats.logistic import logit, sigmoid
+
+Role = Literal["system", "user", "assistant"]
+
+
+def _no_truth_value(value: object) -> object:
+    if isinstance(value, bool):  # which pydantic takes for 1 or 0
+        raise PydanticKnownError("float_type")
+    return value
+
+
+Probability = Annotated[float, Field(ge=0, le=1), BeforeValidator(_no_truth_value)]
+
+
+Weight = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_no_truth_value)]
+
+
+class Message(TypedDict):
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+Messages = list[Message]
+
+
+class Row(BaseModel):
+    """Base of every row: immutable, unknown fields refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Prompt(Row):
+    """A conversation that waits for an answer: its last turn is the user's."""
+
+    id: str
+    messages: Messages
+    tags: list[str] = []
+
+
+class Demonstration(Row):
+    """A prompt with an answer to learn; the name is that of InstructGPT (arXiv:2203.02155)."""
+
+    prompt_id: str
+    messages: Messages
+    tags: list[str] = []
+    completion: str
+
+
+class Revision(Row):
+    """One round of the critique–revise loop, with where it came from."""
+
+    prompt_id: str
+    messages: Messages
+    tags: list[str]
+    round: int  # from 1
+    draft: str  # the answer before round 1
+    before: str  # the answer this round started from
+    principle_id: str
+    principle_hash: str
+    critique: str | None  # None when the run revises directly
+    revision: str
+    truncated: list[Literal["draft", "critique", "revision"]]  # which texts ran into max_tokens
+    flags: list[str]  # hygiene, see cai/feedback/filters.py
+    model: str  # engine fingerprint
+    templates: str  # fingerprint
+    seed: int
+
+
+class Verdict(Row):
+    """What one principle says of a pair: P(first is better), asked in both orders or, without a swap, in one."""
+
+    principle_id: str
+    principle_hash: str
+    weight: Weight = 1.0  # of this verdict in the label
+    judge: str = ""  # engine fingerprint, in a panel of several judges
+    p_forward: Probability | None  # the first response shown before the second; None when that was not asked
+    p_reverse: Probability | None  # the first response shown after the second; None when that was not asked
+    share_forward: Probability = 0.5  # of the orders asked, those that show the first before the second
+    outside: Probability  # mean probability mass outside the options
+    thoughts: list[str] = []  # what the judge reasoned before, in each order
+
+    @property
+    def p(self) -> float:
+        """All orders averaged in log-odds, which cancels a constant preference for a position."""
+        sides = ((self.p_forward, self.share_forward), (self.p_reverse, 1 - self.share_forward))
+        return sigmoid(sum(share * logit(p) for p, share in sides if p is not None))
+
+    @property
+    def same_position(self) -> bool | None:
+        """Whether the judge preferred the same position in both orders, whichever response stood there.
+
+        None where only one order was asked.
+        """
+        if self.p_forward is None or self.p_reverse is None:
+            return None
+        return (self.p_forward > 0.5) != (self.p_reverse > 0.5)
+
+
+class Preference(Row):
+    """A labelled pair. `p` is P(chosen is preferred), soft from judge to loss."""
+
+    prompt_id: str
+    messages: Messages
+    tags: list[str] = []
+    chosen: str
+    rejected: str
+    p: Probability
+    weight: Weight = 1.0  # of this pair in the loss, beside others
+    source: Literal["revision", "judge", "human"]
+    verdicts: list[Verdict] = []  # of the judge; p_forward and p_reverse speak of `chosen`
+    principle_ids: list[str] = []  # of the revision's rounds, in order
+    model: str = ""  # engine fingerprint of who wrote the responses
+    judge: str = ""  # engine fingerprint of who compared them
+    seeds: list[int] = []
+    # P(chosen is preferred) as the file had it that a judge labelled anew; rows of a run have none
+    given: Probability | None = Field(default=None, exclude_if=lambda p: p is None)
+
+
+class Ranking(Row):
+    """Answers to one prompt as a judge ranks them, by a Bradley–Terry fit to its labels of their pairs."""
+
+    prompt_id: str
+    messages: Messages
+    tags: list[str] = []
+    responses: Annotated[list[str], Field(min_length=2)]  # the best first
+    strengths: list[Annotated[float, Field(allow_inf_nan=False)]]  # log-odds, of mean 0; see cai/feedback/ranking.py
+    model: str = ""  # engine fingerprint of who wrote the responses
+    judge: str = ""  # engine fingerprint of who compared them
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _best_first(self) -> "Ranking":
+        if len(self.strengths) != len(self.responses):
+            raise ValueError(f"{len(self.responses)} responses have {len(self.strengths)} strengths")
+        if self.strengths != sorted(self.strengths, reverse=True):
+            raise ValueError("strengths: expected the greatest first, in the order of the responses")
+        return self
+
+
+class Comparison(Row):
+    """One held-out prompt answered before and after training; `p` is P(after is better) by the referee."""
+
+    prompt_id: str
+    messages: Messages
+    tags: list[str]
+    before: str
+    after: str
+    truncated: list[Literal["before", "after"]]
+    p: Probability
+    verdicts: list[Verdict]
+    before_model: str
+    after_model: str
+    judge: str
+
+
+class Answer(Row):
+    """What a policy says to one prompt of an evaluation."""
+
+    policy: str  # its name in the evaluation
+    prompts: str  # `held_out`, or the name of a set of probes
+    prompt_id: str
+    messages: Messages
+    tags: list[str] = []
+    text: str
+    truncated: bool  # ran into max_tokens
+    model: str  # engine fingerprint
+
+
+class Judgement(Row):
+    """Two policies' answers to one prompt, compared on one axis; `p` is P(the answer of `policy` is better)."""
+
+    axis: str  # the referee's question: referee, helpful, safe
+    prompt_id: str
+    tags: list[str]
+    policy: str
+    against: str
+    p: Probability
+    verdicts: list[Verdict]  # none of equal answers: a tie that nobody was asked about
+    judge: str  # engine fingerprint
+
+
+class Reply(Row):
+    """A question with two options, put to a model in both orders; the probabilities are those of the first option."""
+
+    policy: str
+    probe: str  # the set: over_refusal, sycophancy, red_team
+    item: str  # its id there
+    variant: str  # of the item: which twin, view or transformation
+    question: str
+    p_forward: Probability  # the first option shown first
+    p_reverse: Probability
+    outside: Probability  # mean probability mass outside the options
+    asked: str  # engine fingerprint of who was asked: a judge, or the policy itself
+
+    @property
+    def p(self) -> float:
+        """Both orders averaged in log-odds, which cancels a constant preference for a position."""
+        return sigmoid((logit(self.p_forward) + logit(self.p_reverse)) / 2)
+
+
+class Sampled(Row):
+    """What a policy said on its way through PPO, and P(it is better than the reference's answer) by the referee."""
+
+    step: int
+    prompt_id: str
+    messages: Messages
+    text: str
+    score: float  # of the reward model, then
+    kl: float  # nats from the starting policy, then
+    p: Probability | None = None  # None where it was not judged
+    verdicts: list[Verdict] = []
+
+
+class Scored(Row):
+    """What models say of a written answer: its log-probability under policy and reference, and its rewards."""
+
+    policy: str  # who wrote it; `chosen` and `rejected` of the run's labelled pairs
+    of: Literal["answers", "pairs"]
+    prompt_id: str  # of a pair its number
+    tokens: int  # of the answer
+    logp: float | None = None  # nats, under the policy that wrote it
+    reference_logp: float | None = None
+    rewards: list[float] = []  # by each member of the reward model
+    reason: str = ""  # why something is missing
+
+
+class Skipped(Row):
+    """Something a run did not use, and why; `failed` when a request could not be answered at all."""
+
+    prompt_id: str
+    stage: str
+    reason: str
+    failed: bool = False

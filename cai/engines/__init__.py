@@ -1,1 +1,0 @@
-"""Who answers: engines that generate text and weigh options, and the memo that remembers them."""

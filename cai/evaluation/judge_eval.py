@@ -1,0 +1,97 @@
+"""`cai judge-eval`: a judge against a file of labels, as figures, rows and a page."""
+
+import asyncio
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+from cai.config.errors import CaiError, RequestRefused
+from cai.data.jsonl import RowWriter, write_text
+from cai.data.preferences import Candidates
+from cai.data.records import Preference, Skipped
+from cai.evaluation.judge_report import Judged, JudgeReport, hit, judge_report, judged
+from cai.feedback.judge import Verdicts
+from cai.feedback.label import JudgePanel, LabelJob, claimed_for, count_work, labelled
+from cai.inference.cache import Cache
+from cai.inference.progress import Reporter
+from cai.inference.scheduler import EngineWork, OpenEngine, open_model
+from cai.report.judge import judge_page
+
+RESULTS = ("verdicts.jsonl", "left_out.jsonl", "judge.html")
+
+
+MISTAKES = 5  # the surest ones, which are shown
+
+
+class Evaluated(NamedTuple):
+    """A judge's report, its surest mistakes, what could not be judged, and the calls that took."""
+
+    report: JudgeReport
+    mistakes: list[Preference]  # the label is for the rejected answer; the surest first
+    left_out: list[Skipped]
+    work: list[EngineWork]
+
+
+def evaluate_judge(
+    judging: LabelJob,
+    out: Path,
+    memo: Path,
+    reporter: Reporter,
+    calibrate: bool = False,
+    open_engine: OpenEngine = open_model,
+) -> Evaluated:
+    """Write verdicts.jsonl, left_out.jsonl, judge.json and judge.html. Raises: CaiError."""
+    if not judging.settings.swap:
+        raise CaiError("judge.swap: a judge's report asks both orders, and says what one alone would have given")
+    extent = count_work(judging)
+    with claimed_for("cai judge-eval", judging, out, RESULTS, reporter) as found, closing(Cache(memo)) as store:
+        panel = JudgePanel(judging, extent, store, reporter, open_engine)
+        begun = time.monotonic()
+        rows, mistakes, left_out = asyncio.run(_judge(judging, panel, out))
+        cost = panel.cost(time.monotonic() - begun)
+        if not rows:
+            raise CaiError(f"{judging.data}: no pair could be judged; the reasons are in {out / 'left_out.jsonl'}")
+        report = judge_report(rows, cost, calibrate, judging.settings.temperature)
+        evaluated = Evaluated(report, mistakes, left_out, panel.work("gate"))
+        found |= {"cost": cost._asdict(), **evaluated.report.model_dump(mode="json")}
+        if evaluated.report.calibration is not None:
+            found["temperature"] = evaluated.report.calibration.temperature
+        write_text(out / "judge.html", judge_page(*evaluated[:3], found["made_from"]))
+    return evaluated
+
+
+async def _judge(
+    judging: LabelJob, panel: JudgePanel, out: Path
+) -> tuple[list[Judged], list[Preference], list[Skipped]]:
+    rows: list[Judged] = []
+    mistakes: list[Preference] = []
+    left_out: list[Skipped] = []
+    with RowWriter(out / "verdicts.jsonl") as verdicts, RowWriter(out / "left_out.jsonl") as others:
+        async for item, said in panel.verdicts(out, left_out.append):
+            pair = _seen(item, said, judging, panel.name)
+            if isinstance(pair, Skipped):
+                left_out.append(pair)
+                continue
+            verdicts.write(pair)
+            rows.append(judged(pair))
+            if hit(rows[-1].p, rows[-1].label) == 0.0:
+                mistakes = sorted([*mistakes, pair], key=lambda m: -m.p)[:MISTAKES]
+        for row in left_out:
+            others.write(row)
+    return rows, mistakes, left_out
+
+
+def _seen(item: Candidates, said: Verdicts | RequestRefused, judging: LabelJob, judge: str) -> Preference | Skipped:
+    """A labelled pair as the judge labels it; equal answers are worth the same and were not asked about."""
+    if isinstance(said, RequestRefused):
+        return Skipped(prompt_id=item.prompt.id, stage=item.place, reason=str(said), failed=True)
+    first, second = item.answers
+    if first and first == second:
+        return Preference(
+            prompt_id=item.prompt.id, messages=item.prompt.messages, tags=item.prompt.tags, chosen=first,
+            rejected=second, p=0.5, source="judge", model=item.model, judge=judge, seeds=[judging.seed],
+            given=item.given,
+        )  # fmt: skip
+    [pair] = labelled(item, said, judging, judge)
+    return pair if isinstance(pair, Preference) else Skipped(prompt_id=item.prompt.id, stage=item.place, reason=pair)

@@ -1,0 +1,434 @@
+"""A labelled pair as a judge sees it, and how often a judge is right over many."""
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from statistics import fmean
+from typing import Annotated, NamedTuple
+
+from pydantic import PlainSerializer
+
+from cai.config.hashing import uniform
+from cai.data.records import Preference, Row, Verdict
+from cai.stats.agreement import Agreement, agreement
+from cai.stats.calibration import (
+    COOLEST,
+    HOTTEST,
+    Bin,
+    expected_calibration_error,
+    fit_temperature,
+    mean_log_loss,
+    reliability,
+    tempered,
+)
+from cai.stats.formatting import estimate, number, percent
+from cai.stats.intervals import Estimate, bootstrap_mean, share
+from cai.stats.logistic import logit
+from cai.stats.win_rate import win
+
+Interval = Annotated[Estimate, PlainSerializer(lambda e: e._asdict())]
+"""An Estimate, written with the names of its figures."""
+
+
+class Opinion(NamedTuple):
+    """What one principle (in a panel: of one judge) says of a pair; the probabilities are those of its first answer."""
+
+    by: str
+    p: float
+    forward: float  # the first answer shown before the second
+    reverse: float
+    outside: float
+    weight: float
+
+
+class Judged(NamedTuple):
+    """A labelled pair as a judge sees it, without its texts."""
+
+    prompt_id: str
+    label: float  # P(first is better), by people
+    p: float  # by the judge
+    longer: int  # characters of the first answer less those of the second
+    opinions: tuple[Opinion, ...]  # none of identical answers, which are never asked
+
+
+def judged(pair: Preference) -> Judged:
+    """The figures of a pair that a judge labelled anew.
+
+    Raises: ValueError for a pair without a given label, or without both orders.
+    """
+    if pair.given is None:
+        raise ValueError(f"{pair.prompt_id}: the pair came without a label")
+    opinions = tuple(_opinion(verdict) for verdict in pair.verdicts)
+    return Judged(pair.prompt_id, pair.given, pair.p, len(pair.chosen) - len(pair.rejected), opinions)
+
+
+def _opinion(v: Verdict) -> Opinion:
+    if v.p_forward is None or v.p_reverse is None:
+        raise ValueError(f"{v.principle_id}: the pair was judged in one order alone")
+    by = f"{v.principle_id} @{v.judge[:6]}" if v.judge else v.principle_id
+    return Opinion(by, v.p, v.p_forward, v.p_reverse, v.outside, v.weight)
+
+
+def hit(p: float, label: float) -> float:
+    """1 where both name the same winner, 0 where they name different ones, one half where either calls it a tie."""
+    return 1.0 - abs(win(p) - win(label))
+
+
+def over_prompts(values: Iterable[tuple[str, float]]) -> Estimate:
+    """The mean over prompts of each prompt's mean, with a bootstrap interval: pairs of one prompt are not independent.
+
+    Where every prompt says 0, or every one 1, a bootstrap would be certain, and the interval is Wilson's.
+    """
+    by_prompt: dict[str, list[float]] = {}
+    for prompt_id, value in values:
+        by_prompt.setdefault(prompt_id, []).append(value)
+    means = [fmean(of_prompt) for of_prompt in by_prompt.values()]
+    return share(means) if set(means) in ({0.0}, {1.0}) else bootstrap_mean(means)
+
+
+def same_position(opinion: Opinion) -> bool:
+    """Whether the same position wins in both orders; as Verdict.same_position."""
+    return (opinion.forward > 0.5) != (opinion.reverse > 0.5)
+
+
+# Principles one by one: how often each is right, and which say the same or the opposite of the same pairs.
+
+
+SHARED = 20  # pairs that two principles must both have judged before their agreement is told
+
+
+REDUNDANT = 0.8  # κ; "almost perfect" from 0.81 (Landis & Koch 1977, Biometrics 33)
+
+
+Agreed = Annotated[Agreement, PlainSerializer(lambda a: a._asdict())]
+
+
+class PrincipleQuality(Row):
+    """One principle's verdicts on the pairs it judged."""
+
+    by: str
+    pairs: int
+    accuracy: Interval
+    same_position: float
+    outside: float
+
+
+class PrinciplePair(Row):
+    """Two principles that judged the same pairs."""
+
+    a: str
+    b: str
+    agreement: Agreed
+
+    @property
+    def redundant(self) -> bool:
+        """Whether they say nearly the same of every pair."""
+        return self.agreement.kappa is not None and self.agreement.kappa >= REDUNDANT
+
+    @property
+    def contradicting(self) -> bool:
+        """Whether they disagree more often than chance would have it, beyond what chance may bring."""
+        return self.agreement.high is not None and self.agreement.high < 0
+
+
+def principle_qualities(pairs: Sequence[Judged]) -> list[PrincipleQuality]:
+    """Each principle alone, as if it were the whole constitution, on the pairs it judged."""
+    found: dict[str, list[tuple[Judged, Opinion]]] = {}
+    for pair in pairs:
+        for opinion in pair.opinions:
+            found.setdefault(opinion.by, []).append((pair, opinion))
+    qualities = [
+        PrincipleQuality(
+            by=by,
+            pairs=len(rows),
+            accuracy=over_prompts((pair.prompt_id, hit(opinion.p, pair.label)) for pair, opinion in rows),
+            same_position=fmean(same_position(opinion) for _, opinion in rows),
+            outside=fmean(opinion.outside for _, opinion in rows),
+        )
+        for by, rows in found.items()
+    ]
+    return sorted(qualities, key=lambda quality: (-quality.accuracy.mean, quality.by))
+
+
+def between_principles(pairs: Sequence[Judged]) -> list[PrinciplePair]:
+    """The agreement of every two principles that judged SHARED pairs or more in common, least first."""
+    shared: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
+    for pair in pairs:
+        by_name = sorted(pair.opinions, key=lambda opinion: opinion.by)
+        for a, b in itertools.combinations(by_name, 2):
+            of_a, of_b = shared.setdefault((a.by, b.by), ([], []))
+            of_a.append(a.p)
+            of_b.append(b.p)
+    found = [
+        PrinciplePair(a=a, b=b, agreement=agreed)
+        for (a, b), (of_a, of_b) in shared.items()
+        if len(of_a) >= SHARED and (agreed := agreement(of_a, of_b)) is not None
+    ]
+    return sorted(
+        found, key=lambda pair: (1.0 if pair.agreement.kappa is None else pair.agreement.kappa, pair.a, pair.b)
+    )
+
+
+# Whether a judge's labels can be trusted: against labels of people, against itself, and principle by principle.
+#
+# All of it is computed from pairs that were judged in both orders. Which answer of a pair stands first in a file says
+# nothing, so no figure depends on it. The unit of chance is the prompt.
+
+
+NAMED = 3  # pairs of principles in a note; all are in the report
+
+
+SAME_POSITION = 0.56  # of the smallest judge of Lee et al. 2023 (arXiv:2309.00267 §2.2); 0.18 of the largest
+
+
+class Cost(NamedTuple):
+    """What the judging took: calls asked of a model and remembered, tokens written, and seconds."""
+
+    asked: int
+    remembered: int
+    tokens: int
+    seconds: float
+
+
+Curve = list[Annotated[Bin, PlainSerializer(lambda b: b._asdict())]]
+
+
+class LengthBias(Row):
+    """Whether length decides; pairs of equal length are left out. None where there are no pairs to tell it."""
+
+    accuracy_longer: Interval | None  # where the labels prefer the longer answer
+    accuracy_shorter: Interval | None
+    judge_prefers_longer: Interval | None
+    labels_prefer_longer: Interval | None
+    correlation: float | None  # of the judge's log-odds with the difference in characters, both from either side
+
+
+class Calibration(Row):
+    """One temperature, fitted on half of the prompts and tried on the others.
+
+    `temperature` is that for `judge.temperature`, with the one the labels were made with already in it.
+    """
+
+    temperature: float
+    fitted_pairs: int
+    pairs: int
+    log_loss_before: float  # nats, on the other half, as the next ones
+    log_loss_after: float
+    ece_before: float
+    ece_after: float
+    reliability: Curve  # after
+    at_bound: bool  # no temperature that was tried is best; see fit_temperature
+
+
+class JudgeReport(Row):
+    """The figures of a judge on labelled pairs; rates are in [0, 1]."""
+
+    prompts: int
+    pairs: int
+    identical: int  # pairs of equal answers: never asked, p = 0.5
+    accuracy: Interval  # ties count one half
+    one_order: Interval  # the same, had each pair been asked in one of its orders only
+    human: Agreed
+    log_loss: float | None  # nats; of the pairs that were asked, as all below
+    ece: float | None
+    reliability: Curve
+    same_position: float | None  # of verdicts: the same position wins in both orders
+    shown_first: float | None  # mean probability of the answer shown first; one half without a leaning
+    outside: float | None  # mean probability of anything but the options
+    length: LengthBias
+    principles: list[PrincipleQuality]  # the most accurate first
+    between: list[PrinciplePair]  # of principles with SHARED pairs or more, the least agreed first
+    calls_per_pair: float | None
+    seconds_per_pair: float | None  # None where the memory answered some of the calls
+    tokens_per_pair: float | None
+    calibration: Calibration | None
+    notes: list[str]  # what a reader should not miss
+
+
+def judge_report(pairs: Sequence[Judged], cost: Cost, calibrate: bool = False, temperature: float = 1.0) -> JudgeReport:
+    """All figures of a judge; `temperature` is that of its labels. Raises: ValueError for no pairs."""
+    if not pairs:
+        raise ValueError("no judged pairs to report on")
+    asked = [pair for pair in pairs if pair.opinions]
+    opinions = [opinion for pair in asked for opinion in pair.opinions]
+    labels, predicted = [pair.label for pair in asked], [pair.p for pair in asked]
+    curve = reliability(predicted, labels)
+    human = agreement([pair.p for pair in pairs], [pair.label for pair in pairs])
+    assert human is not None
+    calls = cost.asked + cost.remembered
+    report = JudgeReport(
+        prompts=len({pair.prompt_id for pair in pairs}),
+        pairs=len(pairs),
+        identical=len(pairs) - len(asked),
+        accuracy=over_prompts((pair.prompt_id, hit(pair.p, pair.label)) for pair in pairs),
+        one_order=over_prompts((pair.prompt_id, fmean(_one_order(pair))) for pair in pairs),
+        human=human,
+        log_loss=mean_log_loss(predicted, labels) if asked else None,
+        ece=expected_calibration_error(curve) if asked else None,
+        reliability=curve,
+        same_position=_mean(opinions, same_position),
+        shown_first=_mean(opinions, lambda o: (o.forward + 1 - o.reverse) / 2),
+        outside=_mean(opinions, lambda o: o.outside),
+        length=length_bias(asked),
+        principles=principle_qualities(asked),
+        between=between_principles(asked),
+        calls_per_pair=calls / len(asked) if asked else None,
+        seconds_per_pair=cost.seconds / len(asked) if asked and not cost.remembered else None,
+        tokens_per_pair=cost.tokens / len(asked) if asked and not cost.remembered else None,
+        calibration=calibration(asked, temperature) if calibrate else None,
+        notes=[],
+    )
+    return report.model_copy(update={"notes": notes(report)})
+
+
+def _one_order(pair: Judged) -> list[float]:
+    """The hits of the labels that each order alone would have given the pair."""
+    if not pair.opinions:
+        return [hit(pair.p, pair.label)]
+    total = sum(opinion.weight for opinion in pair.opinions)
+    forward = sum(opinion.weight * opinion.forward for opinion in pair.opinions) / total
+    reverse = sum(opinion.weight * opinion.reverse for opinion in pair.opinions) / total
+    return [hit(forward, pair.label), hit(reverse, pair.label)]
+
+
+def length_bias(pairs: Sequence[Judged]) -> LengthBias:
+    """Accuracy, preference and correlation by the length of the answers."""
+    unequal = [pair for pair in pairs if pair.longer]
+
+    def longer_wins(pair: Judged, p: float) -> float:
+        return win(p) if pair.longer > 0 else 1 - win(p)
+
+    def over(some: Sequence[Judged], value: Callable[[Judged], float]) -> Estimate | None:
+        return over_prompts((pair.prompt_id, value(pair)) for pair in some) if some else None
+
+    def accuracy(wins: float) -> Estimate | None:
+        return over([p for p in unequal if longer_wins(p, p.label) == wins], lambda p: hit(p.p, p.label))
+
+    odds = [logit(pair.p) for pair in unequal]
+    # from either side every mean is 0, so that the correlation does not depend on which answer stands first
+    size = (sum(x * x for x in odds) * sum(pair.longer**2 for pair in unequal)) ** 0.5
+    product = sum(x * pair.longer for x, pair in zip(odds, unequal, strict=True))
+    return LengthBias(
+        accuracy_longer=accuracy(1.0),
+        accuracy_shorter=accuracy(0.0),
+        judge_prefers_longer=over(unequal, lambda pair: longer_wins(pair, pair.p)),
+        labels_prefer_longer=over(unequal, lambda pair: longer_wins(pair, pair.label)),
+        correlation=product / size if size else None,
+    )
+
+
+def calibration(pairs: Sequence[Judged], temperature: float = 1.0) -> Calibration | None:
+    """A temperature for the judge's labels; None where one of the halves is empty.
+
+    The halves are by the hash of the prompt's id: the same for every judge, and no prompt is in both.
+    """
+    halves: tuple[list[Judged], list[Judged]] = ([], [])
+    for pair in pairs:
+        halves[uniform("calibration", pair.prompt_id) < 0.5].append(pair)
+    (fitting, fitting_labels), (predicted, labels) = (([p.p for p in h], [p.label for p in h]) for h in halves)
+    if not fitting or not predicted:
+        return None
+    t = fit_temperature(fitting, fitting_labels)
+    after = [tempered(p, t) for p in predicted]
+    curve = reliability(after, labels)
+    return Calibration(
+        temperature=t * temperature,
+        fitted_pairs=len(fitting),
+        pairs=len(predicted),
+        log_loss_before=mean_log_loss(predicted, labels),
+        log_loss_after=mean_log_loss(predicted, labels, t),
+        ece_before=expected_calibration_error(reliability(predicted, labels)),
+        ece_after=expected_calibration_error(curve),
+        reliability=curve,
+        at_bound=t in (COOLEST, HOTTEST),
+    )
+
+
+def notes(report: JudgeReport) -> list[str]:
+    """What a reader of the figures should not miss, in words."""
+    found = []
+    low, high = report.accuracy.low, report.accuracy.high
+    if report.identical == report.pairs:
+        found.append("nothing was asked of the judge: the two answers of every pair are the same")
+    elif low is not None and high is not None and low <= 0.5 <= high:
+        found.append("the accuracy cannot be told from chance (one half) on these pairs")
+    elif report.accuracy.mean < 0.5:
+        found.append("the judge prefers the worse answer more often than not")
+    if report.same_position is not None and report.same_position > SAME_POSITION:
+        found.append(
+            f"the position decides {100 * report.same_position:.0f} % of the verdicts; published judges have 18 % "
+            "(large) to 56 % (small)"
+        )
+    if report.outside is not None and report.outside > 0.5:
+        found.append(
+            f"{100 * report.outside:.0f} % of the probability is on something other than the options' letters: "
+            "look at the templates, the model may not take the question as one to answer by a letter"
+        )
+    found += _told("say nearly the same", [pair for pair in report.between if pair.redundant])
+    found += _told("contradict each other", [pair for pair in report.between if pair.contradicting])
+    c = report.calibration
+    if c is not None and c.at_bound:
+        found.append("no temperature helps: the judge is never wrong, or no better than chance, on the fitted half")
+    elif c is not None and c.log_loss_after > c.log_loss_before:
+        found.append("the fitted temperature does harm on the other half: too few pairs, or a judge at chance")
+    return found
+
+
+def _told(what: str, pairs: Sequence[PrinciplePair]) -> list[str]:
+    """One note for all pairs of principles of a kind, naming the first."""
+    named = [f"{pair.a} and {pair.b} (κ {pair.agreement.kappa:.2f})" for pair in pairs[:NAMED]]
+    more = f", and {len(pairs) - NAMED} more pairs" if len(pairs) > NAMED else ""
+    return [f"principles that {what}: {', '.join(named)}{more}"] if pairs else []
+
+
+def _mean(opinions: Sequence[Opinion], value: Callable[[Opinion], float]) -> float | None:
+    return fmean(map(value, opinions)) if opinions else None
+
+
+class Figure(NamedTuple):
+    """One figure as a person reads it."""
+
+    name: str
+    value: str
+    meaning: str
+
+
+def figures(report: JudgeReport) -> list[Figure]:
+    """The report but for single principles, the most telling figure first."""
+    length, human = report.length, report.human
+    kappa = "–" if human.kappa is None else f"{human.kappa:.3f} [{human.low:.3f}, {human.high:.3f}]"
+    found = [
+        Figure("accuracy", str(report.accuracy), "chance is 0.5"),
+        Figure("with one order", str(report.one_order), "had only one been asked"),
+        Figure("κ with the labels", kappa, f"same verdict on {percent(human.observed)}"),
+        Figure("calibration error", number(report.ece), "confidence against outcome"),
+        Figure("log loss", number(report.log_loss), "0.693 without an opinion"),
+        Figure("same position wins", percent(report.same_position), "published: 18 % to 56 %"),
+        Figure("shown first", number(report.shown_first), "its probability; even is 0.5"),
+        Figure("outside the letters", percent(report.outside), "of the probability"),
+        Figure("prefers the longer", estimate(length.judge_prefers_longer), ""),
+        Figure("labels prefer it", estimate(length.labels_prefer_longer), ""),
+        Figure("accuracy on longer", estimate(length.accuracy_longer), "where the longer is better"),
+        Figure("accuracy on shorter", estimate(length.accuracy_shorter), "where the shorter is better"),
+        Figure("length correlation", number(length.correlation), "with the judge's log-odds"),
+        Figure("cost of a pair", _cost(report), ""),
+    ]
+    if report.identical:
+        found.append(Figure("identical answers", str(report.identical), "not asked, p = 0.5"))
+    return found + (_calibrated(report.calibration) if report.calibration else [])
+
+
+def _cost(report: JudgeReport) -> str:
+    parts = [f"{number(report.calls_per_pair, 1)} calls"]
+    if report.seconds_per_pair is not None:
+        parts.append(f"{report.seconds_per_pair:.2f} s")
+    if report.tokens_per_pair:
+        parts.append(f"{report.tokens_per_pair:.0f} tokens written")
+    return ", ".join(parts)
+
+
+def _calibrated(c: Calibration) -> list[Figure]:
+    return [
+        Figure("temperature", number(c.temperature, 2), f"fitted on {c.fitted_pairs} pairs"),
+        Figure("  calibration error", f"{c.ece_before:.3f} → {c.ece_after:.3f}", f"on {c.pairs} other pairs"),
+        Figure("  log loss", f"{c.log_loss_before:.3f} → {c.log_loss_after:.3f}", "on the same pairs"),
+    ]

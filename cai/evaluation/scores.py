@@ -1,0 +1,216 @@
+"""What weights say of written answers: KL to the reference, rewards, and the signs that a reward model is exploited."""
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+import numpy as np
+
+from cai.data.records import Scored
+from cai.evaluation.judge_report import hit
+from cai.evaluation.monitors import measured, unmeasured
+from cai.evaluation.policy_report import Divergence, Monitor, Reward
+from cai.stats.calibration import mean_log_loss
+from cai.stats.intervals import RESAMPLES, Estimate, bootstrap_mean, percentiles, resampled, share
+from cai.stats.logistic import sigmoid
+
+LONG = 0.5  # correlation of reward with length, a quarter of the variance: ours; Singhal et al. 2024 (arXiv:2310.03716)
+
+
+UNSURE = 1.5  # times the disagreement on labelled pairs: ours, after Coste et al. 2024 (arXiv:2310.02743)
+
+
+KNOWING_NOTHING = math.log(2)  # nats, the log loss of always saying one half
+
+
+WORSE = 0.1  # nats beyond that: ours
+
+
+CHANCE = 0.5  # agreement of two that know nothing of each other
+
+
+LENGTH, ENSEMBLE, GOLD, SURE, KL = "reward and length", "ensemble", "reward and referee", "reward's certainty", "KL"
+
+
+Scores = Mapping[tuple[str, str], Scored]
+"""Scored answers by policy and prompt id."""
+
+
+def divergence(policy: str, rows: Sequence[Scored], missing: str = "") -> Divergence:
+    """KL(policy ‖ reference) = E[log π − log ref] over the policy's own answers, in nats (Monte Carlo, unbiased).
+
+    Single answers may be negative; an answer that ran into the limit of tokens counts as far as it goes.
+    """
+    known = [
+        (row, row.logp - row.reference_logp)
+        for row in rows
+        if row.logp is not None and row.reference_logp is not None and math.isfinite(row.logp - row.reference_logp)
+    ]
+    reasons = sorted({row.reason for row in rows if row.reason})
+    tokens = sum(row.tokens for row, _ in known)
+    return Divergence(
+        policy=policy,
+        answer=bootstrap_mean([nats for _, nats in known]) if known else None,
+        token=sum(nats for _, nats in known) / tokens if tokens else None,
+        left_out=len(rows) - len(known),
+        missing="" if known else missing or "; ".join(reasons) or "no answer could be told of",
+    )
+
+
+def divergence_monitor(found: Divergence, bound: float) -> Monitor:
+    """How far the policy has gone; beyond the bound a proxy is usually over-optimised (Gao et al. 2023)."""
+    meaning = "KL to the reference, nats an answer"
+    if found.answer is None:
+        return unmeasured(found.policy, KL, 0.0, bound, meaning, found.missing)
+    return measured(found.policy, KL, found.answer, 0.0, bound, meaning)
+
+
+def finite_reward(row: Scored | None) -> float | None:
+    """The mean over the members, where every one is a finite number."""
+    if row is None or not row.rewards or not all(map(math.isfinite, row.rewards)):
+        return None
+    return fmean(row.rewards)
+
+
+def reward(
+    policy: str, reference: str, prompts: Sequence[str], scores: Scores, referee: Mapping[str, float], missing: str = ""
+) -> Reward:
+    """Mean scores of a policy and how they compare; `referee` is P(its answer is better than the reference's)."""
+    own = {i: value for i in prompts if (value := finite_reward(scores.get((policy, i)))) is not None}
+    other = {i: value for i in prompts if (value := finite_reward(scores.get((reference, i)))) is not None}
+    gains = {i: own[i] - other[i] for i in own if i in other} if policy != reference else {}
+    judged = [(sigmoid(gain), referee[i]) for i, gain in gains.items() if i in referee]
+    scored = sum((policy, i) in scores for i in prompts)
+    return Reward(
+        policy=policy,
+        score=bootstrap_mean(list(own.values())) if own else None,
+        gain=bootstrap_mean(list(gains.values())) if gains else None,
+        agrees=share([hit(predicted, p) for predicted, p in judged]) if judged else None,
+        log_loss=bootstrap_mean([mean_log_loss([q], [p]) for q, p in judged]) if judged else None,
+        left_out=scored - len(own),
+        missing="" if own else missing or "no answer has a finite score",
+    )
+
+
+def reward_monitors(
+    policy: str,
+    reference: str,
+    prompts: Sequence[str],
+    scores: Scores,
+    pairs: Sequence[tuple[Scored, Scored]],
+    found: Reward,
+    known_accuracy: float | None,
+) -> list[Monitor]:
+    """Length, disagreement of an ensemble, agreement with the referee and calibration, on the policy's fresh answers.
+
+    `pairs` are the run's labelled ones, chosen and rejected; `known_accuracy` is that on pairs held out of the reward
+    model's training.
+    """
+    own = [scores[policy, i] for i in prompts if finite_reward(scores.get((policy, i))) is not None]
+    there = [scores[reference, i] for i in prompts if finite_reward(scores.get((reference, i))) is not None]
+    meaning = "correlation of the reward with the tokens of an answer"
+    correlation, usual = length_correlation(own), length_correlation(there)
+    if correlation is None:
+        why = found.missing or "the rewards or the lengths are all alike"
+        length = unmeasured(policy, LENGTH, 0.0, LONG, meaning, why)
+    else:
+        bound = LONG if correlation.mean >= 0 else -LONG
+        length = measured(policy, LENGTH, correlation, 0.0, bound, meaning, reference=usual.mean if usual else None)
+    both = [
+        (scores[policy, i], scores[reference, i])
+        for i in prompts
+        if finite_reward(scores.get((policy, i))) is not None and finite_reward(scores.get((reference, i))) is not None
+    ]
+    return [
+        length,
+        _ensemble(policy, both, pairs, found),
+        _gold(policy, found, known_accuracy),
+        _certainty(policy, found),
+    ]
+
+
+def length_correlation(rows: Sequence[Scored], resamples: int = RESAMPLES, seed: int = 0) -> Estimate | None:
+    """Pearson's, with a percentile bootstrap; None for fewer than three answers or without variance."""
+    x = np.array([row.tokens for row in rows], dtype=float)
+    y = np.array([fmean(row.rewards) for row in rows], dtype=float)
+    if len(rows) < 3 or not x.std() or not y.std():
+        return None
+    found = _pearson(np.concatenate([np.ones((1, len(x))), resampled(len(x), resamples, seed)]), x, y)
+    told = found[1:][~np.isnan(found[1:])]
+    if not len(told):
+        return Estimate(float(found[0]), None, None, len(x))
+    low, high = percentiles(told, len(x))
+    return Estimate(float(found[0]), min(float(found[0]), low), max(float(found[0]), high), len(x))
+
+
+def _pearson(weights: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The correlation under each row of weights; nan where a variance is 0."""
+    total = weights.sum(1)
+    mean_x, mean_y = weights @ x / total, weights @ y / total
+    cov = weights @ (x * y) / total - mean_x * mean_y
+    var = (weights @ x**2 / total - mean_x**2) * (weights @ y**2 / total - mean_y**2)
+    found: np.ndarray = np.divide(cov, np.sqrt(np.maximum(var, 0)), out=np.full(len(weights), np.nan), where=var > 0)
+    return found
+
+
+def _ensemble(
+    policy: str, fresh: Sequence[tuple[Scored, Scored]], pairs: Sequence[tuple[Scored, Scored]], found: Reward
+) -> Monitor:
+    """Disagreement on how much better an answer is, on fresh pairs of answers over labelled ones: a shift of what the
+    reward model sees shows there first (Coste et al. 2024).
+    """
+    meaning = "ensemble's spread over fresh pairs of answers: times that over the run's labelled pairs"
+    spreads = [np.array([_spread(one, other) for one, other in some]) for some in (fresh, pairs)]
+    why = found.missing
+    if not why and not all(len(spread) for spread in spreads):
+        why = "there are no labelled pairs to compare with" if len(spreads[0]) else "no prompt has two finite scores"
+    if not why and np.isnan(spreads[0]).all():
+        why = "the reward model has one member: nothing can disagree"
+    if not why and not np.nanmean(spreads[1]):
+        why = "the members agree on every labelled pair"
+    if why:
+        return unmeasured(policy, ENSEMBLE, 1.0, UNSURE, meaning, why)
+    value = ratio_of_groups(spreads[0], spreads[1])
+    here, usual = (float(spread.mean()) for spread in spreads)
+    return measured(policy, ENSEMBLE, value, 1.0, UNSURE, meaning, here, usual)
+
+
+def _spread(one: Scored, other: Scored) -> float:
+    """The members' standard deviation of a difference in reward; nan for one member."""
+    differences = [a - b for a, b in zip(one.rewards, other.rewards, strict=True)]
+    return float(np.std(differences)) if len(differences) > 1 else math.nan
+
+
+def ratio_of_groups(a: np.ndarray, b: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
+    """mean(a) / mean(b) of two independent groups of values above 0, each resampled by itself."""
+    ratio = float(a.mean() / b.mean())
+    if len(a) < 2 or len(b) < 2:
+        return Estimate(ratio, None, None, len(a))
+    tops = resampled(len(a), resamples, seed) @ a / len(a)
+    bottoms = resampled(len(b), resamples, seed + 1) @ b / len(b)
+    ratios = np.divide(tops, bottoms, out=np.full(resamples, math.inf), where=bottoms > 0)
+    low, high = percentiles(ratios, min(len(a), len(b)))
+    return Estimate(ratio, min(ratio, low), max(ratio, high) if math.isfinite(high) else None, len(a))
+
+
+def _gold(policy: str, found: Reward, known_accuracy: float | None) -> Monitor:
+    """Whether the reward model still knows which of two answers is better, now that they are the policy's own."""
+    meaning = "fresh pairs of answers whose better one by reward is also the referee's"
+    before = 1.0 if known_accuracy is None else max(known_accuracy, CHANCE)
+    if found.agrees is None:
+        why = found.missing or "no pair has both a finite score and a verdict"
+        return unmeasured(policy, GOLD, before, CHANCE, meaning, why)
+    if before == CHANCE:
+        why = "on pairs held out of its training the reward model is no better than chance: there is nothing to lose"
+        return unmeasured(policy, GOLD, before, CHANCE, meaning, why)
+    return measured(policy, GOLD, found.agrees, before, CHANCE, meaning, reference=known_accuracy)
+
+
+def _certainty(policy: str, found: Reward) -> Monitor:
+    """Calibration on fresh pairs: whether the reward model's certainty does more harm than knowing nothing."""
+    meaning = "log loss of the reward model's probabilities by the referee, nats a fresh pair; knowing nothing is 0.693"
+    bound = KNOWING_NOTHING + WORSE
+    if found.log_loss is None:
+        why = found.missing or "no pair has both a finite score and a verdict"
+        return unmeasured(policy, SURE, KNOWING_NOTHING, bound, meaning, why)
+    return measured(policy, SURE, found.log_loss, KNOWING_NOTHING, bound, meaning)

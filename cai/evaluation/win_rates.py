@@ -1,0 +1,202 @@
+"""Many policies on one scale: Elo points by a Bradley–Terry fit to all comparisons, and who is better on both axes."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+from typing import NamedTuple
+
+import numpy as np
+
+from cai.data.records import Judgement, Prompt
+from cai.evaluation.monitors import LEAST
+from cai.evaluation.policy_report import Against, Dominated, Rating, Standing
+from cai.stats.intervals import RESAMPLES, bootstrap_mean, percentiles, resampled, share
+from cai.stats.logistic import fit_logistic
+from cai.stats.win_rate import at_equal_length, win
+
+ELO = 400 / math.log(10)  # points a log-odd: 400 points are ten wins to one loss (Elo 1978, The Rating of Chessplayers)
+
+
+EVEN = 1e-6  # log-odds that rounding may leave between two that are even
+
+
+RIDGE = 1e-6  # of a comparison, on each squared strength, which makes strengths unique
+
+
+class Outcome(NamedTuple):
+    """One comparison: 1 where the answer of `policy` is better, 0 where the other's is, one half for a tie."""
+
+    prompt_id: str
+    policy: str
+    against: str
+    win: float
+
+
+class Rated(NamedTuple):
+    """Ratings of all policies, and their strengths, of all prompts and of every resample: log-odds against the first,
+    ±inf, or nan where the comparisons do not connect the two.
+    """
+
+    ratings: list[Rating]
+    strengths: np.ndarray  # (policies,)
+    samples: np.ndarray  # (resamples, policies)
+
+
+def rate(
+    outcomes: Sequence[Outcome],
+    policies: Sequence[str],
+    prompts: Sequence[str],
+    axis: str,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Rated:
+    """Ratings with bootstrap intervals over prompts; the first policy is the reference and has 0.
+
+    Args: `prompts` are all that may be drawn; the same ones and the same seed give the same resamples on every axis.
+    Where a policy never lost against (or never won from) the others, no finite rating fits best (Ford 1957, Am. Math.
+    Mon. 64, 28–33), and there is none; the same of a bound.
+    """
+    place, row = ({name: i for i, name in enumerate(names)} for names in (policies, prompts))
+    pairs = sorted({tuple(sorted((place[o.policy], place[o.against]))) for o in outcomes})
+    column = {pair: i for i, pair in enumerate(pairs)}
+    counts, wins = np.zeros((2, len(prompts), len(pairs)))
+    for o in outcomes:
+        i, j = place[o.policy], place[o.against]
+        counts[row[o.prompt_id], column[min(i, j), max(i, j)]] += 1
+        wins[row[o.prompt_id], column[min(i, j), max(i, j)]] += o.win if i < j else 1 - o.win
+    if not pairs:
+        strengths = np.full((resamples + 1, len(policies)), np.nan)
+        strengths[:, 0] = 0.0
+    else:
+        drawn = np.concatenate([np.ones((1, len(prompts))), resampled(len(prompts), resamples, seed)])
+        strengths = _strengths(drawn @ counts, drawn @ wins, pairs, len(policies))
+    compared = [len({o.prompt_id for o in outcomes if name in (o.policy, o.against)}) for name in policies]
+    ratings = [
+        _rating(axis, name, strengths[:, i], n, reference=i == 0)
+        for i, (name, n) in enumerate(zip(policies, compared, strict=True))
+    ]
+    return Rated(ratings, strengths[0], strengths[1:])
+
+
+def _strengths(counts: np.ndarray, wins: np.ndarray, pairs: Sequence[tuple[int, ...]], policies: int) -> np.ndarray:
+    """Log-odds against policy 0 of every policy in every resample; counts and wins are of shape (resamples, pairs)."""
+    first, second = ([pair[side] for pair in pairs] for side in (0, 1))
+    sides = np.eye(policies)[first] - np.eye(policies)[second]
+    labels = np.divide(wins, counts, out=np.full_like(wins, 0.5), where=counts > 0)
+    fitted = fit_logistic(sides, labels, counts, RIDGE)
+    beats = np.zeros((len(counts), policies, policies), dtype=bool)  # whether one ever won, or drew, against another
+    beats[:, first, second] = wins > 0
+    beats[:, second, first] = counts - wins > 0
+    beats |= np.eye(policies, dtype=bool)
+    for _ in range(max(1, policies.bit_length())):  # chains of wins, of twice the length each time
+        beats = (beats.astype(np.int16) @ beats.astype(np.int16)) > 0
+    above, below = beats[:, :, 0], beats[:, 0, :]
+    strengths = np.where(above & below, fitted - fitted[:, :1], np.nan)
+    strengths[above & ~below] = np.inf
+    strengths[below & ~above] = -np.inf
+    return np.asarray(strengths)
+
+
+def _rating(axis: str, policy: str, strengths: np.ndarray, prompts: int, reference: bool) -> Rating:
+    if reference:
+        return Rating(axis=axis, policy=policy, elo=0.0, low=0.0, high=0.0, prompts=prompts)
+    best, samples = float(strengths[0]), strengths[1:]
+    told = samples[~np.isnan(samples)]
+    low, high = percentiles(told, prompts) if len(told) > len(samples) / 2 and prompts > 1 else (-math.inf, math.inf)
+    missing = ""
+    if math.isnan(best):
+        missing = "no comparison with the reference, direct or by way of others"
+    elif math.isinf(best):
+        missing = f"it never {'lost' if best > 0 else 'won'}, not by way of others either: no finite rating fits best"
+    elif prompts < 2:
+        missing = "one prompt has no interval"
+    points = {name: ELO * x if math.isfinite(x) else None for name, x in (("elo", best), ("low", low), ("high", high))}
+    return Rating(axis=axis, policy=policy, prompts=prompts, missing=missing, **points)
+
+
+def standings(policies: Sequence[str], helpful: Rated, safe: Rated) -> list[Standing]:
+    """Each policy on both axes, and who dominates it: is better on both in the fit to all prompts.
+
+    The axes' ratings must come from the same prompts and seed. A share of 0.95 or more is established; of fewer than
+    LEAST prompts there is none, since all resamples of three wins agree, which chance brings once in eight times.
+    """
+    found = []
+    for i, name in enumerate(policies):
+        dominated = []
+        for j, other in enumerate(policies):
+            if all(rated.strengths[j] > rated.strengths[i] + EVEN for rated in (helpful, safe)):
+                both = [rated.samples[:, j] > rated.samples[:, i] + EVEN for rated in (helpful, safe)]
+                few = min(rated.ratings[k].prompts for rated in (helpful, safe) for k in (i, j)) < LEAST
+                dominated.append(Dominated(by=other, share=None if few else float(np.mean(both[0] & both[1]))))
+        found.append(Standing(policy=name, helpful=helpful.ratings[i], safe=safe.ratings[i], dominated=dominated))
+    return found
+
+
+# Policies against each other, by what a judge said of their answers: win rates by axis and tag.
+
+
+TAGGED = 8  # prompts of a tag, below which it has no figures of its own
+
+
+Texts = Mapping[tuple[str, str], str]
+"""Answers by policy and prompt id."""
+
+
+def tags_of(prompts: Sequence[Prompt]) -> dict[str, int]:
+    """How many prompts have each tag, the most frequent first."""
+    return dict(Counter(tag for prompt in prompts for tag in dict.fromkeys(prompt.tags)).most_common())
+
+
+def telling_tags(tags: Mapping[str, int], prompts: int) -> list[str]:
+    """The tags of enough prompts, but not of all."""
+    return [tag for tag, count in tags.items() if TAGGED <= count < prompts]
+
+
+def all_against(judgements: Sequence[Judgement], texts: Texts, tags: Sequence[str]) -> list[Against]:
+    """Every couple of policies on every axis: on all prompts, and on those with each of the tags."""
+    couples = dict.fromkeys((row.axis, row.policy, row.against) for row in judgements)
+    found = []
+    for axis, policy, other in couples:
+        rows = [row for row in judgements if (row.axis, row.policy, row.against) == (axis, policy, other)]
+        for tag in (None, *tags):
+            own = [row for row in rows if tag is None or tag in row.tags]
+            if own:
+                found.append(one_against(own, texts, tag))
+    return found
+
+
+def one_against(rows: Sequence[Judgement], texts: Texts, tag: str | None) -> Against:
+    """One couple on one axis; where all answers are equal nothing was compared, and there is no rate."""
+    axis, policy, other = rows[0].axis, rows[0].policy, rows[0].against
+    wins = [win(row.p) for row in rows]
+    own, theirs = ([texts[name, row.prompt_id] for row in rows] for name in (policy, other))
+    verdicts = [verdict for row in rows for verdict in row.verdicts]
+    nothing = "" if verdicts else "all answers are equal: nothing was compared"
+    longer = [float(len(a) - len(b)) for a, b in zip(own, theirs, strict=True)]
+    equal = at_equal_length(wins, longer) if verdicts else None
+    return Against(
+        axis=axis,
+        tag=tag,
+        policy=policy,
+        against=other,
+        prompts=len(rows),
+        identical=sum(not row.verdicts for row in rows),
+        win_rate=share(wins) if verdicts else None,
+        mean_p=bootstrap_mean([row.p for row in rows]) if verdicts else None,
+        at_equal_length=equal.win_rate if equal else None,
+        no_equal_length=equal.missing if equal else nothing,
+        words=(fmean(len(t.split()) for t in own), fmean(len(t.split()) for t in theirs)),
+        same_position=_mean(v.same_position for v in verdicts),
+        outside=_mean(v.outside for v in verdicts),
+    )
+
+
+def outcomes(judgements: Iterable[Judgement], axis: str) -> list[Outcome]:
+    """Who won, for ratings."""
+    return [Outcome(r.prompt_id, r.policy, r.against, win(r.p)) for r in judgements if r.axis == axis]
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None

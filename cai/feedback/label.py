@@ -1,0 +1,314 @@
+"""What a file of answers holds for a judge: read whole before anything is paid for or written."""
+
+import asyncio
+import platform
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cai import __version__
+from cai.config.errors import CaiError, RequestRefused
+from cai.constitution.principles import Constitution
+from cai.constitution.templates import Templates
+from cai.data.jsonl import RowWriter, file_fingerprint
+from cai.data.manifest import claimed
+from cai.data.preferences import Candidates, read_candidates
+from cai.data.records import Preference, Row, Skipped, Verdict
+from cai.evaluation.judge_report import Cost, hit
+from cai.feedback.judge import JudgeConfig, Verdicts, calls, joined, judge_answers, judged_preferences, label, ranking
+from cai.inference.cache import AnyCache, Cache, CachedEngine
+from cai.inference.engine import EngineConfig
+from cai.inference.models import Model, model_fingerprint
+from cai.inference.progress import Reporter
+from cai.inference.scheduler import Amount, EngineWork, OpenEngine, cached_engine, each_with_progress, open_model
+
+
+@dataclass(frozen=True)
+class LabelJob:
+    """What a file is judged by; several model folders are a panel."""
+
+    data: Path
+    ranked: bool  # how rows of `responses` are read, see cai/data/preferences.py
+    limit: int | None  # of sets of candidates
+    judges: list[Model]
+    constitution: Constitution
+    templates: Templates
+    settings: JudgeConfig
+    seed: int
+
+
+class Extent(NamedTuple):
+    """What a file holds: sets of candidates, pairs of them, the most answers in a set, and calls for each judge."""
+
+    sets: int
+    pairs: int
+    most: int
+    calls: int
+
+
+def candidates(judging: LabelJob, leave_out: Callable[[Skipped], None]) -> Iterator[Candidates]:
+    """The candidates of the file up to the limit; what it holds besides goes to `leave_out` on the way."""
+    count = 0
+    for item in read_candidates(judging.data, judging.ranked):
+        if isinstance(item, Skipped):
+            leave_out(item)
+        elif judging.limit is None or count < judging.limit:
+            count += 1
+            yield item
+        else:
+            return
+
+
+def count_work(judging: LabelJob) -> Extent:
+    """Read the whole file once, before anything is paid for.
+
+    Raises: CaiError for a row that is not of a known form, with its line, or a file with nothing to judge.
+    """
+    reasons: Counter[str] = Counter()
+    sets = pairs = most = asked = 0
+    for item in candidates(judging, lambda row: reasons.update([row.reason])):
+        different = len({answer for answer in item.answers if answer})
+        sets += 1
+        pairs += len(item.answers) * (len(item.answers) - 1) // 2
+        most = max(most, len(item.answers))
+        asked += calls(judging.settings, len(judging.constitution.principles), different)
+    if not sets:
+        why = ", ".join(f"{n} × {reason}" for reason, n in reasons.items())
+        raise CaiError(f"{judging.data}: nothing to judge in this file" + (f": {why}" if why else ""))
+    return Extent(sets, pairs, most, asked)
+
+
+# A file of answers judged outside a run: row by row, over the same memo, by one judge after another.
+#
+# Nothing of a row is kept once it is written, so that a file of any length fits in memory. There is no resume code:
+# judging again asks the same questions, and the memo answers those that were paid for.
+
+
+JUDGE_JSON = "judge.json"  # what was judged by what, and once it is finished the figures
+
+
+class JudgePanel:
+    """The judges of a file, of which one at a time is in memory."""
+
+    def __init__(self, judging: LabelJob, extent: Extent, memo: AnyCache, reporter: Reporter, open_engine: OpenEngine):
+        self._judging, self._extent, self._reporter = judging, extent, reporter
+        self._engine_settings = EngineConfig()
+        self.engines = [cached_engine(folder, self._engine_settings, memo, open_engine) for folder in judging.judges]
+
+    @property
+    def name(self) -> str:
+        """The judges' fingerprints, as a row's `judge` has them."""
+        return "+".join(engine.fingerprint for engine in self.engines)
+
+    async def verdicts(
+        self, folder: Path, leave_out: Callable[[Skipped], None]
+    ) -> AsyncIterator[tuple[Candidates, Verdicts | RequestRefused]]:
+        """All candidates with what all judges say of them, in the file's order; refused where one judge refuses.
+
+        What earlier judges say waits in a file in `folder` for the last one.
+        """
+        *earlier, last = self.engines
+        with tempfile.TemporaryDirectory(prefix=".panel-", dir=folder) as aside, ExitStack() as open_files:
+            waiting = [Path(aside) / f"{number}.jsonl" for number in range(len(earlier))]
+            for engine, path in zip(earlier, waiting, strict=True):
+                with RowWriter(path) as writer:
+                    async for _, said in self._one(engine, lambda _: None):
+                        writer.write(_Said.of(said))
+            lines = [open_files.enter_context(path.open(encoding="utf-8")) for path in waiting]
+            async for item, said in self._one(last, leave_out):
+                parts = [*(_Said.model_validate_json(next(file)).back() for file in lines), said]
+                refused = next((part for part in parts if isinstance(part, RequestRefused)), None)
+                names = [engine.fingerprint for engine in self.engines]
+                agreed = [(name, part) for name, part in zip(names, parts, strict=True) if isinstance(part, dict)]
+                yield item, refused or joined(agreed)
+
+    async def _one(
+        self, engine: CachedEngine, leave_out: Callable[[Skipped], None]
+    ) -> AsyncIterator[tuple[Candidates, Verdicts | RequestRefused]]:
+        j, number = self._judging, self.engines.index(engine)
+
+        async def ask(item: Candidates) -> Verdicts:
+            return await judge_answers(
+                item.prompt, item.answers, j.constitution, j.templates, engine, j.settings, j.seed
+            )
+
+        name = "judging" if len(self.engines) == 1 else f"judging, {number + 1} of {len(self.engines)}"
+        amount, limit = Amount(self._extent.sets, "rows", self._extent.calls), self._engine_settings.max_in_flight
+        try:
+            async for found in each_with_progress(
+                name, candidates(j, leave_out), amount, ask, engine, limit, self._reporter
+            ):
+                yield found
+        finally:
+            await engine.close()
+
+    def work(self, stage: str) -> list[EngineWork]:
+        """What the judges did so far, under the name of a run's stage."""
+        done = ((engine.fingerprint, work) for engine in self.engines for work in engine.work)
+        return [EngineWork(fingerprint, replace(work, stage=stage)) for fingerprint, work in done]
+
+    def cost(self, seconds: float) -> Cost:
+        """What all judges together were asked and wrote."""
+        tallies = [engine.tally for engine in self.engines]
+        asked, remembered, tokens = (sum(getattr(t, f) for t in tallies) for f in ("asked", "remembered", "tokens"))
+        return Cost(asked, remembered, tokens, seconds)
+
+
+class _Said(Row):
+    """What one judge says of a set of candidates, on its way through a file."""
+
+    refused: str | None = None
+    pairs: list[tuple[int, int, list[Verdict]]] = []
+
+    @classmethod
+    def of(cls, said: Verdicts | RequestRefused) -> "_Said":
+        if isinstance(said, RequestRefused):
+            return cls(refused=str(said))
+        return cls(pairs=[(i, j, verdicts) for (i, j), verdicts in said.items()])
+
+    def back(self) -> Verdicts | RequestRefused:
+        if self.refused is not None:
+            return RequestRefused(self.refused)
+        return {(i, j): verdicts for i, j, verdicts in self.pairs}
+
+
+@contextmanager
+def claimed_for(
+    command: str, judging: LabelJob, out: Path, results: Sequence[str], reporter: Reporter
+) -> Iterator[dict[str, Any]]:
+    """`claimed` for what is made from a file of answers by a judge."""
+    now = {"command": command, **_made_from(judging)}
+    with claimed(now, out, JUDGE_JSON, results, reporter) as figures:
+        yield figures
+
+
+def _made_from(judging: LabelJob) -> dict[str, Any]:
+    return {
+        "data": {"file": str(judging.data), "content": file_fingerprint(judging.data), "limit": judging.limit},
+        "judges": [{"where": str(judge), "model": model_fingerprint(judge)} for judge in judging.judges],
+        "constitution": {
+            "name": judging.constitution.name,
+            "principles": {p.id: {"text": p.fingerprint, "weight": p.weight} for p in judging.constitution.principles},
+        },
+        "templates": judging.templates.fingerprint,
+        "settings": judging.settings.model_dump(mode="json", exclude={"samples", "model"}),
+        "seed": judging.seed,
+        "versions": {"python": platform.python_version(), "cai": __version__},
+    }
+
+
+# `cai judge`: a file of answers labelled by a judge, pair by pair, and ranked where there are more than two.
+
+
+RESULTS = ("preferences.jsonl", "rankings.jsonl", "left_out.jsonl")
+
+
+@dataclass
+class Totals:
+    """Running sums over the pairs that were labelled, so that none needs to be kept."""
+
+    pairs: int = 0
+    p: float = 0.0
+    verdicts: int = 0
+    in_both_orders: int = 0
+    same_position: int = 0
+    outside: float = 0.0
+    given: int = 0  # pairs that came with a label
+    agreed: float = 0.0
+    rankings: int = 0
+    failed: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+
+
+def count(totals: Totals, pair: Preference) -> None:
+    """Add one pair."""
+    totals.pairs += 1
+    totals.p += pair.p
+    totals.verdicts += len(pair.verdicts)
+    in_both_orders = [v.same_position for v in pair.verdicts if v.same_position is not None]
+    totals.in_both_orders += len(in_both_orders)
+    totals.same_position += sum(in_both_orders)
+    totals.outside += sum(v.outside for v in pair.verdicts)
+    if pair.given is not None:
+        totals.given += 1
+        totals.agreed += hit(pair.p, pair.given)
+
+
+def figures(totals: Totals) -> dict[str, Any]:
+    """Counts, and means in [0, 1]; None where nothing was counted."""
+
+    def mean(total: float, count: int) -> float | None:
+        return total / count if count else None
+
+    return {
+        "pairs": totals.pairs,
+        "rankings": totals.rankings,
+        "left_out": {"reasons": dict(totals.reasons.most_common()), "failed": totals.failed},
+        "mean_p": mean(totals.p, totals.pairs),
+        "same_position": mean(totals.same_position, totals.in_both_orders),
+        "outside": mean(totals.outside, totals.verdicts),
+        "agrees_with_given": mean(totals.agreed, totals.given),
+    }
+
+
+def label_file(
+    judging: LabelJob, out: Path, memo: Path, reporter: Reporter, open_engine: OpenEngine = open_model
+) -> dict[str, Any]:
+    """Write preferences.jsonl, left_out.jsonl, judge.json and, of sets of more than two, rankings.jsonl.
+
+    Raises: CaiError. Returns: what stands in judge.json.
+    """
+    extent = count_work(judging)
+    with claimed_for("cai judge", judging, out, RESULTS, reporter) as found, closing(Cache(memo)) as store:
+        panel = JudgePanel(judging, extent, store, reporter, open_engine)
+        begun, totals = time.monotonic(), Totals()
+        asyncio.run(_label(judging, panel, out, extent.most > 2, totals))
+        found |= figures(totals) | {"cost": panel.cost(time.monotonic() - begun)._asdict()}
+    return found
+
+
+async def _label(judging: LabelJob, panel: JudgePanel, out: Path, ranks: bool, totals: Totals) -> None:
+    with ExitStack() as files:
+        preferences, left_out = (
+            files.enter_context(RowWriter(out / f"{n}.jsonl")) for n in ("preferences", "left_out")
+        )
+        rankings = files.enter_context(RowWriter(out / "rankings.jsonl")) if ranks else None
+
+        def leave_out(row: Skipped) -> None:
+            left_out.write(row)
+            totals.failed += row.failed
+            if not row.failed:
+                totals.reasons[row.reason] += 1
+
+        async for item, said in panel.verdicts(out, leave_out):
+            if isinstance(said, RequestRefused):
+                leave_out(Skipped(prompt_id=item.prompt.id, stage=item.place, reason=str(said), failed=True))
+                continue
+            for pair in labelled(item, said, judging, panel.name):
+                if isinstance(pair, Preference):
+                    preferences.write(pair)
+                    count(totals, pair)
+                else:
+                    leave_out(Skipped(prompt_id=item.prompt.id, stage=item.place, reason=pair))
+            if rankings is not None and len(item.answers) > 2 and said:
+                labels = {pair: label(verdicts, judging.settings) for pair, verdicts in said.items()}
+                rankings.write(ranking(item.prompt, item.answers, labels, item.model, panel.name, judging.seed))
+                totals.rankings += 1
+
+
+def labelled(item: Candidates, said: Verdicts, judging: LabelJob, judge: str) -> list[Preference | str]:
+    """Each pair of a set as a preference, with the label it came with beside the judge's, or why there is none."""
+    pairs = judged_preferences(item.prompt, item.answers, said, item.model, judge, judging.settings, judging.seed)
+    if item.given is None:
+        return pairs
+    return [
+        pair.model_copy(update={"given": item.given if pair.chosen == item.answers[0] else 1 - item.given})
+        if isinstance(pair, Preference)
+        else pair
+        for pair in pairs
+    ]

@@ -1,1 +1,0 @@
-"""Every file format read or written, one small module each."""

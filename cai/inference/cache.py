@@ -1,0 +1,206 @@
+"""A content-addressed memory under every engine: no call is paid for twice.
+
+One SQLite file in WAL mode serves all runs and processes of a workspace. Every answer is committed as it arrives,
+so a killed process loses only the calls in flight, and resuming a run is running it again.
+"""
+
+import asyncio
+import dataclasses
+import hashlib
+import json
+import sqlite3
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cai.config.errors import CaiError
+from cai.config.hashing import canonical_json
+from cai.inference.engine import Choose, Completion, Engine, Generate
+
+
+@dataclasses.dataclass
+class Tally:
+    """Calls of an engine: those asked of the model, those remembered; of the asked ones, the tokens they may write at
+    most, the tokens they wrote, and the characters they read.
+    """
+
+    asked: int = 0
+    remembered: int = 0
+    allowed: int = 0
+    tokens: int = 0
+    characters: int = 0
+
+    def __add__(self, other: "Tally") -> "Tally":
+        return Tally(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+
+    def __sub__(self, other: "Tally") -> "Tally":
+        return Tally(*(a - b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What one engine did in one stage of a run: calls by step, the seconds that took, and whether it was loaded."""
+
+    stage: str
+    steps: dict[str, Tally]
+    seconds: float
+    loaded: bool
+
+
+class Cache:
+    """The store: answers by key, as JSON text; and what work with an engine took, to forecast more of it."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")  # a killed process loses nothing, a power cut the last calls
+            self._db.execute("CREATE TABLE IF NOT EXISTS calls (key BLOB PRIMARY KEY, answer TEXT) WITHOUT ROWID")
+            self._db.execute("CREATE TABLE IF NOT EXISTS work (engine TEXT, work TEXT)")
+        except sqlite3.DatabaseError as error:
+            raise CaiError(f"{path}: not a usable memo ({error}); move the file away to start a new one") from error
+
+    def get(self, key: bytes) -> Any | None:
+        """The remembered answer, or None."""
+        row = self._db.execute("SELECT answer FROM calls WHERE key = ?", (key,)).fetchone()
+        return None if row is None else json.loads(row[0])
+
+    def put(self, key: bytes, answer: Any) -> None:
+        """Remember an answer; it is on disk when this returns."""
+        self._db.execute("INSERT OR REPLACE INTO calls VALUES (?, ?)", (key, json.dumps(answer)))
+
+    def add_work(self, engine: str, work: Work) -> None:
+        """Remember what a stage took."""
+        self._db.execute("INSERT INTO work VALUES (?, ?)", (engine, json.dumps(dataclasses.asdict(work))))
+
+    def work(self, engine: str) -> list[Work]:
+        """What the stages of an engine took so far."""
+        rows = self._db.execute("SELECT work FROM work WHERE engine = ?", (engine,)).fetchall()
+        found = [json.loads(row[0]) for row in rows]
+        return [Work(**{**w, "steps": {step: Tally(**tally) for step, tally in w["steps"].items()}}) for w in found]
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+
+class OverlayCache:
+    """A memo laid over another one, which is only read: what is put goes to the upper one."""
+
+    def __init__(self, below: Cache, upper: Cache) -> None:
+        self._below, self._upper = below, upper
+        self.put, self.work = upper.put, below.work
+
+    def get(self, key: bytes) -> Any | None:
+        """The remembered answer of either, or None."""
+        answer = self._below.get(key)
+        return self._upper.get(key) if answer is None else answer
+
+    def add_work(self, engine: str, work: Work) -> None:
+        """Nothing is remembered of work that was not done."""
+
+
+AnyCache = Cache | OverlayCache
+
+
+class CachedEngine:
+    """An engine that looks into the memo first, and opens the model behind it only on the first miss."""
+
+    def __init__(self, fingerprint: str, memo: AnyCache, open_engine: Callable[[], Engine]) -> None:
+        self.fingerprint = fingerprint
+        self.steps: defaultdict[str, Tally] = defaultdict(Tally)
+        self.work: list[Work] = []
+        self._memo = memo
+        self._open_engine = open_engine
+        self._engine: Engine | None = None
+        self._opened = 0
+        self._in_flight: dict[bytes, asyncio.Future[Any]] = {}
+
+    @property
+    def tally(self) -> Tally:
+        """All calls so far."""
+        return sum(self.steps.values(), Tally())
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Account for the calls of the block, as `work`; what it asked of the model the memo keeps for forecasts."""
+        before = {step: dataclasses.replace(tally) for step, tally in self.steps.items()}
+        opened, begun = self._opened, time.monotonic()
+        try:
+            yield
+        finally:
+            steps = {step: tally - before.get(step, Tally()) for step, tally in self.steps.items()}
+            done = {step: tally for step, tally in steps.items() if tally != Tally()}
+            work = Work(name, done, time.monotonic() - begun, self._opened > opened)
+            self.work.append(work)
+            if any(tally.asked for tally in done.values()):
+                self._memo.add_work(self.fingerprint, work)
+
+    async def generate(self, request: Generate) -> Completion:
+        """As Engine.generate; the same request is asked once, however many wait for it."""
+
+        async def ask() -> dict[str, Any]:
+            completion = await self._model().generate(request)
+            tally = self.steps[request.step]
+            tally.allowed += request.max_tokens
+            tally.tokens += completion.completion_tokens
+            return dataclasses.asdict(completion)
+
+        return Completion(**await self._remember(request, ask))
+
+    async def choose(self, request: Choose) -> list[float]:
+        """As Engine.choose, remembered."""
+
+        async def ask() -> list[float]:
+            return await self._model().choose(request)
+
+        return list(await self._remember(request, ask))
+
+    async def close(self) -> None:
+        """Close the model if it was ever opened; the memo stays open."""
+        if self._engine is not None:
+            await self._engine.close()
+            self._engine = None
+
+    def _model(self) -> Engine:
+        if self._engine is None:
+            self._engine = self._open_engine()
+            self._opened += 1
+        return self._engine
+
+    def _key(self, request: Generate | Choose) -> bytes:
+        asks = {name: value for name, value in vars(request).items() if name != "step"}
+        content = canonical_json([self.fingerprint, type(request).__name__, asks])
+        return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+    async def _remember(self, request: Generate | Choose, ask: Callable[[], Awaitable[Any]]) -> Any:
+        key = self._key(request)
+        if (asked_already := self._in_flight.get(key)) is not None:
+            answer = await asyncio.shield(asked_already)
+            self.steps[request.step].remembered += 1
+            return answer
+        if (answer := self._memo.get(key)) is not None:
+            self.steps[request.step].remembered += 1
+            return answer
+        self._in_flight[key] = asyncio.get_running_loop().create_future()
+        try:
+            answer = await ask()
+            self._memo.put(key, answer)
+            tally = self.steps[request.step]
+            tally.asked += 1
+            tally.characters += sum(len(message["content"]) for message in request.messages)
+            self._in_flight[key].set_result(answer)
+            return answer
+        except BaseException as error:
+            if not isinstance(error, asyncio.CancelledError):
+                self._in_flight[key].set_exception(error)
+                self._in_flight[key].exception()  # read here, so that it is no fault if nobody else waits
+            else:
+                self._in_flight[key].cancel()
+            raise
+        finally:
+            del self._in_flight[key]

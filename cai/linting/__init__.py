@@ -1,1 +1,0 @@
-"""Reading a constitution critically before any model does: what is written where, and what it may do."""

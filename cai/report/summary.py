@@ -1,0 +1,228 @@
+"""A run's summary as its report tells it: what came of it, what is watched, what a reader must not miss."""
+
+from typing import Any, NamedTuple
+
+import yaml
+
+from cai.config.errors import CaiError
+from cai.evaluation.judge_report import Figure
+from cai.feedback.filters import FILTERS
+from cai.runs.folder import RunFolder
+from cai.runs.metrics import summarise, training_lines
+from cai.stats.formatting import counted, number, percent
+from cai.stats.intervals import Estimate
+from cai.stats.win_rate import FEW_PROMPTS, FOLLOWS_POSITION
+
+OUTSIDE = 0.5  # of the probability: more is on something that is no answer than on one, as in the judge's own report
+
+
+CUT_OFF = 0.5  # of the texts: how long the model would have written is then unknown for most
+
+
+class Monitor(NamedTuple):
+    """A figure that is watched; `look` says that it is past its bound."""
+
+    name: str
+    value: str
+    bound: str
+    look: bool
+
+
+class Told(NamedTuple):
+    """A summary as the page has it."""
+
+    facts: list[Figure]
+    judge: list[Figure]
+    monitors: list[Monitor]
+    notes: list[str]
+    left_out: dict[str, int]  # by reason
+    training: dict[str, list[str]]  # lines by stage
+    calibration: dict[str, list[dict[str, float]]]  # of reward models on held-out pairs, bins by stage
+
+
+def told_of(folder: RunFolder, missing: list[str]) -> Told:
+    """The summary; counted anew where the run is unfinished or another version wrote it.
+
+    Where the rows cannot be counted either, nothing is told, and `missing` says why.
+    """
+    try:
+        if (written := folder.summary()) is not None:
+            return _told(written, finished=True)
+    except (CaiError, LookupError, TypeError, AttributeError):
+        pass
+    try:
+        return _told(summarise(folder), finished=folder.summary_json.exists())
+    except CaiError as error:
+        missing.append(f"Its figures cannot be counted: {error}")
+    except KeyError as error:
+        missing.append(f"Its figures cannot be counted: {folder.lock_json} lacks {error}")
+    return Told([], [], [], [], {}, {}, {})
+
+
+def _told(summary: dict[str, Any], finished: bool) -> Told:
+    stages = summary["training"]
+    reports = {stage: found["held_out"] for stage, found in stages.items() if found["held_out"]}
+    return Told(
+        facts=_facts(summary),
+        judge=_judge_facts(summary),
+        monitors=_monitors(summary),
+        notes=_notes(summary, finished),
+        left_out=summary["left_out"]["reasons"],
+        training={stage: training_lines(found) for stage, found in stages.items()},
+        calibration={stage: found["reliability"] for stage, found in reports.items()},
+    )
+
+
+def _facts(summary: dict[str, Any]) -> list[Figure]:
+    """What the run came to, the widest first."""
+    found = [Figure("prompts", str(summary["prompts"]), f"and {summary['held_out']} held out")]
+    if revisions := summary["revisions"]:
+        flagged = sum(revisions["flags"].values())
+        words = revisions["words"]
+        found += [
+            Figure("revisions", str(revisions["rows"]), f"{percent(flagged)} flagged by hygiene"),
+            Figure("words", f"{words['draft']:.0f} → {words['revision']:.0f}", "from draft to last revision, means"),
+        ]
+    if preferences := summary["preferences"]:
+        by_source = ", ".join(f"{n} by {source}" for source, n in preferences["by_source"].items())
+        found.append(Figure("labelled pairs", str(sum(preferences["by_source"].values())), by_source))
+    if evaluation := summary["evaluation"]:
+        win_rate, words = Estimate(**evaluation["win_rate"]), evaluation["words"]
+        found += [
+            Figure("win rate of after", str(win_rate), f"by the referee, on {win_rate.n} held-out prompts"),
+            Figure(
+                "words held out", f"{words['before']:.0f} → {words['after']:.0f}", "before and after training, means"
+            ),
+        ]
+    left_out = summary["left_out"]
+    found.append(
+        Figure(
+            "left out",
+            str(sum(left_out["reasons"].values()) + left_out["failed"]),
+            f"{left_out['failed']} of it failed",
+        )
+    )
+    if calls := summary.get("calls"):
+        found.append(
+            Figure("calls", f"{calls['asked'] + calls['remembered']:,}", f"{calls['remembered']:,} of them remembered")
+        )
+    if seconds := summary.get("seconds"):
+        found.append(
+            Figure(
+                "time", _duration(sum(seconds.values())), ", ".join(f"{k} {_duration(s)}" for k, s in seconds.items())
+            )
+        )
+    return found
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 100
+        else f"{seconds / 60:.0f} min"
+        if seconds < 6000
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+def _judge_facts(summary: dict[str, Any]) -> list[Figure]:
+    """How far the verdicts of judge and referee can be trusted."""
+    found = []
+    judged = (summary["preferences"] or {}).get("judged")
+    for who, said in (("judge", judged), ("referee", summary["evaluation"])):
+        if said:
+            found += [
+                Figure(
+                    f"{who}: same position wins",
+                    percent(said["same_position"]),
+                    "published: 18 % (large) to 56 % (small)",
+                ),
+                Figure(f"{who}: outside the letters", percent(said["outside"]), "of the probability"),
+            ]
+    if judged:
+        found.append(Figure("judge: mean p", number(judged["mean_p"]), "of the chosen answer; 0.5 is no opinion"))
+    return found
+
+
+def _monitors(summary: dict[str, Any]) -> list[Monitor]:
+    """Every rate that tells of trouble, with the bound past which to look."""
+
+    def rate(name: str, value: float | None, bound: float, over: str) -> Monitor:
+        look = value is not None and value >= bound
+        return Monitor(name, percent(value), over, look)
+
+    found = []
+    if revisions := summary["revisions"]:
+        found += [
+            rate(f"revision {flag.replace('_', ' ')}", revisions["flags"][flag], 0.25, "25 %") for flag in FILTERS
+        ]
+        found += [rate(f"{text} cut off", share, CUT_OFF, "50 %") for text, share in revisions["truncated"].items()]
+    judged = (summary["preferences"] or {}).get("judged")
+    for who, said in (("judge", judged), ("referee", summary["evaluation"])):
+        if said:
+            found.append(
+                rate(f"{who}: position decides", said["same_position"], FOLLOWS_POSITION, percent(FOLLOWS_POSITION))
+            )
+            found.append(rate(f"{who}: outside the letters", said["outside"], OUTSIDE, percent(OUTSIDE)))
+    if evaluation := summary["evaluation"]:
+        found += [
+            rate(f"answer {which} training cut off", share, CUT_OFF, "50 %")
+            for which, share in evaluation["truncated"].items()
+        ]
+    failed = summary["left_out"]["failed"]
+    found.append(Monitor("requests that failed", str(failed), "none", failed > 0))
+    for stage, training in summary["training"].items():
+        found += [Monitor(f"training {stage}", warning, "", True) for warning in training["warnings"]]
+    return found
+
+
+def _notes(summary: dict[str, Any], finished: bool) -> list[str]:
+    """What a reader must not miss."""
+    found = [] if finished else ["The run is unfinished: what is here is what there was when this page was made."]
+    past = [f"{m.name} {m.value}" if m.bound else f"{m.name}: {m.value}" for m in _monitors(summary) if m.look]
+    if past:
+        found.append("Look at: " + "; ".join(past) + ".")
+    evaluation = summary["evaluation"]
+    if evaluation and (n := evaluation["win_rate"]["n"]) < FEW_PROMPTS:
+        found.append(
+            f"Only {counted(n, 'prompts')} {'was' if n == 1 else 'were'} held out: the win rate's interval is wide."
+        )
+    return found
+
+
+# What a run was made of: hashes of everything that decided it, and the files themselves.
+
+
+def made_of(lock: dict[str, Any]) -> dict[str, str]:
+    """What decided the result: names, and hashes of content; what a lock of another version lacks is left out."""
+    config = lock.get("config") or {}
+    constitution, referee = lock.get("constitution") or {}, lock.get("referee") or {}
+    named = {
+        "model": (config.get("model"), lock.get("model")),
+        "constitution": (constitution.get("name"), constitution.get("fingerprint")),
+        "judge": (None, ", ".join(lock.get("judge_models") or [])),
+        "referee": (referee.get("name"), referee.get("fingerprint")),
+        "templates": (config.get("templates"), lock.get("templates")),
+        "prompts": ((config.get("prompts") or {}).get("source"), lock.get("prompts")),
+        "preferences of a file": ((config.get("preferences") or {}).get("source"), lock.get("preferences")),
+        **{name: (None, content) for name, content in (lock.get("train_files") or {}).items()},
+    }
+    made = {key: ", ".join(_as_text(*parts)) for key, parts in named.items() if any(parts)}
+    versions = ", ".join(f"{package} {version}" for package, version in (lock.get("versions") or {}).items())
+    return {**made, "seed": str(config.get("seed", "")), "versions": versions}
+
+
+def _as_text(name: str | None, content: str | None) -> list[str]:
+    return [*([str(name)] if name else []), *([f"content {content}"] if content else [])]
+
+
+def configuration_files(folder: RunFolder, lock: dict[str, Any]) -> list[tuple[str, str]]:
+    """The whole configuration: what was given, and all settings with their defaults."""
+    given = [folder.run_yaml, folder.constitution_yaml, folder.referee_yaml, *sorted(folder.templates.glob("*"))]
+    texts = [(str(file.relative_to(folder.path)), file.read_text(encoding="utf-8")) for file in given if file.is_file()]
+    return [*texts[:1], ("all settings, with defaults", as_yaml(lock.get("config"))), *texts[1:]]
+
+
+def as_yaml(value: Any) -> str:
+    """A JSON value as YAML."""
+    return str(yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120))

@@ -1,0 +1,232 @@
+"""What a run will ask of its models before anything is paid for: the run itself, over an engine that only counts.
+
+The steps of a run are carried out as always, in a folder that is thrown away. Calls the memo knows are answered from
+it; every other call gets a placeholder that no model wrote, so that whatever depends on it is unknown to the memo too
+and is counted as well.
+"""
+
+import asyncio
+import tempfile
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+
+from cai.config.hashing import fingerprint
+from cai.data.jsonl import write_text
+from cai.data.records import Skipped
+from cai.feedback.label import JudgePanel, LabelJob, count_work
+from cai.inference.cache import Cache, OverlayCache, Work
+from cai.inference.engine import Choose, Completion, Engine, EngineConfig, Generate
+from cai.inference.models import Model
+from cai.inference.progress import Reporter
+from cai.inference.scheduler import EngineWork
+from cai.runs.assess import assess_policy
+from cai.runs.collect import collect_feedback
+from cai.runs.contest import PolicyEvaluation
+from cai.runs.evaluate import evaluating_of
+from cai.runs.find import Policy
+from cai.runs.folder import MEMO, RunFolder
+from cai.runs.pipeline import train_policy
+from cai.runs.plan import Plan
+from cai.runs.session import Session
+from cai.training.settings import TrainConfig
+from cai.training.stage import is_trained
+
+CHARACTERS = 4.0  # a token of English, about: only sizes the placeholders and the estimate of tokens read
+
+
+class Placeholders:
+    """An engine without a model: unique texts of the greatest length, and even verdicts."""
+
+    def __init__(self, fingerprint: str) -> None:
+        self.fingerprint = fingerprint
+
+    async def generate(self, request: Generate) -> Completion:
+        """A text of `max_tokens` that no other request gets."""
+        name = fingerprint(self.fingerprint, request.messages, request.max_tokens, request.temperature, request.seed)
+        return Completion(name.ljust(int(CHARACTERS * request.max_tokens)), "length", 0, request.max_tokens)
+
+    async def choose(self, request: Choose) -> list[float]:
+        """The same for every option."""
+        return [-1.0] * len(request.options)
+
+    async def close(self) -> None:
+        """Nothing to free."""
+
+
+class Line(NamedTuple):
+    """Calls of one kind in one stage of a run; `tokens` are those written, or expected to be."""
+
+    stage: str
+    step: str
+    asked: int
+    remembered: int
+    tokens: float
+
+
+class DryRun(NamedTuple):
+    """What a run will ask, and what that may take."""
+
+    lines: list[Line]
+    tokens_read: float  # by the calls to be asked, at CHARACTERS a token; shared beginnings are read once, if at all
+    seconds: float | None  # of the calls; None where nothing was measured with these models yet
+    untrained: list[str]  # the training stages that are to be carried out, whose time is not forecast
+    iterations: int  # further ones, of which nothing is known before the first one's policy is
+
+
+class Rates(NamedTuple):
+    """Seconds to load a model, to write a token, to give a verdict, as measured in work done."""
+
+    load: float
+    token: float
+    verdict: float
+
+
+def dry_run(plan: Plan, counted: Cache | None = None) -> DryRun:
+    """Count the calls of a run, or of its first iteration; nothing is asked, and nothing is kept but in `counted`.
+
+    A call that an earlier forecast left in `counted` is remembered: so much do runs share that are to follow each
+    other. Raises: CaiError as the run itself would.
+    """
+    existing = plan.runs / MEMO
+    with tempfile.TemporaryDirectory(prefix="cai-") as aside:
+        folder = RunFolder(Path(aside) / "run")
+        folder.path.mkdir()
+        with (
+            closing(Cache(existing if existing.exists() else Path(aside) / "none.sqlite")) as below,
+            closing(Cache(Path(aside) / "memo.sqlite")) as upper,
+        ):
+            quiet = Reporter(Console(quiet=True))
+            memo = OverlayCache(below, counted or upper)
+            session = Session(replace(plan, folder=folder), quiet, memo, open_placeholders)
+            if plan.gate is not None:
+                session.work += asyncio.run(_gate(plan.gate, Path(aside), memo, quiet))
+            asyncio.run(collect_feedback(session))
+            untrained = _evaluate(session, plan, Path(aside))
+            known = {engine: below.work(engine) for engine in {done.engine for done in session.work}}
+            own = session.engine(plan.model).fingerprint
+    lines, seconds = _expected(session.work, known, known.get(own, []))
+    asked = [tally for done in session.work for tally in done.work.steps.values()]
+    read = sum(tally.characters for tally in asked) / CHARACTERS
+    return DryRun(lines, read, seconds, untrained, plan.config.iterations - 1)
+
+
+def open_placeholders(model: Model, fingerprint: str, settings: EngineConfig) -> Engine:
+    """In place of a model."""
+    return Placeholders(fingerprint)
+
+
+async def _gate(judging: LabelJob, aside: Path, memo: OverlayCache, reporter: Reporter) -> list[EngineWork]:
+    """Count the calls of the judge's gate."""
+    panel = JudgePanel(judging, count_work(judging), memo, reporter, open_placeholders)
+    async for _ in panel.verdicts(aside, lambda _: None):
+        pass
+    return panel.work("gate")
+
+
+class _Untrained(Exception):
+    """A stage of training, by its name, that is not finished."""
+
+
+def _evaluate(session: Session, plan: Plan, aside: Path) -> list[str]:
+    """Count the calls of the evaluation: of the policy there is, or of one that no call is remembered of.
+
+    Returns: the training stages that are not finished.
+    """
+
+    def look(
+        name: str,
+        settings: TrainConfig,
+        data: Path,
+        model: Path,
+        folder: Path,
+        seed: int,
+        reporter: Reporter,
+        reward: Path | None,
+        launcher: str,
+    ) -> tuple[Path, list[Skipped]]:
+        trained = plan.folder.train / name
+        if not is_trained(settings, data, model, trained, seed, reward):
+            raise _Untrained(name)
+        return trained / "model", []
+
+    untrained: list[str] = []
+    try:
+        policy = train_policy(session, look)
+    except _Untrained as first:
+        names = [f"{number}-{settings.stage}" for number, settings in enumerate(plan.train, start=1)]
+        untrained = names[names.index(str(first)) :]
+        policy = aside / "policy"
+        policy.mkdir()
+        write_text(policy / "config.json", str(aside))  # a folder of a fingerprint of its own
+    if policy != plan.model and plan.held_out:
+        asyncio.run(assess_policy(session, policy))
+        if plan.config.evaluate.probes:
+            contender = Policy(plan.folder.name, policy)
+            contest = PolicyEvaluation(evaluating_of(plan, contender), session.engine, session.reporter)
+            asyncio.run(contest.carry_out())
+            session.work += contest.work
+    return untrained
+
+
+def _expected(
+    work: Sequence[EngineWork], known: dict[str, list[Work]], own: Sequence[Work]
+) -> tuple[list[Line], float | None]:
+    """The lines of an account, and the seconds its calls may take.
+
+    What was not measured of an engine is taken from the run's own model, `own`: a policy is as large as that.
+    """
+    lines: list[Line] = []
+    seconds: float | None = 0.0
+    for done in work:
+        measured = known[done.engine] or list(own)
+        rates = fit_rates(measured)
+        written = verdicts = 0.0
+        for step, tally in done.work.steps.items():
+            tokens = min(tally.allowed, tally.asked * (_mean_tokens(measured, step) or tally.allowed))
+            lines.append(Line(done.work.stage, step, tally.asked, tally.remembered, tokens))
+            written += tokens
+            verdicts += 0 if tally.allowed else tally.asked
+        if written or verdicts:
+            seconds = (
+                None
+                if seconds is None or rates is None
+                else (seconds + rates.load + rates.token * written + rates.verdict * verdicts)
+            )
+    return lines, seconds
+
+
+def _mean_tokens(measured: Sequence[Work], step: str) -> float | None:
+    tallies = [work.steps[step] for work in measured if step in work.steps]
+    asked = sum(tally.asked for tally in tallies)
+    return sum(tally.tokens for tally in tallies) / asked if asked else None
+
+
+def fit_rates(measured: Sequence[Work]) -> Rates | None:
+    """The rates that explain best what stages took: non-negative least squares over loads, tokens and verdicts.
+
+    None where nothing was measured.
+    """
+    if not measured:
+        return None
+    from scipy.optimize import nnls
+
+    def row(work: Work) -> list[float]:
+        verdicts = sum(tally.asked for tally in work.steps.values() if not tally.allowed)
+        return [float(work.loaded), sum(tally.tokens for tally in work.steps.values()), verdicts]
+
+    found, _ = nnls([row(work) for work in measured], [work.seconds for work in measured])
+    return Rates(*(float(rate) for rate in found))
+
+
+def account(summary: dict[str, Any]) -> list[Line]:
+    """The calls a finished run made, from its summary.json; none where it was written before they were counted."""
+    return [
+        Line(done["stage"], step, tally["asked"], tally["remembered"], tally["tokens"])
+        for done in summary.get("work", [])
+        for step, tally in done["steps"].items()
+    ]

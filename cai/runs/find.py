@@ -1,0 +1,119 @@
+"""The policies that an evaluation is about, found by name: a run's, a trained stage's, any model's."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from cai.config.errors import CaiError
+from cai.config.hashing import fingerprint
+from cai.data.manifest import read_json
+from cai.inference.models import folder_fingerprint, resolve_model
+from cai.runs.folder import ITERATION, RunFolder, runs_meant
+from cai.runs.run_file import RunConfig
+
+
+class Policy(NamedTuple):
+    """A policy, what is known of where it came from, and what lies beside it."""
+
+    name: str
+    folder: Path
+    base: str | None = None  # the model it was trained from, by name; None where that is not known
+    run: RunFolder | None = None
+    config: RunConfig | None = None  # of the run
+    learned: frozenset[str] = frozenset()  # fingerprints of the conversations it was trained on
+    reward: Path | None = None  # the folder of the reward model it was trained against
+    ppo: Path | None = None  # the folder of the PPO stage that made it
+
+
+def find_policy(name: str, runs: Path) -> Policy:
+    """The policy of a run (of its last iteration), of a folder of `cai train`, or a model.
+
+    Raises: CaiError saying what there is, for none of these or one without a trained policy.
+    """
+    for path in (runs / name, Path(name)):
+        if (path / "lock.json").exists():
+            return _of_run(RunFolder(path))
+        if found := sorted(path.glob(f"{ITERATION}*/lock.json"), key=lambda lock: int(lock.parent.name.split("-")[-1])):
+            return _of_run(RunFolder(found[-1].parent))
+        if (path / "stage.json").exists():
+            return _of_stage(path)
+    try:
+        return policy_of_model(name)
+    except CaiError as error:
+        meant = runs_meant(name, runs)
+        raise CaiError(f"'{name}' is no run in {runs}/ ({meant}), and as a model: {error}") from None
+
+
+def policy_of_model(name: str) -> Policy:
+    """A model by its name; one in a folder is called as the folder is. Raises: CaiError when there is none."""
+    folder = resolve_model(name)
+    if not Path(name).is_dir():
+        return Policy(name, folder)
+    path = folder.resolve()
+    return Policy(path.parent.name if path.name == "model" else path.name, folder)  # stages write into `model`
+
+
+def _of_run(folder: RunFolder) -> Policy:
+    config = run_config(folder)
+    stages = [(settings.stage, folder.train / f"{n}-{settings.stage}") for n, settings in enumerate(config.train, 1)]
+    policies = [path for stage, path in stages if stage != "reward"]
+    if not policies:
+        raise CaiError(f"{folder.path}: the run trains no policy (`train:` has no stage that makes one)")
+    if not (policies[-1] / "model").is_dir():
+        raise CaiError(f"{folder.path}: its last policy, {policies[-1].name}, is not trained; run it to its end first")
+    rewards = [path / "model" for stage, path in stages if stage == "reward"]
+    ppo = policies[-1] if (policies[-1] / "samples.jsonl").exists() else None
+    held_out = set(folder.lock()["held_out"])
+    return Policy(
+        name=folder.name,
+        folder=policies[-1] / "model",
+        base=config.model,
+        run=folder,
+        config=config,
+        learned=frozenset(fingerprint(p.messages) for p in folder.prompts() if p.id not in held_out),
+        reward=rewards[-1] if rewards else _reward_of(policies[-1]),
+        ppo=ppo,
+    )
+
+
+def _of_stage(path: Path) -> Policy:
+    about = _stage(path)
+    if about.get("settings", {}).get("stage") == "reward":
+        raise CaiError(f"{path} is a reward model: it gives scores, no answers")
+    if not (path / "model").is_dir():
+        raise CaiError(f"{path}: its policy is not trained yet; run `cai train` to its end first")
+    ppo = path if (path / "samples.jsonl").exists() else None
+    return Policy(path.resolve().name, path / "model", about.get("model"), reward=_reward_of(path), ppo=ppo)
+
+
+def _reward_of(stage: Path) -> Path | None:
+    named = _stage(stage).get("reward")
+    return Path(named) if named else None
+
+
+def _stage(path: Path) -> dict[str, Any]:
+    return read_json(path / "stage.json")
+
+
+def run_config(folder: RunFolder) -> RunConfig:
+    """The settings a run was made with, from its lock; raises CaiError for those of another version of cai."""
+    lock = folder.lock()
+    lacks = [f"no '{part}'" for part in ("config", "held_out", "model") if part not in lock]
+    try:
+        if not lacks:
+            return RunConfig.model_validate(lock["config"])
+    except ValidationError as error:
+        lacks = [error.errors()[0]["msg"]]
+    raise CaiError(f"{folder.lock_json}: not the settings of a run of this version of cai: {lacks[0]}")
+
+
+def check_base(contender: Policy, reference: Path) -> None:
+    """Raises: CaiError where the model by the name that a run started from is no longer the one it started from."""
+    if contender.run is None or contender.run.path.name.startswith(ITERATION):
+        return
+    if folder_fingerprint(reference) != contender.run.lock()["model"]:
+        raise CaiError(
+            f"{contender.run.path}: the model '{contender.base}' has changed since the run started from it; name the "
+            "one to compare with by --reference"
+        )

@@ -1,0 +1,390 @@
+"""What a run or a file holds, in formats of others."""
+
+import json
+import re
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from pydantic import BaseModel
+
+from cai import __version__
+from cai.config.characters import visible
+from cai.config.errors import CaiError
+from cai.config.yaml_files import read_text
+from cai.constitution.templates import Templates
+from cai.data import alpaca_eval, annotated_pairs, cai_conversation
+from cai.data.completions import iter_completions
+from cai.data.exports import EXPORTS, exported, table_writer, things
+from cai.data.jsonl import read_rows
+from cai.data.preferences import iter_preferences
+from cai.data.records import Comparison, Messages, Preference, Prompt, Ranking, Revision, Skipped
+from cai.evaluation.judge_report import JudgeReport, figures
+from cai.feedback.filters import FILTERS
+from cai.runs.folder import RunFolder
+from cai.runs.metrics import summarise
+from cai.stats.formatting import number, percent
+from cai.training.sft import fit_revisions
+
+OF_RUNS = {"cai-conversation": "revisions", "alpaca-eval": "evaluation"}  # and what of a run they are made of
+
+
+FORMATS = (*EXPORTS, "annotated-pairs", *OF_RUNS)
+
+
+Source = RunFolder | Path
+
+
+Items = Iterator[BaseModel | Mapping[str, Any]]
+
+
+def table(source: Source, name: str, lost: Counter[str]) -> tuple[type, Items]:
+    """The type of a format's rows, and those of a source with what is left out; `lost` counts what has no place."""
+    if name == "cai-conversation" and isinstance(source, RunFolder):
+        return cai_conversation.Row, _conversations(source, lost)
+    of = _preferences if EXPORTS[name].of == "preferences" else _completions
+    return EXPORTS[name].row, exported(of(source), name, lost)
+
+
+def annotated_document(source: Source, lost: Counter[str]) -> tuple[dict[str, Any], list[Skipped]]:
+    """The pairs of a source as annotated pairs, with a run's principles in words; and what is left out."""
+    listed, left_out = list[dict[str, Any]](), list[Skipped]()
+    for place, pair in enumerate(_preferences(source)):
+        made = pair if isinstance(pair, Skipped) else annotated_pairs.comparison(pair, place)
+        if isinstance(made, Skipped):
+            left_out.append(made)
+        elif isinstance(made, str):
+            left_out.append(Skipped(prompt_id=pair.prompt_id, stage="annotated-pairs", reason=made))
+        else:
+            listed.append(made)
+            lost.update(set(things(pair)) - annotated_pairs.KEEPS)  # type: ignore[arg-type]
+    listed_principles = source.constitution().principles if isinstance(source, RunFolder) else []
+    principles = {p.id: p.judge for p in listed_principles}
+    return annotated_pairs.document(listed, source.name, principles), left_out
+
+
+def alpaca_files(run: RunFolder) -> tuple[dict[str, list[dict[str, Any]]], list[Skipped]]:
+    """A run's evaluation as AlpacaEval's files, by name; and what is left out."""
+    files: dict[str, list[dict[str, Any]]] = {"model_outputs": [], "reference_outputs": [], "annotations": []}
+    left_out = []
+    before = str(run.lock()["config"]["model"])
+    for comparison in run.evaluation():
+        made = alpaca_eval.entries(comparison, before, run.name, f"referee of {run.name}")
+        if isinstance(made, str):
+            left_out.append(Skipped(prompt_id=comparison.prompt_id, stage="evaluation", reason=made))
+        else:
+            for entries, entry in zip(files.values(), made, strict=True):
+                entries.append(entry)
+    return {f"{name}.json": entries for name, entries in files.items()}, left_out
+
+
+def _preferences(source: Source) -> Iterable[Preference | Skipped]:
+    return source.preferences() if isinstance(source, RunFolder) else iter_preferences(source)
+
+
+def _completions(source: Source) -> Iterator[BaseModel]:
+    """The answers to learn of a run, which are the revisions that hygiene finds fit, or of a file."""
+    if not isinstance(source, RunFolder):
+        yield from iter_completions(source)
+        return
+    for revision in source.revisions():
+        if revision.flags:
+            yield _unfit(revision.prompt_id, revision.round, f"revision {revision.flags[0].replace('_', ' ')}")
+        else:
+            yield from fit_revisions([revision], "all")
+
+
+def _conversations(run: RunFolder, lost: Counter[str]) -> Items:
+    constitution, templates = run.constitution(), Templates(run.templates)
+    for revision in run.revisions():
+        made = cai_conversation.row(revision, constitution, templates)
+        if isinstance(made, str):
+            yield _unfit(revision.prompt_id, revision.round, made)
+        else:
+            lost.update(["ids", "verdicts and principles", *(["tags"] if revision.tags else [])])
+            yield from made
+
+
+def _unfit(prompt_id: str, round: int, reason: str) -> Skipped:
+    return Skipped(prompt_id=prompt_id, stage=f"round {round}", reason=reason)
+
+
+# The card of a run's data set, https://huggingface.co/docs/hub/datasets-cards: what is in it and how it came about.
+#
+# Whatever people or models wrote stands in code blocks, where no Markdown or HTML in it means anything.
+
+
+SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+
+
+KINDS = {
+    "preferences": "a pair of answers; `p` is the probability that `chosen` is better, `verdicts` the principles'",
+    "revisions": "a round of one prompt: draft, principle, critique, revision, flags",
+    "rankings": "the answers to one prompt, the best first, with Bradley–Terry strengths in log-odds",
+    "evaluation": "a held-out prompt, answered before and after training; `p` is the referee's that after is better",
+    "prompts": "what was asked; `test` was held out from training",
+}
+
+
+SAMPLE = 1500  # characters of a text that the card shows
+
+
+File = tuple[str, str, str, int]
+"""A configuration, a split, its file, and how many rows it has."""
+
+
+def card(run: RunFolder, files: Sequence[File], licence: str) -> str:
+    """The text of README.md, with the header that `datasets` finds the files by."""
+    parts = [
+        f"---\n{_header(run, files, licence)}---",
+        f"# {visible(run.name)}",
+        _intro(run),
+        _contents(files),
+        f"## Constitution\n\nThe principles, word for word:\n\n{_block(read_text(run.constitution_yaml), 'yaml')}",
+        _models(run, licence),
+        _quality(run),
+        _sample(run),
+        "## What to know before using it\n\n"
+        "Answers, critiques, revisions and verdicts were written by models. Where a judge prefers a position, its "
+        "labels follow the position. Prompts may be adversarial on purpose, and answers to them harmful: drafts are "
+        "kept as `rejected`.",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _header(run: RunFolder, files: Sequence[File], licence: str) -> str:
+    rows = sum(count for *_, count in files)
+    configs: dict[str, list[dict[str, str]]] = {}
+    for config, split, file, _ in files:
+        configs.setdefault(config, []).append({"split": split, "path": file})
+    header = {
+        "pretty_name": run.name,
+        "license": licence,
+        "size_categories": [next((name for bound, name in SIZES if rows < bound), "n>1M")],
+        "task_categories": ["text-generation"],
+        "tags": ["constitutional-ai", "rlaif", "preference", "synthetic"],
+        "configs": [
+            {"config_name": name, "data_files": listed} | ({"default": True} if number == 0 else {})
+            for number, (name, listed) in enumerate(configs.items())
+        ],
+    }
+    return str(yaml.safe_dump(header, allow_unicode=True, sort_keys=False))
+
+
+def _intro(run: RunFolder) -> str:
+    lock = run.lock()
+    state = "" if run.summary() else " **The run was not finished when this was written.**"
+    return (
+        f"Made by cai {__version__} (Constitutional AI, [Bai et al. 2022](https://arxiv.org/abs/2212.08073)) by "
+        f"{len(lock['constitution']['principles'])} principles, with the model and the settings below.{state}"
+    )
+
+
+def _contents(files: Sequence[File]) -> str:
+    lines = [f"| `{config}` | {split} | {count:,} | {KINDS[config]} |" for config, split, _, count in files]
+    example = f'datasets.load_dataset(FOLDER_OR_ID, "{files[0][0]}", split="{files[0][1]}")'
+    table = "\n".join(["| configuration | split | rows | a row is |", "|---|---|---|---|", *lines])
+    return f"{table}\n\n{_block(example, 'python')}"
+
+
+def _models(run: RunFolder, licence: str) -> str:
+    lock = run.lock()
+    config = _without_folders(lock["config"])
+    model, judge = config["model"], config["judge"].get("model") or "the same model"
+    judges = ", ".join(map(str, judge)) if isinstance(judge, list) else str(judge)
+    settings = {key: config[key] for key in ("revise", "judge", "train", "evaluate") if config.get(key)}
+    facts = {
+        "model": f"{model} (content {lock['model']})",
+        "judge": f"{judges} (content {', '.join(map(str, lock['judge_models']))})",
+        "constitution": f"{lock['constitution']['name']}, fingerprint {lock['constitution']['fingerprint']}",
+        "referee": f"{lock['referee']['name']}, fingerprint {lock['referee']['fingerprint']}",
+        "templates": f"fingerprint {lock['templates']}",
+        "prompts": f"{config['prompts']['source']}, fingerprint {lock['prompts']}",
+        "seed": str(config["seed"]),
+        "versions": ", ".join(f"{name} {version}" for name, version in lock["versions"].items()),
+    }
+    licences = {
+        "this data set": "not stated" if licence == "unknown" else licence,
+        "prompts": f"not stated; that of {config['prompts']['source']}",
+        "answers, critiques, revisions": f"subject to the terms of the model {model}",
+        "verdicts": f"subject to the terms of the judge, {judges}",
+    }
+    return "\n\n".join(
+        [
+            "## How it was made",
+            _block(yaml.safe_dump(facts, allow_unicode=True, sort_keys=False, width=200), "yaml"),
+            _block(yaml.safe_dump(settings, allow_unicode=True, sort_keys=False, width=200), "yaml"),
+            "## Licences",
+            _block(yaml.safe_dump(licences, allow_unicode=True, sort_keys=False, width=200), "yaml"),
+        ]
+    )
+
+
+def _without_folders(value: Any) -> Any:
+    """Settings with files and servers named without where they are on the machines of who made them."""
+    if isinstance(value, dict):
+        return {key: _without_folders(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(part) for part in value]
+    is_elsewhere = isinstance(value, str) and (Path(value).is_absolute() or "://" in value)
+    return Path(value).name if is_elsewhere else value
+
+
+def _quality(run: RunFolder) -> str:
+    found, rows = summarise(run), list[tuple[str, str]]()
+    if revisions := found["revisions"]:
+        rows += [(f"revisions: {flag.replace('_', ' ')}", percent(revisions["flags"][flag])) for flag in FILTERS]
+        rows += [(f"{text} cut off at max_tokens", percent(rate)) for text, rate in revisions["truncated"].items()]
+    if preferences := found["preferences"]:
+        rows += [(f"pairs by {source}", str(count)) for source, count in preferences["by_source"].items()]
+    for part, judged in (("labels", (found["preferences"] or {}).get("judged")), ("evaluation", found["evaluation"])):
+        if judged:
+            rows.append((f"{part}: same position wins in both orders", percent(judged["same_position"])))
+            rows.append((f"{part}: probability outside the letters", percent(judged["outside"])))
+    if evaluation := found["evaluation"]:
+        won = evaluation["win_rate"]
+        rate = f"{number(won['mean'])} [{number(won['low'])}, {number(won['high'])}], n = {won['n']}"
+        rows.append(("win rate of after, by the referee", rate))
+    rows += [(f"judge on labelled pairs: {name}", value) for name, value in _gate(run)]
+    lines = "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+    reasons = [f"{count} × {reason}" for reason, count in found["left_out"]["reasons"].items()]
+    reasons += [f"{found['left_out']['failed']} failed"] if found["left_out"]["failed"] else []
+    left_out = f"\n\nLeft out:\n\n{_block(chr(10).join(reasons))}" if reasons else ""
+    return (
+        "## Quality\n\nRevisions that are empty, unchanged or lifted from their critique are flagged, and in no pair. "
+        "A judge that follows the position prefers the same one in both orders; one that tosses a coin does so in half "
+        f"of the cases.\n\n{lines}{left_out}"
+    )
+
+
+def _gate(run: RunFolder) -> list[tuple[str, str]]:
+    path = run.judge / "judge.json"
+    if not path.exists():
+        return []
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if "accuracy" not in found:
+        return []
+    report = JudgeReport.model_validate({key: found[key] for key in JudgeReport.model_fields if key in found})
+    return [(figure.name, figure.value) for figure in figures(report)]
+
+
+def _sample(run: RunFolder) -> str:
+    revision = next((row for row in run.revisions() if not row.flags), None)
+    judged = next((row for row in run.preferences() if row.source != "revision"), None)
+    shown = _revision(revision) if revision else []
+    if judged:
+        told = revision is not None and revision.messages == judged.messages
+        shown += _pair(judged)[told:]
+    texts = [f"{title}\n\n{_block(text[:SAMPLE] + ('…' if len(text) > SAMPLE else ''))}" for title, text in shown]
+    return "\n\n".join(["## A sample", *texts]) if texts else ""
+
+
+def _revision(row: Revision) -> list[tuple[str, str]]:
+    parts = [("Prompt", _conversation(row.messages)), ("Answer before", row.before)]
+    if row.critique is not None:
+        parts.append((f"Critique, by the principle `{row.principle_id}`", row.critique))
+    return [*parts, (f"Revision, by the principle `{row.principle_id}`", row.revision)]
+
+
+def _pair(row: Preference) -> list[tuple[str, str]]:
+    label = f"p(chosen is better) = {row.p:.4f}, by {row.source}"
+    return [
+        ("Prompt of a labelled pair", _conversation(row.messages)),
+        ("Chosen", row.chosen),
+        (f"Rejected; {label}", row.rejected),
+    ]
+
+
+def _conversation(messages: Messages) -> str:
+    if len(messages) == 1:
+        return messages[0]["content"]
+    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in messages)
+
+
+def _block(text: str, language: str = "text") -> str:
+    """A code block whose fence is longer than any in the text, with control characters shown."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{visible(text).rstrip(chr(10))}\n{fence}"
+
+
+# A run as a data set: Parquet splits as `datasets` expects them, the principles, and a card.
+
+
+HUB = "hub:"
+
+
+class Split(NamedTuple):
+    """Rows of one kind; `test` is what was held out."""
+
+    config: str
+    split: str
+    row: type[BaseModel]
+    rows: Sequence[BaseModel]
+
+    @property
+    def file(self) -> str:
+        """Its place in the data set's folder."""
+        return f"{self.config}/{self.split}.parquet"
+
+
+def write_dataset(run: RunFolder, folder: Path, licence: str) -> list[Split]:
+    """Write a run as a new folder that `datasets.load_dataset` loads; returns what is in it.
+
+    Raises: CaiError for a folder that is there already, or a run without rows.
+    """
+    if folder.exists():
+        raise CaiError(f"{folder}: already there; give another name, or remove it first")
+    found = [split for split in splits(run) if split.rows]
+    if not any(split.config != "prompts" for split in found):
+        raise CaiError(f"{run.path}: this run has no revisions, preferences or evaluation yet")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+        made = Path(temporary) / folder.name
+        for split in found:
+            with table_writer(made / split.file, split.row) as write:
+                for row in split.rows:
+                    write(row)
+        for file in (run.constitution_yaml, run.referee_yaml):
+            shutil.copy(file, made / file.name)
+        text = card(run, [(split.config, split.split, split.file, len(split.rows)) for split in found], licence)
+        (made / "README.md").write_text(text, encoding="utf-8")
+        made.rename(folder)
+    return found
+
+
+def splits(run: RunFolder) -> list[Split]:
+    """All rows of a run by kind, the one that people look for first."""
+    held_out, prompts = set(run.lock()["held_out"]), run.prompts()
+    rankings = read_rows(run.rankings_jsonl, Ranking) if run.rankings_jsonl.exists() else []
+    return [
+        Split("preferences", "train", Preference, run.preferences()),
+        Split("revisions", "train", Revision, run.revisions()),
+        Split("rankings", "train", Ranking, rankings),
+        Split("evaluation", "test", Comparison, run.evaluation()),
+        Split("prompts", "train", Prompt, [prompt for prompt in prompts if prompt.id not in held_out]),
+        Split("prompts", "test", Prompt, [prompt for prompt in prompts if prompt.id in held_out]),
+    ]
+
+
+def publish(run: RunFolder, repo: str, licence: str) -> str:
+    """Write a run as a data set of the Hub, private if it is new; returns its address.
+
+    Raises: CaiError when the Hub refuses, as it does without a token (`hf auth login`).
+    """
+    from huggingface_hub import HfApi
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "dataset"
+        write_dataset(run, folder, licence)
+        try:
+            address = HfApi().create_repo(repo, repo_type="dataset", private=True, exist_ok=True)
+            HfApi().upload_folder(repo_id=repo, folder_path=folder, repo_type="dataset")
+        except Exception as error:  # the Hub's client raises many kinds, offline ones of several libraries
+            first = [*str(error).strip().splitlines(), type(error).__name__][0]
+            raise CaiError(f"--to {HUB}{repo}: not to be written (`hf auth login` gives a token): {first}") from error
+    return str(address)

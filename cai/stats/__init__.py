@@ -1,0 +1,1 @@
+"""Numbers alone: intervals, tests, calibration, agreement, win rates."""

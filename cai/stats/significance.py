@@ -1,0 +1,328 @@
+"""Paired differences with intervals, how often chance alone brings them, and how many prompts would settle it."""
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from functools import lru_cache
+from statistics import NormalDist
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel
+
+from cai.stats.intervals import wilson
+
+ALPHA = 0.05  # a difference is established when, corrected for the others of its table, it is rarer than this
+
+
+POWER = 0.8  # how often the `needed` prompts would establish an effect; the convention of Cohen 1988, §2.4
+
+
+DRAWS = 10_000  # of signs or permutations, with what was observed as one of them (Phipson & Smyth 2010)
+
+
+EXACT = 12  # prompts of which all 2^n signs are tried
+
+
+SMALLEST = 6  # prompts that can establish anything alone: 2 of 2^6 sign patterns are below 5 %
+
+
+FEW = 500  # differences other than 0 beyond which the normal distribution takes over
+
+
+ROUNDING = 1e-9  # relative
+
+
+Floats = NDArray[np.float64]
+
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+_normal = NormalDist()
+
+
+class Effect(BaseModel):
+    """A mean difference over `n` prompts (of a contrast: rows), with its standard error.
+
+    `low` to `high` holds the differences that the same test does not reject at 5 %, for this one number alone; None
+    where the prompts are too few or too alike to say. `p` is how often chance brings a difference this large if there
+    is none, and `adjusted` the same after Holm's correction for all numbers of its table. `needed` is how many prompts
+    would establish an effect of this size, at this correction and 80 % power; None where it is established already,
+    where the difference is 0, and where there is nothing to tell from.
+    """
+
+    mean: float
+    se: float | None
+    low: float | None
+    high: float | None
+    n: int
+    p: float | None
+    adjusted: float | None = None
+    needed: int | None = None
+
+    @property
+    def established(self) -> bool:
+        """Whether it may be called an effect, after correction."""
+        return self.adjusted is not None and self.adjusted <= ALPHA
+
+
+def paired(differences: Sequence[float] | Floats) -> Effect:
+    """The mean of one difference a prompt, tested by flipping signs (Fisher 1935, §21).
+
+    Had the two runs nothing to tell them apart, A and B could be swapped at every prompt, and each difference would
+    have come with either sign equally often. The interval holds the θ for which the differences less θ pass the same
+    test: those between the mean of a random half of the prompts and the mean of the rest, in more than 5 % of halves
+    (Hartigan 1969, JASA 64). So it leaves out 0 exactly where p ≤ 0.05.
+    Raises: ValueError for no differences.
+    """
+    values = np.asarray(differences, dtype=float)
+    n = len(values)
+    if n == 0:
+        raise ValueError("no differences to average")
+    mean = float(values.mean())
+    if n == 1:
+        return Effect(mean=mean, se=None, low=None, high=None, n=1, p=None)
+    if np.ptp(values) == 0:  # without spread there is nothing to make an interval of
+        return Effect(mean=mean, se=0.0, low=None, high=None, n=n, p=_rarest(values))
+    se = float(values.std(ddof=1)) / math.sqrt(n)
+    signed = values[values != 0]
+    if n > FEW and len(signed) > FEW:
+        return by_normal(mean, se, n)
+    inside, outside = _halves(values) if n <= FEW else _halves_with_ties(signed, n - len(signed))
+    low, high = np.fmin(inside, outside), np.fmax(inside, outside)
+    low[np.isnan(inside) | np.isnan(outside)] = -math.inf  # all prompts in one half: it rejects nothing
+    high[np.isnan(inside) | np.isnan(outside)] = math.inf
+    near = ROUNDING * float(np.abs(values).max())
+    extreme = int(np.sum((low <= near) & (high >= -near)))
+    p = extreme / len(low)
+    if n > EXACT and extreme == 1:  # beyond all draws
+        p = min(p, max(two_sided(mean / se), _rarest(values)))
+    rank = math.floor(ALPHA * len(low)) + 1  # from the outside: that many draws still hold the bound
+    bounds = float(np.partition(low, rank - 1)[rank - 1]), float(-np.partition(-high, rank - 1)[rank - 1])
+    held = [bound if math.isfinite(bound) else None for bound in bounds]
+    return Effect(mean=mean, se=se, low=held[0], high=held[1], n=n, p=p)
+
+
+def _rarest(values: Floats) -> float:
+    """The share of the sign patterns that two of them are: zeros have no sign. 1 for nothing but zeros."""
+    return 2.0 ** (1 - min(max(1, int(np.count_nonzero(values))), 1000))
+
+
+def _halves(values: Floats) -> tuple[Floats, Floats]:
+    """The means of random halves of the values, and of the rest; NaN of none."""
+    signs = _subsets(len(values))
+    sizes, sums = signs.sum(axis=1), signs @ values
+    return _ratio(sums, sizes), _ratio(values.sum() - sums, len(values) - sizes)
+
+
+def _halves_with_ties(values: Floats, ties: int) -> tuple[Floats, Floats]:
+    """As `_halves`, of few values among so many zeros that only their number in the half is drawn."""
+    rng = np.random.default_rng(0)
+    signs = rng.integers(0, 2, size=(DRAWS, len(values)), dtype=np.uint8).astype(float)
+    zeros = rng.binomial(ties, 0.5, size=DRAWS)
+    signs[0], zeros[0] = 1, ties
+    sizes, sums = signs.sum(axis=1) + zeros, signs @ values
+    return _ratio(sums, sizes), _ratio(values.sum() - sums, len(values) + ties - sizes)
+
+
+@lru_cache(maxsize=4)  # figures on the same prompts draw the same halves
+def _subsets(n: int) -> Floats:
+    """Rows of 0 and 1, (draws, n): every subset of up to EXACT, else the whole and random ones."""
+    if n <= EXACT:
+        every: Floats = ((np.arange(2**n)[:, None] >> np.arange(n)) & 1).astype(float)
+        return every
+    drawn = np.random.default_rng(n).integers(0, 2, size=(DRAWS, n), dtype=np.uint8).astype(float)
+    drawn[0] = 1
+    return drawn
+
+
+def _ratio(sums: Any, sizes: Any) -> Floats:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(sizes > 0, sums / sizes, np.nan)
+
+
+def by_normal(mean: float, se: float, n: int) -> Effect:
+    """The mean of so many values that it is normally distributed."""
+    margin = _normal.inv_cdf(1 - ALPHA / 2) * se
+    return Effect(mean=mean, se=se, low=mean - margin, high=mean + margin, n=n, p=two_sided(mean / se))
+
+
+def two_sided(z: float) -> float:
+    """P(|Z| ≥ |z|) of a standard normal Z; never quite 0."""
+    return max(math.erfc(abs(z) / math.sqrt(2)), 1e-300)
+
+
+def corrected(effects: Mapping[Key, Effect]) -> dict[Key, Effect]:
+    """The effects of one table, with `adjusted` (Holm 1979) and `needed` for each.
+
+    Numbers that are equal for every prompt could not have come out otherwise: their p is 1 whatever chance does, and so
+    they are not counted among the tests (Tarone 1990, Biometrics 46).
+    """
+    tested = {key: effect for key, effect in effects.items() if effect.p is not None and (effect.se or effect.mean)}
+    adjusted = dict(zip(tested, holm([e.p for e in tested.values() if e.p is not None]), strict=True))
+
+    def complete(key: Key, effect: Effect) -> Effect:
+        told = effect.model_copy(update={"adjusted": adjusted.get(key, effect.p)})
+        needed = None if told.established else prompts_needed(effect, len(tested))
+        return told.model_copy(update={"needed": needed})
+
+    return {key: complete(key, effect) for key, effect in effects.items()}
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p values that may be held against α all at once, in the order given (Holm 1979, Scand. J. Stat. 6).
+
+    The smallest of m is multiplied by m, the next by m − 1 …, each is at least the one before and at most 1.
+    """
+    m, adjusted, largest = len(p_values), [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(m), key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, (m - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def prompts_needed(effect: Effect, tests: int = 1) -> int | None:
+    """How many prompts find a true effect of this size and spread with 80 % power, beside `tests` − 1 others.
+
+    n · ((z_{1−α/2m} + z_{0.8}) · se / mean)² + z_{1−α/2m}² / 2, n being the prompts that gave this se (Cohen 1988,
+    §2.4; for the spread, which is estimated too, Guenther 1981, Am. Stat. 35). At least as many as allow 2^(1−n) ≤ α/m,
+    and more than there were. None without a spread or a difference, and for fewer than SMALLEST prompts, whose spread
+    says little.
+    """
+    if not effect.se or effect.mean == 0 or effect.n < SMALLEST:
+        return None
+    alpha = ALPHA / max(1, tests)
+    z = _normal.inv_cdf(1 - alpha / 2)
+    wanted = effect.n * ((z + _normal.inv_cdf(POWER)) * effect.se / effect.mean) ** 2 + z**2 / 2
+    return max(math.ceil(min(wanted, 1e15)), math.ceil(1 - math.log2(alpha)), effect.n + 1)
+
+
+# Groups of rows against the rest, where chance decided which row came into which group.
+
+
+CHUNK = 500  # permutations at once: what fits in a few tens of megabytes
+
+
+def contrasts(groups: Sequence[str], outcomes: Mapping[str, Sequence[float] | Floats]) -> dict[tuple[str, str], Effect]:
+    """By group and outcome: the mean over the rows of the group less the mean over all other rows.
+
+    Args: a group, and a value of each outcome, for every row; at least one of each.
+
+    Tested by drawing the groups anew, of the same sizes: an outcome of two values by how far the means lie apart, in
+    closed form (Fisher's exact test); any other by Welch's t, so that a group of few rows with a wider spread does not
+    pass for one with another mean (Janssen 1997, Stat. Probab. Lett. 36), over DRAWS permutations, or for more than FEW
+    rows by Student's distribution, with an interval of as many standard errors as 5 % of the draws exceed.
+    A group of one row, or of all rows but one, is left out.
+    """
+    names, labels = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
+    n = len(labels)
+    columns = np.column_stack([np.asarray(values, dtype=float) for values in outcomes.values()])
+    columns -= columns.mean(axis=0)
+    both = np.hstack([columns, columns**2])
+    drawn, totals = _sums_by_group(labels, both, DRAWS if n <= FEW else 1), both.sum(axis=0)
+    found: dict[tuple[str, str], Effect] = {}
+    for group, size in enumerate(np.bincount(labels).tolist()):
+        if size < 2 or n - size < 2:
+            continue
+        for column, outcome in enumerate(outcomes):
+            key = str(names[group]), outcome
+            distinct = np.unique(columns[:, column])
+            if len(distinct) == 2:
+                has = columns[:, column] == distinct[1]
+                found[key] = _two_valued(
+                    float(np.ptp(distinct)), int(has[labels == group].sum()), int(has.sum()), size, n
+                )
+            else:
+                pick = [column, column + len(outcomes)]
+                found[key] = _by_t(drawn[:, group, pick], totals[pick], size, n)
+    return found
+
+
+def _two_valued(unit: float, inside: int, all_of_them: int, size: int, n: int) -> Effect:
+    """A contrast of a flag, worth `unit`, that `inside` of the group's rows have and `all_of_them` of n.
+
+    The interval is made of the Wilson intervals of both shares (Newcombe 1998, Stat. Med. 17, method 10), and reaches
+    to 0 where the test, which is the stricter one, does not reject 0.
+    """
+    from scipy.special import gammaln
+
+    def log_choose(of: Floats | int, these: Floats) -> Floats:
+        found: Floats = gammaln(of + 1) - gammaln(these + 1) - gammaln(of - these + 1)
+        return found
+
+    could = np.arange(max(0, size + all_of_them - n), min(size, all_of_them) + 1, dtype=float)
+    log_p = log_choose(all_of_them, could) + log_choose(n - all_of_them, size - could)
+    probability = np.exp(log_p - log_p.max())
+    probability /= probability.sum()
+    apart = np.abs(could / size - (all_of_them - could) / (n - size))
+    share, other = inside / size, (all_of_them - inside) / (n - size)
+    p = min(1.0, float(probability[apart >= abs(share - other) - ROUNDING].sum()))
+    (low, high), (other_low, other_high) = wilson(share, size), wilson(other, n - size)
+    bounds = (
+        share - other - math.hypot(share - low, other_high - other),
+        share - other + math.hypot(high - share, other - other_low),
+    )
+    if p > ALPHA:
+        bounds = min(0.0, bounds[0]), max(0.0, bounds[1])
+    pooled = all_of_them / n
+    se = math.sqrt(pooled * (1 - pooled) * (1 / size + 1 / (n - size)))
+    return Effect(mean=unit * (share - other), se=unit * se, low=unit * bounds[0], high=unit * bounds[1], n=n, p=p)
+
+
+def _sums_by_group(labels: NDArray[np.int64], columns: Floats, draws: int) -> Floats:
+    """(draws, groups, columns): each group's sums, of the labels as they are and then of permuted ones."""
+    rng, groups = np.random.default_rng(0), int(labels.max()) + 1
+    sums = np.empty((draws, groups, columns.shape[1]))
+    for start in range(0, draws, CHUNK):
+        rows = min(CHUNK, draws - start)
+        drawn = np.tile(labels, (rows, 1))
+        first = 0 if start else 1
+        drawn[first:] = rng.permuted(drawn[first:], axis=1)
+        cells = (drawn + groups * np.arange(rows)[:, None]).ravel()
+        for column in range(columns.shape[1]):
+            found = np.bincount(cells, np.tile(columns[:, column], rows), minlength=rows * groups)
+            sums[start : start + rows, :, column] = found.reshape(rows, groups)
+    return sums
+
+
+def _by_t(sums: Floats, totals: Floats, size: int, n: int) -> Effect:
+    """A contrast by Welch's t, from sum and sum of squares of the group in each draw, (draws, 2), and of all rows."""
+    others, rest = totals - sums, n - size
+    difference = sums[:, 0] / size - others[:, 0] / rest
+    difference[np.abs(difference) <= ROUNDING * math.sqrt(totals[1])] = 0.0
+    parts = (_variance_of_mean(sums, size, totals[1]), _variance_of_mean(others, rest, totals[1]))
+    se = np.sqrt(parts[0] + parts[1])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        t = np.where(difference == 0, 0.0, np.abs(difference) / se)  # without spread, any difference is infinite
+    observed, error = float(difference[0]), float(se[0])
+    if len(t) == 1:
+        return _students(observed, error, size, n)
+    extreme = int(np.sum(t >= t[0] * (1 - ROUNDING)))
+    p = extreme / len(t)
+    if extreme == 1 and error > 0:  # beyond all draws
+        p = min(p, max(two_sided(observed / error), 1 / math.comb(n, size)))
+    rank = math.floor(ALPHA * len(t)) + 1
+    return _effect(observed, error, float(-np.partition(-t, rank - 1)[rank - 1]) * error, n, p)
+
+
+def _variance_of_mean(sums: Floats, count: int, scale: float) -> Floats:
+    spread = sums[:, 1] - sums[:, 0] ** 2 / count
+    spread[spread < ROUNDING * scale] = 0.0
+    return spread / (count - 1) / count
+
+
+def _students(difference: float, se: float, size: int, n: int) -> Effect:
+    """A contrast by Student's t, of as many degrees of freedom as the smaller group has: Welch's are never fewer."""
+    from scipy.special import stdtr, stdtrit
+
+    if se == 0:
+        return _effect(difference, se, math.inf, n, 1.0 if difference == 0 else None)
+    freedom = min(size, n - size) - 1
+    p = max(2 * float(stdtr(freedom, -abs(difference) / se)), 1e-300)
+    return _effect(difference, se, float(stdtrit(freedom, 1 - ALPHA / 2)) * se, n, p)
+
+
+def _effect(difference: float, se: float, margin: float, n: int, p: float | None) -> Effect:
+    low, high = (difference - margin, difference + margin) if 0 < margin < math.inf else (None, None)
+    return Effect(mean=difference, se=se, low=low, high=high, n=n, p=p)

@@ -1,0 +1,161 @@
+"""Policy, reference and value function of PPO over as few copies of the weights as possible. Imports torch."""
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from cai.training import common
+from cai.training.ppo.sampling import Batch
+from cai.training.settings import TrainConfig
+
+
+class Evaluated(NamedTuple):
+    """What a forward pass says of the response tokens, each of shape (sequences, tokens)."""
+
+    logps: Tensor
+    values: Tensor
+    entropy: Any  # a Tensor too, or None where it was not asked for
+
+
+class Actor:
+    """With LoRA one copy of the weights serves all: the reference is the adapter switched off, and a separate value
+    function has an adapter of its own. Without LoRA the reference and a separate value function are copies.
+    """
+
+    def __init__(
+        self, folder: Path, settings: TrainConfig, value: Literal["shared", "separate"], temperature: float
+    ) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self.device, self._temperature, self._separate = common.device(), temperature, value == "separate"
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(self.device)
+        self.generation_ends = _ids(model.generation_config.eos_token_id)
+        self._reference: Any = None
+        self._value_model: Any = None
+        self.value_head = torch.nn.Linear(model.config.get_text_config().hidden_size, 1).to(self.device)
+        torch.nn.init.zeros_(self.value_head.weight)
+        torch.nn.init.zeros_(self.value_head.bias)
+        self.peft: Any = None
+        if (lora := common.lora_config(settings)) is not None:
+            from peft import get_peft_model
+
+            self.peft = get_peft_model(model, lora, adapter_name="policy")
+            if self._separate:
+                self.peft.add_adapter("value", common.lora_config(settings))
+            self.peft.set_adapter("policy")
+        else:
+            self._reference = copy.deepcopy(model).requires_grad_(False).eval()
+            if self._separate:
+                self._value_model = copy.deepcopy(model)
+        self.model = model.eval()  # no dropout: the ratio of new to old must be 1 where nothing was learnt
+
+    @property
+    def trunk(self) -> Any:
+        """The policy's transformer without its head."""
+        return getattr(self.model, self.model.base_model_prefix)
+
+    @property
+    def head(self) -> Any:
+        """From hidden states to logits."""
+        return self.model.get_output_embeddings()
+
+    def trainable(self) -> dict[str, Any]:
+        """Every parameter that PPO changes, by name."""
+        found = {f"value_head.{name}": p for name, p in self.value_head.named_parameters()}
+        for name, p in self.model.named_parameters():
+            if self.peft is None or ".policy." in name or ".value." in name:
+                found[name] = p
+        if self._value_model is not None:
+            trunk = getattr(self._value_model, self._value_model.base_model_prefix)
+            found |= {f"value_model.{name}": p for name, p in trunk.named_parameters()}
+        return found
+
+    def evaluate(self, batch: Batch, with_entropy: bool) -> Evaluated:
+        """The policy's and the value function's word on a batch, with gradients where they are enabled."""
+        hidden = self._hidden(self.trunk, batch)
+        logits = self._logits(hidden, self.head)
+        values = self.values(batch) if self._separate else self._values(hidden)
+        return Evaluated(chosen_logps(logits, batch.responses), values, entropy(logits) if with_entropy else None)
+
+    def values(self, batch: Batch) -> Tensor:
+        """The separate value function's estimate at each response token."""
+        if self._value_model is not None:
+            trunk = getattr(self._value_model, self._value_model.base_model_prefix)
+            return self._values(self._hidden(trunk, batch))
+        with self.through("value"):
+            return self._values(self._hidden(self.trunk, batch))
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def reference_logps(self, batch: Batch) -> Tensor:
+        """Log-probabilities of the response tokens under the policy that training started from."""
+        if self.peft is None:
+            trunk = getattr(self._reference, self._reference.base_model_prefix)
+            logits = self._logits(self._hidden(trunk, batch), self._reference.get_output_embeddings())
+            return chosen_logps(logits, batch.responses)
+        with self.peft.disable_adapter():
+            return chosen_logps(self._logits(self._hidden(self.trunk, batch), self.head), batch.responses)
+
+    @contextlib.contextmanager
+    def through(self, adapter: str) -> Iterator[None]:
+        """Let the trunk run through another adapter inside the block."""
+        self.peft.set_adapter(adapter)
+        try:
+            yield
+        finally:
+            self.peft.set_adapter("policy")
+            for name, parameter in self.peft.named_parameters():
+                if f".{adapter}." in name:  # peft froze it on leaving; its gradient is still to come
+                    parameter.requires_grad_(True)
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The policy's weights as they stand under a plain model's names, one at a time; the actor is left as it is."""
+        for name, module in self.model.named_modules():
+            if hasattr(module, "get_delta_weight"):
+                yield f"{name}.weight", module.base_layer.weight + module.get_delta_weight("policy")
+        for name, parameter in self.model.named_parameters():
+            plain = name.replace(".base_layer.", ".")
+            if ".lora_" not in name and not (name != plain and name.endswith(".weight")):
+                yield plain, parameter
+
+    def merged(self) -> Any:
+        """The trained policy as a plain model; the actor is used up."""
+        if self.peft is None:
+            return self.model
+        return self.peft.merge_and_unload(adapter_names=["policy"])
+
+    def _hidden(self, trunk: Any, batch: Batch) -> Tensor:
+        """The states in which the response tokens are chosen, (sequences, response tokens, hidden)."""
+        with torch.autocast("cuda", torch.bfloat16, enabled=self.device != "cpu"):
+            out = trunk(
+                input_ids=batch.ids, attention_mask=batch.attention, position_ids=batch.positions, use_cache=False
+            )
+        start = batch.ids.shape[1] - batch.responses.shape[1] - 1
+        return out.last_hidden_state[:, start:-1]
+
+    def _logits(self, hidden: Tensor, head: Any) -> Tensor:
+        with torch.autocast("cuda", torch.bfloat16, enabled=self.device != "cpu"):
+            return head(hidden).float() / self._temperature
+
+    def _values(self, hidden: Tensor) -> Tensor:
+        return self.value_head(hidden.float())[..., 0]
+
+
+def chosen_logps(logits: Tensor, tokens: Tensor) -> Tensor:
+    """log softmax(logits) at `tokens`, without a copy of the logits more than its gradient needs."""
+    return -cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view(tokens.shape)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Of each distribution, in nats."""
+    return logits.logsumexp(dim=-1) - (logits.softmax(dim=-1) * logits).sum(dim=-1)
+
+
+def _ids(value: int | list[int] | None) -> set[int]:
+    return set() if value is None else set(value) if isinstance(value, list) else {value}

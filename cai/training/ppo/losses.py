@@ -1,0 +1,85 @@
+"""The arithmetic of PPO on token sequences. Imports torch: import this lazily.
+
+All tensors have the shape (sequences, tokens); `mask` is 1 on a response's tokens and 0 on padding behind them.
+"""
+
+import torch
+from torch import Tensor
+
+KL_STEP = 0.1  # K_β of Ziegler et al. 2019 (arXiv:1909.08593 §2.2)
+
+
+KL_ERROR_CLIP = 0.2  # same place
+
+
+def token_rewards(scores: Tensor, logps: Tensor, reference_logps: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
+    """−β·(log π − log π_ref) on every token, and the score on top at the last (Ziegler et al. 2019 eq. 2).
+
+    Args: scores of shape (sequences,).
+    """
+    rewards = -kl_coef * (logps - reference_logps) * mask
+    last = mask.sum(dim=1).long() - 1
+    rewards[torch.arange(len(scores)), last] += scores
+    return rewards
+
+
+def generalised_advantages(
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
+    """(advantages, returns) by GAE(γ, λ) (Schulman et al. 2016, arXiv:1506.02438 eq. 16); nothing follows the end.
+
+    `values[:, t]` is V of the state in which token t is chosen. Returns are advantages + values.
+    """
+    advantages = torch.zeros_like(rewards)
+    following = torch.zeros_like(rewards[:, 0])
+    tokens = rewards.shape[1]
+    for t in reversed(range(tokens)):
+        next_value = values[:, t + 1] * mask[:, t + 1] if t + 1 < tokens else torch.zeros_like(following)
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        following = (delta + gamma * lam * following) * mask[:, t]
+        advantages[:, t] = following
+    return advantages, (advantages + values) * mask
+
+
+def whitened(x: Tensor, mask: Tensor) -> Tensor:
+    """`x` shifted and scaled to mean 0 and variance 1 over the masked tokens."""
+    inside = x[mask.bool()]
+    return (x - inside.mean()) / (inside.std(correction=0) + 1e-8) * mask
+
+
+def policy_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, clip: float) -> tuple[Tensor, Tensor]:
+    """(loss a token, whether it is clipped): −min(ρA, clip(ρ, 1 ± ε)A) (Schulman et al. 2017, arXiv:1707.06347 eq. 7).
+
+    `clip` is ε.
+    """
+    ratio = (logps - old_logps).exp()
+    plain, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)
+    return torch.maximum(plain, clipped), (clipped > plain).float()
+
+
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> Tensor:
+    """½·max((V − R)², (V' − R)²) a token, V' being V kept within `clip` of the old value (as in OpenAI's baselines)."""
+    clipped = old_values + (values - old_values).clamp(-clip, clip)
+    return 0.5 * torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)
+
+
+def approximate_kl(logps: Tensor, old_logps: Tensor) -> Tensor:
+    """KL(old ‖ new) a token, estimated by ρ − 1 − log ρ, which is never negative (http://joschu.net/blog/kl-approx.html)."""
+    log_ratio = logps - old_logps
+    return log_ratio.exp() - 1 - log_ratio
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float | None:
+    """1 − Var(R − V) / Var(R) over the masked tokens: 1 is perfect, 0 no better than a constant; None if R is one."""
+    r, v = returns[mask.bool()], values[mask.bool()]
+    spread = r.var(correction=0).item()
+    return 1 - (r - v).var(correction=0).item() / spread if spread > 0 else None
+
+
+def adapted_kl_coef(kl_coef: float, kl: float, target: float) -> float:
+    """β for the next update, moved towards the target KL: β·(1 + 0.1·clip((KL − target) / target, ±0.2)).
+
+    Args: kl and target in nats a response. Ziegler et al. 2019 §2.2.
+    """
+    error = min(max((kl - target) / target, -KL_ERROR_CLIP), KL_ERROR_CLIP)
+    return kl_coef * (1 + KL_STEP * error)

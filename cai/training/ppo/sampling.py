@@ -1,0 +1,162 @@
+"""Sampling answers from the policy in training, and what is known of them. Imports torch: import this lazily."""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from cai.inference.vllm import load_engine
+from cai.training import distributed
+
+
+@dataclass
+class Rollout:
+    """One answer of the policy; the tensors have the shape (response tokens,)."""
+
+    prompt: list[int]
+    response: list[int]  # with the token that ended it, unless it ran into the limit
+    finished: bool
+    logps: Tensor
+    reference_logps: Tensor
+    values: Tensor
+    entropy: float  # mean over the tokens, in nats
+    scores: list[float]  # by each member of the reward model, before any penalty
+    advantages: Tensor | None = None
+    returns: Tensor | None = None
+
+
+@dataclass
+class Batch:
+    """Prompts padded at the left and responses at the right, so that all responses begin in the same column."""
+
+    ids: Tensor  # (sequences, prompt + response)
+    attention: Tensor
+    positions: Tensor
+    responses: Tensor  # (sequences, response)
+    mask: Tensor  # 1 on response tokens
+
+
+def padded(rollouts: Sequence[tuple[list[int], list[int]]], device: str) -> Batch:
+    """A batch of (prompt, response) pairs."""
+    left, right = (max(len(pair[i]) for pair in rollouts) for i in (0, 1))
+    ids, attention = [], []
+    for prompt, response in rollouts:
+        before, after = left - len(prompt), right - len(response)
+        ids.append([0] * before + prompt + response + [0] * after)
+        attention.append([0] * before + [1] * (len(prompt) + len(response)) + [0] * after)
+    all_ids, mask = torch.tensor(ids, device=device), torch.tensor(attention, device=device)
+    return Batch(all_ids, mask, (mask.cumsum(1) - 1).clamp_min(0), all_ids[:, left:], mask[:, left:].float())
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def generate(
+    trunk: Any,
+    head: Any,
+    prompts: Sequence[list[int]],
+    uniforms: Tensor,
+    temperature: float,
+    ends: set[int],
+) -> list[list[int]]:
+    """A sampled response to each prompt, in one batch with a key-value cache; rows that are finished leave the batch.
+
+    Args: uniforms of shape (prompts, tokens at most), in [0, 1): the randomness of each token, so that what is sampled
+    for a prompt does not depend on its neighbours. A response ends with a token of `ends` or at the limit.
+    """
+    device = uniforms.device
+    batch = padded([(prompt, []) for prompt in prompts], str(device))
+    mask, position = batch.attention, batch.positions[:, -1]
+    cache, stop = DynamicCache(), torch.tensor(sorted(ends), device=device)
+    rows = torch.arange(len(prompts), device=device)
+    responses: list[list[int]] = [[] for _ in prompts]
+    hidden = trunk(
+        input_ids=batch.ids, attention_mask=mask, position_ids=batch.positions, past_key_values=cache, use_cache=True
+    ).last_hidden_state[:, -1]
+    for t in range(uniforms.shape[1]):
+        tokens = sampled(head(hidden).float() / temperature, uniforms[rows, t])
+        for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
+            responses[row].append(token)
+        going = ~torch.isin(tokens, stop)
+        if t + 1 == uniforms.shape[1] or not going.any():
+            break
+        if not going.all():
+            cache.batch_select_indices(going.nonzero()[:, 0])
+            rows, tokens, mask, position = rows[going], tokens[going], mask[going], position[going]
+        mask, position = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1), position + 1
+        hidden = trunk(
+            input_ids=tokens[:, None],
+            attention_mask=mask,
+            position_ids=position[:, None],
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state[:, -1]
+    return responses
+
+
+def sampled(logits: Tensor, uniforms: Tensor) -> Tensor:
+    """The token at quantile `uniforms` of each row's distribution: logits (rows, vocabulary), uniforms (rows,)."""
+    cumulative = logits.softmax(dim=-1).cumsum(dim=-1)
+    point = uniforms[:, None] * cumulative[:, -1:]  # the last sum is 1 but for rounding
+    return torch.searchsorted(cumulative, point, right=True)[:, 0].clamp_max(logits.shape[-1] - 1)
+
+
+# PPO's rollouts sampled by a vLLM engine in this process. Imports torch: import this lazily.
+
+
+GPU_SHARE = 0.3  # of the GPU's memory for the engine: training needs the rest
+
+
+class VllmSampler:
+    """A second copy of the policy, which takes over its weights before each batch.
+
+    Args: folder of the model that training starts from; max_length in tokens of prompt and response; `most_at_once`,
+    how many responses may be sampled together.
+    Raises: CaiError when vLLM is missing or cannot hold `max_length`.
+    """
+
+    def __init__(self, folder: Path, max_length: int, most_at_once: int) -> None:
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process weights are handed over in memory
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # training needs the same cores
+        more: dict[str, Any] = {"gpu_memory_utilization": GPU_SHARE}
+        if distributed.count() > 1:
+            more["distributed_executor_backend"] = "external_launcher"  # torchrun's processes, not vLLM's own
+        self._llm = load_engine(folder, max_length, most_at_once, **more)
+
+    def generate(
+        self,
+        weights: Iterable[tuple[str, Tensor]],
+        prompts: Sequence[list[int]],
+        seeds: Sequence[int],
+        max_tokens: int,
+        temperature: float,
+        ends: set[int],
+    ) -> list[list[int]]:
+        """A response to each prompt, sampled with its own seed from a policy of these weights.
+
+        Args: weights by the names that the model's files have. A response ends with a token of `ends` or at the limit.
+        """
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+        self._llm.reset_prefix_cache()  # what it holds was computed by older weights
+        for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+            sampling = SamplingParams(
+                max_tokens=max_tokens,
+                temperature=temperature,
+                seed=seed,
+                stop_token_ids=sorted(ends),
+                ignore_eos=True,  # `ends` alone decide
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            self._llm.add_request(str(i), {"prompt_token_ids": prompt}, sampling)
+        found: dict[int, list[int]] = {}
+        while self._llm.has_unfinished_requests():
+            for output in self._llm.step():
+                found[int(output.request_id.split("-")[0])] = list(output.outputs[0].token_ids)
+        return [found[i] for i in range(len(prompts))]

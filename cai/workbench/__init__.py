@@ -1,0 +1,1 @@
+"""Trying constitutions out: `cai try`, `cai constitution test`."""

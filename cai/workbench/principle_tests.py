@@ -1,0 +1,209 @@
+"""`cai constitution test`: what principles make of drafts, against what their authors expect.
+
+Every text is the likeliest one (temperature 0) and every call is remembered, so that a test which has not changed says
+the same again and costs nothing.
+"""
+
+import asyncio
+import re
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+from cai.config import yaml_files
+from cai.config.errors import CaiError, RequestRefused
+from cai.config.hashing import fingerprint
+from cai.config.validation import Location
+from cai.constitution.principles import EXPECTATIONS, Constitution, Phrases, Principle, PrincipleTest, find_principle
+from cai.constitution.templates import Templates
+from cai.data.records import Message, Messages, Prompt, Verdict
+from cai.evaluation.judge_report import Cost
+from cai.feedback.filters import FILTERS, failed_filters
+from cai.feedback.judge import finds_problem, judge
+from cai.feedback.revise import ReviseConfig, criticise, rewrite
+from cai.inference.cache import Cache, CachedEngine
+from cai.inference.engine import Completion, EngineConfig
+from cai.inference.models import Model
+from cai.inference.progress import Reporter
+from cai.inference.scheduler import Amount, OpenEngine, cached_engine, each_with_progress, open_model
+from cai.stats.win_rate import win
+
+SETTINGS = ReviseConfig(rounds=1, max_tokens=256, temperature=0)
+
+
+SEED = 0
+
+
+SAME = str.maketrans("’‘“”\u00a0", "''\"\" ")  # characters that a model may write for those of a phrase
+
+
+class Placed(NamedTuple):
+    """A test, and where it stands."""
+
+    file: Path
+    line: int
+    principle: Principle
+    number: int  # among the principle's, from 1
+    test: PrincipleTest
+
+
+class Outcome(NamedTuple):
+    """What became of one expectation."""
+
+    expects: str  # the test's field
+    passed: bool
+    reason: str  # why it failed; "" when it passed
+    p: float | None = None  # of what is expected; None for a revision, whose words decide
+    outside: float | None = None  # probability of anything but the options
+    verdict: Verdict | None = None  # the judge's; it speaks of the answer that is to win
+
+
+class Result(NamedTuple):
+    """A test carried out: what became of each expectation, and the texts that were made on the way."""
+
+    placed: Placed
+    outcomes: list[Outcome]
+    critique: Completion | None = None
+    revision: Completion | None = None
+
+
+def read_tests(files: Sequence[Path], principle: str | None = None) -> list[Placed]:
+    """All tests of constitutions, or those of the principle with an id, in the files' order.
+
+    Raises: CaiError for a file that is no constitution, an id that no file has, or no test at all.
+    """
+    tests, principles = [], []
+    for path in files:  # not constitution.load, which forgets lines
+        source = yaml_files.read_yaml(path)
+        yaml_files.expect_kind(source, "constitution")
+        constitution = yaml_files.validate(source, Constitution)
+        principles += constitution.principles
+        for number, owner in enumerate(constitution.principles):
+            if principle in (None, owner.id):
+                tests += [
+                    Placed(path, _line(source, number, index), owner, index + 1, test)
+                    for index, test in enumerate(owner.tests)
+                ]
+    names = ", ".join(map(str, files))
+    if principle is not None:
+        find_principle(principles, principle, names)
+    if not tests:
+        whose = "no principle has tests" if principle is None else f"the principle '{principle}' has no tests"
+        raise CaiError(f"{names}: {whose}; write some under `tests:` beside the principle's texts")
+    return tests
+
+
+def _line(source: yaml_files.YamlSource, principle: int, test: int) -> int:
+    at: Location = ("principles", principle, "tests", test)
+    while at not in source.places:  # from a merged mapping
+        at = at[:-1]
+    return int(source.places[at].rpartition(":")[2])
+
+
+def run_tests(
+    tests: Sequence[Placed],
+    model: Model,
+    templates: Templates,
+    memo: Path,
+    reporter: Reporter,
+    open_engine: OpenEngine = open_model,
+) -> tuple[list[Result], Cost]:
+    """Carry out tests on one model; `templates` are those OF_TESTS. Returns: the tests in order, and what they cost."""
+    begun = time.monotonic()
+    with closing(Cache(memo)) as store:
+        engine = cached_engine(model, EngineConfig(), store, open_engine)
+        found = asyncio.run(_run(tests, templates, engine, reporter))
+    tally = engine.tally
+    return found, Cost(tally.asked, tally.remembered, tally.tokens, time.monotonic() - begun)
+
+
+async def _run(tests: Sequence[Placed], templates: Templates, engine: CachedEngine, reporter: Reporter) -> list[Result]:
+    async def one(placed: Placed) -> Result:
+        return await carry_out(placed, templates, engine)
+
+    amount = Amount(len(tests), "tests", sum(calls(placed.test) for placed in tests))
+    found = []
+    async for placed, result in each_with_progress(
+        "testing", tests, amount, one, engine, EngineConfig().max_in_flight, reporter
+    ):
+        found.append(_refused(placed, result) if isinstance(result, RequestRefused) else result)
+    await engine.close()  # not after an interrupt, which would wait for a model that is still loading
+    return found
+
+
+def calls(test: PrincipleTest) -> int:
+    """How many requests a test makes."""
+    judged = sum(answer is not None for answer in (test.better, test.worse))
+    writes = test.critique is not None or test.revision is not None
+    return writes + (test.critique is not None) + (test.revision is not None) + 2 * judged
+
+
+def _refused(placed: Placed, refusal: RequestRefused) -> Result:
+    expected = (name for name in EXPECTATIONS if getattr(placed.test, name) is not None)
+    return Result(placed, [Outcome(name, False, f"not answered: {refusal}") for name in expected])
+
+
+async def carry_out(placed: Placed, templates: Templates, engine: CachedEngine) -> Result:
+    """One test: the draft's critique and revision, and what the judge says of it; side by side."""
+    compared = [name for name in ("better", "worse") if getattr(placed.test, name) is not None]
+    written, judged = await asyncio.gather(
+        _written(placed, templates, engine),
+        asyncio.gather(*(_judged(placed, name, templates, engine) for name in compared)),
+    )
+    return written._replace(outcomes=[*written.outcomes, *judged])
+
+
+async def _written(placed: Placed, templates: Templates, engine: CachedEngine) -> Result:
+    """The critique and the revision that a test asks about."""
+    principle, test, outcomes = placed.principle, placed.test, list[Outcome]()
+    if test.critique is None and test.revision is None:
+        return Result(placed, outcomes)
+    messages = _conversation(test)
+    prompt, args = (
+        Prompt(id=fingerprint(messages), messages=messages),
+        (1, principle, templates, engine, SETTINGS, SEED),
+    )
+    critique, revision = await criticise(prompt, test.draft, *args), None
+    if test.critique is not None:
+        found = await finds_problem(principle, test.prompt, test.draft, critique.text, templates, engine)
+        p = found.p if test.critique == "finds" else 1 - found.p
+        outcomes.append(_by_probability("critique", p, test.least, found.outside))
+    if test.revision is not None:
+        revision = await rewrite(prompt, test.draft, critique.text, *args)
+        found_flags = failed_filters(test.draft, critique.text, revision.text)
+        if test.critique == "finds nothing":  # then the draft is best left alone
+            found_flags = [flag for flag in found_flags if flag != "unchanged"]
+        reasons = [*(FILTERS[flag] for flag in found_flags), *missed(test.revision, revision.text)]
+        outcomes.append(Outcome("revision", not reasons, "; ".join(reasons)))
+    return Result(placed, outcomes, critique, revision)
+
+
+async def _judged(placed: Placed, expects: str, templates: Templates, engine: CachedEngine) -> Outcome:
+    """The judge's verdict on the draft and another answer, the one that is to win first."""
+    draft, other = placed.test.draft, getattr(placed.test, expects)
+    answers = (other, draft) if expects == "better" else (draft, other)
+    [verdict] = (await judge(_conversation(placed.test), answers, [placed.principle], templates, engine))[0, 1]
+    return _by_probability(expects, verdict.p, placed.test.least, verdict.outside, verdict)
+
+
+def _conversation(test: PrincipleTest) -> Messages:
+    return [Message(role="user", content=test.prompt)]
+
+
+def _by_probability(expects: str, p: float, least: float, outside: float, verdict: Verdict | None = None) -> Outcome:
+    passed = win(p) == 1 and p >= least
+    reason = "" if passed else f"p = {p:.3f}, expected {f'at least {least:g}' if least > 0.5 else 'more than 0.5'}"
+    return Outcome(expects, passed, reason, p, outside, verdict)
+
+
+def missed(expected: Phrases, text: str) -> list[str]:
+    """Which phrases a text misses or should not hold, a reason each."""
+    said = _plain(text)
+    reasons = [f"“{phrase}” is not in it" for phrase in expected.contains if _plain(phrase) not in said]
+    return reasons + [f"“{phrase}” is in it" for phrase in expected.lacks if _plain(phrase) in said]
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"\s+", " ", text.translate(SAME).casefold())

@@ -1,0 +1,70 @@
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from cai.compare.compare import compare_runs
+from cai.config.errors import CaiError
+from cai.runs.folder import RunFolder, open_run
+from tests.conftest import write_workspace
+from tests.runs.test_pipeline import carry_out
+
+
+def two_runs(tmp_path: Path, model: Path) -> tuple[RunFolder, RunFolder]:
+    run_file = write_workspace(tmp_path, model)
+    a = carry_out(run_file, name="a")
+    b = carry_out(run_file, name="b", overrides=("constitution=constitutions/brief.yaml",))
+    return a, b
+
+
+def test_a_comparison_tells_what_differs(tmp_path: Path, model_folder: Path) -> None:
+    found = compare_runs(two_runs(tmp_path, model_folder))
+    (pair,) = found.pairs
+    assert pair.settings == ['constitution: "constitutions/harmless.yaml" → "constitutions/brief.yaml"']
+    assert Counter(p.kind for p in pair.principles) == {"removed": 16, "added": 4}
+    assert pair.shared == 8
+    drafts = next(f for f in pair.figures if f.name == "draft, words")
+    assert (drafts.effect.mean, drafts.effect.n) == (0.0, 6)
+    assert "a trains nothing: no policy to evaluate" in found.notes
+
+
+def test_a_run_compared_with_itself_shows_no_difference(tmp_path: Path, model_folder: Path) -> None:
+    a, _ = two_runs(tmp_path, model_folder)
+    found = compare_runs([a, a])
+    (pair,) = found.pairs
+    assert pair.settings == []
+    assert {p.kind for p in pair.principles} == {"same"}
+    assert all(f.a == f.b and f.effect.mean == 0 and not f.effect.established for f in pair.figures)
+    assert all(e.change == 0 for e in pair.examples)
+    assert found.findings[0] == f"all {len(pair.figures)} figures are equal in both"
+
+
+def test_runs_without_shared_prompts_are_not_paired(tmp_path: Path, model_folder: Path) -> None:
+    a, _ = two_runs(tmp_path, model_folder)
+    other = tmp_path / "other"
+    other.mkdir()
+    run_file = write_workspace(other, model_folder)
+    (other / "prompts.jsonl").write_text('{"id": "p1", "prompt": "Something else?"}\n{"id": "q", "prompt": "And?"}\n')
+    found = compare_runs([a, carry_out(run_file)])
+    (pair,) = found.pairs
+    assert (pair.shared, pair.figures, pair.wins, pair.examples) == (0, [], [], [])
+    assert "a and test share no prompts: nothing can be paired" in found.notes
+    assert "a and test use 1 ids for different prompts; these are not paired" in found.notes
+    assert found.findings == ["no prompt is shared: what differs between the runs may be their prompts"]
+
+
+def test_runs_can_be_copied_away_and_still_be_compared(tmp_path: Path, model_folder: Path) -> None:
+    import shutil
+
+    a, b = two_runs(tmp_path, model_folder)
+    before = compare_runs([a, b])
+    away = tmp_path / "away"
+    shutil.move(tmp_path / "runs", away)
+    shutil.rmtree(model_folder)
+    assert compare_runs([open_run("a", away), open_run(str(away / "b"), tmp_path)]) == before
+
+
+def test_an_unknown_run_is_answered_with_the_known_ones(tmp_path: Path, model_folder: Path) -> None:
+    two_runs(tmp_path, model_folder)
+    with pytest.raises(CaiError, match=r"no run 'c' in .*runs there: a, b"):
+        open_run("c", tmp_path / "runs")

@@ -1,0 +1,314 @@
+"""Comparisons of runs whose differences were planted, and what is said where something is missing."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cai.compare.compare import compare_runs
+from cai.compare.record import PairComparison, PrincipleComparison, RunComparison
+from cai.config.errors import CaiError
+from cai.data.jsonl import write_rows
+from cai.data.records import Judgement
+from cai.inference.models import folder_fingerprint
+from cai.report.comparison import comparison_report, together
+from tests.compare.made import make_run, principles, write_metrics
+
+BOTH = principles("calm", "plain", "short")
+
+
+def words(seed: str, count: int) -> str:
+    return " ".join(f"w{random.Random(f'{seed} {i}').randint(0, 50)}" for i in range(count))
+
+
+def as_ever(prompt_id: str, principle: str) -> str:
+    return words(f"{prompt_id} {principle}", 20)
+
+
+def pair_of(found: RunComparison) -> PairComparison:
+    (pair,) = found.pairs
+    return pair
+
+
+def principle(found: RunComparison, id: str) -> PrincipleComparison:
+    return next(p for p in pair_of(found).principles if p.id == id)
+
+
+def test_a_principle_whose_rewording_lengthens_answers_is_found_and_no_other(tmp_path: Path) -> None:
+    def longer(prompt_id: str, drawn: str) -> str:
+        return words(f"{prompt_id} {drawn}", 20 if drawn != "short" else 26 + int(prompt_id[1:]) % 5)
+
+    a = make_run(tmp_path / "a", BOTH, as_ever, prompts=60)
+    b = make_run(tmp_path / "b", principles("calm", "plain", "short", short="Make it long."), longer, prompts=60)
+    found = compare_runs([a, b])
+    changed = principle(found, "short")
+    assert changed.kind == "reworded" and changed.a is not None
+    assert changed.met == changed.a.drawn
+    assert changed.effects["words"].established
+    assert changed.effects["words"].mean == pytest.approx(8, abs=1)
+    assert not changed.effects["changed"].established
+    assert principle(found, "calm").effects == {}  # nothing else differs on the prompts that met it
+    figure = next(f for f in pair_of(found).figures if f.name == "last revision, words")
+    assert figure.effect.established
+    assert any(line.startswith("short (reworded), the words it adds: established") for line in found.findings)
+    assert len(found.findings) <= 10
+
+
+def test_what_else_the_runs_differ_in_is_taken_off_a_principles_effect(tmp_path: Path) -> None:
+    def wordy(prompt_id: str, drawn: str) -> str:  # another model adds five words to every answer, whatever it met
+        return words(f"{prompt_id} {drawn} b", 25 + int(prompt_id[1:]) % 3)
+
+    a = make_run(tmp_path / "a", BOTH, as_ever, prompts=90)
+    b = make_run(tmp_path / "b", principles("calm", "plain", "short", short="Keep it short."), wordy, prompts=90)
+    effect = principle(compare_runs([a, b]), "short").effects["words"]
+    assert not effect.established
+    assert effect.mean == pytest.approx(0, abs=0.8)
+    assert principle(compare_runs([a, b]), "calm").effects["words"].mean == pytest.approx(6, abs=0.8)
+
+
+def test_a_removed_principle_is_compared_on_the_prompts_that_had_drawn_it(tmp_path: Path) -> None:
+    a = make_run(tmp_path / "a", BOTH, as_ever)
+    b = make_run(tmp_path / "b", principles("calm", "plain"), as_ever)
+    found = compare_runs([a, b])
+    removed = principle(found, "short")
+    assert (removed.kind, removed.b, removed.a and removed.a.drawn) == ("removed", None, removed.met)
+    assert 5 < removed.met < 25
+    moved = sum(
+        (p.b.drawn if p.b else 0) - (p.a.drawn if p.a else 0) for p in pair_of(found).principles if p.kind == "same"
+    )
+    assert moved == removed.met  # rendezvous hashing moves its share and no other
+
+
+def test_a_reweighted_principle_is_compared_on_the_prompts_whose_draws_moved(tmp_path: Path) -> None:
+    a = make_run(tmp_path / "a", BOTH, as_ever)
+    heavy = [p.model_copy(update={"weight": 3.0}) if p.id == "calm" else p for p in BOTH.principles]
+    b = make_run(tmp_path / "b", BOTH.model_copy(update={"principles": heavy}), as_ever)
+    calm = principle(compare_runs([a, b]), "calm")
+    assert calm.kind == "reweighted" and calm.a and calm.b
+    assert calm.met == calm.b.drawn - calm.a.drawn > 0
+
+
+def test_a_principle_beside_the_others_of_its_run_is_a_fair_experiment(tmp_path: Path) -> None:
+    def idle(prompt_id: str, drawn: str) -> str:  # `calm` leaves half of the answers as they are
+        same = drawn == "calm" and random.Random(prompt_id).random() < 0.5
+        return "the draft of it all" if same else as_ever(prompt_id, drawn)
+
+    a = make_run(tmp_path / "a", BOTH, idle, prompts=90, verdict=lambda i, drawn: 0.9 if drawn == "short" else 0.6)
+    found = compare_runs([a, a])
+    use = principle(found, "calm").a
+    assert use is not None
+    assert 0.3 < use.means["changed"] < 0.7
+    assert use.against_others["changed"].established and use.against_others["changed"].mean < -0.3
+    short = principle(found, "short").a
+    assert short is not None and short.means["verdict"] == pytest.approx(0.9)
+    assert short.against_others["verdict"].mean == pytest.approx(0.3)
+    assert use.expected == pytest.approx(1 / 3)
+
+
+def test_wins_are_counted_by_tag_against_the_same_answer(tmp_path: Path) -> None:
+    a = make_run(tmp_path / "a", BOTH, as_ever, evaluation=lambda i: 0.5)
+    b = make_run(tmp_path / "b", BOTH, as_ever, evaluation=lambda i: 0.7 if int(i[6:]) % 2 else 0.5)
+    wins = {won.tag: won for won in pair_of(compare_runs([a, b])).wins}
+    assert (wins["odd"].share, wins["even"].share, wins[None].share) == (1.0, 0.5, 0.75)
+    assert wins["odd"].effect.established and not wins["even"].effect.established
+    assert wins[None].effect.established
+    other = make_run(tmp_path / "c", BOTH, as_ever, evaluation=lambda i: 0.9, before="another answer before")
+    found = compare_runs([a, other])
+    assert pair_of(found).wins == []
+    assert any("another answer before training" in note for note in found.notes)
+
+
+def test_wins_of_answers_that_a_judge_saw_together_go_before_those_at_one_remove(tmp_path: Path) -> None:
+    a, b = (make_run(tmp_path / name, BOTH, as_ever, evaluation=lambda i: 0.5) for name in "ab")
+
+    def judgement(number: int, policy: str, against: str, p: float, axis: str = "safe") -> Judgement:
+        return Judgement(
+            axis=axis, prompt_id=f"x{number}", tags=["t"], policy=policy, against=against, p=p, verdicts=[], judge="j"
+        )
+
+    rows = [judgement(n, "b", "a", 0.9) for n in range(6)] + [judgement(n, "a", "b", 0.8) for n in range(6, 8)]
+    rows += [judgement(n, "b", "the model", 0.1) for n in range(9)] + [judgement(0, "b", "a", 0.5, "helpful")]
+    (b.path / "eval").mkdir()
+    write_rows(b.path / "eval/comparisons.jsonl", rows)
+    wins = {(won.axis, won.tag): won for won in pair_of(compare_runs([a, b])).wins}
+    assert set(wins) == {("safe", None), ("safe", "t"), ("helpful", None), ("helpful", "t")}
+    assert (wins["safe", None].share, wins["safe", None].effect.n, wins["safe", None].directly) == (0.75, 8, True)
+    assert wins["helpful", None].share == 0.5
+    turned = {(won.axis, won.tag): won for won in pair_of(compare_runs([b, a])).wins}
+    assert turned["safe", None].share == 0.25
+
+
+def test_answers_of_a_policy_that_was_trained_anew_since_do_not_count(tmp_path: Path) -> None:
+    a, b = (make_run(tmp_path / name, BOTH, as_ever, evaluation=lambda i: 0.5) for name in "ab")
+    model = b.train / "2-dpo/model"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    rows = [
+        Judgement(axis="safe", prompt_id=f"x{n}", tags=[], policy="b", against="a", p=0.9, verdicts=[], judge="j")
+        for n in range(9)
+    ]
+    (a.path / "eval").mkdir()
+    write_rows(a.path / "eval/comparisons.jsonl", rows)
+    policies = [{"name": "a", "model": "gone"}, {"name": "b", "model": folder_fingerprint(model)}]
+    (a.path / "eval/made_from.json").write_text(json.dumps({"made_from": {"policies": policies}}))
+    assert pair_of(compare_runs([a, b])).wins[0].directly
+    (model / "config.json").write_text('{"trained": "anew"}')
+    found = compare_runs([a, b])
+    assert not pair_of(found).wins[0].directly
+    assert "a and b: a policy was trained anew since `cai eval a`, which is left aside; evaluate again" in found.notes
+
+
+def test_runs_that_share_no_prompt_are_told_each_on_its_own_and_nothing_is_claimed_of_both(tmp_path: Path) -> None:
+    def idle(prompt_id: str, drawn: str) -> str:  # `calm` leaves answers as they are
+        return "the draft of it all" if drawn == "calm" else as_ever(prompt_id, drawn)
+
+    a = make_run(tmp_path / "a", BOTH, idle, prompts=60, labels=lambda i: 0.8)
+    b = make_run(tmp_path / "b", BOTH, lambda i, drawn: words(i, 30), prompts=30, prefix="q", labels=lambda i: 0.6)
+    found = compare_runs([a, b])
+    pair = pair_of(found)
+    assert (pair.shared, pair.figures, pair.wins, pair.labels, pair.examples) == (0, [], [], None, [])
+    alone = {figure.name: figure for figure in pair.unpaired}
+    words_of = alone["last revision, words"]
+    assert (words_of.b, words_of.n_a, words_of.n_b) == (30, 60, 30)
+    assert alone["label, P of the preferred"].a == pytest.approx(0.8)
+    calm = principle(found, "calm")
+    assert calm.effects == {} and calm.a is not None
+    assert calm.a.means["changed"] == 0 and calm.a.against_others["changed"].established
+    assert found.findings[-1] == "no prompt is shared: what differs between the runs may be their prompts"
+    assert any("calm beside the other principles of A" in line for line in found.findings)
+    assert not any("B − A" in line for line in found.findings)
+    comparison_report(together(found, [a, b]))
+
+
+def test_only_answers_that_differ_are_examples_of_a_change(tmp_path: Path) -> None:
+    a = make_run(tmp_path / "a", BOTH, as_ever)
+    b = make_run(tmp_path / "b", BOTH, lambda i, drawn: as_ever(i, drawn) + (" more" if i == "p7" else ""))
+    assert [example.prompt_id for example in pair_of(compare_runs([a, b])).examples] == ["p7"]
+
+
+def test_prompts_that_would_settle_a_difference_from_controls_are_not_said_to_meet_the_principle(
+    tmp_path: Path,
+) -> None:
+    def noisy(prompt_id: str, drawn: str) -> str:  # another model; the reworded principle adds next to nothing
+        number = int(prompt_id[1:])
+        return words(f"{prompt_id} {drawn}", 19 + number % 3 + (drawn == "short" and number % 2))
+
+    a = make_run(tmp_path / "a", BOTH, as_ever)
+    b = make_run(tmp_path / "b", principles("calm", "plain", "short", short="Keep it short."), noisy)
+    found = compare_runs([a, b])
+    assert principle(found, "short").controls
+    [line] = [line for line in found.findings if "no effect of a principle" in line]
+    assert line.endswith("prompts in all, with controls")
+
+
+def test_all_ties_establish_nothing(tmp_path: Path) -> None:
+    a = make_run(tmp_path / "a", BOTH, as_ever, evaluation=lambda i: 0.5)
+    b = make_run(tmp_path / "b", BOTH, as_ever, evaluation=lambda i: 0.5)
+    found = compare_runs([a, b])
+    everything = pair_of(found).wins[0]
+    assert (everything.share, everything.effect.p, everything.effect.low, everything.effect.needed) == (
+        0.5,
+        1,
+        None,
+        None,
+    )
+    assert any(line.endswith("a tie on every one") for line in found.findings)
+
+
+def test_labels_of_the_same_pairs_agree_or_do_not(tmp_path: Path) -> None:
+    a = make_run(tmp_path / "a", BOTH, as_ever, labels=lambda i: 0.8)
+    b = make_run(tmp_path / "b", BOTH, as_ever, labels=lambda i: 0.8 if int(i[1:]) < 30 else 0.3)
+    labels = pair_of(compare_runs([a, b])).labels
+    assert labels is not None and labels.agreement is not None
+    assert (labels.pairs, labels.agreement.observed) == (40, 0.75)
+    assert labels.mean_difference == pytest.approx(0.125)
+
+
+def test_rewards_that_are_no_number_are_left_out_of_a_curve_and_told(tmp_path: Path) -> None:
+    a, b = (make_run(tmp_path / name, BOTH, as_ever) for name in "ab")
+    rewards = [0.1, float("nan"), 0.3, float("inf")]
+    write_metrics(
+        a, "2-ppo", [{"step": i + 1, "objective/scores": r, "objective/kl": 0.5} for i, r in enumerate(rewards)]
+    )
+    found = compare_runs([a, b])
+    score, kl = (next(c for c in found.curves if c.name == name) for name in ("score", "kl"))
+    assert (score.steps, score.values, score.missing) == ([1, 3], [0.1, 0.3], 2)
+    assert len(kl.values) == 4
+    assert "a: 2 of 4 updates of 2-ppo have no finite score; they are left out of its curve" in found.notes
+    assert "NaN" not in found.model_dump_json()
+
+
+def test_one_example_is_compared_without_interval_or_claim(tmp_path: Path) -> None:
+    a = make_run(tmp_path / "a", BOTH, as_ever, prompts=1, evaluation=lambda i: 0.5)
+    b = make_run(tmp_path / "b", BOTH, lambda i, drawn: words(i, 99), prompts=1, evaluation=lambda i: 0.9)
+    found = compare_runs([a, b])
+    effects = [f.effect for f in pair_of(found).figures]
+    assert effects and all((e.low, e.high, e.p, e.needed) == (None, None, None, None) for e in effects)
+    assert not any("established:" in line for line in found.findings)
+
+
+def test_an_unfinished_run_is_compared_as_far_as_it_got(tmp_path: Path) -> None:
+    a = make_run(tmp_path / "a", BOTH, as_ever, evaluation=lambda i: 0.6)
+    b = make_run(tmp_path / "b", BOTH, as_ever, evaluation=lambda i: 0.6, finished=False)
+    b.preferences_jsonl.unlink()
+    b.evaluation_jsonl.unlink()
+    found = compare_runs([a, b])
+    assert {f.group for f in pair_of(found).figures} == {"revisions", "hygiene"}
+    assert {
+        "b is unfinished: only what it has made so far is compared",
+        "b has no labels yet",
+        "b has no evaluation yet",
+    } <= {*found.notes}
+
+
+def test_rows_of_another_form_are_left_aside_and_named(tmp_path: Path) -> None:
+    a = make_run(tmp_path / "a", BOTH, as_ever, evaluation=lambda i: 0.6)
+    b = make_run(tmp_path / "b", BOTH, as_ever, evaluation=lambda i: 0.6)
+    lines = b.revisions_jsonl.read_text().splitlines()
+    row = json.loads(lines[3])
+    del row["principle_hash"]
+    b.revisions_jsonl.write_text("\n".join([*lines[:3], json.dumps(row), *lines[4:]]) + "\n")
+    found = compare_runs([a, b])
+    assert {f.group for f in pair_of(found).figures} == {"evaluation"}
+    told = f"b, left aside (damaged, or of another version): {b.revisions_jsonl}:4: principle_hash: missing; expected a text"
+    assert told in found.notes
+    assert principle(found, "calm").b is None
+
+
+def test_a_lock_of_an_older_form_and_a_missing_constitution_are_told(tmp_path: Path) -> None:
+    a, b = (make_run(tmp_path / name, BOTH, as_ever, evaluation=lambda i: 0.6) for name in "ab")
+    lock = b.lock()
+    b.lock_json.write_text(json.dumps({"config": lock["config"], "model": "m"}))
+    b.constitution_yaml.unlink()
+    b.prompts_jsonl.rename(b.path / "moved")
+    found = compare_runs([a, b])
+    assert "b does not say which referee it used" in found.notes
+    assert "b has no prompts.jsonl: nothing of it can be paired" in found.notes
+    assert any("constitution.yaml: no such file" in note for note in found.notes)
+    assert (pair_of(found).principles, pair_of(found).figures, pair_of(found).wins) == ([], [], [])
+    (b.path / "moved").rename(b.prompts_jsonl)
+    found = compare_runs([a, b])
+    assert {f.name for f in pair_of(found).figures} >= {"answer after, words"}
+    assert not {f.name for f in pair_of(found).figures} & {"win rate of after", "mean p(after better)"}
+    comparison_report(together(found, [a, b]))
+    b.lock_json.write_text("{}")
+    assert pair_of(compare_runs([a, b])).settings is None
+
+
+def test_several_runs_are_each_compared_with_the_first(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name, BOTH, as_ever, **{"seed": seed}) for seed, name in enumerate("abc")]
+    found = compare_runs(runs)
+    assert [(pair.b, pair.settings) for pair in found.pairs] == [(1, ["seed: 0 → 1"]), (2, ["seed: 0 → 2"])]
+    assert [run.letter for run in found.runs] == ["A", "B", "C"]
+    with pytest.raises(CaiError, match="expected 2 to 26 runs to compare, found 1"):
+        compare_runs(runs[:1])
+
+
+def test_a_copied_run_compares_to_the_same_record(tmp_path: Path) -> None:
+    a, b = (make_run(tmp_path / name, BOTH, as_ever, labels=lambda i: 0.6) for name in "ab")
+    first = compare_runs([a, b])
+    shutil.copytree(tmp_path / "a", tmp_path / "away/a")
+    assert compare_runs([type(a)(tmp_path / "away/a"), b]) == first
+    assert RunComparison.model_validate_json(first.model_dump_json()) == first

@@ -1,0 +1,150 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cai.config import yaml_files
+from cai.config.errors import CaiError
+from cai.config.yaml_files import Section, load_yaml
+
+
+class Inner(Section):
+    id: str = "x"
+    size: int = 1
+
+
+class Outer(Section):
+    name: str
+    inner: Inner = Inner()
+    parts: list[Inner] = []
+
+
+def fault(path: Path, text: str) -> str:
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(CaiError) as caught:
+        load_yaml(path, Outer)
+    return str(caught.value).replace(str(path), "f.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("name: a\ninnner: {}\n", "f.yaml:2: innner: unknown key 'innner'; did you mean 'inner'?"),
+        ("name: a\nqqq: 1\n", "f.yaml:2: qqq: unknown key 'qqq'; known keys: name, inner, parts"),
+        ("inner: {}\n", "f.yaml:1: name: missing; expected a text"),
+        (
+            "name: a\ninner:\n  size: big\n",
+            "f.yaml:3: inner.size: expected a whole number, found 'big'",
+        ),
+        (
+            "name: a\nparts:\n  - {size: 1}\n  - {id: egg, size: []}\n",
+            "f.yaml:4: parts[1] ('egg').size: expected a whole number, found an empty list",
+        ),
+        ("name: a\nname: b\n", "f.yaml:2: the key 'name' stands here twice, first on line 1"),
+        ("name: [a\n", "f.yaml:2: not valid YAML: expected ',' or ']', but got '<stream end>'"),
+        (
+            "\tname: a\n",
+            "f.yaml:1: not valid YAML: found character '\\t' that cannot start any token; put spaces in place of the tab",
+        ),
+        ("", "f.yaml: the file is empty"),
+        ("- a\n", "f.yaml:1: expected a mapping with name, inner, parts, found a list of 1"),
+        (
+            "name: no\n",
+            "f.yaml:1: name: expected a text, found false; put it in quotes to mean the text",
+        ),
+        (
+            "name: 2024-02-01\n",
+            "f.yaml:1: name: expected a text, found 2024-02-01; put it in quotes to mean the text",
+        ),
+        ("name:\n", "f.yaml:1: name: expected a text, found nothing"),
+        ("name: {a: b}\n", "f.yaml:1: name: expected a text, found a mapping"),
+        (
+            "name: a\ninner: {size: \u0435}\n",
+            "f.yaml:2: inner.size: expected a whole number, found '\u0435' (with U+0435 CYRILLIC SMALL LETTER IE)",
+        ),
+        (
+            "n\u0430me: a\n",
+            "f.yaml:1: n\u0430me: unknown key 'n\u0430me' (with U+0430 CYRILLIC SMALL LETTER A); did you mean 'name'?",
+        ),
+        (
+            "name: Say: this\n",
+            "f.yaml:1: not valid YAML: mapping values are not allowed here; put a text with a colon in quotes, or below `>-`",
+        ),
+        (
+            "name: *this*\n",
+            "f.yaml:1: not valid YAML: expected alphabetic or numeric character, but found '*'; put a text that begins with * or & in quotes, or below `>-`",
+        ),
+        (
+            "name: *this way\n",
+            "f.yaml:1: not valid YAML: found undefined alias 'this'; put a text that begins with * in quotes, or below `>-`",
+        ),
+        ("name: a\n\n# bell: \x07\n", "f.yaml:3: not valid YAML: the control character U+0007"),
+        ("name: 2024-13-45\n", "f.yaml: not valid YAML: month must be in 1..12"),
+        (
+            "name: a\nparts: &all [*all]\n",
+            "f.yaml: not valid YAML: nested too deeply, or an alias within what it stands for",
+        ),
+        ("[" * 5000, "f.yaml: not valid YAML: nested too deeply, or an alias within what it stands for"),
+    ],
+)
+def test_a_fault_names_file_line_and_field(tmp_path: Path, text: str, expected: str) -> None:
+    assert fault(tmp_path / "f.yaml", text) == expected
+
+
+def test_every_fault_of_a_file_is_told_at_once(tmp_path: Path) -> None:
+    told = fault(tmp_path / "f.yaml", "inner: {size: x}\nparts: [{size: y}]\n")
+    assert len(told.splitlines()) == 3
+
+
+def test_aliases_that_stand_for_too_much_are_refused_at_once(tmp_path: Path) -> None:
+    levels = "".join(f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 10)}]\n" for i in range(1, 10))
+    told = fault(tmp_path / "f.yaml", "name: a\nl0: &l0 [x, x, x, x, x, x, x, x, x, x]\n" + levels)
+    assert told == "f.yaml: more than 100,000 values; its aliases stand for too many"
+
+
+def test_what_is_not_utf_8_is_named_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "f.yaml").write_bytes(b"name: a\n# caf\xe9\n")
+    with pytest.raises(CaiError, match=r"f\.yaml:2: not UTF-8 text: byte 0xe9"):
+        load_yaml(tmp_path / "f.yaml", Outer)
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
+    with pytest.raises(CaiError, match="no such file"):
+        load_yaml(tmp_path / "none.yaml", Outer)
+    with pytest.raises(CaiError, match="cannot be read"):
+        load_yaml(tmp_path, Outer)
+    (tmp_path / "harmless.yaml").write_text("name: a\n")
+    with pytest.raises(CaiError, match=r"no such file; did you mean '.*/harmless\.yaml'\?$"):
+        load_yaml(tmp_path / "harmles.yaml", Outer)
+    with pytest.raises(CaiError, match=r"no such file$"):
+        load_yaml(tmp_path / "none.yaml", Outer)
+
+
+def test_overrides_reach_any_field(tmp_path: Path) -> None:
+    path = tmp_path / "f.yaml"
+    path.write_text("name: a\nparts: [{id: x}, {id: y}]\n", encoding="utf-8")
+    source = yaml_files.apply_overrides(yaml_files.read_yaml(path), ["inner.size=7", "parts.1.size=3", "name=b=c"])
+    outer = yaml_files.validate(source, Outer)
+    assert (outer.inner.size, outer.parts[1].size, outer.name) == (7, 3, "b=c")
+
+
+@pytest.mark.parametrize("override", ["inner.size", "=3", "parts.7.size=1", "name.first=x", "inner={"])
+def test_an_override_that_fits_nowhere_is_refused(tmp_path: Path, override: str) -> None:
+    path = tmp_path / "f.yaml"
+    path.write_text("name: a\nparts: [{id: x}]\n", encoding="utf-8")
+    with pytest.raises(CaiError, match=r"--set"):
+        yaml_files.apply_overrides(yaml_files.read_yaml(path), [override])
+
+
+@given(st.text(max_size=200))
+def test_whatever_a_file_holds_the_answer_is_a_model_or_a_cai_error(text: str) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "f.yaml"
+        path.write_bytes(text.encode("utf-8", "surrogatepass"))
+        try:
+            load_yaml(path, Outer)
+        except CaiError as error:
+            assert str(path) in str(error)

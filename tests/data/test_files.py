@@ -1,0 +1,166 @@
+import csv
+import gzip
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from cai.config.errors import CaiError
+from cai.data.files import rows
+
+ROWS = [{"id": "a", "prompt": "Why?"}, {"id": "b", "prompt": 'Two\nlines, "quoted"'}]
+
+
+def json_lines(values: list[dict[str, str]]) -> bytes:
+    return "".join(json.dumps(value) + "\n" for value in values).encode()
+
+
+def table(values: list[dict[str, str]], delimiter: str = ",") -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(values[0]), delimiter=delimiter)
+    writer.writeheader()
+    writer.writerows(values)
+    return text.getvalue().encode()
+
+
+def zstandard(data: bytes) -> bytes:
+    made = pyarrow.BufferOutputStream()
+    with pyarrow.CompressedOutputStream(made, "zstd") as stream:
+        stream.write(data)
+    return bytes(made.getvalue())
+
+
+def columns(values: list[dict[str, str]]) -> bytes:
+    made = pyarrow.BufferOutputStream()
+    parquet.write_table(pyarrow.Table.from_pylist(values), made)
+    return bytes(made.getvalue())
+
+
+CONTAINERS: dict[str, tuple[Callable[[list[dict[str, str]]], bytes], list[str]]] = {
+    "f.jsonl": (json_lines, ["1", "2"]),
+    "f.unknown": (json_lines, ["1", "2"]),
+    "f.jsonl.gz": (lambda v: gzip.compress(json_lines(v)), ["1", "2"]),
+    "f.jsonl.zst": (lambda v: zstandard(json_lines(v)), ["1", "2"]),
+    "lines.json": (json_lines, ["1", "2"]),
+    "f.json": (lambda v: json.dumps(v, indent=1).encode(), ["entry 1", "entry 2"]),
+    "line.json": (lambda v: json.dumps(v).encode(), ["entry 1", "entry 2"]),
+    "misnamed.jsonl": (lambda v: json.dumps(v).encode(), ["entry 1", "entry 2"]),
+    "f.json.gz": (lambda v: gzip.compress(json.dumps(v).encode()), ["entry 1", "entry 2"]),
+    "f.csv": (table, ["2", "3"]),
+    "mark.csv": (lambda v: b"\xef\xbb\xbf" + table(v), ["2", "3"]),
+    "f.csv.gz": (lambda v: gzip.compress(table(v)), ["2", "3"]),
+    "f.tsv": (lambda v: table(v, "\t"), ["2", "3"]),
+    "f.parquet": (columns, ["row 1", "row 2"]),
+}
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_every_container_gives_the_same_rows_and_their_places(tmp_path: Path, name: str) -> None:
+    write, places = CONTAINERS[name]
+    path = tmp_path / name
+    path.write_bytes(write(ROWS))
+    found = list(rows(path))
+    assert [value for _, value in found] == ROWS
+    assert [place.at for place, _ in found] == places
+    assert (str(found[0][0]), found[0][0].short) == (f"{path}:{places[0]}", f"{name}:{places[0]}")
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"))
+
+
+@given(st.lists(st.fixed_dictionaries({"id": texts, "prompt": texts}), min_size=1, max_size=4))
+def test_any_text_comes_through_lines_columns_and_cells(
+    tmp_path_factory: pytest.TempPathFactory, values: list[dict[str, str]]
+) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    for name in ("f.jsonl", "f.json", "f.parquet", "f.csv"):
+        (folder / name).write_bytes(CONTAINERS[name][0](values))
+        assert [value for _, value in rows(folder / name)] == values, name
+
+
+def test_a_text_file_is_a_prompt_a_line_and_so_is_a_single_column(tmp_path: Path) -> None:
+    (tmp_path / "f.txt").write_text("Why?\n\n  How? \n", encoding="utf-8")
+    (tmp_path / "f.csv").write_text('question\nWhy?\n\n"How, \nthen?"\nWho?\n', encoding="utf-8")
+    assert [(place.at, v) for place, v in rows(tmp_path / "f.txt")] == [
+        ("1", {"prompt": "Why?"}),
+        ("3", {"prompt": "How?"}),
+    ]
+    assert [(place.at, v["prompt"]) for place, v in rows(tmp_path / "f.csv")] == [
+        ("2", "Why?"),
+        ("4", "How, \nthen?"),
+        ("6", "Who?"),
+    ]
+
+
+def test_a_cell_of_tags_is_a_list(tmp_path: Path) -> None:
+    (tmp_path / "f.csv").write_text('prompt,tags\nWhy?,"a, b"\nHow?,\n', encoding="utf-8")
+    assert [value["tags"] for _, value in rows(tmp_path / "f.csv")] == [["a", "b"], ""]
+
+
+def test_one_object_is_one_row_at_the_file_itself(tmp_path: Path) -> None:
+    (tmp_path / "f.json").write_text(json.dumps({"comparisons": []}, indent=2))
+    [(place, value)] = rows(tmp_path / "f.json")
+    assert (str(place), place.short, value) == (str(tmp_path / "f.json"), "f.json", {"comparisons": []})
+    (tmp_path / "empty.json").write_text(" \n")
+    assert list(rows(tmp_path / "empty.json")) == []
+
+
+def test_lines_and_columns_are_read_only_as_far_as_they_are_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "f.jsonl").write_text('{"a": 1}\nbroken\n')
+    assert next(rows(tmp_path / "f.jsonl"))[1] == {"a": 1}
+    path = tmp_path / "f.parquet"
+    with parquet.ParquetWriter(path, pyarrow.schema([("a", pyarrow.string())]), compression="none") as writer:
+        for letter in "bc":
+            writer.write_table(pyarrow.table({"a": [letter * 999 + str(number) for number in range(1000)]}))
+    path.write_bytes(path.read_bytes().replace(b"c" * 999, b"\xff" * 999))
+    found = rows(path)
+    assert [next(found)[1]["a"][-3:] for _ in range(700)][-1] == "699"
+    with pytest.raises(CaiError, match=r"f\.parquet: not UTF-8 text"):
+        list(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("f.jsonl", b'{"a": 1}\n{"a": \n', "f.jsonl:2: not valid JSON"),
+        ("f.jsonl", b'{"a": 1}\n[1]\n', "f.jsonl:2: expected a JSON object, found [1]"),
+        ("f.jsonl", b'{"a": "\\ud800"}\n', "f.jsonl:1: \\ud800 is half of a character"),
+        ("f.jsonl", b'{"a": ' + b"[" * 100_000, "f.jsonl:1: nested too deeply"),
+        ("f.json", b'[{"a": 1},\n {"a": }]', "f.json: not valid JSON: Expecting value, line 2, column 8"),
+        ("f.json", b'[{"a": 1}, 7]', "f.json:entry 2: expected a JSON object, found 7"),
+        ("f.json", b"7", "f.json:entry 1: expected a JSON object, found 7"),
+        ("f.jsonl", b"\xff\xfe", "not UTF-8 text"),
+        ("f.jsonl.gz", gzip.compress(b'{"a": 1}\n')[:-9], "cannot be read"),
+        ("f.jsonl.zst", b"no such thing", "cannot be read"),
+        ("f.jsonl.zst", zstandard(b'{"a": 1}\n')[:-4], "cannot be read"),
+        ("f.csv", b"a,b\n1,2\n3\n", "f.csv:3: expected 2 columns as in the header, found 1"),
+        ("f.csv", b"a,b\n1,2,3\n", "f.csv:2: expected 2 columns as in the header, found 3"),
+        ("f.csv", b'a,b\n1,2\n1,"open\n', "f.csv:3: not valid CSV: unexpected end of data"),
+        ("f.csv", b"a,a\n1,2\n", "f.csv:1: two columns are named 'a'"),
+        ("f.parquet", b"PAR1 no", "f.parquet: not a Parquet file that can be read"),
+        ("f.parquet", columns([{"a": "b" * 99}])[:-40], "f.parquet: not a Parquet file that can be read"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_is_named_with_its_place(tmp_path: Path, name: str, content: bytes, expected: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CaiError) as caught:
+        list(rows(tmp_path / name))
+    assert expected in str(caught.value)
+
+
+def test_a_folder_or_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CaiError, match=r"a folder; expected a file$"):
+        rows(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.parquet").write_bytes(b"")
+    with pytest.raises(CaiError, match=r"a folder; expected a file, such as .*data/train\.parquet"):
+        rows(tmp_path)
+    for name in ("f.jsonl", "f.json", "f.parquet", "f.csv", "f.txt", "f.jsonl.zst"):
+        with pytest.raises(CaiError, match="no such file"):
+            list(rows(tmp_path / name))

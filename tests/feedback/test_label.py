@@ -1,0 +1,364 @@
+import gc
+import json
+import math
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from cai.config.errors import CaiError, RequestRefused
+from cai.constitution.principles import load_constitution
+from cai.constitution.templates import Templates
+from cai.data.jsonl import read_rows
+from cai.data.preferences import read_preferences
+from cai.data.records import Preference, Ranking, Skipped
+from cai.evaluation.judge_eval import Evaluated, evaluate_judge
+from cai.feedback.judge import JudgeConfig
+from cai.feedback.label import LabelJob, count_work, label_file
+from cai.inference.engine import Choose, Engine, EngineConfig
+from cai.inference.progress import Reporter
+from cai.inference.scheduler import OpenEngine
+from cai.inference.scripted import ScriptedEngine
+from tests.conftest import ROOT, remembered, scripted
+
+QUIET = Reporter(Console(quiet=True))
+
+
+def by_goodness(request: Choose) -> Sequence[float]:
+    """A judge whose log-odds are the number in an answer, and a liking for the answer shown first."""
+    shown = re.findall(r"^Answer [A-Z]: .*?(-?\d+(?:\.\d+)?)$", request.messages[0]["content"], re.MULTILINE)
+    weights = [math.exp(float(goodness) + (place == 0)) for place, goodness in enumerate(shown)]
+    return [0.8 * weight / sum(weights) for weight in weights]
+
+
+def written(folder: Path, *rows: dict[str, Any]) -> Path:
+    path = folder / "data.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def pair(number: int, better: float = 2, worse: float = 0) -> dict[str, Any]:
+    return {
+        "id": f"q{number}", "prompt": f"Question {number}?", "chosen": f"is {better}", "rejected": f"is {worse}"
+    }  # fmt: skip
+
+
+@pytest.fixture
+def judging(tmp_path: Path, model_folder: Path) -> Callable[..., LabelJob]:
+
+    def make(*rows: dict[str, Any], ranked: bool = False, limit: int | None = None, **settings: Any) -> LabelJob:
+        judges = settings.pop("judges", [model_folder])
+        chosen = JudgeConfig.model_validate({"principles": 2, **settings})
+        loaded = load_constitution(ROOT / "constitutions/harmless.yaml")
+        templates = Templates(ROOT / "prompts/default")
+        return LabelJob(written(tmp_path, *rows), ranked, limit, judges, loaded, templates, chosen, seed=0)
+
+    return make
+
+
+def label(
+    judging: LabelJob, folder: Path, engines: list[ScriptedEngine] | None = None, open_engine: OpenEngine | None = None
+) -> dict[str, Any]:
+    opened = open_engine or scripted(engines, weigh=by_goodness)
+    return label_file(judging, folder / "out", folder / "runs/memo.sqlite", QUIET, opened)
+
+
+def evaluate(judging: LabelJob, folder: Path, calibrate: bool = False, **opened: Any) -> Evaluated:
+    opened = opened or {"open_engine": scripted(weigh=by_goodness)}
+    return evaluate_judge(judging, folder / "out", folder / "runs/memo.sqlite", QUIET, calibrate, **opened)
+
+
+def another(folder: Path, name: str) -> Path:
+    made = folder / name
+    made.mkdir()
+    for file in ("config.json", "tokenizer.json", "model.safetensors"):
+        (made / file).write_text(json.dumps({"name": name}), encoding="utf-8")
+    return made
+
+
+def test_a_file_of_pairs_gets_soft_labels_with_verdicts_and_keeps_its_own(
+    tmp_path: Path, judging: Callable[..., LabelJob]
+) -> None:
+    found = label(judging(pair(0), {**pair(1, -1, 0.5), "p": 0.75}, {**pair(2), "tags": ["t"]}), tmp_path)
+    rows = read_rows(tmp_path / "out/preferences.jsonl", Preference)
+    assert [(r.prompt_id, r.chosen, r.given) for r in rows] == [
+        ("q0", "is 2", 1),
+        ("q1", "is 0.5", 0.25),
+        ("q2", "is 2", 1),
+    ]
+    assert rows[0].p == pytest.approx(1 / (1 + math.exp(-2)))  # the liking for the first place cancels
+    assert rows[1].p == pytest.approx(1 / (1 + math.exp(-1.5)))
+    assert [(r.source, len(r.verdicts), r.seeds) for r in rows] == [("judge", 2, [0])] * 3
+    assert rows[2].tags == ["t"]
+    assert (found["pairs"], found["rankings"], found["cost"]["asked"]) == (3, 0, 12)
+    assert found["outside"] == pytest.approx(0.2)
+    assert found["same_position"] == 0.0
+    assert found["agrees_with_given"] == pytest.approx(2 / 3)
+    assert found["mean_p"] == pytest.approx(sum(r.p for r in rows) / 3)
+    assert json.loads((tmp_path / "out/judge.json").read_text(encoding="utf-8")) == found
+    assert found["made_from"]["judges"][0]["where"].endswith("model")
+    assert found["made_from"]["settings"]["principles"] == 2
+    assert not (tmp_path / "out/rankings.jsonl").exists()
+    assert (tmp_path / "out/log.txt").read_text(encoding="utf-8").count("judging: 12 calls") == 1
+    assert QUIET.log is None  # a run's own log is given back
+    assert read_preferences(tmp_path / "out/preferences.jsonl") == (rows, [])
+
+
+@pytest.mark.parametrize("ask", ["pairs", "choice"])
+def test_more_than_two_responses_are_ranked(tmp_path: Path, judging: Callable[..., LabelJob], ask: str) -> None:
+    row = {"id": "q", "prompt": "Why?", "responses": ["is 0", "is 1.5", " ", "is -1", "is 1.5"]}
+    found = label(judging(row, pair(1), ask=ask), tmp_path)
+    ranking = read_rows(tmp_path / "out/rankings.jsonl", Ranking)[0]
+    assert ranking.responses == ["is 1.5", "is 0", "is -1"]
+    # strengths of mean 0, as given by the numbers in the answers; places are balanced, so that no liking is left
+    assert ranking.strengths == pytest.approx([1.5 - 1 / 6, -1 / 6, -1 - 1 / 6], abs=1e-3)
+    assert (ranking.prompt_id, ranking.judge) == (
+        "q",
+        read_rows(tmp_path / "out/preferences.jsonl", Preference)[0].judge,
+    )
+    assert (found["pairs"], found["rankings"]) == (3 + 1, 1)
+    assert sum(found["left_out"]["reasons"].values()) == 7  # of the ten pairs of five answers
+    of_the_set, *_ = (tmp_path / "out/preferences.jsonl").read_text(encoding="utf-8").splitlines()
+    assert "given" not in json.loads(of_the_set)  # where a file has no label, a row is as in a run
+    read_back, _ = read_preferences(tmp_path / "out/rankings.jsonl")
+    assert [r.p for r in read_back][:2] == pytest.approx([1 / (1 + math.exp(-d)) for d in (1.5, 2.5)], abs=1e-3)
+
+
+def test_every_row_ends_as_a_pair_or_a_reason(tmp_path: Path, judging: Callable[..., LabelJob]) -> None:
+    turns = [{"role": "assistant", "content": "x"}]
+    rows = [pair(0), {**pair(1), "rejected": "is 2"}, {**pair(2), "chosen": ""}, {**pair(3), "prompt": turns}]
+    found = label(judging(*rows), tmp_path)
+    left_out = read_rows(tmp_path / "out/left_out.jsonl", Skipped)
+    assert {(row.prompt_id, row.stage, row.reason[:18]) for row in left_out} == {
+        ("q1", "data.jsonl:2", "samples identical"),
+        ("q2", "data.jsonl:3", "a sample is empty"),
+        ("q3", "data.jsonl:4", "turns must alterna"),
+    }
+    assert found["pairs"] + sum(found["left_out"]["reasons"].values()) == 4
+
+
+@pytest.mark.parametrize("ask", ["pairs", "choice"])
+def test_the_number_of_calls_is_known_before_they_are_made(
+    tmp_path: Path, judging: Callable[..., LabelJob], ask: str
+) -> None:
+    sets = {"prompt": "Why?", "responses": ["is 0", "is 1", "is 0", " ", "is 2"]}
+    asked = judging(pair(0), {**pair(1), "rejected": "is 2"}, sets, ask=ask)
+    assert count_work(asked) == (3, 12, 5, label(asked, tmp_path)["cost"]["asked"])
+
+
+def test_judging_again_asks_nothing_and_writes_the_same_rows(tmp_path: Path, judging: Callable[..., LabelJob]) -> None:
+    rows = [pair(i) for i in range(5)]
+    label(judging(*rows), tmp_path, engines := [])
+    first = (tmp_path / "out/preferences.jsonl").read_text(encoding="utf-8")
+    found = label(judging(*rows), tmp_path, later := [])
+    assert later == []  # not even opened
+    assert (found["cost"]["asked"], found["cost"]["remembered"]) == (0, len(engines[0].requests))
+    assert (tmp_path / "out/preferences.jsonl").read_text(encoding="utf-8") == first
+
+
+def test_a_killed_judging_is_completed_by_judging_again(tmp_path: Path, model_folder: Path) -> None:
+    data = written(tmp_path, *[pair(i, i % 5, 1.25) for i in range(60)])
+    command = [sys.executable, "-m", "tests.runs.slow_judge", str(data), str(model_folder)]
+    killed = subprocess.Popen([*command, str(tmp_path / "killed"), str(tmp_path / "memo.sqlite")], cwd=ROOT)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and remembered(tmp_path / "memo.sqlite") < 40:
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    kept = remembered(tmp_path / "memo.sqlite")
+    assert 40 <= kept < 240
+    assert not (tmp_path / "killed/preferences.jsonl").exists()
+    for folder, memo in (("killed", "memo"), ("undisturbed", "other")):
+        out = (str(tmp_path / folder), str(tmp_path / f"{memo}.sqlite"))
+        subprocess.run([*command, *out], cwd=ROOT, check=True, capture_output=True)
+    resumed, whole = (tmp_path / name / "preferences.jsonl" for name in ("killed", "undisturbed"))
+    assert resumed.read_text(encoding="utf-8") == whole.read_text(encoding="utf-8")
+    cost = json.loads((tmp_path / "killed/judge.json").read_text(encoding="utf-8"))["cost"]
+    assert (cost["remembered"], cost["asked"]) == (kept, 240 - kept)
+
+
+def test_a_panel_answers_one_model_after_another(tmp_path: Path, judging: Callable[..., LabelJob]) -> None:
+    alive: list[str] = []
+    most = 0
+
+    class Counted(ScriptedEngine):
+        async def close(self) -> None:
+            alive.remove(self.fingerprint)
+
+    def open_engine(folder: Path, fingerprint: str, settings: EngineConfig) -> Engine:
+        nonlocal most
+        alive.append(fingerprint)
+        most = max(most, len(alive))
+        sign = -1 if folder.name == "contrary" else 1
+
+        def weigh(request: Choose) -> Sequence[float]:
+            a, b = by_goodness(request)
+            return (a, b) if sign > 0 else (b, a)
+
+        return Counted(fingerprint, weigh=weigh)
+
+    judges = [another(tmp_path, name) for name in ("contrary", "one", "two")]
+    turns = [{"role": "assistant", "content": "x"}]
+    rows_given = [*[pair(i) for i in range(3)], {**pair(3), "prompt": turns}]
+    found = label(judging(*rows_given, judges=judges), tmp_path, open_engine=open_engine)
+    assert (most, alive) == (1, [])
+    rows = read_rows(tmp_path / "out/preferences.jsonl", Preference)
+    good, bad = 1 / (1 + math.exp(-2)), 1 / (1 + math.exp(2))
+    assert [r.p for r in rows] == pytest.approx([(2 * good + bad) / 3] * 3)
+    assert [len({v.judge for v in r.verdicts}) for r in rows] == [3, 3, 3]
+    contrary, *others = rows[0].judge.split("+")
+    assert {v.judge for v in rows[0].verdicts if v.p < 0.5} == {contrary}
+    assert {v.judge for v in rows[0].verdicts if v.p > 0.5} == set(others)
+    assert sum(found["left_out"]["reasons"].values()) == 1  # told once, not by each judge
+    assert found["cost"]["asked"] == 3 * 12
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "preferences.jsonl", "left_out.jsonl", "judge.json", "log.txt", ".busy"
+    }  # fmt: skip
+
+
+def test_a_refused_row_fails_alone_whichever_judge_of_a_panel_refuses(
+    tmp_path: Path, judging: Callable[..., LabelJob]
+) -> None:
+    class Picky(ScriptedEngine):
+        async def choose(self, request: Choose) -> list[float]:
+            if f"Question {self.refused}?" in request.messages[0]["content"]:
+                raise RequestRefused("the request has 9000 tokens")
+            return await super().choose(request)
+
+    def open_engine(folder: Path, fingerprint: str, settings: EngineConfig) -> Engine:
+        engine = Picky(fingerprint, weigh=by_goodness)
+        engine.refused = 1 if folder.name == "one" else 3
+        return engine
+
+    judges = [another(tmp_path, name) for name in ("one", "two")]
+    found = label(judging(*[pair(i) for i in range(5)], judges=judges), tmp_path, open_engine=open_engine)
+    left_out = read_rows(tmp_path / "out/left_out.jsonl", Skipped)
+    assert [(row.prompt_id, row.reason, row.failed) for row in left_out] == [
+        ("q1", "the request has 9000 tokens", True), ("q3", "the request has 9000 tokens", True),
+    ]  # fmt: skip
+    assert [r.prompt_id for r in read_rows(tmp_path / "out/preferences.jsonl", Preference)] == ["q0", "q2", "q4"]
+    assert found["left_out"]["failed"] == 2
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"prompt": "Why?", "chosen": "so"}, "data.jsonl:2: no known form of a preference (found prompt, chosen)"),
+        ({"prompt": "Why?", "responses": ["a"]}, "data.jsonl:2: responses: expected"),
+    ],
+)
+def test_a_bad_row_is_found_before_anything_is_asked_or_written(
+    tmp_path: Path, judging: Callable[..., LabelJob], row: dict[str, Any], expected: str
+) -> None:
+    engines: list[ScriptedEngine] = []
+    with pytest.raises(CaiError) as caught:
+        label(judging(pair(0), row), tmp_path, engines)
+    assert expected in str(caught.value)
+    assert engines == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_with_nothing_to_judge_is_refused_with_the_reasons(
+    tmp_path: Path, judging: Callable[..., LabelJob]
+) -> None:
+    with pytest.raises(CaiError, match=r"nothing to judge in this file$"):
+        label(judging(), tmp_path)
+    row = {**pair(0), "prompt": [{"role": "assistant", "content": "x"}]}
+    with pytest.raises(CaiError, match="nothing to judge in this file: 1 × turns must alternate"):
+        label(judging(row), tmp_path)
+    with pytest.raises(CaiError, match="no pair could be judged"):
+        evaluate(judging({**pair(0), "chosen": ""}, ranked=True), tmp_path)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, judging: Callable[..., LabelJob]) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/thesis.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(CaiError, match="is not empty and holds no results of `cai judge`"):
+        label(judging(pair(0)), tmp_path)
+    (tmp_path / "out/thesis.txt").unlink()
+    label(judging(pair(0)), tmp_path)
+    with pytest.raises(CaiError, match="holds the results of `cai judge`; choose another"):
+        evaluate(judging(pair(0), ranked=True), tmp_path)
+
+
+def test_results_of_other_settings_are_cleared_away_and_equal_ones_stay_until_there_are_new(
+    tmp_path: Path, judging: Callable[..., LabelJob]
+) -> None:
+    def refuse(*_: object) -> Engine:
+        raise CaiError("no memory")
+
+    ranked, out = {"prompt": "Why?", "responses": ["is 0", "is 1", "is 2"]}, tmp_path / "out"
+    label(judging(ranked), tmp_path)
+    (tmp_path / "runs/memo.sqlite").unlink()
+    with pytest.raises(CaiError, match="no memory"):
+        label(judging(ranked), tmp_path, open_engine=refuse)
+    assert (out / "rankings.jsonl").exists()
+    assert set(json.loads((out / "judge.json").read_text(encoding="utf-8"))) == {"made_from"}
+    with pytest.raises(CaiError, match="no memory"):
+        label(judging(pair(0), principles="all"), tmp_path, open_engine=refuse)
+    assert {path.name for path in out.iterdir()} == {"judge.json", "log.txt", ".busy"}
+    assert label(judging(pair(0), principles="all"), tmp_path)["made_from"]["settings"]["principles"] == "all"
+
+
+def test_a_judge_is_set_against_labels_in_figures_rows_and_a_page(
+    tmp_path: Path, judging: Callable[..., LabelJob]
+) -> None:
+    rows = [pair(i, *((2, 0) if i % 4 else (0, 1))) for i in range(40)]
+    rows += [{**pair(40), "rejected": "is 2"}, {**pair(41), "chosen": " "}, {**pair(42), "p": 0.25}]
+    rows.append({**pair(43), "chosen": "", "rejected": " "})  # alike, but not worth a tie
+    report, mistakes, left_out, _ = evaluate(judging(*rows, ranked=True), tmp_path, calibrate=True)
+    assert report.accuracy.mean == pytest.approx((30 + 0.5 + 0) / 42)
+    assert (report.pairs, report.identical) == (42, 1)
+    assert [row.reason for row in left_out] == ["a sample is empty"] * 2
+    verdicts = read_rows(tmp_path / "out/verdicts.jsonl", Preference)
+    assert len(verdicts) == 42
+    assert (verdicts[40].p, verdicts[40].verdicts, verdicts[40].given) == (0.5, [], 1.0)
+    assert [m.prompt_id for m in mistakes][:2] == ["q42", "q0"]  # the surest first
+    found = json.loads((tmp_path / "out/judge.json").read_text(encoding="utf-8"))
+    assert found["accuracy"]["mean"] == report.accuracy.mean
+    assert report.calibration is not None
+    assert found["temperature"] == report.calibration.temperature
+    assert found["cost"]["asked"] == 41 * 4
+    assert report.calls_per_pair == 4
+    page = (tmp_path / "out/judge.html").read_text(encoding="utf-8")
+    assert "q42" in page
+    assert "<svg" in page
+
+
+def test_a_limit_takes_the_first_pairs_and_asks_no_more(tmp_path: Path, judging: Callable[..., LabelJob]) -> None:
+    engines: list[ScriptedEngine] = []
+    rows = [{"prompt": "Why?", "responses": ["is 2", "is 1", "is 0"]}, pair(1), {"bad": 1}]
+    report, *_ = evaluate(
+        judging(*rows, ranked=True, limit=2), tmp_path, open_engine=scripted(engines, weigh=by_goodness)
+    )
+    assert report.pairs == 2
+    assert len(engines[0].requests) == 2 * 4
+    assert [r.rejected for r in read_rows(tmp_path / "out/verdicts.jsonl", Preference)] == ["is 1", "is 0"]
+
+
+def test_nothing_of_a_row_is_kept_once_it_is_written(
+    tmp_path: Path, judging: Callable[..., LabelJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The most rows alive at once do not depend on how many there are."""
+    from cai.data.preferences import Candidates
+    from cai.feedback import label as labelling
+
+    most = 0
+    count = labelling.count
+
+    def counting(totals: Any, row: Preference) -> None:
+        nonlocal most
+        count(totals, row)
+        if totals.pairs % 50 == 0:
+            most = max(most, sum(isinstance(o, Candidates) for o in gc.get_objects()))
+
+    monkeypatch.setattr(labelling, "count", counting)
+    label(judging(*[pair(i) for i in range(400)], principles=1), tmp_path)
+    assert 0 < most <= 2 * EngineConfig().max_in_flight

@@ -1,0 +1,167 @@
+"""A judge behind an OpenAI-compatible server, over real HTTP."""
+
+import asyncio
+import json
+import math
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from cai.config.errors import CaiError, RequestRefused
+from cai.data.records import Message
+from cai.inference.endpoints import ServerEngine, resolve_server
+from cai.inference.engine import Choose, Generate
+from cai.inference.models import Server, model_fingerprint
+
+Answer = Callable[[dict[str, Any]], tuple[int, dict[str, Any]]]
+
+
+JUDGING = [Message(role="user", content="A or B?"), Message(role="assistant", content="Answer")]
+
+
+def completion(text: str, top: dict[str, float] | None, finish: str = "stop") -> dict[str, Any]:
+    entries = [{"token": token, "logprob": math.log(p), "bytes": None} for token, p in (top or {}).items()]
+    logprobs = {"content": [{"token": text, "logprob": 0.0, "bytes": None, "top_logprobs": entries}]} if top else None
+    message = {"role": "assistant", "content": text}
+    return {
+        "id": "1", "object": "chat.completion", "created": 0, "model": "big",
+        "choices": [{"index": 0, "message": message, "finish_reason": finish, "logprobs": logprobs}],
+        "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10},
+    }  # fmt: skip
+
+
+class Service:
+    """A server whose chat completions are what `answer` says; keeps what it was asked."""
+
+    def __init__(self, models: list[str]) -> None:
+        self.models, self.asked, self.keys = models, list[dict[str, Any]](), list[str]()
+        self.answer: Answer = lambda asked: (200, completion(" A ", {"A": 0.5, " A": 0.1, "B": 0.2, "C": 0.01}))
+        service = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.reply(
+                    200,
+                    {
+                        "object": "list",
+                        "data": [{"id": m, "object": "model", "created": 0, "owned_by": "me"} for m in service.models],
+                    },
+                )
+
+            def do_POST(self) -> None:
+                asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                service.asked.append(asked)
+                service.keys.append(self.headers["Authorization"])
+                self.reply(*service.answer(asked))
+
+            def reply(self, status: int, body: dict[str, Any]) -> None:
+                data = json.dumps(body).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
+        threading.Thread(target=self._http.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    opened = Service(["big"])
+    yield opened
+    opened.close()
+
+
+def ask(service: Service, *requests: Generate | Choose) -> list[Any]:
+    async def all_of_them() -> list[Any]:
+        engine = ServerEngine(Server(service.url, "big"), "f")
+        try:
+            return [await (engine.choose(r) if isinstance(r, Choose) else engine.generate(r)) for r in requests]
+        finally:
+            await engine.close()
+
+    return asyncio.run(all_of_them())
+
+
+def test_an_answer_comes_with_its_length_and_why_it_ended(service: Service) -> None:
+    service.answer = lambda asked: (200, completion(" It is blue. ", None, "length"))
+    (found,) = ask(service, Generate([Message(role="user", content="Why?")], 3, 0.5, 42))
+    assert (found.text, found.finish, found.prompt_tokens, found.completion_tokens) == ("It is blue.", "length", 7, 3)
+    asked = service.asked[0]
+    assert (asked["model"], asked["max_tokens"], asked["temperature"], asked["seed"]) == ("big", 3, 0.5, 42)
+
+
+def test_an_option_has_the_mass_of_all_tokens_that_say_it(service: Service) -> None:
+    (found,) = ask(service, Choose(JUDGING, (" A", " B", " D")))
+    assert found == pytest.approx([math.log(0.6), math.log(0.2), math.log(0.01)])  # D: at most as likely as the last
+    assert service.asked[0]["continue_final_message"] is True
+    assert service.asked[0]["messages"] == JUDGING
+
+
+def test_a_server_that_cannot_go_on_with_a_turn_is_asked_without_it_from_then_on(service: Service) -> None:
+    def strict(asked: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if "continue_final_message" in asked:
+            return 400, {"error": {"message": "Unrecognized request argument supplied: continue_final_message"}}
+        return 200, completion("B", {"A": 0.25, "B": 0.75})
+
+    service.answer = strict
+    found = ask(service, Choose(JUDGING, (" A", " B")), Choose(JUDGING, (" A", " B")))
+    assert found == [pytest.approx([math.log(0.25), math.log(0.75)])] * 2
+    assert [len(asked["messages"]) for asked in service.asked] == [2, 1, 1]
+
+
+def test_a_server_without_log_probabilities_is_no_judge(service: Service) -> None:
+    service.answer = lambda asked: (200, completion("A", None))
+    with pytest.raises(CaiError, match=r"#big': the server gives no log-probabilities"):
+        ask(service, Choose(JUDGING, (" A", " B")))
+    service.answer = lambda asked: (400, {"error": {"message": "logprobs is not supported with this model"}})
+    with pytest.raises(CaiError, match=r"#big': the server gives no log-probabilities"):
+        ask(service, Choose(JUDGING, (" A", " B")))
+
+
+def test_a_request_that_is_refused_is_one_request_and_other_faults_end_the_run(service: Service) -> None:
+    service.answer = lambda asked: (400, {"error": {"message": "maximum context length is 8 tokens"}})
+    with pytest.raises(RequestRefused, match="maximum context length"):
+        ask(service, Choose(JUDGING, (" A", " B")))
+    service.answer = lambda asked: (401, {"error": {"message": "no such key"}})
+    with pytest.raises(CaiError, match=r"#big': .*no such key"):
+        ask(service, Generate(JUDGING[:1], 3, 0.0, 0))
+
+
+def test_a_busy_server_is_asked_again(service: Service) -> None:
+    def busy(asked: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        return (200, completion("yes", None)) if len(service.asked) > 1 else (503, {"error": {"message": "busy"}})
+
+    service.answer = busy
+    assert ask(service, Generate(JUDGING[:1], 3, 0.0, 0))[0].text == "yes"
+    assert len(service.asked) == 2
+
+
+def test_a_servers_model_is_found_by_address_and_name(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve_server(service.url) == resolve_server(f"{service.url}#big") == Server(service.url, "big")
+    with pytest.raises(CaiError, match=r"has no model 'bog': big"):
+        resolve_server(f"{service.url}#bog")
+    service.models.append("small")
+    with pytest.raises(CaiError, match=r"has 2 models; name one behind a #: big, small"):
+        resolve_server(service.url)
+    with pytest.raises(CaiError, match="the server cannot be asked for its models"):
+        resolve_server("http://127.0.0.1:9/v1")
+    assert model_fingerprint(Server("http://here/v1", "big")) == model_fingerprint(Server("http://there/v1", "big"))
+
+
+def test_the_key_comes_from_the_environment(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    ask(service, Choose(JUDGING, (" A", " B")))
+    assert service.keys == ["Bearer secret"]

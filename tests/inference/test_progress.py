@@ -1,0 +1,35 @@
+"""What is said of long work while it goes on."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from cai.inference import progress
+from cai.inference.progress import Reporter
+
+
+def test_neither_loading_nor_remembered_work_counts_as_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    console = Console(file=io.StringIO(), width=200)
+    with Reporter(console).task("answers", 100, "calls") as task:
+        for now, done, free in ((20.0, 40, 40), (60.0, 50, 40), (80.0, 60, 40), (100.0, 70, 50)):  # noqa: B007
+            task.update(done, 100, free=free)
+    lines = console.file.getvalue().splitlines()
+    assert lines == [
+        "  answers: 40/100 calls",  # all of them remembered, the model is loading
+        "  answers: 50/100 calls",
+        "  answers: 60/100 calls, 2.0 s each, about 1 min 20 s left",
+        "  answers: 70/100 calls, 4.0 s each, about 2 min 00 s left",
+    ]
+
+
+def test_work_that_goes_on_is_timed_from_where_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    console = Console(file=io.StringIO(), width=200)
+    with Reporter(console).task("dpo", 0, "updates") as task:
+        for now, done in ((30.0, 90), (50.0, 92)):  # noqa: B007
+            task.update(done, 100)
+    assert console.file.getvalue().splitlines()[-1] == "  dpo: 92/100 updates, 10.0 s each, about 1 min 20 s left"

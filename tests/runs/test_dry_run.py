@@ -1,0 +1,127 @@
+"""What a run will ask, said before anything is paid for."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from cai.config.hashing import fingerprint
+from cai.inference.cache import Tally, Work
+from cai.inference.engine import Generate
+from cai.inference.progress import Reporter
+from cai.runs.dry_run import DryRun, account, dry_run, fit_rates
+from cai.runs.pipeline import execute
+from cai.runs.plan import Plan, make_plan
+from tests.conftest import ROOT, scripted, write_workspace
+
+Counts = dict[tuple[str, str], tuple[int, int]]
+
+
+def sensitive(request: Generate) -> str:
+    """An answer that is another one when anything of the request is."""
+    return fingerprint(request.messages, request.seed)
+
+
+def carry_out(plan: Plan) -> Counts:
+    execute(plan, Reporter(Console(quiet=True)), True, scripted(answer=sensitive))
+    return {(line.stage, line.step): (line.asked, line.remembered) for line in account(plan.folder.summary() or {})}
+
+
+def counted(found: DryRun) -> Counts:
+    return {(line.stage, line.step): (line.asked, line.remembered) for line in found.lines}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["constitution=brief.yaml"],
+        ["revise.rounds=1"],
+        ["revise.critique=false"],
+        ["judge.principles=6"],
+        ["judge.samples=3"],
+        ["judge.ask=choice", "judge.samples=3"],
+        ["judge.thoughts=2"],
+        ["judge.samples=0"],
+        ["seed=1"],
+    ],
+)
+def test_a_run_asks_what_was_forecast(tmp_path: Path, model_folder: Path, overrides: list[str]) -> None:
+    run_file = write_workspace(tmp_path, model_folder)
+    carry_out(make_plan(run_file, [], None, tmp_path / "runs"))
+    (tmp_path / "brief.yaml").write_text(
+        (ROOT / "constitutions/harmless.yaml").read_text(encoding="utf-8").replace("harmful", "hurtful", 3),
+        encoding="utf-8",
+    )
+    plan = make_plan(run_file, overrides, "other", tmp_path / "runs")
+    assert counted(dry_run(plan)) == carry_out(plan)
+
+
+def test_a_forecast_leaves_no_trace(tmp_path: Path, model_folder: Path) -> None:
+    plan = make_plan(write_workspace(tmp_path, model_folder), [], None, tmp_path / "runs")
+    found = dry_run(plan)
+    assert sum(line.asked for line in found.lines) == 108
+    assert found.seconds is None
+    assert not (tmp_path / "runs").exists()
+    carry_out(plan)
+    before = {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*.json*")}
+    assert all(line.asked == 0 for line in dry_run(plan).lines)
+    assert before == {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*.json*")}
+
+
+def test_a_judge_that_is_another_model_is_counted_in_a_stage_of_its_own(tmp_path: Path, model_folder: Path) -> None:
+    judge = tmp_path / "judge"
+    judge.mkdir()
+    for path in model_folder.iterdir():
+        (judge / path.name).write_text(path.read_text(encoding="utf-8") + " ", encoding="utf-8")
+    plan = make_plan(write_workspace(tmp_path, model_folder), [f"judge.model={judge}"], None, tmp_path / "runs")
+    found = counted(dry_run(plan))
+    assert found["judging", "verdict"] == (72, 0)
+    assert found == carry_out(plan)
+
+
+def test_untrained_stages_and_the_answers_of_a_policy_to_come_are_told(tmp_path: Path, model_folder: Path) -> None:
+    run_file = write_workspace(tmp_path, model_folder, extra="train: [{stage: sft}, {stage: dpo}]\n")
+    found = dry_run(make_plan(run_file, [], None, tmp_path / "runs"))
+    assert found.untrained == ["1-sft", "2-dpo"]
+    assert counted(found)["answers after", "answer"] == (2, 0)
+    assert counted(found)["referee", "verdict"] == (4, 0)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 999), st.integers(1, 99)), min_size=3, max_size=8))
+def test_rates_are_found_again_in_work_they_explain(stages: list[tuple[bool, int, int]]) -> None:
+    load, token, verdict = 8.0, 0.01, 0.05
+
+    def work(loaded: bool, tokens: int, verdicts: int) -> Work:
+        steps = {"answer": Tally(1, 0, tokens, tokens, 1), "verdict": Tally(verdicts)}
+        return Work("feedback", steps, load * loaded + token * tokens + verdict * verdicts, loaded)
+
+    rates = fit_rates([work(*stage) for stage in stages])
+    assert rates is not None
+    for loaded, tokens, verdicts in stages:
+        took = load * loaded + token * tokens + verdict * verdicts
+        assert rates.load * loaded + rates.token * tokens + rates.verdict * verdicts == pytest.approx(took, rel=1e-6)
+
+
+def test_time_is_forecast_from_what_was_measured(tmp_path: Path, model_folder: Path) -> None:
+    run_file = write_workspace(tmp_path, model_folder)
+    carry_out(make_plan(run_file, [], None, tmp_path / "runs"))
+    found = dry_run(make_plan(run_file, ["seed=1"], "other", tmp_path / "runs"))
+    assert found.seconds is not None
+    assert found.seconds > 0
+    summary = json.loads((tmp_path / "runs/test/summary.json").read_text(encoding="utf-8"))
+    written = sum(tally["tokens"] for work in summary["work"] for tally in work["steps"].values())
+    assert sum(line.tokens for line in found.lines) == pytest.approx(written, rel=0.01)  # answers as long as before
+
+
+def test_the_judges_gate_is_forecast_and_accounted_for(tmp_path: Path, model_folder: Path) -> None:
+    pairs = [{"prompt": f"q{i}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(5)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
+    gate = f"judge_gate: {{data: {tmp_path / 'pairs.jsonl'}}}\n"
+    plan = make_plan(write_workspace(tmp_path, model_folder, extra=gate), [], None, tmp_path / "runs")
+    found = counted(dry_run(plan))
+    assert found["gate", "verdict"] == (40, 0)
+    assert found == carry_out(plan)

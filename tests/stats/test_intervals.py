@@ -1,0 +1,112 @@
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from cai.stats.intervals import FEW, Estimate, bootstrap_mean, paired_change, percentiles, share
+from cai.stats.win_rate import win
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=20))
+@example([-7.695758614205866e-17, -7.695758614205866e-17])  # whose interpolated bounds round past each other
+def test_the_interval_lies_within_the_data_and_repeats(values: list[float]) -> None:
+    estimate = bootstrap_mean(values)
+    assert estimate.low is not None
+    assert estimate.high is not None
+    slack = 1e-9 * (1 + max(abs(v) for v in values))
+    assert min(values) - slack <= estimate.low <= estimate.mean <= estimate.high <= max(values) + slack
+    assert estimate == bootstrap_mean(values)
+
+
+def test_the_interval_covers_the_true_mean_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for trial in range(200):
+        estimate = bootstrap_mean(rng.normal(1.0, 2.0, size=40), seed=trial)
+        assert estimate.low is not None
+        assert estimate.high is not None
+        covered += estimate.low <= 1.0 <= estimate.high
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_one_value_has_no_interval_and_none_is_an_error() -> None:
+    assert bootstrap_mean([0.5]) == (0.5, None, None, 1)
+    with pytest.raises(ValueError, match="no values"):
+        bootstrap_mean([])
+
+
+def test_a_tie_is_half_a_win() -> None:
+    assert [win(p) for p in (0.2, 0.5, 0.5000001)] == [0.0, 0.5, 1.0]
+    assert win(0.5 + 1e-13) == 0.5  # rounding decides nothing
+
+
+def test_the_interval_of_many_values_is_that_of_the_bootstrap() -> None:
+    values = np.random.default_rng(0).exponential(size=FEW + 1)
+    few, many = bootstrap_mean(values[:FEW].tolist()), bootstrap_mean(values.tolist())
+    assert many.n == FEW + 1
+    assert (many.low, many.high) == (pytest.approx(few.low, abs=2e-3), pytest.approx(few.high, abs=2e-3))
+
+
+@pytest.mark.parametrize(
+    ("hits", "n", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_shares_have_published_intervals(hits: int, n: int, low: float, high: float) -> None:
+    """Newcombe 1998 (Stat. Med. 17, 857–872), table I, method 3."""
+    found = share([1.0] * hits + [0.0] * (n - hits))
+    assert (found.low, found.high) == pytest.approx((low, high), abs=6e-5)
+
+
+@pytest.mark.parametrize("n", [8, 20, 60])
+@pytest.mark.parametrize("ties", [0.0, 0.3])
+@pytest.mark.parametrize("rate", [0.5, 0.7, 0.9])
+def test_win_rates_intervals_hold_the_truth_at_least_as_often_as_they_say(n: int, ties: float, rate: float) -> None:
+    rng, truth = np.random.default_rng(0), ties / 2 + (1 - ties) * rate
+    wins = np.where(rng.random((600, n)) < ties, 0.5, rng.random((600, n)) < rate)
+    found = [share(row.tolist()) for row in wins]
+    held = sum((e.low or 0) <= truth <= (e.high or 1) for e in found) / len(found)
+    assert held >= 0.92
+    if ties == 0:
+        assert held <= 0.99
+
+
+@pytest.mark.parametrize("n", [8, 20, 60])
+@pytest.mark.parametrize(("up", "down"), [(0.05, 0.05), (0.3, 0.05), (0.4, 0.3)])
+def test_paired_changes_intervals_hold_the_truth_as_often_as_they_say(n: int, up: float, down: float) -> None:
+    draws = np.random.default_rng(1).random((600, n))
+    changes = np.where(draws < up, 1.0, np.where(draws > 1 - down, -1.0, 0.0))
+    found = [paired_change(row.tolist()) for row in changes]
+    held = sum((e.low or 0) <= up - down <= (e.high or 0) for e in found) / len(found)
+    assert held >= 0.92
+
+
+def test_no_change_in_few_pairs_is_not_told_as_certain() -> None:
+    found = paired_change([0.0] * 8)
+    assert (found.mean, found.low, found.high) == pytest.approx((0.0, -0.196, 0.196), abs=1e-3)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=40))
+def test_intervals_of_shares_and_changes_hold_their_mean_and_stay_in_range(values: list[float]) -> None:
+    for found, least in ((share(values), 0.0), (paired_change([2 * v - 1 for v in values]), -1.0)):
+        assert found.low is not None and found.high is not None
+        assert least <= found.low <= found.mean <= found.high <= 1
+
+
+@pytest.mark.parametrize("estimate", [share, paired_change])
+def test_no_values_have_no_share(estimate: Callable[[list[float]], Estimate]) -> None:
+    with pytest.raises(ValueError, match="no values"):
+        estimate([])
+
+
+def test_percentiles_of_few_rows_lie_further_out_and_are_students_for_a_mean() -> None:
+    values = np.random.default_rng(0).normal(0, 1, 200_000)  # the bootstrap of a mean of standard error √((n−1)/n)
+    for rows, students in ((5, 2.776), (20, 2.093), (100, 1.984)):
+        low, high = percentiles(values, rows)
+        factor = (rows / (rows - 1)) ** 0.5
+        assert (low, high) == pytest.approx((-students * factor, students * factor), abs=0.05)
+
+
+def test_percentiles_may_be_infinite() -> None:
+    assert percentiles(np.array([-1.0] * 50 + [np.inf] * 50), 50) == (-1, np.inf)

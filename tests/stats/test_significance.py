@@ -1,0 +1,139 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from cai.stats.significance import ALPHA, Effect, corrected, holm, paired, prompts_needed
+
+differences = st.lists(st.integers(-4, 4).map(lambda x: x / 4), min_size=2, max_size=10)
+
+
+def by_scipy(values: list[float]) -> float:
+    """Every sign pattern, by an independent library."""
+    found = stats.permutation_test((values,), np.mean, permutation_type="samples", n_resamples=np.inf)
+    return float(found.pvalue)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[0.2, 0.5, -0.1, 0.9, 1.1, 0.4], [1, 1, 0, 0, -1, 1, 1, 0], [0.1, -2.0, 0.3], [3, 1, 4, -1, 5, -9, 2, 6, 5, 3, 5, 8]],
+)  # fmt: skip
+def test_the_p_value_is_that_of_all_sign_patterns(values: list[float]) -> None:
+    assert paired(values).p == pytest.approx(by_scipy(values))
+
+
+def test_many_prompts_are_sampled_and_come_near_all_sign_patterns() -> None:
+    values = np.random.default_rng(3).normal(0.5, 1, 15).tolist()
+    assert paired(values).p == pytest.approx(by_scipy(values), abs=0.01)
+
+
+@given(differences, st.floats(-2, 2))
+def test_the_interval_holds_exactly_what_the_test_does_not_reject(values: list[float], theta: float) -> None:
+    effect = paired(values)
+    if effect.low is None or effect.high is None:
+        return
+    away = min(abs(theta - effect.low), abs(theta - effect.high)) > 1e-6
+    if away and abs(theta - effect.mean) > 1e-6:
+        shifted = paired([value - theta for value in values])
+        assert shifted.p is not None
+        assert (effect.low < theta < effect.high) == (shifted.p > ALPHA)
+
+
+@given(differences)
+def test_swapping_the_runs_turns_the_effect_round(values: list[float]) -> None:
+    effect, swapped = paired(values), paired([-value for value in values])
+    assert (swapped.mean, swapped.p) == (pytest.approx(-effect.mean), pytest.approx(effect.p))
+    if effect.low is not None and effect.high is not None:
+        assert (swapped.low, swapped.high) == (pytest.approx(-effect.high), pytest.approx(-effect.low))
+
+
+def test_five_prompts_establish_nothing_and_have_no_interval() -> None:
+    effect = paired([0.9, 1.0, 1.1, 0.8, 1.2])
+    assert (effect.low, effect.high, effect.p) == (None, None, 2 / 2**5)
+    assert paired([0.9, 1.0, 1.1, 0.8, 1.2, 1.0]).low is not None
+
+
+def test_one_prompt_has_neither_interval_nor_p() -> None:
+    assert paired([0.4]) == Effect(mean=0.4, se=None, low=None, high=None, n=1, p=None)
+    with pytest.raises(ValueError, match="no differences"):
+        paired([])
+
+
+def test_ties_are_no_evidence_and_equal_differences_have_no_interval() -> None:
+    ties = paired([0.0] * 50)
+    assert (ties.mean, ties.p, ties.low, ties.high) == (0.0, 1.0, None, None)
+    same = paired([1.0] * 10)
+    assert (same.p, same.low) == (2 / 2**10, None)
+
+
+def test_a_few_differences_among_many_ties_stay_unsure() -> None:
+    rare = paired([1.0] * 4 + [0.0] * 200_000)
+    assert rare.p == pytest.approx(2 / 2**4, abs=0.01)  # the normal distribution would say 0.046
+
+
+def test_very_many_prompts_agree_with_students_t() -> None:
+    values = np.random.default_rng(0).normal(0.02, 1, 20_000)
+    effect, told = paired(values), stats.ttest_1samp(values, 0)
+    assert effect.p == pytest.approx(told.pvalue, rel=0.02)
+    assert (effect.low, effect.high) == pytest.approx(tuple(told.confidence_interval()), abs=1e-4)
+
+
+def test_an_interval_of_twelve_skewed_prompts_holds_the_truth_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(5)
+    held = 0
+    for _ in range(500):
+        effect = paired(rng.choice([0.0, 0.0, 1.0, 1.0, 2.0], 12))
+        assert effect.low is not None and effect.high is not None
+        held += effect.low <= 0.8 <= effect.high
+    assert 0.93 <= held / 500 <= 0.99
+
+
+def test_holms_correction_is_the_published_one() -> None:
+    # https://en.wikipedia.org/wiki/Holm–Bonferroni_method#Example: at 0.05, 0.01 and 0.005 are rejected of four
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_numbers_that_are_equal_everywhere_do_not_weigh_on_the_others() -> None:
+    unsure = paired([1, 1, 1, 0, 1, 1, 0, 1, -1, 1, 1, 1])
+    alone = corrected({"a": unsure})["a"]
+    among = corrected({"a": unsure, **{str(i): paired([0.0] * 12) for i in range(20)}})
+    assert among["a"].adjusted == alone.adjusted == unsure.p
+    assert among["3"].adjusted == 1.0
+
+
+def test_the_prompts_needed_are_those_of_the_textbook() -> None:
+    effect = Effect(mean=0.5, se=0.1, low=None, high=None, n=100, p=0.5)  # a spread of 1: d = 0.5
+    assert (
+        prompts_needed(effect.model_copy(update={"n": 10, "se": 10**-0.5})) == 34
+    )  # as Cohen 1988, table 2.3.5, has it by t
+    assert prompts_needed(effect.model_copy(update={"mean": 0.0})) is None
+    assert prompts_needed(effect.model_copy(update={"n": 5})) is None
+
+
+def test_the_prompts_needed_find_the_effect_four_times_in_five() -> None:
+    rng = np.random.default_rng(1)
+    found = sum((paired(rng.normal(0.5, 1, 34)).p or 0) <= ALPHA for _ in range(500))
+    assert 0.76 <= found / 500 <= 0.85
+
+
+def test_over_500_comparisons_no_effect_is_invented_more_often_than_alpha_and_planted_ones_are_found() -> None:
+    """A comparison is five figures on the same forty prompts, without effect; in half of them one is planted."""
+    rng = np.random.default_rng(2)
+    tests, n = 5, 40
+    z = stats.norm.ppf(1 - ALPHA / 2 / tests)
+    planted = (z + stats.norm.ppf(0.8)) / math.sqrt(n - z**2 / 2)  # what `prompts_needed` says forty prompts find
+    invented, found = 0, 0
+    for comparison in range(500):
+        effect = planted if comparison % 2 else 0.0
+        rows = rng.normal(0, 1, (tests, n)) + rng.normal(0, 1, n) * 0.5  # figures of a run go together
+        figures = {i: paired(row / math.sqrt(1.25) + (effect if i == 0 else 0)) for i, row in enumerate(rows)}
+        established = {i for i, e in corrected(figures).items() if e.established}
+        invented += bool(established - ({0} if effect else set()))
+        found += bool(effect) and 0 in established
+    assert invented / 500 <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 500)
+    assert 0.73 <= found / 250 <= 0.87

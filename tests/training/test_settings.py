@@ -1,0 +1,136 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cai.config.errors import CaiError
+from cai.data.jsonl import write_rows
+from cai.data.records import Preference, Revision
+from cai.training.common import last_checkpoint
+from cai.training.settings import DPOConfig, SFTConfig
+from cai.training.stage import run_stage
+from tests.conftest import prompt
+
+WEIGHTS = "model/model.safetensors"
+
+
+def preferences(path: Path, count: int = 8) -> Path:
+    write_rows(
+        path,
+        [
+            Preference(
+                prompt_id=f"p{i}",
+                messages=prompt(f"p{i}", f"question {i}").messages,
+                chosen="yes " * (i + 1),
+                rejected="no " * (i + 2),
+                p=0.5 + i / 20,
+                source="judge",
+            )
+            for i in range(count)
+        ],
+    )
+    return path
+
+
+def dpo(**settings: Any) -> DPOConfig:
+    return DPOConfig.model_validate(
+        {"stage": "dpo", "batch_size": 2, "learning_rate": 1e-2, "save_every": 2, **settings}
+    )
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_dpo_interrupted_and_resumed_is_dpo_undisturbed(tmp_path: Path, tiny_model: Path) -> None:
+    data, settings = preferences(tmp_path / "preferences.jsonl"), dpo(epochs=2)
+
+    def interrupt(event: dict[str, Any]) -> None:
+        if event.get("step") == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(settings, data, tiny_model, tmp_path / "interrupted", 0, interrupt)
+    assert last_checkpoint(tmp_path / "interrupted/checkpoints") is not None
+    assert not (tmp_path / "interrupted/model").exists()
+    for name in ("interrupted", "undisturbed"):
+        run_stage(settings, data, tiny_model, tmp_path / name, 0, lambda event: None)
+    a, b = ((tmp_path / name / WEIGHTS).read_bytes() for name in ("interrupted", "undisturbed"))
+    assert a == b
+    steps = [
+        [line["step"] for line in metrics(tmp_path / name) if "loss" in line] for name in ("interrupted", "undisturbed")
+    ]
+    assert steps[0] == steps[1] == list(range(1, 9))
+
+    # A finished stage is not trained again, unless what goes into it changes.
+    said: list[dict[str, Any]] = []
+    run_stage(settings, data, tiny_model, tmp_path / "undisturbed", 0, said.append)
+    assert said == [{"examples": 8, "too_long": [], "undecided": []}, {"done": "already trained"}]
+    run_stage(dpo(epochs=2, lora_rank=None), data, tiny_model, tmp_path / "undisturbed", 0, said.append)
+    assert (tmp_path / "undisturbed" / WEIGHTS).read_bytes() != b
+
+
+def test_sft_learns_the_revisions_and_leaves_out_the_unfit(tmp_path: Path, tiny_model: Path) -> None:
+    def row(i: int, flags: list[str]) -> Revision:
+        messages = prompt(f"p{i}").messages
+        common: dict[str, Any] = {"principle_id": "x", "principle_hash": "h", "model": "m", "templates": "t", "seed": 0}
+        texts = {"draft": "a", "before": "a", "critique": None, "revision": "exactly this answer"}
+        return Revision(
+            prompt_id=f"p{i}", messages=messages, tags=[], round=1, truncated=[], flags=flags, **texts, **common
+        )
+
+    data = tmp_path / "revisions.jsonl"
+    write_rows(data, [row(i, ["unchanged"] if i % 4 == 0 else []) for i in range(8)])
+    settings = SFTConfig.model_validate(
+        {"stage": "sft", "epochs": 30, "batch_size": 2, "learning_rate": 2e-2, "lora_rank": None}
+    )
+    said: list[dict[str, Any]] = []
+    policy = run_stage(settings, data, tiny_model, tmp_path / "sft", 0, said.append)
+    assert said[0] == {"examples": 6, "too_long": []}
+    losses = [line["loss"] for line in metrics(tmp_path / "sft") if "loss" in line]
+    assert losses[-1] < losses[0] / 2
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    ids = tokenizer.apply_chat_template(
+        prompt().messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    out = AutoModelForCausalLM.from_pretrained(policy).generate(**ids, max_new_tokens=19, do_sample=False)
+    assert tokenizer.decode(out[0, ids["input_ids"].shape[1] :]) == "exactly this answer"
+
+
+def test_prompts_that_leave_no_room_are_told_and_none_at_all_is_an_error(tmp_path: Path, tiny_model: Path) -> None:
+    data = preferences(tmp_path / "preferences.jsonl", 3)
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    rows[1]["messages"][0]["content"] = "long " * 60
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said: list[dict[str, Any]] = []
+    run_stage(dpo(max_length=100), data, tiny_model, tmp_path / "dpo", 0, said.append)
+    assert said[0] == {"examples": 2, "too_long": ["p1"], "undecided": []}
+    again: list[dict[str, Any]] = []
+    run_stage(dpo(max_length=100), data, tiny_model, tmp_path / "dpo", 0, again.append)
+    assert again == [said[0], {"done": "already trained"}]
+    with pytest.raises(CaiError, match="no prompt is shorter than max_length, 8 tokens"):
+        run_stage(dpo(max_length=8), data, tiny_model, tmp_path / "short", 0, said.append)
+
+
+def test_a_half_written_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    for step, state in ((2, "{}"), (10, "{}"), (12, '{"half'), (14, None)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        if state is not None:
+            (folder / "trainer_state.json").write_text(state)
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    assert not (tmp_path / "checkpoint-14").exists()
+
+
+def test_a_worker_that_fails_is_reported_with_its_log(tmp_path: Path, tiny_model: Path) -> None:
+    import shutil
+
+    data = preferences(tmp_path / "preferences.jsonl")
+    broken = Path(shutil.copytree(tiny_model, tmp_path / "broken"))
+    (broken / "config.json").write_text('{"model_type": "nonsense"}')
+    with pytest.raises(CaiError, match=r"training stopped with status 1; .*train\.log ends"):
+        run_stage(dpo(), data, broken, tmp_path / "dpo", 0, lambda event: None)
