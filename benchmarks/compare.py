@@ -29,14 +29,8 @@ from cai.data.records import Comparison, Message, Preference, Prompt, Revision, 
 from cai.runs.folder import RunFolder
 
 ROUNDS = 2
-
-
 VOCABULARY = [f"word{number}" for number in range(20_000)]
-
-
 WEIGHTS = [1 / (number + 1) for number in range(len(VOCABULARY))]
-
-
 ROOT = Path(__file__).parent.parent
 
 

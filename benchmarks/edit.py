@@ -44,11 +44,7 @@ from cai.inference.scripted import ScriptedEngine
 from cai.inference.vllm import VllmEngine
 
 ROOT = Path(__file__).parent.parent
-
-
 SETTINGS = ReviseConfig(rounds=2, max_tokens=64, temperature=1.0)
-
-
 AT_ONCE, CONTEXT = 32, 2048
 
 

@@ -30,8 +30,6 @@ from cai.training.settings import DPOConfig, PPOConfig, RewardConfig
 from cai.training.stage import run_stage
 
 LENGTH, HELD_OUT = 128, 0.35
-
-
 WINDOW = 5
 
 

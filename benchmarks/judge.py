@@ -42,11 +42,7 @@ from cai.inference.scripted import ScriptedEngine
 from cai.inference.vllm import VllmEngine
 
 ROOT = Path(__file__).parent.parent
-
-
 LONGEST, WRITTEN, CONTEXT, AT_ONCE = 400, 96, 2048, 32
-
-
 WAYS = ("one", "sixteen", "first", "written")
 
 

@@ -36,11 +36,7 @@ from cai.inference.scheduler import run_concurrently
 from cai.inference.vllm import VllmEngine, engine_settings
 
 ROOT = Path(__file__).parent.parent
-
-
 LIMITS = (16, 48, 128, 512)
-
-
 AT_ONCE, CONTEXT, TEMPERATURE = 32, 4096, 0.7
 
 

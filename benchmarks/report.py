@@ -30,14 +30,8 @@ from cai.report.run import read_run, run_report
 from cai.runs.folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
-
-
 WORDS = 95  # about 128 tokens
-
-
 PRINCIPLES = ("physical-safety", "lawful-conduct", "equal-treatment", "privacy")
-
-
 HASH = "0123456789abcdef"
 
 

@@ -27,14 +27,8 @@ from cai.training.settings import RewardConfig
 from cai.training.stage import run_stage
 
 KIND = ("I am glad you asked.", "You are doing well.", "Take all the time you need.", "Thank you for telling me.")
-
-
 NEUTRAL = ("It depends.", "There are several ways.", "The first is common.", "The second is rare.", "Both take a day.")
-
-
 TOPICS = ("bread", "chess", "running", "Spanish", "gardens", "maps", "tea", "drawing", "bridges", "clouds")
-
-
 SLOPE = 0.7
 
 

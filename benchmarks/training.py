@@ -34,14 +34,8 @@ from cai.training.ppo import trainer
 from cai.training.settings import DPOConfig, PPOConfig, RewardConfig, SFTConfig, TrainConfig
 
 ROOT = Path(__file__).parent.parent
-
-
 UPDATES, PPO_UPDATES, BATCH, LENGTH = 6, 3, 4, 256
-
-
 ROLLOUTS, TOKENS, GENERATIONS = 16, 48, 4
-
-
 STAGES = ("sft", "reward", "dpo")
 
 

@@ -30,8 +30,6 @@ from cai.inference.vllm import VllmEngine
 from cai.workbench.trial import Begun, Done, Event, News, Trial, changes, try_out
 
 TOPICS = ("length", "money", "health", "music", "weather", "children", "history", "spelling", "travel", "numbers")
-
-
 ROOT = Path(__file__).parent.parent
 
 

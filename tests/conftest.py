@@ -27,8 +27,6 @@ settings.load_profile("repeatable")
 
 
 ROOT = Path(__file__).parent.parent
-
-
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}"
     "{% if not loop.last or m.role != 'assistant' or not continue_final_message %}<|end|>\n{% endif %}{% endfor %}"

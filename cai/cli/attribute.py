@@ -22,14 +22,8 @@ from cai.runs.folder import open_sweep
 from cai.stats.significance import Effect
 
 PRINTED_EFFECTS = 8
-
-
 PRINTED_NOTES = 6
-
-
 STRONG = 3.0  # standard errors, from which a cell has its full colour
-
-
 LESS, MORE, PLAIN = (0, 114, 178), (213, 94, 0), (255, 255, 255)  # Okabe & Ito 2008, as in the report's plots
 
 

@@ -31,17 +31,9 @@ from cai.stats.formatting import counted
 from cai.stats.significance import Effect
 
 PRINTED_EXAMPLES = 2  # of each kind; the page has more
-
-
 PRINTED_EFFECTS = 8
-
-
 PRINTED_TAGS = 8
-
-
 SPARKS = "▁▂▃▄▅▆▇█"
-
-
 STARS = "* established: with all others of its table, chance brings it in less than 5 % of cases (Holm)"
 
 

@@ -9,14 +9,8 @@ from cai.cli.options import DEFAULT_RUNS, RunsFolder
 from cai.inference.models import SMALL_MODEL
 
 app = typer.Typer(help="Start, show, compare, check, test constitutions.", no_args_is_help=True, rich_markup_mode=None)
-
-
 Source = Annotated[str, typer.Argument(help="A YAML file, a shipped one, or a run's name or folder.")]
-
-
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
 Out = Annotated[Path | None, typer.Option("--out", help="Where to write it; printed when left out.")]
 
 

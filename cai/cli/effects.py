@@ -12,11 +12,7 @@ from cai.config.characters import visible
 from cai.stats.significance import Effect
 
 WIDTH = 100  # columns
-
-
 NAME = 24  # characters of a principle or a tag
-
-
 EFFECT = ("difference", "95 % interval", "n", "would settle it")
 """The columns of `effect_cells`."""
 

@@ -20,8 +20,6 @@ from cai.stats.formatting import counted
 from cai.stats.intervals import Estimate
 
 STYLES = {"warns": "bold yellow", "unclear": "dim", "fine": "green", "not measured": "dim"}
-
-
 TAGS = 4  # the most frequent ones, which are named
 
 

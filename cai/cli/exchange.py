@@ -37,24 +37,14 @@ from cai.runs.publish import (
 from cai.stats.formatting import counted
 
 Reader = Callable[[Path, Seen], Iterator[BaseModel]]
-
-
 TARGETS: dict[str, tuple[type[BaseModel], Reader]] = {
     "prompts": (Prompt, iter_prompts),
     "preferences": (Preference, iter_preferences),
     "completions": (Demonstration, iter_completions),
 }
-
-
 FEW_SHOT = "few-shot"
-
-
 UNKNOWN = "unknown"  # what the Hub calls a licence that is not stated
-
-
 PLACES = 3  # of what is left out, named on the screen; the others are in the file
-
-
 Reasons = dict[str, list[str]]
 """Why rows were left out, and the places of each reason."""
 

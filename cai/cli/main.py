@@ -24,8 +24,6 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
 models_app = typer.Typer(help="Model folders.", no_args_is_help=True, rich_markup_mode=None)
 
 

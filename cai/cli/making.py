@@ -104,34 +104,18 @@ def train(
 
 
 JudgedData = Annotated[Path, typer.Option("--data", help="A file or Hub id: preferences, or `prompt` and `responses`.")]
-
-
 Judges = Annotated[list[str], typer.Option("--model", help="The judge; several are a panel, one after the other.")]
-
-
 ConstitutionFile = Annotated[
     str, typer.Option("--constitution", help="The principles to judge by: a YAML file, a shipped one, a run.")
 ]
-
-
 TemplatesFolder = Annotated[str, typer.Option("--templates", help="A folder of prompt templates.")]
-
-
 JudgeOut = Annotated[Path, typer.Option("--out", help="The folder for what is written.")]
-
-
 JudgeSettings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="A setting of `judge:` in a run file: judge.principles=all."),
 ]
-
-
 JudgeSeed = Annotated[int, typer.Option("--seed", help="Decides which principles a pair meets.")]
-
-
 JudgeLimit = Annotated[int | None, typer.Option("--limit", min=1, help="Judge only the first rows.")]
-
-
 DEFAULT_TEMPLATES = "prompts/default"
 
 

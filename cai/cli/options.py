@@ -6,6 +6,4 @@ from typing import Annotated
 import typer
 
 RunsFolder = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs and their memo.")]
-
-
 DEFAULT_RUNS = Path("runs")

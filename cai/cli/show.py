@@ -13,8 +13,6 @@ from cai.data.records import Comparison, Messages, Preference, Revision, Skipped
 from cai.runs.folder import RunFolder, open_run
 
 Part = tuple[str, str]  # a heading and its text
-
-
 Example = tuple[str, list[Part]]
 
 

@@ -28,11 +28,7 @@ from cai.stats.formatting import counted
 from cai.workbench.trial import Begun, Event, Loading, News, Trial, changes, once, try_out
 
 COMMAND = Path("cai try")  # named in errors about its options
-
-
 DEFAULTS = {"rounds": 1, "temperature": 0}  # the likeliest text, so that what changes is the principle's doing
-
-
 SHOWN = 60  # characters of a prompt in a heading
 
 

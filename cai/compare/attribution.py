@@ -19,8 +19,6 @@ from cai.stats.significance import Effect, corrected, paired
 from cai.stats.win_rate import win
 
 How = Literal["leave-one-out", "one-at-a-time"]
-
-
 OUTCOMES = {
     "change": "word edit distance from the draft to the last revision, 0 to 1",
     "words": "words of the last revision",
@@ -32,11 +30,7 @@ OUTCOMES = {
     "wins": "held-out prompts won against the other run, less one half",
 }
 """Columns of the matrix: name → meaning."""
-
-
 BY_REFEREE = ("after p", "wins")
-
-
 Measured = Mapping[str, Mapping[str, float]]  # by outcome and prompt
 
 

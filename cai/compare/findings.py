@@ -10,8 +10,6 @@ from cai.stats.significance import Effect
 from cai.stats.win_rate import FEW_PROMPTS, FOLLOWS_POSITION
 
 LINES = 10
-
-
 SPOKEN = {
     "changed": "how often it changes the answer",
     "edit": "how much it changes the answer",

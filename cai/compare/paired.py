@@ -34,8 +34,6 @@ REVISIONS: dict[str, Callable[[Revised], float | None]] = {
     "last revision, words": lambda row: row.text_words,
     "draft → revision, change": lambda row: row.edit,
 }
-
-
 HYGIENE: dict[str, Callable[[Revised], float | None]] = {
     **{
         f"revision {flag.replace('_', ' ')}": lambda row, flag=flag: mean([flag in r.flags for r in row.rounds])  # type: ignore[misc]
@@ -43,41 +41,27 @@ HYGIENE: dict[str, Callable[[Revised], float | None]] = {
     },
     "revision cut off": lambda row: mean([r.cut_off for r in row.rounds]),
 }
-
-
 LABELS: dict[str, Callable[[list[Labelled]], float | None]] = {
     "label, P of the preferred": lambda pairs: mean([max(pair.p, 1 - pair.p) for pair in pairs]),
     "judge follows the position": lambda pairs: _mean(pair.same_position for pair in pairs),
     "judge outside the letters": lambda pairs: mean([pair.outside for pair in pairs]),
 }
-
-
 VERDICTS_ON_REVISIONS: dict[str, Callable[[dict[str, float]], float | None]] = {
     "P(revision better than draft)": lambda said: mean(list(said.values())),
 }
-
-
 ANSWERS: dict[str, Callable[[Answered], float | None]] = {
     "answer before, words": lambda row: row.before_words,
     "answer after, words": lambda row: row.after_words,
     "answer after cut off": lambda row: row.cut_off,
 }
-
-
 VERDICTS: dict[str, Callable[[Answered], float | None]] = {
     "win rate of after": lambda row: win(row.p),
     "mean p(after better)": lambda row: row.p,
     "referee follows the position": lambda row: row.same_position,
 }
-
-
 COPIES = "revision copies critique"
-
-
 Values = Mapping[str, Callable[[Any], float | None]]
 """What is measured in a row, by the figure's name."""
-
-
 Rows = Mapping[str, Any] | None
 """A run's rows by prompt."""
 
@@ -143,11 +127,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 CHANGED: tuple[Kind, ...] = tuple(kind for kind in get_args(Kind) if kind != "same")
-
-
 OUTCOMES_OF_A_ROUND = ("changed", "edit", "words", "flagged", "cut_off")
-
-
 REST = "the rest"
 
 
@@ -290,8 +270,6 @@ def _of_prompt(run: RunData, prompt_id: str, row: Revised) -> dict[str, float]:
 
 
 Texts = Mapping[str, str]  # by prompt
-
-
 WinsByTag = dict[tuple[str, str | None], list[float]]  # by axis and tag
 
 

@@ -17,8 +17,6 @@ from cai.runs.metrics import words
 from cai.stats.edits import distance
 
 KEPT_DOUBTS = 5  # of each run
-
-
 Part = TypeVar("Part")
 
 

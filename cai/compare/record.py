@@ -11,11 +11,7 @@ from cai.evaluation.judge_report import Agreed
 from cai.stats.significance import Effect
 
 Group = Literal["revisions", "hygiene", "labels", "evaluation"]
-
-
 Kind = Literal["same", "added", "removed", "reworded", "reweighted"]
-
-
 OUTCOMES = {
     "changed": "revisions that differ from the answer they started from",
     "edit": "word edit distance from that answer, 0 to 1",

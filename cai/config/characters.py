@@ -4,14 +4,8 @@ import re
 import unicodedata
 
 LOOK_ALIKES = frozenset("асеіјорѕухԁһԛԝѵ" + "ονικρχυ")  # small letters of Cyrillic and Greek
-
-
 CONFUSABLE_SCRIPTS = frozenset({"LATIN", "CYRILLIC", "GREEK", "ARMENIAN", "CHEROKEE", "COPTIC"})
-
-
 NO_SCRIPT = frozenset({"MICRO", "MODIFIER", "FEMININE", "MASCULINE", "SUPERSCRIPT"})  # µ, ª, ⁿ: no one's letters
-
-
 BLANKS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")  # letters, marks and symbols that are blank
 
 

@@ -16,11 +16,7 @@ from pydantic_core import core_schema
 from typing_extensions import is_typeddict
 
 Location = tuple[str | int, ...]
-
-
 LONGEST = 60  # characters of a text that is told
-
-
 NUMBERS = {int: "whole number", float: "number"}
 
 

@@ -22,14 +22,8 @@ HINTS = {  # parts of what PyYAML says, and what it takes to mend
     "undefined alias": "; put a text that begins with * in quotes, or below `>-`",
     "alphabetic or numeric character": "; put a text that begins with * or & in quotes, or below `>-`",
 }
-
-
 MOST_PLACES = 100_000  # values of a file, those that aliases stand for counted: a constitution of 16 has 400
-
-
 Kind = Literal["constitution", "run file", "sweep"]
-
-
 TAKEN_BY: dict[Kind, str] = {  # what to do with a file of each kind
     "constitution": "a run file names it as `constitution:`, and `cai try {path}` shows what it does",
     "run file": "`cai run {path}` carries it out, and a sweep names it as `run:`",

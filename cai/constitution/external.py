@@ -23,22 +23,12 @@ from cai.config.errors import CaiError, reading
 from cai.constitution.principles import Constitution, Principle
 
 JUDGE_FROM_REVISION = "Which answer better does what this instruction asks for? Instruction: {revision}"
-
-
 CRITIQUE_FROM_JUDGE = "Point out where the answer falls short of what this instruction prefers. Instruction: {judge}"
-
-
 REVISION_FROM_JUDGE = "Rewrite the answer so that it is what this instruction prefers. Instruction: {judge}"
-
-
 JUDGE_IS_MADE = "the format holds no judge's questions: judge was made of revision, as the notes say; write it anew"
-
-
 REST_IS_MADE = (
     "the format holds the judge's questions alone: the rest was made of them, as the notes say; write it anew"
 )
-
-
 NUMBERED = "the format holds no ids: principles are numbered; name them before you run them, since ids decide draws"
 
 

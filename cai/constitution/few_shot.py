@@ -31,17 +31,9 @@ from cai.data.multiple_choice import OPTION, option_pairs
 from cai.data.records import Message, Messages
 
 PART = re.compile(r"\n\n(Human|Assistant|CritiqueRequest|Critique|RevisionRequest|Revision): ?")
-
-
 END = ["CritiqueRequest", "Critique", "RevisionRequest", "Revision"]
-
-
 ASKS = ("Human", "CritiqueRequest", "RevisionRequest")
-
-
 SPOKEN = re.compile(r"(?:\A|\n\n)([HA]):\s*")
-
-
 QUESTION = "Which answer is the more helpful, honest and harmless one?"  # in place of the paper's drawn principle
 
 

@@ -36,8 +36,6 @@ Rule = Literal[
     "negative",
     "made-up",
 ]
-
-
 SILENT = tuple(rule for rule in get_args(Rule) if rule not in ("invalid", "ignore"))
 """The rules that a comment may silence: a file that does not load has no use for one."""
 
@@ -118,23 +116,11 @@ def ignore_comments(text: str) -> Iterator[tuple[int, list[str]]]:
 
 
 MOST_WORDS = 80  # of one text; the longest shipped one has 33, and small models lose long requests
-
-
 LEAST_SHARE = 1 / 200  # of draws: the shipped file of prompts has 200
-
-
 ALIKE = 0.4  # Jaccard similarity of the content words of two principles; shipped ones reach 0.18
-
-
 CONTAINED = 0.7  # share of the smaller set of content words that the other holds; shipped ones reach 0.33
-
-
 FEWEST_WORDS = 5  # content words that a principle needs to be called like another
-
-
 FEWEST_SAID = 2  # content words that a text needs to be called foreign to the others
-
-
 At = Callable[[Principle, str], Place]  # where a field of a principle stands
 
 
@@ -203,11 +189,7 @@ POSITIONS = re.compile(
     r"(?:answer|response|reply|option|completion|one)\b)"
     r"|(?i:\bthe\s+(?:former|latter)\b)"
 )
-
-
 ABOUT_ONE = re.compile(r"\s*(?:is|are|was|does|do|did|has|have|can|could|should|would|will|how)\b", re.IGNORECASE)
-
-
 CHOOSES = re.compile(r"\b(?:choose|pick|select|prefer|compare|favou?r|rank)\b", re.IGNORECASE)
 
 

@@ -23,17 +23,11 @@ COMMON = _words(
     remove reply replies request response responses revise revision rewrite say says select sentence sentences show
     state take tell text user users write assistant human"""
 )
-
-
 SUFFIXES = (
     *("ations", "ation", "fully", "ness", "ment", "ings", "ing", "ous", "ful", "est", "ers", "ies", "ity", "ty"),
     *("ed", "er", "es", "ly", "al", "y", "s", "e"),
 )
-
-
 UNSPACED = r"[\u3040-\u30ff\u3400-\u9fff]"  # Japanese and Chinese: every character stands for a word
-
-
 WORD = re.compile(rf"{UNSPACED}|(?:(?!{UNSPACED})[^\W_])+(?:['’](?:(?!{UNSPACED})[^\W_])+)?")
 
 
@@ -65,14 +59,10 @@ BAD = frozenset(
         threatening toxic toxicity unethical unfair unkind unlawful unsafe untrue vague violent"""
     )
 )
-
-
 GOOD = _words(
     """accurate careful caring considerate correct ethical fair friendly harmless helpful honest kind lawful legal moral
     peaceful polite reliable respectful safe thoughtful true truthful useful wise"""
 )
-
-
 COMPARATIVES = {  # what is more of what, or less of it
     **dict.fromkeys(("longer", "longest", "lengthier"), ("long", 1)),
     **dict.fromkeys(("shorter", "shortest", "briefer", "terser"), ("long", -1)),
@@ -80,17 +70,11 @@ COMPARATIVES = {  # what is more of what, or less of it
     **dict.fromkeys(("safer", "safest", "kinder", "kindest", "fairer", "wiser", "friendlier", "politer"), ("bad", -1)),
     **dict.fromkeys(("worse", "worst", "ruder", "crueller", "crueler", "riskier"), ("bad", 1)),
 }
-
-
 QUANTITIES = {"more": 1, "most": 1, "less": -1, "least": -1, "fewer": -1, "fewest": -1}
-
-
 NEGATION = re.compile(
     r"not|no|never|neither|nor|without|free|cannot|against|\w+n['’]t|(?:avoid|refus|reject|remov|stop|prevent|reduc"
     r"|limit|resist|declin|correct|drop|delet|leav|omit|cut|oppos|warn|protect|guard|catch|flag|fix)\w*"
 )
-
-
 REACH = 4  # words that a negation reaches over: "do not choose the more harmful one"
 
 
@@ -131,14 +115,10 @@ ADJECTIVE = "(?:{})".format(
         )
     )
 )
-
-
 VIRTUE = (
     "(?:benevolence|compassion|empathy|goodness|helpfulness|honesty|humility|integrity|kindness|politeness|sincerity"
     "|trustworthiness|virtue|wisdom)"
 )
-
-
 TRAIT = re.compile(
     rf"(?:^|[.;:!?]\s+)(?:please\s+)?(?:always\s+)?be\s+(?:more\s+|as\s+|very\s+)?{ADJECTIVE}\b"
     r"|\b(?:AI|assistant|model|chatbot|bot|system|author|writer)\s+"
@@ -157,8 +137,6 @@ def trait(text: str) -> str | None:
 
 
 OBJECT = r"(?:a|the|this|your|its|new|last|assistant['’]s|revised|version|revision|of|answer|response|reply|text|it)"
-
-
 FRAME = re.compile(  # "Rewrite the answer so that it", which stands before both what to do and what not
     r"\s*(?:(?:and|or|but|then|also|please)\s+)*"
     r"(?:(?:re-?write|re-?phrase|revise|amend|edit|change|write|make|produce|give)\s+"
@@ -166,8 +144,6 @@ FRAME = re.compile(  # "Rewrite the answer so that it", which stands before both
     r"(?:(?:so|such)\s+)?(?:as\s+)?(?:that\s+)?(?:to\s+)?(?:(?:it|the\s+answer|the\s+response)\s+)?",
     re.IGNORECASE,
 )
-
-
 DENIAL = re.compile(
     r"(?:do(?:es)?|is|are|has|can|must|should|will|may)(?:\s+not\b|n['’]t\b)"
     r"|(?:cannot|not|never|no|without|nothing|nobody)\b"
@@ -176,8 +152,6 @@ DENIAL = re.compile(
     r"|(?:leav|tak|cut)\w*\s+(?:\w+\s+){0,6}?(?:out|away)\b",
     re.IGNORECASE,
 )
-
-
 CLAUSE_END = re.compile(r"[.;:!?]+(?:\s|$)|,\s+(?:and|but|then)\s+")
 
 

@@ -17,16 +17,10 @@ from cai.config.errors import CaiError
 from cai.config.hashing import fingerprint, uniform
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True), Field(json_schema_extra={"pattern": r"\S"})]
-
-
 Quoted = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=1), Field(json_schema_extra={"pattern": r"\S"})
 ]
-
-
 TextField = Literal["critique", "revision", "judge"]
-
-
 TEXTS: tuple[TextField, ...] = ("critique", "revision", "judge")
 """The fields of a principle that a model may see."""
 
@@ -283,11 +277,7 @@ def _replaced(removed: str, added: str) -> list[Change]:
 
 
 WIDTH = 100  # columns of folded text, indentation not counted, as in the shipped constitutions
-
-
 NO_BREAK_SPACES = "\xa0\u202f"  # ordinary in French
-
-
 STARTER = """\
 # The principles of a run. Look at this file with `cai constitution show`, check it with `cai constitution lint`, and
 # name it in a run file as `constitution:`. For completion and checks in an editor, write the schema beside it,

@@ -37,17 +37,9 @@ VARIABLES = {
     "judge": {"principle", "conversation", "options", "thinking"},
     "finds": {"principle", "request", "answer", "critique"},
 }
-
-
 BLOCKS = {"judge": {"question", "answer", "verdict"}, "finds": {"question", "answer"}}
-
-
 OF_RUNS = ("critique", "revise", "judge")
-
-
 OF_TESTS = (*OF_RUNS, "finds")
-
-
 SAMPLE: dict[str, Any] = {
     "principle": Principle(id="sample", critique="What is wrong?", revision="Mend it.", judge="Which is better?"),
     "round": 1,

@@ -24,18 +24,10 @@ from cai.data.forms import Read, row_prompt, text, transcript, transcript_fault
 from cai.data.records import Preference, Verdict
 
 ALSO = ("id", "prompt", "default_annotator")
-
-
 # Feedback Forensics looks for the label under this id (src/feedback_forensics/data/loader.py), the text's hash.
 DEFAULT_ID, DEFAULT = "ba751e7b", "Default annotator from original dataset (from column `preferred_text`)"
-
-
 METADATA = ("prompt_id", "p", "source", "tags")  # texts, by which its tables can be filtered
-
-
 MADE = "Preferences with the verdicts of principles, made by cai"  # by this a document of ours is known
-
-
 KEEPS = {"ids", "tags", "soft labels", "verdicts and principles"}  # of what a pair holds besides
 
 

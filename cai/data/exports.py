@@ -25,14 +25,8 @@ from cai.data import forms, openai_chat, trl_formats, ultrafeedback
 from cai.data.records import Demonstration, Preference, Skipped
 
 GROUP = 1000  # rows that are in memory at once on their way into columns
-
-
 NAMES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".parquet")
-
-
 AnyRow = BaseModel | Mapping[str, Any]
-
-
 Write = Callable[[AnyRow], None]
 
 
@@ -171,8 +165,6 @@ THINGS = (
     "who answered and who judged",
     "earlier labels",
 )
-
-
 EXPORTS = {
     "cai": Export("preferences", Preference, lambda pair: [pair], THINGS, decided=False),
     "trl-preference": Export("preferences", trl_formats.PreferenceRow, trl_formats.preference),

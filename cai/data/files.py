@@ -21,8 +21,6 @@ from cai.config.errors import CaiError, reading
 from cai.data.jsonl import COMPRESSIONS, open_text, parse_json, read_objects
 
 BATCH = 256  # rows of a Parquet file that are in memory at once
-
-
 RowOfFile = dict[str, Any]
 
 

@@ -23,11 +23,7 @@ from cai.data.files import Place, RowOfFile, rows
 from cai.data.records import Message, Messages, Preference, Skipped
 
 TURN = re.compile(r"\n\n(Human|Assistant): ?")
-
-
 ROLES: dict[str, Any] = {"Human": "user", "Assistant": "assistant"}
-
-
 SPEAKERS = {role: who for who, role in ROLES.items()}
 
 
@@ -80,20 +76,10 @@ def row(pair: Preference) -> list[Row] | str:
 
 Read = list[dict[str, Any]] | str
 """The fields of the rows of ours that a row stands for, or why it stands for none."""
-
-
 T = TypeVar("T")
-
-
 OPTIONAL = ("id", "prompt_id", "tags", "subset", "p", "weight")
-
-
 CLOSE = 0.2  # of the fields a form needs: a row with more of them comes close to it
-
-
 NEAR = 0.75  # similarity of two names of which one is likely mistyped
-
-
 OWN = ("id", "prompt_id", "tags", "subset")  # what rows of a plain form may have besides
 
 

@@ -18,8 +18,6 @@ from cai.config.errors import CaiError, reading
 from cai.config.validation import problems, spoken
 
 AnyRow = TypeVar("AnyRow", bound=BaseModel)
-
-
 COMPRESSIONS = (".gz", ".zst")
 
 

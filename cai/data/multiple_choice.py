@@ -18,14 +18,8 @@ from cai.data.forms import TURN, is_transcript, row_prompt, text, turns
 from cai.data.records import Message, Messages
 
 START = re.compile(r"\n[^\n]*Options:\n(?= ?\([A-Z]\) \[\[\[)")
-
-
 OPTION = re.compile(r"^ ?\(([A-Z])\) \[\[\[(.*?)\]\]\](?=\n|\Z)", re.DOTALL | re.MULTILINE)
-
-
 NAME = re.compile(r" ?\(([A-Z])\)")
-
-
 OptionPair = tuple[Messages, str, str]
 """A conversation, the correct answer to it, and an incorrect one."""
 

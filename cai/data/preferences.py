@@ -228,17 +228,9 @@ def _fields(place: Place, value: RowOfFile, messages: Messages, chosen: str, rej
 
 
 OPTIONS = (*LABEL, "text_correct", "text_incorrect")
-
-
 CONVERSATION = tuple(cai_conversation.Row.__annotations__)
-
-
 PAIR = (*LABEL, "prompt", "messages", "score_chosen", "score_rejected")
-
-
 KTO = "every good answer with every bad one to the same prompt; these count as one row"
-
-
 FORMS = (
     Form("cai", ("prompt_id", "messages", "chosen", "rejected", "p", "source"), _whole, (*Preference.model_fields,)),
     Form("cai-ranking", ("prompt_id", "messages", "responses", "strengths"), _judged_ranking, (*Ranking.model_fields,)),

@@ -18,8 +18,6 @@ def _no_truth_value(value: object) -> object:
 
 
 Probability = Annotated[float, Field(ge=0, le=1), BeforeValidator(_no_truth_value)]
-
-
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_no_truth_value)]
 
 

@@ -19,8 +19,6 @@ from cai.inference.scheduler import EngineWork, OpenEngine, open_model
 from cai.report.judge import judge_page
 
 RESULTS = ("verdicts.jsonl", "left_out.jsonl", "judge.html")
-
-
 MISTAKES = 5  # the surest ones, which are shown
 
 

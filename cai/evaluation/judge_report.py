@@ -94,11 +94,7 @@ def same_position(opinion: Opinion) -> bool:
 
 
 SHARED = 20  # pairs that two principles must both have judged before their agreement is told
-
-
 REDUNDANT = 0.8  # κ; "almost perfect" from 0.81 (Landis & Koch 1977, Biometrics 33)
-
-
 Agreed = Annotated[Agreement, PlainSerializer(lambda a: a._asdict())]
 
 
@@ -175,8 +171,6 @@ def between_principles(pairs: Sequence[Judged]) -> list[PrinciplePair]:
 
 
 NAMED = 3  # pairs of principles in a note; all are in the report
-
-
 SAME_POSITION = 0.56  # of the smallest judge of Lee et al. 2023 (arXiv:2309.00267 §2.2); 0.18 of the largest
 
 

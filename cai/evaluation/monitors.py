@@ -20,29 +20,13 @@ from cai.evaluation.policy_report import Monitor, State
 from cai.stats.intervals import RESAMPLES, Estimate, paired_change, percentiles, resampled
 
 OPENING = 2  # sentences in which an answer says whether it declines
-
-
 CLOSER_WORDS = 3  # shorter endings, such as "Thank you!", are no sign of anything
-
-
 ALIKE = 0.8  # of the words of two endings together, that both have
-
-
 SHARED = 2  # other answers that an ending is shared with, to count as a stock one
-
-
 RUN = 4  # words in a row that may come again
-
-
 LOOPING = 0.3  # share of an answer's runs that came before
-
-
 LISTED = 2  # lines that make a list
-
-
 Phrase = Annotated[str, StringConstraints(strip_whitespace=True, to_lower=True, min_length=1)]
-
-
 PhraseList = Annotated[list[Phrase], Field(min_length=1)]
 
 
@@ -144,11 +128,7 @@ def _any_of(phrases: tuple[str, ...]) -> re.Pattern[str]:
 
 
 LENGTH_FACTOR = 1.5  # longer, or shorter, than the reference; as PPO's warning, see cai/training/metrics.py
-
-
 LEAST = 8  # prompts, below which intervals are too rough to say more than "unclear"
-
-
 MORE = 0.1  # one answer in ten that the reference did not give so
 
 

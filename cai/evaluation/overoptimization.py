@@ -16,14 +16,8 @@ from cai.stats.intervals import Estimate, Z, bootstrap_mean, share
 from cai.stats.win_rate import win
 
 STRETCHES = 3
-
-
 SAMPLES = 4  # at least, in each
-
-
 FALL = -0.1  # of the win rate, while the reward model's score rises: ours
-
-
 NAME = "over-optimisation"
 
 

@@ -15,20 +15,10 @@ from cai.stats.intervals import Estimate, bootstrap_mean, paired_change, share
 from cai.stats.win_rate import win
 
 EXAMPLES = "examples"  # the probe of the judge itself
-
-
 ANY = "any transformation"
-
-
 BY_PHRASES = "refuses, by phrases"
-
-
 FLIPS = 0.2  # of the questions, those that go with the user less those that go against: ours
-
-
 KINDS = ("opinions", "facts")
-
-
 PROBES = {
     "held_out": "Answers to these prompts",
     "over_refusal": "Over-refusal: requests for harm, and harmless ones that sound alike",
@@ -36,11 +26,7 @@ PROBES = {
     "sycophancy": "Sycophancy: questions whose user has taken a side",
 }
 """The sets of probes as a person names them."""
-
-
 Key = tuple[str, str]  # item and variant
-
-
 Told = Mapping[Key, float]  # P(it holds)
 
 

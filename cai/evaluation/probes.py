@@ -19,23 +19,11 @@ from cai.config.yaml_files import Section
 from cai.data.records import Message, Prompt
 
 Id = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
-
-
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-
-
 LEET = str.maketrans("aeiostAEIOST", "431057431057")
-
-
 _JINJA = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
-
-
 _JINJA.filters["spaced"] = lambda text: " ".join(text)
-
-
 _JINJA.filters["leet"] = lambda text: text.translate(LEET)
-
-
 _JINJA.filters["base64"] = lambda text: base64.b64encode(text.encode("utf-8")).decode("ascii")
 
 
@@ -182,11 +170,7 @@ class Questions(_Probes):
 
 
 OVER_REFUSAL, SYCOPHANCY, RED_TEAM = "over_refusal", "sycophancy", "red_team"
-
-
 PLAIN = "plain"
-
-
 ASKED = ("refuses", "evades", "complies")
 
 

@@ -15,23 +15,11 @@ from cai.stats.intervals import RESAMPLES, Estimate, bootstrap_mean, percentiles
 from cai.stats.logistic import sigmoid
 
 LONG = 0.5  # correlation of reward with length, a quarter of the variance: ours; Singhal et al. 2024 (arXiv:2310.03716)
-
-
 UNSURE = 1.5  # times the disagreement on labelled pairs: ours, after Coste et al. 2024 (arXiv:2310.02743)
-
-
 KNOWING_NOTHING = math.log(2)  # nats, the log loss of always saying one half
-
-
 WORSE = 0.1  # nats beyond that: ours
-
-
 CHANCE = 0.5  # agreement of two that know nothing of each other
-
-
 LENGTH, ENSEMBLE, GOLD, SURE, KL = "reward and length", "ensemble", "reward and referee", "reward's certainty", "KL"
-
-
 Scores = Mapping[tuple[str, str], Scored]
 """Scored answers by policy and prompt id."""
 

@@ -16,11 +16,7 @@ from cai.stats.logistic import fit_logistic
 from cai.stats.win_rate import at_equal_length, win
 
 ELO = 400 / math.log(10)  # points a log-odd: 400 points are ten wins to one loss (Elo 1978, The Rating of Chessplayers)
-
-
 EVEN = 1e-6  # log-odds that rounding may leave between two that are even
-
-
 RIDGE = 1e-6  # of a comparison, on each squared strength, which makes strengths unique
 
 
@@ -137,8 +133,6 @@ def standings(policies: Sequence[str], helpful: Rated, safe: Rated) -> list[Stan
 
 
 TAGGED = 8  # prompts of a tag, below which it has no figures of its own
-
-
 Texts = Mapping[tuple[str, str], str]
 """Answers by policy and prompt id."""
 

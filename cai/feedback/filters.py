@@ -11,11 +11,7 @@ FILTERS = {
     "unchanged": "the revision is the answer it started from",
     "copies_critique": "most of the revision is lifted from the critique",
 }
-
-
 RUN = 4  # words in a row that must agree to count as lifted
-
-
 LIFTED = 0.5  # share of a revision's runs
 
 

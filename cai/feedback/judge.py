@@ -25,12 +25,8 @@ from cai.inference.engine import Choose, Engine, Generate
 from cai.stats.logistic import bradley_terry, logit, sigmoid
 
 Pair = tuple[int, int]
-
-
 Verdicts = dict[Pair, list[Verdict]]
 """What was said of each pair of answers, by their numbers; the probabilities are those of the first."""
-
-
 LEAST = -30.0  # nats: log-probabilities below it carry no more opinion
 
 

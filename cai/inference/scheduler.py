@@ -15,8 +15,6 @@ from cai.inference.progress import Reporter, Task
 from cai.inference.vllm import VllmEngine, vllm_build
 
 Item = TypeVar("Item")
-
-
 Result = TypeVar("Result")
 
 
@@ -58,8 +56,6 @@ async def run_concurrently(
 
 
 OpenEngine = Callable[[Model, str, EngineConfig], Engine]
-
-
 PROGRESS_SECONDS = 0.5
 
 

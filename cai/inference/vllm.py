@@ -28,17 +28,9 @@ from cai.data.records import Messages
 from cai.inference.engine import Choose, Completion, Generate
 
 GIB = 2**30
-
-
 MOST_CONTEXT = 8192  # unless asked for; long contexts cost memory whether used or not
-
-
 CPU_BLOCK_TOKENS = 32  # short prefixes must fill a block to be shared; vLLM's default of 128 never matches them
-
-
 CPU_KV_SHARE = 0.25  # of free memory
-
-
 CPU_KV_MOST = 4 * GIB
 
 
@@ -51,8 +43,6 @@ class Score:
 
 
 Request = Generate | Choose | Score
-
-
 Job = tuple[Request, "asyncio.Future[Any]"]
 
 

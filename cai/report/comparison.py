@@ -256,8 +256,6 @@ def _curve_plots(c: RunComparison) -> list[Plot]:
 
 
 SURE = 4.0  # standard errors, where the map's colours end
-
-
 WHAT = {
     "leave-one-out": "What each principle adds to the others",
     "one-at-a-time": "What each principle does alone, less all of them together",

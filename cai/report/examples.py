@@ -144,8 +144,6 @@ COLUMNS = [
     Column("judge", "probability", "p(chosen is preferred) by the judge, the mean of the example's judged pairs"),
     Column("after", "probability", "p(the answer after training is better) by the referee"),
 ]
-
-
 FACETS = ["principle", "judged by", "flag", "tag", "label by", "part", "left out"]
 
 
@@ -283,8 +281,6 @@ def _cut(truncated: Sequence[str], text: str) -> str:
 
 
 REVISED = "Last revision"
-
-
 Side = tuple[str, Example]  # a run's letter, and what it made of the prompt
 
 

@@ -34,12 +34,8 @@ def page(template: str, filters: Mapping[str, Callable[..., Any]], room: str = "
 
 
 SCRIPTS = ("text.js", "plots.js", "sources.js", "examples.js")  # in this order
-
-
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
 """Of every report; the scripts that may run are added to it. Plotly writes styles, and draws the pictures it saves."""
-
-
 FILTERS: dict[str, Callable[..., Any]] = {"shown": shown, "plain": plain, "changed": changed, "json": inline_json}
 
 

@@ -11,20 +11,10 @@ from cai.report.escape import label
 
 # Okabe & Ito 2008, https://jfly.uni-koeln.de/color/: told apart by all kinds of colour vision
 BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
-
-
 COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, SKY, ORANGE)
-
-
 COMPARED = (VERMILLION, BLUE, GREEN, PURPLE, SKY, ORANGE)  # of runs A, B, C …, as their names are on the page
-
-
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-
-
 POINTS = 500  # of a curve; longer ones are averaged over steps
-
-
 METRICS = {
     "loss": ("loss", "loss/policy"),
     "score of the reward model": ("objective/scores", "reward"),

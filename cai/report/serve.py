@@ -175,8 +175,6 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
-
-
 QUERY = TypeAdapter(Query)
 
 

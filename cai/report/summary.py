@@ -14,8 +14,6 @@ from cai.stats.intervals import Estimate
 from cai.stats.win_rate import FEW_PROMPTS, FOLLOWS_POSITION
 
 OUTSIDE = 0.5  # of the probability: more is on something that is no answer than on one, as in the judge's own report
-
-
 CUT_OFF = 0.5  # of the texts: how long the model would have written is then unknown for most
 
 

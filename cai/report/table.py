@@ -20,8 +20,6 @@ from cai.config.hashing import uniform
 from cai.data.records import Messages
 
 WORDS = 500_000  # that the vocabulary may hold; others are spelled by their characters
-
-
 FIRST, SURROGATES, GAP = 0x80, 0xD800, 0x800
 """Word n of the vocabulary is written as the n-th character from FIRST on, without the surrogates, which are none."""
 
@@ -62,14 +60,8 @@ def _json(value: Any) -> str:
 
 
 MOST = 10_000  # examples on one page; more are sampled
-
-
 ROOM = 19_500_000  # bytes that they may take on it, so that the page with Plotly (5 MB) stays under 25 MB
-
-
 CHOICES = 200  # values of a facet to choose from, the most frequent first
-
-
 Cell = float | str | None
 
 

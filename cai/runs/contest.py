@@ -35,18 +35,10 @@ from cai.runs.evaluating import REFEREE, EvaluationPlan
 from cai.runs.find import Policy
 
 ALL_PAIRS = 6  # policies that are all compared with each other; of more, each with the reference
-
-
 HELD_OUT = "held_out"
-
-
 QUESTIONS = {HELD_OUT: ("refuses", "evades"), OVER_REFUSAL: ("refuses", "evades"), RED_TEAM: ("complies",), COURSE: ()}
 """What a judge is asked about the answers to each set of prompts."""
-
-
 Item = TypeVar("Item")
-
-
 Result = TypeVar("Result")
 
 

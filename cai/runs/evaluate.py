@@ -29,11 +29,7 @@ ROWS = {
     "left_out": "left_out",
 }
 """The files of rows, and where a contest has them."""
-
-
 MADE_FROM, REPORT = "made_from.json", "evaluation.json"  # the report is written last: with it an evaluation is finished
-
-
 RESULTS = (*(f"{name}.jsonl" for name in ROWS), "scores.jsonl", REPORT)
 
 

@@ -26,11 +26,7 @@ from cai.inference.models import Model, folder_fingerprint, model_fingerprint
 from cai.runs.find import Policy, check_base, find_policy, policy_of_model
 
 PROBES = (OVER_REFUSAL, SYCOPHANCY, RED_TEAM)
-
-
 REFEREE, HELPFUL, SAFE = "referee", "helpful", "safe"
-
-
 COMMAND = Path("cai eval")  # where options come from, for messages
 
 

@@ -14,11 +14,7 @@ from cai.data.records import Comparison, Preference, Prompt, Revision, Skipped
 from cai.evaluation.policy_report import PolicyReport, read_report
 
 ITERATION = "iteration-"
-
-
 MEMO = "memo.sqlite"  # beside the runs, shared by all of them
-
-
 SWEEP_JSON = "sweep.json"  # in a folder of runs that are one sweep
 
 

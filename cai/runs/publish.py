@@ -31,14 +31,8 @@ from cai.stats.formatting import number, percent
 from cai.training.sft import fit_revisions
 
 OF_RUNS = {"cai-conversation": "revisions", "alpaca-eval": "evaluation"}  # and what of a run they are made of
-
-
 FORMATS = (*EXPORTS, "annotated-pairs", *OF_RUNS)
-
-
 Source = RunFolder | Path
-
-
 Items = Iterator[BaseModel | Mapping[str, Any]]
 
 
@@ -119,8 +113,6 @@ def _unfit(prompt_id: str, round: int, reason: str) -> Skipped:
 
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
-
-
 KINDS = {
     "preferences": "a pair of answers; `p` is the probability that `chosen` is better, `verdicts` the principles'",
     "revisions": "a round of one prompt: draft, principle, critique, revision, flags",
@@ -128,11 +120,7 @@ KINDS = {
     "evaluation": "a held-out prompt, answered before and after training; `p` is the referee's that after is better",
     "prompts": "what was asked; `test` was held out from training",
 }
-
-
 SAMPLE = 1500  # characters of a text that the card shows
-
-
 File = tuple[str, str, str, int]
 """A configuration, a split, its file, and how many rows it has."""
 

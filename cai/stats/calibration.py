@@ -8,8 +8,6 @@ import numpy as np
 from cai.stats.logistic import logit, sigmoid
 
 BINS = 10
-
-
 COOLEST, HOTTEST = 0.01, 100.0  # temperatures that are tried
 
 

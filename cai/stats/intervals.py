@@ -6,11 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 FEW = 5000  # values that are resampled; a bootstrap of more takes minutes to say what the normal distribution says
-
-
 Z = 1.96  # standard errors that hold 95 % of a normal distribution
-
-
 RESAMPLES = 1000  # of prompts, where a model is fitted to each
 
 

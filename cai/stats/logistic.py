@@ -23,14 +23,8 @@ def sigmoid(x: float) -> float:
 
 
 STEPS = 100  # of Newton's method; two answers of which one always wins take about twenty
-
-
 HALVINGS = 40  # of a step that goes too far
-
-
 ROUNDING = 1e-12  # of a loss: near the optimum a good step may not be seen in it
-
-
 FLAT = 1e-10  # of a gradient, a row: as good as zero
 
 

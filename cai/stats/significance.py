@@ -13,32 +13,14 @@ from pydantic import BaseModel
 from cai.stats.intervals import wilson
 
 ALPHA = 0.05  # a difference is established when, corrected for the others of its table, it is rarer than this
-
-
 POWER = 0.8  # how often the `needed` prompts would establish an effect; the convention of Cohen 1988, §2.4
-
-
 DRAWS = 10_000  # of signs or permutations, with what was observed as one of them (Phipson & Smyth 2010)
-
-
 EXACT = 12  # prompts of which all 2^n signs are tried
-
-
 SMALLEST = 6  # prompts that can establish anything alone: 2 of 2^6 sign patterns are below 5 %
-
-
 FEW = 500  # differences other than 0 beyond which the normal distribution takes over
-
-
 ROUNDING = 1e-9  # relative
-
-
 Floats = NDArray[np.float64]
-
-
 Key = TypeVar("Key", bound=Hashable)
-
-
 _normal = NormalDist()
 
 

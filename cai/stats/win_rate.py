@@ -15,11 +15,7 @@ from cai.stats.intervals import RESAMPLES, Estimate, percentiles, resampled
 from cai.stats.logistic import fit_logistic
 
 FEW_PROMPTS = 30  # a win rate of fewer has an interval wider than ± 0.18
-
-
 FOLLOWS_POSITION = 0.5  # share of verdicts; the smallest judges of Lee et al. 2023 (§2.2) reach 0.56
-
-
 TIE = 1e-9  # what rounding may leave of an exact tie between two orders
 
 
@@ -29,8 +25,6 @@ def win(p: float) -> float:
 
 
 SIDES = 5  # prompts at least on which the answer is the longer one, and on which it is the shorter
-
-
 RIDGE = np.array([1e-6, 0.1])  # on the policy's log-odds, none to speak of; on length, a normal prior of deviation 3.2
 
 

@@ -16,8 +16,6 @@ from cai.training.metrics import Tracker, Trackers, add_metrics, drop_metrics_af
 from cai.training.settings import TrainConfig
 
 Report = Callable[[dict[str, Any]], None]
-
-
 LORA_ALPHA = 2.0  # times the rank, as is usual since Hu et al. 2021 (arXiv:2106.09685)
 
 

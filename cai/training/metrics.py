@@ -56,8 +56,6 @@ def drop_metrics_after(path: Path, step: int) -> None:
 
 
 Tracker = Literal["tensorboard", "wandb", "trackio"]
-
-
 PROJECT = "cai"
 
 
@@ -120,14 +118,8 @@ def _run_name(metrics: Path) -> str:
 
 
 WINDOW = 5  # updates averaged at the start and at the end
-
-
 RUNAWAY_KL = 30.0  # nats an answer, where no target is set
-
-
 TARGETS = 2.0  # times the target KL
-
-
 LENGTH_FACTOR = 1.5  # longer, or shorter, than at the start
 
 

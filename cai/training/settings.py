@@ -140,11 +140,7 @@ Loss = Literal[
     "sft",
     "sigmoid_norm",
 ]
-
-
 SOFT: tuple[Loss, ...] = ("sigmoid", "ipo", "robust")  # the losses in which labels are soft and pairs are weighed
-
-
 SMOOTHED: tuple[Loss, ...] = ("robust", "exo_pair", "aot", "aot_unpaired")  # trl's others ignore label_smoothing
 
 
@@ -276,8 +272,6 @@ TrainStage = Annotated[
     | OnlineDPOConfig,
     Field(discriminator="stage"),
 ]
-
-
 Online = PPOConfig | RLOOConfig | GRPOConfig | OnlineDPOConfig
 """Those that answer prompts and ask a reward model."""
 

@@ -31,11 +31,7 @@ from cai.inference.scheduler import Amount, OpenEngine, cached_engine, each_with
 from cai.stats.win_rate import win
 
 SETTINGS = ReviseConfig(rounds=1, max_tokens=256, temperature=0)
-
-
 SEED = 0
-
-
 SAME = str.maketrans("’‘“”\u00a0", "''\"\" ")  # characters that a model may write for those of a phrase
 
 

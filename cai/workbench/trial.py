@@ -21,8 +21,6 @@ from cai.inference.models import Model, Server
 from cai.inference.scheduler import OpenEngine, cached_engine, open_model, run_concurrently
 
 POLL_SECONDS = 0.1
-
-
 GONE_POLLS = 10  # editors that save by renaming leave a moment without the file
 
 
@@ -77,11 +75,7 @@ async def restarted(occasions: AsyncIterator[None], work: Callable[[], Coroutine
 
 
 SEED = 0
-
-
 Key = tuple[str, str, int, str]
-
-
 ALIVE = 3 * EngineConfig().max_in_flight  # texts, of which most wait for the one they answer
 
 

@@ -16,14 +16,8 @@ from cai.runs.run_file import RunConfig
 from tests.conftest import ROOT
 
 jsonschema = pytest.importorskip("jsonschema")
-
-
 TESTED = "name: c\nprinciples: [{{id: a, critique: c, revision: r, judge: j, tests: [{{{}}}]}}]"
-
-
 KINDS = {"constitutions": "constitution", "examples": "run", "experiments": "sweep"}
-
-
 FILES = [path for folder in KINDS for path in sorted(ROOT.glob(f"{folder}/*.yaml"))]
 
 

@@ -19,22 +19,12 @@ from tests.conftest import ROOT
 
 # What trips YAML: spaces and line ends anywhere, indicators, what reads as a number or a truth, what nobody sees.
 odd = st.text(st.sampled_from(" \n\t:#-'\"\\[]{},&*!|>%@`?~ab1.é😀\x07\x85\xa0\u2028\u200b\u202e\ufeff"), max_size=25)
-
-
 words = st.lists(
     st.sampled_from(["yes", "012", "1e3", "- a", "#", "a: b", "'", "word", "écrit", "two ", "\xa0"]), max_size=40
 ).map(" ".join)
-
-
 anything = odd | words | st.text(max_size=40)
-
-
 text = anything.filter(lambda t: bool(t.strip()))
-
-
 phrases = st.lists(text, min_size=1, max_size=3)
-
-
 tests = st.builds(
     PrincipleTest,
     prompt=text | st.just("word " * 40),
@@ -44,8 +34,6 @@ tests = st.builds(
     better=st.none() | text.map("not the draft: {}".format),
     least=st.sampled_from([0.5, 0.7, 1]),
 )
-
-
 principles = st.lists(
     st.builds(
         Principle,

@@ -12,16 +12,10 @@ from cai.constitution.principles import Constitution, load_constitution
 from tests.conftest import ROOT
 
 text = st.text(min_size=1, max_size=30).map(str.strip).filter(bool)
-
-
 hard = text | st.sampled_from(
     ["Critique:", "x\n\nCritique:", "CritiqueRequest: x", "Revision:", "Options:", "x Options:", "x\n\nRevision:"]
 )
-
-
 ids = st.from_regex(r"[a-z0-9][a-z0-9_-]{0,8}", fullmatch=True)
-
-
 values: dict[str, st.SearchStrategy[Any]] = {
     "anthropic-critiques": st.dictionaries(
         ids,
@@ -43,8 +37,6 @@ values: dict[str, st.SearchStrategy[Any]] = {
         }
     ),
 }
-
-
 HELD = {  # what each format holds of a principle
     "anthropic-critiques": ("id", "critique", "revision"),
     "anthropic-judge": ("judge",),

@@ -13,11 +13,7 @@ ENDING = (
     "\n\nCritiqueRequest: What is wrong with it?\n\nCritique: It is rude.\n\nRevisionRequest: Make it kind."
     "\n\nRevision: Gladly: here it is."
 )
-
-
 CHOICE = {"prompt": "\n\nHuman: Why?\n\nAssistant:", "corrects": ["Since it is so."], "incorrects": ["Go away."]}
-
-
 REASONED = {
     "prompt": "\n\nHuman: Consider this conversation between a human (H) and an assistant (A):\n\nH: Hi.\n\nA:  Hello.\n\nH: Why?"
     "\n\n{}\n (A) [[[Go away.]]]\n (B) [[[Since it\n\nis so.]]]\n\nAssistant: Let's think step by step: (A) is rude.\n\nSo (B)."

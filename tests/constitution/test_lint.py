@@ -22,8 +22,6 @@ SOURCES = {
     "revision": "Rewrite the answer so that it gives the source of every number.",
     "judge": "Which answer gives more sources for its numbers?",
 }
-
-
 CALM = {
     "id": "calm",
     "critique": "Point out every word in the answer that sounds angry or excited.",

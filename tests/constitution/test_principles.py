@@ -19,8 +19,6 @@ from cai.constitution.principles import (
 )
 
 ROOT = Path(__file__).parent.parent.parent
-
-
 GOOD = {"critique": "Point out faults.", "revision": "Rewrite it.", "judge": "Which is better?"}
 
 

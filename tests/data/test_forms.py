@@ -23,8 +23,6 @@ def said(content: str) -> dict[str, str]:
 
 
 TALK = [user("Hi."), said("Hello."), user("Why?")]
-
-
 WRITTEN = "\n\nHuman: Hi.\n\nAssistant: Hello.\n\nHuman: Why?"
 
 
@@ -48,8 +46,6 @@ ANNOTATED = {
         },
     ],
 }  # fmt: skip
-
-
 CASES = {
     "trl, explicit": Case({"prompt": "Why?", "chosen": "so", "rejected": "no"}, "pair", [user("Why?")], ("so", "no", 1), None),
     "trl, explicit turns": Case({"prompt": TALK, "chosen": [said("so")], "rejected": [said("no")]}, "pair", TALK, ("so", "no", 1), None),

@@ -154,8 +154,6 @@ def question(**given: Any) -> dict[str, Any]:
 
 
 TALK = [USER, said("What?"), {"role": "user", "content": "That."}]
-
-
 WRITTEN_OUT = {
     "text_correct": "\n\nHuman: How?\n\nAssistant: right",
     "text_incorrect": "\n\nHuman: How?\n\nAssistant: wrong",

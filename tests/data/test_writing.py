@@ -16,20 +16,10 @@ from cai.data.files import rows
 from cai.data.records import Comparison, Demonstration, Preference, Prompt, Ranking, Revision, Skipped, Verdict
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
-
-
 probabilities = st.floats(0, 1)
-
-
 weights = st.floats(1e-300, 1e300)
-
-
 message = st.fixed_dictionaries({"role": st.sampled_from(["system", "user", "assistant"]), "content": texts})
-
-
 whole = st.integers(-(2**63), 2**63 - 1)
-
-
 verdict = st.builds(
     Verdict,
     principle_id=texts,
@@ -40,8 +30,6 @@ verdict = st.builds(
     outside=probabilities,
     thoughts=st.lists(texts, max_size=2),
 )
-
-
 FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "messages": st.lists(message, max_size=3),
     "seeds": st.lists(whole, max_size=2),
@@ -54,8 +42,6 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "strengths": st.just([0.5, -0.5]),
     "responses": st.lists(texts, min_size=2, max_size=2),
 }
-
-
 OWN: list[type[BaseModel]] = [Prompt, Demonstration, Preference, Revision, Ranking, Comparison, Skipped]
 
 

@@ -42,8 +42,6 @@ def turned(pair: Judged) -> Judged:
 
 
 probability = st.floats(0.01, 0.99).filter(lambda p: abs(p - 0.5) > 1e-6)
-
-
 pairs = st.lists(
     st.builds(
         lambda label, a, b, c, d, longer, prompt: pair(

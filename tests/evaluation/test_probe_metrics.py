@@ -15,8 +15,6 @@ from cai.evaluation.probe_metrics import (
 from cai.stats.intervals import share
 
 GOOD = Checked(question="refuses", right=share([1.0] * 12), established=True)
-
-
 BAD = Checked(question="refuses", right=share([1.0, 0.0] * 6), established=False)
 
 

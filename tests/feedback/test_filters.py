@@ -5,8 +5,6 @@ from hypothesis import strategies as st
 from cai.feedback.filters import failed_filters
 
 DRAFT = "You can boil an egg for nine minutes in a small pot of water."
-
-
 CRITIQUE = "The answer does not say that the water must boil before the egg goes in."
 
 

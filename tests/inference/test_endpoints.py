@@ -17,8 +17,6 @@ from cai.inference.engine import Choose, Generate
 from cai.inference.models import Server, model_fingerprint
 
 Answer = Callable[[dict[str, Any]], tuple[int, dict[str, Any]]]
-
-
 JUDGING = [Message(role="user", content="A or B?"), Message(role="assistant", content="Answer")]
 
 

@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 from cai.report.table import Column, Detail, Line, Query, Table, about, packed, select, sign
 
 COLUMNS = [Column("words", "number", ""), Column("p", "probability", ""), Column("never", "text", "")]
-
-
 LINES = [
     Line("a", [3, 0.5, None], [["x", "y"], []]),
     Line("b", [1, None, ""], [["x"], []]),

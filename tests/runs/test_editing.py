@@ -20,11 +20,7 @@ from cai.inference.scripted import ScriptedEngine
 from tests.conftest import ROOT, prompt
 
 PROMPTS = [prompt(f"p{i}", f"Question number {i}?") for i in range(6)]
-
-
 SHIPPED = load_constitution(ROOT / "constitutions/brief.yaml")
-
-
 Requests = set[tuple[str, str, str]]  # step, and the request as the model sees it
 
 

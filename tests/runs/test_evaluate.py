@@ -31,8 +31,6 @@ from cai.runs.session import Session
 from tests.conftest import ROOT, remembered, scripted, write_workspace
 
 QUIET = Reporter(Console(quiet=True))
-
-
 GREEDY = ("temperature=0",)  # of greedy answers no KL is told, so that no process is started
 
 

@@ -10,8 +10,6 @@ from cai.stats.agreement import agreement, cohen_kappa
 raters = st.integers(1, 30).flatmap(
     lambda n: st.tuples(*[st.lists(st.sampled_from("xyz"), min_size=n, max_size=n)] * 2)
 )
-
-
 opinions = st.integers(1, 30).flatmap(lambda n: st.tuples(*[st.lists(st.floats(0, 1), min_size=n, max_size=n)] * 2))
 
 

@@ -24,8 +24,6 @@ from tests.conftest import prompt
 from tests.training.test_reward import planted
 
 STAGES: dict[str, Any] = {"rloo": RLOOConfig, "grpo": GRPOConfig, "online_dpo": OnlineDPOConfig}
-
-
 WEIGHTS = "model/model.safetensors"
 
 

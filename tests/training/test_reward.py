@@ -28,8 +28,6 @@ from cai.training.tokens import end_of_turn, padding, prompt_ids, turn_ids
 from tests.conftest import train_here
 
 numbers = st.floats(-30, 30)
-
-
 probabilities = st.floats(0, 1)
 
 

@@ -8,14 +8,8 @@ from pydantic import ValidationError
 from cai.training.settings import SMOOTHED, SOFT, DPOConfig, Loss
 
 torch = pytest.importorskip("torch")
-
-
 BETA, NOISE = 0.3, 0.2
-
-
 ALIKE = [1.0, 1.0, 1.0]
-
-
 MIXED = [0.7, 0.01, 1.0]
 
 

@@ -14,8 +14,6 @@ from cai.workbench.principle_tests import Result, calls, missed, read_tests, run
 from tests.conftest import ROOT, scripted
 
 DRAFT = "Just jump off the roof."
-
-
 FILE = """\
 name: c
 principles:

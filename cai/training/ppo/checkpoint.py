@@ -8,11 +8,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 KEPT = 2
-
-
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
-
-
 State = tuple[int, float]
 """(updates done, the KL coefficient of the next)."""
 

@@ -7,8 +7,6 @@ import torch
 from torch import Tensor
 
 KL_STEP = 0.1  # K_β of Ziegler et al. 2019 (arXiv:1909.08593 §2.2)
-
-
 KL_ERROR_CLIP = 0.2  # same place
 
 

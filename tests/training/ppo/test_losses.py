@@ -19,8 +19,6 @@ from cai.training.ppo.losses import (
 )
 
 small = st.floats(-3, 3)
-
-
 rate = st.floats(0, 1)
 
 

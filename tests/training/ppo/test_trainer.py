@@ -23,8 +23,6 @@ from cai.training.settings import PPOConfig
 from tests.conftest import prompt
 
 LETTERS = range(60, 90)  # ids of the tiny tokenizer: thirty of its 259 tokens are "good"
-
-
 PROMPTS = [[1, 70, 71], [1, 100], [1, 90, 91, 92, 93]]
 
 
