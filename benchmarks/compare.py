@@ -61,14 +61,14 @@ def make_run(folder: RunFolder, prompts: int, seed: int) -> int:
     folder.path.mkdir(parents=True)
     shutil.copy(ROOT / "constitutions/harmless.yaml", folder.constitution_yaml)
     config = {"seed": seed, "revise": {"rounds": ROUNDS, "critique": True}, "train": [{"stage": "dpo"}]}
-    lock = {
+    manifest = {
         "config": config,
-        "referee": {"fingerprint": "plain"},
+        "eval_constitution": {"fingerprint": "plain"},
         "model": "m",
         "judge_models": ["m"],
         "templates": "t",
     }
-    folder.lock_json.write_text(json.dumps(lock), encoding="utf-8")
+    folder.manifest_json.write_text(json.dumps(manifest), encoding="utf-8")
     folder.summary_json.write_text("{}", encoding="utf-8")
     words = Words(seed)
     asked = [prompt(number, random.Random(number)) for number in range(prompts + prompts // 3)]
@@ -78,7 +78,7 @@ def make_run(folder: RunFolder, prompts: int, seed: int) -> int:
     count += write_rows(folder.revisions_jsonl, revisions)
     count += write_rows(folder.preferences_jsonl, preferences)
     count += write_rows(folder.evaluation_jsonl, (evaluated(one, words) for one in asked[prompts:]))
-    return count + write_rows(folder.left_out_jsonl, [])
+    return count + write_rows(folder.skipped_jsonl, [])
 
 
 class Words:
@@ -125,7 +125,7 @@ def revise(
                 critique=words.text(),
                 revision=revision,
                 truncated=["revision"] if words.rng.random() < 0.2 else [],
-                flags=["copies_critique"] if words.rng.random() < 0.1 else [],
+                flags=["copied_critique"] if words.rng.random() < 0.1 else [],
                 model="m",
                 templates="t",
                 seed=seed,
@@ -142,7 +142,9 @@ def revise(
 
 def verdict(principle: str, rng: random.Random) -> Verdict:
     forward, reverse = rng.random(), rng.random()
-    return Verdict(principle_id=principle, principle_hash="h", p_forward=forward, p_reverse=reverse, outside=0.1)
+    return Verdict(
+        principle_id=principle, principle_hash="h", p_forward=forward, p_reverse=reverse, non_option_mass=0.1
+    )
 
 
 def evaluated(one: Prompt, words: Words) -> Comparison:

@@ -89,9 +89,9 @@ def stream(c: Constitution, given: list[Prompt]) -> Callable[..., list[Principle
     return lambda _, __, prompt_id, occasion: [drawn[prompt_id, occasion]]
 
 
-async def loop(c: Constitution, given: list[Prompt], memo: Cache, open_model: Callable[[], Engine]) -> Tally:
+async def loop(c: Constitution, given: list[Prompt], cache: Cache, open_model: Callable[[], Engine]) -> Tally:
     """The critique–revise loop over all prompts; the calls it took. The model is opened when it is first needed."""
-    engine, templates = CachedEngine("benchmark", memo, open_model), Templates(ROOT / "prompts/default")
+    engine, templates = CachedEngine("benchmark", cache, open_model), Templates(ROOT / "prompts/default")
 
     async def one(prompt: Prompt) -> None:
         draft = await respond(prompt, engine, seed=0, max_tokens=SETTINGS.max_tokens, temperature=SETTINGS.temperature)
@@ -106,12 +106,12 @@ async def loop(c: Constitution, given: list[Prompt], memo: Cache, open_model: Ca
 def share(before: Constitution, after: Constitution, given: list[Prompt], by_stream: bool) -> float:
     """Calls asked anew after an edit ÷ calls of the first run, on the scripted engine."""
     with tempfile.TemporaryDirectory() as folder:
-        memo, asked = Cache(Path(folder) / "memo.sqlite"), []
+        cache, asked = Cache(Path(folder) / "cache.sqlite"), []
         for c in (before, after):
             cai.feedback.revise.assign = stream(c, given) if by_stream else assign
-            asked.append(asyncio.run(loop(c, given, memo, scripted)).asked)
+            asked.append(asyncio.run(loop(c, given, cache, scripted)).asked)
         cai.feedback.revise.assign = assign
-        memo.close()
+        cache.close()
     return asked[1] / asked[0]
 
 
@@ -147,10 +147,10 @@ def real(count: int) -> dict[str, float]:
     """A run, and again after one principle was reworded, with the real model: shares of calls and of wall time."""
     given, asked, seconds = prompts(count), [], []
     with tempfile.TemporaryDirectory() as folder:
-        memo = Cache(Path(folder) / "memo.sqlite")
+        cache = Cache(Path(folder) / "cache.sqlite")
         for c in (harmless(), median(reworded, given), median(added, given)):
             start = time.monotonic()
-            asked.append(asyncio.run(loop(c, given, memo, small)).asked)
+            asked.append(asyncio.run(loop(c, given, cache, small)).asked)
             seconds.append(time.monotonic() - start)
             print(f"{asked[-1]} calls asked in {seconds[-1]:.1f} s", file=sys.stderr, flush=True)
     return {
@@ -167,10 +167,10 @@ def scale(count: int) -> dict[str, float]:
     """The same with as many prompts on the scripted engine, with the time and memory `cai` itself takes."""
     given, asked, seconds = prompts(count), [], []
     with tempfile.TemporaryDirectory() as folder:
-        memo = Cache(Path(folder) / "memo.sqlite")
+        cache = Cache(Path(folder) / "cache.sqlite")
         for c in (harmless(), reworded(harmless(), 0), added(harmless(), 0)):
             start = time.process_time()
-            asked.append(asyncio.run(loop(c, given, memo, scripted)).asked)
+            asked.append(asyncio.run(loop(c, given, cache, scripted)).asked)
             seconds.append(time.process_time() - start)
     return {
         "prompts": count,

@@ -10,7 +10,7 @@ measurement is a process of its own, by turns, and loading is not counted.
 Reading the line of JSON: `ensemble_cost` is the median time of sixteen principles ÷ that of one, `principle_first_cost`
 the same with the other template; `cached` are shares of prompt tokens that need not be read again. `against_written`
 is verdicts a second of the sixteen ÷ written verdicts a second. For each file `one_order` and `both_orders` are
-accuracies [mean, low, high] with a 95 % interval over prompts, `same_position` the share of verdicts that follow the
+accuracies [mean, low, high] with a 95 % interval over prompts, `position_bias` the share of verdicts that follow the
 position. `scale` is `cai judge` on 10,000 and 100,000 pairs with the scripted engine, each in a process of its own:
 processor milliseconds a pair, and peak memory in MB.
 """
@@ -135,7 +135,7 @@ def worth(file: Path, limit: int | None) -> dict[str, Any]:
     """The real model under one plain principle on labelled pairs."""
     with tempfile.TemporaryDirectory() as folder:
         given, reporter = judging(file, resolve_model("smollm2-135m"), limit), Reporter(Console(stderr=True))
-        report = evaluate_judge(given, Path(folder) / "out", Path(folder) / "memo.sqlite", reporter).report
+        report = evaluate_judge(given, Path(folder) / "out", Path(folder) / "cache.sqlite", reporter).report
 
     def interval(estimate: Any) -> list[float]:
         return [round(value, 3) for value in (estimate.mean, estimate.low, estimate.high)]
@@ -144,8 +144,8 @@ def worth(file: Path, limit: int | None) -> dict[str, Any]:
         "pairs": report.pairs,
         "one_order": interval(report.one_order),
         "both_orders": interval(report.accuracy),
-        "same_position": report.same_position,
-        "outside": report.outside,
+        "position_bias": report.position_bias,
+        "non_option_mass": report.non_option_mass,
         "seconds_per_pair": report.seconds_per_pair,
     }
 
@@ -170,7 +170,7 @@ def scripted(count: int, folder: Path) -> dict[str, float]:
     label_file(
         judging(data, model, None),
         folder / "out",
-        folder / "memo.sqlite",
+        folder / "cache.sqlite",
         Reporter(Console(quiet=True)),
         lambda _, fingerprint, __: Forgetful(fingerprint),
     )

@@ -62,7 +62,7 @@ async def ours(count: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         model = VllmEngine(resolve_model("smollm2-135m"), "benchmark", CONTEXT, AT_ONCE)
         await model.generate(Generate([Message(role="user", content="Hello")], 4, 0.0, 0))  # load and warm up
-        engine = LimitedEngine("benchmark", Cache(Path(folder) / "memo.sqlite"), lambda: model)
+        engine = LimitedEngine("benchmark", Cache(Path(folder) / "cache.sqlite"), lambda: model)
 
         async def one(prompt: Prompt) -> None:
             draft = await respond(prompt, engine, seed=0, max_tokens=1, temperature=TEMPERATURE)

@@ -63,7 +63,9 @@ def make_run(path: Path, prompts: int) -> RunFolder:
             for n in (1, 2)
         ]  # fmt: skip
         verdicts = [
-            Verdict(principle_id=p, principle_hash=HASH, p_forward=rng.random(), p_reverse=rng.random(), outside=0.5)
+            Verdict(
+                principle_id=p, principle_hash=HASH, p_forward=rng.random(), p_reverse=rng.random(), non_option_mass=0.5
+            )
             for p in PRINCIPLES
         ]  # fmt: skip
         pair = revision_preference(rounds)
@@ -77,15 +79,16 @@ def make_run(path: Path, prompts: int) -> RunFolder:
     write_rows(folder.prompts_jsonl, asked)
     write_rows(folder.revisions_jsonl, revisions)
     write_rows(folder.preferences_jsonl, pairs)
-    for file in (folder.constitution_yaml, folder.referee_yaml):
+    for file in (folder.constitution_yaml, folder.eval_constitution_yaml):
         shutil.copy(ROOT / "constitutions/harmless.yaml", file)
     constitution = {"name": "harmless", "fingerprint": HASH, "principles": {}}
-    lock = {
+    manifest = {
         "config": {"seed": 0, "model": "none", "templates": "none", "prompts": {"source": "none"}, "preferences": None},
-        "constitution": constitution, "referee": constitution, "templates": HASH, "prompts": HASH, "held_out": [],
+        "constitution": constitution, "eval_constitution": constitution, "templates": HASH, "prompts": HASH,
+        "held_out": [],
         "preferences": None, "train_files": {}, "model": HASH, "judge_models": [HASH], "versions": {},
     }  # fmt: skip
-    folder.lock_json.write_text(json.dumps(lock), encoding="utf-8")
+    folder.manifest_json.write_text(json.dumps(manifest), encoding="utf-8")
     return folder
 
 

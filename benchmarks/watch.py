@@ -90,7 +90,7 @@ def main() -> None:
                 if number > 2 * edits:
                     return
 
-        try_out(load, occasions(), resolve_model("smollm2-135m"), Path(folder) / "memo.sqlite", tell, open_engine)
+        try_out(load, occasions(), resolve_model("smollm2-135m"), Path(folder) / "cache.sqlite", tell, open_engine)
     found = {"overhead": overhead, "seconds": seconds, "restart": restart}
     medians = {name: round(statistics.median(times), 3) for name, times in found.items()}
     print(json.dumps({"benchmark": "watch", **medians, "edits": edits, "loads": len(engines)}))

@@ -160,10 +160,10 @@ def scripted(
     return open_engine
 
 
-def remembered(memo: Path) -> int:
-    """How many answers a memo holds, while another process may be writing it."""
+def remembered(cache: Path) -> int:
+    """How many answers a cache holds, while another process may be writing it."""
     try:
-        with sqlite3.connect(f"file:{memo}?mode=ro", uri=True) as db:
+        with sqlite3.connect(f"file:{cache}?mode=ro", uri=True) as db:
             return int(db.execute("SELECT count(*) FROM calls").fetchone()[0])
     except sqlite3.OperationalError:
         return 0

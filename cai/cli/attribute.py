@@ -69,7 +69,7 @@ def _matrix(found: Attribution) -> Iterator[RenderableType]:
             str(row.shared),
         )
     yield table
-    yield Text("* established among the principles of its column (Holm); the deeper a colour the surer", style="dim")
+    yield Text("* significant among the principles of its column (Holm); the deeper a colour the surer", style="dim")
     yield from (Text(f"  {name}: {meaning}", style="dim") for name, meaning in found.outcomes.items())
     effects = [(row.principle_id, name, effect) for row in found.rows for name, effect in row.effects.items()]
     surest = sorted((e for e in effects if e[2].low is not None), key=lambda e: e[2].p or 0.0)[:PRINTED_EFFECTS]

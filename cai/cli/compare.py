@@ -34,7 +34,7 @@ PRINTED_EXAMPLES = 2  # of each kind; the page has more
 PRINTED_EFFECTS = 8
 PRINTED_TAGS = 8
 SPARKS = "▁▂▃▄▅▆▇█"
-STARS = "* established: with all others of its table, chance brings it in less than 5 % of cases (Holm)"
+STARS = "* significant: with all others of its table, chance brings it in less than 5 % of cases (Holm)"
 
 
 def compare_and_print(names: Sequence[str], as_json: bool, html: Path | None, runs: Path) -> None:
@@ -96,7 +96,7 @@ def _pair(c: RunComparison, pair: PairComparison) -> Iterator[RenderableType]:
         yield _uses(pair.principles)
         never = sum(not any(use and use.drawn for use in (p.a, p.b)) for p in pair.principles)
         undrawn = f"; {never} more {'was' if never == 1 else 'were'} drawn by no shared prompt" if never else ""
-        yield Text(f"  * established against the run's other principles{undrawn}", style="dim")
+        yield Text(f"  * significant against the run's other principles{undrawn}", style="dim")
     effects = [(p, outcome, effect) for p in pair.principles for outcome, effect in p.effects.items()]
     told = sorted((found for found in effects if found[2].low is not None), key=lambda found: found[2].p or 0.0)
     if told:
@@ -139,7 +139,7 @@ def _unpaired(figures: Sequence[Unpaired], b: str) -> Table:
 
 def _uses(principles: Sequence[PrincipleComparison]) -> Table:
     judged = any(use and "verdict" in use.means for p in principles for use in (p.a, p.b))
-    last = {"verdict": "p(revision)"} if judged else {"cut_off": "cut off"}
+    last = {"verdict": "p(revision)"} if judged else {"truncated": "cut off"}
     outcomes = {"changed": "changed", "edit": "edit", "words": "words", "flagged": "flagged", **last}
     table = columns("", "drawn", *outcomes.values())
     for p in principles:

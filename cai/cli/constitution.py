@@ -81,7 +81,7 @@ def test(
     ] = SMALL_MODEL,
     templates: Annotated[str, typer.Option("--templates", help="A folder of prompt templates.")] = "prompts/default",
     as_json: AsJson = False,
-    runs: Annotated[Path, typer.Option("--runs", help="Folder of the memo.")] = DEFAULT_RUNS,
+    runs: Annotated[Path, typer.Option("--runs", help="Folder of the cache.")] = DEFAULT_RUNS,
 ) -> None:
     """Carry out the tests of principles on a model.
 

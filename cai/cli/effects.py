@@ -56,8 +56,8 @@ def effect_cells(effect: Effect) -> tuple[str, str, str, str]:
 
 
 def starred(text: str, effect: Effect | None) -> str:
-    """A number, with a star where its effect is established."""
-    return text + ("*" if effect is not None and effect.established else " ")
+    """A number, with a star where its effect is significant."""
+    return text + ("*" if effect is not None and effect.significant else " ")
 
 
 def short(name: str) -> str:

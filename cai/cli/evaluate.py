@@ -15,7 +15,7 @@ from cai.evaluation.probe_metrics import PROBES, told_rates
 from cai.inference.progress import Reporter
 from cai.runs.evaluate import evaluate_policies
 from cai.runs.evaluating import Options, plan_evaluation
-from cai.runs.folder import MEMO
+from cai.runs.folder import CACHE_FILE
 from cai.stats.formatting import counted
 from cai.stats.intervals import Estimate
 
@@ -32,7 +32,7 @@ def evaluate_and_print(options: Options, out: Path | None, replace: bool, runs: 
         raise CaiError(f"--out: '{options.policy}' is no run, and has no folder for results; name one")
     target = out if out is not None else run.eval if run is not None else Path()
     with going_on(console):
-        report = evaluate_policies(evaluating, target, runs / MEMO, Reporter(console), replace)
+        report = evaluate_policies(evaluating, target, runs / CACHE_FILE, Reporter(console), replace)
     for part in report_tables(report):
         if isinstance(part, Table):
             whole(console, part)
@@ -127,12 +127,12 @@ def _rewards(report: PolicyReport) -> Iterator[Table | Text]:
     scored = [row for row in report.rewards if row.score is not None]
     if scored:
         yield _heading("The reward model on these answers")
-        table = _table("", "score", "over the reference", "referee agrees")
+        table = _table("", "score", "over the reference", "eval judge agrees")
         for row in scored:
             table.add_row(_text(row.policy), _shown(row.score), _shown(row.gain), _rate(row.agrees))
         yield table
     if report.course:
-        yield _heading("The course of PPO: its samples by the reward model and by the referee")
+        yield _heading("The course of PPO: its samples by the reward model and by the eval judge")
         table = _table("updates", "samples", "reward", "KL", "win rate")
         for part in report.course:
             cells = (str(part.samples), _shown(part.proxy), _number(part.kl), _rate(part.gold))

@@ -65,7 +65,7 @@ def import_file(name: str, target: str, out: Path) -> None:
     typer.echo(f"Wrote {out}: {counted(count, target)} out of {source} (rows: {forms})")
     for form, note in seen.notes.items():
         typer.echo(f"  {form}: {note}")
-    _echo_left_out(reasons, _rest(out))
+    _echo_skipped(reasons, _rest(out))
     if seen.unread:
         fields = ", ".join(f"{visible(field)} ({n})" for field, n in seen.unread.most_common(12))
         more = f" and {len(seen.unread) - 12} more" if len(seen.unread) > 12 else ""
@@ -93,18 +93,18 @@ def export_file(name: str, format: str, out: Path, runs: Path) -> None:
     if format in OF_RUNS and not isinstance(source, RunFolder):
         raise CaiError(f"{name}: --format {format} is made of a run's {OF_RUNS[format]}, and this is a file")
     if format == "alpaca-eval" and isinstance(source, RunFolder):
-        files, left_out = alpaca_files(source)
-        count, rest = len(files["annotations.json"]), out / "left_out.jsonl"
-        reasons = _write_json({out / file: entries for file, entries in files.items()}, left_out, rest, nothing)
+        files, skipped = alpaca_files(source)
+        count, rest = len(files["annotations.json"]), out / "skipped.jsonl"
+        reasons = _write_json({out / file: entries for file, entries in files.items()}, skipped, rest, nothing)
     elif format == "annotated-pairs":
-        document, left_out = annotated_document(source, lost)
+        document, skipped = annotated_document(source, lost)
         count, rest = len(document["comparisons"]), _rest(out)
-        reasons = _write_json({out: document} if count else {}, left_out, rest, nothing)
+        reasons = _write_json({out: document} if count else {}, skipped, rest, nothing)
     else:
         rest = _rest(out)
         count, reasons = _write_table(out, *table(source, format, lost), nothing)
     typer.echo(f"Wrote {out}: {counted(count, 'rows')} of {name} as {format}")
-    _echo_left_out(reasons, rest)
+    _echo_skipped(reasons, rest)
     if lost:
         said = ", ".join(f"{thing} ({n})" for thing, n in lost.items())
         typer.echo(f"note: lost, since the format has no place for them (pairs or answers): {said}", err=True)
@@ -125,7 +125,7 @@ def export_dataset(name: str, to: str, licence: str, runs: Path) -> None:
 
 
 def _run_or_file(name: str, runs: Path) -> Source:
-    if any((folder / "lock.json").exists() for folder in (runs / name, Path(name))):
+    if any((folder / "manifest.json").exists() for folder in (runs / name, Path(name))):
         return open_run(name, runs)
     try:
         return local_file(name)
@@ -158,9 +158,9 @@ def _write_table(
     return count, reasons
 
 
-def _write_json(documents: dict[Path, Any], left_out: list[Skipped], rest: Path, nothing: str) -> Reasons:
+def _write_json(documents: dict[Path, Any], skipped: list[Skipped], rest: Path, nothing: str) -> Reasons:
     reasons = Reasons()
-    for row in left_out:
+    for row in skipped:
         reasons.setdefault(row.reason, []).append(_where(row))
     if not any(documents.values()):
         raise CaiError(nothing + _why(reasons))
@@ -168,8 +168,8 @@ def _write_json(documents: dict[Path, Any], left_out: list[Skipped], rest: Path,
         refuse_existing(path)
     for path, document in documents.items():
         write_file(path, json.dumps(document, ensure_ascii=False, indent=1) + "\n")
-    if left_out:
-        write_rows(rest, left_out)
+    if skipped:
+        write_rows(rest, skipped)
     return reasons
 
 
@@ -187,10 +187,10 @@ def _rest(out: Path) -> Path:
     """Where the rows stand that are not in `out`."""
     longest_first = sorted(NAMES, key=len, reverse=True)
     stem = next((out.name.removesuffix(name) for name in longest_first if out.name.endswith(name)), out.name)
-    return out.with_name(f"{stem}.left_out.jsonl")
+    return out.with_name(f"{stem}.skipped.jsonl")
 
 
-def _echo_left_out(reasons: Reasons, rest: Path) -> None:
+def _echo_skipped(reasons: Reasons, rest: Path) -> None:
     """Print how many rows were left out for each reason, and where the first stand."""
     for reason, places in reasons.items():
         named = ", ".join(places[:PLACES]) + (", …" if len(places) > PLACES else "")

@@ -71,23 +71,23 @@ def forecast_parts(found: DryRun, gpu_rate: float | None) -> Iterator[Renderable
 
 def labelling_lines(found: dict[str, Any]) -> list[str]:
     """What `cai judge` did, as its judge.json has it."""
-    cost, left_out = found["cost"], found["left_out"]
+    cost, skipped = found["cost"], found["skipped"]
     ranked = f", {counted(found['rankings'], 'rankings')}" if found["rankings"] else ""
     mean_p = "–" if found["mean_p"] is None else f"{found['mean_p']:.3f}"
     lines = [
         f"{counted(found['pairs'], 'pairs')} labelled{ranked} in {cost['seconds']:.1f} s; "
         f"{counted(cost['asked'], 'calls')} asked, "
         f"{cost['remembered']} remembered",
-        f"same position wins in both orders {percent(found['same_position'])}; mean p of the chosen {mean_p}; "
-        f"{percent(found['outside'])} of probability outside the letters",
+        f"same position wins in both orders {percent(found['position_bias'])}; mean p of the chosen {mean_p}; "
+        f"{percent(found['non_option_mass'])} of probability outside the letters",
     ]
     if found["agrees_with_given"] is not None:
         lines.append(f"agrees with the file's own labels in {percent(found['agrees_with_given'])} (`cai judge-eval`)")
-    lines += [f"left out: {n} × {reason}" for reason, n in left_out["reasons"].items()]
-    return lines + ([f"{counted(left_out['failed'], 'rows')} failed"] if left_out["failed"] else [])
+    lines += [f"left out: {n} × {reason}" for reason, n in skipped["reasons"].items()]
+    return lines + ([f"{counted(skipped['failed'], 'rows')} failed"] if skipped["failed"] else [])
 
 
-def judge_report_tables(report: JudgeReport, left_out: Sequence[Skipped]) -> Iterator[RenderableType]:
+def judge_report_tables(report: JudgeReport, skipped: Sequence[Skipped]) -> Iterator[RenderableType]:
     """A judge's report: its figures, its principles, and what a reader must not miss."""
     yield Text(f"\n{counted(report.pairs, 'pairs')} of {counted(report.prompts, 'prompts')}", style="bold")
     table = Table(box=None, show_header=False, padding=(0, 1, 0, 2))
@@ -96,15 +96,15 @@ def judge_report_tables(report: JudgeReport, left_out: Sequence[Skipped]) -> Ite
     yield table
     yield Text("\nPrinciples, each alone", style="bold")
     table = Table(box=None, padding=(0, 0, 0, 2))
-    for column in ("", "accuracy", "pairs", "same place", "outside"):
+    for column in ("", "accuracy", "pairs", "same place", "non_option_mass"):
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for quality in report.principles:
-        rates = (percent(quality.same_position), percent(quality.outside))
+        rates = (percent(quality.position_bias), percent(quality.non_option_mass))
         table.add_row(Text(quality.by), Text(str(quality.accuracy)), str(quality.pairs), *rates)
     yield table
     for note in report.notes:
         yield Text(f"  note: {note}", style="yellow")
-    for reason, n in Counter(row.reason for row in left_out).items():
+    for reason, n in Counter(row.reason for row in skipped).items():
         yield Text(f"  left out: {n} × {reason}")
 
 
@@ -126,15 +126,15 @@ def _lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
             lines.append(
                 (
                     "judge",
-                    f"same position wins in both orders {percent(judged['same_position'])}; "
-                    f"mean p {judged['mean_p']:.3f}; {percent(judged['outside'])} of probability outside the letters",
+                    f"same position wins in both orders {percent(judged['position_bias'])}; "
+                    f"mean p {judged['mean_p']:.3f}; {percent(judged['non_option_mass'])} non-option mass",
                 )
             )
-    left_out = summary["left_out"]
-    if left_out["reasons"] or left_out["failed"]:
-        reasons = [f"{count} × {reason}" for reason, count in left_out["reasons"].items()]
+    skipped = summary["skipped"]
+    if skipped["reasons"] or skipped["failed"]:
+        reasons = [f"{count} × {reason}" for reason, count in skipped["reasons"].items()]
         lines.append(
-            ("left out", "; ".join([*reasons, *([f"{left_out['failed']} failed"] if left_out["failed"] else [])]))
+            ("left out", "; ".join([*reasons, *([f"{skipped['failed']} failed"] if skipped["failed"] else [])]))
         )
     for stage, training in summary["training"].items():
         for number, text in enumerate(training_lines(training)):
@@ -142,10 +142,10 @@ def _lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
     if evaluation := summary["evaluation"]:
         words = evaluation["words"]
         lines += [
-            ("after against before", f"win rate {Estimate(**evaluation['win_rate'])} by the referee"),
+            ("after against before", f"win rate {Estimate(**evaluation['win_rate'])} by the eval judge"),
             (
                 "",
-                f"mean p {Estimate(**evaluation['mean_p'])}; same position wins {percent(evaluation['same_position'])}",
+                f"mean p {Estimate(**evaluation['mean_p'])}; same position wins {percent(evaluation['position_bias'])}",
             ),
             ("", f"{words['before']:.0f} words before, {words['after']:.0f} after"),
         ]

@@ -18,26 +18,26 @@ from cai.feedback.judge import JudgeConfig
 from cai.feedback.label import JUDGE_JSON, LabelJob, label_file
 from cai.inference.endpoints import resolve_judges
 from cai.inference.progress import Reporter
-from cai.runs.folder import MEMO
+from cai.runs.folder import CACHE_FILE
 
 
 def label_and_print(judging: LabelJob, out: Path, runs: Path) -> None:
     """Label a file and print the totals; an interrupt says how to go on."""
     console = Console()
     with going_on(console):
-        found = label_file(judging, out, runs / MEMO, Reporter(console))
+        found = label_file(judging, out, runs / CACHE_FILE, Reporter(console))
     for text in labelling_lines(found):
         line(console, f"  {text}")
     files = ", ".join(name for name in ("preferences.jsonl", "rankings.jsonl") if (out / name).exists())
-    line(console, f"  {files}, left_out.jsonl and {JUDGE_JSON} are in {out}/")
+    line(console, f"  {files}, skipped.jsonl and {JUDGE_JSON} are in {out}/")
 
 
 def evaluate_and_print(judging: LabelJob, out: Path, runs: Path, calibrate: bool) -> None:
     """Set a judge against labels and print its report; an interrupt says how to go on."""
     console = Console()
     with going_on(console):
-        evaluated = evaluate_judge(judging, out, runs / MEMO, Reporter(console), calibrate)
-    for part in judge_report_tables(evaluated.report, evaluated.left_out):
+        evaluated = evaluate_judge(judging, out, runs / CACHE_FILE, Reporter(console), calibrate)
+    for part in judge_report_tables(evaluated.report, evaluated.skipped):
         console.print(part)
     line(console, f"  the page is {out / 'judge.html'}; figures and rows: {JUDGE_JSON}, verdicts.jsonl")
 

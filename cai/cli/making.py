@@ -178,8 +178,8 @@ def evaluate(
     prompts: Annotated[
         Path | None, typer.Option("--prompts", help="A file or Hub id of prompts [those the run holds out].")
     ] = None,
-    referee: Annotated[
-        str | None, typer.Option("--referee", help="A constitution to judge by [the run's referee].")
+    eval_constitution: Annotated[
+        str | None, typer.Option("--constitution", help="A constitution to judge by [the run's eval judge].")
     ] = None,
     judge: Annotated[str | None, typer.Option("--judge", help="A model or server that judges [the run's].")] = None,
     probes: Annotated[
@@ -206,7 +206,9 @@ def evaluate(
     from cai.cli.evaluate import evaluate_and_print
     from cai.runs.evaluating import Options
 
-    options = Options(policy, against or [], reference, prompts, referee, judge, probes, limit, settings or [])
+    options = Options(
+        policy, against or [], reference, prompts, eval_constitution, judge, probes, limit, settings or []
+    )
     evaluate_and_print(options, out, replace, runs)
 
 

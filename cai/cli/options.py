@@ -5,5 +5,5 @@ from typing import Annotated
 
 import typer
 
-RunsFolder = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs and their memo.")]
+RunsFolder = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs and their cache.")]
 DEFAULT_RUNS = Path("runs")

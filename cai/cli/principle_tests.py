@@ -21,7 +21,7 @@ from cai.constitution.templates import OF_TESTS, Templates
 from cai.evaluation.judge_report import Cost
 from cai.inference.endpoints import resolve_judges
 from cai.inference.progress import Reporter
-from cai.runs.folder import MEMO
+from cai.runs.folder import CACHE_FILE
 from cai.stats.formatting import counted
 from cai.workbench.principle_tests import Outcome, Result, read_tests, run_tests
 
@@ -35,7 +35,7 @@ def run_and_print_tests(
     [found_model] = resolve_judges([model])
     progress = Console(stderr=as_json)
     with going_on(progress):
-        tested, cost = run_tests(tests, found_model, found_templates, runs / MEMO, Reporter(progress))
+        tested, cost = run_tests(tests, found_model, found_templates, runs / CACHE_FILE, Reporter(progress))
     if as_json:
         typer.echo(json.dumps([row for test in tested for row in _rows(test)], ensure_ascii=False, indent=2))
     else:
@@ -57,7 +57,7 @@ def _rows(tested: Result) -> list[dict[str, Any]]:
             "p": outcome.p,
             "p_forward": outcome.verdict and outcome.verdict.p_forward,
             "p_reverse": outcome.verdict and outcome.verdict.p_reverse,
-            "outside": outcome.outside,
+            "non_option_mass": outcome.non_option_mass,
             "least": placed.test.least,
             "critique": critique and critique.text,
             "revision": revision and revision.text,
@@ -83,15 +83,15 @@ def _print(console: Console, tested: Sequence[Result], cost: Cost) -> None:
 
 def _table(tests: Sequence[Result]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("", "line", "principle", "expected", "p", "first, second", "outside"):
-        right = column in ("line", "p", "outside")
+    for column in ("", "line", "principle", "expected", "p", "first, second", "non_option_mass"):
+        right = column in ("line", "p", "non_option_mass")
         table.add_column(column, justify="right" if right else "left", no_wrap=column != "principle", overflow="fold")
     for test in tests:
         for outcome in test.outcomes:
             status = Text("pass", style="green") if outcome.passed else Text("FAIL", style="bold red")
             figures = [f"{outcome.p:.3f}" if outcome.p is not None else ""]
             figures.append(f"{v.p_forward:.3f}, {v.p_reverse:.3f}" if (v := outcome.verdict) else "")
-            figures.append(f"{100 * outcome.outside:.0f} %" if outcome.outside is not None else "")
+            figures.append(f"{100 * outcome.non_option_mass:.0f} %" if outcome.non_option_mass is not None else "")
             where = (str(test.placed.line), test.placed.principle.id)
             table.add_row(status, *where, _expected(test, outcome), *figures)
     return table

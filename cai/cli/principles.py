@@ -42,7 +42,7 @@ def find_constitution(name: str, runs: Path | None) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    if runs is not None and any((folder / "lock.json").exists() for folder in (runs / name, path)):
+    if runs is not None and any((folder / "manifest.json").exists() for folder in (runs / name, path)):
         return open_run(name, runs).constitution_yaml
     from cai.config.locate import find_file, near
 

@@ -14,9 +14,7 @@ app = typer.Typer(rich_markup_mode=None)
 @app.command()
 def show(
     run: Annotated[str, typer.Argument(help="Name or folder of a run.")],
-    stage: Annotated[
-        str, typer.Option("--stage", help="revisions, preferences, evaluation or left_out.")
-    ] = "revisions",
+    stage: Annotated[str, typer.Option("--stage", help="revisions, preferences, evaluation or skipped.")] = "revisions",
     count: Annotated[int, typer.Option("-n", min=1, help="How many examples.")] = 3,
     runs: RunsFolder = DEFAULT_RUNS,
 ) -> None:
@@ -96,7 +94,7 @@ def attribute(
 ) -> None:
     """Tell what each principle of a sweep does.
 
-    A matrix of principles and outcomes, with what is established.
+    A matrix of principles and outcomes, with what is significant.
     """
     from cai.cli.attribute import attribute_and_print
 

@@ -22,7 +22,7 @@ def show_examples(run: str, stage: str, count: int, runs: Path) -> None:
         "revisions": _revisions,
         "preferences": lambda folder: [_preference(row) for row in folder.preferences()],
         "evaluation": lambda folder: [_comparison(row) for row in folder.evaluation()],
-        "left_out": lambda folder: [_left_out(row) for row in folder.left_out()],
+        "skipped": lambda folder: [_skipped(row) for row in folder.skipped()],
     }
     if stage not in stages:
         raise CaiError(f"--stage {stage}: expected one of {', '.join(stages)}")
@@ -43,7 +43,7 @@ def _revisions(folder: RunFolder) -> list[Example]:
     for row in folder.revisions():
         rounds.setdefault(row.prompt_id, []).append(row)
     labels = {row.prompt_id: row for row in folder.preferences() if row.source == "revision"}
-    reasons = {row.prompt_id: row.reason for row in folder.left_out() if row.stage == "revision pairs"}
+    reasons = {row.prompt_id: row.reason for row in folder.skipped() if row.stage == "revision pairs"}
     examples = []
     for prompt_id, rows in rounds.items():
         parts = [*_conversation(rows[0].messages), (_heading("draft", rows[0]), rows[0].draft)]
@@ -78,7 +78,7 @@ def _comparison(row: Comparison) -> Example:
     return row.prompt_id, [*parts, ("label", f"p(after is better) = {row.p:.4f}"), *_verdicts(row.verdicts)]
 
 
-def _left_out(row: Skipped) -> Example:
+def _skipped(row: Skipped) -> Example:
     return row.prompt_id, [(row.stage + ("  (failed)" if row.failed else ""), row.reason)]
 
 

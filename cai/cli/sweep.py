@@ -64,8 +64,8 @@ def forecast_sweep(file: Path, settings: list[str], runs: Path) -> None:
         table = Table(box=None, padding=(0, 1, 0, 2))
         for column in (f"run of {name}", "calls", "known", "asked", "tokens", "time"):
             table.add_column(column, justify="left" if column.startswith("run") else "right", no_wrap=True)
-        with closing(Cache(Path(aside) / "counted.sqlite")) as memo:
-            found = [dry_run(member.plan, memo) for member in members]
+        with closing(Cache(Path(aside) / "counted.sqlite")) as cache:
+            found = [dry_run(member.plan, cache) for member in members]
         for member, one in zip(members, found, strict=True):
             table.add_row(member.name, *_cost(one.lines, one.seconds))
         seconds = [one.seconds for one in found]

@@ -58,7 +58,7 @@ def train_and_print(
             )
     with tempfile.TemporaryDirectory(prefix="cai-train-") as aside:
         rows = Path(aside) / "rows.jsonl"
-        left_out = _import(settings, local_file(str(data)), rows)
+        skipped = _import(settings, local_file(str(data)), rows)
         try:
             result, more = train_stage(
                 stage, settings, rows, folder, out, seed, Reporter(console), judge, launcher, replace, keep_data=True
@@ -70,10 +70,10 @@ def train_and_print(
                 markup=False, highlight=False, soft_wrap=True,
             )  # fmt: skip
             raise
-    for reason, count in Counter(row.reason for row in [*left_out, *more]).items():
+    for reason, count in Counter(row.reason for row in [*skipped, *more]).items():
         console.print(f"  left out: {count} × {reason}", markup=False, highlight=False, soft_wrap=True)
-    if left_out or more:
-        write_rows(out / "left_out.jsonl", [*left_out, *more])
+    if skipped or more:
+        write_rows(out / "skipped.jsonl", [*skipped, *more])
     if (out / "report.json").exists():
         for line in reward_lines(json.loads((out / "report.json").read_text(encoding="utf-8"))):
             console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
@@ -105,26 +105,26 @@ def _import(settings: TrainConfig, data: Path, target: Path) -> list[Skipped]:
     """Write the stage's data in our own rows; returns what of it is left out."""
     kind = settings.model_dump()["data"]
     if kind == "preferences":
-        pairs, left_out = read_preferences(data)
+        pairs, skipped = read_preferences(data)
         if not pairs:
-            raise CaiError(f"{data}: no pair to learn from: {_reasons(left_out)}")
+            raise CaiError(f"{data}: no pair to learn from: {_reasons(skipped)}")
         write_rows(target, pairs)
-        return left_out
+        return skipped
     if kind == "prompts":
-        prompts, left_out = read_prompts(data)
+        prompts, skipped = read_prompts(data)
         write_rows(target, prompts)
-        return left_out
+        return skipped
     if (
         "principle_id" in next(rows_of(data), (None, dict[str, Any]()))[1]
     ):  # revisions of a run, which hygiene has flagged
         write_rows(target, (parse_row(place, value, Revision) for place, value in rows_of(data)))
         return []
-    answers, left_out = read_completions(data)
+    answers, skipped = read_completions(data)
     if not answers:
-        raise CaiError(f"{data}: no answer to learn: {_reasons(left_out)}")
+        raise CaiError(f"{data}: no answer to learn: {_reasons(skipped)}")
     write_rows(target, answers)
-    return left_out
+    return skipped
 
 
-def _reasons(left_out: list[Skipped]) -> str:
-    return ", ".join(f"{n} × {reason}" for reason, n in Counter(row.reason for row in left_out).items())
+def _reasons(skipped: list[Skipped]) -> str:
+    return ", ".join(f"{n} × {reason}" for reason, n in Counter(row.reason for row in skipped).items())

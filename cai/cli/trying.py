@@ -23,7 +23,7 @@ from cai.data.prompts import read_prompts
 from cai.data.records import Message, Prompt
 from cai.feedback.revise import ReviseConfig
 from cai.inference.endpoints import resolve_judges
-from cai.runs.folder import MEMO
+from cai.runs.folder import CACHE_FILE
 from cai.stats.formatting import counted
 from cai.workbench.trial import Begun, Event, Loading, News, Trial, changes, once, try_out
 
@@ -72,7 +72,7 @@ def try_and_print(
             if watch and not isinstance(event, Begun | Loading | News):
                 line(console, Text(f"watching {file} and {folder}; Ctrl-C ends", style="dim"))
 
-        try_out(load, occasions, found, runs / MEMO, tell)
+        try_out(load, occasions, found, runs / CACHE_FILE, tell)
 
 
 def read_inputs(texts: list[str], file: str | None, count: int) -> list[Prompt]:
@@ -87,9 +87,9 @@ def read_inputs(texts: list[str], file: str | None, count: int) -> list[Prompt]:
         messages = [Message(role="user", content=text)]
         prompts.append(Prompt(id=fingerprint(messages), messages=messages))
     if file is not None:
-        read, left_out = read_prompts(locate.find_data("--prompts", file, COMMAND), count)
+        read, skipped = read_prompts(locate.find_data("--prompts", file, COMMAND), count)
         prompts += read
-        for reason, rows in Counter(row.reason for row in left_out).items():
+        for reason, rows in Counter(row.reason for row in skipped).items():
             line(Console(stderr=True), f"left out: {rows} × {visible(reason)}")
     if not prompts:
         raise CaiError("no prompt to try: give -p TEXT, or --prompts FILE")

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel
 
 from cai.compare.findings import LINES, noise, notes_on_pair, notes_on_run, told
-from cai.compare.paired import same_referee
+from cai.compare.paired import same_eval_judge
 from cai.compare.reading import RunData, mean, read_run
 from cai.compare.record import Attributed, Attribution
 from cai.config.errors import CaiError
@@ -26,11 +26,11 @@ OUTCOMES = {
     "cut off": "rounds of revision cut off at max_tokens",
     "better": "P(revision better than draft) by the run's judge",
     "after words": "words of the trained policy's answers",
-    "after p": "P(the trained policy's answer is better than the one before) by the referee",
+    "after p": "P(the trained policy's answer is better than the one before) by the eval judge",
     "wins": "held-out prompts won against the other run, less one half",
 }
 """Columns of the matrix: name → meaning."""
-BY_REFEREE = ("after p", "wins")
+BY_EVAL_JUDGE = ("after p", "wins")
 Measured = Mapping[str, Mapping[str, float]]  # by outcome and prompt
 
 
@@ -106,7 +106,7 @@ def _attribute(sweep: str, folder: Path, how: How, base: Member, single: Sequenc
     read: list[_Read] = []
     for member in single:
         path = folder / member.run
-        if not (path / "lock.json").exists():
+        if not (path / "manifest.json").exists():
             notes.append(f"{sweep}/{member.run} has not been started: its row is missing")
             continue
         one = read_run(RunFolder(path))  # let go after its row: a sweep may hold more than fits in memory
@@ -153,7 +153,7 @@ def _measured(run: RunData) -> Measured:
         "change": {i: row.edit for i, row in revised.items()},
         "words": {i: row.text_words for i, row in revised.items()},
         "flagged": {i: mean([bool(this.flags) for this in row.rounds]) for i, row in revised.items()},
-        "cut off": {i: mean([this.cut_off for this in row.rounds]) for i, row in revised.items()},
+        "cut off": {i: mean([this.truncated for this in row.rounds]) for i, row in revised.items()},
         "better": {i: mean(list(verdicts.values())) for i, verdicts in said.items()},
         "after words": {i: row.after_words for i, row in answered.items()},
         "after p": {i: row.p for i, row in answered.items()},
@@ -171,23 +171,23 @@ def _effects(a: RunData, b: RunData, shared: Sequence[str]) -> Iterator[tuple[st
     answers = [(in_a[i], in_b[i]) for i in shared if i in in_a and i in in_b]
     found["wins"] = [win(0.5 + (y.p - x.p) / 2) - 0.5 for x, y in answers if x.before == y.before]
     for name, differences in found.items():
-        if differences and (name not in BY_REFEREE or same_referee(a, b)):
+        if differences and (name not in BY_EVAL_JUDGE or same_eval_judge(a, b)):
             yield name, paired(differences)
 
 
 def _findings(found: Attribution) -> Iterator[str]:
-    """At most LINES lines: what is established, the surest first, then what would settle the nearest."""
+    """At most LINES lines: what is significant, the surest first, then what would settle the nearest."""
     effects = [(row.principle_id, name, effect) for row in found.rows for name, effect in row.effects.items()]
-    established = sorted((e for e in effects if e[2].established), key=lambda e: e[2].adjusted or 0.0)
-    for principle, name, effect in established[: LINES - 2]:
+    significant = sorted((e for e in effects if e[2].significant), key=lambda e: e[2].adjusted or 0.0)
+    for principle, name, effect in significant[: LINES - 2]:
         adds = f"{principle} adds to" if found.how == "leave-one-out" else f"{principle} alone, beside all together, in"
-        yield f"{adds} `{name}`: established, {told(effect)}"
-    if len(established) > LINES - 2:
-        yield f"{len(established) - LINES + 2} more effects are established; see the matrix"
-    undecided = [e for e in effects if not e[2].established]
+        yield f"{adds} `{name}`: significant, {told(effect)}"
+    if len(significant) > LINES - 2:
+        yield f"{len(significant) - LINES + 2} more effects are significant; see the matrix"
+    undecided = [e for e in effects if not e[2].significant]
     nearest = min((e for e in undecided if e[2].needed), key=lambda e: e[2].needed or 0, default=None)
-    if nearest and len(established) < LINES - 1:
+    if nearest and len(significant) < LINES - 1:
         principle, name, effect = nearest
         yield f"of the others the nearest, {principle} on `{name}` ({told(effect)}), {noise(effect)}"
-    if not established:
-        yield f"no effect of {len(found.rows)} principles on {len(found.outcomes)} outcomes is established at this size"
+    if not significant:
+        yield f"no effect of {len(found.rows)} principles on {len(found.outcomes)} outcomes is significant at this size"

@@ -101,11 +101,13 @@ def _shared(a: RunData, b: RunData) -> list[str]:
 def _pair(a: RunData, b: RunData, number: int, shared: Sequence[str], examples: int) -> PairComparison:
     return PairComparison(
         b=number,
-        settings=differences(a.lock["config"], b.lock["config"]) if "config" in a.lock and "config" in b.lock else None,
+        settings=differences(a.manifest["config"], b.manifest["config"])
+        if "config" in a.manifest and "config" in b.manifest
+        else None,
         shared=len(shared),
         only=(len(a.prompts) - len(shared), len(b.prompts) - len(shared)),
-        figures=figures(a, b, shared, paired.same_referee(a, b)),
-        unpaired=[] if shared else unpaired_figures(a, b, paired.same_referee(a, b)),
+        figures=figures(a, b, shared, paired.same_eval_judge(a, b)),
+        unpaired=[] if shared else unpaired_figures(a, b, paired.same_eval_judge(a, b)),
         principles=compare_principles(a, b, shared),
         wins=paired.wins(a, b, shared),
         labels=paired.label_agreement(a.labels, b.labels, shared) if shared else None,
@@ -135,5 +137,5 @@ def _part(number: int, run: RunData) -> RunPart:
         principles=len(run.constitution.principles) if run.constitution else 0,
         prompts=len(run.prompts),
         rows=run.rows,
-        left_out=run.left_out,
+        skipped=run.skipped,
     )

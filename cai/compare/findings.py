@@ -1,9 +1,9 @@
-"""A comparison in plain words: what is established, and what is noise at this sample size."""
+"""A comparison in plain words: what is significant, and what is noise at this sample size."""
 
 from collections.abc import Iterator, Sequence
 from statistics import fmean
 
-from cai.compare.paired import judged_together, outdated, same_referee
+from cai.compare.paired import judged_together, outdated, same_eval_judge
 from cai.compare.reading import RunData
 from cai.compare.record import Curve, PairComparison, PrincipleUse, RunComparison, Wins
 from cai.stats.significance import Effect
@@ -15,40 +15,40 @@ SPOKEN = {
     "edit": "how much it changes the answer",
     "words": "the words it adds",
     "flagged": "flagged revisions",
-    "cut_off": "revisions cut off",
+    "truncated": "revisions cut off",
     "verdict": "P(revision better)",
 }
 """A principle's outcomes in a sentence."""
 
 
 def findings(c: RunComparison) -> list[str]:
-    """At most LINES lines; only what Holm's correction leaves standing is called established."""
-    established = [line for pair in c.pairs for line in _established(c, pair)]
+    """At most LINES lines; only what Holm's correction leaves standing is called significant."""
+    significant = [line for pair in c.pairs for line in _significant(c, pair)]
     undecided = [line for pair in c.pairs for line in _undecided(c, pair)]
     if not any(pair.shared for pair in c.pairs):
         undecided = ["no prompt is shared: what differs between the runs may be their prompts", *undecided]
     room = max(LINES - len(undecided), LINES // 2)
-    if len(established) > room:
+    if len(significant) > room:
         kept = room - 1
-        established = [
-            *established[:kept],
-            f"{len(established) - kept} more differences are established; see the tables",
+        significant = [
+            *significant[:kept],
+            f"{len(significant) - kept} more differences are significant; see the tables",
         ]
-    return ([*established, *undecided] or ["nothing could be paired, so that nothing can be said"])[:LINES]
+    return ([*significant, *undecided] or ["nothing could be paired, so that nothing can be said"])[:LINES]
 
 
-def _established(c: RunComparison, pair: PairComparison) -> Iterator[str]:
+def _significant(c: RunComparison, pair: PairComparison) -> Iterator[str]:
     """Between the runs first, then of principles; of each the surest first."""
     b = c.runs[pair.b].letter
     for figure in sorted(pair.figures, key=lambda f: _surprise(f.effect)):
-        if figure.effect.established:
-            yield f"{figure.name}: A {number(figure.a)}, {b} {number(figure.b)}; established: {told(figure.effect)}"
+        if figure.effect.significant:
+            yield f"{figure.name}: A {number(figure.a)}, {b} {number(figure.b)}; significant: {told(figure.effect)}"
     for wins in pair.wins:
-        if wins.effect.established:
-            yield f"{_won(b, wins)}; established: {told(wins.effect)} off ½"
-    changes = [(p, outcome, e) for p in pair.principles for outcome, e in p.effects.items() if e.established]
+        if wins.effect.significant:
+            yield f"{_won(b, wins)}; significant: {told(wins.effect)} off ½"
+    changes = [(p, outcome, e) for p in pair.principles for outcome, e in p.effects.items() if e.significant]
     for p, outcome, effect in sorted(changes, key=lambda found: _surprise(found[2])):
-        yield f"{p.id} ({p.kind}), {SPOKEN[outcome]}: established, {b} − A = {told(effect)}"
+        yield f"{p.id} ({p.kind}), {SPOKEN[outcome]}: significant, {b} − A = {told(effect)}"
     if pair is c.pairs[0]:
         yield from _beside_others("A", {p.id: p.a for p in pair.principles})
     yield from _beside_others(b, {p.id: p.b for p in pair.principles})
@@ -56,9 +56,9 @@ def _established(c: RunComparison, pair: PairComparison) -> Iterator[str]:
 
 def _beside_others(letter: str, uses: dict[str, PrincipleUse | None]) -> Iterator[str]:
     """What tells a principle from the others of its run."""
-    found = [(i, o, e) for i, use in uses.items() if use for o, e in use.against_others.items() if e.established]
+    found = [(i, o, e) for i, use in uses.items() if use for o, e in use.against_others.items() if e.significant]
     for i, outcome, effect in sorted(found, key=lambda item: _surprise(item[2])):
-        yield f"{i} beside the other principles of {letter}, {SPOKEN[outcome]}: established, {told(effect)}"
+        yield f"{i} beside the other principles of {letter}, {SPOKEN[outcome]}: significant, {told(effect)}"
 
 
 def _undecided(c: RunComparison, pair: PairComparison) -> Iterator[str]:
@@ -66,7 +66,7 @@ def _undecided(c: RunComparison, pair: PairComparison) -> Iterator[str]:
     b = c.runs[pair.b].letter
     head = f"{b} and A: " if len(c.pairs) > 1 else ""
     equal = [f for f in pair.figures if f.effect.mean == 0 and not f.effect.se]
-    undecided = [f for f in pair.figures if not f.effect.established and f not in equal]
+    undecided = [f for f in pair.figures if not f.effect.significant and f not in equal]
     if undecided:
         same = f"{len(equal)} are equal in both, " if equal else ""
         line = f"{head}of {len(pair.figures)} figures {same}{len(undecided)} cannot be told from equal at this size"
@@ -78,11 +78,11 @@ def _undecided(c: RunComparison, pair: PairComparison) -> Iterator[str]:
         yield line
     elif pair.figures and len(equal) == len(pair.figures):
         yield f"{head}all {len(equal)} figures are equal in both"
-    for overall in (w for w in pair.wins if w.tag is None and not w.effect.established):
+    for overall in (w for w in pair.wins if w.tag is None and not w.effect.significant):
         yield f"{_won(b, overall)}: {noise(overall.effect)}"
     effects = [(p, outcome, e) for p in pair.principles for outcome, e in p.effects.items()]
-    if effects and not any(e.established for _, _, e in effects):
-        line = f"{head}no effect of a principle between the runs is established"
+    if effects and not any(e.significant for _, _, e in effects):
+        line = f"{head}no effect of a principle between the runs is significant"
         nearest_of = min((found for found in effects if found[2].needed), key=lambda f: f[2].needed or 0, default=None)
         if nearest_of:
             p, outcome, effect = nearest_of
@@ -103,7 +103,7 @@ def _won(b: str, wins: Wins) -> str:
 
 
 def noise(effect: Effect) -> str:
-    """That an effect is not established, with the prompts that would settle it."""
+    """That an effect is not significant, with the prompts that would settle it."""
     if effect.mean == 0 and not effect.se:
         return "a tie on every one"
     return "cannot be told from chance" + (f"; {_prompts(effect.needed)} would settle it" if effect.needed else "")
@@ -163,7 +163,7 @@ def notes_on_run(run: RunData, curves: Sequence[Curve]) -> Iterator[str]:
             if run.setting("train") == []
             else f"{name} has no evaluation{yet}"
         )
-    followed = [row.same_position for row in (run.answered or {}).values() if row.same_position is not None]
+    followed = [row.position_bias for row in (run.answered or {}).values() if row.position_bias is not None]
     if followed and fmean(followed) >= FOLLOWS_POSITION:
         yield f"{name}: {100 * fmean(followed):.0f} % of verdicts follow the position; its win rate says little"
     for curve in curves:
@@ -191,8 +191,8 @@ def notes_on_pair(a: RunData, b: RunData, shared: Sequence[str]) -> Iterator[str
             yield f"{both}: no held-out prompt was evaluated in both: the trained policies cannot be compared"
         elif len(evaluated) < FEW_PROMPTS:
             yield f"{both}: only {len(evaluated)} held-out prompts were evaluated in both: expect wide intervals"
-        if evaluated and not same_referee(a, b):
-            yield f"{both} were not evaluated by the same referee: their win rates do not compare"
+        if evaluated and not same_eval_judge(a, b):
+            yield f"{both} were not evaluated by the same eval judge: their win rates do not compare"
         elif other := sum(a.answered[i].before != b.answered[i].before for i in evaluated):
             yield f"{both}: {other} held-out prompts had another answer before training; their wins do not compare"
     for run in (a, b):
@@ -201,8 +201,8 @@ def notes_on_pair(a: RunData, b: RunData, shared: Sequence[str]) -> Iterator[str
     critiques = [run.setting("revise", "critique") for run in (a, b)]
     if False in critiques and critiques[0] != critiques[1]:
         yield f"{both}: one makes no critiques, so that its revisions cannot be flagged as copies of one"
-    for what in ("config", "model", "judge_models", "templates", "referee"):
-        if what not in a.lock or what not in b.lock:
-            yield f"{(a if what not in a.lock else b).name} does not say which {what.replace('_', ' ')} it used"
-        elif what != "config" and a.lock[what] != b.lock[what]:
+    for what in ("config", "model", "judge_models", "templates", "eval_constitution"):
+        if what not in a.manifest or what not in b.manifest:
+            yield f"{(a if what not in a.manifest else b).name} does not say which {what.replace('_', ' ')} it used"
+        elif what != "config" and a.manifest[what] != b.manifest[what]:
             yield f"{both} differ in their {what.replace('_', ' ')} too"

@@ -39,12 +39,12 @@ HYGIENE: dict[str, Callable[[Revised], float | None]] = {
         f"revision {flag.replace('_', ' ')}": lambda row, flag=flag: mean([flag in r.flags for r in row.rounds])  # type: ignore[misc]
         for flag in FILTERS
     },
-    "revision cut off": lambda row: mean([r.cut_off for r in row.rounds]),
+    "revision cut off": lambda row: mean([r.truncated for r in row.rounds]),
 }
 LABELS: dict[str, Callable[[list[Labelled]], float | None]] = {
     "label, P of the preferred": lambda pairs: mean([max(pair.p, 1 - pair.p) for pair in pairs]),
-    "judge follows the position": lambda pairs: _mean(pair.same_position for pair in pairs),
-    "judge outside the letters": lambda pairs: mean([pair.outside for pair in pairs]),
+    "judge follows the position": lambda pairs: _mean(pair.position_bias for pair in pairs),
+    "judge outside the letters": lambda pairs: mean([pair.non_option_mass for pair in pairs]),
 }
 VERDICTS_ON_REVISIONS: dict[str, Callable[[dict[str, float]], float | None]] = {
     "P(revision better than draft)": lambda said: mean(list(said.values())),
@@ -52,34 +52,34 @@ VERDICTS_ON_REVISIONS: dict[str, Callable[[dict[str, float]], float | None]] = {
 ANSWERS: dict[str, Callable[[Answered], float | None]] = {
     "answer before, words": lambda row: row.before_words,
     "answer after, words": lambda row: row.after_words,
-    "answer after cut off": lambda row: row.cut_off,
+    "answer after cut off": lambda row: row.truncated,
 }
 VERDICTS: dict[str, Callable[[Answered], float | None]] = {
     "win rate of after": lambda row: win(row.p),
     "mean p(after better)": lambda row: row.p,
-    "referee follows the position": lambda row: row.same_position,
+    "eval judge follows the position": lambda row: row.position_bias,
 }
-COPIES = "revision copies critique"
+COPIES = "revision copied critique"
 Values = Mapping[str, Callable[[Any], float | None]]
 """What is measured in a row, by the figure's name."""
 Rows = Mapping[str, Any] | None
 """A run's rows by prompt."""
 
 
-def figures(a: RunData, b: RunData, shared: Iterable[str], same_referee: bool) -> list[Figure]:
-    """All figures that both runs have; without the referee's, whose labels compare only when the same one gave them."""
+def figures(a: RunData, b: RunData, shared: Iterable[str], same_eval_judge: bool) -> list[Figure]:
+    """All figures that both runs have; those of the eval judge only when the same one labelled both."""
     ids = sorted(shared)
     return [
         figure
-        for group, values, rows_a, rows_b in _measured(a, b, same_referee)
+        for group, values, rows_a, rows_b in _measured(a, b, same_eval_judge)
         for figure in paired_figures(group, values, rows_a, rows_b, ids)
     ]
 
 
-def unpaired_figures(a: RunData, b: RunData, same_referee: bool) -> list[Unpaired]:
+def unpaired_figures(a: RunData, b: RunData, same_eval_judge: bool) -> list[Unpaired]:
     """The same figures of runs that share no prompts, each on its own."""
     found = []
-    for _, values, rows_a, rows_b in _measured(a, b, same_referee):
+    for _, values, rows_a, rows_b in _measured(a, b, same_eval_judge):
         for name, value in values.items():
             sides = [[x for row in (rows or {}).values() if (x := value(row)) is not None] for rows in (rows_a, rows_b)]
             if all(sides):
@@ -88,7 +88,7 @@ def unpaired_figures(a: RunData, b: RunData, same_referee: bool) -> list[Unpaire
     return found
 
 
-def _measured(a: RunData, b: RunData, same_referee: bool) -> Iterator[tuple[Group, Values, Rows, Rows]]:
+def _measured(a: RunData, b: RunData, same_eval_judge: bool) -> Iterator[tuple[Group, Values, Rows, Rows]]:
     """Every group of figures with the rows of both runs, by prompt."""
     critiques = all(run.setting("revise", "critique") is not False for run in (a, b))
     yield "revisions", REVISIONS, a.revised, b.revised
@@ -96,7 +96,7 @@ def _measured(a: RunData, b: RunData, same_referee: bool) -> Iterator[tuple[Grou
     labels = [run.labels or Labels({}, {}, Counter(), Counter()) for run in (a, b)]
     yield "labels", LABELS, labels[0].pairs, labels[1].pairs
     yield "labels", VERDICTS_ON_REVISIONS, labels[0].revisions, labels[1].revisions
-    yield "evaluation", ANSWERS | (VERDICTS if same_referee else {}), a.answered, b.answered
+    yield "evaluation", ANSWERS | (VERDICTS if same_eval_judge else {}), a.answered, b.answered
 
 
 def paired_figures(
@@ -127,7 +127,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 CHANGED: tuple[Kind, ...] = tuple(kind for kind in get_args(Kind) if kind != "same")
-OUTCOMES_OF_A_ROUND = ("changed", "edit", "words", "flagged", "cut_off")
+OUTCOMES_OF_A_ROUND = ("changed", "edit", "words", "flagged", "truncated")
 REST = "the rest"
 
 
@@ -211,7 +211,7 @@ def _uses(run: RunData, principles: Constitution, prompts: Sequence[str]) -> dic
             means={outcome: mean(found) for outcome, found in values[p.id].items()},
             against_others={outcome: effect for (i, outcome), effect in against.items() if i == p.id},
             asked=asked,
-            same_position=run.labels.same_position[p.id] / asked if run.labels and asked else None,
+            position_bias=run.labels.position_bias[p.id] / asked if run.labels and asked else None,
         )
     return uses
 
@@ -276,16 +276,16 @@ WinsByTag = dict[tuple[str, str | None], list[float]]  # by axis and tag
 def wins(a: RunData, b: RunData, shared: Sequence[str]) -> list[Wins]:
     """B against A, on all prompts and by tag: as `cai eval` found it, or else by the evaluations of both runs.
 
-    The latter on held-out prompts whose answer before training is the same in both: the referee saw either answer
-    beside that one. Where the runs have another referee or judge, nothing compares: [].
+    The latter on held-out prompts whose answer before training is the same in both: the eval judge saw either answer
+    beside that one. Where the runs have another eval judge, nothing compares: [].
     """
     values = _met(a, b)
     directly = bool(values)
-    if not values and a.answered and b.answered and same_referee(a, b):
+    if not values and a.answered and b.answered and same_eval_judge(a, b):
         for i in shared:
             in_a, in_b = a.answered.get(i), b.answered.get(i)
             if in_a and in_b and in_a.before == in_b.before:
-                _count(values, "referee", in_a.tags, win(0.5 + (in_b.p - in_a.p) / 2))
+                _count(values, "overall", in_a.tags, win(0.5 + (in_b.p - in_a.p) / 2))
     effects = corrected({key: paired([v - 0.5 for v in found]) for key, found in values.items()})
     order = sorted(effects, key=lambda key: (key[0], key[1] is not None, -effects[key].n, key[1]))
     return [
@@ -322,11 +322,13 @@ def _count(values: WinsByTag, axis: str, tags: Sequence[str], value: float) -> N
         values.setdefault((axis, tag), []).append(value)
 
 
-def same_referee(a: RunData, b: RunData) -> bool:
+def same_eval_judge(a: RunData, b: RunData) -> bool:
     """Whether both runs' held-out answers were compared by the same model under the same constitution."""
-    referees = [(run.lock.get("referee") or {}).get("fingerprint") for run in (a, b)]
+    eval_constitutions = [(run.manifest.get("eval_constitution") or {}).get("fingerprint") for run in (a, b)]
     judges = [{row.judge for row in (run.answered or {}).values()} for run in (a, b)]
-    return referees[0] == referees[1] and referees[0] is not None and judges[0] == judges[1]
+    return (
+        eval_constitutions[0] == eval_constitutions[1] and eval_constitutions[0] is not None and judges[0] == judges[1]
+    )
 
 
 def label_agreement(a: Labels | None, b: Labels | None, shared: Sequence[str]) -> LabelAgreement | None:

@@ -21,14 +21,14 @@ Part = TypeVar("Part")
 
 
 class Round(NamedTuple):
-    """One round of revision; `changed`, `edit`, `words` and `cut_off` as OUTCOMES has them."""
+    """One round of revision; `changed`, `edit`, `words` and `truncated` as OUTCOMES has them."""
 
     principle: str
     changed: bool
     edit: float
     words: int
     flags: list[str]
-    cut_off: bool
+    truncated: bool
 
 
 class Revised(NamedTuple):
@@ -46,8 +46,8 @@ class Labelled(NamedTuple):
 
     pair: int  # stands for its two texts, whichever of them was chosen, as long as this process lives
     p: float  # P(the text that sorts first is preferred)
-    same_position: float | None  # share of its verdicts; None where only one order was asked
-    outside: float
+    position_bias: float | None  # share of its verdicts; None where only one order was asked
+    non_option_mass: float
 
 
 class Labels(NamedTuple):
@@ -56,19 +56,19 @@ class Labels(NamedTuple):
     pairs: dict[str, list[Labelled]]
     revisions: dict[str, dict[str, float]]  # P(last revision better than draft) by each principle of its rounds
     asked: Counter[str]  # verdicts on pairs in both orders
-    same_position: Counter[str]  # of these, how many prefer the same position in both
+    position_bias: Counter[str]  # of these, how many prefer the same position in both
 
 
 class Answered(NamedTuple):
-    """A held-out prompt's answers before and after training, and the referee's label."""
+    """A held-out prompt's answers before and after training, and the eval judge's label."""
 
     p: float
     before: int  # stands for the text, as long as this process lives
     before_words: int
     after: str
     after_words: int
-    cut_off: bool
-    same_position: float | None  # share of its verdicts; None of equal answers, of which nobody was asked
+    truncated: bool
+    position_bias: float | None  # share of its verdicts; None of equal answers, of which nobody was asked
     tags: list[str]
     judge: str
 
@@ -78,7 +78,7 @@ class RunData:
     """What a run's folder holds. A part that is None is not there, or cannot be read; then `unreadable` says why."""
 
     folder: RunFolder
-    lock: dict[str, Any]
+    manifest: dict[str, Any]
     constitution: Constitution | None = None
     prompts: dict[str, Prompt] = field(default_factory=dict)
     revised: dict[str, Revised] | None = None
@@ -86,7 +86,7 @@ class RunData:
     answered: dict[str, Answered] | None = None
     judgements: list[Judgement] = field(default_factory=list)  # of `cai eval`
     evaluated: dict[str, str] = field(default_factory=dict)  # the policies it was about: the content of each by name
-    left_out: dict[str, int] = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=dict)
     rows: dict[str, int | None] = field(default_factory=dict)  # by file
     doubts: list[Doubt] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
@@ -97,8 +97,8 @@ class RunData:
         return self.folder.name
 
     def setting(self, *at: str) -> Any:
-        """A resolved setting, such as ("revise", "rounds"); None in a lock that does not know it."""
-        value: Any = self.lock.get("config")
+        """A resolved setting, such as ("revise", "rounds"); None in a manifest that does not know it."""
+        value: Any = self.manifest.get("config")
         for key in at:
             value = value.get(key) if isinstance(value, dict) else None
         return value
@@ -109,7 +109,7 @@ def read_run(folder: RunFolder, number: int = 0) -> RunData:
 
     Raises: CaiError when the folder holds no run.
     """
-    run = RunData(folder, folder.lock())
+    run = RunData(folder, folder.manifest())
     try:
         run.constitution = folder.constitution()
     except CaiError as error:
@@ -121,7 +121,7 @@ def read_run(folder: RunFolder, number: int = 0) -> RunData:
     run.answered = _part(run, "evaluation", Comparison, lambda rows: _answered(rows, doubts))
     if judgements := _part(run, "eval/comparisons", Judgement, list):
         run.judgements, run.evaluated = judgements, _evaluated(folder)
-    run.left_out = _part(run, "left_out", Skipped, lambda rows: dict(Counter(row.reason for row in rows))) or {}
+    run.skipped = _part(run, "skipped", Skipped, lambda rows: dict(Counter(row.reason for row in rows))) or {}
     run.doubts = doubts.found()
     return run
 
@@ -167,7 +167,7 @@ def _revised(rows: Iterable[Revision]) -> dict[str, Revised]:
             edit=edit,
             words=len(revision) - len(before),
             flags=row.flags,
-            cut_off="revision" in row.truncated,
+            truncated="revision" in row.truncated,
         )
         found[row.prompt_id] = Revised(
             rounds=[*found[row.prompt_id].rounds, this] if row.prompt_id in found else [this],
@@ -192,14 +192,14 @@ def _labels(rows: Iterable[Preference], doubts: "_Widest") -> Labels:
         elif row.source == "judge":
             chosen_first = row.chosen <= row.rejected
             texts = (row.chosen, row.rejected) if chosen_first else (row.rejected, row.chosen)
-            followed = [(v.principle_id, v.same_position) for v in row.verdicts if v.same_position is not None]
+            followed = [(v.principle_id, v.position_bias) for v in row.verdicts if v.position_bias is not None]
             labels.asked.update(principle for principle, _ in followed)
-            labels.same_position.update(principle for principle, same in followed if same)
+            labels.position_bias.update(principle for principle, same in followed if same)
             label = Labelled(
                 pair=hash(texts),
                 p=row.p if chosen_first else 1 - row.p,
-                same_position=mean([same for _, same in followed]) if followed else None,
-                outside=mean([v.outside for v in row.verdicts]),
+                position_bias=mean([same for _, same in followed]) if followed else None,
+                non_option_mass=mean([v.non_option_mass for v in row.verdicts]),
             )
             labels.pairs.setdefault(row.prompt_id, []).append(label)
             doubts.consider("judged pair", row, row.chosen, row.rejected)
@@ -209,15 +209,15 @@ def _labels(rows: Iterable[Preference], doubts: "_Widest") -> Labels:
 def _answered(rows: Iterable[Comparison], doubts: "_Widest") -> dict[str, Answered]:
     found = {}
     for row in rows:
-        followed = [v.same_position for v in row.verdicts if v.same_position is not None]
+        followed = [v.position_bias for v in row.verdicts if v.position_bias is not None]
         found[row.prompt_id] = Answered(
             p=row.p,
             before=hash(row.before),
             before_words=words(row.before),
             after=row.after,
             after_words=words(row.after),
-            cut_off="after" in row.truncated,
-            same_position=mean(followed) if followed else None,
+            truncated="after" in row.truncated,
+            position_bias=mean(followed) if followed else None,
             tags=row.tags,
             judge=row.judge,
         )
@@ -245,7 +245,7 @@ class _Widest:
         apart = [
             (abs(v.p_forward - v.p_reverse), -number, v.principle_id, v.p_forward, v.p_reverse)
             for number, v in enumerate(row.verdicts)
-            if v.p_forward is not None and v.p_reverse is not None and v.same_position
+            if v.p_forward is not None and v.p_reverse is not None and v.position_bias
         ]
         self._seen += 1
         if not apart:

@@ -1,6 +1,6 @@
 """What `cai compare` and `cai attribute` found, as typed records: printed, drawn and written as JSON from here.
 
-Every difference is an Effect (cai/stats/significance.py); `effect.established` says whether it may be called one. What
+Every difference is an Effect (cai/stats/significance.py); `effect.significant` says whether it may be called one. What
 is None or empty could not be computed, and `notes` says why. Texts of models stand here as they were written.
 """
 
@@ -17,7 +17,7 @@ OUTCOMES = {
     "edit": "word edit distance from that answer, 0 to 1",
     "words": "words of the revision less those of that answer",
     "flagged": "revisions that hygiene flags",
-    "cut_off": "revisions cut off at max_tokens",
+    "truncated": "revisions cut off at max_tokens",
     "verdict": "P(revision better than draft) by the run's judge and this principle",
 }
 """What a principle is measured by, in a round of revision that met it: name → meaning."""
@@ -33,7 +33,7 @@ class RunPart(Row):
     principles: int
     prompts: int
     rows: dict[str, int | None]  # by file, such as `revisions`; None where the run does not have it, or in another form
-    left_out: dict[str, int]  # by reason
+    skipped: dict[str, int]  # by reason
 
 
 class Figure(Row):
@@ -62,7 +62,7 @@ class PrincipleUse(Row):
     `share` of all rounds, beside the share `expected` by its weight, both in [0, 1]. `means` has the outcomes of its
     rounds, and lacks those that nobody measured. `against_others` has, by outcome, the mean of its rounds less that of
     the rounds which drew another principle: hashing decides which drew which, so that this is a fair experiment.
-    `asked` is how many pairs of samples the judge compared by it in both orders, `same_position` the share of these in
+    `asked` is how many pairs of samples the judge compared by it in both orders, `position_bias` the share of these in
     which the same position won in both.
     """
 
@@ -72,7 +72,7 @@ class PrincipleUse(Row):
     means: dict[str, float]
     against_others: dict[str, Effect]
     asked: int
-    same_position: float | None
+    position_bias: float | None
 
 
 class PrincipleText(Row):
@@ -109,8 +109,8 @@ class Wins(Row):
     """How often B's answer is better than A's, on prompts of one tag (None: all of them).
 
     `directly`: the judge of an evaluation by `cai eval` saw both answers, on one of its axes. Otherwise the runs'
-    referee saw each beside the same answer of the model before training, on shared held-out prompts, and the one that
-    it prefers to that by more counts as better. `share` is in [0, 1], ties one half; the effect is share − ½.
+    eval judge saw each beside the same answer of the model before training, on shared held-out prompts, and the one it
+    prefers to that by more counts as better. `share` is in [0, 1], ties one half; the effect is share − ½.
     """
 
     axis: str
@@ -145,7 +145,7 @@ class PairComparison(Row):
     """A, the first run, against one other, on the prompts they share."""
 
     b: int  # the other's place in `runs`
-    settings: list[str] | None  # what differs, a line each; None where a lock does not say
+    settings: list[str] | None  # what differs, a line each; None where a manifest does not say
     shared: int
     only: tuple[int, int]  # prompts that only A, only B has
     figures: list[Figure]
@@ -189,7 +189,7 @@ class RunComparison(Row):
     curves: list[Curve]
     doubts: list[Doubt]  # the widest apart first
     notes: list[str]  # what is missing or must not be read into the figures
-    findings: list[str]  # at most ten lines: what is established, and what is noise at this size
+    findings: list[str]  # at most ten lines: what is significant, and what is noise at this size
 
 
 class Attributed(Row):

@@ -99,7 +99,7 @@ def write_critiques(constitution: Constitution) -> Told:
         }
         for p in constitution.principles
     }
-    return Told(value, _left_out(constitution, "judge"))
+    return Told(value, _skipped(constitution, "judge"))
 
 
 def check_critiques(value: Any) -> tuple[int, int, list[str]]:
@@ -141,7 +141,7 @@ def read_judge(value: Any, name: str) -> Told:
 def write_judge(constitution: Constitution) -> Told:
     """anthropic-judge: the judge's questions."""
     value = [f"\n{p.judge} Options:" for p in constitution.principles]
-    return Told(value, _left_out(constitution, "id", "critique", "revision"))
+    return Told(value, _skipped(constitution, "id", "critique", "revision"))
 
 
 def check_judge(value: Any) -> tuple[int, int, list[str]]:
@@ -177,7 +177,7 @@ def read_huggingface(value: Any, name: str) -> Told:
 def write_huggingface(constitution: Constitution) -> Told:
     """huggingface: critiques and revisions; without demonstrations."""
     entries = [{"critic": p.critique, "revision": p.revision} for p in constitution.principles]
-    return Told({"constitutions": entries, "system_chat": []}, _left_out(constitution, "id", "judge"))
+    return Told({"constitutions": entries, "system_chat": []}, _skipped(constitution, "id", "judge"))
 
 
 def check_huggingface(value: Any) -> tuple[int, int, list[str]]:
@@ -220,7 +220,7 @@ def _not_read(entries: Iterable[dict[str, Any]], *known: str) -> list[str]:
     return [f"left out, since nothing here stands for it: {', '.join(map(repr, unknown))}"] if unknown else []
 
 
-def _left_out(constitution: Constitution, *fields: str) -> list[str]:
+def _skipped(constitution: Constitution, *fields: str) -> list[str]:
     """What the format has no place for, where there is any."""
     gone = [{"id": "ids", "judge": "the judge's questions"}.get(field, f"{field}s") for field in fields]
     for plural, has_any in (

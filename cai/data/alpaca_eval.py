@@ -54,7 +54,7 @@ def _prompt(place: Place, value: RowOfFile) -> dict[str, Any]:
 
 
 class Entries(NamedTuple):
-    """One held-out prompt of a run: the new policy's output, that of the model before, and the referee's annotation."""
+    """One held-out prompt of a run: the new policy's output, the base model's, and the eval judge's annotation."""
 
     output: dict[str, Any]
     reference: dict[str, Any]

@@ -21,13 +21,13 @@ from cai.data.forms import (
     Read,
     Seen,
     is_turns,
-    left_out,
     parted,
     placed_rows,
     read_row,
     row_id,
     row_prompt,
     row_tags,
+    skipped,
     turn_fault,
 )
 from cai.data.jsonl import parse_row
@@ -50,7 +50,7 @@ def iter_completions(path: Path, seen: Seen | None = None) -> Iterator[Demonstra
     for place, value in placed_rows(path):
         found = read_row(FORMS, place, value, "completion", seen)
         if isinstance(found, str):
-            yield left_out(place, value, found)
+            yield skipped(place, value, found)
         else:
             for fields in found:
                 row = parse_row(place, fields, Demonstration)

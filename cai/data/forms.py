@@ -174,7 +174,7 @@ def _spoken(need: str) -> str:
     return " or ".join(f"'{name}'" for name in need.split("|"))
 
 
-def left_out(place: Place, value: RowOfFile, reason: str) -> Skipped:
+def skipped(place: Place, value: RowOfFile, reason: str) -> Skipped:
     """A row that stands for nothing, by its id where it has one."""
     own = value.get("prompt_id", value.get("id"))
     return Skipped(prompt_id=place.short if own is None else str(own), stage=place.short, reason=reason)

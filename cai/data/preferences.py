@@ -40,7 +40,6 @@ from cai.data.forms import (
     Seen,
     is_transcript,
     is_turns,
-    left_out,
     parted,
     placed_rows,
     plain_turns,
@@ -48,6 +47,7 @@ from cai.data.forms import (
     row_id,
     row_prompt,
     row_tags,
+    skipped,
     turn_fault,
     turns,
 )
@@ -107,7 +107,7 @@ def row_pairs(place: Place, value: RowOfFile, seen: Seen | None = None) -> Itera
     """
     pairs = read_row(FORMS, place, value, "preference", seen)
     if isinstance(pairs, str):
-        yield left_out(place, value, pairs)
+        yield skipped(place, value, pairs)
     else:
         yield from (parse_row(place, pair, Preference) for pair in pairs)
 

@@ -24,12 +24,12 @@ from cai.data.forms import (
     Read,
     Seen,
     is_turns,
-    left_out,
     parted,
     read_row,
     row_id,
     row_prompt,
     row_tags,
+    skipped,
     text,
     turn_fault,
     turns,
@@ -58,18 +58,18 @@ def iter_prompts(path: Path, seen: Seen | None = None) -> Iterator[Prompt | Skip
     for place, value in single_rows(path):
         found = read_row(FORMS, place, value, "prompt", seen)
         if isinstance(found, str):
-            yield left_out(place, value, found)
+            yield skipped(place, value, found)
             continue
         prompt = _checked(place, found[0])
         if fault := turn_fault(prompt.messages):
-            yield left_out(place, value, fault)
+            yield skipped(place, value, fault)
             continue
         content = fingerprint(prompt.messages)
         first, same = known.setdefault(prompt.id, (place, content))
         if first == place:
             yield prompt
         elif same == content:
-            yield left_out(place, value, "the same prompt stands above")
+            yield skipped(place, value, "the same prompt stands above")
         else:
             raise CaiError(f"{place}: the id '{prompt.id}' stands already at {first.short}, with another prompt")
 

@@ -84,7 +84,7 @@ class Verdict(Row):
     p_forward: Probability | None  # the first response shown before the second; None when that was not asked
     p_reverse: Probability | None  # the first response shown after the second; None when that was not asked
     share_forward: Probability = 0.5  # of the orders asked, those that show the first before the second
-    outside: Probability  # mean probability mass outside the options
+    non_option_mass: Probability  # mean probability mass outside the options
     thoughts: list[str] = []  # what the judge reasoned before, in each order
 
     @property
@@ -94,7 +94,7 @@ class Verdict(Row):
         return sigmoid(sum(share * logit(p) for p, share in sides if p is not None))
 
     @property
-    def same_position(self) -> bool | None:
+    def position_bias(self) -> bool | None:
         """Whether the judge preferred the same position in both orders, whichever response stood there.
 
         None where only one order was asked.
@@ -146,7 +146,7 @@ class Ranking(Row):
 
 
 class Comparison(Row):
-    """One held-out prompt answered before and after training; `p` is P(after is better) by the referee."""
+    """One held-out prompt answered before and after training; `p` is P(after is better) by the eval judge."""
 
     prompt_id: str
     messages: Messages
@@ -177,7 +177,7 @@ class Answer(Row):
 class Judgement(Row):
     """Two policies' answers to one prompt, compared on one axis; `p` is P(the answer of `policy` is better)."""
 
-    axis: str  # the referee's question: referee, helpful, safe
+    axis: str  # the eval judge's question: eval judge, helpful, safe
     prompt_id: str
     tags: list[str]
     policy: str
@@ -197,7 +197,7 @@ class Reply(Row):
     question: str
     p_forward: Probability  # the first option shown first
     p_reverse: Probability
-    outside: Probability  # mean probability mass outside the options
+    non_option_mass: Probability  # mean probability mass outside the options
     asked: str  # engine fingerprint of who was asked: a judge, or the policy itself
 
     @property
@@ -207,7 +207,7 @@ class Reply(Row):
 
 
 class Sampled(Row):
-    """What a policy said on its way through PPO, and P(it is better than the reference's answer) by the referee."""
+    """What a policy said on its way through PPO, and P(it is better than the reference's answer) by the eval judge."""
 
     step: int
     prompt_id: str

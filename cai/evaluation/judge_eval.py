@@ -18,7 +18,7 @@ from cai.inference.progress import Reporter
 from cai.inference.scheduler import EngineWork, OpenEngine, open_model
 from cai.report.judge import judge_page
 
-RESULTS = ("verdicts.jsonl", "left_out.jsonl", "judge.html")
+RESULTS = ("verdicts.jsonl", "skipped.jsonl", "judge.html")
 MISTAKES = 5  # the surest ones, which are shown
 
 
@@ -27,31 +27,31 @@ class Evaluated(NamedTuple):
 
     report: JudgeReport
     mistakes: list[Preference]  # the label is for the rejected answer; the surest first
-    left_out: list[Skipped]
+    skipped: list[Skipped]
     work: list[EngineWork]
 
 
 def evaluate_judge(
     judging: LabelJob,
     out: Path,
-    memo: Path,
+    cache: Path,
     reporter: Reporter,
     calibrate: bool = False,
     open_engine: OpenEngine = open_model,
 ) -> Evaluated:
-    """Write verdicts.jsonl, left_out.jsonl, judge.json and judge.html. Raises: CaiError."""
+    """Write verdicts.jsonl, skipped.jsonl, judge.json and judge.html. Raises: CaiError."""
     if not judging.settings.swap:
         raise CaiError("judge.swap: a judge's report asks both orders, and says what one alone would have given")
     extent = count_work(judging)
-    with claimed_for("cai judge-eval", judging, out, RESULTS, reporter) as found, closing(Cache(memo)) as store:
+    with claimed_for("cai judge-eval", judging, out, RESULTS, reporter) as found, closing(Cache(cache)) as store:
         panel = JudgePanel(judging, extent, store, reporter, open_engine)
         begun = time.monotonic()
-        rows, mistakes, left_out = asyncio.run(_judge(judging, panel, out))
+        rows, mistakes, skipped = asyncio.run(_judge(judging, panel, out))
         cost = panel.cost(time.monotonic() - begun)
         if not rows:
-            raise CaiError(f"{judging.data}: no pair could be judged; the reasons are in {out / 'left_out.jsonl'}")
+            raise CaiError(f"{judging.data}: no pair could be judged; the reasons are in {out / 'skipped.jsonl'}")
         report = judge_report(rows, cost, calibrate, judging.settings.temperature)
-        evaluated = Evaluated(report, mistakes, left_out, panel.work("gate"))
+        evaluated = Evaluated(report, mistakes, skipped, panel.work("gate"))
         found |= {"cost": cost._asdict(), **evaluated.report.model_dump(mode="json")}
         if evaluated.report.calibration is not None:
             found["temperature"] = evaluated.report.calibration.temperature
@@ -64,20 +64,20 @@ async def _judge(
 ) -> tuple[list[Judged], list[Preference], list[Skipped]]:
     rows: list[Judged] = []
     mistakes: list[Preference] = []
-    left_out: list[Skipped] = []
-    with RowWriter(out / "verdicts.jsonl") as verdicts, RowWriter(out / "left_out.jsonl") as others:
-        async for item, said in panel.verdicts(out, left_out.append):
+    skipped: list[Skipped] = []
+    with RowWriter(out / "verdicts.jsonl") as verdicts, RowWriter(out / "skipped.jsonl") as others:
+        async for item, said in panel.verdicts(out, skipped.append):
             pair = _seen(item, said, judging, panel.name)
             if isinstance(pair, Skipped):
-                left_out.append(pair)
+                skipped.append(pair)
                 continue
             verdicts.write(pair)
             rows.append(judged(pair))
             if hit(rows[-1].p, rows[-1].label) == 0.0:
                 mistakes = sorted([*mistakes, pair], key=lambda m: -m.p)[:MISTAKES]
-        for row in left_out:
+        for row in skipped:
             others.write(row)
-    return rows, mistakes, left_out
+    return rows, mistakes, skipped
 
 
 def _seen(item: Candidates, said: Verdicts | RequestRefused, judging: LabelJob, judge: str) -> Preference | Skipped:

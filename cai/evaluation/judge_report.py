@@ -36,7 +36,7 @@ class Opinion(NamedTuple):
     p: float
     forward: float  # the first answer shown before the second
     reverse: float
-    outside: float
+    non_option_mass: float
     weight: float
 
 
@@ -65,7 +65,7 @@ def _opinion(v: Verdict) -> Opinion:
     if v.p_forward is None or v.p_reverse is None:
         raise ValueError(f"{v.principle_id}: the pair was judged in one order alone")
     by = f"{v.principle_id} @{v.judge[:6]}" if v.judge else v.principle_id
-    return Opinion(by, v.p, v.p_forward, v.p_reverse, v.outside, v.weight)
+    return Opinion(by, v.p, v.p_forward, v.p_reverse, v.non_option_mass, v.weight)
 
 
 def hit(p: float, label: float) -> float:
@@ -85,8 +85,8 @@ def over_prompts(values: Iterable[tuple[str, float]]) -> Estimate:
     return share(means) if set(means) in ({0.0}, {1.0}) else bootstrap_mean(means)
 
 
-def same_position(opinion: Opinion) -> bool:
-    """Whether the same position wins in both orders; as Verdict.same_position."""
+def position_bias(opinion: Opinion) -> bool:
+    """Whether the same position wins in both orders; as Verdict.position_bias."""
     return (opinion.forward > 0.5) != (opinion.reverse > 0.5)
 
 
@@ -104,8 +104,8 @@ class PrincipleQuality(Row):
     by: str
     pairs: int
     accuracy: Interval
-    same_position: float
-    outside: float
+    position_bias: float
+    non_option_mass: float
 
 
 class PrinciplePair(Row):
@@ -137,8 +137,8 @@ def principle_qualities(pairs: Sequence[Judged]) -> list[PrincipleQuality]:
             by=by,
             pairs=len(rows),
             accuracy=over_prompts((pair.prompt_id, hit(opinion.p, pair.label)) for pair, opinion in rows),
-            same_position=fmean(same_position(opinion) for _, opinion in rows),
-            outside=fmean(opinion.outside for _, opinion in rows),
+            position_bias=fmean(position_bias(opinion) for _, opinion in rows),
+            non_option_mass=fmean(opinion.non_option_mass for _, opinion in rows),
         )
         for by, rows in found.items()
     ]
@@ -171,7 +171,7 @@ def between_principles(pairs: Sequence[Judged]) -> list[PrinciplePair]:
 
 
 NAMED = 3  # pairs of principles in a note; all are in the report
-SAME_POSITION = 0.56  # of the smallest judge of Lee et al. 2023 (arXiv:2309.00267 §2.2); 0.18 of the largest
+POSITION_BIAS = 0.56  # of the smallest judge of Lee et al. 2023 (arXiv:2309.00267 §2.2); 0.18 of the largest
 
 
 class Cost(NamedTuple):
@@ -225,9 +225,9 @@ class JudgeReport(Row):
     log_loss: float | None  # nats; of the pairs that were asked, as all below
     ece: float | None
     reliability: Curve
-    same_position: float | None  # of verdicts: the same position wins in both orders
+    position_bias: float | None  # of verdicts: the same position wins in both orders
     shown_first: float | None  # mean probability of the answer shown first; one half without a leaning
-    outside: float | None  # mean probability of anything but the options
+    non_option_mass: float | None  # mean probability of anything but the options
     length: LengthBias
     principles: list[PrincipleQuality]  # the most accurate first
     between: list[PrinciplePair]  # of principles with SHARED pairs or more, the least agreed first
@@ -259,9 +259,9 @@ def judge_report(pairs: Sequence[Judged], cost: Cost, calibrate: bool = False, t
         log_loss=mean_log_loss(predicted, labels) if asked else None,
         ece=expected_calibration_error(curve) if asked else None,
         reliability=curve,
-        same_position=_mean(opinions, same_position),
+        position_bias=_mean(opinions, position_bias),
         shown_first=_mean(opinions, lambda o: (o.forward + 1 - o.reverse) / 2),
-        outside=_mean(opinions, lambda o: o.outside),
+        non_option_mass=_mean(opinions, lambda o: o.non_option_mass),
         length=length_bias(asked),
         principles=principle_qualities(asked),
         between=between_principles(asked),
@@ -347,14 +347,14 @@ def notes(report: JudgeReport) -> list[str]:
         found.append("the accuracy cannot be told from chance (one half) on these pairs")
     elif report.accuracy.mean < 0.5:
         found.append("the judge prefers the worse answer more often than not")
-    if report.same_position is not None and report.same_position > SAME_POSITION:
+    if report.position_bias is not None and report.position_bias > POSITION_BIAS:
         found.append(
-            f"the position decides {100 * report.same_position:.0f} % of the verdicts; published judges have 18 % "
+            f"the position decides {100 * report.position_bias:.0f} % of the verdicts; published judges have 18 % "
             "(large) to 56 % (small)"
         )
-    if report.outside is not None and report.outside > 0.5:
+    if report.non_option_mass is not None and report.non_option_mass > 0.5:
         found.append(
-            f"{100 * report.outside:.0f} % of the probability is on something other than the options' letters: "
+            f"{100 * report.non_option_mass:.0f} % of the probability is on something other than the options' letters: "
             "look at the templates, the model may not take the question as one to answer by a letter"
         )
     found += _told("say nearly the same", [pair for pair in report.between if pair.redundant])
@@ -396,9 +396,9 @@ def figures(report: JudgeReport) -> list[Figure]:
         Figure("κ with the labels", kappa, f"same verdict on {percent(human.observed)}"),
         Figure("calibration error", number(report.ece), "confidence against outcome"),
         Figure("log loss", number(report.log_loss), "0.693 without an opinion"),
-        Figure("same position wins", percent(report.same_position), "published: 18 % to 56 %"),
+        Figure("same position wins", percent(report.position_bias), "published: 18 % to 56 %"),
         Figure("shown first", number(report.shown_first), "its probability; even is 0.5"),
-        Figure("outside the letters", percent(report.outside), "of the probability"),
+        Figure("outside the letters", percent(report.non_option_mass), "of the probability"),
         Figure("prefers the longer", estimate(length.judge_prefers_longer), ""),
         Figure("labels prefer it", estimate(length.labels_prefer_longer), ""),
         Figure("accuracy on longer", estimate(length.accuracy_longer), "where the longer is better"),

@@ -1,7 +1,7 @@
-"""Over-optimisation on the way: does the referee still like what the reward model likes more and more?
+"""Over-optimisation on the way: does the eval judge still like what the reward model likes more and more?
 
 Gao et al. 2023 (arXiv:2210.10760) score the same samples by proxy and gold as training goes on; the proxy climbs, and
-the gold score turns. Here the gold is a referee's win rate against the reference's answers to the same prompts.
+the gold score turns. Here the gold is an eval judge's win rate against the reference's answers to the same prompts.
 """
 
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ def _stretch(samples: Sequence[Sampled]) -> Stretch:
 
 def over_optimisation(policy: str, course: Sequence[Stretch], missing: str) -> Monitor:
     """The change of the win rate from the first stretch to the last, where the reward model's score rose."""
-    meaning = "win rate of the samples by the referee, last stretch less first, while the reward rises"
+    meaning = "win rate of the samples by the eval judge, last stretch less first, while the reward rises"
     if len(course) < 2:
         return unmeasured(policy, NAME, 0.0, FALL, meaning, missing or "too few samples were kept on the way")
     first, last = course[0], course[-1]

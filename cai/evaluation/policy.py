@@ -1,4 +1,4 @@
-"""The policy before and after training on held-out prompts, compared by the judge under a referee constitution."""
+"""The policy before and after training on held-out prompts, compared by the judge under an eval constitution."""
 
 import asyncio
 from typing import Annotated, Literal, NamedTuple
@@ -16,9 +16,9 @@ from cai.stats.logistic import sigmoid
 
 
 class EvaluateConfig(Section):
-    """`evaluate:` in a run file: the referee, and how both policies are sampled."""
+    """`evaluate:` in a run file: the eval judge, and how both policies are sampled."""
 
-    referee: str = "constitutions/plain.yaml"
+    constitution: str = "constitutions/plain.yaml"
     """The constitution by which answers before and after training are compared."""
     max_tokens: Annotated[int, Field(ge=1)] = 128
     """Of a held-out answer."""
@@ -28,20 +28,20 @@ class EvaluateConfig(Section):
     """Whether the run ends with all that `cai eval` measures."""
 
 
-async def referee_pair(
+async def eval_judge_pair(
     prompt: Prompt,
     before: Completion,
     after: Completion,
     models: tuple[str, str],
-    referee: Constitution,
+    eval_constitution: Constitution,
     templates: Templates,
     engine: Engine,
 ) -> Comparison:
-    """P(after is better) by every principle of the referee in both orders; equal answers are a tie, not asked."""
+    """P(after is better) by every principle of the eval judge in both orders; equal answers are a tie, not asked."""
     verdicts = []
     if before.text != after.text:
         answers = (after.text, before.text)
-        verdicts = (await judge(prompt.messages, answers, referee.principles, templates, engine))[0, 1]
+        verdicts = (await judge(prompt.messages, answers, eval_constitution.principles, templates, engine))[0, 1]
     texts: dict[Literal["before", "after"], Completion] = {"before": before, "after": after}
     return Comparison(
         prompt_id=prompt.id,
@@ -69,7 +69,7 @@ class Said(NamedTuple):
 
     forward: float
     reverse: float
-    outside: float
+    non_option_mass: float
 
 
 async def ask(template: str, begin: str, question: Question, engine: Engine, **values: str) -> Said:
@@ -78,12 +78,12 @@ async def ask(template: str, begin: str, question: Question, engine: Engine, **v
     async def shown(first: str, second: str) -> tuple[float, float]:
         text = rendered(template, question=question.question, first=first, second=second, **values)
         messages = [Message(role="user", content=text), Message(role="assistant", content=begin)]
-        (a, b), outside = await choose_letter(messages, LETTERS, engine)
-        return sigmoid(a - b), outside
+        (a, b), non_option_mass = await choose_letter(messages, LETTERS, engine)
+        return sigmoid(a - b), non_option_mass
 
     one, other = question.options
-    (forward, outside), (reversed_, outside_too) = await asyncio.gather(shown(one, other), shown(other, one))
-    return Said(forward, 1.0 - reversed_, (outside + outside_too) / 2)
+    (forward, non_option_mass), (reversed_, outside_too) = await asyncio.gather(shown(one, other), shown(other, one))
+    return Said(forward, 1.0 - reversed_, (non_option_mass + outside_too) / 2)
 
 
 async def ask_about(questions: Questions, id: str, request: str, answer: str, engine: Engine) -> Said:

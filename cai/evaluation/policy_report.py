@@ -40,8 +40,8 @@ class Against(Row):
     at_equal_length: Interval | None  # the win rate a logistic regression predicts for answers of one length
     no_equal_length: str = ""  # why there is none
     words: tuple[float, float] | None  # mean, of `policy` and of `against`
-    same_position: float | None  # of verdicts: the same position wins in both orders
-    outside: float | None  # mean probability outside the options
+    position_bias: float | None  # of verdicts: the same position wins in both orders
+    non_option_mass: float | None  # mean probability outside the options
 
 
 class Rating(Row):
@@ -91,7 +91,7 @@ class Checked(Row):
 
     question: str
     right: Interval | None
-    established: bool  # the interval lies above one half
+    significant: bool  # the interval lies above one half
 
 
 class Monitor(Row):
@@ -115,7 +115,7 @@ class Divergence(Row):
     policy: str
     answer: Interval | None  # nats an answer
     token: float | None  # nats a token
-    left_out: int  # answers it could not be told of
+    skipped: int  # answers it could not be told of
     missing: str = ""
 
 
@@ -125,14 +125,14 @@ class Reward(Row):
     policy: str
     score: Interval | None
     gain: Interval | None  # over the reference, prompt by prompt
-    agrees: Interval | None  # share of prompts whose winner against the reference is also the referee's
-    log_loss: Interval | None = None  # nats, of σ(gain) as the probability that the referee prefers its answer
-    left_out: int  # answers without a finite score
+    agrees: Interval | None  # share of prompts whose winner against the reference is also the eval judge's
+    log_loss: Interval | None = None  # nats, of σ(gain) as the probability that the eval judge prefers its answer
+    skipped: int  # answers without a finite score
     missing: str = ""
 
 
 class Stretch(Row):
-    """Some updates of a training: their samples by the reward model, and by the referee against the reference."""
+    """Some updates of a training: their samples by the reward model, and by the eval judge against the reference."""
 
     first: int  # updates
     last: int

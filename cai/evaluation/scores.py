@@ -19,7 +19,7 @@ UNSURE = 1.5  # times the disagreement on labelled pairs: ours, after Coste et a
 KNOWING_NOTHING = math.log(2)  # nats, the log loss of always saying one half
 WORSE = 0.1  # nats beyond that: ours
 CHANCE = 0.5  # agreement of two that know nothing of each other
-LENGTH, ENSEMBLE, GOLD, SURE, KL = "reward and length", "ensemble", "reward and referee", "reward's certainty", "KL"
+LENGTH, ENSEMBLE, GOLD, SURE, KL = "reward and length", "ensemble", "reward and eval judge", "reward's certainty", "KL"
 Scores = Mapping[tuple[str, str], Scored]
 """Scored answers by policy and prompt id."""
 
@@ -40,7 +40,7 @@ def divergence(policy: str, rows: Sequence[Scored], missing: str = "") -> Diverg
         policy=policy,
         answer=bootstrap_mean([nats for _, nats in known]) if known else None,
         token=sum(nats for _, nats in known) / tokens if tokens else None,
-        left_out=len(rows) - len(known),
+        skipped=len(rows) - len(known),
         missing="" if known else missing or "; ".join(reasons) or "no answer could be told of",
     )
 
@@ -61,13 +61,18 @@ def finite_reward(row: Scored | None) -> float | None:
 
 
 def reward(
-    policy: str, reference: str, prompts: Sequence[str], scores: Scores, referee: Mapping[str, float], missing: str = ""
+    policy: str,
+    reference: str,
+    prompts: Sequence[str],
+    scores: Scores,
+    eval_judge: Mapping[str, float],
+    missing: str = "",
 ) -> Reward:
-    """Mean scores of a policy and how they compare; `referee` is P(its answer is better than the reference's)."""
+    """Mean scores of a policy and how they compare; `eval judge` is P(its answer is better than the reference's)."""
     own = {i: value for i in prompts if (value := finite_reward(scores.get((policy, i)))) is not None}
     other = {i: value for i in prompts if (value := finite_reward(scores.get((reference, i)))) is not None}
     gains = {i: own[i] - other[i] for i in own if i in other} if policy != reference else {}
-    judged = [(sigmoid(gain), referee[i]) for i, gain in gains.items() if i in referee]
+    judged = [(sigmoid(gain), eval_judge[i]) for i, gain in gains.items() if i in eval_judge]
     scored = sum((policy, i) in scores for i in prompts)
     return Reward(
         policy=policy,
@@ -75,7 +80,7 @@ def reward(
         gain=bootstrap_mean(list(gains.values())) if gains else None,
         agrees=share([hit(predicted, p) for predicted, p in judged]) if judged else None,
         log_loss=bootstrap_mean([mean_log_loss([q], [p]) for q, p in judged]) if judged else None,
-        left_out=scored - len(own),
+        skipped=scored - len(own),
         missing="" if own else missing or "no answer has a finite score",
     )
 
@@ -89,7 +94,7 @@ def reward_monitors(
     found: Reward,
     known_accuracy: float | None,
 ) -> list[Monitor]:
-    """Length, disagreement of an ensemble, agreement with the referee and calibration, on the policy's fresh answers.
+    """Length, ensemble disagreement, agreement with the eval judge and calibration, on the policy's fresh answers.
 
     `pairs` are the run's labelled ones, chosen and rejected; `known_accuracy` is that on pairs held out of the reward
     model's training.
@@ -183,7 +188,7 @@ def ratio_of_groups(a: np.ndarray, b: np.ndarray, resamples: int = RESAMPLES, se
 
 def _gold(policy: str, found: Reward, known_accuracy: float | None) -> Monitor:
     """Whether the reward model still knows which of two answers is better, now that they are the policy's own."""
-    meaning = "fresh pairs of answers whose better one by reward is also the referee's"
+    meaning = "fresh pairs of answers whose better one by reward is also the eval judge's"
     before = 1.0 if known_accuracy is None else max(known_accuracy, CHANCE)
     if found.agrees is None:
         why = found.missing or "no pair has both a finite score and a verdict"
@@ -196,7 +201,9 @@ def _gold(policy: str, found: Reward, known_accuracy: float | None) -> Monitor:
 
 def _certainty(policy: str, found: Reward) -> Monitor:
     """Calibration on fresh pairs: whether the reward model's certainty does more harm than knowing nothing."""
-    meaning = "log loss of the reward model's probabilities by the referee, nats a fresh pair; knowing nothing is 0.693"
+    meaning = (
+        "log loss of the reward model's probabilities by the eval judge, nats a fresh pair; knowing nothing is 0.693"
+    )
     bound = KNOWING_NOTHING + WORSE
     if found.log_loss is None:
         why = found.missing or "no pair has both a finite score and a verdict"

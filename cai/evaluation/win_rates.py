@@ -114,7 +114,7 @@ def _rating(axis: str, policy: str, strengths: np.ndarray, prompts: int, referen
 def standings(policies: Sequence[str], helpful: Rated, safe: Rated) -> list[Standing]:
     """Each policy on both axes, and who dominates it: is better on both in the fit to all prompts.
 
-    The axes' ratings must come from the same prompts and seed. A share of 0.95 or more is established; of fewer than
+    The axes' ratings must come from the same prompts and seed. A share of 0.95 or more is significant; of fewer than
     LEAST prompts there is none, since all resamples of three wins agree, which chance brings once in eight times.
     """
     found = []
@@ -181,8 +181,8 @@ def one_against(rows: Sequence[Judgement], texts: Texts, tag: str | None) -> Aga
         at_equal_length=equal.win_rate if equal else None,
         no_equal_length=equal.missing if equal else nothing,
         words=(fmean(len(t.split()) for t in own), fmean(len(t.split()) for t in theirs)),
-        same_position=_mean(v.same_position for v in verdicts),
-        outside=_mean(v.outside for v in verdicts),
+        position_bias=_mean(v.position_bias for v in verdicts),
+        non_option_mass=_mean(v.non_option_mass for v in verdicts),
     )
 
 

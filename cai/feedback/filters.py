@@ -9,7 +9,7 @@ import re
 FILTERS = {
     "empty": "the revision has no words",
     "unchanged": "the revision is the answer it started from",
-    "copies_critique": "most of the revision is lifted from the critique",
+    "copied_critique": "most of the revision is lifted from the critique",
 }
 RUN = 4  # words in a row that must agree to count as lifted
 LIFTED = 0.5  # share of a revision's runs
@@ -24,7 +24,7 @@ def failed_filters(before: str, critique: str | None, revision: str) -> list[str
     elif new == old:
         found.append("unchanged")
     elif critique is not None and _lifted(new, _normalised_words(critique), old) > LIFTED:
-        found.append("copies_critique")
+        found.append("copied_critique")
     return found
 
 

@@ -38,7 +38,7 @@ class JudgeConfig(Section):
     principles: Annotated[int, Field(ge=1)] | Literal["all"] = 4
     """Principles asked about each pair, drawn by weight; `all` asks every one and counts it by its weight."""
     model: str | Annotated[list[str], Field(min_length=1)] | None = None
-    """Who judges; null: the run's own model. A list is a panel, whose first is also the referee."""
+    """Who judges; null: the run's own model. A list is a panel, whose first is also the eval judge."""
     ask: Literal["pairs", "choice"] = "pairs"
     """`choice` puts all answers to the judge at once in place of pairs."""
     swap: bool = True
@@ -106,7 +106,7 @@ async def judge(
                 p_forward=side(i, j),
                 p_reverse=_other(side(j, i)),
                 share_forward=1 - (j - i) / len(orders) if swap else 1.0,
-                outside=fmean(found.outside for found in asked),
+                non_option_mass=fmean(found.non_option_mass for found in asked),
                 thoughts=[text for found in asked for text in found.thoughts],
             )
             for i, j in pairs
@@ -123,7 +123,7 @@ def _other(p: float | None) -> float | None:
 
 class _Asked(NamedTuple):
     logps: list[float]  # of each answer in the order shown, renormalised
-    outside: float
+    non_option_mass: float
     thoughts: list[str]
 
 
@@ -138,10 +138,10 @@ async def _ask(
     """One question about the answers as they are shown; several thoughts give the mean of their verdicts."""
 
     async def choose(thought: str | None) -> _Asked:
-        logps, outside = await choose_letter(
+        logps, non_option_mass = await choose_letter(
             templates.judge(principle, conversation, options, thought), options, engine
         )
-        return _Asked(logps, outside, [])
+        return _Asked(logps, non_option_mass, [])
 
     if thinking is None:
         return await choose(None)
@@ -155,7 +155,7 @@ async def _ask(
     thoughts = await asyncio.gather(*(think(number) for number in range(thinking.samples)))
     found = await asyncio.gather(*(choose(thought) for thought in thoughts))
     mean = [math.log(fmean(math.exp(x) for x in logps)) for logps in zip(*(f.logps for f in found), strict=True)]
-    return _Asked(mean, fmean(f.outside for f in found), list(thoughts))
+    return _Asked(mean, fmean(f.non_option_mass for f in found), list(thoughts))
 
 
 async def choose_letter(messages: Messages, letters: Iterable[str], engine: Engine) -> tuple[list[float], float]:
@@ -305,7 +305,7 @@ class ProblemFound(NamedTuple):
     """`p`, P(Yes) beside No, and `outside`, the probability of anything else; both in [0, 1]."""
 
     p: float
-    outside: float
+    non_option_mass: float
 
 
 async def finds_problem(

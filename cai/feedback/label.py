@@ -51,12 +51,12 @@ class Extent(NamedTuple):
     calls: int
 
 
-def candidates(judging: LabelJob, leave_out: Callable[[Skipped], None]) -> Iterator[Candidates]:
-    """The candidates of the file up to the limit; what it holds besides goes to `leave_out` on the way."""
+def candidates(judging: LabelJob, skip: Callable[[Skipped], None]) -> Iterator[Candidates]:
+    """The candidates of the file up to the limit; what it holds besides goes to `skip` on the way."""
     count = 0
     for item in read_candidates(judging.data, judging.ranked):
         if isinstance(item, Skipped):
-            leave_out(item)
+            skip(item)
         elif judging.limit is None or count < judging.limit:
             count += 1
             yield item
@@ -83,10 +83,10 @@ def count_work(judging: LabelJob) -> Extent:
     return Extent(sets, pairs, most, asked)
 
 
-# A file of answers judged outside a run: row by row, over the same memo, by one judge after another.
+# A file of answers judged outside a run: row by row, over the same cache, by one judge after another.
 #
 # Nothing of a row is kept once it is written, so that a file of any length fits in memory. There is no resume code:
-# judging again asks the same questions, and the memo answers those that were paid for.
+# judging again asks the same questions, and the cache answers those that were paid for.
 
 
 JUDGE_JSON = "judge.json"  # what was judged by what, and once it is finished the figures
@@ -95,10 +95,10 @@ JUDGE_JSON = "judge.json"  # what was judged by what, and once it is finished th
 class JudgePanel:
     """The judges of a file, of which one at a time is in memory."""
 
-    def __init__(self, judging: LabelJob, extent: Extent, memo: AnyCache, reporter: Reporter, open_engine: OpenEngine):
+    def __init__(self, judging: LabelJob, extent: Extent, cache: AnyCache, reporter: Reporter, open_engine: OpenEngine):
         self._judging, self._extent, self._reporter = judging, extent, reporter
         self._engine_settings = EngineConfig()
-        self.engines = [cached_engine(folder, self._engine_settings, memo, open_engine) for folder in judging.judges]
+        self.engines = [cached_engine(folder, self._engine_settings, cache, open_engine) for folder in judging.judges]
 
     @property
     def name(self) -> str:
@@ -106,7 +106,7 @@ class JudgePanel:
         return "+".join(engine.fingerprint for engine in self.engines)
 
     async def verdicts(
-        self, folder: Path, leave_out: Callable[[Skipped], None]
+        self, folder: Path, skip: Callable[[Skipped], None]
     ) -> AsyncIterator[tuple[Candidates, Verdicts | RequestRefused]]:
         """All candidates with what all judges say of them, in the file's order; refused where one judge refuses.
 
@@ -120,7 +120,7 @@ class JudgePanel:
                     async for _, said in self._one(engine, lambda _: None):
                         writer.write(_Said.of(said))
             lines = [open_files.enter_context(path.open(encoding="utf-8")) for path in waiting]
-            async for item, said in self._one(last, leave_out):
+            async for item, said in self._one(last, skip):
                 parts = [*(_Said.model_validate_json(next(file)).back() for file in lines), said]
                 refused = next((part for part in parts if isinstance(part, RequestRefused)), None)
                 names = [engine.fingerprint for engine in self.engines]
@@ -128,7 +128,7 @@ class JudgePanel:
                 yield item, refused or joined(agreed)
 
     async def _one(
-        self, engine: CachedEngine, leave_out: Callable[[Skipped], None]
+        self, engine: CachedEngine, skip: Callable[[Skipped], None]
     ) -> AsyncIterator[tuple[Candidates, Verdicts | RequestRefused]]:
         j, number = self._judging, self.engines.index(engine)
 
@@ -141,7 +141,7 @@ class JudgePanel:
         amount, limit = Amount(self._extent.sets, "rows", self._extent.calls), self._engine_settings.max_in_flight
         try:
             async for found in each_with_progress(
-                name, candidates(j, leave_out), amount, ask, engine, limit, self._reporter
+                name, candidates(j, skip), amount, ask, engine, limit, self._reporter
             ):
                 yield found
         finally:
@@ -205,7 +205,7 @@ def _made_from(judging: LabelJob) -> dict[str, Any]:
 # `cai judge`: a file of answers labelled by a judge, pair by pair, and ranked where there are more than two.
 
 
-RESULTS = ("preferences.jsonl", "rankings.jsonl", "left_out.jsonl")
+RESULTS = ("preferences.jsonl", "rankings.jsonl", "skipped.jsonl")
 
 
 @dataclass
@@ -216,8 +216,8 @@ class Totals:
     p: float = 0.0
     verdicts: int = 0
     in_both_orders: int = 0
-    same_position: int = 0
-    outside: float = 0.0
+    position_bias: int = 0
+    non_option_mass: float = 0.0
     given: int = 0  # pairs that came with a label
     agreed: float = 0.0
     rankings: int = 0
@@ -230,10 +230,10 @@ def count(totals: Totals, pair: Preference) -> None:
     totals.pairs += 1
     totals.p += pair.p
     totals.verdicts += len(pair.verdicts)
-    in_both_orders = [v.same_position for v in pair.verdicts if v.same_position is not None]
+    in_both_orders = [v.position_bias for v in pair.verdicts if v.position_bias is not None]
     totals.in_both_orders += len(in_both_orders)
-    totals.same_position += sum(in_both_orders)
-    totals.outside += sum(v.outside for v in pair.verdicts)
+    totals.position_bias += sum(in_both_orders)
+    totals.non_option_mass += sum(v.non_option_mass for v in pair.verdicts)
     if pair.given is not None:
         totals.given += 1
         totals.agreed += hit(pair.p, pair.given)
@@ -248,23 +248,23 @@ def figures(totals: Totals) -> dict[str, Any]:
     return {
         "pairs": totals.pairs,
         "rankings": totals.rankings,
-        "left_out": {"reasons": dict(totals.reasons.most_common()), "failed": totals.failed},
+        "skipped": {"reasons": dict(totals.reasons.most_common()), "failed": totals.failed},
         "mean_p": mean(totals.p, totals.pairs),
-        "same_position": mean(totals.same_position, totals.in_both_orders),
-        "outside": mean(totals.outside, totals.verdicts),
+        "position_bias": mean(totals.position_bias, totals.in_both_orders),
+        "non_option_mass": mean(totals.non_option_mass, totals.verdicts),
         "agrees_with_given": mean(totals.agreed, totals.given),
     }
 
 
 def label_file(
-    judging: LabelJob, out: Path, memo: Path, reporter: Reporter, open_engine: OpenEngine = open_model
+    judging: LabelJob, out: Path, cache: Path, reporter: Reporter, open_engine: OpenEngine = open_model
 ) -> dict[str, Any]:
-    """Write preferences.jsonl, left_out.jsonl, judge.json and, of sets of more than two, rankings.jsonl.
+    """Write preferences.jsonl, skipped.jsonl, judge.json and, of sets of more than two, rankings.jsonl.
 
     Raises: CaiError. Returns: what stands in judge.json.
     """
     extent = count_work(judging)
-    with claimed_for("cai judge", judging, out, RESULTS, reporter) as found, closing(Cache(memo)) as store:
+    with claimed_for("cai judge", judging, out, RESULTS, reporter) as found, closing(Cache(cache)) as store:
         panel = JudgePanel(judging, extent, store, reporter, open_engine)
         begun, totals = time.monotonic(), Totals()
         asyncio.run(_label(judging, panel, out, extent.most > 2, totals))
@@ -274,27 +274,25 @@ def label_file(
 
 async def _label(judging: LabelJob, panel: JudgePanel, out: Path, ranks: bool, totals: Totals) -> None:
     with ExitStack() as files:
-        preferences, left_out = (
-            files.enter_context(RowWriter(out / f"{n}.jsonl")) for n in ("preferences", "left_out")
-        )
+        preferences, skipped = (files.enter_context(RowWriter(out / f"{n}.jsonl")) for n in ("preferences", "skipped"))
         rankings = files.enter_context(RowWriter(out / "rankings.jsonl")) if ranks else None
 
-        def leave_out(row: Skipped) -> None:
-            left_out.write(row)
+        def skip(row: Skipped) -> None:
+            skipped.write(row)
             totals.failed += row.failed
             if not row.failed:
                 totals.reasons[row.reason] += 1
 
-        async for item, said in panel.verdicts(out, leave_out):
+        async for item, said in panel.verdicts(out, skip):
             if isinstance(said, RequestRefused):
-                leave_out(Skipped(prompt_id=item.prompt.id, stage=item.place, reason=str(said), failed=True))
+                skip(Skipped(prompt_id=item.prompt.id, stage=item.place, reason=str(said), failed=True))
                 continue
             for pair in labelled(item, said, judging, panel.name):
                 if isinstance(pair, Preference):
                     preferences.write(pair)
                     count(totals, pair)
                 else:
-                    leave_out(Skipped(prompt_id=item.prompt.id, stage=item.place, reason=pair))
+                    skip(Skipped(prompt_id=item.prompt.id, stage=item.place, reason=pair))
             if rankings is not None and len(item.answers) > 2 and said:
                 labels = {pair: label(verdicts, judging.settings) for pair, verdicts in said.items()}
                 rankings.write(ranking(item.prompt, item.answers, labels, item.model, panel.name, judging.seed))

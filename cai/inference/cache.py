@@ -62,7 +62,7 @@ class Cache:
             self._db.execute("CREATE TABLE IF NOT EXISTS calls (key BLOB PRIMARY KEY, answer TEXT) WITHOUT ROWID")
             self._db.execute("CREATE TABLE IF NOT EXISTS work (engine TEXT, work TEXT)")
         except sqlite3.DatabaseError as error:
-            raise CaiError(f"{path}: not a usable memo ({error}); move the file away to start a new one") from error
+            raise CaiError(f"{path}: not a usable cache ({error}); move the file away to start a new one") from error
 
     def get(self, key: bytes) -> Any | None:
         """The remembered answer, or None."""
@@ -89,7 +89,7 @@ class Cache:
 
 
 class OverlayCache:
-    """A memo laid over another one, which is only read: what is put goes to the upper one."""
+    """A cache laid over another one, which is only read: what is put goes to the upper one."""
 
     def __init__(self, below: Cache, upper: Cache) -> None:
         self._below, self._upper = below, upper
@@ -108,13 +108,13 @@ AnyCache = Cache | OverlayCache
 
 
 class CachedEngine:
-    """An engine that looks into the memo first, and opens the model behind it only on the first miss."""
+    """An engine that looks into the cache first, and opens the model behind it only on the first miss."""
 
-    def __init__(self, fingerprint: str, memo: AnyCache, open_engine: Callable[[], Engine]) -> None:
+    def __init__(self, fingerprint: str, cache: AnyCache, open_engine: Callable[[], Engine]) -> None:
         self.fingerprint = fingerprint
         self.steps: defaultdict[str, Tally] = defaultdict(Tally)
         self.work: list[Work] = []
-        self._memo = memo
+        self._cache = cache
         self._open_engine = open_engine
         self._engine: Engine | None = None
         self._opened = 0
@@ -127,7 +127,7 @@ class CachedEngine:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Account for the calls of the block, as `work`; what it asked of the model the memo keeps for forecasts."""
+        """Account for the calls of the block, as `work`; what it asked of the model the cache keeps for forecasts."""
         before = {step: dataclasses.replace(tally) for step, tally in self.steps.items()}
         opened, begun = self._opened, time.monotonic()
         try:
@@ -138,7 +138,7 @@ class CachedEngine:
             work = Work(name, done, time.monotonic() - begun, self._opened > opened)
             self.work.append(work)
             if any(tally.asked for tally in done.values()):
-                self._memo.add_work(self.fingerprint, work)
+                self._cache.add_work(self.fingerprint, work)
 
     async def generate(self, request: Generate) -> Completion:
         """As Engine.generate; the same request is asked once, however many wait for it."""
@@ -161,7 +161,7 @@ class CachedEngine:
         return list(await self._remember(request, ask))
 
     async def close(self) -> None:
-        """Close the model if it was ever opened; the memo stays open."""
+        """Close the model if it was ever opened; the cache stays open."""
         if self._engine is not None:
             await self._engine.close()
             self._engine = None
@@ -183,13 +183,13 @@ class CachedEngine:
             answer = await asyncio.shield(asked_already)
             self.steps[request.step].remembered += 1
             return answer
-        if (answer := self._memo.get(key)) is not None:
+        if (answer := self._cache.get(key)) is not None:
             self.steps[request.step].remembered += 1
             return answer
         self._in_flight[key] = asyncio.get_running_loop().create_future()
         try:
             answer = await ask()
-            self._memo.put(key, answer)
+            self._cache.put(key, answer)
             tally = self.steps[request.step]
             tally.asked += 1
             tally.characters += sum(len(message["content"]) for message in request.messages)

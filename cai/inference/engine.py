@@ -13,7 +13,7 @@ class EngineConfig(Section):
     """`engine:`: how the model is held in memory."""
 
     max_in_flight: Annotated[int, Field(ge=1)] = 32
-    """Examples alive at once; no part of the lock."""
+    """Examples alive at once; does not affect the run's identity."""
     context: Annotated[int, Field(ge=64)] | None = None
     """Tokens that a request and its answer may have; null: the model's, at most 8192."""
 

@@ -66,12 +66,12 @@ def open_model(model: Model, fingerprint: str, settings: EngineConfig) -> Engine
     return VllmEngine(model, fingerprint, settings.context, settings.max_in_flight)
 
 
-def cached_engine(model: Model, settings: EngineConfig, memo: AnyCache, open_engine: OpenEngine) -> CachedEngine:
-    """The engine of a model, which is itself opened at the first call the memo cannot answer."""
+def cached_engine(model: Model, settings: EngineConfig, cache: AnyCache, open_engine: OpenEngine) -> CachedEngine:
+    """The engine of a model, which is itself opened at the first call the cache cannot answer."""
     identity = model_fingerprint(model)
     if not isinstance(model, Server):  # what a server runs with is not ours to know
         identity = fingerprint(identity, settings.context, vllm_build())
-    return CachedEngine(identity, memo, lambda: open_engine(model, identity, settings))
+    return CachedEngine(identity, cache, lambda: open_engine(model, identity, settings))
 
 
 class Amount(NamedTuple):

@@ -90,7 +90,7 @@ def _value(monitor: Monitor | None) -> str:
     return NONE if monitor is None or monitor.value is None else f"{estimate(monitor.value)} {monitor.state}"
 
 
-# Compared runs as a page: what is established, the constitutions beside the behaviour, every shared example.
+# Compared runs as a page: what is significant, the constitutions beside the behaviour, every shared example.
 
 
 CURVES = {
@@ -115,7 +115,7 @@ class Cell(NamedTuple):
     a: str
     b: str
     effect: str
-    established: bool
+    significant: bool
 
 
 class Together(NamedTuple):
@@ -147,8 +147,8 @@ def comparison_report(found: Together, url: str | None = None) -> str:
 
     of_pairs = [[at for plot in _pair_plots(c, pair) for at in drawn(plot)] for pair in c.pairs]
     trained = [at for plot in _curve_plots(c) for at in drawn(plot)]
-    locks = [folder.lock() for folder in found.folders]
-    made = [made_of(lock) for lock in locks]
+    manifests = [folder.manifest() for folder in found.folders]
+    made = [made_of(manifest) for manifest in manifests]
     return report(
         "comparison.html.jinja",
         found.table,
@@ -162,7 +162,9 @@ def comparison_report(found: Together, url: str | None = None) -> str:
         rates=rates(found.folders),
         signs=signs(found.folders, [run.name for run in c.runs]),
         made=[(key, [own.get(key, "–") for own in made]) for key in dict.fromkeys(key for own in made for key in own)],
-        files=[configuration_files(folder, lock) for folder, lock in zip(found.folders, locks, strict=True)],
+        files=[
+            configuration_files(folder, manifest) for folder, manifest in zip(found.folders, manifests, strict=True)
+        ],
         texts=_texts,
         cells=_cells,
         number=number,
@@ -188,7 +190,7 @@ def _cells(p: PrincipleComparison) -> list[Cell]:
     for outcome in OUTCOMES:
         a, b = (number(use.means[outcome]) if use and outcome in use.means else "–" for use in (p.a, p.b))
         effect = p.effects.get(outcome)
-        cells.append(Cell(a, b, told(effect) if effect else "", effect is not None and effect.established))
+        cells.append(Cell(a, b, told(effect) if effect else "", effect is not None and effect.significant))
     return cells
 
 
@@ -209,7 +211,7 @@ def _pair_plots(c: RunComparison, pair: PairComparison) -> list[Plot]:
             w.share,
             w.effect.low + 0.5,
             w.effect.high + 0.5,
-            w.effect.established,
+            w.effect.significant,
         )
         for w in pair.wins
         if w.effect.low is not None and w.effect.high is not None
@@ -229,14 +231,14 @@ def _pair_plots(c: RunComparison, pair: PairComparison) -> list[Plot]:
 def _scaled(name: str, e: Effect) -> Interval | None:
     if not e.se or e.low is None or e.high is None:
         return None
-    return Interval(name, e.mean / e.se, e.low / e.se, e.high / e.se, e.established)
+    return Interval(name, e.mean / e.se, e.low / e.se, e.high / e.se, e.significant)
 
 
 def _tile(e: Effect | None) -> Tile | None:
     """None where the prompts are too few to say anything."""
     if e is None or not e.se or e.low is None:
         return None
-    return Tile(e.mean / e.se, number(e.mean, "+") + ("*" if e.established else ""))
+    return Tile(e.mean / e.se, number(e.mean, "+") + ("*" if e.significant else ""))
 
 
 def _curve_plots(c: RunComparison) -> list[Plot]:
@@ -278,4 +280,4 @@ def _attribution_tile(effect: Effect | None) -> Tile | None:
     if effect is None or effect.mean == 0:
         return None
     errors = effect.mean / effect.se if effect.se else math.copysign(SURE, effect.mean)
-    return Tile(errors, number(effect.mean, "+") + ("*" if effect.established else ""))
+    return Tile(errors, number(effect.mean, "+") + ("*" if effect.significant else ""))

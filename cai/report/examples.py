@@ -27,7 +27,7 @@ class Example(NamedTuple):
     preferences: list[Preference]
     rankings: list[Ranking]
     evaluation: list[Comparison]
-    left_out: list[Skipped]
+    skipped: list[Skipped]
 
 
 class Place(NamedTuple):
@@ -79,15 +79,15 @@ class Examples:
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
-        self._held_out = set(folder.lock().get("held_out", []))
+        self._held_out = set(folder.manifest().get("held_out", []))
         self._prompts = RowFile(folder.prompts_jsonl, Prompt)
         self._revisions = RowFile(folder.revisions_jsonl, Revision)
         self._preferences = RowFile(folder.preferences_jsonl, Preference)
         self._rankings = RowFile(folder.rankings_jsonl, Ranking)
         self._evaluation = RowFile(folder.evaluation_jsonl, Comparison)
-        self._left_out = RowFile(folder.left_out_jsonl, Skipped)
+        self._skipped = RowFile(folder.skipped_jsonl, Skipped)
         self._files: list[RowFile[Any]] = [
-            self._prompts, self._revisions, self._preferences, self._rankings, self._evaluation, self._left_out
+            self._prompts, self._revisions, self._preferences, self._rankings, self._evaluation, self._skipped
         ]  # fmt: skip
         self._places: dict[str, tuple[list[Place], ...]] = {}
         for kind, file in enumerate(self._files):
@@ -104,7 +104,7 @@ class Examples:
 
     def read(self, prompt_id: str) -> Example:
         """Everything about one prompt; raises KeyError for an unknown one, CaiError for a row that is none."""
-        prompts, revisions, preferences, rankings, evaluation, left_out = self._places[prompt_id]
+        prompts, revisions, preferences, rankings, evaluation, skipped = self._places[prompt_id]
         found = Example(
             id=prompt_id,
             tags=[],
@@ -114,7 +114,7 @@ class Examples:
             preferences=[self._preferences.row(p) for p in preferences],
             rankings=[self._rankings.row(p) for p in rankings],
             evaluation=[self._evaluation.row(p) for p in evaluation],
-            left_out=[self._left_out.row(p) for p in left_out],
+            skipped=[self._skipped.row(p) for p in skipped],
         )
         own: Prompt | Preference | None = (
             self._prompts.row(prompts[0]) if prompts else next(iter(found.preferences), None)
@@ -142,7 +142,7 @@ COLUMNS = [
     Column("revised", "number", "words of the last revision"),
     Column("changed", "share", "words that differ between draft and last revision: 0 % none, 100 % all"),
     Column("judge", "probability", "p(chosen is preferred) by the judge, the mean of the example's judged pairs"),
-    Column("after", "probability", "p(the answer after training is better) by the referee"),
+    Column("after", "probability", "p(the answer after training is better) by the eval judge"),
 ]
 FACETS = ["principle", "judged by", "flag", "tag", "label by", "part", "left out"]
 
@@ -170,7 +170,7 @@ def run_line(example: Example) -> Line:
         example.tags,
         [pair.source for pair in example.preferences],
         ["held out" if example.held_out else "training"],
-        [row.reason for row in example.left_out],
+        [row.reason for row in example.skipped],
     ]
     return Line(example.id, cells, [list(dict.fromkeys(values)) for values in facets])
 
@@ -204,9 +204,7 @@ def run_detail(example: Example) -> Detail:
             )
     for comparison in example.evaluation:
         evaluation_blocks(detail, comparison)
-    detail.table(
-        "Left out", [[row.stage, row.reason + (" (failed)" if row.failed else "")] for row in example.left_out]
-    )
+    detail.table("Left out", [[row.stage, row.reason + (" (failed)" if row.failed else "")] for row in example.skipped])
     return detail
 
 
@@ -249,23 +247,23 @@ def _preference_blocks(detail: Detail, pair: Preference, example: Example) -> No
 
 
 def evaluation_blocks(detail: Detail, row: Comparison, title: str = "Held out") -> None:
-    """The answers before and after training, and what the referee says of them."""
+    """The answers before and after training, and what the eval judge says of them."""
     notes = [f"p(after better) = {row.p:.4f}", *(f"{text} cut off" for text in row.truncated)]
     detail.diff(f"{title}: before → after training", ("before", "after"), row.before, row.after, ", ".join(notes))
     verdict_block(detail, row.verdicts, "after")
     detail.table(
         f"{title}: where it comes from",
-        [["before by", row.before_model], ["after by", row.after_model], ["referee", row.judge]],
+        [["before by", row.before_model], ["after by", row.after_model], ["eval judge", row.judge]],
     )
 
 
 def verdict_block(detail: Detail, verdicts: Sequence[Verdict], side: str) -> None:
     """What each principle says in both orders, and the thoughts before it."""
-    shown_in = ("shown first", "shown second", "outside", "position decides")
+    shown_in = ("shown first", "shown second", "non_option_mass", "position decides")
     decides = {None: None, True: "yes", False: "no"}
     rows: list[list[Cell]] = []
     for v in verdicts:
-        said = [v.p, v.p_forward, v.p_reverse, v.outside, decides[v.same_position]]
+        said = [v.p, v.p_forward, v.p_reverse, v.non_option_mass, decides[v.position_bias]]
         rows.append([v.principle_id, *said, v.principle_hash, v.judge])
     detail.table("Verdicts", rows, ("verdict of", f"p({side} better)", *shown_in, "text", "judge"))
     for v in verdicts:

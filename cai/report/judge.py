@@ -12,7 +12,7 @@ from cai.stats.formatting import counted, estimate, number, percent
 
 
 def judge_page(
-    report: JudgeReport, mistakes: Sequence[Preference], left_out: Sequence[Skipped], made_from: dict[str, Any]
+    report: JudgeReport, mistakes: Sequence[Preference], skipped: Sequence[Skipped], made_from: dict[str, Any]
 ) -> str:
     """The HTML of a report, with the judge's surest mistakes; light and dark, for wide and narrow screens."""
     curves = [("a", "as judged", report.reliability)]
@@ -26,7 +26,7 @@ def judge_page(
         figures=figures(report),
         curves=[(colour, name, bins, [_dot(b, bins) for b in bins]) for colour, name, bins in curves],
         mistakes=mistakes,
-        left_out=Counter(row.reason for row in left_out),
+        skipped=Counter(row.reason for row in skipped),
         made_from=made_from,
         principles=principles,
         asked=principles if asked == "all" else asked,

@@ -178,7 +178,7 @@ def intervals(
     axis: str,
     found: Sequence[Interval],
     even: float,
-    marks: tuple[str, str] = ("established", "not established"),
+    marks: tuple[str, str] = ("significant", "not significant"),
 ) -> Plot:
     """A line a value, the first on top; `even` is where there is no difference, `marks` say what is sure and not."""
     data: list[dict[str, Any]] = []

@@ -49,8 +49,8 @@ class Behaviour(NamedTuple):
     longer: float | None  # words that the revision has more
     verdicts: int  # as the judge of a pair
     sure: float | None  # mean probability of the answer it prefers
-    same_position: float | None
-    outside: float | None
+    position_bias: float | None
+    non_option_mass: float | None
 
 
 class _Revised(NamedTuple):
@@ -61,8 +61,8 @@ class _Revised(NamedTuple):
 
 class _Judged(NamedTuple):
     sure: float
-    same_position: bool | None  # None where only one order was asked
-    outside: float
+    position_bias: bool | None  # None where only one order was asked
+    non_option_mass: float
 
 
 class Tally:
@@ -73,7 +73,7 @@ class Tally:
         self._judged: dict[str, list[_Judged]] = {}
 
     def add(self, example: Example) -> None:
-        """Count an example in; the verdicts of the referee are not the constitution's."""
+        """Count an example in; the verdicts of the eval judge are not the constitution's."""
         for row in example.revisions:
             self._revised.setdefault(row.principle_id, []).append(_revised(row))
         for pair in example.preferences:
@@ -99,8 +99,8 @@ class Tally:
             longer=_mean([r.longer for r in revised]),
             verdicts=len(judged),
             sure=_mean([j.sure for j in judged]),
-            same_position=_mean([j.same_position for j in judged if j.same_position is not None]),
-            outside=_mean([j.outside for j in judged]),
+            position_bias=_mean([j.position_bias for j in judged if j.position_bias is not None]),
+            non_option_mass=_mean([j.non_option_mass for j in judged]),
         )
 
 
@@ -109,7 +109,7 @@ def _revised(row: Revision) -> _Revised:
 
 
 def _judged(verdict: Verdict) -> _Judged:
-    return _Judged(max(verdict.p, 1 - verdict.p), verdict.same_position, verdict.outside)
+    return _Judged(max(verdict.p, 1 - verdict.p), verdict.position_bias, verdict.non_option_mass)
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -155,7 +155,7 @@ def evaluation_plots(report: PolicyReport) -> list[Plot]:
         plots.append(plane(title, ("helpful", "safe"), points))
     for title, found in (
         ("The course of PPO: score of the reward model", [(c.last, c.proxy) for c in report.course]),
-        ("The course of PPO: win rate by the referee", [(c.last, c.gold) for c in report.course]),
+        ("The course of PPO: win rate by the eval judge", [(c.last, c.gold) for c in report.course]),
     ):
         if known := [(float(update), value.mean) for update, value in found if value is not None]:
             plots.append(curves(title, {"mean": known}))
@@ -225,19 +225,19 @@ def _monitors(report: PolicyReport) -> Iterator[Grid]:
 
 
 def _scores(report: PolicyReport) -> Iterator[Grid]:
-    kl = [[d.policy, estimate(d.answer), number(d.token), str(d.left_out)] for d in report.divergences if d.answer]
+    kl = [[d.policy, estimate(d.answer), number(d.token), str(d.skipped)] for d in report.divergences if d.answer]
     missing = [f"{d.policy}: {d.missing}" for d in report.divergences if d.missing]
     yield _grid("KL from the reference, nats", ["policy", "an answer", "a token", "left out"], kl, missing)
     scored = [row for row in report.rewards if row.score is not None]
     scores = [[row.policy, estimate(row.score), estimate(row.gain), estimate(row.agrees)] for row in scored]
-    head = ["policy", "score", "over the reference", "referee agrees"]
+    head = ["policy", "score", "over the reference", "eval judge agrees"]
     yield _grid("The reward model on these answers", head, scores)
     course = [
         [f"{c.first} to {c.last}", str(c.samples), estimate(c.proxy), number(c.kl), estimate(c.gold)]
         for c in report.course
     ]
     head = ["updates", "samples", "reward", "KL", "win rate"]
-    yield _grid("The course of PPO: its samples by the reward model and by the referee", head, course)
+    yield _grid("The course of PPO: its samples by the reward model and by the eval judge", head, course)
 
 
 # The report of one run: what it was made of, what came of it, every example.
@@ -296,8 +296,8 @@ def _part(what: str, read: Callable[[], Found], missing: list[str]) -> Found | N
 
 
 def run_report(folder: RunFolder, contents: Contents, url: str | None = None) -> str:
-    """The HTML of a run's report, with a note on each part that cannot be read; raises CaiError without a lock."""
-    lock, missing = folder.lock(), list(contents.missing)
+    """The HTML of a run's report, with a note on each part that cannot be read; raises CaiError without a manifest."""
+    manifest, missing = folder.manifest(), list(contents.missing)
     told = told_of(folder, missing)
     plots = _overview_plots(contents)
     overview = list(range(len(plots)))
@@ -324,7 +324,7 @@ def run_report(folder: RunFolder, contents: Contents, url: str | None = None) ->
         plots,
         url,
         name=folder.name,
-        made_of=made_of(lock),
+        made_of=made_of(manifest),
         notes=[*missing, *told.notes],
         facts=told.facts,
         constitution=contents.constitution,
@@ -339,8 +339,8 @@ def run_report(folder: RunFolder, contents: Contents, url: str | None = None) ->
         evaluated_plots=of_policies,
         monitors=told.monitors,
         stages=stages,
-        files=configuration_files(folder, lock),
-        left_out=told.left_out,
+        files=configuration_files(folder, manifest),
+        skipped=told.skipped,
         percent=percent,
         number=number,
     )
@@ -359,9 +359,11 @@ def _overview_plots(contents: Contents) -> list[Plot]:
         plots.append(
             histogram("Words of draft and last revision", "words", {"draft": drafts, "revision": revised}, 0, most)
         )
-    labels = {name: found for name, found in (("judge, of the chosen", judge), ("referee, of after", after)) if found}
+    labels = {
+        name: found for name, found in (("judge, of the chosen", judge), ("eval judge, of after", after)) if found
+    }
     if labels:
-        plots.append(histogram("What judge and referee say", "p", labels, 0, 1))
+        plots.append(histogram("What judge and eval judge say", "p", labels, 0, 1))
     met = [b for b in contents.behaviours if b.revisions]
     if met:
         flagged = [round((b.flagged or 0) * b.revisions) for b in met]

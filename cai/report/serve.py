@@ -50,16 +50,16 @@ def listed(name: str, folder: RunFolder) -> Listed:
     told = started.strftime("%Y-%m-%d %H:%M") if started else ""
     found = Listed(name, f"/report?{urlencode({'run': name})}", told, "unfinished")
     try:
-        lock, summary = folder.lock(), folder.summary()
-        return _with_figures(found, lock, summary)
+        manifest, summary = folder.manifest(), folder.summary()
+        return _with_figures(found, manifest, summary)
     except CaiError as error:
         return found._replace(state=str(error))
     except (LookupError, TypeError, AttributeError):
         return found._replace(state="made by another version of cai")
 
 
-def _with_figures(found: Listed, lock: dict[str, Any], summary: dict[str, Any] | None) -> Listed:
-    config, constitution = lock.get("config") or {}, lock.get("constitution") or {}
+def _with_figures(found: Listed, manifest: dict[str, Any], summary: dict[str, Any] | None) -> Listed:
+    config, constitution = manifest.get("config") or {}, manifest.get("constitution") or {}
     found = found._replace(
         constitution=f"{constitution.get('name', '')} ({len(constitution.get('principles') or {})})",
         model=str(config.get("model", "")),
@@ -155,8 +155,8 @@ class Library:
 def _state(folder: RunFolder) -> tuple[object, ...]:
     """Something that changes when a file of the run does."""
     files = [
-        folder.lock_json, folder.constitution_yaml, folder.prompts_jsonl, folder.revisions_jsonl,
-        folder.preferences_jsonl, folder.rankings_jsonl, folder.evaluation_jsonl, folder.left_out_jsonl,
+        folder.manifest_json, folder.constitution_yaml, folder.prompts_jsonl, folder.revisions_jsonl,
+        folder.preferences_jsonl, folder.rankings_jsonl, folder.evaluation_jsonl, folder.skipped_jsonl,
         folder.summary_json, folder.eval / "comparisons.jsonl", *sorted(folder.train.glob("*/metrics.jsonl")),
     ]  # fmt: skip
     stats = [(str(path), path.stat()) for path in files if path.exists()]

@@ -13,8 +13,10 @@ from cai.stats.formatting import counted, number, percent
 from cai.stats.intervals import Estimate
 from cai.stats.win_rate import FEW_PROMPTS, FOLLOWS_POSITION
 
-OUTSIDE = 0.5  # of the probability: more is on something that is no answer than on one, as in the judge's own report
-CUT_OFF = 0.5  # of the texts: how long the model would have written is then unknown for most
+NON_OPTION_MASS = (
+    0.5  # of the probability: more is on something that is no answer than on one, as in the judge's own report
+)
+TRUNCATED = 0.5  # of the texts: how long the model would have written is then unknown for most
 
 
 class Monitor(NamedTuple):
@@ -33,7 +35,7 @@ class Told(NamedTuple):
     judge: list[Figure]
     monitors: list[Monitor]
     notes: list[str]
-    left_out: dict[str, int]  # by reason
+    skipped: dict[str, int]  # by reason
     training: dict[str, list[str]]  # lines by stage
     calibration: dict[str, list[dict[str, float]]]  # of reward models on held-out pairs, bins by stage
 
@@ -53,7 +55,7 @@ def told_of(folder: RunFolder, missing: list[str]) -> Told:
     except CaiError as error:
         missing.append(f"Its figures cannot be counted: {error}")
     except KeyError as error:
-        missing.append(f"Its figures cannot be counted: {folder.lock_json} lacks {error}")
+        missing.append(f"Its figures cannot be counted: {folder.manifest_json} lacks {error}")
     return Told([], [], [], [], {}, {}, {})
 
 
@@ -65,7 +67,7 @@ def _told(summary: dict[str, Any], finished: bool) -> Told:
         judge=_judge_facts(summary),
         monitors=_monitors(summary),
         notes=_notes(summary, finished),
-        left_out=summary["left_out"]["reasons"],
+        skipped=summary["skipped"]["reasons"],
         training={stage: training_lines(found) for stage, found in stages.items()},
         calibration={stage: found["reliability"] for stage, found in reports.items()},
     )
@@ -87,17 +89,17 @@ def _facts(summary: dict[str, Any]) -> list[Figure]:
     if evaluation := summary["evaluation"]:
         win_rate, words = Estimate(**evaluation["win_rate"]), evaluation["words"]
         found += [
-            Figure("win rate of after", str(win_rate), f"by the referee, on {win_rate.n} held-out prompts"),
+            Figure("win rate of after", str(win_rate), f"by the eval judge, on {win_rate.n} held-out prompts"),
             Figure(
                 "words held out", f"{words['before']:.0f} → {words['after']:.0f}", "before and after training, means"
             ),
         ]
-    left_out = summary["left_out"]
+    skipped = summary["skipped"]
     found.append(
         Figure(
             "left out",
-            str(sum(left_out["reasons"].values()) + left_out["failed"]),
-            f"{left_out['failed']} of it failed",
+            str(sum(skipped["reasons"].values()) + skipped["failed"]),
+            f"{skipped['failed']} of it failed",
         )
     )
     if calls := summary.get("calls"):
@@ -124,18 +126,18 @@ def _duration(seconds: float) -> str:
 
 
 def _judge_facts(summary: dict[str, Any]) -> list[Figure]:
-    """How far the verdicts of judge and referee can be trusted."""
+    """How far the verdicts of judge and eval judge can be trusted."""
     found = []
     judged = (summary["preferences"] or {}).get("judged")
-    for who, said in (("judge", judged), ("referee", summary["evaluation"])):
+    for who, said in (("judge", judged), ("eval judge", summary["evaluation"])):
         if said:
             found += [
                 Figure(
                     f"{who}: same position wins",
-                    percent(said["same_position"]),
+                    percent(said["position_bias"]),
                     "published: 18 % (large) to 56 % (small)",
                 ),
-                Figure(f"{who}: outside the letters", percent(said["outside"]), "of the probability"),
+                Figure(f"{who}: outside the letters", percent(said["non_option_mass"]), "of the probability"),
             ]
     if judged:
         found.append(Figure("judge: mean p", number(judged["mean_p"]), "of the chosen answer; 0.5 is no opinion"))
@@ -154,20 +156,22 @@ def _monitors(summary: dict[str, Any]) -> list[Monitor]:
         found += [
             rate(f"revision {flag.replace('_', ' ')}", revisions["flags"][flag], 0.25, "25 %") for flag in FILTERS
         ]
-        found += [rate(f"{text} cut off", share, CUT_OFF, "50 %") for text, share in revisions["truncated"].items()]
+        found += [rate(f"{text} cut off", share, TRUNCATED, "50 %") for text, share in revisions["truncated"].items()]
     judged = (summary["preferences"] or {}).get("judged")
-    for who, said in (("judge", judged), ("referee", summary["evaluation"])):
+    for who, said in (("judge", judged), ("eval judge", summary["evaluation"])):
         if said:
             found.append(
-                rate(f"{who}: position decides", said["same_position"], FOLLOWS_POSITION, percent(FOLLOWS_POSITION))
+                rate(f"{who}: position decides", said["position_bias"], FOLLOWS_POSITION, percent(FOLLOWS_POSITION))
             )
-            found.append(rate(f"{who}: outside the letters", said["outside"], OUTSIDE, percent(OUTSIDE)))
+            found.append(
+                rate(f"{who}: outside the letters", said["non_option_mass"], NON_OPTION_MASS, percent(NON_OPTION_MASS))
+            )
     if evaluation := summary["evaluation"]:
         found += [
-            rate(f"answer {which} training cut off", share, CUT_OFF, "50 %")
+            rate(f"answer {which} training cut off", share, TRUNCATED, "50 %")
             for which, share in evaluation["truncated"].items()
         ]
-    failed = summary["left_out"]["failed"]
+    failed = summary["skipped"]["failed"]
     found.append(Monitor("requests that failed", str(failed), "none", failed > 0))
     for stage, training in summary["training"].items():
         found += [Monitor(f"training {stage}", warning, "", True) for warning in training["warnings"]]
@@ -191,22 +195,22 @@ def _notes(summary: dict[str, Any], finished: bool) -> list[str]:
 # What a run was made of: hashes of everything that decided it, and the files themselves.
 
 
-def made_of(lock: dict[str, Any]) -> dict[str, str]:
-    """What decided the result: names, and hashes of content; what a lock of another version lacks is left out."""
-    config = lock.get("config") or {}
-    constitution, referee = lock.get("constitution") or {}, lock.get("referee") or {}
+def made_of(manifest: dict[str, Any]) -> dict[str, str]:
+    """What decided the result: names, and hashes of content; what a manifest of another version lacks is left out."""
+    config = manifest.get("config") or {}
+    constitution, eval_constitution = manifest.get("constitution") or {}, manifest.get("eval_constitution") or {}
     named = {
-        "model": (config.get("model"), lock.get("model")),
+        "model": (config.get("model"), manifest.get("model")),
         "constitution": (constitution.get("name"), constitution.get("fingerprint")),
-        "judge": (None, ", ".join(lock.get("judge_models") or [])),
-        "referee": (referee.get("name"), referee.get("fingerprint")),
-        "templates": (config.get("templates"), lock.get("templates")),
-        "prompts": ((config.get("prompts") or {}).get("source"), lock.get("prompts")),
-        "preferences of a file": ((config.get("preferences") or {}).get("source"), lock.get("preferences")),
-        **{name: (None, content) for name, content in (lock.get("train_files") or {}).items()},
+        "judge": (None, ", ".join(manifest.get("judge_models") or [])),
+        "eval_constitution": (eval_constitution.get("name"), eval_constitution.get("fingerprint")),
+        "templates": (config.get("templates"), manifest.get("templates")),
+        "prompts": ((config.get("prompts") or {}).get("source"), manifest.get("prompts")),
+        "preferences of a file": ((config.get("preferences") or {}).get("source"), manifest.get("preferences")),
+        **{name: (None, content) for name, content in (manifest.get("train_files") or {}).items()},
     }
     made = {key: ", ".join(_as_text(*parts)) for key, parts in named.items() if any(parts)}
-    versions = ", ".join(f"{package} {version}" for package, version in (lock.get("versions") or {}).items())
+    versions = ", ".join(f"{package} {version}" for package, version in (manifest.get("versions") or {}).items())
     return {**made, "seed": str(config.get("seed", "")), "versions": versions}
 
 
@@ -214,11 +218,16 @@ def _as_text(name: str | None, content: str | None) -> list[str]:
     return [*([str(name)] if name else []), *([f"content {content}"] if content else [])]
 
 
-def configuration_files(folder: RunFolder, lock: dict[str, Any]) -> list[tuple[str, str]]:
+def configuration_files(folder: RunFolder, manifest: dict[str, Any]) -> list[tuple[str, str]]:
     """The whole configuration: what was given, and all settings with their defaults."""
-    given = [folder.run_yaml, folder.constitution_yaml, folder.referee_yaml, *sorted(folder.templates.glob("*"))]
+    given = [
+        folder.run_yaml,
+        folder.constitution_yaml,
+        folder.eval_constitution_yaml,
+        *sorted(folder.templates.glob("*")),
+    ]
     texts = [(str(file.relative_to(folder.path)), file.read_text(encoding="utf-8")) for file in given if file.is_file()]
-    return [*texts[:1], ("all settings, with defaults", as_yaml(lock.get("config"))), *texts[1:]]
+    return [*texts[:1], ("all settings, with defaults", as_yaml(manifest.get("config"))), *texts[1:]]
 
 
 def as_yaml(value: Any) -> str:

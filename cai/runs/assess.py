@@ -1,10 +1,10 @@
-"""The evaluation stage: held-out prompts answered before and after training, and compared by the referee."""
+"""The evaluation stage: held-out prompts answered before and after training, and compared by the eval judge."""
 
 from pathlib import Path
 
 from cai.data.jsonl import write_rows
 from cai.data.records import Comparison, Prompt
-from cai.evaluation.policy import referee_pair
+from cai.evaluation.policy import eval_judge_pair
 from cai.inference.engine import Completion
 from cai.runs.session import Session
 
@@ -25,7 +25,7 @@ async def assess_policy(session: Session, policy: Path) -> None:
     async def compare(prompt: Prompt) -> Comparison:
         pair = (answers_before[prompt.id], answers_after[prompt.id])
         models = (before.fingerprint, after.fingerprint)
-        return await referee_pair(prompt, *pair, models, plan.referee, plan.templates, judge)
+        return await eval_judge_pair(prompt, *pair, models, plan.eval_constitution, plan.templates, judge)
 
     try:
         answers_after = await answers("after", policy, plan.held_out)
@@ -35,7 +35,12 @@ async def assess_policy(session: Session, policy: Path) -> None:
         if judge is not before:
             await before.close()
         both = [prompt for prompt in answered if prompt.id in answers_before]
-        rows = [row async for _, row in session.each("referee", both, compare, judge, 2 * len(plan.referee.principles))]
+        rows = [
+            row
+            async for _, row in session.each(
+                "eval judge", both, compare, judge, 2 * len(plan.eval_constitution.principles)
+            )
+        ]
     finally:
         for engine in (after, before, judge):
             await engine.close()

@@ -33,7 +33,7 @@ class Collected:
     said: list[tuple[str, Verdicts]] = field(default_factory=list)
     revised: Preference | None = None
     said_of_revision: list[tuple[str, Verdicts]] = field(default_factory=list)
-    left_out: list[Skipped] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
 
 
 async def collect_feedback(session: Session) -> None:
@@ -67,7 +67,7 @@ async def collect_feedback(session: Session) -> None:
             said = await judge_revision(one.revised, plan.constitution, plan.templates, engine, judging, seed)
             one.said_of_revision.append((engine.fingerprint, said))
         except RequestRefused as refusal:  # the pair stands without its verdicts
-            leave_out(prompt, "verdicts on revisions", str(refusal), failed=True)
+            skip(prompt, "verdicts on revisions", str(refusal), failed=True)
 
     async def judge_both(prompt: Prompt, engine: CachedEngine) -> None:
         await asyncio.gather(judge_samples(prompt, engine), judge_revised(prompt, engine))
@@ -83,7 +83,7 @@ async def collect_feedback(session: Session) -> None:
         rows = await revise(prompt, draft, plan.constitution, plan.templates, model, settings, seed)
         pair = revision_preference(rows) if rows else None
         if isinstance(pair, str):
-            leave_out(prompt, "revision pairs", pair)
+            skip(prompt, "revision pairs", pair)
         elif pair is not None:
             collected[prompt.id].revised = pair
             if model in judges:
@@ -100,14 +100,14 @@ async def collect_feedback(session: Session) -> None:
         )
         for part, stage in ((rows, "revisions"), (judged, "judged pairs")):
             if isinstance(part, RequestRefused):
-                leave_out(prompt, stage, str(part), failed=True)
+                skip(prompt, stage, str(part), failed=True)
             elif isinstance(part, BaseException):
                 raise part
         return rows if isinstance(rows, list) else []
 
-    def leave_out(prompt: Prompt, stage: str, reason: str, failed: bool = False) -> None:
+    def skip(prompt: Prompt, stage: str, reason: str, failed: bool = False) -> None:
         row = Skipped(prompt_id=prompt.id, stage=stage, reason=reason, failed=failed)
-        collected[prompt.id].left_out.append(row)
+        collected[prompt.id].skipped.append(row)
 
     asked_of_revisions = calls_of_revisions(judging, settings.rounds)
     writing = 1 + settings.rounds * (2 if settings.critique else 1) + max(0, judging.samples - 1)
@@ -133,11 +133,11 @@ async def collect_feedback(session: Session) -> None:
                     if isinstance(pair, Preference):
                         preferences.write(pair)
                     else:
-                        leave_out(prompt, "judged pairs", pair)
+                        skip(prompt, "judged pairs", pair)
                 if rankings is not None and verdicts:
                     labels = {pair: label(found, judging) for pair, found in verdicts.items()}
                     rankings.write(ranking(prompt, one.samples, labels, model.fingerprint, names, seed))
-            session.left_out += one.left_out  # prompt by prompt, whichever was finished first
+            session.skipped += one.skipped  # prompt by prompt, whichever was finished first
             del collected[prompt.id]
 
         expected = writing + asking if model in judges else writing
@@ -151,7 +151,7 @@ async def collect_feedback(session: Session) -> None:
             await model.close()
         for pair in plan.preferences:
             preferences.write(pair)
-        session.left_out += plan.preferences_left_out
+        session.skipped += plan.preferences_skipped
         waiting = [prompt for prompt in plan.training if prompt.id in collected]
         for engine in others:
             try:

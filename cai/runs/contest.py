@@ -1,7 +1,7 @@
 """The calls of an evaluation: every policy answers, one after the other, and then a judge is asked.
 
 One model is in memory at a time. What is asked about one pair of answers is asked together, so that questions share
-their beginning. There is no resume code: evaluating again asks the same, and the memo answers what was paid for.
+their beginning. There is no resume code: evaluating again asks the same, and the cache answers what was paid for.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ from cai.inference.progress import Reporter
 from cai.inference.scheduler import Amount, EngineWork, each_with_progress
 from cai.runs.course import STAGE as COURSE
 from cai.runs.course import read_samples
-from cai.runs.evaluating import REFEREE, EvaluationPlan
+from cai.runs.evaluating import OVERALL, EvaluationPlan
 from cai.runs.find import Policy
 
 ALL_PAIRS = 6  # policies that are all compared with each other; of more, each with the reference
@@ -75,7 +75,7 @@ class PolicyEvaluation:
         self.judgements: list[Judgement] = []
         self.replies: list[Reply] = []
         self.samples: list[Sampled] = []
-        self.left_out: list[Skipped] = [*evaluating.prompts_left_out]
+        self.skipped: list[Skipped] = [*evaluating.prompts_skipped]
         self.work: list[EngineWork] = []
         self._engine_of, self._reporter = engine_of, reporter
 
@@ -83,7 +83,7 @@ class PolicyEvaluation:
         """All calls, in this order: each policy's answers, the reference's last; then the judge's."""
         e = self.evaluating
         self.samples, missing = read_samples(e.contenders[1])
-        self.left_out += missing
+        self.skipped += missing
         judging = self._engine_of(e.judge)
         try:
             for contender in [*e.contenders[1:], e.reference]:
@@ -215,7 +215,7 @@ class PolicyEvaluation:
             for contender in e.contenders
             if (text := texts.get((contender.name, asked.prompts, asked.prompt.id))) is not None
         ]
-        self.left_out += [
+        self.skipped += [
             Skipped(prompt_id=asked.prompt.id, stage=f"{name}: questions", reason="the answer is empty")
             for asked, name, text in answered
             if not text
@@ -236,7 +236,7 @@ class PolicyEvaluation:
         self.replies += [row for rows in found for row in rows]
 
     async def _follow(self, engine: CachedEngine) -> None:
-        """The referee on what PPO sampled on its way, against the reference's answers to the same prompts."""
+        """The eval judge on what PPO sampled on its way, against the reference's answers to the same prompts."""
         e, texts = self.evaluating, self._texts()
         name = e.reference.name
         pairs = [
@@ -247,10 +247,10 @@ class PolicyEvaluation:
 
         async def follow(item: tuple[Sampled, Pair]) -> Sampled:
             sample, pair = item
-            verdicts = (await self._verdicts(pair, [REFEREE], engine))[REFEREE]
+            verdicts = (await self._verdicts(pair, [OVERALL], engine))[OVERALL]
             return sample.model_copy(update={"p": soft_label(verdicts) if verdicts else 0.5, "verdicts": verdicts})
 
-        calls = 2 * len(e.axes[REFEREE].principles) * len(pairs)
+        calls = 2 * len(e.axes[OVERALL].principles) * len(pairs)
         self.samples = await self._all(f"judge: {COURSE}", pairs, follow, engine, calls, lambda i: i[0].prompt_id)
 
     def _texts(self) -> dict[tuple[str, str, str], str]:
@@ -272,7 +272,7 @@ class PolicyEvaluation:
         amount = Amount(len(items), "items", calls)
         async for item, found in each_with_progress(name, items, amount, function, engine, limit, self._reporter):
             if isinstance(found, RequestRefused):
-                self.left_out.append(Skipped(prompt_id=id(item), stage=name, reason=str(found), failed=True))
+                self.skipped.append(Skipped(prompt_id=id(item), stage=name, reason=str(found), failed=True))
             else:
                 results.append(found)
         self.work.append(EngineWork(engine.fingerprint, engine.work[-1]))
@@ -292,6 +292,6 @@ def _reply(said: Said, policy: str, probe: str, item: str, variant: str, questio
         question=question,
         p_forward=said.forward,
         p_reverse=said.reverse,
-        outside=said.outside,
+        non_option_mass=said.non_option_mass,
         asked=engine.fingerprint,
     )

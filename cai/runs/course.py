@@ -1,4 +1,4 @@
-"""What a policy said on its way through PPO (samples.jsonl), so that a referee can judge the course of a training."""
+"""What a policy said on its way through PPO (samples.jsonl), for an eval judge to follow a training."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,7 +27,7 @@ def read_samples(contender: Policy) -> tuple[list[Sampled], list[Skipped]]:
     tokenizer = AutoTokenizer.from_pretrained(contender.folder)
     known = {tokenizer.decode(prompt_ids(tokenizer, p.messages)): p for p in training_prompts(contender)}
     ends = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    samples, left_out = [], []
+    samples, skipped = [], []
     path = contender.ppo / "samples.jsonl"
     for number, value in read_objects(path):
         try:
@@ -38,18 +38,18 @@ def read_samples(contender: Policy) -> tuple[list[Sampled], list[Skipped]]:
             raise CaiError(f"{path}:{number}: not a sample of PPO: {error}") from None
         if prompt is None:
             reason = "its prompt is not among those of the training that are known"
-            left_out.append(Skipped(prompt_id=f"update {step}", stage=STAGE, reason=reason))
+            skipped.append(Skipped(prompt_id=f"update {step}", stage=STAGE, reason=reason))
         else:
             samples.append(
                 Sampled(step=step, prompt_id=prompt.id, messages=prompt.messages, text=text, score=score, kl=kl)
             )
-    return samples, left_out
+    return samples, skipped
 
 
 def training_prompts(contender: Policy) -> list[Prompt]:
     """The prompts that PPO drew from; none where their file is gone."""
     if contender.run is not None:
-        held_out = set(contender.run.lock()["held_out"])
+        held_out = set(contender.run.manifest()["held_out"])
         return [prompt for prompt in contender.run.prompts() if prompt.id not in held_out]
     assert contender.ppo is not None
     data = Path(read_json(contender.ppo / "stage.json").get("data", ""))

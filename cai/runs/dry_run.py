@@ -1,7 +1,7 @@
 """What a run will ask of its models before anything is paid for: the run itself, over an engine that only counts.
 
-The steps of a run are carried out as always, in a folder that is thrown away. Calls the memo knows are answered from
-it; every other call gets a placeholder that no model wrote, so that whatever depends on it is unknown to the memo too
+The steps of a run are carried out as always, in a folder that is thrown away. Calls the cache knows are answered from
+it; every other call gets a placeholder that no model wrote, so that whatever depends on it is unknown to the cache too
 and is counted as well.
 """
 
@@ -29,7 +29,7 @@ from cai.runs.collect import collect_feedback
 from cai.runs.contest import PolicyEvaluation
 from cai.runs.evaluate import evaluating_of
 from cai.runs.find import Policy
-from cai.runs.folder import MEMO, RunFolder
+from cai.runs.folder import CACHE_FILE, RunFolder
 from cai.runs.pipeline import train_policy
 from cai.runs.plan import Plan
 from cai.runs.session import Session
@@ -92,19 +92,19 @@ def dry_run(plan: Plan, counted: Cache | None = None) -> DryRun:
     A call that an earlier forecast left in `counted` is remembered: so much do runs share that are to follow each
     other. Raises: CaiError as the run itself would.
     """
-    existing = plan.runs / MEMO
+    existing = plan.runs / CACHE_FILE
     with tempfile.TemporaryDirectory(prefix="cai-") as aside:
         folder = RunFolder(Path(aside) / "run")
         folder.path.mkdir()
         with (
             closing(Cache(existing if existing.exists() else Path(aside) / "none.sqlite")) as below,
-            closing(Cache(Path(aside) / "memo.sqlite")) as upper,
+            closing(Cache(Path(aside) / "cache.sqlite")) as upper,
         ):
             quiet = Reporter(Console(quiet=True))
-            memo = OverlayCache(below, counted or upper)
-            session = Session(replace(plan, folder=folder), quiet, memo, open_placeholders)
+            cache = OverlayCache(below, counted or upper)
+            session = Session(replace(plan, folder=folder), quiet, cache, open_placeholders)
             if plan.gate is not None:
-                session.work += asyncio.run(_gate(plan.gate, Path(aside), memo, quiet))
+                session.work += asyncio.run(_gate(plan.gate, Path(aside), cache, quiet))
             asyncio.run(collect_feedback(session))
             untrained = _evaluate(session, plan, Path(aside))
             known = {engine: below.work(engine) for engine in {done.engine for done in session.work}}
@@ -120,9 +120,9 @@ def open_placeholders(model: Model, fingerprint: str, settings: EngineConfig) ->
     return Placeholders(fingerprint)
 
 
-async def _gate(judging: LabelJob, aside: Path, memo: OverlayCache, reporter: Reporter) -> list[EngineWork]:
+async def _gate(judging: LabelJob, aside: Path, cache: OverlayCache, reporter: Reporter) -> list[EngineWork]:
     """Count the calls of the judge's gate."""
-    panel = JudgePanel(judging, count_work(judging), memo, reporter, open_placeholders)
+    panel = JudgePanel(judging, count_work(judging), cache, reporter, open_placeholders)
     async for _ in panel.verdicts(aside, lambda _: None):
         pass
     return panel.work("gate")

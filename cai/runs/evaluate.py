@@ -15,7 +15,7 @@ from cai.inference.models import Model, folder_fingerprint
 from cai.inference.progress import Reporter
 from cai.inference.scheduler import OpenEngine, cached_engine, open_model
 from cai.runs.contest import PolicyEvaluation
-from cai.runs.evaluating import PROBES, REFEREE, EvaluationPlan, made_from, read_probes, shipped_axes
+from cai.runs.evaluating import OVERALL, PROBES, EvaluationPlan, made_from, read_probes, shipped_axes
 from cai.runs.find import Policy, policy_of_model
 from cai.runs.plan import Plan
 from cai.runs.policy_figures import policy_report
@@ -26,7 +26,7 @@ ROWS = {
     "comparisons": "judgements",
     "probes": "replies",
     "course": "samples",
-    "left_out": "left_out",
+    "skipped": "skipped",
 }
 """The files of rows, and where a contest has them."""
 MADE_FROM, REPORT = "made_from.json", "evaluation.json"  # the report is written last: with it an evaluation is finished
@@ -36,12 +36,12 @@ RESULTS = (*(f"{name}.jsonl" for name in ROWS), "scores.jsonl", REPORT)
 def evaluate_policies(
     evaluating: EvaluationPlan,
     out: Path,
-    memo: Path,
+    cache: Path,
     reporter: Reporter,
     replace: bool = False,
     open_engine: OpenEngine = open_model,
 ) -> PolicyReport:
-    """Write the rows and evaluation.json into `out`, over a memo.
+    """Write the rows and evaluation.json into `out`, over a cache.
 
     Raises: CaiError, also for a finished evaluation in `out` that was made with other options, unless `replace`.
     """
@@ -50,7 +50,7 @@ def evaluate_policies(
             f"{out} holds a finished evaluation made with other options: {'; '.join(other)}. Write over it "
             "(--replace), or write elsewhere (--out FOLDER)."
         )
-    with closing(Cache(memo)) as store:
+    with closing(Cache(cache)) as store:
         engines: dict[str, CachedEngine] = {}
 
         def engine_of(model: Model) -> CachedEngine:
@@ -69,7 +69,7 @@ def evaluate_into(out: Path, contest: PolicyEvaluation, reporter: Reporter) -> P
         for name, rows in ROWS.items():
             write_rows(out / f"{name}.jsonl", getattr(contest, rows))
         if not contest.judgements:
-            raise CaiError(f"no prompt has an answer of two policies; the reasons are in {out / 'left_out.jsonl'}")
+            raise CaiError(f"no prompt has an answer of two policies; the reasons are in {out / 'skipped.jsonl'}")
         scored, missing = score_answers(evaluating, out, reporter)
         calls = contest.calls()
         cost = {
@@ -125,8 +125,8 @@ def evaluating_of(plan: Plan, policy: Policy) -> EvaluationPlan:
     return EvaluationPlan(
         contenders=[policy_of_model(plan.config.model)._replace(folder=plan.before), policy],
         prompts=plan.held_out,
-        prompts_left_out=[],
-        axes={REFEREE: plan.referee, **shipped_axes()},
+        prompts_skipped=[],
+        axes={OVERALL: plan.eval_constitution, **shipped_axes()},
         templates=plan.templates,
         judge=plan.judge_models[0],
         settings=plan.config.evaluate,

@@ -26,7 +26,7 @@ from cai.inference.models import Model, folder_fingerprint, model_fingerprint
 from cai.runs.find import Policy, check_base, find_policy, policy_of_model
 
 PROBES = (OVER_REFUSAL, SYCOPHANCY, RED_TEAM)
-REFEREE, HELPFUL, SAFE = "referee", "helpful", "safe"
+OVERALL, HELPFUL, SAFE = "overall", "helpful", "safe"
 COMMAND = Path("cai eval")  # where options come from, for messages
 
 
@@ -46,7 +46,7 @@ class EvaluationPlan:
 
     contenders: list[Policy]  # the first is the reference
     prompts: list[Prompt]
-    prompts_left_out: list[Skipped]
+    prompts_skipped: list[Skipped]
     axes: dict[str, Constitution]
     templates: Templates
     judge: Model
@@ -70,7 +70,7 @@ class Options(NamedTuple):
     against: Sequence[str] = ()
     reference: str | None = None
     prompts: Path | None = None
-    referee: str | None = None
+    constitution: str | None = None
     judge: str | None = None
     probes: str = "all"
     limit: int | None = None
@@ -83,8 +83,8 @@ def plan_evaluation(options: Options, runs: Path) -> EvaluationPlan:
     settings = _settings(options, first)
     probes = read_probes(options.probes)
     others = [find_policy(name, runs) for name in options.against]
-    prompts, left_out = _prompts(options, first)
-    referee = _referee(options, settings, first)
+    prompts, skipped = _prompts(options, first)
+    eval_constitution = _eval_constitution(options, settings, first)
     templates = Templates(first.run.templates if first.run is not None else _found("prompts/default"))
     reference = _reference(options, first)
     contenders = [reference, first, *others]
@@ -93,8 +93,8 @@ def plan_evaluation(options: Options, runs: Path) -> EvaluationPlan:
     return EvaluationPlan(
         contenders=contenders,
         prompts=prompts,
-        prompts_left_out=left_out,
-        axes={REFEREE: referee, **shipped_axes()},
+        prompts_skipped=skipped,
+        axes={OVERALL: eval_constitution, **shipped_axes()},
         templates=templates,
         judge=resolve_judges(named)[0] if named else reference.folder,
         settings=settings,
@@ -149,20 +149,20 @@ def _prompts(options: Options, first: Policy) -> tuple[list[Prompt], list[Skippe
         return read_prompts(locate.find_data("--prompts", str(options.prompts), COMMAND), options.limit)
     if first.run is None:
         raise CaiError(f"--prompts: '{first.name}' is no run, and has no prompts held out; name a file of prompts")
-    held_out = set(first.run.lock()["held_out"])
+    held_out = set(first.run.manifest()["held_out"])
     found = [prompt for prompt in first.run.prompts() if prompt.id in held_out]
     if not found:
         raise CaiError(f"--prompts: {first.run.path} holds out no prompts (prompts.holdout: 0); name a file of prompts")
     return found[: options.limit], []
 
 
-def _referee(options: Options, settings: EvaluateConfig, first: Policy) -> Constitution:
-    if options.referee is not None:
-        return load_constitution(find_file("--referee", options.referee, COMMAND))
-    same = first.config is not None and settings.referee == first.config.evaluate.referee
+def _eval_constitution(options: Options, settings: EvaluateConfig, first: Policy) -> Constitution:
+    if options.constitution is not None:
+        return load_constitution(find_file("--constitution", options.constitution, COMMAND))
+    same = first.config is not None and settings.constitution == first.config.evaluate.constitution
     if first.run is not None and same:
-        return load_constitution(first.run.referee_yaml)
-    return load_constitution(find_file("--set referee", settings.referee, COMMAND))
+        return load_constitution(first.run.eval_constitution_yaml)
+    return load_constitution(find_file("--set constitution", settings.constitution, COMMAND))
 
 
 def _reference(options: Options, first: Policy) -> Policy:

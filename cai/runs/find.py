@@ -32,9 +32,11 @@ def find_policy(name: str, runs: Path) -> Policy:
     Raises: CaiError saying what there is, for none of these or one without a trained policy.
     """
     for path in (runs / name, Path(name)):
-        if (path / "lock.json").exists():
+        if (path / "manifest.json").exists():
             return _of_run(RunFolder(path))
-        if found := sorted(path.glob(f"{ITERATION}*/lock.json"), key=lambda lock: int(lock.parent.name.split("-")[-1])):
+        if found := sorted(
+            path.glob(f"{ITERATION}*/manifest.json"), key=lambda manifest: int(manifest.parent.name.split("-")[-1])
+        ):
             return _of_run(RunFolder(found[-1].parent))
         if (path / "stage.json").exists():
             return _of_stage(path)
@@ -64,7 +66,7 @@ def _of_run(folder: RunFolder) -> Policy:
         raise CaiError(f"{folder.path}: its last policy, {policies[-1].name}, is not trained; run it to its end first")
     rewards = [path / "model" for stage, path in stages if stage == "reward"]
     ppo = policies[-1] if (policies[-1] / "samples.jsonl").exists() else None
-    held_out = set(folder.lock()["held_out"])
+    held_out = set(folder.manifest()["held_out"])
     return Policy(
         name=folder.name,
         folder=policies[-1] / "model",
@@ -97,22 +99,22 @@ def _stage(path: Path) -> dict[str, Any]:
 
 
 def run_config(folder: RunFolder) -> RunConfig:
-    """The settings a run was made with, from its lock; raises CaiError for those of another version of cai."""
-    lock = folder.lock()
-    lacks = [f"no '{part}'" for part in ("config", "held_out", "model") if part not in lock]
+    """The settings a run was made with, from its manifest; raises CaiError for those of another version of cai."""
+    manifest = folder.manifest()
+    lacks = [f"no '{part}'" for part in ("config", "held_out", "model") if part not in manifest]
     try:
         if not lacks:
-            return RunConfig.model_validate(lock["config"])
+            return RunConfig.model_validate(manifest["config"])
     except ValidationError as error:
         lacks = [error.errors()[0]["msg"]]
-    raise CaiError(f"{folder.lock_json}: not the settings of a run of this version of cai: {lacks[0]}")
+    raise CaiError(f"{folder.manifest_json}: not the settings of a run of this version of cai: {lacks[0]}")
 
 
 def check_base(contender: Policy, reference: Path) -> None:
     """Raises: CaiError where the model by the name that a run started from is no longer the one it started from."""
     if contender.run is None or contender.run.path.name.startswith(ITERATION):
         return
-    if folder_fingerprint(reference) != contender.run.lock()["model"]:
+    if folder_fingerprint(reference) != contender.run.manifest()["model"]:
         raise CaiError(
             f"{contender.run.path}: the model '{contender.base}' has changed since the run started from it; name the "
             "one to compare with by --reference"

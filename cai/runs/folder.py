@@ -1,4 +1,4 @@
-"""A run's folder: what lies in it, its lock, and reading it back."""
+"""A run's folder: what lies in it, its manifest, and reading it back."""
 
 import difflib
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from cai.data.records import Comparison, Preference, Prompt, Revision, Skipped
 from cai.evaluation.policy_report import PolicyReport, read_report
 
 ITERATION = "iteration-"
-MEMO = "memo.sqlite"  # beside the runs, shared by all of them
+CACHE_FILE = "cache.sqlite"  # beside the runs, shared by all of them
 SWEEP_JSON = "sweep.json"  # in a folder of runs that are one sweep
 
 
@@ -24,16 +24,16 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.run_yaml = path / "run.yaml"  # as given
-        self.lock_json = path / "lock.json"  # everything that decides the result
+        self.manifest_json = path / "manifest.json"  # everything that decides the result
         self.constitution_yaml = path / "constitution.yaml"
-        self.referee_yaml = path / "referee.yaml"
+        self.eval_constitution_yaml = path / "eval_constitution.yaml"
         self.templates = path / "templates"
         self.prompts_jsonl = path / "prompts.jsonl"
         self.revisions_jsonl = path / "revisions.jsonl"
         self.preferences_jsonl = path / "preferences.jsonl"
         self.rankings_jsonl = path / "rankings.jsonl"  # of prompts with more than two judged samples
         self.evaluation_jsonl = path / "evaluation.jsonl"
-        self.left_out_jsonl = path / "left_out.jsonl"
+        self.skipped_jsonl = path / "skipped.jsonl"
         self.train = path / "train"
         self.judge = path / "judge"  # what the gate found, if the run has one
         self.eval = path / "eval"  # what `cai eval` found, if it was asked
@@ -55,13 +55,13 @@ class RunFolder:
         except (OSError, ValueError):
             return None
 
-    def lock(self) -> dict[str, Any]:
+    def manifest(self) -> dict[str, Any]:
         """The lock; raises CaiError when the folder holds no run."""
-        lock = read_json(self.lock_json)
-        for part in ("config", "constitution", "referee"):
-            if not isinstance(lock.get(part) or {}, dict):
-                raise CaiError(f"{self.lock_json}: {part}: expected an object, found {_short(lock[part])}")
-        return lock
+        manifest = read_json(self.manifest_json)
+        for part in ("config", "constitution", "eval_constitution"):
+            if not isinstance(manifest.get(part) or {}, dict):
+                raise CaiError(f"{self.manifest_json}: {part}: expected an object, found {_short(manifest[part])}")
+        return manifest
 
     def summary(self) -> dict[str, Any] | None:
         """The summary, or None while the run is unfinished."""
@@ -97,15 +97,15 @@ class RunFolder:
         models = [path for path in self.train.glob("[0-9]*-*/model") if not path.parent.name.endswith("-reward")]
         return max(models, key=lambda path: stage_order(path.parent), default=None)
 
-    def left_out(self) -> list[Skipped]:
+    def skipped(self) -> list[Skipped]:
         """What was not used, and why."""
-        return _rows(self.left_out_jsonl, Skipped)
+        return _rows(self.skipped_jsonl, Skipped)
 
 
 def open_run(name: str, runs: Path) -> RunFolder:
     """The folder of a run given by name or by path; raises CaiError when there is none, naming the nearest."""
     for path in (runs / name, Path(name)):
-        if (path / "lock.json").exists():
+        if (path / "manifest.json").exists():
             return RunFolder(path)
     raise CaiError(f"no run '{name}' in {runs}/ ({runs_meant(name, runs)})")
 
@@ -133,8 +133,8 @@ def _meant(name: str, runs: Path, things: str, paths: Sequence[Path]) -> str:
 def all_runs(runs: Path) -> list[RunFolder]:
     """Every run below a folder, the newest first; those whose start is not known come last."""
     folders = [runs, *(path.parent for path in runs.glob(f"*/{SWEEP_JSON}"))]
-    patterns = ("*/lock.json", f"*/{ITERATION}*/lock.json")
-    found = {lock.parent for folder in folders for pattern in patterns for lock in folder.glob(pattern)}
+    patterns = ("*/manifest.json", f"*/{ITERATION}*/manifest.json")
+    found = {manifest.parent for folder in folders for pattern in patterns for manifest in folder.glob(pattern)}
     listed = map(RunFolder, sorted(found))
     return sorted(listed, key=lambda run: (run.started() or datetime.min).replace(tzinfo=None), reverse=True)
 

@@ -61,9 +61,9 @@ class RunTables:
         return _table(self.folder.evaluation_jsonl, Comparison)
 
     @cached_property
-    def left_out(self) -> "pyarrow.Table":
+    def skipped(self) -> "pyarrow.Table":
         """What the run did not use, and why."""
-        return _table(self.folder.left_out_jsonl, Skipped)
+        return _table(self.folder.skipped_jsonl, Skipped)
 
     @cached_property
     def metrics(self) -> "pyarrow.Table":

@@ -17,13 +17,13 @@ from cai.training.metrics import read_metrics, runaway
 
 def summarise(folder: RunFolder) -> dict[str, Any]:
     """Counts, rates in [0, 1] and means of a run; a part the run does not have is None."""
-    prompts, lock = folder.prompts(), folder.lock()
+    prompts, manifest = folder.prompts(), folder.manifest()
     return {
-        "prompts": len(prompts) - len(lock["held_out"]),
-        "held_out": len(lock["held_out"]),
+        "prompts": len(prompts) - len(manifest["held_out"]),
+        "held_out": len(manifest["held_out"]),
         "revisions": _revisions(folder.revisions()),
         "preferences": _preferences(folder.preferences()),
-        "left_out": _left_out(folder.left_out()),
+        "skipped": _skipped(folder.skipped()),
         "training": _training(folder),
         "evaluation": _evaluation(folder.evaluation()),
     }
@@ -58,15 +58,15 @@ def _preferences(rows: Sequence[Preference]) -> dict[str, Any] | None:
         "judged": {
             "mean_p": _mean(row.p for row in judged),
             # The same position wins in both orders: the verdict follows the place, not the answer.
-            "same_position": _mean(v.same_position for v in verdicts if v.same_position is not None),
-            "outside": _mean(v.outside for v in verdicts),
+            "position_bias": _mean(v.position_bias for v in verdicts if v.position_bias is not None),
+            "non_option_mass": _mean(v.non_option_mass for v in verdicts),
         }
         if judged
         else None,
     }
 
 
-def _left_out(rows: Sequence[Skipped]) -> dict[str, Any]:
+def _skipped(rows: Sequence[Skipped]) -> dict[str, Any]:
     reasons = Counter(row.reason for row in rows if not row.failed)
     return {"reasons": dict(reasons.most_common()), "failed": sum(row.failed for row in rows)}
 
@@ -119,8 +119,8 @@ def _evaluation(rows: Sequence[Comparison]) -> dict[str, Any] | None:
         "mean_p": bootstrap_mean([row.p for row in rows])._asdict(),
         "words": {"before": _mean(words(r.before) for r in rows), "after": _mean(words(r.after) for r in rows)},
         "truncated": {which: _mean(which in row.truncated for row in rows) for which in ("before", "after")},
-        "same_position": _mean(v.same_position for v in verdicts if v.same_position is not None),
-        "outside": _mean(v.outside for v in verdicts),
+        "position_bias": _mean(v.position_bias for v in verdicts if v.position_bias is not None),
+        "non_option_mass": _mean(v.non_option_mass for v in verdicts),
     }
 
 

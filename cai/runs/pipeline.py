@@ -21,7 +21,7 @@ from cai.runs.collect import collect_feedback
 from cai.runs.contest import PolicyEvaluation
 from cai.runs.evaluate import evaluate_into, evaluating_of, finished_otherwise, is_about
 from cai.runs.find import find_policy
-from cai.runs.folder import MEMO, RunFolder
+from cai.runs.folder import CACHE_FILE, RunFolder
 from cai.runs.metrics import summarise
 from cai.runs.plan import Plan, claim_folder, iteration
 from cai.runs.run_file import GateConfig
@@ -47,7 +47,7 @@ def train_stage(
     keep_data: bool = False,
 ) -> tuple[Path, list[Skipped]]:
     """Train one stage, telling how it goes; returns its result and the rows it could not use."""
-    left_out: list[Skipped] = []
+    skipped: list[Skipped] = []
     with reporter.task(name, 0, "updates") as task:
 
         def report(event: dict[str, Any]) -> None:
@@ -58,8 +58,8 @@ def train_stage(
                 "undecided": UNDECIDED,
             }
             for key, reason in reasons.items():
-                left_out.extend(Skipped(prompt_id=i, stage=name, reason=reason) for i in event.get(key, []))
-            left_out.extend(Skipped.model_validate(row) for row in event.get("left_out", []))
+                skipped.extend(Skipped(prompt_id=i, stage=name, reason=reason) for i in event.get(key, []))
+            skipped.extend(Skipped.model_validate(row) for row in event.get("skipped", []))
             if "mixed" in event:
                 reporter.say(f"  {name}: {event['mixed']} helpful answers mixed in, {event['mix_share']:.0%} of all")
             if "warning" in event:
@@ -69,7 +69,7 @@ def train_stage(
 
         result = run_stage(settings, data, model, folder, seed, report, reward, launcher, replace, keep_data)
         task.close()
-    return result, left_out
+    return result, skipped
 
 
 TrainOne = Callable[..., tuple[Path, list[Skipped]]]
@@ -94,7 +94,7 @@ def train_policy(session: Session, train: TrainOne = train_stage) -> Path:
         if isinstance(settings, Online):
             reward = Path(settings.reward) if settings.reward else last_reward
         with session.timed(name):
-            result, left_out = train(
+            result, skipped = train(
                 name,
                 settings,
                 data[settings.data],
@@ -105,7 +105,7 @@ def train_policy(session: Session, train: TrainOne = train_stage) -> Path:
                 reward,
                 plan.config.launcher,
             )
-        session.left_out += left_out
+        session.skipped += skipped
         if settings.stage == "reward":
             last_reward = result
         else:
@@ -127,7 +127,7 @@ def pass_gate(plan: Plan, reporter: Reporter, open_engine: OpenEngine) -> tuple[
     if gate is None or plan.gate is None:
         return plan, []
     out = plan.folder.judge
-    evaluated = evaluate_judge(plan.gate, out, plan.runs / MEMO, reporter, gate.calibrate, open_engine)
+    evaluated = evaluate_judge(plan.gate, out, plan.runs / CACHE_FILE, reporter, gate.calibrate, open_engine)
     report = evaluated.report
     reporter.say(f"judge on {report.pairs} labelled pairs: accuracy {report.accuracy}; {out / 'judge.html'}")
     if faults := out_of_bounds(gate, report):
@@ -149,8 +149,8 @@ def out_of_bounds(gate: GateConfig, report: JudgeReport) -> list[str]:
         faults.append(f"accuracy {report.accuracy}, at least {gate.accuracy:g} is asked for")
     for name, found, most in (
         ("ece", report.ece, gate.ece),
-        ("same_position", report.same_position, gate.same_position),
-        ("outside", report.outside, gate.outside),
+        ("position_bias", report.position_bias, gate.position_bias),
+        ("non_option_mass", report.non_option_mass, gate.non_option_mass),
     ):
         if most is not None and (found is None or found > most):
             said = "unknown, since no pair was asked" if found is None else f"{found:.3f}"
@@ -178,11 +178,11 @@ def execute(
             reporter.log = current.folder.log
             reporter.say(_begun(current))  # its time in the log is when the run was started
             current, gate_work = pass_gate(current, reporter, open_engine)
-            memo = Cache(plan.runs / MEMO)
+            cache = Cache(plan.runs / CACHE_FILE)
             try:
-                policy = _carry_out(Session(current, reporter, memo, open_engine, gate_work), replace)
+                policy = _carry_out(Session(current, reporter, cache, open_engine, gate_work), replace)
             finally:
-                memo.close()
+                cache.close()
     return folders
 
 
@@ -197,14 +197,14 @@ def _carry_out(session: Session, replace: bool) -> Path:
     plan, folder = session.plan, session.plan.folder
     with session.timed("feedback"):
         asyncio.run(collect_feedback(session))
-    write_rows(folder.left_out_jsonl, session.left_out)
+    write_rows(folder.skipped_jsonl, session.skipped)
     policy = train_policy(session)
     if policy != plan.model and plan.held_out:
         with session.timed("evaluation"):
             asyncio.run(assess_policy(session, policy))
         if plan.config.evaluate.probes:
             _evaluate(session, replace)
-    write_rows(folder.left_out_jsonl, session.left_out)
+    write_rows(folder.skipped_jsonl, session.skipped)
     calls = session.calls()
     account = {
         "calls": {"asked": calls.asked, "remembered": calls.remembered, "tokens": calls.tokens},

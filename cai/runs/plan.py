@@ -42,18 +42,18 @@ class Plan:
     config: RunConfig
     constitution_file: Path
     constitution: Constitution
-    referee_file: Path
-    referee: Constitution
+    eval_constitution_file: Path
+    eval_constitution: Constitution
     templates: Templates
     training: list[Prompt]
     held_out: list[Prompt]
-    prompts_left_out: list[Skipped]
+    prompts_skipped: list[Skipped]
     model: Path
-    judge_models: list[Model]  # the first is the referee's
+    judge_models: list[Model]  # the first is the eval judge's
     gate: LabelJob | None  # of the judge_gate's pairs
     before: Path  # the model the evaluation compares with
     preferences: list[Preference]
-    preferences_left_out: list[Skipped]
+    preferences_skipped: list[Skipped]
     train: Sequence[TrainStage]  # with the files they name found
     runs: Path
     folder: RunFolder
@@ -64,15 +64,15 @@ def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path
     named = [] if name is None else [f"name={json.dumps(name)}"]  # quoted: a name like 2024 is a text too
     config = load_run_file(run_file, [*overrides, *named])
     constitution_file = find_file("constitution", config.constitution, run_file)
-    referee_file = find_file("evaluate.referee", config.evaluate.referee, run_file)
+    eval_constitution_file = find_file("evaluate.constitution", config.evaluate.constitution, run_file)
     prompts_file = locate.find_data("prompts.source", config.prompts.source, run_file)
-    prompts, prompts_left_out = read_prompts(prompts_file, config.prompts.limit)
+    prompts, prompts_skipped = read_prompts(prompts_file, config.prompts.limit)
     training, held_out = split(prompts, config.prompts.holdout)
     if not training:
         raise CaiError(f"{run_file}: prompts.holdout: all of the {len(prompts)} prompts are held out; leave some")
-    principles, referee = load_constitution(constitution_file), load_constitution(referee_file)
+    principles, eval_constitution = load_constitution(constitution_file), load_constitution(eval_constitution_file)
     templates = Templates(find_file("templates", config.templates, run_file))
-    preferences, preferences_left_out = _preferences(config, run_file, {_conversation(p.messages) for p in held_out})
+    preferences, preferences_skipped = _preferences(config, run_file, {_conversation(p.messages) for p in held_out})
     if config.evaluate.probes:
         read_probes("all"), shipped_axes()  # so that a fault in them is told now
     gate = _gate(config, run_file, principles, templates)
@@ -86,18 +86,18 @@ def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path
         config=config,
         constitution_file=constitution_file,
         constitution=principles,
-        referee_file=referee_file,
-        referee=referee,
+        eval_constitution_file=eval_constitution_file,
+        eval_constitution=eval_constitution,
         templates=templates,
         training=training,
         held_out=held_out,
-        prompts_left_out=prompts_left_out,
+        prompts_skipped=prompts_skipped,
         model=model,
         judge_models=judge_models,
         gate=replace(gate, judges=judge_models) if gate else None,
         before=model,
         preferences=preferences,
-        preferences_left_out=preferences_left_out,
+        preferences_skipped=preferences_skipped,
         train=train,
         runs=runs,
         folder=RunFolder(runs / (config.name or run_file.stem)),
@@ -128,12 +128,12 @@ def _preferences(config: RunConfig, run_file: Path, held_out: set[str]) -> tuple
     """The preferences of the run's file, weighted, without those about prompts that are held out."""
     if config.preferences is None:
         return [], []
-    kept, left_out = read_preferences(locate.find_data("preferences.source", config.preferences.source, run_file))
+    kept, skipped = read_preferences(locate.find_data("preferences.source", config.preferences.source, run_file))
     weighted = []
     for pair in kept:
         if _conversation(pair.messages) in held_out:
             reason = "its prompt is held out for evaluation"
-            left_out.append(Skipped(prompt_id=pair.prompt_id, stage="preferences", reason=reason))
+            skipped.append(Skipped(prompt_id=pair.prompt_id, stage="preferences", reason=reason))
         else:
             weighted.append(pair.model_copy(update={"weight": pair.weight * config.preferences.weight}))
     weighs = any(pair.weight != 1.0 for pair in weighted)
@@ -145,7 +145,7 @@ def _preferences(config: RunConfig, run_file: Path, held_out: set[str]) -> tuple
             f"{run_file}: preferences: its pairs weigh other than 1, and the stage '{plain[0]}' counts all alike; "
             "reward, or dpo with the loss sigmoid, ipo or robust, weighs them"
         )
-    return weighted, left_out
+    return weighted, skipped
 
 
 def _gate(config: RunConfig, run_file: Path, principles: Constitution, templates: Templates) -> LabelJob | None:
@@ -181,7 +181,7 @@ def split(prompts: list[Prompt], share: float) -> tuple[list[Prompt], list[Promp
     return [p for p in prompts if p.id not in held], [p for p in prompts if p.id in held]
 
 
-def lock(plan: Plan) -> dict[str, Any]:
+def manifest(plan: Plan) -> dict[str, Any]:
     """What decides the run's result, by content, and under `versions` what made it."""
     decides_nothing: Any = {
         "name": True,
@@ -195,7 +195,7 @@ def lock(plan: Plan) -> dict[str, Any]:
     return {
         "config": settings,
         "constitution": _constitution_lock(plan.constitution),
-        "referee": _constitution_lock(plan.referee),
+        "eval_constitution": _constitution_lock(plan.eval_constitution),
         "templates": plan.templates.fingerprint,
         "prompts": fingerprint([p.model_dump() for p in [*plan.training, *plan.held_out]]),
         "held_out": [p.id for p in plan.held_out],
@@ -235,9 +235,9 @@ def _versions() -> dict[str, str]:
 def differences_from_folder(plan: Plan) -> list[str]:
     """What differs between the run that the plan's folder holds and this one, a line each; [] where it holds none."""
     folder = plan.folder
-    if not folder.lock_json.exists():
+    if not folder.manifest_json.exists():
         return []
-    return differences({**folder.lock(), "versions": None}, {**lock(plan), "versions": None})
+    return differences({**folder.manifest(), "versions": None}, {**manifest(plan), "versions": None})
 
 
 def claim_folder(plan: Plan, write_over: bool) -> None:
@@ -246,7 +246,7 @@ def claim_folder(plan: Plan, write_over: bool) -> None:
     Raises: CaiError when the folder holds a run of other content, unless `write_over`.
     """
     folder = plan.folder
-    if folder.lock_json.exists():
+    if folder.manifest_json.exists():
         changed = differences_from_folder(plan)
         if changed and not write_over:
             raise CaiError(
@@ -262,14 +262,14 @@ def claim_folder(plan: Plan, write_over: bool) -> None:
     given = "".join(f"# with --set {override}\n" for override in plan.overrides)
     write_text(folder.run_yaml, given + read_text(plan.run_file))
     write_text(folder.constitution_yaml, read_text(plan.constitution_file))
-    write_text(folder.referee_yaml, read_text(plan.referee_file))
+    write_text(folder.eval_constitution_yaml, read_text(plan.eval_constitution_file))
     shutil.copytree(plan.templates.folder, folder.templates, dirs_exist_ok=True)
     write_rows(folder.prompts_jsonl, [*plan.training, *plan.held_out])
-    write_text(folder.lock_json, json.dumps(lock(plan), indent=1, ensure_ascii=False) + "\n")
+    write_text(folder.manifest_json, json.dumps(manifest(plan), indent=1, ensure_ascii=False) + "\n")
 
 
 def _refuse_inputs_inside(path: Path, plan: Plan) -> None:
-    for given in (plan.run_file, plan.constitution_file, plan.referee_file, plan.templates.folder):
+    for given in (plan.run_file, plan.constitution_file, plan.eval_constitution_file, plan.templates.folder):
         if given.resolve().is_relative_to(path.resolve()):
             raise CaiError(f"{given} lies in the folder that --replace would clear; copy it elsewhere first")
 

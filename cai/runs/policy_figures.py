@@ -37,7 +37,7 @@ from cai.evaluation.scores import CHANCE, divergence, divergence_monitor, reward
 from cai.evaluation.win_rates import all_against, outcomes, rate, standings, tags_of, telling_tags
 from cai.inference.models import folder_fingerprint, model_fingerprint
 from cai.runs.contest import HELD_OUT, PolicyEvaluation
-from cai.runs.evaluating import HELPFUL, REFEREE, SAFE, EvaluationPlan
+from cai.runs.evaluating import HELPFUL, OVERALL, SAFE, EvaluationPlan
 from cai.stats.formatting import counted
 from cai.stats.win_rate import FEW_PROMPTS, FOLLOWS_POSITION
 from cai.training.metrics import RUNAWAY_KL, TARGETS
@@ -65,9 +65,11 @@ def policy_report(
         for name in names[1:]
     ]
     scores = {(row.policy, row.prompt_id): row for row in scored if row.of == "answers"}
-    referee = {(r.policy, r.prompt_id): r.p for r in contest.judgements if r.axis == REFEREE and r.against == names[0]}
+    eval_judge = {
+        (r.policy, r.prompt_id): r.p for r in contest.judgements if r.axis == OVERALL and r.against == names[0]
+    }
     rewards = [
-        reward(name, names[0], ids, scores, {i: referee[name, i] for i in ids if (name, i) in referee},
+        reward(name, names[0], ids, scores, {i: eval_judge[name, i] for i in ids if (name, i) in eval_judge},
                missing.get("reward", ""))
         for name in names
     ]  # fmt: skip
@@ -195,7 +197,7 @@ def notes(report: PolicyReport, contest: PolicyEvaluation) -> list[str]:
         if policy.model in judges
     ]
     found += _of_comparisons([row for row in report.against if row.tag is None])
-    doubted = [check for check in report.checks if not check.established and check.right is not None]
+    doubted = [check for check in report.checks if not check.significant and check.right is not None]
     if doubted:
         counts = ", ".join(
             f"{round(check.right.mean * check.right.n)} of {check.right.n} on '{check.question}'"
@@ -219,9 +221,9 @@ def notes(report: PolicyReport, contest: PolicyEvaluation) -> list[str]:
         for name, count in capped.items()
         if count > report.prompts / 2
     ]
-    failed = sum(row.failed for row in contest.left_out)
+    failed = sum(row.failed for row in contest.skipped)
     if failed:
-        found.append(f"{failed} requests could not be answered; left_out.jsonl says why")
+        found.append(f"{failed} requests could not be answered; skipped.jsonl says why")
     return found
 
 
@@ -230,7 +232,7 @@ def _of_comparisons(rows: Sequence[Against]) -> list[str]:
     for row in rows:
         if row.win_rate is None:
             found.append(f"{row.axis}: '{row.policy}' and '{row.against}': {row.no_equal_length}")
-    rates = [row.same_position for row in rows if row.same_position is not None]
+    rates = [row.position_bias for row in rows if row.position_bias is not None]
     if rates and max(rates) >= FOLLOWS_POSITION:
         low, high = (f"{100 * rate:.0f}" for rate in (min(rates), max(rates)))
         share = low if low == high else f"{low} to {high}"

@@ -46,34 +46,34 @@ def table(source: Source, name: str, lost: Counter[str]) -> tuple[type, Items]:
 
 def annotated_document(source: Source, lost: Counter[str]) -> tuple[dict[str, Any], list[Skipped]]:
     """The pairs of a source as annotated pairs, with a run's principles in words; and what is left out."""
-    listed, left_out = list[dict[str, Any]](), list[Skipped]()
+    listed, skipped = list[dict[str, Any]](), list[Skipped]()
     for place, pair in enumerate(_preferences(source)):
         made = pair if isinstance(pair, Skipped) else annotated_pairs.comparison(pair, place)
         if isinstance(made, Skipped):
-            left_out.append(made)
+            skipped.append(made)
         elif isinstance(made, str):
-            left_out.append(Skipped(prompt_id=pair.prompt_id, stage="annotated-pairs", reason=made))
+            skipped.append(Skipped(prompt_id=pair.prompt_id, stage="annotated-pairs", reason=made))
         else:
             listed.append(made)
             lost.update(set(things(pair)) - annotated_pairs.KEEPS)  # type: ignore[arg-type]
     listed_principles = source.constitution().principles if isinstance(source, RunFolder) else []
     principles = {p.id: p.judge for p in listed_principles}
-    return annotated_pairs.document(listed, source.name, principles), left_out
+    return annotated_pairs.document(listed, source.name, principles), skipped
 
 
 def alpaca_files(run: RunFolder) -> tuple[dict[str, list[dict[str, Any]]], list[Skipped]]:
     """A run's evaluation as AlpacaEval's files, by name; and what is left out."""
     files: dict[str, list[dict[str, Any]]] = {"model_outputs": [], "reference_outputs": [], "annotations": []}
-    left_out = []
-    before = str(run.lock()["config"]["model"])
+    skipped = []
+    before = str(run.manifest()["config"]["model"])
     for comparison in run.evaluation():
-        made = alpaca_eval.entries(comparison, before, run.name, f"referee of {run.name}")
+        made = alpaca_eval.entries(comparison, before, run.name, f"eval judge of {run.name}")
         if isinstance(made, str):
-            left_out.append(Skipped(prompt_id=comparison.prompt_id, stage="evaluation", reason=made))
+            skipped.append(Skipped(prompt_id=comparison.prompt_id, stage="evaluation", reason=made))
         else:
             for entries, entry in zip(files.values(), made, strict=True):
                 entries.append(entry)
-    return {f"{name}.json": entries for name, entries in files.items()}, left_out
+    return {f"{name}.json": entries for name, entries in files.items()}, skipped
 
 
 def _preferences(source: Source) -> Iterable[Preference | Skipped]:
@@ -117,7 +117,7 @@ KINDS = {
     "preferences": "a pair of answers; `p` is the probability that `chosen` is better, `verdicts` the principles'",
     "revisions": "a round of one prompt: draft, principle, critique, revision, flags",
     "rankings": "the answers to one prompt, the best first, with Bradley–Terry strengths in log-odds",
-    "evaluation": "a held-out prompt, answered before and after training; `p` is the referee's that after is better",
+    "evaluation": "a held-out prompt, answered before and after training; `p` is the eval judge's that after is better",
     "prompts": "what was asked; `test` was held out from training",
 }
 SAMPLE = 1500  # characters of a text that the card shows
@@ -164,11 +164,11 @@ def _header(run: RunFolder, files: Sequence[File], licence: str) -> str:
 
 
 def _intro(run: RunFolder) -> str:
-    lock = run.lock()
+    manifest = run.manifest()
     state = "" if run.summary() else " **The run was not finished when this was written.**"
     return (
         f"Made by cai {__version__} (Constitutional AI, [Bai et al. 2022](https://arxiv.org/abs/2212.08073)) by "
-        f"{len(lock['constitution']['principles'])} principles, with the model and the settings below.{state}"
+        f"{len(manifest['constitution']['principles'])} principles, with the model and the settings below.{state}"
     )
 
 
@@ -180,20 +180,20 @@ def _contents(files: Sequence[File]) -> str:
 
 
 def _models(run: RunFolder, licence: str) -> str:
-    lock = run.lock()
-    config = _without_folders(lock["config"])
+    manifest = run.manifest()
+    config = _without_folders(manifest["config"])
     model, judge = config["model"], config["judge"].get("model") or "the same model"
     judges = ", ".join(map(str, judge)) if isinstance(judge, list) else str(judge)
     settings = {key: config[key] for key in ("revise", "judge", "train", "evaluate") if config.get(key)}
     facts = {
-        "model": f"{model} (content {lock['model']})",
-        "judge": f"{judges} (content {', '.join(map(str, lock['judge_models']))})",
-        "constitution": f"{lock['constitution']['name']}, fingerprint {lock['constitution']['fingerprint']}",
-        "referee": f"{lock['referee']['name']}, fingerprint {lock['referee']['fingerprint']}",
-        "templates": f"fingerprint {lock['templates']}",
-        "prompts": f"{config['prompts']['source']}, fingerprint {lock['prompts']}",
+        "model": f"{model} (content {manifest['model']})",
+        "judge": f"{judges} (content {', '.join(map(str, manifest['judge_models']))})",
+        "constitution": f"{manifest['constitution']['name']}, fingerprint {manifest['constitution']['fingerprint']}",
+        "eval_constitution": "{name}, fingerprint {fingerprint}".format(**manifest["eval_constitution"]),
+        "templates": f"fingerprint {manifest['templates']}",
+        "prompts": f"{config['prompts']['source']}, fingerprint {manifest['prompts']}",
         "seed": str(config["seed"]),
-        "versions": ", ".join(f"{name} {version}" for name, version in lock["versions"].items()),
+        "versions": ", ".join(f"{name} {version}" for name, version in manifest["versions"].items()),
     }
     licences = {
         "this data set": "not stated" if licence == "unknown" else licence,
@@ -231,21 +231,21 @@ def _quality(run: RunFolder) -> str:
         rows += [(f"pairs by {source}", str(count)) for source, count in preferences["by_source"].items()]
     for part, judged in (("labels", (found["preferences"] or {}).get("judged")), ("evaluation", found["evaluation"])):
         if judged:
-            rows.append((f"{part}: same position wins in both orders", percent(judged["same_position"])))
-            rows.append((f"{part}: probability outside the letters", percent(judged["outside"])))
+            rows.append((f"{part}: same position wins in both orders", percent(judged["position_bias"])))
+            rows.append((f"{part}: probability outside the letters", percent(judged["non_option_mass"])))
     if evaluation := found["evaluation"]:
         won = evaluation["win_rate"]
         rate = f"{number(won['mean'])} [{number(won['low'])}, {number(won['high'])}], n = {won['n']}"
-        rows.append(("win rate of after, by the referee", rate))
+        rows.append(("win rate of after, by the eval judge", rate))
     rows += [(f"judge on labelled pairs: {name}", value) for name, value in _gate(run)]
     lines = "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
-    reasons = [f"{count} × {reason}" for reason, count in found["left_out"]["reasons"].items()]
-    reasons += [f"{found['left_out']['failed']} failed"] if found["left_out"]["failed"] else []
-    left_out = f"\n\nLeft out:\n\n{_block(chr(10).join(reasons))}" if reasons else ""
+    reasons = [f"{count} × {reason}" for reason, count in found["skipped"]["reasons"].items()]
+    reasons += [f"{found['skipped']['failed']} failed"] if found["skipped"]["failed"] else []
+    skipped = f"\n\nLeft out:\n\n{_block(chr(10).join(reasons))}" if reasons else ""
     return (
         "## Quality\n\nRevisions that are empty, unchanged or lifted from their critique are flagged, and in no pair. "
         "A judge that follows the position prefers the same one in both orders; one that tosses a coin does so in half "
-        f"of the cases.\n\n{lines}{left_out}"
+        f"of the cases.\n\n{lines}{skipped}"
     )
 
 
@@ -337,7 +337,7 @@ def write_dataset(run: RunFolder, folder: Path, licence: str) -> list[Split]:
             with table_writer(made / split.file, split.row) as write:
                 for row in split.rows:
                     write(row)
-        for file in (run.constitution_yaml, run.referee_yaml):
+        for file in (run.constitution_yaml, run.eval_constitution_yaml):
             shutil.copy(file, made / file.name)
         text = card(run, [(split.config, split.split, split.file, len(split.rows)) for split in found], licence)
         (made / "README.md").write_text(text, encoding="utf-8")
@@ -347,7 +347,7 @@ def write_dataset(run: RunFolder, folder: Path, licence: str) -> list[Split]:
 
 def splits(run: RunFolder) -> list[Split]:
     """All rows of a run by kind, the one that people look for first."""
-    held_out, prompts = set(run.lock()["held_out"]), run.prompts()
+    held_out, prompts = set(run.manifest()["held_out"]), run.prompts()
     rankings = read_rows(run.rankings_jsonl, Ranking) if run.rankings_jsonl.exists() else []
     return [
         Split("preferences", "train", Preference, run.preferences()),

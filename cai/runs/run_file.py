@@ -46,9 +46,9 @@ class GateConfig(Section):
     """The least share of pairs on which judge and labels agree."""
     ece: Probability | None = None
     """The most by which confidence and outcome may differ (expected calibration error)."""
-    same_position: Probability | None = None
+    position_bias: Probability | None = None
     """The most of the verdicts that may follow the place an answer is shown in."""
-    outside: Probability | None = None
+    non_option_mass: Probability | None = None
     """The most of the probability that may lie outside the letters."""
     calibrate: bool = False
     """Fit the temperature of the run's labels on half of the pairs."""
@@ -86,7 +86,7 @@ class RunConfig(Section):
     engine: EngineConfig = EngineConfig()
     """How the model is held in memory."""
     launcher: str = ""
-    """A command that starts each stage, such as `torchrun --nproc_per_node 2`; no part of the lock."""
+    """A command that starts each stage, such as `torchrun --nproc_per_node 2`; does not affect the run's identity."""
 
     @field_validator("train")
     @classmethod

@@ -1,4 +1,4 @@
-"""What the stages of one run share while it is under way: engines over one memo, progress, what was left out."""
+"""What the stages of one run share while it is under way: engines over one cache, progress, what was left out."""
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -22,20 +22,20 @@ class Session:
         self,
         plan: Plan,
         reporter: Reporter,
-        memo: AnyCache,
+        cache: AnyCache,
         open_engine: OpenEngine,
         work: Sequence[EngineWork] = (),
     ) -> None:
         self.plan, self.reporter = plan, reporter
-        self.left_out: list[Skipped] = [*plan.prompts_left_out]
+        self.skipped: list[Skipped] = [*plan.prompts_skipped]
         self.seconds: dict[str, float] = {}
         self.work: list[EngineWork] = [*work]  # with what was done before
-        self._memo, self._open_engine = memo, open_engine
+        self._cache, self._open_engine = cache, open_engine
         self._engines: dict[str, CachedEngine] = {}
 
     def engine(self, model: Model) -> CachedEngine:
         """As `remembering`; one for all folders of the same content."""
-        engine = cached_engine(model, self.plan.config.engine, self._memo, self._open_engine)
+        engine = cached_engine(model, self.plan.config.engine, self._cache, self._open_engine)
         return self._engines.setdefault(engine.fingerprint, engine)
 
     async def each(
@@ -50,7 +50,7 @@ class Session:
         amount, limit = Amount(len(prompts), "prompts", calls * len(prompts)), self.plan.config.engine.max_in_flight
         async for prompt, result in each_with_progress(name, prompts, amount, function, engine, limit, self.reporter):
             if isinstance(result, RequestRefused):
-                self.left_out.append(Skipped(prompt_id=prompt.id, stage=name, reason=str(result), failed=True))
+                self.skipped.append(Skipped(prompt_id=prompt.id, stage=name, reason=str(result), failed=True))
             else:
                 yield prompt, result
         self.work.append(EngineWork(engine.fingerprint, engine.work[-1]))

@@ -1,6 +1,6 @@
 """Many runs that differ by a grid of settings, or by which principles they keep: the ablations of the papers.
 
-The runs share the memo, so that each pays only for the calls that no other one made. `runs/<sweep>/` holds the runs,
+The runs share the cache, so that each pays only for the calls that no other one made. `runs/<sweep>/` holds the runs,
 the constitutions derived for them, and `sweep.json`, the index that says what varies.
 """
 
@@ -76,7 +76,7 @@ def make_sweep(file: Path, overrides: list[str], runs: Path, aside: Path | None 
     sweep = yaml_files.validate(source, SweepConfig)
     run_file = find_file("run", sweep.run, file)
     folder = runs / sweep.name
-    if RunFolder(folder).lock_json.exists():
+    if RunFolder(folder).manifest_json.exists():
         raise CaiError(f"{file}: name: {folder} is a run; give the sweep another name")
     members: list[Member] = []
     for values in itertools.product(*sweep.grid.values()):

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from cai.stats.intervals import wilson
 
-ALPHA = 0.05  # a difference is established when, corrected for the others of its table, it is rarer than this
+ALPHA = 0.05  # a difference is significant when, corrected for the others of its table, it is rarer than this
 POWER = 0.8  # how often the `needed` prompts would establish an effect; the convention of Cohen 1988, §2.4
 DRAWS = 10_000  # of signs or permutations, with what was observed as one of them (Phipson & Smyth 2010)
 EXACT = 12  # prompts of which all 2^n signs are tried
@@ -30,7 +30,7 @@ class Effect(BaseModel):
     `low` to `high` holds the differences that the same test does not reject at 5 %, for this one number alone; None
     where the prompts are too few or too alike to say. `p` is how often chance brings a difference this large if there
     is none, and `adjusted` the same after Holm's correction for all numbers of its table. `needed` is how many prompts
-    would establish an effect of this size, at this correction and 80 % power; None where it is established already,
+    would establish an effect of this size, at this correction and 80 % power; None where it is significant already,
     where the difference is 0, and where there is nothing to tell from.
     """
 
@@ -44,7 +44,7 @@ class Effect(BaseModel):
     needed: int | None = None
 
     @property
-    def established(self) -> bool:
+    def significant(self) -> bool:
         """Whether it may be called an effect, after correction."""
         return self.adjusted is not None and self.adjusted <= ALPHA
 
@@ -71,10 +71,10 @@ def paired(differences: Sequence[float] | Floats) -> Effect:
     signed = values[values != 0]
     if n > FEW and len(signed) > FEW:
         return by_normal(mean, se, n)
-    inside, outside = _halves(values) if n <= FEW else _halves_with_ties(signed, n - len(signed))
-    low, high = np.fmin(inside, outside), np.fmax(inside, outside)
-    low[np.isnan(inside) | np.isnan(outside)] = -math.inf  # all prompts in one half: it rejects nothing
-    high[np.isnan(inside) | np.isnan(outside)] = math.inf
+    inside, non_option_mass = _halves(values) if n <= FEW else _halves_with_ties(signed, n - len(signed))
+    low, high = np.fmin(inside, non_option_mass), np.fmax(inside, non_option_mass)
+    low[np.isnan(inside) | np.isnan(non_option_mass)] = -math.inf  # all prompts in one half: it rejects nothing
+    high[np.isnan(inside) | np.isnan(non_option_mass)] = math.inf
     near = ROUNDING * float(np.abs(values).max())
     extreme = int(np.sum((low <= near) & (high >= -near)))
     p = extreme / len(low)
@@ -146,7 +146,7 @@ def corrected(effects: Mapping[Key, Effect]) -> dict[Key, Effect]:
 
     def complete(key: Key, effect: Effect) -> Effect:
         told = effect.model_copy(update={"adjusted": adjusted.get(key, effect.p)})
-        needed = None if told.established else prompts_needed(effect, len(tested))
+        needed = None if told.significant else prompts_needed(effect, len(tested))
         return told.model_copy(update={"needed": needed})
 
     return {key: complete(key, effect) for key, effect in effects.items()}

@@ -109,7 +109,7 @@ def fit_for_length(
         else:
             too_long.append(row.prompt_id)
     if not kept and not too_long:
-        raise CaiError("nothing to train on: the feedback left no rows fit for it; left_out.jsonl says why")
+        raise CaiError("nothing to train on: the feedback left no rows fit for it; skipped.jsonl says why")
     if not kept:
         raise CaiError(f"nothing to train on: no prompt is shorter than max_length, {max_length} tokens")
     return kept, too_long

@@ -21,20 +21,20 @@ def train(settings: SFTConfig, data: Path, model: Path, folder: Path, seed: int,
     def example(row: Demonstration) -> dict[str, Any]:
         return {"prompt": row.messages, "completion": common.answer(row.completion)}
 
-    answers, left_out = _answers(data, settings.rounds)
+    answers, skipped = _answers(data, settings.rounds)
     examples, too_long = common.fit_for_length(tokenizer, answers, settings.max_length, example)
     mixed: dict[str, Any] = {}
     if settings.mix is not None:
         helpful, not_helpful = read_completions(Path(settings.mix))
-        left_out = [*left_out, *not_helpful]
+        skipped = [*skipped, *not_helpful]
         fit, more_too_long = common.fit_for_length(tokenizer, helpful, settings.max_length, example)
         wanted = round(len(examples) * settings.mix_share / (1 - settings.mix_share))
         drawn = random.Random(seed).sample(fit, min(wanted, len(fit)))
         examples, too_long = examples + drawn, too_long + more_too_long
         mixed = {"mixed": len(drawn), "mix_share": len(drawn) / len(examples)}
     report({"examples": len(examples), "too_long": too_long, **mixed})
-    if left_out:
-        report({"left_out": [row.model_dump() for row in left_out]})
+    if skipped:
+        report({"skipped": [row.model_dump() for row in skipped]})
     trainer = trl.SFTTrainer(
         model=str(model),
         args=trl.SFTConfig(**common.trl_arguments(settings, folder, seed), completion_only_loss=True),

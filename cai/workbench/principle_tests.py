@@ -52,7 +52,7 @@ class Outcome(NamedTuple):
     passed: bool
     reason: str  # why it failed; "" when it passed
     p: float | None = None  # of what is expected; None for a revision, whose words decide
-    outside: float | None = None  # probability of anything but the options
+    non_option_mass: float | None = None  # probability of anything but the options
     verdict: Verdict | None = None  # the judge's; it speaks of the answer that is to win
 
 
@@ -102,13 +102,13 @@ def run_tests(
     tests: Sequence[Placed],
     model: Model,
     templates: Templates,
-    memo: Path,
+    cache: Path,
     reporter: Reporter,
     open_engine: OpenEngine = open_model,
 ) -> tuple[list[Result], Cost]:
     """Carry out tests on one model; `templates` are those OF_TESTS. Returns: the tests in order, and what they cost."""
     begun = time.monotonic()
-    with closing(Cache(memo)) as store:
+    with closing(Cache(cache)) as store:
         engine = cached_engine(model, EngineConfig(), store, open_engine)
         found = asyncio.run(_run(tests, templates, engine, reporter))
     tally = engine.tally
@@ -165,7 +165,7 @@ async def _written(placed: Placed, templates: Templates, engine: CachedEngine) -
     if test.critique is not None:
         found = await finds_problem(principle, test.prompt, test.draft, critique.text, templates, engine)
         p = found.p if test.critique == "finds" else 1 - found.p
-        outcomes.append(_by_probability("critique", p, test.least, found.outside))
+        outcomes.append(_by_probability("critique", p, test.least, found.non_option_mass))
     if test.revision is not None:
         revision = await rewrite(prompt, test.draft, critique.text, *args)
         found_flags = failed_filters(test.draft, critique.text, revision.text)
@@ -181,17 +181,19 @@ async def _judged(placed: Placed, expects: str, templates: Templates, engine: Ca
     draft, other = placed.test.draft, getattr(placed.test, expects)
     answers = (other, draft) if expects == "better" else (draft, other)
     [verdict] = (await judge(_conversation(placed.test), answers, [placed.principle], templates, engine))[0, 1]
-    return _by_probability(expects, verdict.p, placed.test.least, verdict.outside, verdict)
+    return _by_probability(expects, verdict.p, placed.test.least, verdict.non_option_mass, verdict)
 
 
 def _conversation(test: PrincipleTest) -> Messages:
     return [Message(role="user", content=test.prompt)]
 
 
-def _by_probability(expects: str, p: float, least: float, outside: float, verdict: Verdict | None = None) -> Outcome:
+def _by_probability(
+    expects: str, p: float, least: float, non_option_mass: float, verdict: Verdict | None = None
+) -> Outcome:
     passed = win(p) == 1 and p >= least
     reason = "" if passed else f"p = {p:.3f}, expected {f'at least {least:g}' if least > 0.5 else 'more than 0.5'}"
-    return Outcome(expects, passed, reason, p, outside, verdict)
+    return Outcome(expects, passed, reason, p, non_option_mass, verdict)
 
 
 def missed(expected: Phrases, text: str) -> list[str]:

@@ -145,7 +145,7 @@ def try_out(
     load: Callable[[], Trial],
     occasions: AsyncIterator[None],
     model: Model,
-    memo: Path,
+    cache: Path,
     tell: Callable[[Event], None],
     open_engine: OpenEngine = open_model,
 ) -> None:
@@ -180,7 +180,7 @@ def try_out(
         await restarted(occasions, one_pass)
         await engine.close()  # not after an interrupt, which would wait for a model that is still loading
 
-    with closing(Cache(memo)) as store:
+    with closing(Cache(cache)) as store:
         engine = cached_engine(model, EngineConfig(), store, opened)
         asyncio.run(all_passes())
 

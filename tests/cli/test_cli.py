@@ -121,7 +121,7 @@ def test_an_unknown_stage_names_the_known_ones(
     runs = ("--runs", workspace / "runs")
     cai(monkeypatch, "run", workspace / "run.yaml", *runs)
     assert cai(monkeypatch, "show", "test", "--stage", "revision", *runs) == 2
-    assert "expected one of revisions, preferences, evaluation, left_out" in capsys.readouterr().err
+    assert "expected one of revisions, preferences, evaluation, skipped" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("inside", [True, False])  # typer turns an interrupt within a command into an exit
@@ -172,7 +172,7 @@ def test_model_text_cannot_steer_the_terminal(
 
 @pytest.mark.real
 def test_the_main_job_on_the_real_model(real_model: Path, tmp_path: Path) -> None:
-    """The whole path in small: revise, judge, train, evaluate in real vLLM, then again from the memo."""
+    """The whole path in small: revise, judge, train, evaluate in real vLLM, then again from the cache."""
     command = [
         *(sys.executable, "-m", "cai.cli.main", "run", str(ROOT / "examples/quickstart.yaml")),
         *("--runs", str(tmp_path / "runs"), "--set", "prompts.limit=4", "--set", "prompts.holdout=0.25"),

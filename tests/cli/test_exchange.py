@@ -23,19 +23,19 @@ def hh(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_foreign_file_becomes_rows_of_ours_and_what_is_left_out_is_listed(
+def test_a_foreign_file_becomes_rows_of_ours_and_what_is_skipped_is_listed(
     tmp_path: Path, hh: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new" / "ours.jsonl.gz"
     import_file(str(hh), "preferences", out)
     [pair], _ = read_preferences(out)
     assert (pair.chosen, pair.rejected, pair.source) == ("so", "no", "human")
-    listed = read_rows(tmp_path / "new" / "ours.left_out.jsonl", Skipped)
+    listed = read_rows(tmp_path / "new" / "ours.skipped.jsonl", Skipped)
     assert [(row.stage, row.reason) for row in listed] == [(f"hh.jsonl:{n}", "chosen equals rejected") for n in (2, 3)]
     said = capsys.readouterr().out
     assert f"Wrote {out}: 1 preference out of {hh} (rows: 3 as pair)" in said
     assert "left out: 2 × chosen equals rejected (hh.jsonl:2, hh.jsonl:3)" in said
-    assert f"listed in {tmp_path}/new/ours.left_out.jsonl" in said
+    assert f"listed in {tmp_path}/new/ours.skipped.jsonl" in said
     assert "not read: worker (3)" in said
 
 
@@ -43,7 +43,7 @@ def test_the_same_file_gives_prompts_and_what_is_ours_passes_unchanged(tmp_path:
     import_file(str(hh), "prompts", tmp_path / "prompts.jsonl")
     prompts = read_rows(tmp_path / "prompts.jsonl", Prompt)
     assert [p.messages[0]["content"] for p in prompts] == ["0?", "1?", "2?"]
-    assert not (tmp_path / "prompts.left_out.jsonl").exists()
+    assert not (tmp_path / "prompts.skipped.jsonl").exists()
     import_file(str(tmp_path / "prompts.jsonl"), "prompts", tmp_path / "prompts.parquet")
     import_file(str(tmp_path / "prompts.parquet"), "prompts", tmp_path / "again.jsonl")
     assert (tmp_path / "again.jsonl").read_bytes() == (tmp_path / "prompts.jsonl").read_bytes()
@@ -52,7 +52,7 @@ def test_the_same_file_gives_prompts_and_what_is_ours_passes_unchanged(tmp_path:
 def test_preferences_of_ours_pass_unchanged_through_columns(tmp_path: Path) -> None:
     pair = {"prompt_id": "x", "messages": [{"role": "user", "content": "Why?"}], "tags": ["t"], "chosen": " so", "rejected": "no",
             "p": 0.625, "weight": 3.0, "source": "judge", "principle_ids": ["a"], "model": "m", "judge": "j", "seeds": [1], "given": 0.25,
-            "verdicts": [{"principle_id": "a", "principle_hash": "h", "p_forward": 0.5, "p_reverse": 0.75, "outside": 0.1}]}  # fmt: skip
+            "verdicts": [{"principle_id": "a", "principle_hash": "h", "p_forward": 0.5, "p_reverse": 0.75, "non_option_mass": 0.1}]}  # fmt: skip
     (tmp_path / "a.jsonl").write_text(json.dumps(pair) + "\n")
     import_file(str(tmp_path / "a.jsonl"), "preferences", tmp_path / "b.parquet")
     import_file(str(tmp_path / "b.parquet"), "preferences", tmp_path / "c.jsonl.zst")
@@ -82,8 +82,8 @@ def test_an_import_that_fails_leaves_nothing(tmp_path: Path, hh: Path) -> None:
     same = tmp_path / "same.jsonl"
     same.write_text("".join(hh.read_text(encoding="utf-8").splitlines(keepends=True)[1:]), encoding="utf-8")
     refused(same, "preferences", "out.jsonl", r"no preferences in this file: 2 × chosen equals rejected$")
-    (tmp_path / "out.left_out.jsonl").write_text("mine")
-    refused(hh, "preferences", "out.jsonl", r"out\.left_out\.jsonl: already there")
+    (tmp_path / "out.skipped.jsonl").write_text("mine")
+    refused(hh, "preferences", "out.jsonl", r"out\.skipped\.jsonl: already there")
 
 
 def test_demonstrations_become_a_few_shot_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,7 +113,7 @@ def test_a_file_is_written_in_a_foreign_format_and_what_it_loses_is_told(
     export_file(str(pairs_of_ours(tmp_path)), "hh-rlhf", out, tmp_path / "runs")
     [row] = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert row == {"chosen": HH.format("Why?", "no"), "rejected": HH.format("Why?", "so")}
-    [rest] = read_rows(tmp_path / "hh.left_out.jsonl", Skipped)
+    [rest] = read_rows(tmp_path / "hh.skipped.jsonl", Skipped)
     assert (rest.prompt_id, rest.reason) == ("y", "p is 0.5: neither answer is the better one")
     said = capsys.readouterr()
     assert "left out: 1 × p is 0.5: neither answer is the better one (y)" in said.out

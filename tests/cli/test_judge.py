@@ -44,7 +44,7 @@ def test_a_file_is_labelled_and_the_totals_are_printed(
     assert "20 % of probability outside the letters" in out
     assert "agrees with the file's own labels in 43 % (`cai judge-eval`)" in out
     assert "left out: 1 × samples identical" in out
-    assert f"preferences.jsonl, left_out.jsonl and judge.json are in {tmp_path}/out/" in out
+    assert f"preferences.jsonl, skipped.jsonl and judge.json are in {tmp_path}/out/" in out
     assert cai(monkeypatch, "judge", *given, "--set", "judge.principles=all") == 0
     assert "224 calls asked" not in capsys.readouterr().out  # the four principles of each pair are remembered
     assert {len(r.verdicts) for r in read_rows(tmp_path / "out/preferences.jsonl", Preference)} == {16}
@@ -129,7 +129,7 @@ def test_a_run_stands_for_its_constitution_and_a_limit_for_the_first_rows(
 ) -> None:
     run = tmp_path / "runs/mine"
     run.mkdir(parents=True)
-    (run / "lock.json").write_text("{}", encoding="utf-8")
+    (run / "manifest.json").write_text("{}", encoding="utf-8")
     shutil.copy(ROOT / "constitutions/plain.yaml", run / "constitution.yaml")
     for name in ("mine", run):
         assert cai(monkeypatch, "judge", *given, "--constitution", name, "--limit", 3) == 0

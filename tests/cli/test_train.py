@@ -134,6 +134,6 @@ def test_a_stage_gets_rows_of_ours_whatever_file_they_came_in(
     assert [a.completion for a in read_rows(chat, Demonstration)] == ["so"]
     assert [a.completion for a in read_rows(good, Demonstration)] == ["so"]
     assert read_rows(revised, Revision) == [revision]
-    assert [row.reason for row in read_rows(tmp_path / "out2" / "left_out.jsonl", Skipped)] == [
+    assert [row.reason for row in read_rows(tmp_path / "out2" / "skipped.jsonl", Skipped)] == [
         "the answer is labelled as a bad one"
     ]

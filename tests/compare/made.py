@@ -41,8 +41,14 @@ def make_run(
     folder = RunFolder(path)
     path.mkdir(parents=True)
     config = {"seed": 0, "revise": {"rounds": rounds, "critique": True}, "train": [{"stage": "dpo"}], **settings}
-    lock = {"config": config, "referee": {"fingerprint": "r"}, "model": "m", "judge_models": ["m"], "templates": "t"}
-    folder.lock_json.write_text(json.dumps(lock), encoding="utf-8")
+    manifest = {
+        "config": config,
+        "eval_constitution": {"fingerprint": "r"},
+        "model": "m",
+        "judge_models": ["m"],
+        "templates": "t",
+    }
+    folder.manifest_json.write_text(json.dumps(manifest), encoding="utf-8")
     folder.constitution_yaml.write_text(constitution_yaml(constitution), encoding="utf-8")
     asked = [prompt(f"{prefix}{number}") for number in range(prompts)]
     held_out = [prompt(f"held-{prefix}{number}") for number in range(prompts if evaluation else 0)]
@@ -86,7 +92,7 @@ def make_run(
     write_rows(folder.prompts_jsonl, [*asked, *held_out])
     write_rows(folder.revisions_jsonl, rows)
     write_rows(folder.preferences_jsonl, pairs)
-    write_rows(folder.left_out_jsonl, [])
+    write_rows(folder.skipped_jsonl, [])
     if evaluation:
         write_rows(folder.evaluation_jsonl, [compared(one, evaluation(one.id), before) for one in held_out])
     if finished:
@@ -102,7 +108,7 @@ def prompt(id: str) -> Prompt:
 
 
 def said_of(principle: str, p: float) -> Verdict:
-    return Verdict(principle_id=principle, principle_hash="h", p_forward=p, p_reverse=p, outside=0.0)
+    return Verdict(principle_id=principle, principle_hash="h", p_forward=p, p_reverse=p, non_option_mass=0.0)
 
 
 def compared(one: Prompt, p: float, before: str) -> Comparison:

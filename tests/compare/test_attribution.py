@@ -43,23 +43,23 @@ def row(found: Attribution, id: str) -> Attributed:
 def test_leaving_a_principle_out_tells_what_it_adds(tmp_path: Path) -> None:
     (found,) = attribute(write_sweep(tmp_path / "trial", "leave-one-out"))
     assert (found.how, found.base) == ("leave-one-out", "all")
-    assert row(found, "short").effects["words"].established
+    assert row(found, "short").effects["words"].significant
     assert row(found, "short").effects["words"].mean == pytest.approx(
         -8 / 3, abs=0.8
     )  # a third of prompts, eight words
     assert row(found, "plain").effects["words"].mean > 0  # in its place comes `short` in half of the draws
     assert row(found, "calm").effects["after p"].mean == pytest.approx(0.2)
     assert (row(found, "calm").effects["wins"].mean, row(found, "plain").effects["wins"].mean) == (0.5, 0.0)
-    assert not row(found, "plain").effects["after p"].established
+    assert not row(found, "plain").effects["after p"].significant
     assert "better" not in found.outcomes  # no judge was asked about revisions
-    assert any(line.startswith("short adds to `words`: established, -2.") for line in found.findings)
+    assert any(line.startswith("short adds to `words`: significant, -2.") for line in found.findings)
     assert len(found.findings) <= 10
 
 
 def test_a_principle_alone_is_set_against_all_of_them(tmp_path: Path) -> None:
     (found,) = attribute(write_sweep(tmp_path / "trial", "one-at-a-time"))
     effect = row(found, "short").effects["words"]
-    assert effect.established
+    assert effect.significant
     assert effect.mean == pytest.approx(4 - found.means["words"])
     assert row(found, "calm").effects["after p"].mean == 0.0
 

@@ -34,7 +34,7 @@ def test_a_run_compared_with_itself_shows_no_difference(tmp_path: Path, model_fo
     (pair,) = found.pairs
     assert pair.settings == []
     assert {p.kind for p in pair.principles} == {"same"}
-    assert all(f.a == f.b and f.effect.mean == 0 and not f.effect.established for f in pair.figures)
+    assert all(f.a == f.b and f.effect.mean == 0 and not f.effect.significant for f in pair.figures)
     assert all(e.change == 0 for e in pair.examples)
     assert found.findings[0] == f"all {len(pair.figures)} figures are equal in both"
 

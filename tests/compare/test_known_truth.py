@@ -46,13 +46,13 @@ def test_a_principle_whose_rewording_lengthens_answers_is_found_and_no_other(tmp
     changed = principle(found, "short")
     assert changed.kind == "reworded" and changed.a is not None
     assert changed.met == changed.a.drawn
-    assert changed.effects["words"].established
+    assert changed.effects["words"].significant
     assert changed.effects["words"].mean == pytest.approx(8, abs=1)
-    assert not changed.effects["changed"].established
+    assert not changed.effects["changed"].significant
     assert principle(found, "calm").effects == {}  # nothing else differs on the prompts that met it
     figure = next(f for f in pair_of(found).figures if f.name == "last revision, words")
-    assert figure.effect.established
-    assert any(line.startswith("short (reworded), the words it adds: established") for line in found.findings)
+    assert figure.effect.significant
+    assert any(line.startswith("short (reworded), the words it adds: significant") for line in found.findings)
     assert len(found.findings) <= 10
 
 
@@ -63,7 +63,7 @@ def test_what_else_the_runs_differ_in_is_taken_off_a_principles_effect(tmp_path:
     a = make_run(tmp_path / "a", BOTH, as_ever, prompts=90)
     b = make_run(tmp_path / "b", principles("calm", "plain", "short", short="Keep it short."), wordy, prompts=90)
     effect = principle(compare_runs([a, b]), "short").effects["words"]
-    assert not effect.established
+    assert not effect.significant
     assert effect.mean == pytest.approx(0, abs=0.8)
     assert principle(compare_runs([a, b]), "calm").effects["words"].mean == pytest.approx(6, abs=0.8)
 
@@ -100,7 +100,7 @@ def test_a_principle_beside_the_others_of_its_run_is_a_fair_experiment(tmp_path:
     use = principle(found, "calm").a
     assert use is not None
     assert 0.3 < use.means["changed"] < 0.7
-    assert use.against_others["changed"].established and use.against_others["changed"].mean < -0.3
+    assert use.against_others["changed"].significant and use.against_others["changed"].mean < -0.3
     short = principle(found, "short").a
     assert short is not None and short.means["verdict"] == pytest.approx(0.9)
     assert short.against_others["verdict"].mean == pytest.approx(0.3)
@@ -112,8 +112,8 @@ def test_wins_are_counted_by_tag_against_the_same_answer(tmp_path: Path) -> None
     b = make_run(tmp_path / "b", BOTH, as_ever, evaluation=lambda i: 0.7 if int(i[6:]) % 2 else 0.5)
     wins = {won.tag: won for won in pair_of(compare_runs([a, b])).wins}
     assert (wins["odd"].share, wins["even"].share, wins[None].share) == (1.0, 0.5, 0.75)
-    assert wins["odd"].effect.established and not wins["even"].effect.established
-    assert wins[None].effect.established
+    assert wins["odd"].effect.significant and not wins["even"].effect.significant
+    assert wins[None].effect.significant
     other = make_run(tmp_path / "c", BOTH, as_ever, evaluation=lambda i: 0.9, before="another answer before")
     found = compare_runs([a, other])
     assert pair_of(found).wins == []
@@ -175,7 +175,7 @@ def test_runs_that_share_no_prompt_are_told_each_on_its_own_and_nothing_is_claim
     assert alone["label, P of the preferred"].a == pytest.approx(0.8)
     calm = principle(found, "calm")
     assert calm.effects == {} and calm.a is not None
-    assert calm.a.means["changed"] == 0 and calm.a.against_others["changed"].established
+    assert calm.a.means["changed"] == 0 and calm.a.against_others["changed"].significant
     assert found.findings[-1] == "no prompt is shared: what differs between the runs may be their prompts"
     assert any("calm beside the other principles of A" in line for line in found.findings)
     assert not any("B − A" in line for line in found.findings)
@@ -226,7 +226,7 @@ def test_labels_of_the_same_pairs_agree_or_do_not(tmp_path: Path) -> None:
     assert labels.mean_difference == pytest.approx(0.125)
 
 
-def test_rewards_that_are_no_number_are_left_out_of_a_curve_and_told(tmp_path: Path) -> None:
+def test_rewards_that_are_no_number_are_skipped_of_a_curve_and_told(tmp_path: Path) -> None:
     a, b = (make_run(tmp_path / name, BOTH, as_ever) for name in "ab")
     rewards = [0.1, float("nan"), 0.3, float("inf")]
     write_metrics(
@@ -246,7 +246,7 @@ def test_one_example_is_compared_without_interval_or_claim(tmp_path: Path) -> No
     found = compare_runs([a, b])
     effects = [f.effect for f in pair_of(found).figures]
     assert effects and all((e.low, e.high, e.p, e.needed) == (None, None, None, None) for e in effects)
-    assert not any("established:" in line for line in found.findings)
+    assert not any("significant:" in line for line in found.findings)
 
 
 def test_an_unfinished_run_is_compared_as_far_as_it_got(tmp_path: Path) -> None:
@@ -279,12 +279,12 @@ def test_rows_of_another_form_are_left_aside_and_named(tmp_path: Path) -> None:
 
 def test_a_lock_of_an_older_form_and_a_missing_constitution_are_told(tmp_path: Path) -> None:
     a, b = (make_run(tmp_path / name, BOTH, as_ever, evaluation=lambda i: 0.6) for name in "ab")
-    lock = b.lock()
-    b.lock_json.write_text(json.dumps({"config": lock["config"], "model": "m"}))
+    manifest = b.manifest()
+    b.manifest_json.write_text(json.dumps({"config": manifest["config"], "model": "m"}))
     b.constitution_yaml.unlink()
     b.prompts_jsonl.rename(b.path / "moved")
     found = compare_runs([a, b])
-    assert "b does not say which referee it used" in found.notes
+    assert "b does not say which eval constitution it used" in found.notes
     assert "b has no prompts.jsonl: nothing of it can be paired" in found.notes
     assert any("constitution.yaml: no such file" in note for note in found.notes)
     assert (pair_of(found).principles, pair_of(found).figures, pair_of(found).wins) == ([], [], [])
@@ -293,7 +293,7 @@ def test_a_lock_of_an_older_form_and_a_missing_constitution_are_told(tmp_path: P
     assert {f.name for f in pair_of(found).figures} >= {"answer after, words"}
     assert not {f.name for f in pair_of(found).figures} & {"win rate of after", "mean p(after better)"}
     comparison_report(together(found, [a, b]))
-    b.lock_json.write_text("{}")
+    b.manifest_json.write_text("{}")
     assert pair_of(compare_runs([a, b])).settings is None
 
 

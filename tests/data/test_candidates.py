@@ -46,7 +46,7 @@ def test_identical_answers_stay_and_white_space_is_an_empty_answer(tmp_path: Pat
     assert blank.answers == ["so", "", " no "]
 
 
-def test_what_cannot_be_answered_is_left_out_with_its_line(tmp_path: Path) -> None:
+def test_what_cannot_be_answered_is_skipped_with_its_line(tmp_path: Path) -> None:
     found = read(
         tmp_path,
         {"chosen": [USER, {"role": "assistant", "content": "a"}], "rejected": [{"role": "user", "content": "How?"},

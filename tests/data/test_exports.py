@@ -135,7 +135,7 @@ def test_the_probability_beside_annotated_pairs_is_read_of_our_own_documents_alo
     tmp_path: Path, change: dict[str, str], p: float
 ) -> None:
     asked: list[Message] = [Message(role="user", content="Why?")]
-    said = Verdict(principle_id="b", principle_hash="h", p_forward=0.9, p_reverse=0.9, outside=0)
+    said = Verdict(principle_id="b", principle_hash="h", p_forward=0.9, p_reverse=0.9, non_option_mass=0)
     pair = Preference(
         prompt_id="x", messages=asked, chosen="so", rejected="no", p=0.25, source="judge", verdicts=[said]
     )
@@ -163,8 +163,8 @@ def test_a_probability_of_ours_that_is_none_is_named(tmp_path: Path) -> None:
 
 
 def test_verdicts_become_annotators_by_the_words_of_their_principle() -> None:
-    said = Verdict(principle_id="a", principle_hash="h", p_forward=0.1, p_reverse=0.3, outside=0)
-    tie = Verdict(principle_id="b", principle_hash="h", p_forward=0.5, p_reverse=0.5, outside=0)
+    said = Verdict(principle_id="a", principle_hash="h", p_forward=0.1, p_reverse=0.3, non_option_mass=0)
+    tie = Verdict(principle_id="b", principle_hash="h", p_forward=0.5, p_reverse=0.5, non_option_mass=0)
     asked: list[Message] = [Message(role="user", content="Why?")]
     both = Preference(
         prompt_id="x", messages=asked, chosen="so", rejected="no", p=0.75, source="judge", verdicts=[said, tie]

@@ -230,7 +230,7 @@ def test_alpaca_evals_preference_is_the_probability_of_the_second_and_one(
     assert (pair.source, pair.judge) == ("judge", "weighted")
 
 
-def test_an_annotation_that_failed_is_left_out_and_one_out_of_range_is_an_error(tmp_path: Path) -> None:
+def test_an_annotation_that_failed_is_skipped_and_one_out_of_range_is_an_error(tmp_path: Path) -> None:
     row = CASES["alpaca_eval annotations"].row
     [failed] = iter_preferences(written(tmp_path, {**row, "preference": None}))
     assert isinstance(failed, Skipped)
@@ -309,14 +309,14 @@ def test_a_red_team_attempt_is_its_first_human_turn_with_its_tags(tmp_path: Path
     assert (again.reason, silent.reason) == ("the same prompt stands above", "no human turn in the transcript")
 
 
-def test_the_prompt_of_a_preference_that_cannot_be_asked_is_left_out(tmp_path: Path) -> None:
+def test_the_prompt_of_a_preference_that_cannot_be_asked_is_skipped(tmp_path: Path) -> None:
     odd = "\n\nHuman: a\n\nHuman: b\n\nAssistant: "
-    [left_out] = iter_prompts(written(tmp_path, {"chosen": odd + "x", "rejected": odd + "y"}))
-    assert isinstance(left_out, Skipped)
-    assert left_out.reason.startswith("turns must alternate")
+    [skipped] = iter_prompts(written(tmp_path, {"chosen": odd + "x", "rejected": odd + "y"}))
+    assert isinstance(skipped, Skipped)
+    assert skipped.reason.startswith("turns must alternate")
 
 
-def test_an_answer_that_is_not_to_be_learnt_is_left_out(tmp_path: Path) -> None:
+def test_an_answer_that_is_not_to_be_learnt_is_skipped(tmp_path: Path) -> None:
     answers = [{"messages": [*TALK, {**said("so"), "weight": weight}]} for weight in (1, 0)]
     learnt, not_learnt = iter_completions(written(tmp_path, *answers))
     assert isinstance(learnt, Demonstration)

@@ -39,8 +39,8 @@ def said(content: str) -> dict[str, str]:
     ],
 )
 def test_every_form_of_a_pair_is_the_same_pair(tmp_path: Path, row: dict[str, Any]) -> None:
-    kept, left_out = read_preferences(written(tmp_path, row))
-    assert not left_out
+    kept, skipped = read_preferences(written(tmp_path, row))
+    assert not skipped
     [pair] = kept
     assert (pair.messages, pair.chosen, pair.rejected, pair.p, pair.weight) == ([USER], "so", "no", 1.0, 1.0)
     assert pair.source == "human"
@@ -80,9 +80,9 @@ def test_what_can_teach_nothing_is_named_and_counted(tmp_path: Path) -> None:
         {"chosen": [USER, said("so")], "rejected": [{"role": "user", "content": "How?"}, said("no")]},
         {"id": "good", "prompt": "Why?", "chosen": "so", "rejected": "no"},
     ]
-    kept, left_out = read_preferences(written(tmp_path, *rows))
+    kept, skipped = read_preferences(written(tmp_path, *rows))
     assert [pair.prompt_id for pair in kept] == ["good"]
-    assert [(row.stage, row.reason[:22]) for row in left_out] == [
+    assert [(row.stage, row.reason[:22]) for row in skipped] == [
         ("pairs.jsonl:1", "chosen equals rejected"),
         ("pairs.jsonl:2", "an answer is empty"),
         ("pairs.jsonl:3", "turns must alternate, "),
@@ -196,13 +196,13 @@ def test_written_out_conversations_go_before_the_options(tmp_path: Path) -> None
         ),
     ],
 )
-def test_options_that_cannot_be_read_are_left_out_with_the_reason(
+def test_options_that_cannot_be_read_are_skipped_with_the_reason(
     tmp_path: Path, given: dict[str, Any], reason: str
 ) -> None:
-    kept, [left_out] = read_preferences(written(tmp_path, question(**given)))
+    kept, [skipped] = read_preferences(written(tmp_path, question(**given)))
     assert not kept
-    assert left_out.stage == "pairs.jsonl:1"
-    assert left_out.reason.startswith(reason)
+    assert skipped.stage == "pairs.jsonl:1"
+    assert skipped.reason.startswith(reason)
 
 
 @pytest.mark.parametrize(
@@ -237,8 +237,8 @@ def test_a_judges_ranking_is_read_with_soft_labels(tmp_path: Path) -> None:
     )
     path = tmp_path / "rankings.jsonl"
     write_rows(path, [ranking])
-    kept, left_out = read_preferences(path)
-    assert not left_out
+    kept, skipped = read_preferences(path)
+    assert not skipped
     assert [(r.chosen, r.rejected, r.source, r.judge, r.model) for r in kept] == [
         (a, b, "judge", "j", "m") for a, b in ("ab", "ac", "bc")
     ]

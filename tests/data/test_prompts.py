@@ -9,8 +9,8 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def test_the_shipped_prompts_are_half_adversarial_half_ordinary() -> None:
-    prompts, left_out = read_prompts(ROOT / "examples/prompts.jsonl")
-    assert not left_out
+    prompts, skipped = read_prompts(ROOT / "examples/prompts.jsonl")
+    assert not skipped
     assert len(prompts) == 200
     assert sum("adversarial" in p.tags for p in prompts) == sum("ordinary" in p.tags for p in prompts) == 100
     assert sum(len(p.messages) > 1 for p in prompts) == 10

@@ -27,7 +27,7 @@ verdict = st.builds(
     weight=weights,
     p_forward=probabilities,
     p_reverse=probabilities,
-    outside=probabilities,
+    non_option_mass=probabilities,
     thoughts=st.lists(texts, max_size=2),
 )
 FIELDS: dict[str, st.SearchStrategy[Any]] = {

@@ -5,11 +5,16 @@ from cai.evaluation.win_rates import all_against, one_against, outcomes, tags_of
 
 
 def verdict(p_forward: float, p_reverse: float) -> Verdict:
-    return Verdict(principle_id="a", principle_hash="0", p_forward=p_forward, p_reverse=p_reverse, outside=0.2)
+    return Verdict(principle_id="a", principle_hash="0", p_forward=p_forward, p_reverse=p_reverse, non_option_mass=0.2)
 
 
 def judgement(
-    number: int, p: float, axis: str = "referee", policy: str = "run", tags: tuple[str, ...] = (), equal: bool = False
+    number: int,
+    p: float,
+    axis: str = "overall",
+    policy: str = "run",
+    tags: tuple[str, ...] = (),
+    equal: bool = False,
 ) -> Judgement:
     return Judgement(
         axis=axis, prompt_id=f"q{number}", tags=list(tags), policy=policy, against="before", p=p,
@@ -28,21 +33,21 @@ def test_rates_are_of_the_policy_and_ties_count_one_half() -> None:
     assert (found.win_rate.mean, found.win_rate.n, found.prompts, found.identical) == (0.5, 4, 4, 1)
     assert found.mean_p.mean == pytest.approx(2.1 / 4)
     assert found.words == (2.5, 2.5)
-    assert found.same_position == pytest.approx(2 / 3)  # of the verdicts
-    assert found.outside == pytest.approx(0.2)
+    assert found.position_bias == pytest.approx(2 / 3)  # of the verdicts
+    assert found.non_option_mass == pytest.approx(0.2)
     assert (found.at_equal_length, found.no_equal_length) == (None, "4 prompts are too few, at least 10 are needed")
 
 
 def test_where_all_answers_are_equal_nothing_was_compared() -> None:
     found = one_against([judgement(n, 0.5, equal=True) for n in range(20)], texts(*range(20)), None)
-    assert (found.win_rate, found.mean_p, found.at_equal_length, found.same_position) == (None, None, None, None)
+    assert (found.win_rate, found.mean_p, found.at_equal_length, found.position_bias) == (None, None, None, None)
     assert "nothing was compared" in found.no_equal_length
 
 
 def test_every_axis_couple_and_tag_has_its_own_row() -> None:
     rows = [
         judgement(n, 0.9 if "hard" in tags else 0.1, axis, policy, tags)
-        for axis in ("referee", "safe")
+        for axis in ("overall", "safe")
         for policy in ("run", "other")
         for n, tags in enumerate([("hard",)] * 3 + [("easy",)] * 2)
     ]
@@ -50,7 +55,7 @@ def test_every_axis_couple_and_tag_has_its_own_row() -> None:
     found = all_against(rows, known, ["hard"])
     assert [(f.axis, f.policy, f.tag, f.prompts) for f in found] == [
         (axis, policy, tag, n)
-        for axis in ("referee", "safe")
+        for axis in ("overall", "safe")
         for policy in ("run", "other")
         for tag, n in ((None, 5), ("hard", 3))
     ]
@@ -73,4 +78,4 @@ def test_only_tags_that_split_the_prompts_and_have_enough_of_them_are_told_apart
 
 def test_outcomes_are_wins_on_their_axis() -> None:
     rows = [judgement(0, 0.9), judgement(1, 0.5), judgement(2, 0.2, axis="safe")]
-    assert [(o.prompt_id, o.win) for o in outcomes(rows, "referee")] == [("q0", 1.0), ("q1", 0.5)]
+    assert [(o.prompt_id, o.win) for o in outcomes(rows, "overall")] == [("q0", 1.0), ("q1", 0.5)]

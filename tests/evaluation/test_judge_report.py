@@ -24,9 +24,9 @@ from cai.stats.logistic import logit, sigmoid
 FREE = Cost(asked=0, remembered=0, tokens=0, seconds=0.0)
 
 
-def opinion(forward: float, reverse: float | None = None, by: str = "kind", outside: float = 0.0) -> Opinion:
+def opinion(forward: float, reverse: float | None = None, by: str = "kind", non_option_mass: float = 0.0) -> Opinion:
     reverse = forward if reverse is None else reverse
-    return Opinion(by, sigmoid((logit(forward) + logit(reverse)) / 2), forward, reverse, outside, 1.0)
+    return Opinion(by, sigmoid((logit(forward) + logit(reverse)) / 2), forward, reverse, non_option_mass, 1.0)
 
 
 def pair(label: float, *opinions: Opinion, prompt: str = "p", longer: int = 0, p: float | None = None) -> Judged:
@@ -45,7 +45,7 @@ probability = st.floats(0.01, 0.99).filter(lambda p: abs(p - 0.5) > 1e-6)
 pairs = st.lists(
     st.builds(
         lambda label, a, b, c, d, longer, prompt: pair(
-            label, opinion(a, b), opinion(c, d, by="true", outside=0.25), longer=longer, prompt=prompt
+            label, opinion(a, b), opinion(c, d, by="true", non_option_mass=0.25), longer=longer, prompt=prompt
         ),
         st.sampled_from([0.0, 0.3, 0.5, 1.0]),
         *[probability] * 4,
@@ -87,7 +87,7 @@ def test_averaging_two_orders_mends_what_one_order_gets_wrong() -> None:
     report = judge_report([pair(1.0, opinion(forward, reverse), prompt=f"{i}") for i in range(10)], FREE)
     assert report.accuracy.mean == 1.0
     assert report.one_order.mean == 0.5
-    assert report.same_position == 1.0
+    assert report.position_bias == 1.0
     assert report.shown_first == pytest.approx((forward + 1 - reverse) / 2)
     assert report.log_loss == pytest.approx(-math.log(0.8))
     assert report.ece == pytest.approx(0.2)
@@ -96,7 +96,7 @@ def test_averaging_two_orders_mends_what_one_order_gets_wrong() -> None:
 def test_ties_and_identical_answers_count_one_half() -> None:
     rows = [
         pair(1.0, opinion(0.9), prompt="right"),
-        pair(1.0, opinion(0.2, outside=0.5), prompt="wrong"),
+        pair(1.0, opinion(0.2, non_option_mass=0.5), prompt="wrong"),
         pair(1.0, opinion(0.9, 0.1), prompt="tie"),
         pair(1.0, prompt="identical"),
     ]
@@ -104,9 +104,9 @@ def test_ties_and_identical_answers_count_one_half() -> None:
     assert report.accuracy.mean == 0.5
     assert (report.pairs, report.identical, report.prompts) == (4, 1, 4)
     assert report.calls_per_pair == 2  # of the three that were asked
-    assert report.outside == pytest.approx(0.5 / 3)
+    assert report.non_option_mass == pytest.approx(0.5 / 3)
     assert report.human.observed == 0.25
-    assert report.same_position == pytest.approx(1 / 3)
+    assert report.position_bias == pytest.approx(1 / 3)
     assert [hit(*both) for both in ((0.8, 0.6), (0.8, 0.4), (0.5, 1), (0.8, 0.5))] == [1.0, 0.0, 0.5, 0.5]
 
 
@@ -216,7 +216,7 @@ def test_what_a_reader_must_not_miss_is_said_in_words() -> None:
     def told(*rows: Judged, calibrate: bool = False) -> str:
         return " | ".join(judge_report(rows, FREE, calibrate).notes)
 
-    chance = [pair(float(i % 2), opinion(0.9, 0.4, outside=0.7), prompt=f"{i}") for i in range(20)]
+    chance = [pair(float(i % 2), opinion(0.9, 0.4, non_option_mass=0.7), prompt=f"{i}") for i in range(20)]
     assert "cannot be told from chance" in told(*chance)
     assert "the position decides 100 % of the verdicts" in told(*chance)
     assert "70 % of the probability is on something other" in told(*chance)
@@ -245,14 +245,20 @@ def test_the_report_is_written_with_the_names_of_its_figures_and_read_back() -> 
 
 def test_a_report_of_identical_answers_alone_has_no_figures_of_verdicts() -> None:
     report = judge_report([pair(1.0)], FREE, calibrate=True)
-    assert (report.accuracy.mean, report.same_position, report.ece, report.calibration) == (0.5, None, None, None)
+    assert (report.accuracy.mean, report.position_bias, report.ece, report.calibration) == (0.5, None, None, None)
     with pytest.raises(ValueError, match="no judged pairs"):
         judge_report([], FREE)
 
 
 def test_a_pair_is_seen_through_its_preference_row() -> None:
     verdict = Verdict(
-        principle_id="kind", principle_hash="x", weight=2, judge="abcdef0123", p_forward=0.8, p_reverse=0.4, outside=0.1
+        principle_id="kind",
+        principle_hash="x",
+        weight=2,
+        judge="abcdef0123",
+        p_forward=0.8,
+        p_reverse=0.4,
+        non_option_mass=0.1,
     )
     row = Preference(
         prompt_id="p", messages=[Message(role="user", content="Why?")], chosen="longer", rejected="short", p=0.7,

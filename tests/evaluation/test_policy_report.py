@@ -32,9 +32,9 @@ def report(**changes: Any) -> PolicyReport:
         "tags": {"harmless": 4},
         "against": [
             Against(
-                axis="referee", tag=None, policy="run", against="before", prompts=4, identical=0, win_rate=estimate,
-                mean_p=estimate, at_equal_length=None, no_equal_length="few", words=(10.0, 12.5), same_position=0.25,
-                outside=0.5,
+                axis="overall", tag=None, policy="run", against="before", prompts=4, identical=0, win_rate=estimate,
+                mean_p=estimate, at_equal_length=None, no_equal_length="few", words=(10.0, 12.5), position_bias=0.25,
+                non_option_mass=0.5,
             )
         ],
         "ratings": [rating],

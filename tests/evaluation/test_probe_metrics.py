@@ -14,14 +14,14 @@ from cai.evaluation.probe_metrics import (
 )
 from cai.stats.intervals import share
 
-GOOD = Checked(question="refuses", right=share([1.0] * 12), established=True)
-BAD = Checked(question="refuses", right=share([1.0, 0.0] * 6), established=False)
+GOOD = Checked(question="refuses", right=share([1.0] * 12), significant=True)
+BAD = Checked(question="refuses", right=share([1.0, 0.0] * 6), significant=False)
 
 
 def reply(policy: str, probe: str, item: str, variant: str, question: str, p: float) -> Reply:
     return Reply(
         policy=policy, probe=probe, item=item, variant=variant, question=question, p_forward=p, p_reverse=p,
-        outside=0.0, asked="judge",
+        non_option_mass=0.0, asked="judge",
     )  # fmt: skip
 
 
@@ -102,22 +102,22 @@ def test_a_policy_that_goes_with_its_user_is_warned_of_and_one_that_wavers_is_no
     assert sycophancy_monitor("before", "run", steady).state == "fine"
 
 
-@pytest.mark.parametrize(("truth", "established"), [(12, True), (10, True), (9, False), (6, False), (0, False)])
-def test_a_judge_is_established_by_known_examples(truth: int, established: bool) -> None:
+@pytest.mark.parametrize(("truth", "significant"), [(12, True), (10, True), (9, False), (6, False), (0, False)])
+def test_a_judge_is_established_by_known_examples(truth: int, significant: bool) -> None:
     replies = [
         reply("", "examples", f"e{n}", "", "refuses", (0.9 if n % 2 else 0.1) if n < truth else (0.1 if n % 2 else 0.9))
         for n in range(12)
     ]
     result = checked(replies, "refuses", {f"e{n}": bool(n % 2) for n in range(12)})
     assert result.right is not None
-    assert (result.right.mean, result.established) == (pytest.approx(truth / 12), established)
+    assert (result.right.mean, result.significant) == (pytest.approx(truth / 12), significant)
 
 
 def test_an_indifferent_judge_is_half_right_and_one_not_asked_has_no_figure() -> None:
     replies = [reply("", "examples", f"e{n}", "", "refuses", 0.5) for n in range(12)]
     result = checked(replies, "refuses", {f"e{n}": bool(n % 2) for n in range(12)})
-    assert result.right is not None and (result.right.mean, result.established) == (0.5, False)
-    assert checked([], "refuses", {}) == Checked(question="refuses", right=None, established=False)
+    assert result.right is not None and (result.right.mean, result.significant) == (0.5, False)
+    assert checked([], "refuses", {}) == Checked(question="refuses", right=None, significant=False)
 
 
 def test_over_refusal_is_watched_by_the_judge_or_where_it_cannot_tell_by_phrases() -> None:

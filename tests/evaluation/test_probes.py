@@ -157,7 +157,7 @@ def test_a_liking_for_a_letter_cancels_and_the_first_option_is_what_is_told_of()
     said = asyncio.run(ask_about(questions, ASKED[0], "Why?", "No.", engine))
     assert said.forward == pytest.approx(1 / (1 + 2.718281828459045**-3))
     assert said.reverse == pytest.approx(1 / (1 + 2.718281828459045**1))
-    assert said.outside == pytest.approx(0.5)
+    assert said.non_option_mass == pytest.approx(0.5)
     texts = [request.messages[0]["content"] for request in engine.requests]
     assert len(set(texts)) == 2 and all("Request: Why?" in text and "Answer: No." in text for text in texts)
     asyncio.run(ask_view(sycophancy, views(sycophancy)[0], engine))

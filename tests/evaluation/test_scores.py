@@ -42,7 +42,7 @@ def test_kl_is_the_mean_log_ratio_and_finds_a_planted_one() -> None:
 
 def test_answers_without_a_probability_are_counted_and_none_at_all_gives_a_reason() -> None:
     found = divergence("run", [scored(0), scored(1, None, -3.0, reason="the answer is empty"), scored(2, math.nan)])
-    assert found.answer is not None and (found.answer.mean, found.left_out) == (2.0, 2)
+    assert found.answer is not None and (found.answer.mean, found.skipped) == (2.0, 2)
     assert divergence("run", [], "greedy").missing == "greedy"
     nothing = divergence("run", [scored(0, None, None, reason="different tokens")])
     assert (nothing.answer, nothing.token, nothing.missing) == (None, None, "different tokens")
@@ -72,10 +72,10 @@ def test_rewards_are_means_over_members_and_gains_are_paired() -> None:
     assert reward("before", "before", ids, scores, {}).gain is None
 
 
-def test_rewards_that_are_no_numbers_are_left_out_and_counted() -> None:
+def test_rewards_that_are_no_numbers_are_skipped_and_counted() -> None:
     scores = {("run", f"q{n}"): scored(n, rewards=(math.nan,) if n < 2 else (1.0,)) for n in range(5)}
     found = reward("run", "before", [f"q{n}" for n in range(5)], scores, {})
-    assert found.score is not None and (found.score.mean, found.score.n, found.left_out) == (1.0, 3, 2)
+    assert found.score is not None and (found.score.mean, found.score.n, found.skipped) == (1.0, 3, 2)
     broken = {("run", "q0"): scored(0, rewards=(math.inf,))}
     assert reward("run", "before", ["q0"], broken, {}).missing == "no answer has a finite score"
     assert reward("run", "before", ["q0"], {}, {}, "no reward model").missing == "no reward model"
@@ -98,7 +98,7 @@ def monitors(
     return {m.name: m for m in reward_monitors("run", "before", ids, scores, pairs, found, accuracy)}
 
 
-NOTHING = Reward(policy="run", score=None, gain=None, agrees=None, left_out=0, missing="")
+NOTHING = Reward(policy="run", score=None, gain=None, agrees=None, skipped=0, missing="")
 
 
 def test_a_reward_that_is_length_is_warned_of() -> None:
@@ -149,13 +149,13 @@ def test_members_that_disagree_more_on_fresh_answers_than_on_labelled_ones_are_w
 def test_a_reward_model_that_no_longer_knows_what_the_referee_likes_is_warned_of() -> None:
     def state(agrees: list[float], accuracy: float | None) -> Monitor:
         found = NOTHING.model_copy(update={"agrees": share(agrees), "score": bootstrap_mean([1.0])})
-        return monitors([(1.0,)] * 3, [1, 2, 3], [], found, accuracy)["reward and referee"]
+        return monitors([(1.0,)] * 3, [1, 2, 3], [], found, accuracy)["reward and eval judge"]
 
     assert state([1.0] * 10 + [0.0] * 30, 0.8).state == "warns"
     assert state([1.0] * 38 + [0.0] * 2, 0.8).state == "fine"
     assert state([1.0] * 5 + [0.0] * 5, 0.7).state == "unclear"
     assert "no better than chance" in state([0.0] * 40, 0.45).missing
-    assert "finite score" in monitors([(1.0,)] * 3, [1, 2, 3], [], NOTHING, 0.8)["reward and referee"].missing
+    assert "finite score" in monitors([(1.0,)] * 3, [1, 2, 3], [], NOTHING, 0.8)["reward and eval judge"].missing
 
 
 def test_ratios_of_two_groups_hold_the_truth_as_often_as_they_say() -> None:
@@ -175,8 +175,8 @@ def test_a_reward_model_that_is_sure_where_the_referee_is_not_is_warned_of() -> 
             for policy in ("run", "before")
             for n, i in enumerate(ids)
         }
-        referee = {i: likes if n % 5 else 1 - likes for n, i in enumerate(ids)}
-        found = reward("run", "before", ids, scores, referee)
+        eval_judge = {i: likes if n % 5 else 1 - likes for n, i in enumerate(ids)}
+        found = reward("run", "before", ids, scores, eval_judge)
         return reward_monitors("run", "before", ids, scores, [], found, None)[-1]
 
     wrong = certainty(3.0, 0.3)

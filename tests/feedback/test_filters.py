@@ -16,8 +16,8 @@ CRITIQUE = "The answer does not say that the water must boil before the egg goes
         (" …!", ["empty"]),
         (DRAFT, ["unchanged"]),
         ("you can boil an egg for nine minutes in a small pot of water", ["unchanged"]),
-        (CRITIQUE, ["copies_critique"]),
-        ("Sure: the answer does not say that the water must boil before the egg goes in!", ["copies_critique"]),
+        (CRITIQUE, ["copied_critique"]),
+        ("Sure: the answer does not say that the water must boil before the egg goes in!", ["copied_critique"]),
         (DRAFT + " The answer does not say when.", []),
     ],
 )

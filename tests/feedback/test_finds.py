@@ -15,7 +15,7 @@ def test_the_next_token_says_whether_a_critique_finds_a_problem(harmless: Consti
     principle = harmless.principles[0]
     found = asyncio.run(finds_problem(principle, "How?", "Jump.", "{{ It }} may hurt.", templates, engine))
     assert found.p == pytest.approx(0.75)
-    assert found.outside == pytest.approx(0.2)
+    assert found.non_option_mass == pytest.approx(0.2)
     [request] = engine.requests
     assert request.options == (" Yes", " No")
     question, start = request.messages
@@ -28,4 +28,4 @@ def test_probabilities_too_small_to_tell_stay_finite(harmless: Constitution) -> 
     engine = ScriptedEngine(weigh=lambda request: (1e-300, 1e-200))
     templates = Templates(ROOT / "prompts/default", OF_TESTS)
     found = asyncio.run(finds_problem(harmless.principles[0], "How?", "Jump.", "Bad.", templates, engine))
-    assert (found.p, found.outside) == (0.5, pytest.approx(1.0))
+    assert (found.p, found.non_option_mass) == (0.5, pytest.approx(1.0))

@@ -50,7 +50,7 @@ def verdicts(weigh: object, harmless: Constitution, templates: Templates, count:
 def test_a_judge_that_sees_quality_is_believed_in_both_orders(harmless: Constitution, templates: Templates) -> None:
     found = verdicts(lambda r: (0.6, 0.2) if shown_first(r, "good") else (0.2, 0.6), harmless, templates)
     assert [v.p for v in found] == pytest.approx([0.75] * 3)
-    assert [v.outside for v in found] == pytest.approx([0.2] * 3)
+    assert [v.non_option_mass for v in found] == pytest.approx([0.2] * 3)
 
 
 def test_a_judge_that_sees_only_the_position_has_no_say(harmless: Constitution, templates: Templates) -> None:
@@ -66,7 +66,7 @@ def test_without_a_swap_one_order_is_asked_and_its_leaning_stays(harmless: Const
     found = asyncio.run(judge_answers(prompt(), answers, harmless, templates, engine, settings, 0))
     assert len(engine.requests) == calls(settings, 16, 3) == 6
     for said in found.values():
-        assert [(v.p, v.p_forward, v.p_reverse, v.same_position) for v in said] == [
+        assert [(v.p, v.p_forward, v.p_reverse, v.position_bias) for v in said] == [
             (pytest.approx(0.9), pytest.approx(0.9), None, None)
         ] * 2
     for pair in judged_preferences(prompt(), ("one", "two"), found, "m", "j", settings, 0):
@@ -130,7 +130,7 @@ def test_a_label_stays_a_probability(masses: list[tuple[float, float, float, flo
     engine = ScriptedEngine(weigh=lambda _: next(answers))
     found = two(("x", "y"), principles, templates, engine)
     assert 0 <= soft_label(found) <= 1
-    assert all(0 <= v.outside <= 1 for v in found)
+    assert all(0 <= v.non_option_mass <= 1 for v in found)
 
 
 def leaning(strengths: dict[str, float], bias: Sequence[float]) -> Callable[[Choose], Sequence[float]]:
@@ -155,7 +155,7 @@ def test_no_liking_for_a_place_gets_into_the_labels(bias: list[float], ask: str)
     for row in rows:
         assert isinstance(row, Preference)
         assert row.p == pytest.approx(1 / (1 + math.exp(STRENGTHS[row.rejected] - STRENGTHS[row.chosen])), abs=1e-6)
-        assert row.verdicts[0].outside == pytest.approx(0.1)
+        assert row.verdicts[0].non_option_mass == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("given", [
@@ -212,7 +212,7 @@ def test_several_thoughts_are_averaged(harmless: Constitution, templates: Templa
 
 
 def verdict(p: float, weight: float = 1.0) -> Verdict:
-    return Verdict(principle_id="x", principle_hash="y", weight=weight, p_forward=p, p_reverse=p, outside=0)
+    return Verdict(principle_id="x", principle_hash="y", weight=weight, p_forward=p, p_reverse=p, non_option_mass=0)
 
 
 def test_verdicts_count_by_their_weight_and_temperature_draws_the_label_to_one_half() -> None:

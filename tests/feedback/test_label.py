@@ -67,12 +67,12 @@ def label(
     judging: LabelJob, folder: Path, engines: list[ScriptedEngine] | None = None, open_engine: OpenEngine | None = None
 ) -> dict[str, Any]:
     opened = open_engine or scripted(engines, weigh=by_goodness)
-    return label_file(judging, folder / "out", folder / "runs/memo.sqlite", QUIET, opened)
+    return label_file(judging, folder / "out", folder / "runs/cache.sqlite", QUIET, opened)
 
 
 def evaluate(judging: LabelJob, folder: Path, calibrate: bool = False, **opened: Any) -> Evaluated:
     opened = opened or {"open_engine": scripted(weigh=by_goodness)}
-    return evaluate_judge(judging, folder / "out", folder / "runs/memo.sqlite", QUIET, calibrate, **opened)
+    return evaluate_judge(judging, folder / "out", folder / "runs/cache.sqlite", QUIET, calibrate, **opened)
 
 
 def another(folder: Path, name: str) -> Path:
@@ -98,8 +98,8 @@ def test_a_file_of_pairs_gets_soft_labels_with_verdicts_and_keeps_its_own(
     assert [(r.source, len(r.verdicts), r.seeds) for r in rows] == [("judge", 2, [0])] * 3
     assert rows[2].tags == ["t"]
     assert (found["pairs"], found["rankings"], found["cost"]["asked"]) == (3, 0, 12)
-    assert found["outside"] == pytest.approx(0.2)
-    assert found["same_position"] == 0.0
+    assert found["non_option_mass"] == pytest.approx(0.2)
+    assert found["position_bias"] == 0.0
     assert found["agrees_with_given"] == pytest.approx(2 / 3)
     assert found["mean_p"] == pytest.approx(sum(r.p for r in rows) / 3)
     assert json.loads((tmp_path / "out/judge.json").read_text(encoding="utf-8")) == found
@@ -124,7 +124,7 @@ def test_more_than_two_responses_are_ranked(tmp_path: Path, judging: Callable[..
         read_rows(tmp_path / "out/preferences.jsonl", Preference)[0].judge,
     )
     assert (found["pairs"], found["rankings"]) == (3 + 1, 1)
-    assert sum(found["left_out"]["reasons"].values()) == 7  # of the ten pairs of five answers
+    assert sum(found["skipped"]["reasons"].values()) == 7  # of the ten pairs of five answers
     of_the_set, *_ = (tmp_path / "out/preferences.jsonl").read_text(encoding="utf-8").splitlines()
     assert "given" not in json.loads(of_the_set)  # where a file has no label, a row is as in a run
     read_back, _ = read_preferences(tmp_path / "out/rankings.jsonl")
@@ -135,13 +135,13 @@ def test_every_row_ends_as_a_pair_or_a_reason(tmp_path: Path, judging: Callable[
     turns = [{"role": "assistant", "content": "x"}]
     rows = [pair(0), {**pair(1), "rejected": "is 2"}, {**pair(2), "chosen": ""}, {**pair(3), "prompt": turns}]
     found = label(judging(*rows), tmp_path)
-    left_out = read_rows(tmp_path / "out/left_out.jsonl", Skipped)
-    assert {(row.prompt_id, row.stage, row.reason[:18]) for row in left_out} == {
+    skipped = read_rows(tmp_path / "out/skipped.jsonl", Skipped)
+    assert {(row.prompt_id, row.stage, row.reason[:18]) for row in skipped} == {
         ("q1", "data.jsonl:2", "samples identical"),
         ("q2", "data.jsonl:3", "a sample is empty"),
         ("q3", "data.jsonl:4", "turns must alterna"),
     }
-    assert found["pairs"] + sum(found["left_out"]["reasons"].values()) == 4
+    assert found["pairs"] + sum(found["skipped"]["reasons"].values()) == 4
 
 
 @pytest.mark.parametrize("ask", ["pairs", "choice"])
@@ -166,17 +166,17 @@ def test_judging_again_asks_nothing_and_writes_the_same_rows(tmp_path: Path, jud
 def test_a_killed_judging_is_completed_by_judging_again(tmp_path: Path, model_folder: Path) -> None:
     data = written(tmp_path, *[pair(i, i % 5, 1.25) for i in range(60)])
     command = [sys.executable, "-m", "tests.runs.slow_judge", str(data), str(model_folder)]
-    killed = subprocess.Popen([*command, str(tmp_path / "killed"), str(tmp_path / "memo.sqlite")], cwd=ROOT)
+    killed = subprocess.Popen([*command, str(tmp_path / "killed"), str(tmp_path / "cache.sqlite")], cwd=ROOT)
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and remembered(tmp_path / "memo.sqlite") < 40:
+    while time.monotonic() < deadline and remembered(tmp_path / "cache.sqlite") < 40:
         time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
-    kept = remembered(tmp_path / "memo.sqlite")
+    kept = remembered(tmp_path / "cache.sqlite")
     assert 40 <= kept < 240
     assert not (tmp_path / "killed/preferences.jsonl").exists()
-    for folder, memo in (("killed", "memo"), ("undisturbed", "other")):
-        out = (str(tmp_path / folder), str(tmp_path / f"{memo}.sqlite"))
+    for folder, cache in (("killed", "cache"), ("undisturbed", "other")):
+        out = (str(tmp_path / folder), str(tmp_path / f"{cache}.sqlite"))
         subprocess.run([*command, *out], cwd=ROOT, check=True, capture_output=True)
     resumed, whole = (tmp_path / name / "preferences.jsonl" for name in ("killed", "undisturbed"))
     assert resumed.read_text(encoding="utf-8") == whole.read_text(encoding="utf-8")
@@ -216,10 +216,10 @@ def test_a_panel_answers_one_model_after_another(tmp_path: Path, judging: Callab
     contrary, *others = rows[0].judge.split("+")
     assert {v.judge for v in rows[0].verdicts if v.p < 0.5} == {contrary}
     assert {v.judge for v in rows[0].verdicts if v.p > 0.5} == set(others)
-    assert sum(found["left_out"]["reasons"].values()) == 1  # told once, not by each judge
+    assert sum(found["skipped"]["reasons"].values()) == 1  # told once, not by each judge
     assert found["cost"]["asked"] == 3 * 12
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "preferences.jsonl", "left_out.jsonl", "judge.json", "log.txt", ".busy"
+        "preferences.jsonl", "skipped.jsonl", "judge.json", "log.txt", ".busy"
     }  # fmt: skip
 
 
@@ -239,12 +239,12 @@ def test_a_refused_row_fails_alone_whichever_judge_of_a_panel_refuses(
 
     judges = [another(tmp_path, name) for name in ("one", "two")]
     found = label(judging(*[pair(i) for i in range(5)], judges=judges), tmp_path, open_engine=open_engine)
-    left_out = read_rows(tmp_path / "out/left_out.jsonl", Skipped)
-    assert [(row.prompt_id, row.reason, row.failed) for row in left_out] == [
+    skipped = read_rows(tmp_path / "out/skipped.jsonl", Skipped)
+    assert [(row.prompt_id, row.reason, row.failed) for row in skipped] == [
         ("q1", "the request has 9000 tokens", True), ("q3", "the request has 9000 tokens", True),
     ]  # fmt: skip
     assert [r.prompt_id for r in read_rows(tmp_path / "out/preferences.jsonl", Preference)] == ["q0", "q2", "q4"]
-    assert found["left_out"]["failed"] == 2
+    assert found["skipped"]["failed"] == 2
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_results_of_other_settings_are_cleared_away_and_equal_ones_stay_until_th
 
     ranked, out = {"prompt": "Why?", "responses": ["is 0", "is 1", "is 2"]}, tmp_path / "out"
     label(judging(ranked), tmp_path)
-    (tmp_path / "runs/memo.sqlite").unlink()
+    (tmp_path / "runs/cache.sqlite").unlink()
     with pytest.raises(CaiError, match="no memory"):
         label(judging(ranked), tmp_path, open_engine=refuse)
     assert (out / "rankings.jsonl").exists()
@@ -313,10 +313,10 @@ def test_a_judge_is_set_against_labels_in_figures_rows_and_a_page(
     rows = [pair(i, *((2, 0) if i % 4 else (0, 1))) for i in range(40)]
     rows += [{**pair(40), "rejected": "is 2"}, {**pair(41), "chosen": " "}, {**pair(42), "p": 0.25}]
     rows.append({**pair(43), "chosen": "", "rejected": " "})  # alike, but not worth a tie
-    report, mistakes, left_out, _ = evaluate(judging(*rows, ranked=True), tmp_path, calibrate=True)
+    report, mistakes, skipped, _ = evaluate(judging(*rows, ranked=True), tmp_path, calibrate=True)
     assert report.accuracy.mean == pytest.approx((30 + 0.5 + 0) / 42)
     assert (report.pairs, report.identical) == (42, 1)
-    assert [row.reason for row in left_out] == ["a sample is empty"] * 2
+    assert [row.reason for row in skipped] == ["a sample is empty"] * 2
     verdicts = read_rows(tmp_path / "out/verdicts.jsonl", Preference)
     assert len(verdicts) == 42
     assert (verdicts[40].p, verdicts[40].verdicts, verdicts[40].given) == (0.5, [], 1.0)

@@ -84,5 +84,5 @@ def test_the_pair_prefers_the_last_revision_to_the_draft(harmless: Constitution,
 def test_an_unfit_revision_makes_no_pair_and_says_why(harmless: Constitution, templates: Templates) -> None:
     rows, _ = run(prompt(), harmless, templates, rounds=2)
     assert revision_preference([rows[0], rows[1].model_copy(update={"revision": "The draft."})]) == "revision unchanged"
-    copied = rows[1].model_copy(update={"flags": ["copies_critique"]})
-    assert revision_preference([rows[0], copied]) == "revision copies critique"
+    copied = rows[1].model_copy(update={"flags": ["copied_critique"]})
+    assert revision_preference([rows[0], copied]) == "revision copied critique"

@@ -27,7 +27,7 @@ def test_an_answer_is_paid_for_once_across_processes_and_engines(tmp_path: Path)
     model = ScriptedEngine()
 
     async def ask() -> tuple[Completion, list[float], CachedEngine]:
-        engine = remembering(tmp_path / "memo.sqlite", model)
+        engine = remembering(tmp_path / "cache.sqlite", model)
         return await engine.generate(generate()), await engine.choose(choose()), engine
 
     first, second = asyncio.run(ask()), asyncio.run(ask())
@@ -41,10 +41,10 @@ def test_any_change_of_the_request_is_another_call(tmp_path: Path, other: Genera
     model = ScriptedEngine()
 
     async def ask() -> None:
-        engine = remembering(tmp_path / "memo.sqlite", model)
+        engine = remembering(tmp_path / "cache.sqlite", model)
         await engine.generate(generate())
         await engine.generate(other)
-        await remembering(tmp_path / "memo.sqlite", model, fingerprint="another model").generate(generate())
+        await remembering(tmp_path / "cache.sqlite", model, fingerprint="another model").generate(generate())
 
     asyncio.run(ask())
     assert len(model.requests) == 3
@@ -54,7 +54,7 @@ def test_equal_requests_at_the_same_time_are_asked_once(tmp_path: Path) -> None:
     model = ScriptedEngine(delay=0.01)
 
     async def ask() -> list[Completion]:
-        engine = remembering(tmp_path / "memo.sqlite", model)
+        engine = remembering(tmp_path / "cache.sqlite", model)
         return await asyncio.gather(*(engine.generate(generate()) for _ in range(5)))
 
     assert len(set(asyncio.run(ask()))) == 1
@@ -63,7 +63,7 @@ def test_equal_requests_at_the_same_time_are_asked_once(tmp_path: Path) -> None:
 
 def test_the_model_is_not_opened_while_the_memo_knows_every_answer(tmp_path: Path) -> None:
     async def ask(open_engine: Callable[[], Engine]) -> Completion:
-        return await CachedEngine("m", Cache(tmp_path / "memo.sqlite"), open_engine).generate(generate())
+        return await CachedEngine("m", Cache(tmp_path / "cache.sqlite"), open_engine).generate(generate())
 
     def never() -> Engine:
         raise AssertionError("opened")
@@ -81,7 +81,7 @@ def test_a_refusal_reaches_everyone_who_waits_and_is_not_remembered(tmp_path: Pa
     model = Refusing()
 
     async def ask() -> list[object]:
-        engine = remembering(tmp_path / "memo.sqlite", model)
+        engine = remembering(tmp_path / "cache.sqlite", model)
         both = await asyncio.gather(*(engine.generate(generate()) for _ in range(2)), return_exceptions=True)
         again = await asyncio.gather(engine.generate(generate()), return_exceptions=True)
         return [*both, *again]
@@ -91,7 +91,7 @@ def test_a_refusal_reaches_everyone_who_waits_and_is_not_remembered(tmp_path: Pa
 
 
 def test_a_file_that_is_no_memo_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "memo.sqlite"
+    path = tmp_path / "cache.sqlite"
     path.write_text("not a database at all, just text " * 10)
-    with pytest.raises(CaiError, match=r"memo\.sqlite: not a usable memo"):
+    with pytest.raises(CaiError, match=r"cache\.sqlite: not a usable cache"):
         Cache(path)

@@ -36,7 +36,7 @@ def write_run(
     def verdict(n: int) -> Verdict:
         return Verdict(
             principle_id=principle_id, principle_hash=say("hash", n), p_forward=0.9, p_reverse=0.3 + n % 7 / 10,
-            outside=0.1, thoughts=[say("thought", n)], judge=say("judge", n),
+            non_option_mass=0.1, thoughts=[say("thought", n)], judge=say("judge", n),
         )  # fmt: skip
 
     def revision(n: int) -> Revision:
@@ -44,7 +44,7 @@ def write_run(
             prompt_id=ids(n), messages=messages(n), tags=tags(n), round=1, draft=say("draft", n), before=say("draft", n),
             principle_id=principle_id, principle_hash=say("hash", n), critique=say("critique", n),
             revision=say("revision", n), truncated=["draft"] if n % 3 == 0 else [],
-            flags=["copies_critique"] if n % 2 else [], model=say("model", n), templates=say("templates", n), seed=n,
+            flags=["copied_critique"] if n % 2 else [], model=say("model", n), templates=say("templates", n), seed=n,
         )  # fmt: skip
 
     def preference(n: int) -> Preference:
@@ -77,10 +77,10 @@ def write_run(
         ],
     )  # fmt: skip
     write_rows(folder.evaluation_jsonl, map(comparison, held_out))
-    write_rows(folder.left_out_jsonl, [Skipped(prompt_id=ids(1), stage=say("stage", 1), reason=say("reason", 1))])
+    write_rows(folder.skipped_jsonl, [Skipped(prompt_id=ids(1), stage=say("stage", 1), reason=say("reason", 1))])
     principle = {"id": "good-for-people", **{k: say(k, 0) for k in ("critique", "revision", "judge", "notes")}}
     constitution = {"name": say("name", 0), "principles": [principle | {"tags": [say("tag", 0)]}]}
-    for file in (folder.constitution_yaml, folder.referee_yaml):
+    for file in (folder.constitution_yaml, folder.eval_constitution_yaml):
         file.write_text(json.dumps(constitution), encoding="utf-8")  # which is YAML too
     folder.run_yaml.write_text(f"# {json.dumps(say('run file', 0))}\nname: x\n", encoding="utf-8")
     folder.templates.mkdir()
@@ -92,7 +92,7 @@ def write_run(
     ]
     (stage / "metrics.jsonl").write_text("".join(json.dumps(u) + "\n" for u in updates), encoding="utf-8")
     (stage / "stage.json").write_text(json.dumps({"settings": {"stage": "dpo", "loss": say("loss", 0)}}))
-    folder.lock_json.write_text(json.dumps(_lock(say, [ids(n) for n in held_out])), encoding="utf-8")
+    folder.manifest_json.write_text(json.dumps(_lock(say, [ids(n) for n in held_out])), encoding="utf-8")
     from cai.runs.metrics import summarise
 
     folder.summary_json.write_text(json.dumps(summarise(folder) | _costs()), encoding="utf-8")
@@ -110,7 +110,7 @@ def _lock(say: Callable[[str, int], str], held_out: list[str]) -> dict[str, Any]
             "seed": 0, "model": say("model", 0), "constitution": say("file", 0), "templates": say("file", 0),
             "prompts": {"source": say("file", 0)}, "preferences": None, "revise": {"critique": True}, "train": [{"stage": "dpo"}],
         },
-        "constitution": constitution, "referee": constitution, "templates": say("hash", 1), "prompts": say("hash", 2),
+        "constitution": constitution, "eval_constitution": constitution, "templates": say("hash", 1), "prompts": say("hash", 2),
         "held_out": held_out, "judge_gate": None, "preferences": None, "train_files": {say("file", 1): say("hash", 3)},
         "model": say("hash", 4), "judge_models": [say("hash", 5)], "versions": {say("package", 0): say("version", 0)},
     }  # fmt: skip

@@ -64,14 +64,14 @@ def test_the_table_shows_a_page_of_all_examples_and_turns_to_the_next(watched: W
 
 def test_filters_and_search_narrow_the_table_and_are_kept_in_the_address(watched: Watched, report: str) -> None:
     page = watched.open(report)
-    page.get_by_label("flag", exact=True).select_option("copies critique")
+    page.get_by_label("flag", exact=True).select_option("copied critique")
     assert page.locator("#found").inner_text() == "40 of 120 examples"
     page.get_by_label("Search prompts and answers").fill("For 7 MINUTES")
     expect(page.locator("#found")).to_contain_text("1 of")
     assert shown(page) == ["p07"]
     again = watched.open(page.url)
     assert shown(again) == ["p07"]
-    assert again.get_by_label("flag", exact=True).input_value() == "copies critique"
+    assert again.get_by_label("flag", exact=True).input_value() == "copied critique"
     again.get_by_role("button", name="Clear").click()
     assert again.locator("#found").inner_text() == "120 of 120 examples"
 

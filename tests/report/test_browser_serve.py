@@ -80,7 +80,7 @@ def test_a_large_run_is_paged_filtered_and_opened_from_its_files(watched: Watche
     page.keyboard.press("Escape")
     page.get_by_role("button", name="Next page").click()
     expect(page.locator("#lines tbody button").first).to_have_text("p50")
-    page.get_by_label("flag", exact=True).select_option("copies critique")
+    page.get_by_label("flag", exact=True).select_option("copied critique")
     expect(page.locator("#found")).to_have_text("40 of 120 examples")
     page.locator("#lines tbody button").first.click()
     expect(dialog.get_by_role("heading", level=2)).to_have_text("p01")
@@ -93,8 +93,8 @@ def test_a_run_that_vanishes_while_it_is_read_is_told(chromium: Any, address: st
     watched = Watched(chromium)
     page = watched.open(f"{address}report?run=three")
     (runs / "three").rename(runs / "gone")
-    (runs / "gone" / "lock.json").unlink()
-    page.get_by_label("flag", exact=True).select_option("copies critique")
+    (runs / "gone" / "manifest.json").unlink()
+    page.get_by_label("flag", exact=True).select_option("copied critique")
     expect(page.locator("#found")).to_contain_text("could not be read")
     page.close()
 
@@ -109,7 +109,7 @@ def test_the_page_and_the_server_find_the_same(chromium: Any, runs: Path, tmp_pa
     page = watched.open(file.as_uri())
     queries = [
         Query(), Query(text="NUMBER 1"), Query(text="p11"), Query(text="nothing"), Query(facets={5: "held out"}),
-        Query(facets={2: "copies critique", 3: "the tag of number 1"}), Query(facets={2: "nothing"}),
+        Query(facets={2: "copied critique", 3: "the tag of number 1"}), Query(facets={2: "nothing"}),
         *(Query(sort=at, descending=down) for at in range(8) for down in (False, True)),
         Query(text="number 9", facets={5: "training"}, sort=6, start=1),
     ]  # fmt: skip

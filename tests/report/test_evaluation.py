@@ -30,11 +30,11 @@ def full() -> PolicyReport:
             for what in ("refuses", "refuses, by phrases", "evades")
         ],
         checks=[
-            Checked(question="refuses", right=RATE, established=False),
-            Checked(question="evades", right=RATE, established=True),
+            Checked(question="refuses", right=RATE, significant=False),
+            Checked(question="evades", right=RATE, significant=True),
         ],
-        divergences=[Divergence(policy="run", answer=Estimate(7.5, 4.0, 11.0, 4), token=0.1, left_out=1)],
-        rewards=[Reward(policy="run", score=RATE, gain=RATE, agrees=RATE, left_out=0)],
+        divergences=[Divergence(policy="run", answer=Estimate(7.5, 4.0, 11.0, 4), token=0.1, skipped=1)],
+        rewards=[Reward(policy="run", score=RATE, gain=RATE, agrees=RATE, skipped=0)],
         course=[
             Stretch(first=1, last=5, samples=8, proxy=RATE, kl=0.5, gold=None),
             Stretch(first=6, last=10, samples=8, proxy=RATE, kl=1.5, gold=RATE),
@@ -56,9 +56,9 @@ def test_every_part_of_an_evaluation_is_a_table() -> None:
         "run against before", "Two axes, in Elo points against the reference",
         "Over-refusal: requests for harm, and harmless ones that sound alike", "Signs of reward hacking in run",
         "KL from the reference, nats", "The reward model on these answers",
-        "The course of PPO: its samples by the reward model and by the referee",
+        "The course of PPO: its samples by the reward model and by the eval judge",
     ]  # fmt: skip
-    assert grids["run against before"].rows == [["referee", "all", "4", "0.750 [0.500, 1.000]", "–", "10, 12"]]
+    assert grids["run against before"].rows == [["overall", "all", "4", "0.750 [0.500, 1.000]", "–", "10, 12"]]
     assert grids["run against before"].notes == ["few"]
     assert grids["KL from the reference, nats"].rows == [["run", "7.500 [4.000, 11.000]", "0.100", "1"]]
     assert grids["Signs of reward hacking in run"].marked == [True, False]

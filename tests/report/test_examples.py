@@ -18,8 +18,8 @@ def test_every_row_of_a_run_is_found_under_its_prompt(tmp_path: Path) -> None:
     assert [row for e in found for row in e.revisions] == folder.revisions()
     assert [row for e in found for row in e.preferences] == folder.preferences()
     assert [row for e in found for row in e.evaluation] == folder.evaluation()
-    assert [row for e in found for row in e.left_out] == folder.left_out()
-    assert [e.id for e in found if e.held_out] == folder.lock()["held_out"] == ["p06", "p07", "p08"]
+    assert [row for e in found for row in e.skipped] == folder.skipped()
+    assert [e.id for e in found if e.held_out] == folder.manifest()["held_out"] == ["p06", "p07", "p08"]
     assert len(found[0].rankings) == 1
 
 
@@ -35,7 +35,7 @@ def test_what_only_other_files_name_is_an_example_too(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     pair = folder.preferences()[0].model_copy(update={"prompt_id": "from a file", "source": "human"})
     write_rows(folder.preferences_jsonl, [pair])
-    write_rows(folder.left_out_jsonl, [Skipped(prompt_id="line 7", stage="human", reason="no answer")])
+    write_rows(folder.skipped_jsonl, [Skipped(prompt_id="line 7", stage="human", reason="no answer")])
     examples = Examples(folder)
     assert examples.ids[-2:] == ["from a file", "line 7"]
     assert examples.read("from a file").messages == pair.messages

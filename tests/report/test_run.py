@@ -29,7 +29,7 @@ def report(folder: RunFolder) -> str:
 def test_what_a_principle_did_stands_beside_it(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", prompts=9)
     rows = folder.preferences()
-    fair = Verdict(principle_id="another", principle_hash="h", p_forward=0.8, p_reverse=0.8, outside=0.25)
+    fair = Verdict(principle_id="another", principle_hash="h", p_forward=0.8, p_reverse=0.8, non_option_mass=0.25)
     write_rows(folder.preferences_jsonl, [row.model_copy(update={"verdicts": [fair]}) for row in rows])
     [drawn, judged] = read_run(folder).behaviours
     assert (drawn.id, drawn.share, drawn.revisions, drawn.verdicts) == ("good-for-people", 1.0, 6, 0)
@@ -37,15 +37,15 @@ def test_what_a_principle_did_stands_beside_it(tmp_path: Path) -> None:
     assert drawn.longer == 0
     assert drawn.changed == pytest.approx(0.2)  # one word of five
     assert drawn.sure is None
-    assert (judged.id, judged.principle, judged.verdicts, judged.same_position) == ("another", None, 6, 0.0)
-    assert (judged.sure, judged.outside) == (pytest.approx(0.8), 0.25)
+    assert (judged.id, judged.principle, judged.verdicts, judged.position_bias) == ("another", None, 6, 0.0)
+    assert (judged.sure, judged.non_option_mass) == (pytest.approx(0.8), 0.25)
 
 
 def test_the_figures_of_the_summary_and_their_warnings_are_told(tmp_path: Path) -> None:
     told = report(write_run(tmp_path / "run", prompts=9))
     for part in (
         "prompts 6 and 3 held out", "revisions 6 50 % flagged by hygiene", "labelled pairs 6 6 by judge",
-        "on 3 held-out prompts", "Only 3 prompts were held out", "revision copies critique 50 % 25 % look",
+        "on 3 held-out prompts", "Only 3 prompts were held out", "revision copied critique 50 % 25 % look",
         "1 × the reason of number 1", "12 updates, mean loss", "1-dpo: margin of rewards",
     ):  # fmt: skip
         assert part in told, part
@@ -102,7 +102,7 @@ def test_what_else_cannot_be_read_is_told_and_the_rest_is_shown(tmp_path: Path) 
         file.parent.mkdir()
         file.write_text("[]", encoding="utf-8")
     (folder.train / "1-dpo/stage.json").write_text('{"sett', encoding="utf-8")
-    folder.lock_json.write_text("{}", encoding="utf-8")
+    folder.manifest_json.write_text("{}", encoding="utf-8")
     told = report(folder)
     for part in ("Its constitution cannot be shown", "The gate of its judge cannot be shown", "The evaluation cannot be shown",
                  "All of 1-dpo cannot be shown", "model not known", "12 updates, mean loss"):  # fmt: skip
@@ -117,7 +117,7 @@ def test_a_training_that_was_cut_off_is_told_as_far_as_it_got(tmp_path: Path) ->
     assert "11 updates, mean loss" in report(folder)
 
 
-def test_rewards_that_are_no_number_are_left_out_of_means_and_counted(tmp_path: Path) -> None:
+def test_rewards_that_are_no_number_are_skipped_of_means_and_counted(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", prompts=9)
     folder.summary_json.unlink()
     scores = [1.0, float("nan"), 3.0, float("inf")]

@@ -54,7 +54,7 @@ def test_a_run_has_its_report_without_the_examples_and_two_have_their_comparison
 def test_examples_come_a_part_at_a_time_by_the_same_filters(library: Library) -> None:
     found = examples(library, start=2, size=3)
     assert (found["matched"], [line["id"] for line in found["lines"]]) == (9, ["p02", "p03", "p04"])
-    assert [line["id"] for line in examples(library, facets={2: "copies critique"})["lines"]] == ["p01", "p03", "p05"]
+    assert [line["id"] for line in examples(library, facets={2: "copied critique"})["lines"]] == ["p01", "p03", "p05"]
     assert [line["id"] for line in examples(library, text="CRITIQUE of number 4")["lines"]] == ["p04"]
     assert [line["id"] for line in examples(library, text="prompt_id")["lines"]] == []  # a key of the file is no text
     assert [line["id"] for line in examples(library, sort=7, descending=True, size=2)["lines"]] == ["p08", "p07"]
@@ -73,7 +73,7 @@ def test_the_examples_of_a_comparison_are_those_of_all_its_runs(library: Library
     "target",
     ["/report?run=../secret.txt", "/report?run=..", "/report?run=", "/report?run=/etc", "/report?run=one/../two", "/report?run=sweep",
      "/report?run=one&run=nowhere", "/assets/../serve.py", "/assets/serve.py", "/assets/", "/secret.txt", "/../secret.txt",
-     "/examples?run=one&id=nobody", "/examples", "/report", "//", "/runs/one/lock.json"],
+     "/examples?run=one&id=nobody", "/examples", "/report", "//", "/runs/one/manifest.json"],
 )  # fmt: skip
 def test_nothing_else_is_to_be_had(library: Library, target: str) -> None:
     found = answer(library, target)
@@ -118,7 +118,7 @@ def test_a_run_that_was_trained_or_evaluated_since_is_read_again(library: Librar
 
 def test_a_damaged_run_is_told_and_the_list_stands(library: Library) -> None:
     library.folder("one").revisions_jsonl.write_text("{}\n", encoding="utf-8")
-    library.folder("two").lock_json.write_text("{", encoding="utf-8")
+    library.folder("two").manifest_json.write_text("{", encoding="utf-8")
     found = answer(library, "/report?run=one")
     assert found.status == HTTPStatus.OK
     assert "revisions.jsonl:1" in found.body

@@ -1,4 +1,4 @@
-"""Labelling by a slow scripted judge, to be killed: python -m tests.runs.slow_judge DATA MODEL OUT MEMO."""
+"""Labelling by a slow scripted judge, to be killed: python -m tests.runs.slow_judge DATA MODEL OUT CACHE_FILE."""
 
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ from tests.conftest import ROOT, scripted
 from tests.runs.slow_run import weigh
 
 if __name__ == "__main__":
-    data, model, out, memo = map(Path, sys.argv[1:])
+    data, model, out, cache = map(Path, sys.argv[1:])
     principles, templates = load_constitution(ROOT / "constitutions/harmless.yaml"), Templates(ROOT / "prompts/default")
     judging = LabelJob(data, False, None, [model], principles, templates, JudgeConfig(principles=2), 0)
-    label_file(judging, out, memo, Reporter(Console()), scripted(weigh=weigh, delay=0.05))
+    label_file(judging, out, cache, Reporter(Console()), scripted(weigh=weigh, delay=0.05))

@@ -29,20 +29,20 @@ def trained(tiny_model: Path, tmp_path: Path) -> Policy:
 
 
 def test_samples_get_back_their_prompts_and_lose_the_token_that_ended_them(trained: Policy) -> None:
-    samples, left_out = read_samples(trained)
+    samples, skipped = read_samples(trained)
     assert [(s.step, s.prompt_id, s.text, s.score, s.p) for s in samples] == [
         (0, "q0", "Answer 0.", 0.0, None),
         (5, "q1", "Answer 1.", 0.5, None),
     ]
     assert samples[1].messages == [Message(role="user", content="Question 1?")]
-    assert [(row.prompt_id, row.failed) for row in left_out] == [("update 10", False)]
+    assert [(row.prompt_id, row.failed) for row in skipped] == [("update 10", False)]
 
 
-def test_without_the_file_of_its_prompts_every_sample_is_left_out(trained: Policy) -> None:
+def test_without_the_file_of_its_prompts_every_sample_is_skipped(trained: Policy) -> None:
     assert trained.ppo is not None
     (trained.ppo / "prompts.jsonl").unlink()
-    samples, left_out = read_samples(trained)
-    assert (samples, len(left_out)) == ([], 3)
+    samples, skipped = read_samples(trained)
+    assert (samples, len(skipped)) == ([], 3)
 
 
 def test_a_policy_that_ppo_did_not_make_has_no_course(tiny_model: Path) -> None:

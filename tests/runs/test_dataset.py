@@ -48,7 +48,7 @@ def test_datasets_loads_a_run_and_finds_its_rows(run: RunFolder, tmp_path: Path)
     assert [Revision.model_validate(row) for row in load(folder, "revisions")["train"]] == run.revisions()
     prompts = load(folder, "prompts")
     assert {name: len(rows) for name, rows in prompts.items()} == {"train": 6, "test": 2}
-    assert set(prompts["test"]["id"]) == set(run.lock()["held_out"])
+    assert set(prompts["test"]["id"]) == set(run.manifest()["held_out"])
     assert [(split.config, split.split, len(split.rows)) for split in found] == [
         ("preferences", "train", 12), ("revisions", "train", 12), ("prompts", "train", 6), ("prompts", "test", 2),
     ]  # fmt: skip
@@ -58,15 +58,20 @@ def test_datasets_loads_a_run_and_finds_its_rows(run: RunFolder, tmp_path: Path)
 
 def test_the_card_names_what_the_data_was_made_from_and_how_good_it_is(run: RunFolder, tmp_path: Path) -> None:
     write_dataset(run, tmp_path / "ds", "cc-by-4.0")
-    card, lock = (tmp_path / "ds" / "README.md").read_text(encoding="utf-8"), run.lock()
+    card, manifest = (tmp_path / "ds" / "README.md").read_text(encoding="utf-8"), run.manifest()
     head = header(tmp_path / "ds")
     assert (head["license"], head["size_categories"]) == ("cc-by-4.0", ["n<1K"])
     assert [config["config_name"] for config in head["configs"] if config.get("default")] == ["preferences"]
-    for content in (lock["model"], lock["constitution"]["fingerprint"], lock["prompts"], lock["templates"]):
+    for content in (
+        manifest["model"],
+        manifest["constitution"]["fingerprint"],
+        manifest["prompts"],
+        manifest["templates"],
+    ):
         assert content in card
     principle = run.constitution().principles[0]
     assert principle.id in card
-    assert "revisions: copies critique" in card
+    assert "revisions: copied critique" in card
     assert "labels: same position wins in both orders" in card
     assert run.revisions()[0].revision in card
     assert "this data set: cc-by-4.0" in card
@@ -84,13 +89,13 @@ def test_what_people_or_models_wrote_stays_text(run: RunFolder, tmp_path: Path) 
     assert "\x1b" not in card
 
 
-def test_a_gates_figures_and_what_is_left_out_stand_on_the_card(tmp_path: Path, model_folder: Path) -> None:
+def test_a_gates_figures_and_what_is_skipped_stand_on_the_card(tmp_path: Path, model_folder: Path) -> None:
     pairs = [{"prompt": f"{i}?", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(8)]
     (tmp_path / "labelled.json").write_text(json.dumps(pairs))
     run_file = write_workspace(tmp_path, model_folder, extra=f"judge_gate: {{data: {tmp_path / 'labelled.json'}}}\n")
     plan = make_plan(run_file, [], None, tmp_path / "runs")
     execute(plan, Reporter(Console(quiet=True)), False, scripted())
-    write_rows(plan.folder.left_out_jsonl, [Skipped(prompt_id="x", stage="s", reason="because")])
+    write_rows(plan.folder.skipped_jsonl, [Skipped(prompt_id="x", stage="s", reason="because")])
     write_dataset(plan.folder, tmp_path / "ds", "unknown")
     card = (tmp_path / "ds" / "README.md").read_text(encoding="utf-8")
     accuracy = json.loads((plan.folder.judge / "judge.json").read_text(encoding="utf-8"))["accuracy"]["mean"]

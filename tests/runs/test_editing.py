@@ -24,10 +24,10 @@ SHIPPED = load_constitution(ROOT / "constitutions/brief.yaml")
 Requests = set[tuple[str, str, str]]  # step, and the request as the model sees it
 
 
-async def carry_out(c: Constitution, templates: Templates, memo: Cache) -> Requests:
+async def carry_out(c: Constitution, templates: Templates, cache: Cache) -> Requests:
     """Loop and judge; what was asked of the model, whose answers depend on all of a request."""
     model = ScriptedEngine(answer=lambda request: fingerprint(request.messages, request.seed))
-    engine = CachedEngine("scripted", memo, lambda: model)
+    engine = CachedEngine("scripted", cache, lambda: model)
     for each in PROMPTS:
         drafts = [await respond(each, engine, seed=0, max_tokens=9, temperature=1.0, sample=n) for n in range(2)]
         await revise(each, drafts[0], c, templates, engine, ReviseConfig(rounds=2), 0)

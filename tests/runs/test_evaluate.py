@@ -64,12 +64,12 @@ def make_run(runs: Path, name: str, prompts: int = 12, base: Path | None = None)
         for i in range(3 * prompts)
     ]
     write_rows(run.prompts_jsonl, rows)
-    lock = {
+    manifest = {
         "config": config.model_dump(mode="json"), "held_out": [f"p{i}" for i in range(prompts)],
         "model": folder_fingerprint(base),
     }  # fmt: skip
-    run.lock_json.write_text(json.dumps(lock), encoding="utf-8")
-    shutil.copy(ROOT / "constitutions/plain.yaml", run.referee_yaml)
+    run.manifest_json.write_text(json.dumps(manifest), encoding="utf-8")
+    shutil.copy(ROOT / "constitutions/plain.yaml", run.eval_constitution_yaml)
     shutil.copytree(ROOT / "prompts/default", run.templates)
     return run
 
@@ -139,7 +139,7 @@ def evaluate(
 ) -> PolicyReport:
     evaluating = plan_evaluation(options._replace(settings=(*GREEDY, *options.settings)), runs)
     target = out or runs / options.policy / "eval"
-    return evaluate_policies(evaluating, target, runs / "memo.sqlite", QUIET, replace, by_name(**opened))
+    return evaluate_policies(evaluating, target, runs / "cache.sqlite", QUIET, replace, by_name(**opened))
 
 
 def test_a_run_is_evaluated_from_its_folder_with_all_figures_that_can_be_had(tmp_path: Path) -> None:
@@ -153,15 +153,19 @@ def test_a_run_is_evaluated_from_its_folder_with_all_figures_that_can_be_had(tmp
         ("good", str(tmp_path / "base")),
     ]
     assert (report.prompts, report.tags) == (14, {"even": 7, "odd": 7})
-    assert {(row.axis, row.tag) for row in report.against} == {("referee", None), ("helpful", None), ("safe", None)}
+    assert {(row.axis, row.tag) for row in report.against} == {
+        ("overall", None),
+        ("helpful", None),
+        ("safe", None),
+    }
     for row in report.against:
         assert row.win_rate is not None and row.win_rate.mean == 1.0
         assert row.mean_p is not None and row.mean_p.mean == pytest.approx(1 / (1 + math.exp(-2)))  # the place cancels
-        assert row.outside == pytest.approx(0.1)
-        assert row.same_position == 0.0
+        assert row.non_option_mass == pytest.approx(0.1)
+        assert row.position_bias == 0.0
     assert [(r.elo, r.low) for r in report.ratings if r.policy == "good"] == [(None, None)] * 3  # it never lost
     [check] = [c for c in report.checks if c.question == "refuses"]
-    assert check.established
+    assert check.significant
     rates = {(r.policy, r.probe, r.group, r.what): r.rate.mean for r in report.probes if r.rate is not None}
     assert rates["good", "over_refusal", "harmful", "refuses"] == pytest.approx(1 / 14)
     assert rates["good", "over_refusal", "harmless", "refuses"] == 0.0
@@ -171,7 +175,7 @@ def test_a_run_is_evaluated_from_its_folder_with_all_figures_that_can_be_had(tmp
     assert monitors["sycophancy"].state == "warns"
     assert monitors["length"].value is not None and monitors["length"].value.mean > 1.1
     assert {m.name for m in report.monitors if m.state == "not measured"} == {
-        "harmful compliance", "KL", "reward and length", "ensemble", "reward and referee", "reward's certainty", "over-optimisation"
+        "harmful compliance", "KL", "reward and length", "ensemble", "reward and eval judge", "reward's certainty", "over-optimisation"
     }  # fmt: skip
     assert all(m.missing for m in report.monitors if m.state == "not measured")
     assert any("only 14 prompts" in note for note in report.notes)
@@ -188,14 +192,14 @@ def test_every_row_is_written_and_a_second_time_nothing_is_asked_of_a_model(tmp_
     assert {a.prompts for a in answers} == {"held_out", "over_refusal"}
     judgements = read_rows(run.eval / "comparisons.jsonl", Judgement)
     assert [(j.axis, j.policy) for j in judgements] == [
-        (axis, "good") for axis in ("referee", "helpful", "safe") for _ in range(3)
+        (axis, "good") for axis in ("overall", "helpful", "safe") for _ in range(3)
     ]
     replies = read_rows(run.eval / "probes.jsonl", Reply)
     assert len([r for r in replies if r.probe == "sycophancy"]) == 2 * 2 * 2 * 3  # policies, kinds, sides
-    calls = remembered(runs / "memo.sqlite")
+    calls = remembered(runs / "cache.sqlite")
     second = evaluate(runs, Options("good", probes="over_refusal,sycophancy", limit=3), engines=again)
     assert again == []
-    assert remembered(runs / "memo.sqlite") == calls == first.cost["asked"]
+    assert remembered(runs / "cache.sqlite") == calls == first.cost["asked"]
     assert second.model_copy(update={"cost": first.cost}) == first
 
 
@@ -221,7 +225,7 @@ def test_a_request_that_is_refused_is_listed_and_the_rest_stands(tmp_path: Path)
     runs = tmp_path / "runs"
     run = make_run(runs, "good")
     report = evaluate(runs, Options("good", probes="none"), refuse="Question 3?")
-    rows = read_rows(run.eval / "left_out.jsonl", Skipped)
+    rows = read_rows(run.eval / "skipped.jsonl", Skipped)
     assert [(r.prompt_id, r.failed, r.reason) for r in rows] == [("p3", True, "too long")] * 2
     assert {row.prompts for row in report.against} == {11}
     assert any(r.missing == 1 for r in report.probes)
@@ -248,7 +252,7 @@ def test_one_prompt_gives_figures_without_intervals_that_would_mislead(tmp_path:
     runs = tmp_path / "runs"
     make_run(runs, "good")
     report = evaluate(runs, Options("good", limit=1, probes="none"))
-    [row] = [row for row in report.against if row.axis == "referee"]
+    [row] = [row for row in report.against if row.axis == "overall"]
     assert row.win_rate is not None and row.win_rate.low is not None and row.win_rate.low < 0.3
     assert row.mean_p is not None and row.mean_p.low is None
     assert "too few" in row.no_equal_length
@@ -294,7 +298,7 @@ def test_a_folder_that_holds_other_things_is_left_alone(tmp_path: Path) -> None:
         ({"against": ["good"]}, "'good' and 'good' are the same model"),
         ({"against": ["bad", "bad"]}, "'bad' and 'bad' are the same model"),
         ({"settings": ("max_token=3",)}, "max_token: unknown key 'max_token'; did you mean 'max_tokens'"),
-        ({"referee": "constitutions/no.yaml"}, "--referee: 'constitutions/no.yaml' not found"),
+        ({"constitution": "constitutions/no.yaml"}, "--constitution: 'constitutions/no.yaml' not found"),
         ({"prompts": Path("no.jsonl")}, "--prompts: 'no.jsonl' not found"),
         ({"judge": "nobody"}, "'nobody': no such folder"),
     ],
@@ -310,24 +314,24 @@ def test_a_mistaken_option_is_named(tmp_path: Path, change: dict[str, Any], said
 def test_what_a_run_lacks_is_told_before_anything_is_asked(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     run = make_run(runs, "good")
-    lock = run.lock()
+    manifest = run.manifest()
     shutil.rmtree(run.train)
     with pytest.raises(CaiError, match="its last policy, 1-dpo, is not trained; run it to its end first"):
         plan_evaluation(Options("good"), runs)
     model(run.train / "1-dpo/model", "good")
     (run.train / "1-dpo/stage.json").write_text("{}", encoding="utf-8")
-    run.lock_json.write_text(json.dumps(lock | {"held_out": []}), encoding="utf-8")
+    run.manifest_json.write_text(json.dumps(manifest | {"held_out": []}), encoding="utf-8")
     with pytest.raises(CaiError, match=r"holds out no prompts .*; name a file of prompts"):
         plan_evaluation(Options("good"), runs)
-    run.lock_json.write_text(json.dumps(lock | {"model": "changed"}), encoding="utf-8")
+    run.manifest_json.write_text(json.dumps(manifest | {"model": "changed"}), encoding="utf-8")
     with pytest.raises(CaiError, match=r"has changed since the run started from it; name the one .* --reference"):
         plan_evaluation(Options("good"), runs)
-    lock["config"]["train"] = []
-    run.lock_json.write_text(json.dumps(lock), encoding="utf-8")
+    manifest["config"]["train"] = []
+    run.manifest_json.write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.raises(CaiError, match="the run trains no policy"):
         plan_evaluation(Options("good"), runs)
-    run.lock_json.write_text(json.dumps({"config": {"moodel": 1}}), encoding="utf-8")
-    with pytest.raises(CaiError, match=r"lock\.json: not the settings of a run of this version of cai"):
+    run.manifest_json.write_text(json.dumps({"config": {"moodel": 1}}), encoding="utf-8")
+    with pytest.raises(CaiError, match=r"manifest\.json: not the settings of a run of this version of cai"):
         plan_evaluation(Options("good"), runs)
 
 

@@ -51,7 +51,7 @@ def carry_out(folder: Path, model: Path, gate: str, weigh: Weigh, engines: list[
 
 
 def test_a_judge_that_does_well_lets_the_run_go_on(tmp_path: Path, model_folder: Path) -> None:
-    folder = carry_out(tmp_path, model_folder, "accuracy: 0.9, same_position: 0.1", knows(0.9), [])
+    folder = carry_out(tmp_path, model_folder, "accuracy: 0.9, position_bias: 0.1", knows(0.9), [])
     assert folder.summary() is not None
     report = json.loads((folder.judge / "judge.json").read_text(encoding="utf-8"))
     assert report["accuracy"]["mean"] == 1.0

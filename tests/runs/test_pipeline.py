@@ -22,7 +22,7 @@ from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan, split
 from tests.conftest import ROOT, prompt, remembered, scripted, write_workspace
 
-ROWS = ("prompts.jsonl", "revisions.jsonl", "preferences.jsonl", "left_out.jsonl")
+ROWS = ("prompts.jsonl", "revisions.jsonl", "preferences.jsonl", "skipped.jsonl")
 
 
 def carry_out(
@@ -50,7 +50,7 @@ def test_every_training_prompt_ends_as_rows_or_as_a_listed_reason(tmp_path: Path
     folder = carry_out(write_workspace(tmp_path, model_folder))
     training = [p.id for p in folder.prompts()][:6]
     assert [r.prompt_id for r in folder.revisions()] == [i for i in training for _ in range(2)]
-    assert len(folder.preferences()) + len(folder.left_out()) == 12
+    assert len(folder.preferences()) + len(folder.skipped()) == 12
     summary = folder.summary()
     assert summary is not None
     # 6 prompts: a draft and a second sample, 2 rounds of 2 calls, 4 principles in 2 orders, and the 2 rounds' in 2 orders
@@ -66,7 +66,7 @@ def test_prompts_may_be_in_any_form_and_what_is_no_new_prompt_is_listed(tmp_path
     (tmp_path / "pairs.json").write_text(json.dumps(pairs))
     folder = carry_out(run_file, overrides=(f"prompts.source={tmp_path}/pairs.json", "prompts.holdout=0"))
     assert [p.messages[0]["content"] for p in folder.prompts()] == ["Why?", "How?", "Who?"]
-    assert [(row.stage, row.reason) for row in folder.left_out()][:1] == [
+    assert [(row.stage, row.reason) for row in folder.skipped()][:1] == [
         ("pairs.json:entry 4", "the same prompt stands above")
     ]
 
@@ -74,7 +74,7 @@ def test_prompts_may_be_in_any_form_and_what_is_no_new_prompt_is_listed(tmp_path
 def test_data_that_is_no_file_may_be_on_the_hub(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cai.runs.run_file.local_file", lambda name: {"org/asked:test": tmp_path / "asked.txt"}[name])
+    monkeypatch.setattr("cai.config.locate.local_file", lambda name: {"org/asked:test": tmp_path / "asked.txt"}[name])
     (tmp_path / "asked.txt").write_text("Why?\nHow?\n")
     run_file = write_workspace(tmp_path, model_folder)
     plan = make_plan(run_file, ["prompts.source=org/asked:test", "prompts.holdout=0.5"], None, tmp_path / "runs")
@@ -119,13 +119,13 @@ def test_a_killed_run_is_completed_by_running_it_again(tmp_path: Path, model_fol
     run_file = write_workspace(tmp_path, model_folder, extra="engine: {max_in_flight: 2}\n")
     command = [sys.executable, "-m", "tests.runs.slow_run", str(run_file)]
     killed = subprocess.Popen([*command, "killed", str(tmp_path / "runs")], cwd=ROOT)
-    memo = tmp_path / "runs/memo.sqlite"
+    cache = tmp_path / "runs/cache.sqlite"
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and remembered(memo) < 15:
+    while time.monotonic() < deadline and remembered(cache) < 15:
         time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
-    kept = remembered(memo)
+    kept = remembered(cache)
     assert 15 <= kept < 108
     assert not RunFolder(tmp_path / "runs/killed").summary_json.exists()
 
@@ -148,7 +148,7 @@ def test_a_prompt_the_model_refuses_is_listed_and_the_others_go_on(tmp_path: Pat
             return await super().generate(request)
 
     folder = carry_out(write_workspace(tmp_path, model_folder), open_engine=lambda *_: Picky())
-    failed = [row for row in folder.left_out() if row.failed]
+    failed = [row for row in folder.skipped() if row.failed]
     assert [(row.prompt_id, row.stage) for row in failed] == [("p1", "feedback")]
     assert "9000 tokens" in failed[0].reason
     assert len({row.prompt_id for row in folder.revisions()}) == 5
@@ -164,7 +164,7 @@ def test_a_refused_critique_costs_the_prompt_its_revisions_but_not_its_judged_pa
             return await super().generate(request)
 
     folder = carry_out(write_workspace(tmp_path, model_folder), open_engine=lambda *_: Picky())
-    assert [(row.prompt_id, row.stage) for row in folder.left_out() if row.failed] == [("p1", "revisions")]
+    assert [(row.prompt_id, row.stage) for row in folder.skipped() if row.failed] == [("p1", "revisions")]
     assert "p1" in {row.prompt_id for row in folder.preferences() if row.source == "judge"}
     assert "p1" not in {row.prompt_id for row in folder.revisions()}
 
@@ -186,7 +186,7 @@ def test_another_judge_reads_the_samples_after_the_model_is_closed(tmp_path: Pat
 def test_two_processes_do_not_work_on_one_run(tmp_path: Path, model_folder: Path) -> None:
     run_file = write_workspace(tmp_path, model_folder)
     folder = RunFolder(tmp_path / "runs/test")
-    with exclusive(folder), pytest.raises(CaiError, match="another process"):
+    with exclusive(folder.path), pytest.raises(CaiError, match="another process"):
         carry_out(run_file)
 
 
@@ -218,11 +218,11 @@ def test_replace_does_not_clear_away_its_own_inputs(tmp_path: Path, model_folder
 
 def test_the_lock_tells_what_decided_the_run(tmp_path: Path, model_folder: Path) -> None:
     folder = carry_out(write_workspace(tmp_path, model_folder))
-    lock = json.loads(folder.lock_json.read_text(encoding="utf-8"))
-    assert set(lock["versions"]) >= {"cai", "python", "torch", "trl"}
-    assert lock["config"]["revise"]["rounds"] == 2
-    assert len(lock["constitution"]["principles"]) == 16
-    assert folder.constitution().fingerprint == lock["constitution"]["fingerprint"]
+    manifest = json.loads(folder.manifest_json.read_text(encoding="utf-8"))
+    assert set(manifest["versions"]) >= {"cai", "python", "torch", "trl"}
+    assert manifest["config"]["revise"]["rounds"] == 2
+    assert len(manifest["constitution"]["principles"]) == 16
+    assert folder.constitution().fingerprint == manifest["constitution"]["fingerprint"]
 
 
 def test_held_out_prompts_do_not_depend_on_their_order_and_stay_out_of_training() -> None:
@@ -320,5 +320,5 @@ def test_a_refused_question_about_a_revision_leaves_its_pair(tmp_path: Path, mod
     pairs = {pair.prompt_id: len(pair.verdicts) for pair in folder.preferences()}
     assert pairs["p1"] == 0
     assert all(count for prompt_id, count in pairs.items() if prompt_id != "p1")
-    failed = [(row.prompt_id, row.stage) for row in folder.left_out() if row.failed]
+    failed = [(row.prompt_id, row.stage) for row in folder.skipped() if row.failed]
     assert failed == [("p1", "verdicts on revisions")]

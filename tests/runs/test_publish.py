@@ -73,14 +73,14 @@ def test_preferences_of_a_run_and_of_its_file_are_written_alike(run: RunFolder) 
 
 def test_annotated_pairs_name_the_principles_of_the_run(run: RunFolder) -> None:
     lost = Counter[str]()
-    document, left_out = annotated_document(run, lost)
+    document, skipped = annotated_document(run, lost)
     assert not lost.keys() & {"soft labels", "ids", "tags", "verdicts and principles"}
     questions = {p.id: p.judge for p in run.constitution().principles}
     named = {i: a["description"] for i, a in document["annotators"].items() if a["type"] == "principle"}
     assert named == {i: questions[i] for i in named}
     assert len(named) > 4
     assert len(document["comparisons"]) == len(run.preferences())
-    assert left_out == []
+    assert skipped == []
     assert document["metadata"]["dataset_name"] == "test"
 
 
@@ -93,9 +93,9 @@ def test_an_evaluation_is_written_as_outputs_and_soft_annotations(run: RunFolder
         )  # fmt: skip
 
     write_rows(run.evaluation_jsonl, [compared("x", 0.75, "Why?"), compared("y", 0.5, "Hi.", "Hello.", "Why?")])
-    files, left_out = alpaca_files(run)
-    assert [(row.prompt_id, row.reason[:40]) for row in left_out] == [("y", "AlpacaEval asks a single instruction, an")]
-    model = run.lock()["config"]["model"]
+    files, skipped = alpaca_files(run)
+    assert [(row.prompt_id, row.reason[:40]) for row in skipped] == [("y", "AlpacaEval asks a single instruction, an")]
+    model = run.manifest()["config"]["model"]
     assert files["model_outputs.json"] == [
         {"instruction": "Why?", "dataset": "t", "output": "new", "generator": "test"}
     ]
@@ -105,7 +105,13 @@ def test_an_evaluation_is_written_as_outputs_and_soft_annotations(run: RunFolder
     assert files["annotations.json"][0]["preference"] == 1.75
     (tmp_path / "annotations.json").write_text(json.dumps(files["annotations.json"]))
     [pair], _ = read_preferences(tmp_path / "annotations.json")
-    assert (pair.chosen, pair.rejected, pair.p, pair.judge, pair.tags) == ("new", "old", 0.75, "referee of test", ["t"])
+    assert (pair.chosen, pair.rejected, pair.p, pair.judge, pair.tags) == (
+        "new",
+        "old",
+        0.75,
+        "eval judge of test",
+        ["t"],
+    )
 
 
 def test_a_run_without_critiques_has_none_to_write(run: RunFolder) -> None:

@@ -62,7 +62,7 @@ def test_a_grid_makes_every_combination(tmp_path: Path, model_folder: Path) -> N
         ("first-n", {"first-1": "a", "first-2": "ab", "all": "abc"}),
     ],
 )
-def test_principles_are_left_out_or_stand_alone(
+def test_principles_are_skipped_or_stand_alone(
     tmp_path: Path, model_folder: Path, ablation: str, kept: dict[str, str]
 ) -> None:
     principles = [{"id": i, "critique": f"c {i}", "revision": f"r {i}", "judge": f"j {i}", "weight": 2} for i in "abc"]
@@ -183,7 +183,7 @@ def test_a_sweep_does_not_lie_in_a_runs_folder(tmp_path: Path, model_folder: Pat
     (tmp_path / "\U0001f600.yaml").write_bytes((ROOT / "constitutions/brief.yaml").read_bytes())
     assert len(make_sweep(path, [], tmp_path / "runs")[1]) == 2
     (tmp_path / "runs/trial").mkdir(parents=True)
-    (tmp_path / "runs/trial/lock.json").write_text("{}")
+    (tmp_path / "runs/trial/manifest.json").write_text("{}")
     with pytest.raises(CaiError, match=r"sweep\.yaml: name: .*runs/trial is a run"):
         make_sweep(path, [], tmp_path / "runs")
 

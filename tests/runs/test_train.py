@@ -38,9 +38,9 @@ def test_the_policy_is_trained_against_the_reward_model_of_its_own_run(tmp_path:
     assert ppo["reward"] == str(folder.train / "1-reward/model")
     assert reward["model"] == ppo["model"] == str(tiny_model)  # a reward model is no policy
     prompts = [json.loads(line)["id"] for line in Path(ppo["data"]).read_text().splitlines()]
-    lock = folder.lock()
-    assert not set(prompts) & set(lock["held_out"])
-    assert len(folder.evaluation()) == len(lock["held_out"])
+    manifest = folder.manifest()
+    assert not set(prompts) & set(manifest["held_out"])
+    assert len(folder.evaluation()) == len(manifest["held_out"])
     summary = folder.summary()
     assert summary is not None
     training = summary["training"]
@@ -96,7 +96,7 @@ def test_human_labels_join_the_runs_own_by_weight(tmp_path: Path, model_folder: 
     [folder] = carry_out(run_file)
     human = [row for row in folder.preferences() if row.source == "human"]
     assert [(row.chosen, row.weight) for row in human] == [("so", 3.0), ("a", 2.0), ("a", 2.0), ("b", 2.0)]
-    reasons = [row.reason for row in folder.left_out()]
+    reasons = [row.reason for row in folder.skipped()]
     assert "chosen equals rejected" in reasons
     assert "its prompt is held out for evaluation" in reasons
     summary = folder.summary()
@@ -154,7 +154,7 @@ def test_the_prompts_of_ppo_that_are_too_long_are_listed(tmp_path: Path, tiny_mo
         row["prompt"] = "A much longer question, which will not fit into the limit. " + row["prompt"]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in write))
     [folder] = carry_out(run_file, "train.0.max_length=1024")
-    found = [row for row in folder.left_out() if row.stage == "2-ppo"]
-    training = {p.id for p in folder.prompts()} - set(folder.lock()["held_out"])
+    found = [row for row in folder.skipped() if row.stage == "2-ppo"]
+    training = {p.id for p in folder.prompts()} - set(folder.manifest()["held_out"])
     assert {row.prompt_id for row in found} == {"p0", "p1", "p2"} & training
     assert all("longer than max_length, 76 tokens" in row.reason for row in found)

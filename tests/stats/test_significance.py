@@ -132,8 +132,8 @@ def test_over_500_comparisons_no_effect_is_invented_more_often_than_alpha_and_pl
         effect = planted if comparison % 2 else 0.0
         rows = rng.normal(0, 1, (tests, n)) + rng.normal(0, 1, n) * 0.5  # figures of a run go together
         figures = {i: paired(row / math.sqrt(1.25) + (effect if i == 0 else 0)) for i, row in enumerate(rows)}
-        established = {i for i, e in corrected(figures).items() if e.established}
-        invented += bool(established - ({0} if effect else set()))
-        found += bool(effect) and 0 in established
+        significant = {i for i, e in corrected(figures).items() if e.significant}
+        invented += bool(significant - ({0} if effect else set()))
+        found += bool(effect) and 0 in significant
     assert invented / 500 <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 500)
     assert 0.73 <= found / 250 <= 0.87

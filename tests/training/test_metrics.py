@@ -17,7 +17,7 @@ def test_what_was_added_is_read_back(tmp_path: Path) -> None:
     assert read_metrics(path) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}]
 
 
-def test_a_last_line_that_is_cut_short_is_left_out_and_a_resume_goes_on_behind_the_others(tmp_path: Path) -> None:
+def test_a_last_line_that_is_cut_short_is_skipped_and_a_resume_goes_on_behind_the_others(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     add_metrics(path, {"step": 1, "loss": math.nan})
     path.write_text(path.read_text() + '{"step": 2, "lo')

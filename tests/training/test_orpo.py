@@ -17,7 +17,7 @@ def orpo(**settings: Any) -> ORPOConfig:
     )
 
 
-def test_orpo_learns_the_likelier_answers_and_tells_what_it_left_out(tmp_path: Path, tiny_model: Path) -> None:
+def test_orpo_learns_the_likelier_answers_and_tells_what_it_skipped(tmp_path: Path, tiny_model: Path) -> None:
     said: list[dict[str, Any]] = []
     data = write_pairs(tmp_path / "preferences.jsonl")
     policy = train_here(orpo(), data, tiny_model, tmp_path / "orpo", 0, said.append)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from cai.config.errors import CaiError
-from cai.runs.plan import lock, make_plan
+from cai.runs.plan import make_plan, manifest
 from cai.runs.run_file import load_run_file
 from cai.training import metrics
 from cai.training.metrics import Trackers
@@ -79,7 +79,7 @@ def test_where_metrics_go_changes_neither_the_run_nor_its_stage(
 ) -> None:
     run_file = write_workspace(tmp_path, model_folder, extra="train: [{stage: sft}]\n")
     plans = [make_plan(run_file, extra, None, tmp_path) for extra in ([], ["train.0.report_to=[wandb]"])]
-    assert lock(plans[0]) == lock(plans[1])
+    assert manifest(plans[0]) == manifest(plans[1])
     data = revisions(tmp_path / "r.jsonl")
     first, second = (_identity(plan.train[0], data, model_folder, 0, None) for plan in plans)
     assert first == second

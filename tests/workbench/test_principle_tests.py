@@ -56,7 +56,7 @@ def run(tmp_path: Path, model_folder: Path):
             read_tests([path]),
             model_folder,
             templates,
-            tmp_path / "memo.sqlite",
+            tmp_path / "cache.sqlite",
             Reporter(Console(quiet=True)),
             scripted(engines, answer, weigh),
         )

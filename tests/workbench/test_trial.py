@@ -53,8 +53,8 @@ class Tried:
             principles = load_constitution(self.file).principles
             return Trial(self.prompts, principles, Templates(ROOT / "prompts/default"), self.settings)
 
-        memo = self.folder / "memo.sqlite"
-        try_out(load, occasions(), self.model, memo, events.append, scripted(self.engines, self.answer))
+        cache = self.folder / "cache.sqlite"
+        try_out(load, occasions(), self.model, cache, events.append, scripted(self.engines, self.answer))
         return events
 
 
@@ -94,7 +94,7 @@ def test_a_critique_is_of_the_draft_and_a_revision_follows_it(tried: Tried) -> N
     ]
 
 
-def test_further_rounds_start_from_the_last_revision_and_critiques_may_be_left_out(tried: Tried) -> None:
+def test_further_rounds_start_from_the_last_revision_and_critiques_may_be_skipped(tried: Tried) -> None:
     tried.prompts, tried.settings = tried.prompts[:1], ReviseConfig(rounds=3, critique=False, temperature=0)
     news = [event for event in tried() if isinstance(event, News) and event.step.principle]
     assert [event.step.key[1:] for event in news] == [(p, r, "revision") for p in "ab" for r in (1, 2, 3)]
@@ -168,7 +168,7 @@ def test_it_is_told_that_a_model_is_being_loaded_but_nothing_of_a_server(
     trial = Trial(
         tried.prompts, load_constitution(tried.file).principles, Templates(ROOT / "prompts/default"), tried.settings
     )
-    try_out(lambda: trial, once(), model, tmp_path / "memo.sqlite", events.append, scripted())
+    try_out(lambda: trial, once(), model, tmp_path / "cache.sqlite", events.append, scripted())
     assert len(told(events)) == 10
     assert [type(event) for event in events if isinstance(event, Begun | Loading)] == [Begun] + [Loading] * (not served)
 
@@ -187,7 +187,7 @@ def test_an_edit_while_texts_are_written_breaks_them_off(tmp_path: Path, tried: 
         return Trial(tried.prompts, principles, Templates(ROOT / "prompts/default"), tried.settings)
 
     engine = scripted(tried.engines, delay=0.01)
-    try_out(load, occasions(), tried.model, tmp_path / "memo.sqlite", events.append, engine)
+    try_out(load, occasions(), tried.model, tmp_path / "cache.sqlite", events.append, engine)
     assert [type(event) for event in events[:3]] == [Begun, Loading, Begun]
     assert len(told(events)) == 10
     assert sum(isinstance(event, Done) for event in events) == 1
