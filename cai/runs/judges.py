@@ -1,1 +1,0 @@
-"""The judges that a run file or a command names."""
