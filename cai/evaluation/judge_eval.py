@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cai.config.errors import CaiError, RequestRefused
-from cai.data.jsonl import RowWriter, write_text
+from cai.data.jsonl import RowWriter
 from cai.data.preferences import Candidates
 from cai.data.records import Preference, Skipped
 from cai.evaluation.judge_report import Judged, JudgeReport, hit, judge_report, judged
@@ -16,7 +16,7 @@ from cai.feedback.label import JudgePanel, LabelJob, claimed_for, count_work, la
 from cai.inference.cache import Cache
 from cai.inference.progress import Reporter
 from cai.inference.scheduler import EngineWork, OpenEngine, open_model
-from cai.report.judge import judge_page
+from cai.report.judge import write_judge_page
 
 RESULTS = ("verdicts.jsonl", "skipped.jsonl", "judge.html")
 MISTAKES = 5  # the surest ones, which are shown
@@ -55,7 +55,7 @@ def evaluate_judge(
         found |= {"cost": cost._asdict(), **evaluated.report.model_dump(mode="json")}
         if evaluated.report.calibration is not None:
             found["temperature"] = evaluated.report.calibration.temperature
-        write_text(out / "judge.html", judge_page(*evaluated[:3], found["made_from"]))
+    write_judge_page(out)
     return evaluated
 
 

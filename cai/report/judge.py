@@ -1,23 +1,48 @@
-"""A judge's report in words, and as one self-contained HTML page."""
+"""The page of a judge's evaluation: a function of the folder that `cai judge-eval` writes."""
 
+import heapq
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from cai.config.errors import CaiError
+from cai.data.jsonl import each_row, read_rows, write_text
+from cai.data.manifest import read_json
 from cai.data.records import Preference, Skipped
-from cai.evaluation.judge_report import JudgeReport, figures
+from cai.evaluation.judge_report import JudgeReport, figures, hit
 from cai.report.html import page
 from cai.stats.calibration import Bin
 from cai.stats.formatting import counted, estimate, number, percent
 
+JUDGE_JSON, VERDICTS, SKIPPED, PAGE = "judge.json", "verdicts.jsonl", "skipped.jsonl", "judge.html"
+MISTAKES = 5  # most confident mistakes on the page
 
-def judge_page(
-    report: JudgeReport, mistakes: Sequence[Preference], skipped: Sequence[Skipped], made_from: dict[str, Any]
-) -> str:
-    """The HTML of a report, with the judge's surest mistakes; light and dark, for wide and narrow screens."""
+
+class JudgeEvaluation(NamedTuple):
+    """A judge's report and the manifest of what it was computed from."""
+
+    report: JudgeReport
+    made_from: dict[str, Any]
+
+
+def write_judge_page(folder: Path) -> Path:
+    """Write `judge.html` beside the files of `cai judge-eval`, and return its path.
+
+    The page reads judge.json, verdicts.jsonl and skipped.jsonl. Raises: CaiError for a file that is missing or of
+    another version.
+    """
+    path = folder / PAGE
+    write_text(path, judge_page(folder))
+    return path
+
+
+def judge_page(folder: Path) -> str:
+    """The HTML of a judge's report, with its most confident mistakes. Raises: CaiError, as `write_judge_page`."""
+    report, made_from = read_judge_evaluation(folder)
     curves = [("a", "as judged", report.reliability)]
     if report.calibration is not None:
-        curves.append(("b", "with the temperature, on the half not fitted", report.calibration.reliability))
+        curves.append(("b", "with the fitted temperature, on the other half", report.calibration.reliability))
     principles, asked = len(made_from["constitution"]["principles"]), made_from["settings"]["principles"]
     return page(
         "judge.html.jinja",
@@ -25,16 +50,42 @@ def judge_page(
         report=report,
         figures=figures(report),
         curves=[(colour, name, bins, [_dot(b, bins) for b in bins]) for colour, name, bins in curves],
-        mistakes=mistakes,
-        skipped=Counter(row.reason for row in skipped),
+        mistakes=most_confident_mistakes(folder),
+        skipped=Counter(row.reason for row in read_rows(folder / SKIPPED, Skipped)),
         made_from=made_from,
         principles=principles,
         asked=principles if asked == "all" else asked,
     )
 
 
+def read_judge_evaluation(folder: Path) -> JudgeEvaluation:
+    """What judge.json holds. Raises: CaiError for a file that is not the finished report of `cai judge-eval`."""
+    file = folder / JUDGE_JSON
+    values = read_json(file)
+    try:
+        report = JudgeReport.model_validate({name: values[name] for name in JudgeReport.model_fields})
+        return JudgeEvaluation(report, values["made_from"])
+    except KeyError as error:
+        raise CaiError(f"{file}: expected a finished report of `cai judge-eval`; {error} is missing") from None
+    except ValueError as error:
+        raise CaiError(f"{file}: expected a report of `cai judge-eval`: {error}") from None
+
+
+def most_confident_mistakes(folder: Path, most: int = MISTAKES) -> list[Preference]:
+    """The judged pairs whose label names the rejected answer, highest P(chosen) first."""
+    return heapq.nlargest(most, _mistakes(folder), key=lambda pair: pair.p)
+
+
+def _mistakes(folder: Path) -> Iterator[Preference]:
+    return (
+        pair
+        for pair in each_row(folder / VERDICTS, Preference)
+        if pair.given is not None and hit(pair.p, pair.given) == 0.0
+    )
+
+
 class Dot(NamedTuple):
-    """A bin in the reliability diagram, whose plot is 100 units wide and high and starts at the upper left."""
+    """A bin in the reliability diagram, whose plot is 100 units wide and high with its origin at the upper left."""
 
     x: float
     y: float

@@ -8,13 +8,13 @@ from typing import NamedTuple, TypeVar
 
 from cai.config.errors import CaiError
 from cai.constitution.principles import Constitution, Principle, shares
-from cai.data.manifest import read_json
 from cai.data.records import Revision, Verdict
 from cai.evaluation.judge_report import JudgeReport, figures
 from cai.evaluation.policy_report import Against, PolicyReport, Rating, bound_told, dominated_told, elo_told
 from cai.evaluation.probe_metrics import PROBES, told_rates
 from cai.report.examples import COLUMNS, FACETS, Example, Examples, run_detail, run_line
 from cai.report.html import report
+from cai.report.judge import JUDGE_JSON, read_judge_evaluation
 from cai.report.plots import (
     Bounded,
     Interval,
@@ -389,11 +389,4 @@ def _stage_plots(path: Path, bins: list[dict[str, float]] | None) -> list[Plot]:
 
 
 def _gate(folder: RunFolder) -> JudgeReport | None:
-    file = folder.judge / "judge.json"
-    if not file.exists():
-        return None
-    found = read_json(file)
-    try:
-        return JudgeReport.model_validate({name: found[name] for name in JudgeReport.model_fields})
-    except (KeyError, ValueError) as error:
-        raise CaiError(f"{file}: expected the report of a judge: {error}") from None
+    return read_judge_evaluation(folder.judge).report if (folder.judge / JUDGE_JSON).exists() else None
