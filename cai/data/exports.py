@@ -216,6 +216,6 @@ def things(row: Preference | Demonstration) -> list[str]:
             row.weight != 1.0,
             bool(row.verdicts or row.principle_ids),
             bool(row.model or row.judge),
-            row.given is not None,
+            row.input_p is not None,
         ]
     return [thing for thing, is_there in zip(THINGS, found, strict=False) if is_there]

@@ -254,12 +254,12 @@ FORMS = (
 
 
 class Candidates(NamedTuple):
-    """Answers to one prompt; an answer of white space alone is "". `given` is P(the first of two is better)."""
+    """Answers to one prompt; one of white space alone is "". `input_p` is the file's P(the first of two is better)."""
 
     place: str  # file and row
     prompt: Prompt
     answers: list[str]
-    given: float | None
+    input_p: float | None
     model: str  # engine fingerprint of who wrote them, where the file knows it
 
 

@@ -85,7 +85,7 @@ class Verdict(Row):
     p_reverse: Probability | None  # the first response shown after the second; None when that was not asked
     share_forward: Probability = 0.5  # of the orders asked, those that show the first before the second
     non_option_mass: Probability  # mean probability mass outside the options
-    thoughts: list[str] = []  # what the judge reasoned before, in each order
+    cot: list[str] = []  # the judge's chains of thought, in each order
 
     @property
     def p(self) -> float:
@@ -120,8 +120,8 @@ class Preference(Row):
     model: str = ""  # engine fingerprint of who wrote the responses
     judge: str = ""  # engine fingerprint of who compared them
     seeds: list[int] = []
-    # P(chosen is preferred) as the file had it that a judge labelled anew; rows of a run have none
-    given: Probability | None = Field(default=None, exclude_if=lambda p: p is None)
+    # P(chosen is preferred) of the input file's label, where a judge labels a file anew; rows of a run have none
+    input_p: Probability | None = Field(default=None, exclude_if=lambda p: p is None)
 
 
 class Ranking(Row):
@@ -198,7 +198,7 @@ class Reply(Row):
     p_forward: Probability  # the first option shown first
     p_reverse: Probability
     non_option_mass: Probability  # mean probability mass outside the options
-    asked: str  # engine fingerprint of who was asked: a judge, or the policy itself
+    model: str  # engine fingerprint of the one that answers: a judge, or the policy itself
 
     @property
     def p(self) -> float:

@@ -89,7 +89,7 @@ def _seen(item: Candidates, said: Verdicts | RequestRefused, judging: LabelJob, 
         return Preference(
             prompt_id=item.prompt.id, messages=item.prompt.messages, tags=item.prompt.tags, chosen=first,
             rejected=second, p=0.5, source="judge", model=item.model, judge=judge, seeds=[judging.seed],
-            given=item.given,
+            input_p=item.input_p,
         )  # fmt: skip
     [pair] = labelled(item, said, judging, judge)
     return pair if isinstance(pair, Preference) else Skipped(prompt_id=item.prompt.id, stage=item.place, reason=pair)

@@ -55,10 +55,10 @@ def judged(pair: Preference) -> Judged:
 
     Raises: ValueError for a pair without a given label, or without both orders.
     """
-    if pair.given is None:
+    if pair.input_p is None:
         raise ValueError(f"{pair.prompt_id}: the pair came without a label")
     opinions = tuple(_opinion(verdict) for verdict in pair.verdicts)
-    return Judged(pair.prompt_id, pair.given, pair.p, len(pair.chosen) - len(pair.rejected), opinions)
+    return Judged(pair.prompt_id, pair.input_p, pair.p, len(pair.chosen) - len(pair.rejected), opinions)
 
 
 def _opinion(v: Verdict) -> Opinion:

@@ -107,7 +107,7 @@ async def judge(
                 p_reverse=_other(side(j, i)),
                 share_forward=1 - (j - i) / len(orders) if swap else 1.0,
                 non_option_mass=fmean(found.non_option_mass for found in asked),
-                thoughts=[text for found in asked for text in found.thoughts],
+                cot=[text for found in asked for text in found.thoughts],
             )
             for i, j in pairs
         ]

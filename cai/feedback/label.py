@@ -234,9 +234,9 @@ def count(totals: Totals, pair: Preference) -> None:
     totals.in_both_orders += len(in_both_orders)
     totals.position_bias += sum(in_both_orders)
     totals.non_option_mass += sum(v.non_option_mass for v in pair.verdicts)
-    if pair.given is not None:
+    if pair.input_p is not None:
         totals.given += 1
-        totals.agreed += hit(pair.p, pair.given)
+        totals.agreed += hit(pair.p, pair.input_p)
 
 
 def figures(totals: Totals) -> dict[str, Any]:
@@ -302,10 +302,10 @@ async def _label(judging: LabelJob, panel: JudgePanel, out: Path, ranks: bool, t
 def labelled(item: Candidates, said: Verdicts, judging: LabelJob, judge: str) -> list[Preference | str]:
     """Each pair of a set as a preference, with the label it came with beside the judge's, or why there is none."""
     pairs = judged_preferences(item.prompt, item.answers, said, item.model, judge, judging.settings, judging.seed)
-    if item.given is None:
+    if item.input_p is None:
         return pairs
     return [
-        pair.model_copy(update={"given": item.given if pair.chosen == item.answers[0] else 1 - item.given})
+        pair.model_copy(update={"input_p": item.input_p if pair.chosen == item.answers[0] else 1 - item.input_p})
         if isinstance(pair, Preference)
         else pair
         for pair in pairs

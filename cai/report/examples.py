@@ -267,7 +267,7 @@ def verdict_block(detail: Detail, verdicts: Sequence[Verdict], side: str) -> Non
         rows.append([v.principle_id, *said, v.principle_hash, v.judge])
     detail.table("Verdicts", rows, ("verdict of", f"p({side} better)", *shown_in, "text", "judge"))
     for v in verdicts:
-        for number, thought in enumerate(v.thoughts, start=1):
+        for number, thought in enumerate(v.cot, start=1):
             detail.text(f"Thought {number} before the verdict of {v.principle_id}", thought)
 
 

@@ -80,7 +80,7 @@ def _mistakes(folder: Path) -> Iterator[Preference]:
     return (
         pair
         for pair in each_row(folder / VERDICTS, Preference)
-        if pair.given is not None and hit(pair.p, pair.given) == 0.0
+        if pair.input_p is not None and hit(pair.p, pair.input_p) == 0.0
     )
 
 

@@ -293,5 +293,5 @@ def _reply(said: Said, policy: str, probe: str, item: str, variant: str, questio
         p_forward=said.forward,
         p_reverse=said.reverse,
         non_option_mass=said.non_option_mass,
-        asked=engine.fingerprint,
+        model=engine.fingerprint,
     )

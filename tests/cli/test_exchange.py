@@ -51,7 +51,7 @@ def test_the_same_file_gives_prompts_and_what_is_ours_passes_unchanged(tmp_path:
 
 def test_preferences_of_ours_pass_unchanged_through_columns(tmp_path: Path) -> None:
     pair = {"prompt_id": "x", "messages": [{"role": "user", "content": "Why?"}], "tags": ["t"], "chosen": " so", "rejected": "no",
-            "p": 0.625, "weight": 3.0, "source": "judge", "principle_ids": ["a"], "model": "m", "judge": "j", "seeds": [1], "given": 0.25,
+            "p": 0.625, "weight": 3.0, "source": "judge", "principle_ids": ["a"], "model": "m", "judge": "j", "seeds": [1], "input_p": 0.25,
             "verdicts": [{"principle_id": "a", "principle_hash": "h", "p_forward": 0.5, "p_reverse": 0.75, "non_option_mass": 0.1}]}  # fmt: skip
     (tmp_path / "a.jsonl").write_text(json.dumps(pair) + "\n")
     import_file(str(tmp_path / "a.jsonl"), "preferences", tmp_path / "b.parquet")

@@ -21,7 +21,7 @@ def test_a_pair_waits_for_a_judge_with_the_label_it_came_with(tmp_path: Path) ->
     row = {"id": "x", "prompt": "Why?", "chosen": "so", "rejected": "no", "p": 0.75, "subset": "s"}
     [found] = read(tmp_path, row)
     assert isinstance(found, Candidates)
-    assert (found.place, found.answers, found.given) == ("rows.jsonl:1", ["so", "no"], 0.75)
+    assert (found.place, found.answers, found.input_p) == ("rows.jsonl:1", ["so", "no"], 0.75)
     assert (found.prompt.id, found.prompt.messages, found.prompt.tags) == ("x", [USER], ["s"])
 
 
@@ -29,9 +29,9 @@ def test_responses_are_one_set_for_a_judge_and_pairs_where_they_are_ranked(tmp_p
     row = {"id": "x", "messages": [USER], "responses": ["a", "b", "c"], "tags": ["t"]}
     [found] = read(tmp_path, row)
     assert isinstance(found, Candidates)
-    assert (found.answers, found.given, found.prompt.id, found.prompt.tags) == (["a", "b", "c"], None, "x", ["t"])
+    assert (found.answers, found.input_p, found.prompt.id, found.prompt.tags) == (["a", "b", "c"], None, "x", ["t"])
     pairs = [item for item in read(tmp_path, row, ranked=True) if isinstance(item, Candidates)]
-    assert [(pair.answers, pair.given) for pair in pairs] == [(["a", "b"], 1), (["a", "c"], 1), (["b", "c"], 1)]
+    assert [(pair.answers, pair.input_p) for pair in pairs] == [(["a", "b"], 1), (["a", "c"], 1), (["b", "c"], 1)]
 
 
 def test_identical_answers_stay_and_white_space_is_an_empty_answer(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ verdict = st.builds(
     p_forward=probabilities,
     p_reverse=probabilities,
     non_option_mass=probabilities,
-    thoughts=st.lists(texts, max_size=2),
+    cot=st.lists(texts, max_size=2),
 )
 FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "messages": st.lists(message, max_size=3),
@@ -36,7 +36,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "seed": whole,
     "round": whole,
     "p": probabilities,
-    "given": st.none() | probabilities,
+    "input_p": st.none() | probabilities,
     "weight": weights,
     "verdicts": st.lists(verdict, max_size=2),
     "strengths": st.just([0.5, -0.5]),

@@ -262,14 +262,14 @@ def test_a_pair_is_seen_through_its_preference_row() -> None:
     )
     row = Preference(
         prompt_id="p", messages=[Message(role="user", content="Why?")], chosen="longer", rejected="short", p=0.7,
-        source="judge", verdicts=[verdict, verdict.model_copy(update={"judge": ""})], given=0.25,
+        source="judge", verdicts=[verdict, verdict.model_copy(update={"judge": ""})], input_p=0.25,
     )  # fmt: skip
     seen = judged(row)
     assert (seen.prompt_id, seen.label, seen.p, seen.longer) == ("p", 0.25, 0.7, 1)
     assert seen.opinions[0] == ("kind @abcdef", verdict.p, 0.8, 0.4, 0.1, 2.0)
     assert seen.opinions[1].by == "kind"
     with pytest.raises(ValueError, match="without a label"):
-        judged(row.model_copy(update={"given": None}))
+        judged(row.model_copy(update={"input_p": None}))
 
 
 def test_few_prompts_that_all_agree_are_no_certainty() -> None:

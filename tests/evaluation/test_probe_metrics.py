@@ -21,7 +21,7 @@ BAD = Checked(question="refuses", right=share([1.0, 0.0] * 6), significant=False
 def reply(policy: str, probe: str, item: str, variant: str, question: str, p: float) -> Reply:
     return Reply(
         policy=policy, probe=probe, item=item, variant=variant, question=question, p_forward=p, p_reverse=p,
-        non_option_mass=0.0, asked="judge",
+        non_option_mass=0.0, model="judge",
     )  # fmt: skip
 
 

@@ -182,7 +182,7 @@ def test_a_judge_reasons_first_and_its_verdict_is_kept_within_the_band(
     settings = JudgeConfig(principles=1, thoughts=2)
     said = asyncio.run(judge_answers(prompt(), ["good", "bad"], harmless, templates, engine, settings, 0))
     [verdict] = said[0, 1]
-    assert len(set(verdict.thoughts)) == 4  # two in each order, all different
+    assert len(set(verdict.cot)) == 4  # two in each order, all different
     assert verdict.p == pytest.approx(0.9)
     assert label([verdict], settings) == 0.6
     assert label([verdict], JudgeConfig(principles=1, thoughts=2, band=(0, 1))) == pytest.approx(0.9)

@@ -88,7 +88,7 @@ def test_a_file_of_pairs_gets_soft_labels_with_verdicts_and_keeps_its_own(
 ) -> None:
     found = label(judging(pair(0), {**pair(1, -1, 0.5), "p": 0.75}, {**pair(2), "tags": ["t"]}), tmp_path)
     rows = read_rows(tmp_path / "out/preferences.jsonl", Preference)
-    assert [(r.prompt_id, r.chosen, r.given) for r in rows] == [
+    assert [(r.prompt_id, r.chosen, r.input_p) for r in rows] == [
         ("q0", "is 2", 1),
         ("q1", "is 0.5", 0.25),
         ("q2", "is 2", 1),
@@ -126,7 +126,7 @@ def test_more_than_two_responses_are_ranked(tmp_path: Path, judging: Callable[..
     assert (found["pairs"], found["rankings"]) == (3 + 1, 1)
     assert sum(found["skipped"]["reasons"].values()) == 7  # of the ten pairs of five answers
     of_the_set, *_ = (tmp_path / "out/preferences.jsonl").read_text(encoding="utf-8").splitlines()
-    assert "given" not in json.loads(of_the_set)  # where a file has no label, a row is as in a run
+    assert "input_p" not in json.loads(of_the_set)  # where a file has no label, a row is as in a run
     read_back, _ = read_preferences(tmp_path / "out/rankings.jsonl")
     assert [r.p for r in read_back][:2] == pytest.approx([1 / (1 + math.exp(-d)) for d in (1.5, 2.5)], abs=1e-3)
 
@@ -319,7 +319,7 @@ def test_a_judge_is_set_against_labels_in_figures_rows_and_a_page(
     assert [row.reason for row in skipped] == ["a sample is empty"] * 2
     verdicts = read_rows(tmp_path / "out/verdicts.jsonl", Preference)
     assert len(verdicts) == 42
-    assert (verdicts[40].p, verdicts[40].verdicts, verdicts[40].given) == (0.5, [], 1.0)
+    assert (verdicts[40].p, verdicts[40].verdicts, verdicts[40].input_p) == (0.5, [], 1.0)
     assert [m.prompt_id for m in mistakes][:2] == ["q42", "q0"]  # the surest first
     found = json.loads((tmp_path / "out/judge.json").read_text(encoding="utf-8"))
     assert found["accuracy"]["mean"] == report.accuracy.mean

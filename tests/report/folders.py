@@ -36,7 +36,7 @@ def write_run(
     def verdict(n: int) -> Verdict:
         return Verdict(
             principle_id=principle_id, principle_hash=say("hash", n), p_forward=0.9, p_reverse=0.3 + n % 7 / 10,
-            non_option_mass=0.1, thoughts=[say("thought", n)], judge=say("judge", n),
+            non_option_mass=0.1, cot=[say("thought", n)], judge=say("judge", n),
         )  # fmt: skip
 
     def revision(n: int) -> Revision:
