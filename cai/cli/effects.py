@@ -1,4 +1,4 @@
-"""Printing differences: within a hundred columns, with interval, size, and what would settle them."""
+"""Printing differences: within a hundred columns, with interval, size and minimum detectable difference."""
 
 from collections.abc import Iterable
 
@@ -13,7 +13,7 @@ from cai.stats.significance import Effect
 
 WIDTH = 100  # columns
 NAME = 24  # characters of a principle or a tag
-EFFECT = ("difference", "95 % interval", "n", "would settle it")
+EFFECT = ("difference", "95 % interval", "n", "min. detectable")
 """The columns of `effect_cells`."""
 
 
@@ -48,11 +48,11 @@ def columns(*names: str) -> Table:
 
 
 def effect_cells(effect: Effect) -> tuple[str, str, str, str]:
-    """The difference, its interval, the prompts there are, and those that would establish it."""
+    """The difference, its interval, the number of prompts, and the minimum detectable difference."""
     known = effect.low is not None and effect.high is not None
     interval = f"{number(effect.low or 0.0, '+')} to {number(effect.high or 0.0, '+')}" if known else "–"
-    needed = "" if effect.needed is None else f"{effect.needed}" if effect.needed < 1_000_000 else "> a million"
-    return starred(number(effect.mean, "+"), effect), interval, str(effect.n), needed
+    detectable = "–" if effect.minimum_detectable is None else number(effect.minimum_detectable)
+    return starred(number(effect.mean, "+"), effect), interval, str(effect.n), detectable
 
 
 def starred(text: str, effect: Effect | None) -> str:

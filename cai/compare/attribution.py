@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel
 
-from cai.compare.findings import LINES, noise, notes_on_pair, notes_on_run, told
+from cai.compare.findings import LINES, detected_share, noise, notes_on_pair, notes_on_run, told
 from cai.compare.paired import same_eval_judge
 from cai.compare.reading import RunData, mean, read_run
 from cai.compare.record import Attributed, Attribution
@@ -176,7 +176,7 @@ def _effects(a: RunData, b: RunData, shared: Sequence[str]) -> Iterator[tuple[st
 
 
 def _findings(found: Attribution) -> Iterator[str]:
-    """At most LINES lines: what is significant, the surest first, then what would settle the nearest."""
+    """At most LINES lines: what is significant, the surest first, then the nearest to it."""
     effects = [(row.principle_id, name, effect) for row in found.rows for name, effect in row.effects.items()]
     significant = sorted((e for e in effects if e[2].significant), key=lambda e: e[2].adjusted or 0.0)
     for principle, name, effect in significant[: LINES - 2]:
@@ -185,7 +185,7 @@ def _findings(found: Attribution) -> Iterator[str]:
     if len(significant) > LINES - 2:
         yield f"{len(significant) - LINES + 2} more effects are significant; see the matrix"
     undecided = [e for e in effects if not e[2].significant]
-    nearest = min((e for e in undecided if e[2].needed), key=lambda e: e[2].needed or 0, default=None)
+    nearest = max((e for e in undecided if e[2].minimum_detectable), key=lambda e: detected_share(e[2]), default=None)
     if nearest and len(significant) < LINES - 1:
         principle, name, effect = nearest
         yield f"of the others the nearest, {principle} on `{name}` ({told(effect)}), {noise(effect)}"

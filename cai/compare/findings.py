@@ -62,19 +62,18 @@ def _beside_others(letter: str, uses: dict[str, PrincipleUse | None]) -> Iterato
 
 
 def _undecided(c: RunComparison, pair: PairComparison) -> Iterator[str]:
-    """What cannot be told, with the prompts that would settle it."""
+    """What is not significant, with the minimum detectable difference of the nearest."""
     b = c.runs[pair.b].letter
     head = f"{b} and A: " if len(c.pairs) > 1 else ""
     equal = [f for f in pair.figures if f.effect.mean == 0 and not f.effect.se]
     undecided = [f for f in pair.figures if not f.effect.significant and f not in equal]
     if undecided:
         same = f"{len(equal)} are equal in both, " if equal else ""
-        line = f"{head}of {len(pair.figures)} figures {same}{len(undecided)} cannot be told from equal at this size"
-        nearest = min((f for f in undecided if f.effect.needed), key=lambda f: f.effect.needed or 0, default=None)
+        line = f"{head}of {len(pair.figures)} figures {same}{len(undecided)} are not significant"
+        detectable = [f for f in undecided if f.effect.minimum_detectable]
+        nearest = max(detectable, key=lambda f: detected_share(f.effect), default=None)
         if nearest:
-            line += (
-                f"; {nearest.name} ({number(nearest.effect.mean, '+')}) would take {_prompts(nearest.effect.needed)}"
-            )
+            line += f"; nearest: {nearest.name} ({number(nearest.effect.mean, '+')}, {_detectable(nearest.effect)})"
         yield line
     elif pair.figures and len(equal) == len(pair.figures):
         yield f"{head}all {len(equal)} figures are equal in both"
@@ -83,11 +82,12 @@ def _undecided(c: RunComparison, pair: PairComparison) -> Iterator[str]:
     effects = [(p, outcome, e) for p in pair.principles for outcome, e in p.effects.items()]
     if effects and not any(e.significant for _, _, e in effects):
         line = f"{head}no effect of a principle between the runs is significant"
-        nearest_of = min((found for found in effects if found[2].needed), key=lambda f: f[2].needed or 0, default=None)
+        detectable_of = [found for found in effects if found[2].minimum_detectable]
+        nearest_of = max(detectable_of, key=lambda found: detected_share(found[2]), default=None)
         if nearest_of:
             p, outcome, effect = nearest_of
-            which = "in all, with controls" if p.controls else "that meet it"
-            line += f"; {p.id}, {SPOKEN[outcome]}, would take {_prompts(effect.needed)} {which}"
+            which = "prompts in all, with controls" if p.controls else "prompts that meet it"
+            line += f"; nearest: {p.id}, {SPOKEN[outcome]} ({_detectable(effect)} on {effect.n} {which})"
         yield line
     if pair.labels and pair.labels.agreement:
         agreed = pair.labels.agreement
@@ -103,19 +103,19 @@ def _won(b: str, wins: Wins) -> str:
 
 
 def noise(effect: Effect) -> str:
-    """That an effect is not significant, with the prompts that would settle it."""
+    """That an effect is not significant, with the minimum detectable difference."""
     if effect.mean == 0 and not effect.se:
         return "a tie on every one"
-    return "cannot be told from chance" + (f"; {_prompts(effect.needed)} would settle it" if effect.needed else "")
+    return "not significant" + (f" ({_detectable(effect)})" if effect.minimum_detectable else "")
 
 
-def _prompts(needed: int | None) -> str:
-    """A number of prompts, to two figures: it comes of a spread that is itself estimated."""
-    if needed is None:
-        return "more prompts"
-    if needed > 1_000_000:
-        return "over a million prompts"
-    return f"about {float(f'{needed:.2g}'):.0f} prompts"
+def _detectable(effect: Effect) -> str:
+    return f"minimum detectable difference {number(effect.minimum_detectable or 0.0)}"
+
+
+def detected_share(effect: Effect) -> float:
+    """The size of an effect as a share of the minimum detectable difference; 0 where there is none."""
+    return abs(effect.mean) / effect.minimum_detectable if effect.minimum_detectable else 0.0
 
 
 def told(effect: Effect) -> str:

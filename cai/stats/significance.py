@@ -1,4 +1,4 @@
-"""Paired differences with intervals, how often chance alone brings them, and how many prompts would settle it."""
+"""Paired and grouped differences: permutation tests, intervals, Holm's correction, minimum detectable differences."""
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from cai.stats.intervals import wilson
 
 ALPHA = 0.05  # a difference is significant when, corrected for the others of its table, it is rarer than this
-POWER = 0.8  # how often the `needed` prompts would establish an effect; the convention of Cohen 1988, §2.4
+POWER = 0.8  # of a test for a minimum detectable difference; the convention of Cohen 1988, §2.4
 DRAWS = 10_000  # of signs or permutations, with what was observed as one of them (Phipson & Smyth 2010)
 EXACT = 12  # prompts of which all 2^n signs are tried
 SMALLEST = 6  # prompts that can establish anything alone: 2 of 2^6 sign patterns are below 5 %
@@ -29,9 +29,9 @@ class Effect(BaseModel):
 
     `low` to `high` holds the differences that the same test does not reject at 5 %, for this one number alone; None
     where the prompts are too few or too alike to say. `p` is how often chance brings a difference this large if there
-    is none, and `adjusted` the same after Holm's correction for all numbers of its table. `needed` is how many prompts
-    would establish an effect of this size, at this correction and 80 % power; None where it is significant already,
-    where the difference is 0, and where there is nothing to tell from.
+    is none, and `adjusted` the same after Holm's correction for all numbers of its table. `minimum_detectable` is the
+    smallest true difference that the test finds with 80 % power at this n, spread and correction; see
+    `minimum_detectable`.
     """
 
     mean: float
@@ -41,7 +41,7 @@ class Effect(BaseModel):
     n: int
     p: float | None
     adjusted: float | None = None
-    needed: int | None = None
+    minimum_detectable: float | None = None
 
     @property
     def significant(self) -> bool:
@@ -136,7 +136,7 @@ def two_sided(z: float) -> float:
 
 
 def corrected(effects: Mapping[Key, Effect]) -> dict[Key, Effect]:
-    """The effects of one table, with `adjusted` (Holm 1979) and `needed` for each.
+    """The effects of one table, with `adjusted` (Holm 1979) and `minimum_detectable` for each.
 
     Numbers that are equal for every prompt could not have come out otherwise: their p is 1 whatever chance does, and so
     they are not counted among the tests (Tarone 1990, Biometrics 46).
@@ -145,9 +145,8 @@ def corrected(effects: Mapping[Key, Effect]) -> dict[Key, Effect]:
     adjusted = dict(zip(tested, holm([e.p for e in tested.values() if e.p is not None]), strict=True))
 
     def complete(key: Key, effect: Effect) -> Effect:
-        told = effect.model_copy(update={"adjusted": adjusted.get(key, effect.p)})
-        needed = None if told.significant else prompts_needed(effect, len(tested))
-        return told.model_copy(update={"needed": needed})
+        detectable = minimum_detectable(effect, len(tested))
+        return effect.model_copy(update={"adjusted": adjusted.get(key, effect.p), "minimum_detectable": detectable})
 
     return {key: complete(key, effect) for key, effect in effects.items()}
 
@@ -164,20 +163,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def prompts_needed(effect: Effect, tests: int = 1) -> int | None:
-    """How many prompts find a true effect of this size and spread with 80 % power, beside `tests` − 1 others.
+def minimum_detectable(effect: Effect, tests: int = 1) -> float | None:
+    """The smallest true difference that a test of this n and spread finds with 80 % power, among `tests` in all.
 
-    n · ((z_{1−α/2m} + z_{0.8}) · se / mean)² + z_{1−α/2m}² / 2, n being the prompts that gave this se (Cohen 1988,
-    §2.4; for the spread, which is estimated too, Guenther 1981, Am. Stat. 35). At least as many as allow 2^(1−n) ≤ α/m,
-    and more than there were. None without a spread or a difference, and for fewer than SMALLEST prompts, whose spread
-    says little.
+    (z_{1−α/2m} + z_{0.8}) · se, in the unit of the effect: the normal approximation of Cohen 1988, §2.4, at Holm's
+    first and strictest step, α/m. None without a spread, for fewer than SMALLEST prompts, whose spread says little, and
+    where 2^(1−n), the smallest p that n prompts can have, is above α/m, so that no difference can be significant.
     """
-    if not effect.se or effect.mean == 0 or effect.n < SMALLEST:
-        return None
     alpha = ALPHA / max(1, tests)
-    z = _normal.inv_cdf(1 - alpha / 2)
-    wanted = effect.n * ((z + _normal.inv_cdf(POWER)) * effect.se / effect.mean) ** 2 + z**2 / 2
-    return max(math.ceil(min(wanted, 1e15)), math.ceil(1 - math.log2(alpha)), effect.n + 1)
+    if not effect.se or effect.n < SMALLEST or effect.n < 1 - math.log2(alpha):
+        return None
+    return (_normal.inv_cdf(1 - alpha / 2) + _normal.inv_cdf(POWER)) * effect.se
 
 
 # Groups of rows against the rest, where chance decided which row came into which group.

@@ -22,7 +22,7 @@ def test_effects_without_intervals_are_told_in_one_line(tmp_path: Path, capsys: 
     attribute_and_print("trial", False, None, tmp_path)
     printed = capsys.readouterr().out
     assert "With intervals, none of" in printed
-    assert "would settle it" not in printed
+    assert "min. detectable" not in printed
 
 
 def test_json_is_the_whole_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -188,7 +188,7 @@ def test_only_answers_that_differ_are_examples_of_a_change(tmp_path: Path) -> No
     assert [example.prompt_id for example in pair_of(compare_runs([a, b])).examples] == ["p7"]
 
 
-def test_prompts_that_would_settle_a_difference_from_controls_are_not_said_to_meet_the_principle(
+def test_prompts_of_a_difference_from_controls_are_not_said_to_meet_the_principle(
     tmp_path: Path,
 ) -> None:
     def noisy(prompt_id: str, drawn: str) -> str:  # another model; the reworded principle adds next to nothing
@@ -200,7 +200,7 @@ def test_prompts_that_would_settle_a_difference_from_controls_are_not_said_to_me
     found = compare_runs([a, b])
     assert principle(found, "short").controls
     [line] = [line for line in found.findings if "no effect of a principle" in line]
-    assert line.endswith("prompts in all, with controls")
+    assert line.endswith("prompts in all, with controls)")
 
 
 def test_all_ties_establish_nothing(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_all_ties_establish_nothing(tmp_path: Path) -> None:
     b = make_run(tmp_path / "b", BOTH, as_ever, evaluation=lambda i: 0.5)
     found = compare_runs([a, b])
     everything = pair_of(found).wins[0]
-    assert (everything.share, everything.effect.p, everything.effect.low, everything.effect.needed) == (
+    assert (everything.share, everything.effect.p, everything.effect.low, everything.effect.minimum_detectable) == (
         0.5,
         1,
         None,
@@ -245,7 +245,7 @@ def test_one_example_is_compared_without_interval_or_claim(tmp_path: Path) -> No
     b = make_run(tmp_path / "b", BOTH, lambda i, drawn: words(i, 99), prompts=1, evaluation=lambda i: 0.9)
     found = compare_runs([a, b])
     effects = [f.effect for f in pair_of(found).figures]
-    assert effects and all((e.low, e.high, e.p, e.needed) == (None, None, None, None) for e in effects)
+    assert effects and all((e.low, e.high, e.p, e.minimum_detectable) == (None, None, None, None) for e in effects)
     assert not any("significant:" in line for line in found.findings)
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from cai.stats.significance import ALPHA, Effect, corrected, holm, paired, prompts_needed
+from cai.stats.significance import ALPHA, Effect, corrected, holm, minimum_detectable, paired
 
 differences = st.lists(st.integers(-4, 4).map(lambda x: x / 4), min_size=2, max_size=10)
 
@@ -106,19 +106,49 @@ def test_numbers_that_are_equal_everywhere_do_not_weigh_on_the_others() -> None:
     assert among["3"].adjusted == 1.0
 
 
-def test_the_prompts_needed_are_those_of_the_textbook() -> None:
-    effect = Effect(mean=0.5, se=0.1, low=None, high=None, n=100, p=0.5)  # a spread of 1: d = 0.5
-    assert (
-        prompts_needed(effect.model_copy(update={"n": 10, "se": 10**-0.5})) == 34
-    )  # as Cohen 1988, table 2.3.5, has it by t
-    assert prompts_needed(effect.model_copy(update={"mean": 0.0})) is None
-    assert prompts_needed(effect.model_copy(update={"n": 5})) is None
+@given(st.integers(12, 10_000), st.floats(0.01, 100), st.integers(1, 20))
+def test_the_minimum_detectable_difference_is_a_number_of_standard_errors(n: int, se: float, tests: int) -> None:
+    effect = Effect(mean=0.5, se=se, low=None, high=None, n=n, p=0.5)
+    alpha = 0.05 / tests
+    assert minimum_detectable(effect, tests) == pytest.approx((stats.norm.isf(alpha / 2) + stats.norm.ppf(0.8)) * se)
+    assert minimum_detectable(effect.model_copy(update={"mean": -3.0}), tests) == minimum_detectable(effect, tests)
 
 
-def test_the_prompts_needed_find_the_effect_four_times_in_five() -> None:
+@given(st.lists(st.floats(-1, 1), min_size=6, max_size=20).filter(lambda x: np.ptp(x) > 1e-3), st.integers(2, 9))
+def test_the_minimum_detectable_difference_shrinks_with_the_root_of_n(values: list[float], times: int) -> None:
+    n, se = len(values), float(np.std(values)) / len(values) ** 0.5
+    effect = Effect(mean=0.5, se=se, low=None, high=None, n=n, p=0.5)
+    larger = effect.model_copy(update={"n": times * n, "se": float(np.std(values * times)) / (times * n) ** 0.5})
+    assert minimum_detectable(effect) == pytest.approx((minimum_detectable(larger) or 0) * times**0.5)
+
+
+def test_the_minimum_detectable_difference_is_that_of_the_textbook() -> None:
+    effect = Effect(mean=0.0, se=32**-0.5, low=None, high=None, n=32, p=0.5)
+    assert minimum_detectable(effect) == pytest.approx(0.5, abs=0.01)  # Cohen 1988, table 2.4.1: n = 64/2 for d = 0.5
+
+
+def test_too_few_prompts_have_no_minimum_detectable_difference() -> None:
+    effect = Effect(mean=0.5, se=0.1, low=None, high=None, n=5, p=0.5)
+    assert minimum_detectable(effect) is None
+    assert minimum_detectable(effect.model_copy(update={"n": 6})) is not None
+    assert minimum_detectable(effect.model_copy(update={"n": 6}), tests=2) is None  # 2 of 2^6 patterns are above 0.025
+    assert minimum_detectable(effect.model_copy(update={"n": 50, "se": 0.0})) is None
+
+
+def test_the_minimum_detectable_difference_is_found_four_times_in_five() -> None:
     rng = np.random.default_rng(1)
-    found = sum((paired(rng.normal(0.5, 1, 34)).p or 0) <= ALPHA for _ in range(500))
-    assert 0.76 <= found / 500 <= 0.85
+    detectable = minimum_detectable(Effect(mean=0.0, se=40**-0.5, low=None, high=None, n=40, p=None))
+    assert detectable is not None
+    significant = sum((paired(rng.normal(detectable, 1, 40)).p or 0) <= ALPHA for _ in range(500))
+    assert 0.75 <= significant / 500 <= 0.85
+
+
+def test_a_table_has_a_minimum_detectable_difference_for_each_effect_significant_or_not() -> None:
+    clear, unclear = paired([1.0, 1.1, 0.9] * 5), paired([1.0, -1.1, 0.9] * 5)
+    table = corrected({"clear": clear, "unclear": unclear})
+    assert table["clear"].significant and not table["unclear"].significant
+    assert table["clear"].minimum_detectable == minimum_detectable(clear, 2)
+    assert table["unclear"].minimum_detectable == minimum_detectable(unclear, 2)
 
 
 def test_over_500_comparisons_no_effect_is_invented_more_often_than_alpha_and_planted_ones_are_found() -> None:
@@ -126,7 +156,7 @@ def test_over_500_comparisons_no_effect_is_invented_more_often_than_alpha_and_pl
     rng = np.random.default_rng(2)
     tests, n = 5, 40
     z = stats.norm.ppf(1 - ALPHA / 2 / tests)
-    planted = (z + stats.norm.ppf(0.8)) / math.sqrt(n - z**2 / 2)  # what `prompts_needed` says forty prompts find
+    planted = (z + stats.norm.ppf(0.8)) / math.sqrt(n - z**2 / 2)  # what forty prompts find, by t
     invented, found = 0, 0
     for comparison in range(500):
         effect = planted if comparison % 2 else 0.0
