@@ -1,28 +1,56 @@
-"""Numbers as text: one format for terminal, pages and cards."""
+"""Numbers as text: one format for terminal, pages and cards. A value that is None is shown as a dash."""
 
-from cai.stats.intervals import Estimate
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cai.stats.intervals import Estimate
+    from cai.stats.significance import Effect
+
+NONE = "–"
 
 
 def percent(rate: float | None) -> str:
-    """A rate in [0, 1] as a person reads it."""
-    return "–" if rate is None else f"{100 * rate:.0f} %"
+    """A rate in [0, 1]: `18 %`."""
+    return NONE if rate is None else f"{100 * rate:.0f} %"
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A figure, or a dash where there is none."""
-    return "–" if value is None else f"{value:.{digits}f}"
+    """A number with so many decimals below ten, and one from ten on: `0.312`, `57.3`."""
+    return NONE if value is None else _decimals(value, digits, "")
 
 
-def estimate(value: Estimate | None) -> str:
-    """A mean with its interval, or a dash where there is none."""
-    return "–" if value is None else str(value)
+def signed(value: float | None, digits: int = 3) -> str:
+    """A difference: `number` with its sign."""
+    return NONE if value is None else _decimals(value, digits, "+")
+
+
+def _decimals(value: float, digits: int, sign: str) -> str:
+    return f"{value:{sign}.1f}" if abs(value) >= 10 else f"{value:{sign}.{digits}f}"
+
+
+def estimate(value: "Estimate | None", digits: int = 3) -> str:
+    """A mean with its 95 % interval, or with n where there is none: `0.625 [0.386, 0.815]`, `0.625 (n=1)`."""
+    if value is None:
+        return NONE
+    mean, low, high = (number(bound, digits) for bound in value[:3])
+    return f"{mean} (n={value.n})" if value.low is None and value.high is None else f"{mean} [{low}, {high}]"
+
+
+def difference(effect: "Effect") -> str:
+    """A difference with its 95 % interval and the prompts it is of: `+0.312 [+0.125, +0.562], n=16`."""
+    known = effect.low is not None and effect.high is not None
+    interval = f" [{signed(effect.low)}, {signed(effect.high)}]" if known else ""
+    return f"{signed(effect.mean)}{interval}, n={effect.n}"
 
 
 def counted(number: int, things: str) -> str:
-    """`2 updates`, and `1 update`."""
-    return f"{number} {things.removesuffix('s') if number == 1 else things}"
+    """A count with its noun: `2,048 updates`, and `1 update`."""
+    return f"{number:,} {things.removesuffix('s') if number == 1 else things}"
 
 
 def span(seconds: float) -> str:
-    """A duration as a person says it."""
-    return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
+    """A duration: `12.3 s`, `3 min 04 s`, `2 h 15 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

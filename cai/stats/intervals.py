@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cai.stats.formatting import estimate
+
 FEW = 5000  # values that are resampled; a bootstrap of more takes minutes to say what the normal distribution says
 Z = 1.96  # standard errors that hold 95 % of a normal distribution
 RESAMPLES = 1000  # of prompts, where a model is fitted to each
@@ -19,9 +21,7 @@ class Estimate(NamedTuple):
     n: int
 
     def __str__(self) -> str:
-        if self.low is None or self.high is None:
-            return f"{self.mean:.3f} (n={self.n})"
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return estimate(self)
 
 
 def bootstrap_mean(values: Sequence[float], seed: int = 0) -> Estimate:

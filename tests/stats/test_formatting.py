@@ -1,0 +1,42 @@
+import pytest
+
+from cai.stats.formatting import counted, difference, estimate, number, percent, signed, span
+from cai.stats.intervals import Estimate
+from cai.stats.significance import Effect
+
+
+def test_what_is_unknown_is_a_dash_in_every_format() -> None:
+    assert {percent(None), number(None), signed(None), estimate(None)} == {"–"}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0, "0.000"), (0.31249, "0.312"), (-9.9994, "-9.999"), (10.0, "10.0"), (-1234.56, "-1234.6")]
+)
+def test_a_number_has_three_decimals_below_ten_and_one_from_ten_on(value: float, text: str) -> None:
+    assert number(value) == text
+    assert signed(value) == (text if value < 0 else f"+{text}")
+
+
+def test_an_estimate_is_printed_as_its_own_text_says() -> None:
+    with_interval, without = Estimate(0.625, 0.386, 0.815, 16), Estimate(57.25, None, None, 1)
+    assert (estimate(with_interval), estimate(without)) == ("0.625 [0.386, 0.815]", "57.2 (n=1)")
+    assert (str(with_interval), str(without)) == (estimate(with_interval), estimate(without))
+    assert estimate(with_interval, digits=2) == "0.62 [0.39, 0.81]"
+
+
+def test_a_difference_has_signs_its_interval_and_its_prompts() -> None:
+    effect = Effect(mean=0.3125, se=0.1, low=0.125, high=0.5625, n=16, p=0.01)
+    assert difference(effect) == "+0.312 [+0.125, +0.562], n=16"
+    assert difference(effect.model_copy(update={"low": None, "high": None})) == "+0.312, n=16"
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 pairs"), (1, "1 pair"), (2048, "2,048 pairs")])
+def test_a_count_agrees_with_its_noun(count: int, text: str) -> None:
+    assert counted(count, "pairs") == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.04, "0.0 s"), (59.0, "59.0 s"), (184.9, "3 min 04 s"), (8100.0, "2 h 15 min")]
+)
+def test_a_duration_names_two_units_at_most(seconds: float, text: str) -> None:
+    assert span(seconds) == text
