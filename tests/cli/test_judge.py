@@ -72,7 +72,7 @@ def test_a_judge_is_set_against_labels_and_the_report_is_printed(
         r"outside the letters +20 %",
         r"cost of a pair +2\.0 calls, 0\.\d\d s",
         r"identical answers +1 +not asked, p = 0\.5",
-        r"temperature +\d+\.\d\d +fitted on \d pairs",
+        r"temperature +\d+\.\d+ +fitted on \d pairs",
         r"note: ",
     ):
         assert re.search(line, out), line
