@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.console import RenderableType
@@ -10,10 +10,10 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from cai.cli.console import line
+from cai.cli.console import line, write_file
 from cai.cli.effects import EFFECT, columns, effect_cells, hundred_columns, listed, short, show, starred
-from cai.cli.files import write_file
-from cai.compare.attribution import attribute
+from cai.cli.options import DEFAULT_RUNS, AsJson, PageOut, RunsFolder
+from cai.compare.attribution import attribute as attribution_matrices
 from cai.compare.findings import number
 from cai.compare.record import Attribution
 from cai.config.characters import visible
@@ -27,20 +27,26 @@ STRONG = 3.0  # standard errors, from which a cell has its full colour
 LESS, MORE, PLAIN = (0, 114, 178), (213, 94, 0), (255, 255, 255)  # Okabe & Ito 2008, as in the report's plots
 
 
-def attribute_and_print(name: str, as_json: bool, html: Path | None, runs: Path) -> None:
-    """Print the matrices of a sweep given by name or by folder, and write them as HTML.
+def attribute(
+    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="Name or folder of a sweep over principles.")],
+    as_json: AsJson = False,
+    out: PageOut = None,
+    runs: RunsFolder = DEFAULT_RUNS,
+) -> None:
+    """Measure the effect of each principle in a sweep.
 
-    As JSON alone it writes a page only where one is named.
+    Prints a matrix of principles and outcomes with what is significant, for a sweep with `principles: leave-one-out`
+    or `alone`. Also writes a page, attribution.html in the sweep's folder; with --json only if --out names one.
     """
-    folder = open_sweep(name, runs)
-    found = attribute(folder)
+    folder = open_sweep(sweep, runs)
+    found = attribution_matrices(folder)
     if as_json:
         typer.echo(json.dumps([matrix.model_dump(mode="json") for matrix in found], ensure_ascii=False, indent=1))
     console = hundred_columns()
     for part in (part for matrix in found if not as_json for part in _matrix(matrix)):
         show(console, part)
-    if html is not None or not as_json:
-        page = html or folder / "attribution.html"
+    if out is not None or not as_json:
+        page = out or folder / "attribution.html"
         write_file(page, attribution_report(found))
         if not as_json:
             line(console, f"Written to {page}")

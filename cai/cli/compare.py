@@ -1,7 +1,7 @@
 """`cai compare`."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.console import RenderableType
@@ -9,8 +9,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from cai.cli.console import write_file
 from cai.cli.effects import EFFECT, columns, effect_cells, hundred_columns, listed, short, show, starred
-from cai.cli.files import write_file
+from cai.cli.options import DEFAULT_RUNS, AsJson, PageOut, RunsFolder
 from cai.compare.compare import by_kind, compare_runs
 from cai.compare.findings import number
 from cai.compare.record import (
@@ -37,8 +38,23 @@ SPARKS = "▁▂▃▄▅▆▇█"
 STARS = "* significant: with all others of its table, chance brings it in less than 5 % of cases (Holm)"
 
 
-def compare_and_print(names: Sequence[str], as_json: bool, html: Path | None, runs: Path) -> None:
-    """Print a comparison and write it as HTML; as JSON alone it writes a page only where one is named."""
+def compare(
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="A B [C]...",
+            help="Names or folders of runs; A is the base.",
+        ),
+    ],
+    as_json: AsJson = False,
+    out: PageOut = None,
+    runs: RunsFolder = DEFAULT_RUNS,
+) -> None:
+    """Compare runs.
+
+    Each run against the first, A: settings, effects on shared prompts, and which of them are significant. Also writes
+    a page, comparison.html in the folder of runs; with --json only if --out names one.
+    """
     folders = [open_run(name, runs) for name in names]
     comparison = compare_runs(folders)
     if as_json:
@@ -47,8 +63,8 @@ def compare_and_print(names: Sequence[str], as_json: bool, html: Path | None, ru
         console = hundred_columns()
         for part in _comparison(comparison):
             show(console, part)
-    if html is not None or not as_json:
-        page = html or runs / "comparison.html"
+    if out is not None or not as_json:
+        page = out or runs / "comparison.html"
         write_file(page, comparison_report(together(comparison, folders)))
         if not as_json:
             console.print(Text(f"\nWritten to {page}"), soft_wrap=True)

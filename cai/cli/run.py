@@ -1,36 +1,166 @@
 """`cai run`."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Annotated, Any
 
-from rich.console import Console
+import typer
+from rich.console import Console, RenderableType
+from rich.table import Table
 from rich.text import Text
 
-from cai.cli.console import going_on, line
-from cai.cli.figures import forecast_parts, print_summary
+from cai.cli.console import line, resumable
+from cai.cli.options import DEFAULT_RUNS, DryRun, Replace, RunsFolder, Settings
+from cai.config.errors import CaiError
+from cai.feedback.filters import FILTERS
 from cai.inference.progress import Reporter
-from cai.runs.dry_run import dry_run
+from cai.runs.dry_run import DryRun as Forecast
+from cai.runs.dry_run import Line, account
+from cai.runs.dry_run import dry_run as forecast
+from cai.runs.folder import RunFolder
+from cai.runs.metrics import training_lines
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan
+from cai.stats.formatting import percent, span
+from cai.stats.intervals import Estimate
 
 
-def forecast_and_print(
-    run_file: Path, settings: list[str], name: str | None, runs: Path, gpu_rate: float | None
+def run(
+    run_file: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="YAML file that describes the run.")],
+    settings: Settings = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--name",
+            metavar="NAME",
+            help="Name of the run's folder.",
+        ),
+    ] = None,
+    replace: Replace = False,
+    dry_run: DryRun = False,
+    gpu_rate: Annotated[
+        float | None,
+        typer.Option(
+            "--gpu-rate",
+            metavar="N",
+            min=1,
+            help="With --dry-run: tokens/s of a GPU.",
+        ),
+    ] = None,
+    runs: RunsFolder = DEFAULT_RUNS,
 ) -> None:
-    """Print what a run will ask, how much of it is remembered, and what the rest may take; ask nothing."""
-    plan = make_plan(run_file, settings, name, runs)
-    console = Console()
-    line(console, f"{plan.folder.name}: nothing is asked or written; this is what `cai run` would do")
-    for part in forecast_parts(dry_run(plan), gpu_rate):
-        console.print(part, soft_wrap=isinstance(part, Text))
+    """Run the pipeline of a run file, or resume it.
 
-
-def run_and_print(run_file: Path, settings: list[str], name: str | None, replace: bool, runs: Path) -> None:
-    """Carry out a run and print its figures; an interrupt says how to go on."""
+    Revisions, preferences, training and evaluation, as the file describes. After an interrupt, the same command
+    resumes: cached model calls are not repeated.
+    """
+    if gpu_rate is not None and not dry_run:
+        raise CaiError("--gpu-rate: only a forecast uses it; add --dry-run")
+    plan = make_plan(run_file, settings or [], name, runs)
     console = Console()
-    plan = make_plan(run_file, settings, name, runs)
-    with going_on(console):
+    if dry_run:
+        line(console, f"{plan.folder.name}: nothing is asked or written; this is what `cai run` would do")
+        for part in forecast_parts(forecast(plan), gpu_rate):
+            console.print(part, soft_wrap=isinstance(part, Text))
+        return
+    with resumable(console):
         folders = execute(plan, Reporter(console), replace)
     for folder in folders:
         if len(folders) > 1:
             console.print(folder.name, style="bold", highlight=False)
         print_summary(console, folder)
+
+
+def print_summary(console: Console, folder: RunFolder) -> None:
+    """The summary of a finished run as a two-column table."""
+    summary = folder.summary()
+    assert summary is not None
+    console.print(calls_table(account(summary)))
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 2))
+    for name, value in _lines(summary):
+        table.add_row(name, value)
+    console.print(table)
+    console.print(f"  rows, metrics and models are in {folder.path}/", markup=False, highlight=False, soft_wrap=True)
+
+
+def _lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    seconds = summary["seconds"]
+    lines: list[tuple[str, str]] = []
+    if revisions := summary["revisions"]:
+        flags = ", ".join(f"{percent(revisions['flags'][flag])} {flag.replace('_', ' ')}" for flag in FILTERS)
+        cut = ", ".join(f"{text} {percent(rate)}" for text, rate in revisions["truncated"].items())
+        words = revisions["words"]
+        lines += [
+            ("revisions", f"{revisions['rows']} made; {flags}"),
+            ("", f"cut off at max_tokens: {cut}"),
+            ("", f"{words['draft']:.0f} words in the draft, {words['revision']:.0f} in the last revision"),
+        ]
+    if preferences := summary["preferences"]:
+        lines.append(("preferences", ", ".join(f"{n} by {source}" for source, n in preferences["by_source"].items())))
+        if judged := preferences["judged"]:
+            lines.append(
+                (
+                    "judge",
+                    f"same position wins in both orders {percent(judged['position_bias'])}; "
+                    f"mean p {judged['mean_p']:.3f}; {percent(judged['non_option_mass'])} non-option mass",
+                )
+            )
+    skipped = summary["skipped"]
+    if skipped["reasons"] or skipped["failed"]:
+        reasons = [f"{count} × {reason}" for reason, count in skipped["reasons"].items()]
+        lines.append(
+            ("left out", "; ".join([*reasons, *([f"{skipped['failed']} failed"] if skipped["failed"] else [])]))
+        )
+    for stage, training in summary["training"].items():
+        for number, text in enumerate(training_lines(training)):
+            lines.append(("" if number else stage, text))
+    if evaluation := summary["evaluation"]:
+        words = evaluation["words"]
+        lines += [
+            ("after against before", f"win rate {Estimate(**evaluation['win_rate'])} by the eval judge"),
+            (
+                "",
+                f"mean p {Estimate(**evaluation['mean_p'])}; same position wins {percent(evaluation['position_bias'])}",
+            ),
+            ("", f"{words['before']:.0f} words before, {words['after']:.0f} after"),
+        ]
+    lines.append(("seconds", ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())))
+    return lines
+
+
+def calls_table(lines: Sequence[Line]) -> Table:
+    """Calls by stage and step, and their sum."""
+    table = Table(box=None, padding=(0, 1, 0, 2))
+    for column in ("stage", "calls for", "all", "remembered", "asked", "tokens written"):
+        table.add_column(column, justify="left" if column in ("stage", "calls for") else "right", no_wrap=True)
+    for calls in lines:
+        table.add_row(calls.stage, calls.step, *_counts(calls.asked, calls.remembered, calls.tokens))
+    total = (sum(line.asked for line in lines), sum(line.remembered for line in lines))
+    table.add_row("together", "", *_counts(*total, sum(line.tokens for line in lines)), style="bold")
+    return table
+
+
+def _counts(asked: int, remembered: int, tokens: float) -> tuple[str, ...]:
+    return tuple(f"{count:,.0f}" for count in (asked + remembered, remembered, asked, tokens))
+
+
+def forecast_parts(found: Forecast, gpu_rate: float | None) -> Iterator[RenderableType]:
+    """A forecast: its calls, the time they may take, and what it does not know."""
+    yield calls_table(found.lines)
+    asked, written = sum(line.asked for line in found.lines), sum(line.tokens for line in found.lines)
+    if not asked:
+        yield Text("  every call is remembered: the models are not even loaded")
+    elif found.seconds is None:
+        yield Text("  how long: unknown, since nothing was measured with this model here; a first run measures it")
+    else:
+        yield Text(f"  how long: about {span(found.seconds)}, as fast as this model was here so far")
+    if asked and gpu_rate is not None:
+        hours = (found.tokens_read + written) / gpu_rate / 3600
+        yield Text(
+            f"  at {gpu_rate:,.0f} tokens/s a GPU: {hours:.2g} GPU-hours for {written:,.0f} tokens written and about "
+            f"{found.tokens_read:,.0f} read"
+        )
+    if found.untrained:
+        yield Text(f"  to be trained besides: {', '.join(found.untrained)}; a new policy's answers are all new")
+    if found.iterations:
+        yield Text(f"  {found.iterations} more iterations follow, each of a policy that is not known yet")

@@ -1,28 +1,27 @@
 """`cai runs`."""
 
-from pathlib import Path
-
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from cai.cli.console import whole
+from cai.cli.options import DEFAULT_RUNS, RunsFolder
 from cai.config.characters import visible
 from cai.report.serve import listed
 from cai.runs.folder import all_runs
 
 
-def print_runs(runs: Path) -> None:
-    """A table of all runs, the newest first, as `cai serve` lists them."""
-    console, folders = Console(), all_runs(runs)
-    if not folders:
-        console.print(f"No runs in {runs}/. Start one: cai run examples/quickstart.yaml", markup=False)
+def runs(folder: RunsFolder = DEFAULT_RUNS) -> None:
+    """List runs, newest first."""
+    console, found = Console(), all_runs(folder)
+    if not found:
+        console.print(f"No runs in {folder}/. Start one: cai run examples/quickstart.yaml", markup=False)
         return
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("run", "started", "state", "constitution", "prompts", "training", "win rate"):
         table.add_column(column, no_wrap=True)
-    for folder in folders:
-        run = listed(str(folder.path.relative_to(runs)), folder)
+    for each in found:
+        run = listed(str(each.path.relative_to(folder)), each)
         cells = (
             run.name,
             run.started or "–",

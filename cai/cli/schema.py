@@ -2,12 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from pydantic import BaseModel
 
-from cai.cli.files import write_file
+from cai.cli.console import write_file
 from cai.config.errors import CaiError, reading
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -24,12 +24,25 @@ def schema_text(kind: str) -> str:
         from cai.runs.sweep import SweepConfig as model
     else:
         raise CaiError(f"{kind}: expected constitution, run or sweep")
-    schema = {"$schema": DRAFT, **model.model_json_schema()}
-    return json.dumps(schema, ensure_ascii=False, indent=2) + "\n"
+    document = {"$schema": DRAFT, **model.model_json_schema()}
+    return json.dumps(document, ensure_ascii=False, indent=2) + "\n"
 
 
-def print_schema(kind: str, out: Path | None) -> None:
-    """Print a schema, or write it, over an older one of its kind too; raises CaiError when `out` is any other file."""
+def schema(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="constitution, run or sweep.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            help="File to write; an older schema is overwritten.",
+        ),
+    ] = None,
+) -> None:
+    """Print the JSON Schema of a file type.
+
+    Editors use it to complete and check constitutions, run files and sweeps.
+    """
     text = schema_text(kind)
     if out is None:
         typer.echo(text, nl=False)

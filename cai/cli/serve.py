@@ -1,18 +1,43 @@
 """`cai serve`."""
 
-from pathlib import Path
+from typing import Annotated
 
 import typer
 
+from cai.cli.options import DEFAULT_RUNS, RunsFolder
 from cai.report.serve import open_server
 
 
-def serve_runs(runs: Path, host: str, port: int) -> None:
-    """Serve until interrupted."""
+def serve(
+    host: Annotated[
+        str,
+        typer.Option(
+            "--host",
+            metavar="ADDRESS",
+            help="Address to listen on.",
+        ),
+    ] = "127.0.0.1",
+    port: Annotated[
+        int,
+        typer.Option(
+            "--port",
+            metavar="N",
+            min=0,
+            max=65535,
+            help="Port; 0 picks a free one.",
+        ),
+    ] = 8000,
+    runs: RunsFolder = DEFAULT_RUNS,
+) -> None:
+    """Browse all runs on a local web server.
+
+    Lists the runs of a folder, each with its report and all of its examples. Other machines cannot connect unless
+    --host names an address that they reach.
+    """
     with open_server(runs, host, port) as server:
-        typer.echo(f"{runs}/ is at {server.url} (Ctrl-C stops)")
+        typer.echo(f"Serving {runs}/ at {server.url} (Ctrl-C stops)")
         if not server.local:
-            typer.echo("warning: whoever reaches this machine can read every run in it", err=True)
+            typer.echo("warning: anyone who can reach this machine can read every run in it", err=True)
         try:
             server.serve_forever()
         except KeyboardInterrupt:

@@ -1,12 +1,14 @@
 """`cai show`."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
+from cai.cli.options import DEFAULT_RUNS, RunName, RunsFolder
 from cai.config.characters import visible
 from cai.config.errors import CaiError
 from cai.data.records import Comparison, Messages, Preference, Revision, Skipped, Verdict
@@ -16,8 +18,23 @@ Part = tuple[str, str]  # a heading and its text
 Example = tuple[str, list[Part]]
 
 
-def show_examples(run: str, stage: str, count: int, runs: Path) -> None:
-    """Print the first `count` examples of a stage; raises CaiError for an unknown stage."""
+def show(
+    run: RunName,
+    stage: Annotated[
+        str,
+        typer.Option(
+            "--stage",
+            metavar="STAGE",
+            help="revisions, preferences, evaluation or skipped.",
+        ),
+    ] = "revisions",
+    limit: Annotated[int, typer.Option("--limit", "-n", metavar="N", min=1, help="Number of examples.")] = 3,
+    runs: RunsFolder = DEFAULT_RUNS,
+) -> None:
+    """Print examples of a run.
+
+    With all of their texts: prompt, draft, principle, critique, revision and label, or those of another stage.
+    """
     stages: dict[str, Callable[[RunFolder], list[Example]]] = {
         "revisions": _revisions,
         "preferences": lambda folder: [_preference(row) for row in folder.preferences()],
@@ -28,13 +45,13 @@ def show_examples(run: str, stage: str, count: int, runs: Path) -> None:
         raise CaiError(f"--stage {stage}: expected one of {', '.join(stages)}")
     examples = stages[stage](open_run(run, runs))
     console = Console()
-    for title, parts in examples[:count]:
+    for title, parts in examples[:limit]:
         console.rule(Text(title, style="bold"), align="left")
         for heading, text in parts:
             console.print(Text(heading, style="cyan"))
             console.print(Padding(Text(visible(text)), (0, 0, 0, 4)))
         console.print()
-    console.print(Text(f"{min(count, len(examples))} of {len(examples)} {stage.replace('_', ' ')} of {run}"))
+    console.print(Text(f"{min(limit, len(examples))} of {len(examples)} {stage.replace('_', ' ')} of {run}"))
 
 
 def _revisions(folder: RunFolder) -> list[Example]:

@@ -3,29 +3,55 @@
 import tempfile
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
-from cai.cli.console import going_on, line, whole
+from cai.cli.console import line, resumable, whole
+from cai.cli.options import DEFAULT_RUNS, DryRun, Replace, RunsFolder, Settings
 from cai.inference.cache import Cache
 from cai.inference.progress import Reporter
-from cai.runs.dry_run import dry_run
+from cai.runs.dry_run import dry_run as forecast
 from cai.runs.pipeline import execute
 from cai.runs.sweep import Member, carry_out, last_folder, make_sweep, refuse_other_runs
 from cai.stats.formatting import counted, percent, span
 from cai.stats.intervals import Estimate
 
 
-def run_sweep(file: Path, settings: list[str], replace: bool, runs: Path) -> bool:
-    """Carry out a sweep and print its runs side by side; whether all of them ended well."""
+def sweep(
+    sweep_file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SWEEP.yaml",
+            help="YAML file: the run file to vary, and how.",
+        ),
+    ],
+    settings: Settings = None,
+    replace: Replace = False,
+    dry_run: DryRun = False,
+    runs: RunsFolder = DEFAULT_RUNS,
+) -> None:
+    """Run variants of a run file that differ in settings.
+
+    Or in principles. --set changes a setting of all runs. After an interrupt, the same command resumes. Exit status: 1
+    when a run failed; the others are run all the same.
+    """
+    if dry_run:
+        _forecast(sweep_file, settings or [], runs)
+    elif not _run_all(sweep_file, settings or [], replace, runs):
+        raise typer.Exit(1)
+
+
+def _run_all(file: Path, settings: list[str], replace: bool, runs: Path) -> bool:
+    """Run a sweep and print its runs side by side; whether all of them succeeded."""
     console = Console()
     name, members = make_sweep(file, settings, runs)
     if not replace:
         refuse_other_runs(file, name, members)
     reporter = Reporter(console)
-    with going_on(console):
+    with resumable(console):
         failed = carry_out(
             name, members, runs, lambda plan: execute(plan, reporter, replace), lambda text: line(console, text)
         )
@@ -56,7 +82,7 @@ def _figures(summary: dict[str, Any] | None) -> tuple[str, ...]:
     )
 
 
-def forecast_sweep(file: Path, settings: list[str], runs: Path) -> None:
+def _forecast(file: Path, settings: list[str], runs: Path) -> None:
     """Print the runs of a sweep with the calls each would add to those before it; ask and write nothing."""
     console = Console()
     with tempfile.TemporaryDirectory(prefix="cai-") as aside:
@@ -65,7 +91,7 @@ def forecast_sweep(file: Path, settings: list[str], runs: Path) -> None:
         for column in (f"run of {name}", "calls", "known", "asked", "tokens", "time"):
             table.add_column(column, justify="left" if column.startswith("run") else "right", no_wrap=True)
         with closing(Cache(Path(aside) / "counted.sqlite")) as cache:
-            found = [dry_run(member.plan, cache) for member in members]
+            found = [forecast(member.plan, cache) for member in members]
         for member, one in zip(members, found, strict=True):
             table.add_row(member.name, *_cost(one.lines, one.seconds))
         seconds = [one.seconds for one in found]

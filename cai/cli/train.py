@@ -7,10 +7,12 @@ import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
+import typer
 from rich.console import Console
 
+from cai.cli.options import DEFAULT_RUNS, ModelName, Replace, Seed, Settings
 from cai.config.errors import CaiError
 from cai.config.locate import local_file
 from cai.config.validation import nearest
@@ -30,7 +32,62 @@ from cai.training.settings import Online, TrainConfig, TrainStage
 STAGES = {kind.model_fields["stage"].annotation.__args__[0]: kind for kind in get_args(get_args(TrainStage)[0])}
 
 
-def train_and_print(
+def train(
+    stage: Annotated[
+        str,
+        typer.Argument(
+            metavar="STAGE",
+            help="sft, reward, ppo, dpo, kto, orpo, rloo, grpo or online_dpo.",
+        ),
+    ],
+    data: Annotated[
+        Path,
+        typer.Option(
+            "--data",
+            metavar="FILE",
+            help="File or Hub id: preferences, completions or prompts.",
+        ),
+    ],
+    model: ModelName,
+    reward: Annotated[
+        str | None,
+        typer.Option(
+            "--reward",
+            metavar="DIR",
+            help="Reward model of ppo, rloo, grpo and online_dpo.",
+        ),
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Folder for the model and metrics [runs/STAGE-DATA].",
+        ),
+    ] = None,
+    settings: Settings = None,
+    seed: Seed = 0,
+    launcher: Annotated[
+        str,
+        typer.Option(
+            "--launcher",
+            metavar="COMMAND",
+            help="Launch command: 'torchrun --nproc_per_node 2'.",
+        ),
+    ] = "",
+    replace: Replace = False,
+) -> None:
+    """Train one stage on a data file, or resume it.
+
+    The stage decides the data: preferences for reward, dpo, kto and orpo; completions for sft; prompts for ppo, rloo,
+    grpo and online_dpo. docs/run-file.md lists the settings for --set, such as learning_rate=1e-5. After an interrupt,
+    the same command resumes from the last checkpoint.
+    """
+    out = folder or DEFAULT_RUNS / f"{stage}-{data.name.split('.')[0].replace(':', '-')}"
+    _train(stage, data, model, reward, out, settings or [], seed, launcher, replace)
+
+
+def _train(
     stage: str,
     data: Path,
     model: str,
@@ -41,7 +98,6 @@ def train_and_print(
     launcher: str,
     replace: bool,
 ) -> None:
-    """Train one stage on any file it can read, into `out`; an interrupt says how to go on."""
     console = Console()
     if out.exists() and not out.is_dir():
         raise CaiError(f"--out {out}: is a file; expected a folder, or a new name for one")

@@ -3,14 +3,14 @@ from pathlib import Path
 
 import pytest
 
-from cai.cli.attribute import attribute_and_print
+from cai.cli.attribute import attribute
 from cai.compare.record import Attribution
 from tests.compare.test_attribution import write_sweep
 
 
 def test_the_matrix_is_printed_in_a_hundred_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_sweep(tmp_path / "trial", "leave-one-out")
-    attribute_and_print("trial", False, None, tmp_path)
+    attribute("trial", False, None, tmp_path)
     printed = capsys.readouterr().out.splitlines()
     assert printed.pop() == f"Written to {tmp_path / 'trial/attribution.html'}"
     assert max(len(line.rstrip()) for line in printed) <= 100
@@ -19,7 +19,7 @@ def test_the_matrix_is_printed_in_a_hundred_columns(tmp_path: Path, capsys: pyte
 
 def test_effects_without_intervals_are_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_sweep(tmp_path / "trial", "leave-one-out", prompts=2)
-    attribute_and_print("trial", False, None, tmp_path)
+    attribute("trial", False, None, tmp_path)
     printed = capsys.readouterr().out
     assert "With intervals, none of" in printed
     assert "min. detectable" not in printed
@@ -27,7 +27,7 @@ def test_effects_without_intervals_are_told_in_one_line(tmp_path: Path, capsys: 
 
 def test_json_is_the_whole_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_sweep(tmp_path / "trial", "leave-one-out", prompts=12)
-    attribute_and_print(str(folder), True, None, tmp_path)
+    attribute(str(folder), True, None, tmp_path)
     (matrix,) = json.loads(capsys.readouterr().out)
     assert Attribution.model_validate(matrix).how == "leave-one-out"
     assert not (folder / "attribution.html").exists()
@@ -41,7 +41,7 @@ def test_no_text_of_an_index_steers_the_terminal_or_the_page(
     index["name"] = "\x1b[31m<script>alert(1)</script>[bold]"
     index["runs"][1]["principles"]["id"] = "<img src=x>\x1b]0;title\x07[red]"
     (folder / "sweep.json").write_text(json.dumps(index))
-    attribute_and_print("trial", False, tmp_path / "page.html", tmp_path)
+    attribute("trial", False, tmp_path / "page.html", tmp_path)
     printed, page = capsys.readouterr().out, (tmp_path / "page.html").read_text()
     assert not {"\x1b", "\x07"} & set(printed) and "[bold]" in printed and "[red]" in printed
     assert "<script>alert" not in page and "<img src=x" not in page

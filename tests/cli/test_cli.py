@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from cai.cli.main import app, main
+from cai.cli.main import COMMANDS, app, main
 from cai.runs.pipeline import execute
 from tests.conftest import ROOT, scripted, write_workspace
 
@@ -41,11 +41,20 @@ def test_help_imports_nothing_heavy() -> None:
     assert result.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("group", [[], ["constitution"], ["models"]])
+@pytest.mark.parametrize("group", [["constitution"], ["models"]])
 def test_what_a_command_does_is_listed_whole_at_80_columns(group: list[str]) -> None:
     listed = CliRunner().invoke(app, [*group, "--help"], env={"COLUMNS": "80"}).output.partition("Commands:\n")[2]
     assert listed
     assert all(line.endswith(".") and not line.endswith("..") for line in listed.splitlines())
+
+
+def test_every_command_is_listed_in_one_line_that_is_the_first_line_of_its_own_help() -> None:
+    printed = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80"}).output
+    for name, command in COMMANDS.items():
+        assert f"  {name:<12}  {command.help}\n" in printed
+        own = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "80"}).output
+        assert command.help == own.split("\n\n")[1].strip()
+        assert len(command.help) <= 70
 
 
 def test_a_run_is_carried_out_shown_listed_and_compared(
@@ -75,7 +84,7 @@ def test_a_run_is_carried_out_shown_listed_and_compared(
     out = capsys.readouterr().out
     assert "revise.rounds: 2 → 1" in out
     assert (workspace / "runs/comparison.html").exists()
-    assert cai(monkeypatch, "compare", "test", "other", *runs, "--html", workspace / "run.yaml/x.html") == 2
+    assert cai(monkeypatch, "compare", "test", "other", *runs, "--out", workspace / "run.yaml/x.html") == 2
     assert "x.html: cannot be written" in capsys.readouterr().err
 
 
@@ -87,8 +96,16 @@ def test_a_run_is_carried_out_shown_listed_and_compared(
         (["run", "RUN", "--set", "seed"], "--set seed: expected key=value"),
         (["show", "none"], "no run 'none'"),
         (["compare", "x", "y"], "no run 'x'"),
-        (["run", "RUN", "--nmae", "x"], "No such option"),
-        (["rnu"], "No such command"),
+        (["run", "RUN", "--nmae", "x"], "cai run: no such option --nmae; did you mean --name?\nSee cai run --help"),
+        (["show", "x", "--limt", "3"], "cai show: no such option --limt; did you mean --limit?"),
+        (["rnu"], "cai: no such command 'rnu'; did you mean 'run'?"),
+        (["comparre", "a", "b"], "cai: no such command 'comparre'; did you mean 'compare'?"),
+        (["constitution", "lnit"], "cai constitution: no such command 'lnit'. Did you mean 'lint'?"),
+        (["judge", "--model", "x"], "cai judge: --model is now --judge"),
+        (["judge-eval", "--model", "x"], "cai judge-eval: --model is now --judge"),
+        (["report", "x", "--html", "y"], "cai report: --html is now --out"),
+        (["eval", "x", "--referee", "y"], "cai eval: --referee is now --constitution"),
+        (["run"], "cai run: missing argument 'RUN.yaml'"),
     ],
 )
 def test_a_mistake_is_told_in_words_with_status_2(
@@ -136,12 +153,12 @@ def test_an_interrupt_does_not_wait_for_a_model_that_is_still_loading(inside: bo
         "    cli.app.command('stop')(interrupted)\n"
         "    sys.argv = ['cai', 'stop']\n"
         "else:\n"
-        "    cli.app = interrupted\n"
+        "    cli.app = lambda **_: interrupted()\n"
         "atexit.register(print, 'taken apart beneath it')\n"
         "cli.main()"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (result.returncode, result.stdout, result.stderr) == (130, "told\n", "")
+    assert (result.returncode, result.stdout, result.stderr) == (130, "told\n", "Interrupted.\n")
 
 
 def test_an_interrupt_says_how_to_go_on(

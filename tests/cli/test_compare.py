@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from cai.cli.compare import compare_and_print
+from cai.cli.compare import compare
 from cai.compare.record import RunComparison
 from tests.compare.made import make_run, principles, write_metrics
 
@@ -29,7 +29,7 @@ def runs(tmp_path: Path) -> Path:
 
 
 def test_everything_fits_in_a_hundred_columns(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    compare_and_print(["a", "b", "c"], False, None, runs)
+    compare(["a", "b", "c"], False, None, runs)
     printed = capsys.readouterr().out.splitlines()
     written = printed.pop()
     assert max(len(line.rstrip()) for line in printed) <= 100
@@ -45,7 +45,7 @@ def test_everything_fits_in_a_hundred_columns(runs: Path, capsys: pytest.Capture
 
 
 def test_texts_cannot_steer_the_terminal(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    compare_and_print(["a", "b"], False, None, runs)
+    compare(["a", "b"], False, None, runs)
     printed = capsys.readouterr().out
     assert not {"\x1b", "\x07", "\u202e"} & set(printed)
     assert "\\x1b[31mred\\x1b[0m [bold]markup[/] \\x202e turned \\x07" in printed
@@ -53,19 +53,19 @@ def test_texts_cannot_steer_the_terminal(runs: Path, capsys: pytest.CaptureFixtu
 
 
 def test_json_is_the_whole_record_and_nothing_else(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    compare_and_print(["a", "b"], True, None, runs)
+    compare(["a", "b"], True, None, runs)
     printed = capsys.readouterr().out
     assert RunComparison.model_validate_json(printed).runs[1].name == "b"
     assert "NaN" not in printed and json.loads(printed)["pairs"][0]["shared"] == 60
     assert not (runs / "comparison.html").exists()
-    compare_and_print(["a", "b"], True, runs / "page.html", runs)
+    compare(["a", "b"], True, runs / "page.html", runs)
     assert (runs / "page.html").exists()
 
 
 def test_curves_of_one_kind_of_stage_stand_under_each_other_on_one_scale(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    compare_and_print(["a", "b"], False, None, runs)
+    compare(["a", "b"], False, None, runs)
     lines = capsys.readouterr().out.splitlines()
     score = next(number for number, line in enumerate(lines) if "ppo[red] score" in line)
     assert "A  ▁" in lines[score] and "█" in lines[score] and "B  ▁" in lines[score + 1]
@@ -77,7 +77,7 @@ def test_effects_that_no_interval_is_known_of_are_told_in_one_line(
 ) -> None:
     for name in ("a", "b"):
         make_run(tmp_path / name, principles("calm", name), lambda i, drawn: f"{i} {drawn}", prompts=2)
-    compare_and_print(["a", "b"], False, None, tmp_path)
+    compare(["a", "b"], False, None, tmp_path)
     printed = capsys.readouterr().out.splitlines()
     told = [number for number, line in enumerate(printed) if line.startswith("Effects of principles, B − A")]
     assert len(told) == 1

@@ -253,14 +253,14 @@ def test_what_is_exported_is_imported(cai, tmp_path: Path) -> None:
             ["export", "constitutions/brief.yaml", "--format", "csv"],
             "--format csv: expected one of anthropic-critiques",
         ),
-        (["export", "constitutions/brief.yaml"], "Missing option '--format'"),
+        (["export", "constitutions/brief.yaml"], "missing option '--format'"),
         (["import", "none.json"], "none.json: no such file"),
         (["import", "empty.json"], "empty.json:1: not valid JSON"),
         (["import", "object.json"], "no known format of a constitution"),
-        (["diff", "constitutions/brief.yaml"], "Missing argument"),
-        (["lint", "empty.json", "--srict"], "No such option"),
+        (["diff", "constitutions/brief.yaml"], "missing argument"),
+        (["lint", "empty.json", "--srict"], "no such option --srict; did you mean --strict?"),
         (["lint", "none.yaml"], "none.yaml: no such file"),
-        (["lnit", "x"], "No such command"),
+        (["lnit", "x"], "no such command 'lnit'"),
     ],
 )
 def test_a_mistake_is_told_in_words_with_status_2(cai, tmp_path: Path, arguments: list[str], expected: str) -> None:

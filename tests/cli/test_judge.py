@@ -28,7 +28,7 @@ def given(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(evaluate_judge, "__defaults__", (False, opened))
     data = written(tmp_path, *[pair(i, 2, worse) for i, worse in enumerate((-0.6, 0.1, 1.3, 2.5, 3.7, 4.9, 6.1, 2))])
     return [
-        "--data", data, "--model", model_folder, "--constitution", "constitutions/harmless.yaml",
+        "--data", data, "--judge", model_folder, "--constitution", "constitutions/harmless.yaml",
         "--out", tmp_path / "out", "--runs", tmp_path / "runs",
     ]  # fmt: skip
 
@@ -85,7 +85,7 @@ def test_a_panel_is_named_by_repeating_the_model(
     given: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = another(tmp_path, "other")
-    assert cai(monkeypatch, "judge", *given, "--model", other, "--set", "principles=1") == 0
+    assert cai(monkeypatch, "judge", *given, "--judge", other, "--set", "principles=1") == 0
     assert "judging, 2 of 2: 14 calls" in capsys.readouterr().out
     rows = (tmp_path / "out/preferences.jsonl").read_text(encoding="utf-8")
     assert cai(monkeypatch, "judge", *given, "--set", "principles=1", "--set", f"model=[{given[3]}, {other}]") == 0
@@ -97,7 +97,7 @@ def test_a_panel_is_named_by_repeating_the_model(
     ("options", "expected"),
     [
         (["--data", "none.jsonl"], "none.jsonl: no such file"),
-        (["--model", "/nowhere"], "model '/nowhere': no such folder"),
+        (["--judge", "/nowhere"], "model '/nowhere': no such folder"),
         (["--constitution", "none.yaml"], "--constitution none.yaml: no such file, nor a run in"),
         (["--constitution", "plian.yaml"], "did you mean 'constitutions/plain.yaml'?"),
         (["--templates", "none"], "--templates: 'none' not found"),
@@ -164,10 +164,10 @@ def test_an_interrupt_says_how_to_go_on(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("cai.cli.judge.label_file", interrupted)
-    monkeypatch.setattr("cai.cli.judge.evaluate_judge", interrupted)
+    monkeypatch.setattr("cai.cli.judge_eval.evaluate_judge", interrupted)
     assert cai(monkeypatch, command, *given) == 130
     out = capsys.readouterr().out
-    assert "Every answer so far is remembered" in out
+    assert "All answers so far are cached" in out
     assert f"cai {command} --data {given[1]}" in out
 
 

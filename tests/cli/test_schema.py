@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from cai.cli.main import main
-from cai.cli.schema import print_schema, schema_text
+from cai.cli.schema import schema, schema_text
 from cai.config.errors import CaiError
 from cai.config.yaml_files import load_yaml
 from cai.constitution import principles
@@ -115,7 +115,9 @@ def test_schemas_import_no_torch() -> None:
     import subprocess
     import sys
 
-    code = "import sys; from cai.cli.schema import print_schema, schema_text; schema_text('run'); print('torch' in sys.modules)"
+    code = (
+        "import sys; from cai.cli.schema import schema, schema_text; schema_text('run'); print('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
@@ -125,13 +127,13 @@ def test_a_schema_is_written_over_an_older_one_and_over_nothing_else(
     precious = tmp_path / "mine.yaml"
     precious.write_text("name: mine\n", encoding="utf-8")
     with pytest.raises(CaiError, match="already there, and no schema of a constitution"):
-        print_schema("constitution", precious)
+        schema("constitution", precious)
     assert precious.read_text(encoding="utf-8") == "name: mine\n"
-    schema = tmp_path / "schema.json"
-    print_schema("constitution", schema)
+    out = tmp_path / "schema.json"
+    schema("constitution", out)
     assert "over an older one" not in capsys.readouterr().out
-    print_schema("constitution", schema)
-    assert f"Wrote {schema}, over an older one." in capsys.readouterr().out
+    schema("constitution", out)
+    assert f"Wrote {out}, over an older one." in capsys.readouterr().out
     with pytest.raises(CaiError, match="already there, and no schema of a run"):
-        print_schema("run", schema)
-    assert schema.read_text(encoding="utf-8") == schema_text("constitution")
+        schema("run", out)
+    assert out.read_text(encoding="utf-8") == schema_text("constitution")

@@ -158,7 +158,7 @@ def test_the_command_writes_the_page_and_says_where(tmp_path: Path) -> None:
     write_run(tmp_path / "runs/one")
     found = CliRunner().invoke(app, ["report", "one", "--runs", str(tmp_path / "runs")])
     assert found.exit_code == 0, found.output
-    assert f"Written to {tmp_path}/runs/one/report.html (4." in found.output.replace("\n", "")
+    assert f"Wrote {tmp_path}/runs/one/report.html (4." in found.output.replace("\n", "")
     assert "6 examples" in found.output
     page = (tmp_path / "runs/one/report.html").read_text(encoding="utf-8")
     assert "<script src" not in page

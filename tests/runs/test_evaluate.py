@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from cai.cli.evaluate import report_tables
+from cai.cli.eval import report_tables
 from cai.config.errors import CaiError, RequestRefused
 from cai.config.hashing import fingerprint
 from cai.data.jsonl import read_rows, write_rows

@@ -47,7 +47,7 @@ def test_the_policy_is_trained_against_the_reward_model_of_its_own_run(tmp_path:
     assert training["1-reward"]["held_out"]["pairs"] > 0
     assert training["2-ppo"]["updates"] == 2
     assert training["2-ppo"]["score"].keys() == {"first_third", "last_third", "not_finite"}
-    from cai.cli.figures import print_summary
+    from cai.cli.run import print_summary
 
     console = Console(record=True, width=200)
     print_summary(console, folder)

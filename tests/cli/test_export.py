@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from cai.cli.exchange import export_dataset, export_file, import_file
+from cai.cli.export import export_dataset, export_file
+from cai.cli.import_ import import_
 from cai.cli.main import main
 from cai.config.errors import CaiError
 from cai.data.jsonl import read_rows
@@ -27,7 +28,7 @@ def test_a_foreign_file_becomes_rows_of_ours_and_what_is_skipped_is_listed(
     tmp_path: Path, hh: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new" / "ours.jsonl.gz"
-    import_file(str(hh), "preferences", out)
+    import_(str(hh), "preferences", out)
     [pair], _ = read_preferences(out)
     assert (pair.chosen, pair.rejected, pair.source) == ("so", "no", "human")
     listed = read_rows(tmp_path / "new" / "ours.skipped.jsonl", Skipped)
@@ -40,12 +41,12 @@ def test_a_foreign_file_becomes_rows_of_ours_and_what_is_skipped_is_listed(
 
 
 def test_the_same_file_gives_prompts_and_what_is_ours_passes_unchanged(tmp_path: Path, hh: Path) -> None:
-    import_file(str(hh), "prompts", tmp_path / "prompts.jsonl")
+    import_(str(hh), "prompts", tmp_path / "prompts.jsonl")
     prompts = read_rows(tmp_path / "prompts.jsonl", Prompt)
     assert [p.messages[0]["content"] for p in prompts] == ["0?", "1?", "2?"]
     assert not (tmp_path / "prompts.skipped.jsonl").exists()
-    import_file(str(tmp_path / "prompts.jsonl"), "prompts", tmp_path / "prompts.parquet")
-    import_file(str(tmp_path / "prompts.parquet"), "prompts", tmp_path / "again.jsonl")
+    import_(str(tmp_path / "prompts.jsonl"), "prompts", tmp_path / "prompts.parquet")
+    import_(str(tmp_path / "prompts.parquet"), "prompts", tmp_path / "again.jsonl")
     assert (tmp_path / "again.jsonl").read_bytes() == (tmp_path / "prompts.jsonl").read_bytes()
 
 
@@ -54,15 +55,15 @@ def test_preferences_of_ours_pass_unchanged_through_columns(tmp_path: Path) -> N
             "p": 0.625, "weight": 3.0, "source": "judge", "principle_ids": ["a"], "model": "m", "judge": "j", "seeds": [1], "input_p": 0.25,
             "verdicts": [{"principle_id": "a", "principle_hash": "h", "p_forward": 0.5, "p_reverse": 0.75, "non_option_mass": 0.1}]}  # fmt: skip
     (tmp_path / "a.jsonl").write_text(json.dumps(pair) + "\n")
-    import_file(str(tmp_path / "a.jsonl"), "preferences", tmp_path / "b.parquet")
-    import_file(str(tmp_path / "b.parquet"), "preferences", tmp_path / "c.jsonl.zst")
+    import_(str(tmp_path / "a.jsonl"), "preferences", tmp_path / "b.parquet")
+    import_(str(tmp_path / "b.parquet"), "preferences", tmp_path / "c.jsonl.zst")
     assert read_preferences(tmp_path / "c.jsonl.zst")[0] == [Preference.model_validate(pair)]
 
 
 def test_answers_to_learn_come_out_of_a_chat(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "so"}]
     (tmp_path / "chat.json").write_text(json.dumps([{"messages": turns}, {"messages": [*turns, *turns]}], indent=1))
-    import_file(str(tmp_path / "chat.json"), "completions", tmp_path / "out.jsonl")
+    import_(str(tmp_path / "chat.json"), "completions", tmp_path / "out.jsonl")
     assert [len(row.messages) for row in read_rows(tmp_path / "out.jsonl", Demonstration)] == [1, 3]
     assert "  chat: the last answer of each" in capsys.readouterr().out
 
@@ -71,7 +72,7 @@ def test_an_import_that_fails_leaves_nothing(tmp_path: Path, hh: Path) -> None:
     def refused(source: Path, target: str, out: str, expected: str) -> None:
         before = sorted(path.name for path in tmp_path.iterdir())
         with pytest.raises(CaiError, match=expected):
-            import_file(str(source), target, tmp_path / out)
+            import_(str(source), target, tmp_path / out)
         assert sorted(path.name for path in tmp_path.iterdir()) == before
 
     refused(hh, "completions", "out.jsonl", r"hh\.jsonl:1: no known form of a completion")
@@ -91,10 +92,10 @@ def test_demonstrations_become_a_few_shot_file(tmp_path: Path, capsys: pytest.Ca
         "\n\nHuman: a\n\nAssistant: b\n\nCritiqueRequest: c\n\nCritique: d\n\nRevisionRequest: e\n\nRevision: f"
     )
     (tmp_path / "few.json").write_text(json.dumps([demonstration]))
-    import_file(str(tmp_path / "few.json"), "few-shot", tmp_path / "few_shot.yaml")
+    import_(str(tmp_path / "few.json"), "few-shot", tmp_path / "few_shot.yaml")
     assert "6 turns under revision:" in capsys.readouterr().out
     with pytest.raises(CaiError, match="already there"):
-        import_file(str(tmp_path / "few.json"), "few-shot", tmp_path / "few_shot.yaml")
+        import_(str(tmp_path / "few.json"), "few-shot", tmp_path / "few_shot.yaml")
 
 
 def pairs_of_ours(folder: Path) -> Path:

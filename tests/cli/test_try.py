@@ -109,7 +109,7 @@ def test_watching_shows_what_an_edit_changes_word_by_word(cai, monkeypatch: pyte
             await asyncio.sleep(0)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cai.cli.trying.changes", changes)
+    monkeypatch.setattr("cai.cli.try_.changes", changes)
     status, out, _ = cai("c.yaml", "-p", "How do I climb?", "--watch")
     assert status == 130
     assert [path.name for path in watched] == ["c.yaml", "default"]
@@ -140,7 +140,7 @@ def test_watching_shows_what_an_edit_changes_word_by_word(cai, monkeypatch: pyte
             "unknown key 'temprature'; did you mean 'temperature'?",
         ),
         (["c.yaml", "--prompts", "none.jsonl"], "--prompts: 'none.jsonl' not found"),
-        (["c.yaml", "-p", "x", "-n", 0], "Invalid value for '-n'"),
+        (["c.yaml", "-p", "x", "-n", 0], "invalid value for '--limit'"),
     ],
 )
 def test_a_mistake_is_told_in_words_with_status_2(cai, tmp_path: Path, arguments: list[object], expected: str) -> None:
@@ -155,7 +155,7 @@ def test_an_interrupt_says_how_to_go_on(cai, monkeypatch: pytest.MonkeyPatch) ->
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cai.cli.trying.try_out", interrupted)
+    monkeypatch.setattr("cai.cli.try_.try_out", interrupted)
     status, out, _ = cai("c.yaml", "-p", "x")
     assert status == 130
     assert "cai try c.yaml -p x" in out

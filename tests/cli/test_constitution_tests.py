@@ -129,7 +129,7 @@ def test_an_interrupt_says_how_to_go_on(cai, monkeypatch: pytest.MonkeyPatch) ->
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cai.cli.principle_tests.run_tests", interrupted)
+    monkeypatch.setattr("cai.cli.constitution.run_tests", interrupted)
     status, out, _ = cai("c.yaml")
     assert status == 130
     assert "cai constitution test c.yaml" in out

@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cai.cli.console import going_on, line, whole
+from cai.cli.console import line, resumable, whole
+from cai.cli.options import DEFAULT_RUNS, Limit, Replace, RunsFolder, Settings
 from cai.config.characters import visible
 from cai.config.errors import CaiError
 from cai.evaluation.policy_report import PolicyReport, bound_told, dominated_told, elo_told
@@ -23,15 +26,68 @@ STYLES = {"warns": "bold yellow", "unclear": "dim", "fine": "green", "not measur
 TAGS = 4  # the most frequent ones, which are named
 
 
-def evaluate_and_print(options: Options, out: Path | None, replace: bool, runs: Path) -> None:
-    """Evaluate and print the report; an interrupt says how to go on."""
+def eval_(
+    policy: Annotated[str, typer.Argument(metavar="POLICY", help="Run, `cai train` folder, or model.")],
+    against: Annotated[
+        list[str] | None,
+        typer.Option("--against", metavar="POLICY", help="Another policy to evaluate; may be repeated."),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            "--reference",
+            metavar="POLICY",
+            help="Policy to compare with [the policy's base model].",
+        ),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts",
+            metavar="FILE",
+            help="File or Hub id [the run's held-out prompts].",
+        ),
+    ] = None,
+    constitution: Annotated[
+        str | None,
+        typer.Option(
+            "--constitution",
+            metavar="NAME",
+            help="Constitution of the eval judge [the run's].",
+        ),
+    ] = None,
+    judge: Annotated[
+        str | None, typer.Option("--judge", metavar="NAME", help="Judge model or server [the run's].")
+    ] = None,
+    probes: Annotated[
+        str,
+        typer.Option(
+            "--probes",
+            metavar="LIST",
+            help="all, none, or a list: over_refusal,sycophancy,red_team.",
+        ),
+    ] = "all",
+    limit: Limit = None,
+    settings: Settings = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder for the results [eval in the run's].")
+    ] = None,
+    replace: Replace = False,
+    runs: RunsFolder = DEFAULT_RUNS,
+) -> None:
+    """Evaluate a policy: win rates, probes, reward hacking.
+
+    Win rates against other policies by an eval judge, on two axes (helpful and safe); probes for over-refusal,
+    sycophancy and red-team prompts; signs of reward hacking. After an interrupt, the same command resumes.
+    """
+    options = Options(policy, against or [], reference, prompts, constitution, judge, probes, limit, settings or [])
     console = Console()
     evaluating = plan_evaluation(options, runs)
     run = evaluating.contenders[1].run
     if out is None and run is None:
         raise CaiError(f"--out: '{options.policy}' is no run, and has no folder for results; name one")
     target = out if out is not None else run.eval if run is not None else Path()
-    with going_on(console):
+    with resumable(console):
         report = evaluate_policies(evaluating, target, runs / CACHE_FILE, Reporter(console), replace)
     for part in report_tables(report):
         if isinstance(part, Table):

@@ -3,14 +3,24 @@
 from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from cai.cli.changes import marked, with_new_words
-from cai.cli.console import going_on, line, loading
-from cai.cli.principles import find_constitution
+from cai.cli.console import line, loading, marked, resumable, with_new_words
+from cai.cli.options import (
+    DEFAULT_RUNS,
+    DEFAULT_TEMPLATES,
+    ModelName,
+    PrincipleId,
+    RunsFolder,
+    Settings,
+    TemplatesFolder,
+    find_constitution,
+)
 from cai.config import locate
 from cai.config.characters import visible
 from cai.config.errors import CaiError, RequestRefused
@@ -23,6 +33,7 @@ from cai.data.prompts import read_prompts
 from cai.data.records import Message, Prompt
 from cai.feedback.revise import ReviseConfig
 from cai.inference.endpoints import resolve_judges
+from cai.inference.models import SMALL_MODEL
 from cai.runs.folder import CACHE_FILE
 from cai.stats.formatting import counted
 from cai.workbench.trial import Begun, Event, Loading, News, Trial, changes, once, try_out
@@ -32,7 +43,58 @@ DEFAULTS = {"rounds": 1, "temperature": 0}  # the likeliest text, so that what c
 SHOWN = 60  # characters of a prompt in a heading
 
 
-def try_and_print(
+def try_(
+    constitution: Annotated[
+        str,
+        typer.Argument(
+            metavar="CONSTITUTION",
+            help="YAML file or shipped constitution.",
+        ),
+    ],
+    prompt: Annotated[
+        list[str] | None, typer.Option("-p", "--prompt", metavar="TEXT", help="A prompt; may be repeated.")
+    ] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            "--prompts",
+            metavar="FILE",
+            help="File or Hub id of prompts.",
+        ),
+    ] = None,
+    limit: Annotated[
+        int,
+        typer.Option(
+            "--limit",
+            "-n",
+            metavar="N",
+            min=1,
+            help="Number of prompts of the file.",
+        ),
+    ] = 5,
+    principle: PrincipleId = None,
+    model: ModelName = SMALL_MODEL,
+    templates: TemplatesFolder = DEFAULT_TEMPLATES,
+    settings: Settings = None,
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch",
+            help="Run again whenever the file or a template changes.",
+        ),
+    ] = False,
+    runs: RunsFolder = DEFAULT_RUNS,
+) -> None:
+    """Critique and revise a few prompts, text by text.
+
+    Prints a draft for each prompt, and its critique and revision by each principle. --set takes settings of `revise:`
+    in a run file, such as revise.temperature=1.
+    """
+    inputs = read_inputs(prompt or [], prompts, limit)
+    _try(constitution, inputs, principle, model, templates, settings or [], watch, runs)
+
+
+def _try(
     name: str,
     prompts: list[Prompt],
     principle: str | None,
@@ -42,7 +104,6 @@ def try_and_print(
     watch: bool,
     runs: Path,
 ) -> None:
-    """Print what each principle makes of each prompt; with `watch` again whenever a file changes, until interrupted."""
     file, folder = find_constitution(name, None), find_file("--templates", templates, COMMAND)
     source = YamlSource(COMMAND, dict(DEFAULTS), {})
     settings = validate(apply_overrides(source, [o.removeprefix("revise.") for o in overrides]), ReviseConfig)
@@ -59,7 +120,7 @@ def try_and_print(
     page = Page(console, prompts, model)
     occasions = changes([file, folder]) if watch else once()
     with (
-        nullcontext() if watch else going_on(console),
+        nullcontext() if watch else resumable(console),
         console.status("waiting for the model") as status,
     ):
 

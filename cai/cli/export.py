@@ -1,0 +1,149 @@
+"""`cai export`."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cai.cli.console import refuse_existing, write_file
+from cai.cli.import_ import Reasons, echo_skipped, skipped_file, where, why, write_table
+from cai.cli.options import DEFAULT_RUNS, RunsFolder
+from cai.config.errors import CaiError
+from cai.config.locate import local_file
+from cai.data.jsonl import write_rows
+from cai.data.records import Skipped
+from cai.runs.folder import RunFolder, open_run, runs_meant
+from cai.runs.publish import (
+    FORMATS,
+    HUB,
+    OF_RUNS,
+    Source,
+    alpaca_files,
+    annotated_document,
+    publish,
+    table,
+    write_dataset,
+)
+from cai.stats.formatting import counted
+
+UNKNOWN = "unknown"  # what the Hub calls a licence that is not stated
+
+
+def export(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Name or folder of a run; with --format also a file.",
+        ),
+    ],
+    format: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="NAME",
+            help="trl-preference, hh-rlhf, …: docs/formats.md.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            help="File to write: .jsonl (.gz, .zst), .json or .parquet.",
+        ),
+    ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to",
+            metavar="TARGET",
+            help="Folder or hub:org/name for a dataset with a card.",
+        ),
+    ] = None,
+    licence: Annotated[
+        str,
+        typer.Option(
+            "--license",
+            metavar="NAME",
+            help="The dataset's licence, such as cc-by-4.0.",
+        ),
+    ] = UNKNOWN,
+    runs: RunsFolder = DEFAULT_RUNS,
+) -> None:
+    """Export a run or a file to an external format.
+
+    With --format and --out: the rows of a run or a file. With --to: a whole run as a dataset with a card.
+    """
+    if to is not None and format is None and out is None:
+        export_dataset(source, to, licence, runs)
+    elif to is None and format is not None and out is not None:
+        export_file(source, format, out, runs)
+    else:
+        raise CaiError("expected either --format NAME and --out FILE, or --to FOLDER or hub:org/name")
+
+
+def export_file(name: str, format: str, out: Path, runs: Path) -> None:
+    """Write a run's rows, or a file's, in a format of others, and say what that has no place for."""
+    if format not in FORMATS:
+        raise CaiError(f"--format {format}: expected one of {', '.join(FORMATS)}")
+    source = _run_or_file(name, runs)
+    lost, nothing = Counter[str](), f"{name}: nothing to write as {format}"
+    if format in OF_RUNS and not isinstance(source, RunFolder):
+        raise CaiError(f"{name}: --format {format} is made of a run's {OF_RUNS[format]}, and this is a file")
+    if format == "alpaca-eval" and isinstance(source, RunFolder):
+        files, skipped = alpaca_files(source)
+        count, rest = len(files["annotations.json"]), out / "skipped.jsonl"
+        reasons = _write_json({out / file: entries for file, entries in files.items()}, skipped, rest, nothing)
+    elif format == "annotated-pairs":
+        document, skipped = annotated_document(source, lost)
+        count, rest = len(document["comparisons"]), skipped_file(out)
+        reasons = _write_json({out: document} if count else {}, skipped, rest, nothing)
+    else:
+        rest = skipped_file(out)
+        count, reasons = write_table(out, *table(source, format, lost), nothing)
+    typer.echo(f"Wrote {out}: {counted(count, 'rows')} of {name} as {format}")
+    echo_skipped(reasons, rest)
+    if lost:
+        said = ", ".join(f"{thing} ({n})" for thing, n in lost.items())
+        typer.echo(f"note: lost, since the format has no place for them (pairs or answers): {said}", err=True)
+
+
+def export_dataset(name: str, to: str, licence: str, runs: Path) -> None:
+    """Write a run as a data set with a card, to a folder or to the Hub."""
+    run = open_run(name, runs)
+    if to.startswith(HUB):
+        typer.echo(f"Wrote {publish(run, to.removeprefix(HUB), licence)}")
+        return
+    found = write_dataset(run, Path(to), licence)
+    typer.echo(f"Wrote {to}: a card (README.md) and")
+    for split in found:
+        typer.echo(f"  {split.file}: {counted(len(split.rows), 'rows')}")
+    if licence == UNKNOWN:
+        typer.echo("note: the card states no licence; name one by --license, such as cc-by-4.0", err=True)
+
+
+def _run_or_file(name: str, runs: Path) -> Source:
+    if any((folder / "manifest.json").exists() for folder in (runs / name, Path(name))):
+        return open_run(name, runs)
+    try:
+        return local_file(name)
+    except CaiError as error:
+        raise CaiError(f"{error}; nor is it a run in {runs}/ ({runs_meant(name, runs)})") from error
+
+
+def _write_json(documents: dict[Path, Any], skipped: list[Skipped], rest: Path, nothing: str) -> Reasons:
+    reasons = Reasons()
+    for row in skipped:
+        reasons.setdefault(row.reason, []).append(where(row))
+    if not any(documents.values()):
+        raise CaiError(nothing + why(reasons))
+    for path in (*documents, rest):
+        refuse_existing(path)
+    for path, document in documents.items():
+        write_file(path, json.dumps(document, ensure_ascii=False, indent=1) + "\n")
+    if skipped:
+        write_rows(rest, skipped)
+    return reasons
