@@ -15,7 +15,7 @@ endif
 TORCH := $(if $(UV_FIND_LINKS),,--torch-backend=cpu)
 COMPILE := uv pip compile --quiet --no-header --no-annotate pyproject.toml requirements/small-model.in --extra dev
 
-.PHONY: setup demo test fast-test lint format bench requirements clean
+.PHONY: setup demo test test-fast test-numerics browser lint format bench docs requirements clean
 
 setup: $(VENV)/.ready
 
@@ -38,10 +38,24 @@ demo:
 PYTEST := $(BIN)/pytest --numprocesses=2 --dist=worksteal
 
 test: setup lint
-	$(PYTEST)
+	$(PYTEST) --cov --cov-report=
 
-fast-test: setup
-	$(PYTEST) -m "not real"
+test-fast: setup
+	$(PYTEST) -m "not real and not slow"
+
+# Floating-point results differ between instruction sets and thread counts; a tolerance must hold under all of them.
+test-numerics: setup
+	@for isa in default avx2 native; do for threads in 1 2; do \
+	  echo "test-numerics: ATEN_CPU_CAPABILITY=$$isa OMP_NUM_THREADS=$$threads"; \
+	  if [ $$isa = native ]; then unset ATEN_CPU_CAPABILITY; else export ATEN_CPU_CAPABILITY=$$isa; fi; \
+	  OMP_NUM_THREADS=$$threads $(BIN)/pytest -m "numeric and not real" || exit 1; \
+	done; done
+
+# For the tests of the HTML pages, which are skipped without a browser.
+browser: setup
+	@command -v chromium chromium-browser google-chrome > /dev/null \
+	  || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } > /dev/null 2>&1 \
+	  || $(BIN)/playwright install --with-deps chromium
 
 lint: setup
 	$(BIN)/ruff check .
@@ -57,10 +71,13 @@ bench: setup
 	@$(BIN)/cai models prepare > /dev/null
 	@for script in benchmarks/loop.py benchmarks/training.py benchmarks/soft_labels.py benchmarks/edit.py benchmarks/compare.py benchmarks/watch.py; do $(BIN)/python $$script; done
 
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # with --quiet, it would count no warnings
+
 # After a change of dependencies. The GPU set is resolved without local wheels, which are CPU builds.
 requirements: setup
 	$(RUN) $(COMPILE) --python-version 3.11 --extra cpu --excludes requirements/excludes-cpu.txt $(TORCH) --upgrade --output-file requirements/cpu.txt
 	$(RUN) env -u UV_FIND_LINKS -u PIP_FIND_LINKS $(COMPILE) --python-version 3.11 --extra gpu --excludes requirements/excludes-gpu.txt --upgrade --output-file requirements/gpu.txt
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) site

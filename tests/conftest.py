@@ -1,6 +1,7 @@
 """What many tests use: a tiny random model, a small workspace, the prepared real model."""
 
 import json
+import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,11 +28,34 @@ settings.load_profile("repeatable")
 
 
 ROOT = Path(__file__).parent.parent
+NO_BROWSER = "no browser"  # how the reason begins for which the tests of the pages are skipped
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}"
     "{% if not loop.last or m.role != 'assistant' or not continue_final_message %}<|end|>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
 )
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Prints, below pytest's own summary, the coverage and how many tests of the pages were skipped."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or hasattr(config, "workerinput"):
+        return
+    if config.pluginmanager.has_plugin("_cov"):
+        print(f"coverage: {measured_coverage():.1f} % of the lines of cai/")
+    skipped = sum(NO_BROWSER in str(report.longrepr) for report in reporter.stats.get("skipped", []))
+    if skipped:
+        print(f"{skipped} browser tests were skipped: `make browser` installs a browser for them")
+
+
+def measured_coverage() -> float:
+    """Per cent of the lines of cai/ that the tests just finished ran, in any process."""
+    from coverage import Coverage
+
+    coverage = Coverage()
+    coverage.load()
+    with Path(os.devnull).open("w") as nowhere:
+        return coverage.report(file=nowhere, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
