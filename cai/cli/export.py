@@ -18,7 +18,7 @@ from cai.runs.folder import RunFolder, open_run, runs_meant
 from cai.runs.publish import (
     FORMATS,
     HUB,
-    OF_RUNS,
+    RUN_FORMATS,
     Source,
     alpaca_files,
     annotated_document,
@@ -91,8 +91,8 @@ def export_file(name: str, format: str, out: Path, runs: Path) -> None:
         raise CaiError(f"--format {format}: expected one of {', '.join(FORMATS)}")
     source = _run_or_file(name, runs)
     lost, nothing = Counter[str](), f"{name}: nothing to write as {format}"
-    if format in OF_RUNS and not isinstance(source, RunFolder):
-        raise CaiError(f"{name}: --format {format} is made of a run's {OF_RUNS[format]}, and this is a file")
+    if format in RUN_FORMATS and not isinstance(source, RunFolder):
+        raise CaiError(f"{name}: --format {format} is made of a run's {RUN_FORMATS[format]}, and this is a file")
     if format == "alpaca-eval" and isinstance(source, RunFolder):
         files, skipped = alpaca_files(source)
         count, rest = len(files["annotations.json"]), out / "skipped.jsonl"

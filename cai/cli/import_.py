@@ -13,16 +13,15 @@ from cai.config.errors import CaiError
 from cai.config.locate import find_file, local_file
 from cai.constitution.few_shot import few_shot_yaml, read_few_shot
 from cai.constitution.templates import Templates
-from cai.data.completions import iter_completions
-from cai.data.exports import NAMES, table_writer
-from cai.data.forms import Seen
+from cai.data.files import NAMES, table_writer
+from cai.data.formats import ReadSummary
 from cai.data.jsonl import RowWriter
 from cai.data.preferences import iter_preferences
-from cai.data.prompts import iter_prompts
+from cai.data.prompts import iter_completions, iter_prompts
 from cai.data.records import Demonstration, Preference, Prompt, Skipped
 from cai.stats.formatting import counted
 
-Reader = Callable[[Path, Seen], Iterator[BaseModel]]
+Reader = Callable[[Path, ReadSummary], Iterator[BaseModel]]
 TARGETS: dict[str, tuple[type[BaseModel], Reader]] = {
     "prompts": (Prompt, iter_prompts),
     "preferences": (Preference, iter_preferences),
@@ -71,16 +70,16 @@ def import_(
         _import_few_shot(source, out)
         return
     row, read = TARGETS[target]
-    seen = Seen()
-    count, reasons = write_table(out, row, read(source, seen), f"{source}: no {target} in this file")
-    forms = ", ".join(f"{n} as {form}" for form, n in seen.forms.most_common())
-    typer.echo(f"Wrote {out}: {counted(count, target)} out of {source} (rows: {forms})")
-    for form, note in seen.notes.items():
-        typer.echo(f"  {form}: {note}")
+    summary = ReadSummary()
+    count, reasons = write_table(out, row, read(source, summary), f"{source}: no {target} in this file")
+    formats = ", ".join(f"{n} as {format}" for format, n in summary.formats.most_common())
+    typer.echo(f"Wrote {out}: {counted(count, target)} out of {source} (rows: {formats})")
+    for format, note in summary.notes.items():
+        typer.echo(f"  {format}: {note}")
     echo_skipped(reasons, skipped_file(out))
-    if seen.unread:
-        fields = ", ".join(f"{visible(field)} ({n})" for field, n in seen.unread.most_common(12))
-        more = f" and {len(seen.unread) - 12} more" if len(seen.unread) > 12 else ""
+    if summary.unused:
+        fields = ", ".join(f"{visible(field)} ({n})" for field, n in summary.unused.most_common(12))
+        more = f" and {len(summary.unused) - 12} more" if len(summary.unused) > 12 else ""
         typer.echo(f"  not read: {fields}{more}")
 
 

@@ -17,11 +17,10 @@ from cai.config.errors import CaiError
 from cai.config.locate import local_file
 from cai.config.validation import nearest
 from cai.config.yaml_files import YamlSource, apply_overrides, validate
-from cai.data.completions import read_completions
 from cai.data.files import rows as rows_of
 from cai.data.jsonl import parse_row, write_rows
 from cai.data.preferences import read_preferences
-from cai.data.prompts import read_prompts
+from cai.data.prompts import read_completions, read_prompts
 from cai.data.records import Revision, Skipped
 from cai.inference.models import resolve_model
 from cai.inference.progress import Reporter

@@ -24,11 +24,11 @@ from cai.config.errors import CaiError
 from cai.config.validation import found
 from cai.constitution.principles import Principle
 from cai.constitution.templates import FewShot, Templates
+from cai.data.evaluation_formats import OPTION, option_pairs
 from cai.data.files import Place
-from cai.data.forms import is_turns, plain_turns
+from cai.data.formats import is_turns, plain_turns
 from cai.data.jsonl import open_text, parse_json
-from cai.data.multiple_choice import OPTION, option_pairs
-from cai.data.records import Message, Messages
+from cai.data.records import Message, Messages, Skipped
 
 PART = re.compile(r"\n\n(Human|Assistant|CritiqueRequest|Critique|RevisionRequest|Revision): ?")
 END = ["CritiqueRequest", "Critique", "RevisionRequest", "Revision"]
@@ -93,8 +93,8 @@ def _alternating(place: Place, turns: Messages) -> Messages:
 def _choice(place: Place, entry: dict[str, Any], number: int, templates: Templates) -> Messages:
     """The right answer stands first in every other demonstration, so that they show no liking for a place."""
     pairs = option_pairs(place, entry)
-    if isinstance(pairs, str):
-        raise CaiError(f"{place}: {pairs}")
+    if isinstance(pairs, Skipped):
+        raise CaiError(f"{place}: {pairs.reason}")
     turns: Messages = []
     for conversation, good, bad in pairs:
         right = "AB"[(number + len(turns) // 2) % 2]

@@ -1,49 +1,61 @@
-"""Any file as rows: JSON Lines, JSON, CSV, Parquet or plain text, gzipped, in Zstandard or as it is.
+"""Files of rows in any of the usual kinds, read and written: JSON Lines, JSON, CSV, Parquet or plain text.
 
-    *.jsonl, *.ndjson, others   an object a line
-    *.json                      an array of objects; one object, which is one row; or an object a line after all
-    *.csv, *.tsv                a header, then a row a line; the only column of a file is its `prompt`, and commas
-                                part the `tags` of a cell
-    *.parquet                   a row a row
-    *.txt                       a prompt a line
+    *.jsonl, *.ndjson, others   one object per line
+    *.json                      an array of objects; one object, which is one row; or, read only, one object per line
+    *.csv, *.tsv                a header, then one row per line; a file's only column is its `prompt`, and commas
+                                separate the `tags` in a cell (read only)
+    *.parquet                   columns; written, their types come from the row's model
+    *.txt                       one prompt per line (read only)
 
-`*.gz` and `*.zst` may stand behind all but Parquet. JSON arrays are read whole, the others as they are asked for.
+All but Parquet may be compressed: `*.gz`, `*.zst`. JSON arrays are read whole, everything else row by row. A written
+file appears under its name once it is complete, and reads back as the same rows.
 """
 
+import contextlib
 import csv
+import gzip
 import json
 import sys
-from collections.abc import Iterator
+import types
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, Literal, NamedTuple, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from typing_extensions import get_type_hints, is_typeddict
 
 from cai.config.errors import CaiError, reading
 from cai.data.jsonl import COMPRESSIONS, open_text, parse_json, read_objects
 
-BATCH = 256  # rows of a Parquet file that are in memory at once
-RowOfFile = dict[str, Any]
+BATCH = 256  # rows of a Parquet file in memory at once, read
+GROUP = 1000  # rows of a Parquet file in memory at once, written
+NAMES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".parquet")  # of files that can be written
+RawRow = dict[str, Any]
+AnyRow = BaseModel | Mapping[str, Any]
+Write = Callable[[AnyRow], None]
 
 
 class Place(NamedTuple):
-    """Where a row stands: `pairs.jsonl:3`, `pairs.parquet:row 3`, `outputs.json:entry 3`; all counted from 1."""
+    """A row's position: `pairs.jsonl:3`, `pairs.parquet:row 3`, `outputs.json:entry 3`; all counted from 1."""
 
     path: Path
     at: str
 
     def __str__(self) -> str:
-        """As an error names it, with the file's whole path."""
+        """For errors, with the file's whole path."""
         return f"{self.path}:{self.at}" if self.at else str(self.path)
 
     @property
     def short(self) -> str:
-        """As other rows name it, with the file's name alone."""
+        """For rows that refer to it, with the file's name alone."""
         return f"{self.path.name}:{self.at}" if self.at else self.path.name
 
 
-def rows(path: Path) -> Iterator[tuple[Place, RowOfFile]]:
+def rows(path: Path) -> Iterator[tuple[Place, RawRow]]:
     """Every row of a file, with its place; blank lines are skipped.
 
-    Raises: CaiError for a file that cannot be read, naming the line or row where one is to blame.
+    Raises: CaiError for a file that cannot be read, naming the line or row if one is malformed.
     """
     if path.is_dir():
         raise CaiError(f"{path}: a folder; expected a file{_data_files(path)}")
@@ -52,16 +64,16 @@ def rows(path: Path) -> Iterator[tuple[Place, RowOfFile]]:
 
 
 def kind(path: Path) -> str:
-    """The suffix of a file's name that tells what is in it, whatever it is compressed by."""
+    """The suffix that decides how a file is parsed, without that of its compression."""
     return (path.with_suffix("") if path.suffix in COMPRESSIONS else path).suffix
 
 
 def _data_files(folder: Path) -> str:
-    found = sorted(p for pattern in ("*.parquet", "*.jsonl", "*.json", "*.csv") for p in folder.rglob(pattern))
-    return f", such as {found[0]}" if found else ""
+    files = sorted(p for pattern in ("*.parquet", "*.jsonl", "*.json", "*.csv") for p in folder.rglob(pattern))
+    return f", such as {files[0]}" if files else ""
 
 
-def _json_lines(path: Path) -> Iterator[tuple[Place, RowOfFile]]:
+def _json_lines(path: Path) -> Iterator[tuple[Place, RawRow]]:
     if _first_line(path).startswith("["):
         yield from _whole_json(path)
     else:
@@ -69,7 +81,7 @@ def _json_lines(path: Path) -> Iterator[tuple[Place, RowOfFile]]:
             yield Place(path, str(number)), value
 
 
-def _json(path: Path) -> Iterator[tuple[Place, RowOfFile]]:
+def _json(path: Path) -> Iterator[tuple[Place, RawRow]]:
     try:
         lines = isinstance(json.loads(_first_line(path)), dict)
     except (ValueError, RecursionError):
@@ -82,7 +94,7 @@ def _first_line(path: Path) -> str:
         return next((line.strip() for line in file if line.strip()), "")
 
 
-def _whole_json(path: Path) -> Iterator[tuple[Place, RowOfFile]]:
+def _whole_json(path: Path) -> Iterator[tuple[Place, RawRow]]:
     with open_text(path) as file:
         text = file.read()
     if not text.strip():
@@ -98,14 +110,14 @@ def _whole_json(path: Path) -> Iterator[tuple[Place, RowOfFile]]:
         yield place, entry
 
 
-def _text(path: Path) -> Iterator[tuple[Place, RowOfFile]]:
+def _text(path: Path) -> Iterator[tuple[Place, RawRow]]:
     with open_text(path) as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield Place(path, str(number)), {"prompt": line.strip()}
 
 
-def _csv(path: Path) -> Iterator[tuple[Place, RowOfFile]]:
+def _csv(path: Path) -> Iterator[tuple[Place, RawRow]]:
     csv.field_size_limit(sys.maxsize)  # 131,072 characters otherwise, less than a long conversation has
     with open_text(path, newline="") as file:
         lines = csv.reader(file, delimiter="\t" if kind(path) == ".tsv" else ",", strict=True)
@@ -118,7 +130,7 @@ def _csv(path: Path) -> Iterator[tuple[Place, RowOfFile]]:
                     place = Place(path, str(begun))
                     if len(cells) != len(names):
                         raise CaiError(f"{place}: expected {len(names)} columns as in the header, found {len(cells)}")
-                    value: RowOfFile = dict(zip(names, cells, strict=True))
+                    value: RawRow = dict(zip(names, cells, strict=True))
                     if value.get("tags"):
                         value["tags"] = [tag.strip() for tag in value["tags"].split(",")]
                     yield place, value
@@ -129,11 +141,11 @@ def _csv(path: Path) -> Iterator[tuple[Place, RowOfFile]]:
 
 def _header(place: Place, names: list[str]) -> list[str]:
     if twice := [name for name in names if names.count(name) > 1]:
-        raise CaiError(f"{place}: two columns are named '{twice[0]}'; each needs a name of its own")
+        raise CaiError(f"{place}: two columns are named '{twice[0]}'; rename one of them")
     return ["prompt"] if len(names) == 1 else names
 
 
-def _parquet(path: Path) -> Iterator[tuple[Place, RowOfFile]]:
+def _parquet(path: Path) -> Iterator[tuple[Place, RawRow]]:
     import pyarrow
     from pyarrow import parquet
 
@@ -147,3 +159,108 @@ def _parquet(path: Path) -> Iterator[tuple[Place, RowOfFile]]:
                         yield Place(path, f"row {number}"), value
         except pyarrow.ArrowException as error:
             raise CaiError(f"{path}: not a Parquet file that can be read: {str(error).splitlines()[0]}") from None
+
+
+@contextmanager
+def table_writer(path: Path, row: type) -> Iterator[Write]:
+    """A function that appends rows with the fields of `row` (a pydantic model or a TypedDict) to a new file.
+
+    Raises: CaiError for a name with another ending, a file that cannot be written, a row too large for columns.
+    """
+    if not path.name.endswith(NAMES):
+        raise CaiError(f"{path}: expected a name that ends in {', '.join(NAMES[:-1])} or {NAMES[-1]}")
+    partial = path.with_name(path.name + ".part")
+    writer = _column_writer if path.suffix == ".parquet" else _line_writer
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CaiError(f"{path}: cannot be written: {error.strerror}") from error
+    try:
+        with partial.open("wb") as file, writer(path, row, file) as write:
+            yield write
+        partial.replace(path)
+    except OSError as error:
+        raise CaiError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _line_writer(path: Path, row: type, file: IO[bytes]) -> Iterator[Write]:
+    start, between, end = (b"[\n", b",\n", b"\n]\n") if path.suffix == ".json" else (b"", b"\n", b"\n")
+    count = 0
+
+    def write(value: AnyRow) -> None:
+        nonlocal count
+        text = json.dumps(_plain(value), ensure_ascii=False).encode()
+        lines.write((between if count else start) + text)
+        count += 1
+
+    with _compressed(path, file) as lines:
+        yield write
+        lines.write(end if count else start and b"[]\n")
+
+
+@contextmanager
+def _column_writer(path: Path, row: type, file: IO[bytes]) -> Iterator[Write]:
+    import pyarrow
+    from pyarrow import parquet
+
+    schema, waiting = arrow_schema(row), list[dict[str, Any]]()
+
+    def write_group() -> None:
+        try:
+            columns.write_table(pyarrow.Table.from_pylist(waiting, schema=schema))
+        except (pyarrow.ArrowException, OverflowError) as error:
+            raise CaiError(f"{path}: a row does not fit into columns: {error}") from error
+        waiting.clear()
+
+    def write(value: AnyRow) -> None:
+        waiting.append(_plain(value))
+        if len(waiting) == GROUP:
+            write_group()
+
+    with parquet.ParquetWriter(file, schema) as columns:
+        yield write
+        if waiting:
+            write_group()
+
+
+def _plain(value: AnyRow) -> dict[str, Any]:
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else dict(value)
+
+
+def _compressed(path: Path, file: IO[bytes]) -> Any:
+    if path.suffix == ".gz":
+        return gzip.GzipFile("", "wb", fileobj=file, mtime=0)  # the same rows give the same bytes
+    if path.suffix == ".zst":
+        import pyarrow
+
+        return pyarrow.CompressedOutputStream(file, "zstd")
+    return contextlib.nullcontext(file)
+
+
+def arrow_schema(row: type) -> Any:
+    """The columns of a pydantic model or a TypedDict as a pyarrow schema; a field that may be None is nullable."""
+    import pyarrow
+
+    return pyarrow.schema(list(_arrow_type(row)))
+
+
+def _arrow_type(hint: Any) -> Any:
+    import pyarrow
+
+    origin, inside = get_origin(hint), get_args(hint)
+    if hasattr(hint, "__metadata__"):  # Annotated
+        return _arrow_type(inside[0])
+    if origin in (Union, types.UnionType):
+        return _arrow_type(next(part for part in inside if part is not type(None)))
+    if origin is list:
+        return pyarrow.list_(_arrow_type(inside[0]))
+    if origin is Literal:
+        return _arrow_type(type(inside[0]))
+    if is_typeddict(hint):
+        return pyarrow.struct([(name, _arrow_type(field)) for name, field in get_type_hints(hint).items()])
+    if issubclass(hint, BaseModel):
+        return pyarrow.struct([(name, _arrow_type(field.annotation)) for name, field in hint.model_fields.items()])
+    return {str: pyarrow.string(), float: pyarrow.float64(), int: pyarrow.int64(), bool: pyarrow.bool_()}[hint]

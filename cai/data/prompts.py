@@ -1,13 +1,21 @@
-"""Prompts in any file, read into Prompt rows.
+"""Prompts and completions in any file, read into Prompt and Demonstration rows.
 
-    prompt              {"prompt" or "messages"}, with `id` and `tags`: a text, a transcript or a list of turns; of a
-                        conversation that ends with the assistant's answer, what the answer answers to
-    mt-bench            {"question_id", "category", "turns"}: the first turn, since later ones refer to answers
+A prompt is a row with one of these formats, or a preference (cai/data/preferences.py), which stands for its prompt:
+
+    prompt              {"prompt" or "messages"}, with `id` and `tags`: a text, a transcript or a list of turns; a final
+                        assistant turn is dropped
+    mt-bench            {"question_id", "category", "turns"}: the first turn, because later ones refer to answers
     red-team            {"transcript", "tags"}: the first human turn
-    alpaca-eval         {"instruction"} (cai/data/alpaca_eval.py)
-    cai-conversation    {"init_prompt"} (cai/data/cai_conversation.py)
+    alpaca-eval         {"instruction"} (cai/data/evaluation_formats.py)
+    cai-conversation    {"init_prompt"} (cai/data/chat_formats.py)
 
-Rows of preferences (cai/data/preferences.py) stand for their prompts. A prompt that stands there twice counts once.
+A completion is a row with one of these:
+
+    prompt-completion   {"prompt" or "messages", "completion"} with `id`, `tags` as for prompts: texts or turns (trl),
+                        or Demonstration rows
+    kto                 the same with "label": only the desirable completions
+    alpaca-eval         {"instruction", "output"}
+    chat                {"messages"} ending with an assistant turn (OpenAI; ultrafeedback_binarized, cai-conversation)
 """
 
 from collections.abc import Iterator
@@ -16,115 +24,160 @@ from typing import Any
 
 from cai.config.errors import CaiError
 from cai.config.hashing import fingerprint
-from cai.data import alpaca_eval, cai_conversation
-from cai.data.files import Place, RowOfFile
-from cai.data.forms import (
-    OWN,
-    Form,
-    Read,
-    Seen,
+from cai.data import chat_formats, evaluation_formats, preferences
+from cai.data.files import Place, RawRow
+from cai.data.formats import (
+    SHARED,
+    Format,
+    ReadSummary,
+    RowFields,
     is_turns,
-    parted,
     read_row,
     row_id,
     row_prompt,
     row_tags,
+    rows_without_nulls,
     skipped,
+    split_skipped,
     text,
-    turn_fault,
-    turns,
+    turn_problem,
 )
 from cai.data.jsonl import parse_row
-from cai.data.preferences import FORMS as PREFERENCE_FORMS
-from cai.data.preferences import single_rows
-from cai.data.records import Message, Messages, Prompt, Skipped
+from cai.data.records import Demonstration, Message, Messages, Prompt, Skipped
+from cai.data.transcripts import turns
 
 
 def read_prompts(path: Path, limit: int | None = None) -> tuple[list[Prompt], list[Skipped]]:
-    """The first `limit` prompts of a file, and what is left out before them; a row without `id` has its content's.
+    """(the first `limit` prompts of a file, the rows skipped before the last of them).
 
     Raises: CaiError naming file and row for a bad row, an empty text, a duplicate id, or no prompts at all.
     """
-    prompts, others = parted(iter_prompts(path), limit)
+    prompts, skips = split_skipped(iter_prompts(path), limit)
     if not prompts:
-        why = f": {others[0].stage}: {others[0].reason}" if others else ""
+        why = f": {skips[0].stage}: {skips[0].reason}" if skips else ""
         raise CaiError(f"{path}: no prompts in this file{why}")
-    return prompts, others
+    return prompts, skips
 
 
-def iter_prompts(path: Path, seen: Seen | None = None) -> Iterator[Prompt | Skipped]:
-    """The same, row by row; in memory stay ids and hashes alone."""
+def iter_prompts(path: Path, summary: ReadSummary | None = None) -> Iterator[Prompt | Skipped]:
+    """`read_prompts` row by row; a repeated prompt is skipped. Only ids and hashes stay in memory."""
     known: dict[str, tuple[Place, str]] = {}
-    for place, value in single_rows(path):
-        found = read_row(FORMS, place, value, "prompt", seen)
-        if isinstance(found, str):
-            yield skipped(place, value, found)
+    for place, value in preferences.single_rows(path):
+        rows = read_row(PROMPT_FORMATS, place, value, "prompt", summary)
+        if isinstance(rows, Skipped):
+            yield rows
             continue
-        prompt = _checked(place, found[0])
-        if fault := turn_fault(prompt.messages):
-            yield skipped(place, value, fault)
+        prompt = _checked(place, rows[0])
+        if problem := turn_problem(prompt.messages):
+            yield skipped(place, value, problem)
             continue
         content = fingerprint(prompt.messages)
         first, same = known.setdefault(prompt.id, (place, content))
         if first == place:
             yield prompt
         elif same == content:
-            yield skipped(place, value, "the same prompt stands above")
+            yield skipped(place, value, "a row above has the same prompt")
         else:
-            raise CaiError(f"{place}: the id '{prompt.id}' stands already at {first.short}, with another prompt")
+            raise CaiError(f"{place}: {first.short} has the id '{prompt.id}' already, with another prompt")
+
+
+def read_completions(path: Path) -> tuple[list[Demonstration], list[Skipped]]:
+    """(the completions of a file, the skipped rows); a prompt may have several completions.
+
+    Raises: CaiError naming file and row for a bad row, an empty text, or no rows at all.
+    """
+    completions, skips = split_skipped(iter_completions(path))
+    if not completions and not skips:
+        raise CaiError(f"{path}: no completions in this file")
+    return completions, skips
+
+
+def iter_completions(path: Path, summary: ReadSummary | None = None) -> Iterator[Demonstration | Skipped]:
+    """`read_completions` row by row."""
+    for place, value in rows_without_nulls(path):
+        rows = read_row(COMPLETION_FORMATS, place, value, "completion", summary)
+        if isinstance(rows, Skipped):
+            yield rows
+            continue
+        for fields in rows:
+            row = parse_row(place, fields, Demonstration)
+            problem = turn_problem(row.messages) or ("" if row.completion.strip() else "completion: the text is empty")
+            if problem:
+                raise CaiError(f"{place}: {problem}")
+            yield row
 
 
 def _checked(place: Place, fields: dict[str, Any]) -> Prompt:
-    named = {"id": fields["prompt_id"], "messages": fields["messages"], "tags": fields.get("tags", [])}
-    return parse_row(place, named, Prompt)
+    renamed = {"id": fields["prompt_id"], "messages": fields["messages"], "tags": fields.get("tags", [])}
+    return parse_row(place, renamed, Prompt)
 
 
-def _prompt(place: Place, value: RowOfFile) -> Read:
+def _prompt(place: Place, value: RawRow) -> RowFields:
     messages = row_prompt(place, value)
     if is_turns(messages) and len(messages) > 1 and messages[-1]["role"] == "assistant":
         messages = messages[:-1]
     elif "prompt" in value and "messages" in value:
         raise CaiError(f"{place}: expected either 'prompt' or 'messages', found both")
     fields = {"prompt_id": row_id(value, messages), "messages": messages, "tags": row_tags(place, value)}
-    if fault := turn_fault(_checked(place, fields).messages):
-        raise CaiError(f"{place}: {fault}")  # who wrote a file of prompts can mend it
+    if problem := turn_problem(_checked(place, fields).messages):
+        raise CaiError(f"{place}: {problem}")  # no skip: the author of a file of prompts can correct it
     return [fields]
 
 
-def _mt_bench(place: Place, value: RowOfFile) -> Read:
+def _mt_bench(place: Place, value: RawRow) -> RowFields:
     """https://github.com/lm-sys/FastChat/blob/main/fastchat/llm_judge/data/mt_bench/question.jsonl."""
-    asked = value["turns"]
-    if not isinstance(asked, list) or not asked or not isinstance(asked[0], str):
-        raise CaiError(f"{place}: turns: expected a list of texts, the first of which is asked")
-    messages: Messages = [Message(role="user", content=asked[0])]
+    texts = value["turns"]
+    if not isinstance(texts, list) or not texts or not isinstance(texts[0], str):
+        raise CaiError(f"{place}: turns: expected a list of texts, the first of which is the prompt")
+    messages: Messages = [Message(role="user", content=texts[0])]
     tags = [text(place, value, "category")] if "category" in value else []
     return [{"prompt_id": row_id({"id": value.get("question_id")}, messages), "messages": messages, "tags": tags}]
 
 
-def _red_team(place: Place, value: RowOfFile) -> Read:
+def _red_team(place: Place, value: RawRow) -> RowFields:
     """red-team-attempts (Ganguli et al. 2022, arXiv:2209.07858) of https://huggingface.co/datasets/Anthropic/hh-rlhf."""
-    found = turns(text(place, value, "transcript"))
-    messages = [turn for turn in found if turn["role"] == "user"][:1]
+    messages = [turn for turn in turns(text(place, value, "transcript")) if turn["role"] == "user"][:1]
     if not messages or not messages[0]["content"].strip():
-        return "no human turn in the transcript"
+        return skipped(place, value, "no human turn in the transcript")
     return [{"prompt_id": row_id(value, messages), "messages": messages, "tags": row_tags(place, value)}]
 
 
-def _of_preference(form: Form) -> Form:
-    """A form of preferences as one of prompts: that of its first pair."""
+def _prompt_of_pair(format: Format) -> Format:
+    """A format of preferences as one of prompts: the prompt of its first pair."""
 
-    def read(place: Place, value: RowOfFile) -> Read:
-        found = form.read(place, value)
-        return found if isinstance(found, str) else found[:1]
+    def read(place: Place, value: RawRow) -> RowFields:
+        pairs = format.read(place, value)
+        return pairs if isinstance(pairs, Skipped) else pairs[:1]
 
-    return form._replace(read=read)
+    return format._replace(read=read)
 
 
-FORMS = (
-    Form("mt-bench", ("turns",), _mt_bench, ("question_id", "category"), note="the first turn of each question"),
-    Form("red-team", ("transcript",), _red_team, ("id", "tags"), note="the first human turn of each transcript"),
-    Form("alpaca-eval", ("instruction",), alpaca_eval.read_prompt, alpaca_eval.ALSO),
-    Form("cai-conversation", ("init_prompt",), cai_conversation.read_prompt, OWN),
-    *(_of_preference(form) for form in PREFERENCE_FORMS if form.name != "kto"),
-    Form("prompt", ("prompt|messages",), _prompt, (*OWN, "prompt"), plain=True),
+def _completion(place: Place, value: RawRow) -> RowFields:
+    messages, answer = row_prompt(place, value), value["completion"]
+    if is_turns(answer) and len(answer) == 1:
+        answer = answer[0]["content"]
+    fields = {"prompt_id": row_id(value, messages), "tags": row_tags(place, value)}
+    return [{**fields, "messages": messages, "completion": answer}]
+
+
+def _desirable_completion(place: Place, value: RawRow) -> RowFields:
+    if not isinstance(value["label"], bool):
+        raise CaiError(f"{place}: label: expected true or false, found {value['label']}")
+    return _completion(place, value) if value["label"] else skipped(place, value, "the completion's label is false")
+
+
+ALPACA_FIELDS = evaluation_formats.ALPACA_FIELDS
+PROMPT_FORMATS = (
+    Format("mt-bench", ("turns",), _mt_bench, ("question_id", "category"), note="the first turn of each question"),
+    Format("red-team", ("transcript",), _red_team, ("id", "tags"), note="the first human turn of each transcript"),
+    Format("alpaca-eval", ("instruction",), evaluation_formats.read_alpaca_prompt, ALPACA_FIELDS),
+    Format("cai-conversation", ("init_prompt",), chat_formats.read_conversation_prompt, SHARED),
+    *(_prompt_of_pair(format) for format in preferences.FORMATS if format.name != "kto"),
+    Format("prompt", ("prompt|messages",), _prompt, (*SHARED, "prompt"), plain=True),
+)
+COMPLETION_FORMATS = (
+    Format("kto", ("prompt|messages", "completion", "label"), _desirable_completion, SHARED),
+    Format("prompt-completion", ("prompt|messages", "completion"), _completion, SHARED, plain=True),
+    Format("alpaca-eval", ("instruction", "output"), evaluation_formats.read_alpaca_output, ALPACA_FIELDS),
+    Format("chat", ("messages",), chat_formats.read_openai_chat, (*SHARED, "prompt"), note="the last answer of each"),
 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from cai.data.exports import arrow_schema
+from cai.data.files import arrow_schema
 from cai.data.jsonl import each_row
 from cai.data.records import Comparison, Preference, Prompt, Ranking, Revision, Skipped
 from cai.runs.folder import RunFolder, open_run

@@ -16,13 +16,17 @@ from cai import __version__
 from cai.config.characters import visible
 from cai.config.errors import CaiError
 from cai.config.yaml_files import read_text
+from cai.constitution.principles import Constitution
 from cai.constitution.templates import Templates
-from cai.data import alpaca_eval, annotated_pairs, cai_conversation
-from cai.data.completions import iter_completions
-from cai.data.exports import EXPORTS, exported, table_writer, things
+from cai.data import annotated_pairs
+from cai.data.chat_formats import ConversationRow, assistant_turn
+from cai.data.evaluation_formats import alpaca_entries
+from cai.data.exports import EXPORTS, exported, extras
+from cai.data.files import table_writer
 from cai.data.jsonl import read_rows
 from cai.data.preferences import iter_preferences
-from cai.data.records import Comparison, Messages, Preference, Prompt, Ranking, Revision, Skipped
+from cai.data.prompts import iter_completions
+from cai.data.records import Comparison, Demonstration, Messages, Preference, Prompt, Ranking, Revision, Skipped
 from cai.evaluation.judge_report import JudgeReport, figures
 from cai.feedback.filters import FILTERS
 from cai.runs.folder import RunFolder
@@ -30,49 +34,49 @@ from cai.runs.metrics import summarise
 from cai.stats.formatting import number, percent
 from cai.training.sft import fit_revisions
 
-OF_RUNS = {"cai-conversation": "revisions", "alpaca-eval": "evaluation"}  # and what of a run they are made of
-FORMATS = (*EXPORTS, "annotated-pairs", *OF_RUNS)
+RUN_FORMATS = {"cai-conversation": "revisions", "alpaca-eval": "evaluation"}  # made from these rows of a run only
+FORMATS = (*EXPORTS, "annotated-pairs", *RUN_FORMATS)
 Source = RunFolder | Path
 Items = Iterator[BaseModel | Mapping[str, Any]]
 
 
 def table(source: Source, name: str, lost: Counter[str]) -> tuple[type, Items]:
-    """The type of a format's rows, and those of a source with what is left out; `lost` counts what has no place."""
+    """The type of a format's rows, and the rows of a source with the skipped; `lost` counts what has no field there."""
     if name == "cai-conversation" and isinstance(source, RunFolder):
-        return cai_conversation.Row, _conversations(source, lost)
-    of = _preferences if EXPORTS[name].of == "preferences" else _completions
-    return EXPORTS[name].row, exported(of(source), name, lost)
+        return ConversationRow, _conversations(source, lost)
+    rows = _preferences(source) if EXPORTS[name].source == "preferences" else _completions(source)
+    return EXPORTS[name].row, exported(rows, name, lost)
 
 
 def annotated_document(source: Source, lost: Counter[str]) -> tuple[dict[str, Any], list[Skipped]]:
-    """The pairs of a source as annotated pairs, with a run's principles in words; and what is left out."""
-    listed, skipped = list[dict[str, Any]](), list[Skipped]()
-    for place, pair in enumerate(_preferences(source)):
-        made = pair if isinstance(pair, Skipped) else annotated_pairs.comparison(pair, place)
-        if isinstance(made, Skipped):
-            skipped.append(made)
-        elif isinstance(made, str):
-            skipped.append(Skipped(prompt_id=pair.prompt_id, stage="annotated-pairs", reason=made))
+    """The pairs of a source as a document of annotated pairs, with a run's principles in words; and the skipped."""
+    comparisons, skipped = list[dict[str, Any]](), list[Skipped]()
+    for position, pair in enumerate(_preferences(source)):
+        if isinstance(pair, Skipped):
+            skipped.append(pair)
+            continue
+        comparison = annotated_pairs.to_comparison(pair, position)
+        if isinstance(comparison, Skipped):
+            skipped.append(comparison)
         else:
-            listed.append(made)
-            lost.update(set(things(pair)) - annotated_pairs.KEEPS)  # type: ignore[arg-type]
-    listed_principles = source.constitution().principles if isinstance(source, RunFolder) else []
-    principles = {p.id: p.judge for p in listed_principles}
-    return annotated_pairs.document(listed, source.name, principles), skipped
+            comparisons.append(comparison)
+            lost.update(set(extras(pair)) - annotated_pairs.KEEPS)
+    principles = source.constitution().principles if isinstance(source, RunFolder) else []
+    return annotated_pairs.document(comparisons, source.name, {p.id: p.judge for p in principles}), skipped
 
 
 def alpaca_files(run: RunFolder) -> tuple[dict[str, list[dict[str, Any]]], list[Skipped]]:
-    """A run's evaluation as AlpacaEval's files, by name; and what is left out."""
+    """A run's evaluation as AlpacaEval's files, by file name; and the skipped."""
     files: dict[str, list[dict[str, Any]]] = {"model_outputs": [], "reference_outputs": [], "annotations": []}
     skipped = []
     before = str(run.manifest()["config"]["model"])
     for comparison in run.evaluation():
-        made = alpaca_eval.entries(comparison, before, run.name, f"eval judge of {run.name}")
-        if isinstance(made, str):
-            skipped.append(Skipped(prompt_id=comparison.prompt_id, stage="evaluation", reason=made))
-        else:
-            for entries, entry in zip(files.values(), made, strict=True):
-                entries.append(entry)
+        entries = alpaca_entries(comparison, before, run.name, f"eval judge of {run.name}")
+        if isinstance(entries, Skipped):
+            skipped.append(entries)
+            continue
+        for listed, entry in zip(files.values(), entries, strict=True):
+            listed.append(entry)
     return {f"{name}.json": entries for name, entries in files.items()}, skipped
 
 
@@ -80,14 +84,14 @@ def _preferences(source: Source) -> Iterable[Preference | Skipped]:
     return source.preferences() if isinstance(source, RunFolder) else iter_preferences(source)
 
 
-def _completions(source: Source) -> Iterator[BaseModel]:
-    """The answers to learn of a run, which are the revisions that hygiene finds fit, or of a file."""
+def _completions(source: Source) -> Iterator[Demonstration | Skipped]:
+    """The completions of a file, or of a run: its revisions that pass the filters."""
     if not isinstance(source, RunFolder):
         yield from iter_completions(source)
         return
     for revision in source.revisions():
         if revision.flags:
-            yield _unfit(revision.prompt_id, revision.round, f"revision {revision.flags[0].replace('_', ' ')}")
+            yield _flagged(revision)
         else:
             yield from fit_revisions([revision], "all")
 
@@ -95,21 +99,39 @@ def _completions(source: Source) -> Iterator[BaseModel]:
 def _conversations(run: RunFolder, lost: Counter[str]) -> Items:
     constitution, templates = run.constitution(), Templates(run.templates)
     for revision in run.revisions():
-        made = cai_conversation.row(revision, constitution, templates)
-        if isinstance(made, str):
-            yield _unfit(revision.prompt_id, revision.round, made)
+        if revision.flags:
+            yield _flagged(revision)
         else:
             lost.update(["ids", "verdicts and principles", *(["tags"] if revision.tags else [])])
-            yield from made
+            yield conversation_row(revision, constitution, templates)
 
 
-def _unfit(prompt_id: str, round: int, reason: str) -> Skipped:
-    return Skipped(prompt_id=prompt_id, stage=f"round {round}", reason=reason)
+def conversation_row(revision: Revision, constitution: Constitution, templates: Templates) -> ConversationRow:
+    """A round of a run in the columns of Hugging Face's cai-conversation, with the requests the model received.
+
+    The texts hold the last user turn alone; earlier turns are in `messages`, `chosen` and `rejected`.
+    """
+    [principle] = [p for p in constitution.principles if p.id == revision.principle_id]
+    request = revision.messages[-1]["content"]
+    critique_request = templates.critique(principle, revision.round, request) if revision.critique is not None else None
+    conversation = [*revision.messages, *assistant_turn(revision.revision)]
+    return ConversationRow(
+        init_prompt=request,
+        init_response=revision.before,
+        critic_prompt=critique_request,
+        critic_response=revision.critique,
+        revision_prompt=templates.revise(principle, revision.round, request, revision.critique),
+        revision_response=revision.revision,
+        prompt=request,
+        messages=conversation,
+        chosen=conversation,
+        rejected=[*revision.messages, *assistant_turn(revision.before)],
+    )
 
 
-# The card of a run's data set, https://huggingface.co/docs/hub/datasets-cards: what is in it and how it came about.
-#
-# Whatever people or models wrote stands in code blocks, where no Markdown or HTML in it means anything.
+def _flagged(revision: Revision) -> Skipped:
+    reason = f"revision {revision.flags[0].replace('_', ' ')}"
+    return Skipped(prompt_id=revision.prompt_id, stage=f"round {revision.round}", reason=reason)
 
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))

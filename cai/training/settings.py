@@ -38,7 +38,7 @@ class SFTConfig(TrainConfig):
     rounds: Literal["all", "last"] = "all"
     """The revisions of all rounds, as the paper has it, or each prompt's last alone."""
     mix: str | None = None
-    """A file of helpful answers (`cai/data/completions.py`), which keep the model helpful as in the paper."""
+    """A file of helpful answers (`cai/data/prompts.py`), which keep the model helpful as in the paper."""
     mix_share: Annotated[float, Field(ge=0, lt=1)] = 0.25
     """Share of all examples drawn from it by the seed; where it holds too few, all are used and it is told."""
 

@@ -4,8 +4,8 @@ import random
 from pathlib import Path
 from typing import Any, Literal
 
-from cai.data.completions import read_completions
 from cai.data.jsonl import read_objects, read_rows
+from cai.data.prompts import read_completions
 from cai.data.records import Demonstration, Revision, Skipped
 from cai.training import common
 from cai.training.settings import SFTConfig

@@ -75,7 +75,7 @@ def test_an_import_that_fails_leaves_nothing(tmp_path: Path, hh: Path) -> None:
             import_(str(source), target, tmp_path / out)
         assert sorted(path.name for path in tmp_path.iterdir()) == before
 
-    refused(hh, "completions", "out.jsonl", r"hh\.jsonl:1: no known form of a completion")
+    refused(hh, "completions", "out.jsonl", r"hh\.jsonl:1: unknown format of a completion")
     refused(hh, "pairs", "out.jsonl", "--as pairs: expected one of prompts, preferences, completions, few-shot")
     refused(hh, "preferences", "out.csv", r"out\.csv: expected a name that ends in")
     refused(hh, "preferences", "hh.jsonl", r"hh\.jsonl: already there")
@@ -115,9 +115,9 @@ def test_a_file_is_written_in_a_foreign_format_and_what_it_loses_is_told(
     [row] = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert row == {"chosen": HH.format("Why?", "no"), "rejected": HH.format("Why?", "so")}
     [rest] = read_rows(tmp_path / "hh.skipped.jsonl", Skipped)
-    assert (rest.prompt_id, rest.reason) == ("y", "p is 0.5: neither answer is the better one")
+    assert (rest.prompt_id, rest.reason) == ("y", "p is 0.5: neither answer is better")
     said = capsys.readouterr()
-    assert "left out: 1 × p is 0.5: neither answer is the better one (y)" in said.out
+    assert "left out: 1 × p is 0.5: neither answer is better (y)" in said.out
     assert said.err.endswith("ids (1), system messages (1), soft labels (1), weights (1)\n")
 
 
@@ -145,7 +145,7 @@ def test_an_export_that_fails_leaves_nothing(tmp_path: Path) -> None:
     refused(ours, "kto", "out.txt", r"out\.txt: expected a name that ends in")
     refused(ours, "kto", "ours.jsonl", "already there")
     refused(ours, "annotated-pairs", "ours.jsonl", "already there")
-    refused(prompts, "kto", "out.jsonl", r"prompts\.txt:1: no known form of a preference")
+    refused(prompts, "kto", "out.jsonl", r"prompts\.txt:1: unknown format of a preference")
     refused(undecided, "kto", "out.jsonl", "nothing to write as kto: 1 × p is 0.5")
     refused(
         "nothing", "kto", "out.jsonl", r"nothing: no such file; .*; nor is it a run in .*/runs/ \(runs there: none\)"

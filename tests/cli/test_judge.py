@@ -152,7 +152,7 @@ def test_a_row_of_no_known_form_is_named_with_its_line(
     written(tmp_path, pair(0), {"prompt": "Why?", "answers": []})
     assert cai(monkeypatch, "judge", *given) == 2
     assert (
-        "data.jsonl:2: no known form of a preference (found prompt, answers); the closest:" in capsys.readouterr().err
+        "data.jsonl:2: unknown format of a preference (found prompt, answers); the closest:" in capsys.readouterr().err
     )
 
 

@@ -9,7 +9,7 @@ from typer.testing import CliRunner, Result
 
 from cai.cli.main import app
 from cai.config.errors import CaiError
-from cai.data.exports import table_writer
+from cai.data.files import table_writer
 from cai.data.jsonl import read_rows
 from cai.data.records import Demonstration, Preference, Revision, Skipped
 
@@ -135,5 +135,5 @@ def test_a_stage_gets_rows_of_ours_whatever_file_they_came_in(
     assert [a.completion for a in read_rows(good, Demonstration)] == ["so"]
     assert read_rows(revised, Revision) == [revision]
     assert [row.reason for row in read_rows(tmp_path / "out2" / "skipped.jsonl", Skipped)] == [
-        "the answer is labelled as a bad one"
+        "the completion's label is false"
     ]

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from cai.config.errors import CaiError
 from cai.data import annotated_pairs
-from cai.data.completions import iter_completions
-from cai.data.exports import EXPORTS, exported, likelier, table_writer
-from cai.data.forms import TURN
+from cai.data.exports import EXPORTS, exported, likelier
+from cai.data.files import table_writer
 from cai.data.preferences import iter_preferences
+from cai.data.prompts import iter_completions
 from cai.data.records import Demonstration, Message, Preference, Skipped, Verdict
+from cai.data.transcripts import TURN
 
 TEXT = st.text(st.sampled_from("ab:? \né„Human:Assistant:"), min_size=1, max_size=12).filter(lambda t: bool(t.strip()))
 
@@ -61,7 +62,7 @@ def there_and_back(rows: list[Any], name: str, suffix: str, read: Any) -> tuple[
         return list(read(path)), others, lost
 
 
-@pytest.mark.parametrize("name", [name for name, export in EXPORTS.items() if export.of == "preferences"])
+@pytest.mark.parametrize("name", [name for name, export in EXPORTS.items() if export.source == "preferences"])
 @given(pairs=PAIRS, suffix=st.sampled_from([".jsonl", ".json", ".parquet"]))
 def test_a_preference_comes_back_with_all_that_the_format_keeps(
     pairs: list[Preference], name: str, suffix: str
@@ -71,7 +72,7 @@ def test_a_preference_comes_back_with_all_that_the_format_keeps(
     if name == "cai":
         assert (found, others, lost) == (pairs, [], {})
         return
-    written = [pair for pair in pairs if not export.decided or pair.p != 0.5]
+    written = [pair for pair in pairs if not export.hard_labels or pair.p != 0.5]
     if name == "hh-rlhf":
         spoken = [[t["content"] for t in p.messages if t["role"] != "system"] + [p.chosen, p.rejected] for p in pairs]
         cut = [any(TURN.search(text) for text in texts) for texts in spoken]
@@ -91,7 +92,7 @@ def test_a_preference_comes_back_with_all_that_the_format_keeps(
     assert lost["weights"] == sum(pair.weight != 1 for pair in written)
 
 
-@pytest.mark.parametrize("name", [name for name, export in EXPORTS.items() if export.of == "completions"])
+@pytest.mark.parametrize("name", [name for name, export in EXPORTS.items() if export.source == "completions"])
 @given(
     answers=st.lists(st.builds(Demonstration, prompt_id=TEXT, messages=conversations(), completion=TEXT), max_size=3),
     suffix=st.sampled_from([".jsonl", ".parquet"]),
@@ -111,9 +112,9 @@ def test_the_likelier_answer_is_the_chosen_one() -> None:
 
 @given(pairs=PAIRS)
 def test_annotated_pairs_come_back_as_the_default_annotator_has_them(pairs: list[Preference]) -> None:
-    made = [annotated_pairs.comparison(pair, number) for number, pair in enumerate(pairs)]
-    written = [pair for pair, row in zip(pairs, made, strict=True) if not isinstance(row, str)]
-    document = annotated_pairs.document([row for row in made if not isinstance(row, str)], "d", {})
+    made = [annotated_pairs.to_comparison(pair, number) for number, pair in enumerate(pairs)]
+    written = [pair for pair, row in zip(pairs, made, strict=True) if not isinstance(row, Skipped)]
+    document = annotated_pairs.document([row for row in made if not isinstance(row, Skipped)], "d", {})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pairs.json"
         path.write_text(json.dumps(document), encoding="utf-8")
@@ -139,7 +140,7 @@ def test_the_probability_beside_annotated_pairs_is_read_of_our_own_documents_alo
     pair = Preference(
         prompt_id="x", messages=asked, chosen="so", rejected="no", p=0.25, source="judge", verdicts=[said]
     )
-    document = annotated_pairs.document([annotated_pairs.comparison(pair, 0)], "d", {})  # type: ignore[list-item]
+    document = annotated_pairs.document([annotated_pairs.to_comparison(pair, 0)], "d", {})  # type: ignore[list-item]
     document["metadata"] |= change
     path = tmp_path / "pairs.json"
     path.write_text(json.dumps(document), encoding="utf-8")
@@ -149,10 +150,10 @@ def test_the_probability_beside_annotated_pairs_is_read_of_our_own_documents_alo
     assert back.chosen == ("so" if "default_annotator" in change else "no")
 
 
-def test_a_probability_of_ours_that_is_none_is_named(tmp_path: Path) -> None:
+def test_an_invalid_probability_in_a_document_of_cai_is_an_error(tmp_path: Path) -> None:
     asked: list[Message] = [Message(role="user", content="Why?")]
     pair = Preference(prompt_id="x", messages=asked, chosen="so", rejected="no", p=1, source="judge")
-    row = annotated_pairs.comparison(pair, 0)
+    row = annotated_pairs.to_comparison(pair, 0)
     assert isinstance(row, dict)
     path = tmp_path / "pairs.json"
     for wrong in ({"p": "two"}, {"p": "2"}, {"p": "nan"}, {}):
@@ -170,8 +171,8 @@ def test_verdicts_become_annotators_by_the_words_of_their_principle() -> None:
         prompt_id="x", messages=asked, chosen="so", rejected="no", p=0.75, source="judge", verdicts=[said, tie]
     )
     alone = Preference(prompt_id="y", messages=asked, chosen="so", rejected="no", p=1, source="human")
-    listed = [annotated_pairs.comparison(pair, n) for n, pair in enumerate([both, alone])]
-    assert not any(isinstance(row, str) for row in listed)
+    listed = [annotated_pairs.to_comparison(pair, n) for n, pair in enumerate([both, alone])]
+    assert not any(isinstance(row, Skipped) for row in listed)
     document = annotated_pairs.document(listed, "d", {"a": "Which is kinder?"})  # type: ignore[arg-type]
     assert [(a["description"], a["type"]) for a in document["annotators"].values()][1:] == [
         ("Which is kinder?", "principle"), ("b", "principle"),
@@ -194,7 +195,7 @@ def test_verdicts_become_annotators_by_the_words_of_their_principle() -> None:
 def test_pairs_stand_in_either_place() -> None:
     asked: list[Message] = [Message(role="user", content="Why?")]
     rows = [
-        annotated_pairs.comparison(
+        annotated_pairs.to_comparison(
             Preference(prompt_id=str(n), messages=asked, chosen="so", rejected="no", p=1, source="human"), n
         )
         for n in range(200)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from cai.config.errors import CaiError
 from cai.data.jsonl import write_rows
-from cai.data.preferences import read_preferences
-from cai.data.records import Preference, Ranking
+from cai.data.preferences import Candidates, read_candidates, read_preferences
+from cai.data.records import Preference, Ranking, Skipped
 
 USER = {"role": "user", "content": "Why?"}
 
@@ -38,7 +38,7 @@ def said(content: str) -> dict[str, str]:
         {"prompt": "Why?", "responses": ["so", "no"]},
     ],
 )
-def test_every_form_of_a_pair_is_the_same_pair(tmp_path: Path, row: dict[str, Any]) -> None:
+def test_every_format_of_a_pair_is_the_same_pair(tmp_path: Path, row: dict[str, Any]) -> None:
     kept, skipped = read_preferences(written(tmp_path, row))
     assert not skipped
     [pair] = kept
@@ -95,7 +95,7 @@ def test_what_can_teach_nothing_is_named_and_counted(tmp_path: Path) -> None:
     [
         (
             {"prompt": "Why?", "chosen": "so"},
-            "pairs.jsonl:1: no known form of a preference (found prompt, chosen); the closest:",
+            "pairs.jsonl:1: unknown format of a preference (found prompt, chosen); the closest:",
         ),
         ({"chosen": "so", "rejected": "no"}, "chosen: without a prompt, expected a transcript"),
         ({"prompt": 3, "chosen": "so", "rejected": "no"}, "prompt: expected a text or a list of turns"),
@@ -122,7 +122,7 @@ def test_what_can_teach_nothing_is_named_and_counted(tmp_path: Path) -> None:
         ({"prompt": "Why?", "responses": ["so"]}, "responses: expected a list of at least two texts"),
     ],
 )
-def test_a_row_of_no_known_form_is_an_error(tmp_path: Path, row: dict[str, Any], expected: str) -> None:
+def test_a_row_of_an_unknown_format_is_an_error(tmp_path: Path, row: dict[str, Any], expected: str) -> None:
     with pytest.raises(CaiError) as caught:
         read_preferences(written(tmp_path, row))
     assert expected in str(caught.value)
@@ -187,8 +187,8 @@ def test_written_out_conversations_go_before_the_options(tmp_path: Path) -> None
         ({"prompt": "Why? Options:\n (A) [[[no]]]\n (B) [[[so]]]"}, "no options in the prompt"),
         ({"prompt": "Why?\nOptions:\n (A) [[[no]]]\n (B) [[[so]]]"}, "no conversation before the options"),
         ({"prompt": "\n\nHuman: Why?\nOptions:\n (A) [[[no]]]\n (A) [[[so]]]"}, "two options have the same letter"),
-        ({"corrects": [" (D)"]}, "option (D) is named but not among"),
-        ({"corrects": [" (A)"]}, "option (A) is among the correct and the incorrect ones"),
+        ({"corrects": [" (D)"]}, "option (D) is not among"),
+        ({"corrects": [" (A)"]}, "option (A) is both correct and incorrect"),
         ({"prompt": "\n\nHuman: Why?\nOptions:\n (A) [[[]]]\n (B) [[[so]]]"}, "an answer is empty"),
         (
             {**WRITTEN_OUT, "text_incorrect": "\n\nHuman: Why?\n\nAssistant: wrong"},
@@ -247,3 +247,68 @@ def test_a_judges_ranking_is_read_with_soft_labels(tmp_path: Path) -> None:
     for wrong, expected in (({"strengths": [0, 1, 2]}, "the greatest first"), ({"strengths": [0]}, "3 responses have")):
         with pytest.raises(CaiError, match=f"pairs.jsonl:1: .*{expected}"):
             read_preferences(written(tmp_path, {**row, **wrong}))
+
+
+def read(folder: Path, *rows: dict[str, Any], ranked: bool = False) -> list[Candidates | Skipped]:
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return list(read_candidates(path, ranked))
+
+
+def test_a_pair_waits_for_a_judge_with_the_label_it_came_with(tmp_path: Path) -> None:
+    row = {"id": "x", "prompt": "Why?", "chosen": "so", "rejected": "no", "p": 0.75, "subset": "s"}
+    [found] = read(tmp_path, row)
+    assert isinstance(found, Candidates)
+    assert (found.place, found.answers, found.input_p) == ("rows.jsonl:1", ["so", "no"], 0.75)
+    assert (found.prompt.id, found.prompt.messages, found.prompt.tags) == ("x", [USER], ["s"])
+
+
+def test_responses_are_one_set_for_a_judge_and_pairs_where_they_are_ranked(tmp_path: Path) -> None:
+    row = {"id": "x", "messages": [USER], "responses": ["a", "b", "c"], "tags": ["t"]}
+    [found] = read(tmp_path, row)
+    assert isinstance(found, Candidates)
+    assert (found.answers, found.input_p, found.prompt.id, found.prompt.tags) == (["a", "b", "c"], None, "x", ["t"])
+    pairs = [item for item in read(tmp_path, row, ranked=True) if isinstance(item, Candidates)]
+    assert [(pair.answers, pair.input_p) for pair in pairs] == [(["a", "b"], 1), (["a", "c"], 1), (["b", "c"], 1)]
+
+
+def test_identical_answers_stay_and_white_space_is_an_empty_answer(tmp_path: Path) -> None:
+    same, blank = read(
+        tmp_path,
+        {"prompt": "Why?", "chosen": "so", "rejected": "so"},
+        {"prompt": "Why?", "responses": ["so", " \n", " no "]},
+    )
+    assert isinstance(same, Candidates)
+    assert isinstance(blank, Candidates)
+    assert same.answers == ["so", "so"]
+    assert blank.answers == ["so", "", " no "]
+
+
+def test_what_cannot_be_answered_is_skipped_with_its_line(tmp_path: Path) -> None:
+    found = read(
+        tmp_path,
+        {"chosen": [USER, {"role": "assistant", "content": "a"}], "rejected": [{"role": "user", "content": "How?"},
+         {"role": "assistant", "content": "b"}]},
+        {"id": "turns", "messages": [USER, USER], "responses": ["a", "b"]},
+        {"id": "turns", "messages": [USER, USER], "chosen": "a", "rejected": "b"},
+    )  # fmt: skip
+    assert all(isinstance(item, Skipped) for item in found)
+    assert [(item.stage, item.reason[:12]) for item in found if isinstance(item, Skipped)] == [
+        ("rows.jsonl:1", "chosen and r"), ("rows.jsonl:2", "turns must a"), ("rows.jsonl:3", "turns must a"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"prompt": "Why?", "responses": ["a"]}, "rows.jsonl:1: responses: expected a list of at least two texts"),
+        ({"prompt": "Why?", "responses": list(range(3))}, "responses: expected a list of at least two texts"),
+        ({"prompt": "Why?", "responses": [f"{i}" for i in range(27)]}, "among 2 to 26 answers, found 27"),
+        ({"messages": [{"role": "x"}], "responses": ["a", "b"]}, "rows.jsonl:1: messages[0].role"),
+        ({"prompt": "Why?"}, "unknown format of a preference (found prompt)"),
+    ],
+)
+def test_a_row_without_answers_for_a_judge_is_an_error(tmp_path: Path, row: dict[str, Any], expected: str) -> None:
+    with pytest.raises(CaiError) as caught:
+        read(tmp_path, row)
+    assert expected in str(caught.value)

@@ -3,7 +3,10 @@ from pathlib import Path
 import pytest
 
 from cai.config.errors import CaiError
-from cai.data.prompts import read_prompts
+from cai.data.jsonl import write_rows
+from cai.data.prompts import read_completions, read_prompts
+from cai.data.records import Demonstration
+from tests.conftest import prompt
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -27,8 +30,8 @@ def test_a_prompt_is_one_user_turn_and_may_go_unnamed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ('{"id": "a", "prompt": "again"}', "f.jsonl:2: the id 'a' stands already at f.jsonl:1, with another prompt"),
-        ('{"id": "b"}', "no known form of a prompt (found id); expected one of"),
+        ('{"id": "a", "prompt": "again"}', "f.jsonl:2: f.jsonl:1 has the id 'a' already, with another prompt"),
+        ('{"id": "b"}', "unknown format of a prompt (found id); expected one of"),
         ('{"id": "b", "prompt": "x", "messages": []}', "expected either 'prompt'"),
         ('{"id": "b", "prompt": 7}', "prompt: expected a text or a list of turns"),
         ('{"id": "b", "prompt": [{"role": "user", "content": 7}]}', "messages[0].content: expected a text, found 7"),
@@ -52,3 +55,54 @@ def test_a_file_without_prompts_is_refused(tmp_path: Path) -> None:
     (tmp_path / "f.jsonl").write_text("\n")
     with pytest.raises(CaiError, match="no prompts in this file"):
         read_prompts(tmp_path / "f.jsonl")
+
+
+def test_a_row_is_a_prompt_and_the_text_that_answers_it(tmp_path: Path) -> None:
+    path = tmp_path / "f.jsonl"
+    path.write_text(
+        '{"prompt": "Hi?", "completion": "Ho."}\n'
+        '{"prompt": "Hi?", "completion": "Hu."}\n\n'
+        '{"id": "b", "tags": ["t"], "messages": [{"role": "user", "content": "x"}], "completion": "y"}\n'
+    )
+    (first, again, last), _ = read_completions(path)
+    assert (first.messages, first.completion) == ([{"role": "user", "content": "Hi?"}], "Ho.")
+    assert (again.prompt_id, again.completion) == (first.prompt_id, "Hu.")  # a prompt may have several answers
+    assert (last.prompt_id, last.tags, last.completion) == ("b", ["t"], "y")
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (
+            '{"prompt": "x", "answer": "y"}',
+            "unknown format of a completion (found prompt, answer); the closest:\n  prompt-completion: no 'completion'",
+        ),
+        ('{"completion": "y"}', "prompt-completion: no 'prompt' or 'messages'"),
+        ('{"prompt": "x", "completion": 7}', "completion: expected a text, found 7"),
+        ('{"prompt": "x", "completion": " "}', "completion: the text is empty"),
+        ('{"prompt": " ", "completion": "y"}', "a message is empty"),
+        ('{"prompt": "x", "completion": "y", "tag": "z"}', "unknown field 'tag'; did you mean 'tags'?"),
+        ('{"prompt": "x", ', "not valid JSON"),
+    ],
+)
+def test_a_bad_row_is_refused_with_its_line(tmp_path: Path, line: str, expected: str) -> None:
+    path = tmp_path / "f.jsonl"
+    path.write_text('{"prompt": "fine", "completion": "fine"}\n' + line + "\n")
+    with pytest.raises(CaiError) as caught:
+        read_completions(path)
+    assert expected in str(caught.value)
+    assert "f.jsonl:2: " in str(caught.value)
+
+
+def test_a_file_without_rows_or_no_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "f.jsonl").write_text("\n")
+    with pytest.raises(CaiError, match="no completions in this file"):
+        read_completions(tmp_path / "f.jsonl")
+    with pytest.raises(CaiError, match="no such file"):
+        read_completions(tmp_path / "g.jsonl")
+
+
+def test_rows_of_cai_are_read_back(tmp_path: Path) -> None:
+    rows = [Demonstration(prompt_id="p", messages=prompt("p").messages, tags=["t"], completion="an answer")]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    assert read_completions(tmp_path / "rows.jsonl") == (rows, [])

@@ -1,8 +1,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cai.data.forms import TURN, is_transcript, transcript, transcript_fault, turns
 from cai.data.records import Message, Messages
+from cai.data.transcripts import TURN, is_transcript, transcript, transcript_problem, turns
 
 TEXT = st.text(st.sampled_from("aé \n\t:HumanAsit\u2028"), max_size=30)  # what separators are made of, above all
 
@@ -21,7 +21,7 @@ def test_every_transcript_prints_back_byte_for_byte(said: list[tuple[str, str]])
 @given(st.lists(st.tuples(st.sampled_from(["user", "assistant"]), TEXT), min_size=1, max_size=6))
 def test_a_conversation_comes_back_unless_a_turn_would_be_read_as_two(said: list[tuple[str, str]]) -> None:
     messages: Messages = [Message(role=role, content=text) for role, text in said]  # type: ignore[typeddict-item]
-    assert (turns(transcript(messages)) == messages) == (transcript_fault(messages) is None)
+    assert (turns(transcript(messages)) == messages) == (transcript_problem(messages) is None)
 
 
 def test_turns_keep_their_white_space_and_an_empty_last_one() -> None:

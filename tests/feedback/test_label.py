@@ -250,7 +250,7 @@ def test_a_refused_row_fails_alone_whichever_judge_of_a_panel_refuses(
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
-        ({"prompt": "Why?", "chosen": "so"}, "data.jsonl:2: no known form of a preference (found prompt, chosen)"),
+        ({"prompt": "Why?", "chosen": "so"}, "data.jsonl:2: unknown format of a preference (found prompt, chosen)"),
         ({"prompt": "Why?", "responses": ["a"]}, "data.jsonl:2: responses: expected"),
     ],
 )

@@ -106,7 +106,7 @@ def test_a_gate_without_its_file_is_refused_before_anything_starts(tmp_path: Pat
     ("rows", "said"),
     [
         ('{"prompt": "p", "chosen": "good answer", "rejected": "bad answer"}\n{"prompt": "p"', r":2: not valid JSON"),
-        ('{"prompt": "p", "answer": "a"}', r":1: no known form of a preference \(found prompt, answer\)"),
+        ('{"prompt": "p", "answer": "a"}', r":1: unknown format of a preference \(found prompt, answer\)"),
         ('{"prompt": "p", "chosen": "", "rejected": "a", "messages": []}', r": nothing to judge in this file"),
     ],
 )

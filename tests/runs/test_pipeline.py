@@ -67,7 +67,7 @@ def test_prompts_may_be_in_any_form_and_what_is_no_new_prompt_is_listed(tmp_path
     folder = carry_out(run_file, overrides=(f"prompts.source={tmp_path}/pairs.json", "prompts.holdout=0"))
     assert [p.messages[0]["content"] for p in folder.prompts()] == ["Why?", "How?", "Who?"]
     assert [(row.stage, row.reason) for row in folder.skipped()][:1] == [
-        ("pairs.json:entry 4", "the same prompt stands above")
+        ("pairs.json:entry 4", "a row above has the same prompt")
     ]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from cai.data.exports import table_writer
+from cai.data.files import table_writer
 from cai.data.jsonl import read_rows, write_rows
 from cai.data.preferences import read_preferences
 from cai.data.records import Comparison, Message, Preference, Revision, Skipped
@@ -94,7 +94,7 @@ def test_an_evaluation_is_written_as_outputs_and_soft_annotations(run: RunFolder
 
     write_rows(run.evaluation_jsonl, [compared("x", 0.75, "Why?"), compared("y", 0.5, "Hi.", "Hello.", "Why?")])
     files, skipped = alpaca_files(run)
-    assert [(row.prompt_id, row.reason[:40]) for row in skipped] == [("y", "AlpacaEval asks a single instruction, an")]
+    assert [(row.prompt_id, row.reason[:40]) for row in skipped] == [("y", "AlpacaEval takes a single instruction, a")]
     model = run.manifest()["config"]["model"]
     assert files["model_outputs.json"] == [
         {"instruction": "Why?", "dataset": "t", "output": "new", "generator": "test"}

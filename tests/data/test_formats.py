@@ -1,4 +1,4 @@
-"""Every foreign form, a row each with the fields its documentation names, as prompt, as preference and as completion."""
+"""Every external format: one row each, with the fields its documentation names, as prompt, preference and completion."""
 
 import json
 from pathlib import Path
@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from cai.config.errors import CaiError
-from cai.data.completions import iter_completions
-from cai.data.forms import Seen
+from cai.data.formats import ReadSummary
 from cai.data.preferences import iter_preferences
-from cai.data.prompts import iter_prompts
+from cai.data.prompts import iter_completions, iter_prompts
 from cai.data.records import Demonstration, Preference, Prompt, Skipped
 
 
@@ -27,10 +26,10 @@ WRITTEN = "\n\nHuman: Hi.\n\nAssistant: Hello.\n\nHuman: Why?"
 
 
 class Case(NamedTuple):
-    """A row, and what it stands for; None where the form has no such thing."""
+    """A row, and what it stands for; None where the format has none."""
 
     row: dict[str, Any]
-    form: str
+    format: str
     prompt: list[dict[str, str]]
     pair: tuple[str, str, float] | None
     completion: str | None
@@ -105,7 +104,7 @@ def written(folder: Path, *rows: dict[str, Any]) -> Path:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_form_is_read_as_the_prompt_it_holds(tmp_path: Path, name: str) -> None:
+def test_every_format_is_read_as_the_prompt_it_holds(tmp_path: Path, name: str) -> None:
     case = CASES[name]
     [prompt] = iter_prompts(written(tmp_path, case.row))
     assert isinstance(prompt, Prompt)
@@ -113,25 +112,25 @@ def test_every_form_is_read_as_the_prompt_it_holds(tmp_path: Path, name: str) ->
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.pair])
-def test_every_form_of_a_preference_is_read(tmp_path: Path, name: str) -> None:
-    case, seen = CASES[name], Seen()
+def test_every_format_of_a_preference_is_read(tmp_path: Path, name: str) -> None:
+    case, seen = CASES[name], ReadSummary()
     [pair] = iter_preferences(written(tmp_path, case.row), seen)
     assert isinstance(pair, Preference)
     assert (pair.messages, (pair.chosen, pair.rejected, pair.p)) == (case.prompt, case.pair)
-    assert seen.forms == {case.form: 1}
+    assert seen.formats == {case.format: 1}
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.completion])
-def test_every_form_of_an_answer_to_learn_is_read(tmp_path: Path, name: str) -> None:
+def test_every_format_of_an_answer_to_learn_is_read(tmp_path: Path, name: str) -> None:
     case = CASES[name]
     [answer] = iter_completions(written(tmp_path, case.row))
     assert isinstance(answer, Demonstration)
     assert (answer.messages, answer.completion) == (case.prompt, case.completion)
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.pair and case.form != "kto"])
-def test_what_is_no_preference_says_which_forms_come_closest(tmp_path: Path, name: str) -> None:
-    with pytest.raises(CaiError, match=r"rows\.jsonl:1: no known form of a preference"):
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.pair and case.format != "kto"])
+def test_a_row_that_is_no_preference_lists_the_closest_formats(tmp_path: Path, name: str) -> None:
+    with pytest.raises(CaiError, match=r"rows\.jsonl:1: unknown format of a preference"):
         list(iter_preferences(written(tmp_path, CASES[name].row)))
 
 
@@ -152,30 +151,32 @@ def test_an_empty_cell_of_an_optional_column_is_an_absent_field(tmp_path: Path) 
     assert (empty.prompt_id, empty.reason) == ("x", "an answer is empty")
 
 
-def test_half_a_row_is_told_what_the_closest_forms_miss(tmp_path: Path) -> None:
+def test_an_incomplete_row_lists_what_the_closest_formats_miss(tmp_path: Path) -> None:
     with pytest.raises(CaiError) as caught:
         list(iter_preferences(written(tmp_path, {"instruction": "Why?", "output_1": "so", "chosen": "x"})))
     assert str(caught.value).splitlines()[0].endswith("(found instruction, output_1, chosen); the closest:")
     assert str(caught.value).splitlines()[1:] == ["  alpaca-eval: no 'output_2'", "  pair: no 'rejected'"]
 
 
-def test_a_field_that_is_nearly_one_of_ours_is_a_mistake_and_another_is_counted(tmp_path: Path) -> None:
+def test_a_misspelt_field_is_an_error_and_an_unused_one_is_counted(tmp_path: Path) -> None:
     row = {"prompt": "Why?", "chosen": "so", "rejected": "no", "annotator": "me"}
-    seen = Seen()
+    seen = ReadSummary()
     list(iter_preferences(written(tmp_path, row, row), seen))
-    assert seen.unread == {"annotator": 2}
+    assert seen.unused == {"annotator": 2}
     with pytest.raises(CaiError, match=r"rows\.jsonl:2: unknown field 'weights'; did you mean 'weight'\?"):
         list(iter_preferences(written(tmp_path, row, {**row, "weights": 2})))
 
 
-def test_a_field_or_two_of_many_do_not_come_close_to_a_form(tmp_path: Path) -> None:
+def test_a_field_or_two_of_many_do_not_come_close_to_a_format(tmp_path: Path) -> None:
     with pytest.raises(CaiError, match=r"expected one of\n(.*\n)*  prompt: prompt or messages$"):
         list(iter_prompts(written(tmp_path, {"question": "Why?", "source": "web"})))
 
 
 @pytest.mark.parametrize("row", [{"promt": "Why?"}, {"Prompt": "Why?"}, {"promt": "Why?", "rejected": "no"}])
-def test_a_mistyped_field_is_met_with_the_nearest_in_a_row_of_no_form(tmp_path: Path, row: dict[str, str]) -> None:
-    with pytest.raises(CaiError, match=r"no known form of a prompt(.*\n)*'(promt|Prompt)': did you mean 'prompt'\?"):
+def test_a_mistyped_field_is_met_with_the_nearest_in_a_row_of_an_unknown_format(
+    tmp_path: Path, row: dict[str, str]
+) -> None:
+    with pytest.raises(CaiError, match=r"unknown format of a prompt(.*\n)*'(promt|Prompt)': did you mean 'prompt'\?"):
         list(iter_prompts(written(tmp_path, row)))
 
 
@@ -191,21 +192,21 @@ def test_good_and_bad_answers_to_one_prompt_are_its_pairs_wherever_they_stand(tm
         {"prompt": "Who?", "chosen": "me", "rejected": "you"},
         rated("Why?", "nah", False),
     ]
-    seen = Seen()
+    seen = ReadSummary()
     found = list(iter_preferences(written(tmp_path, *rows), seen))
     pairs = [(p.chosen, p.rejected) for p in found if isinstance(p, Preference)]
     assert pairs == [("me", "you"), ("so", "no"), ("so", "nah")]
-    alone = [(row.stage, row.reason[:34]) for row in found if isinstance(row, Skipped)]
-    assert alone == [(f"rows.jsonl:{line}", "no answer of the other label to it") for line in (2, 4)]
-    assert seen.forms == {"pair": 1, "kto": 3}
+    alone = [(row.stage, row.reason[:45]) for row in found if isinstance(row, Skipped)]
+    assert alone == [(f"rows.jsonl:{line}", "its prompt has no answer with the other label") for line in (2, 4)]
+    assert seen.formats == {"pair": 1, "kto": 3}
 
     del rows[4]
-    seen = Seen()
+    seen = ReadSummary()
     prompts = [p.messages for p in iter_prompts(written(tmp_path, *rows), seen) if isinstance(p, Prompt)]
     assert prompts == [[user("Why?")], [user("How?")]]
-    assert seen.unread == {"completion": 5, "label": 5}
+    assert seen.unused == {"completion": 5, "label": 5}
     answers = list(iter_completions(written(tmp_path, *rows)))
-    bad = "the answer is labelled as a bad one"
+    bad = "the completion's label is false"
     assert [(a.completion if isinstance(a, Demonstration) else a.reason) for a in answers] == [bad, "x", "so", "y", bad]
     with pytest.raises(CaiError, match=r"rows\.jsonl:2: label: expected true or false, found 'no'"):
         list(iter_preferences(written(tmp_path, rows[0], {**rows[1], "label": "no"})))
@@ -239,7 +240,7 @@ def test_an_annotation_that_failed_is_skipped_and_one_out_of_range_is_an_error(t
             list(iter_preferences(written(tmp_path, {**row, "preference": wrong})))
 
 
-def test_comparisons_are_told_by_their_own_place_in_the_file(tmp_path: Path) -> None:
+def test_errors_name_the_comparison_by_its_position_in_the_file(tmp_path: Path) -> None:
     [first] = ANNOTATED["comparisons"]  # type: ignore[misc]
     undecided = {**first, "annotations": {"d0": {"pref": None, "no_pref_reason": "tie"}}}
     silent, unasked = {**first, "prompt": None}, {**first, "annotations": {}}
@@ -268,7 +269,7 @@ def test_comparisons_are_told_by_their_own_place_in_the_file(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("metadata", "expected"),
     [
-        ({"version": "1.0", "default_annotator": "d0"}, r"annotated pairs of version 1\.0; version 2\.0 is read"),
+        ({"version": "1.0", "default_annotator": "d0"}, r"annotated pairs of version 1\.0; expected version 2\.0"),
         ({"version": "2.0", "default_annotator": "x"}, "metadata.default_annotator: x is not among the annotators"),
         ([], "expected the objects 'metadata' and 'annotators'"),
     ],
@@ -306,7 +307,7 @@ def test_a_red_team_attempt_is_its_first_human_turn_with_its_tags(tmp_path: Path
     assert (first.messages, first.tags) == ([user("Hi.")], ["Theft"])
     assert isinstance(again, Skipped)
     assert isinstance(silent, Skipped)
-    assert (again.reason, silent.reason) == ("the same prompt stands above", "no human turn in the transcript")
+    assert (again.reason, silent.reason) == ("a row above has the same prompt", "no human turn in the transcript")
 
 
 def test_the_prompt_of_a_preference_that_cannot_be_asked_is_skipped(tmp_path: Path) -> None:
