@@ -27,11 +27,12 @@ from cai.config.yaml_files import YamlSource, apply_overrides, validate
 from cai.constitution.principles import load_constitution
 from cai.constitution.templates import Templates
 from cai.feedback.judge import JudgeConfig
-from cai.feedback.label import JUDGE_JSON, LabelJob, label_file
+from cai.feedback.label import JUDGE_JSON, JUDGE_METRICS, LabelJob, label_file
 from cai.inference.endpoints import resolve_judges
 from cai.inference.progress import Reporter
 from cai.runs.folder import CACHE_FILE
-from cai.stats.formatting import counted, percent
+from cai.stats.formatting import counted
+from cai.stats.intervals import Estimate
 
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results.")]
 
@@ -66,17 +67,15 @@ def labelling_lines(found: dict[str, Any]) -> list[str]:
     """What `cai judge` did, as its judge.json has it."""
     cost, skipped = found["cost"], found["skipped"]
     ranked = f", {counted(found['rankings'], 'rankings')}" if found["rankings"] else ""
-    mean_p = "–" if found["mean_p"] is None else f"{found['mean_p']:.3f}"
     lines = [
         f"{counted(found['pairs'], 'pairs')} labelled{ranked} in {cost['seconds']:.1f} s; "
         f"{counted(cost['asked'], 'calls')} asked, "
         f"{cost['remembered']} remembered",
-        f"same position wins in both orders {percent(found['position_bias'])}; mean p of the chosen {mean_p}; "
-        f"{percent(found['non_option_mass'])} of probability outside the letters",
     ]
-    if found["agrees_with_given"] is not None:
-        lines.append(f"agrees with the file's own labels in {percent(found['agrees_with_given'])} (`cai judge-eval`)")
-    lines += [f"left out: {n} × {reason}" for reason, n in skipped["reasons"].items()]
+    for metric in JUDGE_METRICS:
+        if (estimate := found["metrics"][metric.key]) is not None:
+            lines.append(f"{metric.name} {metric.shown(Estimate(**estimate))}")
+    lines += [f"skipped: {n} × {reason}" for reason, n in skipped["reasons"].items()]
     return lines + ([f"{counted(skipped['failed'], 'rows')} failed"] if skipped["failed"] else [])
 
 

@@ -28,9 +28,10 @@ from cai.evaluation import judge_report
 from cai.evaluation.judge_eval import evaluate_judge
 from cai.evaluation.judge_report import JudgeReport
 from cai.feedback.label import JUDGE_JSON
+from cai.feedback.metrics import POSITION_BIAS
 from cai.inference.progress import Reporter
 from cai.runs.folder import CACHE_FILE
-from cai.stats.formatting import counted, percent
+from cai.stats.formatting import counted, number
 
 
 def judge_eval(
@@ -70,13 +71,13 @@ def judge_report_tables(report: JudgeReport, skipped: Sequence[Skipped]) -> Iter
     yield table
     yield Text("\nPrinciples, each alone", style="bold")
     table = Table(box=None, padding=(0, 0, 0, 2))
-    for column in ("", "accuracy", "pairs", "same place", "non_option_mass"):
+    for column in ("", "accuracy", "pairs", POSITION_BIAS, "non-option mass"):
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for quality in report.principles:
-        rates = (percent(quality.position_bias), percent(quality.non_option_mass))
+        rates = (number(quality.position_bias), number(quality.non_option_mass))
         table.add_row(Text(quality.by), Text(str(quality.accuracy)), str(quality.pairs), *rates)
     yield table
     for note in report.notes:
         yield Text(f"  note: {note}", style="yellow")
     for reason, n in Counter(row.reason for row in skipped).items():
-        yield Text(f"  left out: {n} × {reason}")
+        yield Text(f"  skipped: {n} × {reason}")

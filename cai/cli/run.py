@@ -12,17 +12,16 @@ from rich.text import Text
 from cai.cli.console import line, resumable
 from cai.cli.options import DEFAULT_RUNS, DryRun, Replace, RunsFolder, Settings
 from cai.config.errors import CaiError
-from cai.feedback.filters import FILTERS
+from cai.feedback.metrics import RUN_METRICS
 from cai.inference.progress import Reporter
 from cai.runs.dry_run import DryRun as Forecast
 from cai.runs.dry_run import Line, account
 from cai.runs.dry_run import dry_run as forecast
 from cai.runs.folder import RunFolder
-from cai.runs.metrics import training_lines
+from cai.runs.metrics import summary_metrics, training_lines
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan
-from cai.stats.formatting import percent, span
-from cai.stats.intervals import Estimate
+from cai.stats.formatting import span
 
 
 def run(
@@ -84,47 +83,21 @@ def print_summary(console: Console, folder: RunFolder) -> None:
 
 
 def _lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    seconds = summary["seconds"]
-    lines: list[tuple[str, str]] = []
-    if revisions := summary["revisions"]:
-        flags = ", ".join(f"{percent(revisions['flags'][flag])} {flag.replace('_', ' ')}" for flag in FILTERS)
-        cut = ", ".join(f"{text} {percent(rate)}" for text, rate in revisions["truncated"].items())
-        words = revisions["words"]
-        lines += [
-            ("revisions", f"{revisions['rows']} made; {flags}"),
-            ("", f"cut off at max_tokens: {cut}"),
-            ("", f"{words['draft']:.0f} words in the draft, {words['revision']:.0f} in the last revision"),
-        ]
-    if preferences := summary["preferences"]:
-        lines.append(("preferences", ", ".join(f"{n} by {source}" for source, n in preferences["by_source"].items())))
-        if judged := preferences["judged"]:
-            lines.append(
-                (
-                    "judge",
-                    f"same position wins in both orders {percent(judged['position_bias'])}; "
-                    f"mean p {judged['mean_p']:.3f}; {percent(judged['non_option_mass'])} non-option mass",
-                )
-            )
+    lines = [("revisions", str(summary["revisions"]["rows"]))]
+    by_source = summary["preferences"]["by_source"]
+    lines.append(("preferences", ", ".join(f"{n} by {source}" for source, n in by_source.items()) or "0"))
+    for key, estimate in summary_metrics(summary).items():
+        lines.append((RUN_METRICS[key].name, RUN_METRICS[key].shown(estimate)))
     skipped = summary["skipped"]
     if skipped["reasons"] or skipped["failed"]:
         reasons = [f"{count} × {reason}" for reason, count in skipped["reasons"].items()]
         lines.append(
-            ("left out", "; ".join([*reasons, *([f"{skipped['failed']} failed"] if skipped["failed"] else [])]))
+            ("skipped", "; ".join([*reasons, *([f"{skipped['failed']} failed"] if skipped["failed"] else [])]))
         )
     for stage, training in summary["training"].items():
-        for number, text in enumerate(training_lines(training)):
-            lines.append(("" if number else stage, text))
-    if evaluation := summary["evaluation"]:
-        words = evaluation["words"]
-        lines += [
-            ("after against before", f"win rate {Estimate(**evaluation['win_rate'])} by the eval judge"),
-            (
-                "",
-                f"mean p {Estimate(**evaluation['mean_p'])}; same position wins {percent(evaluation['position_bias'])}",
-            ),
-            ("", f"{words['before']:.0f} words before, {words['after']:.0f} after"),
-        ]
-    lines.append(("seconds", ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())))
+        for place, text in enumerate(training_lines(training)):
+            lines.append(("" if place else stage, text))
+    lines.append(("seconds", ", ".join(f"{name} {value:.0f}" for name, value in summary["seconds"].items())))
     return lines
 
 

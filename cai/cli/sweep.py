@@ -11,13 +11,14 @@ from rich.table import Table
 
 from cai.cli.console import line, resumable, whole
 from cai.cli.options import DEFAULT_RUNS, DryRun, Replace, RunsFolder, Settings
+from cai.feedback.metrics import FILTERED, LABEL_P, REVISION_WORDS, WIN_RATE
 from cai.inference.cache import Cache
 from cai.inference.progress import Reporter
 from cai.runs.dry_run import dry_run as forecast
+from cai.runs.metrics import summary_metrics
 from cai.runs.pipeline import execute
 from cai.runs.sweep import Member, carry_out, last_folder, make_sweep, refuse_other_runs
-from cai.stats.formatting import counted, percent, span
-from cai.stats.intervals import Estimate
+from cai.stats.formatting import counted, span
 
 
 def sweep(
@@ -60,26 +61,23 @@ def _run_all(file: Path, settings: list[str], replace: bool, runs: Path) -> bool
     return not failed
 
 
+COLUMNS = (REVISION_WORDS, FILTERED, LABEL_P, WIN_RATE)
+
+
 def _results(members: list[Member]) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 2))
-    for column in ("run", "words", "flagged", "mean p judged", "win rate after"):
+    for column in ("run", *(metric.name for metric in COLUMNS)):
         table.add_column(column, justify="left" if column == "run" else "right", no_wrap=True)
     for member in members:
-        table.add_row(member.name, *_figures(last_folder(member.plan).summary()))
+        table.add_row(member.name, *_metrics(last_folder(member.plan).summary()))
     return table
 
 
-def _figures(summary: dict[str, Any] | None) -> tuple[str, ...]:
+def _metrics(summary: dict[str, Any] | None) -> tuple[str, ...]:
     if summary is None:
-        return ("unfinished", "", "", "")
-    revisions, preferences, evaluation = (summary[part] for part in ("revisions", "preferences", "evaluation"))
-    judged = preferences["judged"] if preferences else None
-    return (
-        f"{revisions['words']['revision']:.1f}" if revisions else "–",
-        percent(sum(revisions["flags"].values())) if revisions else "–",
-        f"{judged['mean_p']:.3f}" if judged else "–",
-        str(Estimate(**evaluation["win_rate"])) if evaluation else "–",
-    )
+        return ("unfinished", *("" for _ in COLUMNS[1:]))
+    estimates = summary_metrics(summary)
+    return tuple(metric.shown(estimates[metric.key]) if metric.key in estimates else "–" for metric in COLUMNS)
 
 
 def _forecast(file: Path, settings: list[str], runs: Path) -> None:

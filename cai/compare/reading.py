@@ -12,8 +12,8 @@ from cai.constitution.principles import Constitution
 from cai.data.jsonl import AnyRow, each_row
 from cai.data.manifest import read_json
 from cai.data.records import Comparison, Judgement, Preference, Prompt, Revision, Skipped
+from cai.feedback.metrics import words
 from cai.runs.folder import RunFolder
-from cai.runs.metrics import words
 from cai.stats.edits import distance
 
 KEPT_DOUBTS = 5  # of each run

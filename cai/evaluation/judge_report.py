@@ -9,6 +9,7 @@ from pydantic import PlainSerializer
 
 from cai.config.hashing import uniform
 from cai.data.records import Preference, Row, Verdict
+from cai.feedback.metrics import NON_OPTION_MASS, NON_OPTION_MASS_MEANING, POSITION_BIAS, mean_over_prompts
 from cai.stats.agreement import Agreement, agreement
 from cai.stats.calibration import (
     COOLEST,
@@ -137,8 +138,9 @@ def principle_qualities(pairs: Sequence[Judged]) -> list[PrincipleQuality]:
             by=by,
             pairs=len(rows),
             accuracy=over_prompts((pair.prompt_id, hit(opinion.p, pair.label)) for pair, opinion in rows),
-            position_bias=fmean(position_bias(opinion) for _, opinion in rows),
-            non_option_mass=fmean(opinion.non_option_mass for _, opinion in rows),
+            position_bias=mean_over_prompts((pair.prompt_id, position_bias(opinion)) for pair, opinion in rows) or 0.0,
+            non_option_mass=mean_over_prompts((pair.prompt_id, opinion.non_option_mass) for pair, opinion in rows)
+            or 0.0,
         )
         for by, rows in found.items()
     ]
@@ -171,7 +173,7 @@ def between_principles(pairs: Sequence[Judged]) -> list[PrinciplePair]:
 
 
 NAMED = 3  # pairs of principles in a note; all are in the report
-POSITION_BIAS = 0.56  # of the smallest judge of Lee et al. 2023 (arXiv:2309.00267 §2.2); 0.18 of the largest
+HIGHEST_PUBLISHED_BIAS = 0.56  # of the smallest judge of Lee et al. 2023 (arXiv:2309.00267 §2.2); 0.18 of the largest
 
 
 class Cost(NamedTuple):
@@ -225,7 +227,7 @@ class JudgeReport(Row):
     log_loss: float | None  # nats; of the pairs that were asked, as all below
     ece: float | None
     reliability: Curve
-    position_bias: float | None  # of verdicts: the same position wins in both orders
+    position_bias: float | None  # this and the next two as cai/feedback/metrics.py aggregates them
     shown_first: float | None  # mean probability of the answer shown first; one half without a leaning
     non_option_mass: float | None  # mean probability of anything but the options
     length: LengthBias
@@ -243,7 +245,6 @@ def judge_report(pairs: Sequence[Judged], cost: Cost, calibrate: bool = False, t
     if not pairs:
         raise ValueError("no judged pairs to report on")
     asked = [pair for pair in pairs if pair.opinions]
-    opinions = [opinion for pair in asked for opinion in pair.opinions]
     labels, predicted = [pair.label for pair in asked], [pair.p for pair in asked]
     curve = reliability(predicted, labels)
     human = agreement([pair.p for pair in pairs], [pair.label for pair in pairs])
@@ -259,9 +260,9 @@ def judge_report(pairs: Sequence[Judged], cost: Cost, calibrate: bool = False, t
         log_loss=mean_log_loss(predicted, labels) if asked else None,
         ece=expected_calibration_error(curve) if asked else None,
         reliability=curve,
-        position_bias=_mean(opinions, position_bias),
-        shown_first=_mean(opinions, lambda o: (o.forward + 1 - o.reverse) / 2),
-        non_option_mass=_mean(opinions, lambda o: o.non_option_mass),
+        position_bias=_mean(asked, position_bias),
+        shown_first=_mean(asked, lambda o: (o.forward + 1 - o.reverse) / 2),
+        non_option_mass=_mean(asked, lambda o: o.non_option_mass),
         length=length_bias(asked),
         principles=principle_qualities(asked),
         between=between_principles(asked),
@@ -347,7 +348,7 @@ def notes(report: JudgeReport) -> list[str]:
         found.append("the accuracy cannot be told from chance (one half) on these pairs")
     elif report.accuracy.mean < 0.5:
         found.append("the judge prefers the worse answer more often than not")
-    if report.position_bias is not None and report.position_bias > POSITION_BIAS:
+    if report.position_bias is not None and report.position_bias > HIGHEST_PUBLISHED_BIAS:
         found.append(
             f"the position decides {100 * report.position_bias:.0f} % of the verdicts; published judges have 18 % "
             "(large) to 56 % (small)"
@@ -374,8 +375,8 @@ def _told(what: str, pairs: Sequence[PrinciplePair]) -> list[str]:
     return [f"principles that {what}: {', '.join(named)}{more}"] if pairs else []
 
 
-def _mean(opinions: Sequence[Opinion], value: Callable[[Opinion], float]) -> float | None:
-    return fmean(map(value, opinions)) if opinions else None
+def _mean(pairs: Sequence[Judged], value: Callable[[Opinion], float]) -> float | None:
+    return mean_over_prompts((pair.prompt_id, fmean(map(value, pair.opinions))) for pair in pairs)
 
 
 class Figure(NamedTuple):
@@ -396,9 +397,9 @@ def figures(report: JudgeReport) -> list[Figure]:
         Figure("κ with the labels", kappa, f"same verdict on {percent(human.observed)}"),
         Figure("calibration error", number(report.ece), "confidence against outcome"),
         Figure("log loss", number(report.log_loss), "0.693 without an opinion"),
-        Figure("same position wins", percent(report.position_bias), "published: 18 % to 56 %"),
+        Figure(POSITION_BIAS, number(report.position_bias), "published: 0.18 to 0.56"),
         Figure("shown first", number(report.shown_first), "its probability; even is 0.5"),
-        Figure("outside the letters", percent(report.non_option_mass), "of the probability"),
+        Figure(NON_OPTION_MASS, number(report.non_option_mass), NON_OPTION_MASS_MEANING),
         Figure("prefers the longer", estimate(length.judge_prefers_longer), ""),
         Figure("labels prefer it", estimate(length.labels_prefer_longer), ""),
         Figure("accuracy on longer", estimate(length.accuracy_longer), "where the longer is better"),

@@ -11,6 +11,7 @@ import numpy as np
 from cai.data.records import Judgement, Prompt
 from cai.evaluation.monitors import LEAST
 from cai.evaluation.policy_report import Against, Dominated, Rating, Standing
+from cai.feedback.metrics import mean_over_prompts, non_option_mass, position_bias, words
 from cai.stats.intervals import RESAMPLES, bootstrap_mean, percentiles, resampled, share
 from cai.stats.logistic import fit_logistic
 from cai.stats.win_rate import at_equal_length, win
@@ -165,7 +166,7 @@ def one_against(rows: Sequence[Judgement], texts: Texts, tag: str | None) -> Aga
     axis, policy, other = rows[0].axis, rows[0].policy, rows[0].against
     wins = [win(row.p) for row in rows]
     own, theirs = ([texts[name, row.prompt_id] for row in rows] for name in (policy, other))
-    verdicts = [verdict for row in rows for verdict in row.verdicts]
+    verdicts = any(row.verdicts for row in rows)
     nothing = "" if verdicts else "all answers are equal: nothing was compared"
     longer = [float(len(a) - len(b)) for a, b in zip(own, theirs, strict=True)]
     equal = at_equal_length(wins, longer) if verdicts else None
@@ -180,17 +181,12 @@ def one_against(rows: Sequence[Judgement], texts: Texts, tag: str | None) -> Aga
         mean_p=bootstrap_mean([row.p for row in rows]) if verdicts else None,
         at_equal_length=equal.win_rate if equal else None,
         no_equal_length=equal.missing if equal else nothing,
-        words=(fmean(len(t.split()) for t in own), fmean(len(t.split()) for t in theirs)),
-        position_bias=_mean(v.position_bias for v in verdicts),
-        non_option_mass=_mean(v.non_option_mass for v in verdicts),
+        words=(fmean(map(words, own)), fmean(map(words, theirs))),
+        position_bias=mean_over_prompts((row.prompt_id, position_bias(row.verdicts)) for row in rows),
+        non_option_mass=mean_over_prompts((row.prompt_id, non_option_mass(row.verdicts)) for row in rows),
     )
 
 
 def outcomes(judgements: Iterable[Judgement], axis: str) -> list[Outcome]:
     """Who won, for ratings."""
     return [Outcome(r.prompt_id, r.policy, r.against, win(r.p)) for r in judgements if r.axis == axis]
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else None

@@ -21,6 +21,7 @@ from cai.data.preferences import Candidates, read_candidates
 from cai.data.records import Preference, Row, Skipped, Verdict
 from cai.evaluation.judge_report import Cost, hit
 from cai.feedback.judge import JudgeConfig, Verdicts, calls, joined, judge_answers, judged_preferences, label, ranking
+from cai.feedback.metrics import LABEL_METRICS, Metric, PromptMeans
 from cai.inference.cache import AnyCache, Cache, CachedEngine
 from cai.inference.engine import EngineConfig
 from cai.inference.models import Model, model_fingerprint
@@ -208,18 +209,19 @@ def _made_from(judging: LabelJob) -> dict[str, Any]:
 RESULTS = ("preferences.jsonl", "rankings.jsonl", "skipped.jsonl")
 
 
+AGREEMENT = Metric[Preference](
+    "agreement", "agreement with the input labels", "same winner; ties count one half", "share",
+    lambda pair: None if pair.input_p is None else hit(pair.p, pair.input_p),
+)  # fmt: skip
+JUDGE_METRICS = (*LABEL_METRICS, AGREEMENT)
+
+
 @dataclass
 class Totals:
     """Running sums over the pairs that were labelled, so that none needs to be kept."""
 
     pairs: int = 0
-    p: float = 0.0
-    verdicts: int = 0
-    in_both_orders: int = 0
-    position_bias: int = 0
-    non_option_mass: float = 0.0
-    given: int = 0  # pairs that came with a label
-    agreed: float = 0.0
+    metrics: PromptMeans[Preference] = field(default_factory=lambda: PromptMeans(JUDGE_METRICS))
     rankings: int = 0
     failed: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
@@ -228,31 +230,16 @@ class Totals:
 def count(totals: Totals, pair: Preference) -> None:
     """Add one pair."""
     totals.pairs += 1
-    totals.p += pair.p
-    totals.verdicts += len(pair.verdicts)
-    in_both_orders = [v.position_bias for v in pair.verdicts if v.position_bias is not None]
-    totals.in_both_orders += len(in_both_orders)
-    totals.position_bias += sum(in_both_orders)
-    totals.non_option_mass += sum(v.non_option_mass for v in pair.verdicts)
-    if pair.input_p is not None:
-        totals.given += 1
-        totals.agreed += hit(pair.p, pair.input_p)
+    totals.metrics.add(pair)
 
 
 def figures(totals: Totals) -> dict[str, Any]:
-    """Counts, and means in [0, 1]; None where nothing was counted."""
-
-    def mean(total: float, count: int) -> float | None:
-        return total / count if count else None
-
+    """Counts, and metrics by key, each as in summary.json; None where nothing was counted."""
     return {
         "pairs": totals.pairs,
         "rankings": totals.rankings,
         "skipped": {"reasons": dict(totals.reasons.most_common()), "failed": totals.failed},
-        "mean_p": mean(totals.p, totals.pairs),
-        "position_bias": mean(totals.position_bias, totals.in_both_orders),
-        "non_option_mass": mean(totals.non_option_mass, totals.verdicts),
-        "agrees_with_given": mean(totals.agreed, totals.given),
+        "metrics": {key: estimate and estimate._asdict() for key, estimate in totals.metrics.estimates().items()},
     }
 
 

@@ -10,9 +10,9 @@ from typing import Any, Generic, NamedTuple
 from cai.config.errors import CaiError, reading
 from cai.data.jsonl import AnyRow, parse_row
 from cai.data.records import Comparison, Messages, Preference, Prompt, Ranking, Revision, Skipped, Verdict
+from cai.feedback.metrics import words
 from cai.report.table import Cell, Column, Detail, Line, Table
 from cai.runs.folder import RunFolder
-from cai.runs.metrics import words
 from cai.stats.edits import word_distance
 
 

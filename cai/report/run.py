@@ -1,17 +1,18 @@
 """What each principle of a run did: the constitution beside the behaviour."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import NamedTuple, TypeVar
 
 from cai.config.errors import CaiError
 from cai.constitution.principles import Constitution, Principle, shares
-from cai.data.records import Revision, Verdict
+from cai.data.records import Revision
 from cai.evaluation.judge_report import JudgeReport, figures
 from cai.evaluation.policy_report import Against, PolicyReport, Rating, bound_told, dominated_told, elo_told
 from cai.evaluation.probe_metrics import PROBES, told_rates
+from cai.feedback.metrics import ROUND_METRICS, VERDICT_METRICS, PrincipleVerdict, PromptMeans
 from cai.report.examples import COLUMNS, FACETS, Example, Examples, run_detail, run_line
 from cai.report.html import report
 from cai.report.judge import JUDGE_JSON, read_judge_evaluation
@@ -31,8 +32,6 @@ from cai.report.plots import (
 from cai.report.summary import as_yaml, configuration_files, made_of, told_of
 from cai.report.table import Detail, Table
 from cai.runs.folder import RunFolder, stage_order, stage_settings
-from cai.runs.metrics import words
-from cai.stats.edits import word_distance
 from cai.stats.formatting import estimate, number, percent
 from cai.training.metrics import read_metrics
 
@@ -53,67 +52,48 @@ class Behaviour(NamedTuple):
     non_option_mass: float | None
 
 
-class _Revised(NamedTuple):
-    flagged: bool
-    changed: float
-    longer: int
-
-
-class _Judged(NamedTuple):
-    sure: float
-    position_bias: bool | None  # None where only one order was asked
-    non_option_mass: float
-
-
 class Tally:
     """What the principles did, example by example, without keeping any text."""
 
     def __init__(self) -> None:
-        self._revised: dict[str, list[_Revised]] = {}
-        self._judged: dict[str, list[_Judged]] = {}
+        self._rounds: dict[str, PromptMeans[Revision]] = {}
+        self._verdicts: dict[str, PromptMeans[PrincipleVerdict]] = {}
+        self._counts: Counter[tuple[str, str]] = Counter()  # of rounds and of verdicts, by principle
 
     def add(self, example: Example) -> None:
         """Count an example in; the verdicts of the eval judge are not the constitution's."""
         for row in example.revisions:
-            self._revised.setdefault(row.principle_id, []).append(_revised(row))
-        for pair in example.preferences:
+            self._rounds.setdefault(row.principle_id, PromptMeans(ROUND_METRICS)).add(row)
+            self._counts["rounds", row.principle_id] += 1
+        for pair in (pair for pair in example.preferences if pair.source == "judge"):
             for verdict in pair.verdicts:
-                self._judged.setdefault(verdict.principle_id, []).append(_judged(verdict))
+                of_principle = self._verdicts.setdefault(verdict.principle_id, PromptMeans(VERDICT_METRICS))
+                of_principle.add(PrincipleVerdict(pair.prompt_id, verdict))
+                self._counts["verdicts", verdict.principle_id] += 1
 
     def behaviours(self, constitution: Constitution | None) -> list[Behaviour]:
         """In the order of the constitution; then principles that only the rows know."""
         of_id = {p.id: p for p in constitution.principles} if constitution else {}
         share = shares(constitution) if constitution else {}
-        ids = dict.fromkeys([*of_id, *self._revised, *self._judged])
+        ids = dict.fromkeys([*of_id, *self._rounds, *self._verdicts])
         return [self._behaviour(i, of_id.get(i), share.get(i)) for i in ids]
 
     def _behaviour(self, i: str, principle: Principle | None, share: float | None) -> Behaviour:
-        revised, judged = self._revised.get(i, []), self._judged.get(i, [])
+        rounds = self._rounds[i].means() if i in self._rounds else {}
+        verdicts = self._verdicts[i].means() if i in self._verdicts else {}
         return Behaviour(
             id=i,
             principle=principle,
             share=share,
-            revisions=len(revised),
-            flagged=_mean([r.flagged for r in revised]),
-            changed=_mean([r.changed for r in revised]),
-            longer=_mean([r.longer for r in revised]),
-            verdicts=len(judged),
-            sure=_mean([j.sure for j in judged]),
-            position_bias=_mean([j.position_bias for j in judged if j.position_bias is not None]),
-            non_option_mass=_mean([j.non_option_mass for j in judged]),
+            revisions=self._counts["rounds", i],
+            flagged=rounds.get("filtered"),
+            changed=rounds.get("edit"),
+            longer=rounds.get("words"),
+            verdicts=self._counts["verdicts", i],
+            sure=verdicts.get("label_p"),
+            position_bias=verdicts.get("position_bias"),
+            non_option_mass=verdicts.get("non_option_mass"),
         )
-
-
-def _revised(row: Revision) -> _Revised:
-    return _Revised(bool(row.flags), word_distance(row.before, row.revision), words(row.revision) - words(row.before))
-
-
-def _judged(verdict: Verdict) -> _Judged:
-    return _Judged(max(verdict.p, 1 - verdict.p), verdict.position_bias, verdict.non_option_mass)
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return fmean(values) if values else None
 
 
 # What `cai eval` found of policies, as a part of a run's report.

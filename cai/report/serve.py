@@ -21,7 +21,7 @@ from cai.report.html import POLICY, SCRIPTS, plotly, script, served_page
 from cai.report.run import Contents, read_run, run_report
 from cai.report.table import Line, Query, Table, select, written
 from cai.runs.folder import RunFolder, all_runs
-from cai.stats.intervals import Estimate
+from cai.runs.metrics import summary_metrics
 
 
 class Listed(NamedTuple):
@@ -67,11 +67,11 @@ def _with_figures(found: Listed, manifest: dict[str, Any], summary: dict[str, An
     )
     if summary is None:
         return found
-    evaluation = summary.get("evaluation") or {}
+    win_rate = summary_metrics(summary).get("win_rate")
     return found._replace(
         state="finished",
         prompts=str(summary["prompts"] + summary["held_out"]),
-        win_rate=str(Estimate(**evaluation["win_rate"])) if evaluation else "",
+        win_rate=str(win_rate) if win_rate else "",
     )
 
 

@@ -6,17 +6,29 @@ import yaml
 
 from cai.config.errors import CaiError
 from cai.evaluation.judge_report import Figure
-from cai.feedback.filters import FILTERS
+from cai.feedback.metrics import RUN_METRICS
 from cai.runs.folder import RunFolder
-from cai.runs.metrics import summarise, training_lines
-from cai.stats.formatting import counted, number, percent
-from cai.stats.intervals import Estimate
+from cai.runs.metrics import summarise, summary_metrics, training_lines
+from cai.stats.formatting import counted, number
 from cai.stats.win_rate import FEW_PROMPTS, FOLLOWS_POSITION
 
-NON_OPTION_MASS = (
-    0.5  # of the probability: more is on something that is no answer than on one, as in the judge's own report
-)
-TRUNCATED = 0.5  # of the texts: how long the model would have written is then unknown for most
+BOUNDS = {
+    "empty": 0.25,
+    "unchanged": 0.25,
+    "copied_critique": 0.25,
+    "draft_truncated": 0.5,  # how long the model would have written is then unknown for most
+    "critique_truncated": 0.5,
+    "revision_truncated": 0.5,
+    "position_bias": FOLLOWS_POSITION,
+    "non_option_mass": 0.5,  # more is on something that is no answer than on one
+    "eval_position_bias": FOLLOWS_POSITION,
+    "eval_non_option_mass": 0.5,
+    "before_truncated": 0.5,
+    "after_truncated": 0.5,
+}
+"""From where a rate of a run is marked, by the metric's key."""
+TRUST = ("label_p", "position_bias", "non_option_mass", "eval_position_bias", "eval_non_option_mass")
+"""Whether to believe the judges, by the metric's key."""
 
 
 class Monitor(NamedTuple):
@@ -75,29 +87,22 @@ def _told(summary: dict[str, Any], finished: bool) -> Told:
 
 def _facts(summary: dict[str, Any]) -> list[Figure]:
     """What the run came to, the widest first."""
+    metrics = summary_metrics(summary)
     found = [Figure("prompts", str(summary["prompts"]), f"and {summary['held_out']} held out")]
-    if revisions := summary["revisions"]:
-        flagged = sum(revisions["flags"].values())
-        words = revisions["words"]
-        found += [
-            Figure("revisions", str(revisions["rows"]), f"{percent(flagged)} flagged by hygiene"),
-            Figure("words", f"{words['draft']:.0f} → {words['revision']:.0f}", "from draft to last revision, means"),
-        ]
-    if preferences := summary["preferences"]:
-        by_source = ", ".join(f"{n} by {source}" for source, n in preferences["by_source"].items())
-        found.append(Figure("labelled pairs", str(sum(preferences["by_source"].values())), by_source))
-    if evaluation := summary["evaluation"]:
-        win_rate, words = Estimate(**evaluation["win_rate"]), evaluation["words"]
-        found += [
-            Figure("win rate of after", str(win_rate), f"by the eval judge, on {win_rate.n} held-out prompts"),
-            Figure(
-                "words held out", f"{words['before']:.0f} → {words['after']:.0f}", "before and after training, means"
-            ),
-        ]
+    if rows := summary["revisions"]["rows"]:
+        found.append(Figure("revisions", str(rows), ""))
+    if by_source := summary["preferences"]["by_source"]:
+        listed = ", ".join(f"{n} by {source}" for source, n in by_source.items())
+        found.append(Figure("labelled pairs", str(sum(by_source.values())), listed))
+    for key, estimate in metrics.items():
+        if key not in BOUNDS and key not in TRUST:
+            metric = RUN_METRICS[key]
+            of = f"{metric.meaning}; {counted(estimate.n, 'prompts')}"
+            found.append(Figure(metric.name, metric.shown(estimate), of))
     skipped = summary["skipped"]
     found.append(
         Figure(
-            "left out",
+            "skipped",
             str(sum(skipped["reasons"].values()) + skipped["failed"]),
             f"{skipped['failed']} of it failed",
         )
@@ -127,50 +132,24 @@ def _duration(seconds: float) -> str:
 
 def _judge_facts(summary: dict[str, Any]) -> list[Figure]:
     """How far the verdicts of judge and eval judge can be trusted."""
-    found = []
-    judged = (summary["preferences"] or {}).get("judged")
-    for who, said in (("judge", judged), ("eval judge", summary["evaluation"])):
-        if said:
-            found += [
-                Figure(
-                    f"{who}: same position wins",
-                    percent(said["position_bias"]),
-                    "published: 18 % (large) to 56 % (small)",
-                ),
-                Figure(f"{who}: outside the letters", percent(said["non_option_mass"]), "of the probability"),
-            ]
-    if judged:
-        found.append(Figure("judge: mean p", number(judged["mean_p"]), "of the chosen answer; 0.5 is no opinion"))
-    return found
+    metrics = summary_metrics(summary)
+    return [
+        Figure(RUN_METRICS[key].name, RUN_METRICS[key].shown(metrics[key]), RUN_METRICS[key].meaning)
+        for key in TRUST
+        if key in metrics
+    ]
 
 
 def _monitors(summary: dict[str, Any]) -> list[Monitor]:
     """Every rate that tells of trouble, with the bound past which to look."""
-
-    def rate(name: str, value: float | None, bound: float, over: str) -> Monitor:
-        look = value is not None and value >= bound
-        return Monitor(name, percent(value), over, look)
-
-    found = []
-    if revisions := summary["revisions"]:
-        found += [
-            rate(f"revision {flag.replace('_', ' ')}", revisions["flags"][flag], 0.25, "25 %") for flag in FILTERS
-        ]
-        found += [rate(f"{text} cut off", share, TRUNCATED, "50 %") for text, share in revisions["truncated"].items()]
-    judged = (summary["preferences"] or {}).get("judged")
-    for who, said in (("judge", judged), ("eval judge", summary["evaluation"])):
-        if said:
-            found.append(
-                rate(f"{who}: position decides", said["position_bias"], FOLLOWS_POSITION, percent(FOLLOWS_POSITION))
-            )
-            found.append(
-                rate(f"{who}: outside the letters", said["non_option_mass"], NON_OPTION_MASS, percent(NON_OPTION_MASS))
-            )
-    if evaluation := summary["evaluation"]:
-        found += [
-            rate(f"answer {which} training cut off", share, TRUNCATED, "50 %")
-            for which, share in evaluation["truncated"].items()
-        ]
+    metrics = summary_metrics(summary)
+    found = [
+        Monitor(
+            RUN_METRICS[key].name, RUN_METRICS[key].shown(metrics[key]), number(bound, 2), metrics[key].mean >= bound
+        )
+        for key, bound in BOUNDS.items()
+        if key in metrics
+    ]
     failed = summary["skipped"]["failed"]
     found.append(Monitor("requests that failed", str(failed), "none", failed > 0))
     for stage, training in summary["training"].items():
@@ -184,8 +163,8 @@ def _notes(summary: dict[str, Any], finished: bool) -> list[str]:
     past = [f"{m.name} {m.value}" if m.bound else f"{m.name}: {m.value}" for m in _monitors(summary) if m.look]
     if past:
         found.append("Look at: " + "; ".join(past) + ".")
-    evaluation = summary["evaluation"]
-    if evaluation and (n := evaluation["win_rate"]["n"]) < FEW_PROMPTS:
+    win_rate = summary_metrics(summary).get("win_rate")
+    if win_rate and (n := win_rate.n) < FEW_PROMPTS:
         found.append(
             f"Only {counted(n, 'prompts')} {'was' if n == 1 else 'were'} held out: the win rate's interval is wide."
         )

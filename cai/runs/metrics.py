@@ -1,4 +1,4 @@
-"""The figures of one run, computed from its rows."""
+"""A run's summary: counts of its rows, its metrics, and what its training came to."""
 
 import math
 from collections import Counter
@@ -7,63 +7,65 @@ from typing import Any
 
 from cai.data.manifest import read_json
 from cai.data.records import Comparison, Preference, Revision, Skipped
-from cai.feedback.filters import FILTERS
+from cai.feedback.metrics import (
+    EVALUATION_METRICS,
+    FILTER_METRICS,
+    LABEL_METRICS,
+    REVISION_METRICS,
+    REVISION_PAIR_METRICS,
+    RUN_METRICS,
+    PromptMeans,
+)
 from cai.runs.folder import RunFolder, stage_order, stage_settings
 from cai.stats.formatting import counted
-from cai.stats.intervals import Estimate, bootstrap_mean, share
-from cai.stats.win_rate import win
+from cai.stats.intervals import Estimate
 from cai.training.metrics import read_metrics, runaway
 
 
 def summarise(folder: RunFolder) -> dict[str, Any]:
-    """Counts, rates in [0, 1] and means of a run; a part the run does not have is None."""
+    """The content of summary.json: counts of rows, `metrics` by the keys of RUN_METRICS, and training by stage.
+
+    A metric has `mean`, `low` and `high` (its 95 % interval, or null) and `n` prompts; it is null where no row says
+    anything about it.
+    """
     prompts, manifest = folder.prompts(), folder.manifest()
+    revisions, preferences = folder.revisions(), folder.preferences()
+    estimates = run_estimates(revisions, preferences, folder.evaluation())
     return {
         "prompts": len(prompts) - len(manifest["held_out"]),
         "held_out": len(manifest["held_out"]),
-        "revisions": _revisions(folder.revisions()),
-        "preferences": _preferences(folder.preferences()),
+        "revisions": {
+            "rows": len(revisions),
+            "principles": dict(Counter(row.principle_id for row in revisions).most_common()),
+        },
+        "preferences": {"by_source": dict(Counter(row.source for row in preferences))},
+        "metrics": {key: estimate and estimate._asdict() for key, estimate in estimates.items()},
         "skipped": _skipped(folder.skipped()),
         "training": _training(folder),
-        "evaluation": _evaluation(folder.evaluation()),
     }
 
 
-def words(text: str) -> int:
-    """How many words a text has, split at white space."""
-    return len(text.split())
-
-
-def _revisions(rows: Sequence[Revision]) -> dict[str, Any] | None:
-    if not rows:
-        return None
-    rounds = max(row.round for row in rows)
-    last = [row for row in rows if row.round == rounds]
+def run_estimates(
+    revisions: Iterable[Revision], preferences: Sequence[Preference], evaluation: Iterable[Comparison]
+) -> dict[str, Estimate | None]:
+    """Every metric of a run by key, aggregated as cai/feedback/metrics.py says."""
+    judged = (row for row in preferences if row.source == "judge")
+    revision_pairs = (row for row in preferences if row.source == "revision")
     return {
-        "rows": len(rows),
-        "flags": {flag: _mean(flag in row.flags for row in rows) for flag in FILTERS},
-        "truncated": {text: _mean(text in row.truncated for row in rows) for text in ("draft", "critique", "revision")},
-        "words": {"draft": _mean(words(r.draft) for r in last), "revision": _mean(words(r.revision) for r in last)},
-        "principles": dict(Counter(row.principle_id for row in rows).most_common()),
+        **PromptMeans(REVISION_METRICS + FILTER_METRICS).add_all(revisions).estimates(),
+        **PromptMeans(LABEL_METRICS).add_all(judged).estimates(),
+        **PromptMeans(REVISION_PAIR_METRICS).add_all(revision_pairs).estimates(),
+        **PromptMeans(EVALUATION_METRICS).add_all(evaluation).estimates(),
     }
 
 
-def _preferences(rows: Sequence[Preference]) -> dict[str, Any] | None:
-    if not rows:
-        return None
-    verdicts = [v for row in rows for v in row.verdicts]
-    judged = [row for row in rows if row.source == "judge"]
-    return {
-        "by_source": dict(Counter(row.source for row in rows)),
-        "judged": {
-            "mean_p": _mean(row.p for row in judged),
-            # The same position wins in both orders: the verdict follows the place, not the answer.
-            "position_bias": _mean(v.position_bias for v in verdicts if v.position_bias is not None),
-            "non_option_mass": _mean(v.non_option_mass for v in verdicts),
-        }
-        if judged
-        else None,
-    }
+def summary_metrics(summary: dict[str, Any]) -> dict[str, Estimate]:
+    """The metrics that a summary has a value of, by key, in the order of RUN_METRICS.
+
+    Raises: KeyError or TypeError for a summary that another version wrote.
+    """
+    written = summary["metrics"]
+    return {key: Estimate(**written[key]) for key in RUN_METRICS if written[key] is not None}
 
 
 def _skipped(rows: Sequence[Skipped]) -> dict[str, Any]:
@@ -108,20 +110,6 @@ def _change(lines: Sequence[dict[str, Any]], names: tuple[str, ...]) -> dict[str
     third = max(1, len(finite) // 3)
     means = {"first_third": _mean(finite[:third]), "last_third": _mean(finite[-third:])}
     return {**means, "not_finite": len(values) - len(finite)} if values else None
-
-
-def _evaluation(rows: Sequence[Comparison]) -> dict[str, Any] | None:
-    if not rows:
-        return None
-    verdicts = [v for row in rows for v in row.verdicts]
-    return {
-        "win_rate": share([win(row.p) for row in rows])._asdict(),
-        "mean_p": bootstrap_mean([row.p for row in rows])._asdict(),
-        "words": {"before": _mean(words(r.before) for r in rows), "after": _mean(words(r.after) for r in rows)},
-        "truncated": {which: _mean(which in row.truncated for row in rows) for which in ("before", "after")},
-        "position_bias": _mean(v.position_bias for v in verdicts if v.position_bias is not None),
-        "non_option_mass": _mean(v.non_option_mass for v in verdicts),
-    }
 
 
 def _mean(values: Iterable[float]) -> float | None:

@@ -28,10 +28,9 @@ from cai.data.preferences import iter_preferences
 from cai.data.prompts import iter_completions
 from cai.data.records import Comparison, Demonstration, Messages, Preference, Prompt, Ranking, Revision, Skipped
 from cai.evaluation.judge_report import JudgeReport, figures
-from cai.feedback.filters import FILTERS
+from cai.feedback.metrics import RUN_METRICS
 from cai.runs.folder import RunFolder
-from cai.runs.metrics import summarise
-from cai.stats.formatting import number, percent
+from cai.runs.metrics import summarise, summary_metrics
 from cai.training.sft import fit_revisions
 
 RUN_FORMATS = {"cai-conversation": "revisions", "alpaca-eval": "evaluation"}  # made from these rows of a run only
@@ -245,20 +244,12 @@ def _without_folders(value: Any) -> Any:
 
 
 def _quality(run: RunFolder) -> str:
-    found, rows = summarise(run), list[tuple[str, str]]()
-    if revisions := found["revisions"]:
-        rows += [(f"revisions: {flag.replace('_', ' ')}", percent(revisions["flags"][flag])) for flag in FILTERS]
-        rows += [(f"{text} cut off at max_tokens", percent(rate)) for text, rate in revisions["truncated"].items()]
-    if preferences := found["preferences"]:
-        rows += [(f"pairs by {source}", str(count)) for source, count in preferences["by_source"].items()]
-    for part, judged in (("labels", (found["preferences"] or {}).get("judged")), ("evaluation", found["evaluation"])):
-        if judged:
-            rows.append((f"{part}: same position wins in both orders", percent(judged["position_bias"])))
-            rows.append((f"{part}: probability outside the letters", percent(judged["non_option_mass"])))
-    if evaluation := found["evaluation"]:
-        won = evaluation["win_rate"]
-        rate = f"{number(won['mean'])} [{number(won['low'])}, {number(won['high'])}], n = {won['n']}"
-        rows.append(("win rate of after, by the eval judge", rate))
+    found = summarise(run)
+    rows = [(f"pairs by {source}", str(count)) for source, count in found["preferences"]["by_source"].items()]
+    rows += [
+        (f"{RUN_METRICS[key].name}: {RUN_METRICS[key].meaning}", RUN_METRICS[key].shown(estimate))
+        for key, estimate in summary_metrics(found).items()
+    ]
     rows += [(f"judge on labelled pairs: {name}", value) for name, value in _gate(run)]
     lines = "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
     reasons = [f"{count} × {reason}" for reason, count in found["skipped"]["reasons"].items()]

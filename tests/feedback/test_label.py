@@ -98,10 +98,11 @@ def test_a_file_of_pairs_gets_soft_labels_with_verdicts_and_keeps_its_own(
     assert [(r.source, len(r.verdicts), r.seeds) for r in rows] == [("judge", 2, [0])] * 3
     assert rows[2].tags == ["t"]
     assert (found["pairs"], found["rankings"], found["cost"]["asked"]) == (3, 0, 12)
-    assert found["non_option_mass"] == pytest.approx(0.2)
-    assert found["position_bias"] == 0.0
-    assert found["agrees_with_given"] == pytest.approx(2 / 3)
-    assert found["mean_p"] == pytest.approx(sum(r.p for r in rows) / 3)
+    metrics = {key: estimate["mean"] for key, estimate in found["metrics"].items()}
+    assert metrics["non_option_mass"] == pytest.approx(0.2)
+    assert metrics["position_bias"] == 0.0
+    assert metrics["agreement"] == pytest.approx(2 / 3)
+    assert metrics["label_p"] == pytest.approx(sum(r.p for r in rows) / 3)
     assert json.loads((tmp_path / "out/judge.json").read_text(encoding="utf-8")) == found
     assert found["made_from"]["judges"][0]["where"].endswith("model")
     assert found["made_from"]["settings"]["principles"] == 2

@@ -72,8 +72,8 @@ def test_the_page_says_what_the_comparison_found(tmp_path: Path, model_folder: P
 
 def test_monitors_stand_side_by_side(tmp_path: Path) -> None:
     a, b = write_run(tmp_path / "before"), write_run(tmp_path / "run")
-    assert [row for row in rates([a, b]) if row.name == "judge: position decides"] == [
-        ("judge: position decides", "50 %", ["75 %", "75 %"], [True, True])
+    assert [row for row in rates([a, b]) if row.name == "position bias"] == [
+        ("position bias", "0.50", ["0.750", "0.750"], [True, True])
     ]
     assert signs([a, b], ["before", "run"]) == []
     assert "Signs of reward hacking" not in text_of(comparison_report(compared(a, b)))

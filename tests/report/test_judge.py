@@ -19,7 +19,7 @@ def verdict(p: float) -> Verdict:
 def pair(number: int, p: float, label: float) -> Preference:
     return Preference(
         prompt_id=f"q{number}", messages=[{"role": "user", "content": f"<b>why {number}</b>"}], tags=[],
-        chosen=f"chosen {number}", rejected=f"rejected, {number}", p=p, source="judge", given=label,
+        chosen=f"chosen {number}", rejected=f"rejected, {number}", p=p, source="judge", input_p=label,
         verdicts=[verdict(p)],
     )  # fmt: skip
 

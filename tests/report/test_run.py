@@ -44,8 +44,8 @@ def test_what_a_principle_did_stands_beside_it(tmp_path: Path) -> None:
 def test_the_figures_of_the_summary_and_their_warnings_are_told(tmp_path: Path) -> None:
     told = report(write_run(tmp_path / "run", prompts=9))
     for part in (
-        "prompts 6 and 3 held out", "revisions 6 50 % flagged by hygiene", "labelled pairs 6 6 by judge",
-        "on 3 held-out prompts", "Only 3 prompts were held out", "revision copied critique 50 % 25 % look",
+        "prompts 6 and 3 held out", "fails a filter 0.500", "labelled pairs 6 6 by judge",
+        "ties count one half; 3 prompts", "Only 3 prompts were held out", "copied critique 0.500 0.25 look",
         "1 × the reason of number 1", "12 updates, mean loss", "1-dpo: margin of rewards",
     ):  # fmt: skip
         assert part in told, part
@@ -73,11 +73,11 @@ def test_the_figures_of_a_summary_of_another_version_are_counted_anew(tmp_path: 
     folder = write_run(tmp_path / "run", prompts=9)
     as_written, summary = report(folder), folder.summary()
     assert summary is not None
-    del summary["revisions"]["words"]
+    del summary["metrics"]["revision_words"]
     written = {"no words": json.dumps(summary), "one": '{"prompts": 3}', "damaged": '{"pro'}[kept]
     folder.summary_json.write_text(written, encoding="utf-8")
     found = report(folder)
-    for part in ("prompts 6 and 3 held out", "revisions 6 50 % flagged by hygiene", "12 updates, mean loss"):
+    for part in ("prompts 6 and 3 held out", "fails a filter 0.500", "12 updates, mean loss"):
         assert part in as_written and part in found
     assert "unfinished" not in found
 
@@ -87,7 +87,7 @@ def test_rows_of_another_version_cost_the_examples_and_not_the_page(tmp_path: Pa
     folder.revisions_jsonl.write_text('{"prompt_id": "p01"}\n', encoding="utf-8")
     told = report(folder)
     assert f"The examples cannot be shown: {folder.revisions_jsonl}:1: messages: missing" in told
-    assert "revisions 6 50 % flagged by hygiene" in told  # of the summary
+    assert "fails a filter 0.500" in told  # of the summary
     assert "1-dpo: margin of rewards" in told
     folder.summary_json.unlink()
     told = report(folder)

@@ -1,0 +1,315 @@
+"""The metrics of a run: one name, one meaning and one function each, for every place that shows them.
+
+One rule aggregates all of them. The unit is the prompt: a metric is the mean over a prompt's rows, then the mean over
+prompts, because every interval and test of this package draws prompts (a prompt with ten pairs is one observation, not
+ten). A row that says nothing about a metric (None), such as a verdict asked in one order, is in neither mean.
+
+A run's metrics are in RUN_METRICS, by the kind of row they are computed from; those of one principle in
+ROUND_METRICS and VERDICT_METRICS.
+"""
+
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from statistics import fmean
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
+
+from cai.data.records import Comparison, Preference, Revision, Verdict
+from cai.feedback.filters import FILTERS
+from cai.stats.edits import word_distance
+from cai.stats.formatting import number
+from cai.stats.intervals import Estimate, bootstrap_mean, share
+from cai.stats.win_rate import win
+
+Unit = Literal["share", "words"]
+"""`share`: in [0, 1], shown with three decimals; `words`: with one."""
+
+
+class _RowOfPrompt(Protocol):
+    @property
+    def prompt_id(self) -> str: ...
+
+
+RowT = TypeVar("RowT")
+PromptRow = TypeVar("PromptRow", bound=_RowOfPrompt)
+
+
+@dataclass(frozen=True)
+class Metric(Generic[RowT]):
+    """One metric: its key in JSON, its name wherever it is shown, and its value for one row."""
+
+    key: str
+    name: str
+    meaning: str
+    unit: Unit
+    value: Callable[[RowT], float | None]
+    last_round: bool = False  # of a prompt's rows only the last counts
+    interval: Callable[[Sequence[float]], Estimate] | None = None  # over one value a prompt
+
+    def text(self, value: float | None) -> str:
+        """A value of this metric as text; a dash where there is none."""
+        return number(value, 1 if self.unit == "words" else 3)
+
+    def estimate(self, values: Sequence[float]) -> Estimate:
+        """The mean of one or more values, one a prompt, with its 95 % interval where the metric has one."""
+        mean = fmean(values)
+        if self.interval is None:
+            return Estimate(mean, None, None, len(values))
+        return self.interval(values)._replace(mean=mean)
+
+    def shown(self, estimate: Estimate) -> str:
+        """An estimate as text, with its interval where there is one."""
+        return self.text(estimate.mean) if estimate.low is None else str(estimate)
+
+
+class PromptMeans(Generic[PromptRow]):
+    """Rows as they pass by, of which only a sum and a count by metric and prompt are kept."""
+
+    def __init__(self, metrics: Sequence[Metric[PromptRow]]) -> None:
+        self.metrics = tuple(metrics)
+        self._sums: dict[str, array[float]] = {}  # by prompt: the sum of each metric, then the count of each
+
+    def add(self, row: PromptRow) -> None:
+        """Count one row; the rounds of a prompt come in order."""
+        size = len(self.metrics)
+        sums = self._sums.get(row.prompt_id)
+        if sums is None:
+            sums = self._sums[row.prompt_id] = array("d", bytes(16 * size))
+        for place, metric in enumerate(self.metrics):
+            value = metric.value(row)
+            if metric.last_round:
+                sums[place], sums[size + place] = value or 0.0, value is not None
+            elif value is not None:
+                sums[place] += value
+                sums[size + place] += 1
+
+    def add_all(self, rows: Iterable[PromptRow]) -> "PromptMeans[PromptRow]":
+        """Count all rows; returns itself."""
+        for row in rows:
+            self.add(row)
+        return self
+
+    def by_prompt(self, metric: Metric[PromptRow]) -> dict[str, float]:
+        """The mean over each prompt's rows, without the prompts whose rows say nothing."""
+        place = self.metrics.index(metric)
+        count = place + len(self.metrics)
+        return {prompt_id: sums[place] / sums[count] for prompt_id, sums in self._sums.items() if sums[count]}
+
+    def means(self) -> dict[str, float]:
+        """The metrics that any row says something about, by key, without intervals."""
+        by_metric = {metric.key: list(self.by_prompt(metric).values()) for metric in self.metrics}
+        return {key: fmean(values) for key, values in by_metric.items() if values}
+
+    def estimates(self) -> dict[str, Estimate | None]:
+        """Every metric by key; None where no row says anything."""
+        found = {}
+        for metric in self.metrics:
+            values = list(self.by_prompt(metric).values())
+            found[metric.key] = metric.estimate(values) if values else None
+        return found
+
+
+def mean_over_prompts(values: Iterable[tuple[str, float | None]]) -> float | None:
+    """The mean over prompts of each prompt's mean, from (prompt id, value of a row); None where no row has a value."""
+    by_prompt: dict[str, list[float]] = {}
+    for prompt_id, value in values:
+        if value is not None:
+            by_prompt.setdefault(prompt_id, []).append(value)
+    return fmean(fmean(of_prompt) for of_prompt in by_prompt.values()) if by_prompt else None
+
+
+# The functions of a row.
+
+
+def words(text: str) -> int:
+    """How many words a text has, split at white space."""
+    return len(text.split())
+
+
+def position_bias(verdicts: Iterable[Verdict]) -> float | None:
+    """The share of verdicts that prefer the same position in both orders; None where none was asked in both."""
+    flips = [verdict.position_bias for verdict in verdicts if verdict.position_bias is not None]
+    return sum(flips) / len(flips) if flips else None
+
+
+def non_option_mass(verdicts: Sequence[Verdict]) -> float | None:
+    """The mean probability that the judge gave to anything but the options; None without verdicts."""
+    return sum(verdict.non_option_mass for verdict in verdicts) / len(verdicts) if verdicts else None
+
+
+def mean_p(verdicts: Sequence[Verdict]) -> float | None:
+    """The mean P(first is better) over verdicts; None without verdicts."""
+    return sum(verdict.p for verdict in verdicts) / len(verdicts) if verdicts else None
+
+
+@lru_cache(maxsize=16)  # a round's distance is also that from the draft where it is the first
+def edit_distance(before: str, after: str) -> float:
+    """The word edit distance of two texts, in [0, 1]; see cai/stats/edits.py."""
+    return word_distance(before, after)
+
+
+# The tables.
+
+
+POSITION_BIAS = "position bias"
+POSITION_BIAS_MEANING = "verdicts that prefer the same position in both orders"
+NON_OPTION_MASS = "non-option probability mass"
+NON_OPTION_MASS_MEANING = "probability on anything but the options"
+
+
+def _filter(flag: str, name: str) -> Metric[Revision]:
+    def value(row: Revision) -> float | None:
+        if flag == "copied_critique" and row.critique is None:
+            return None
+        return flag in row.flags
+
+    return Metric(flag, name, FILTERS[flag], "share", value)
+
+
+def _truncated(text: Literal["draft", "critique", "revision"]) -> Metric[Revision]:
+    def value(row: Revision) -> float | None:
+        if text == "critique" and row.critique is None:
+            return None
+        return text in row.truncated
+
+    return Metric(f"{text}_truncated", f"truncated {text}", f"the {text} ran into max_tokens", "share", value)
+
+
+DRAFT_WORDS = Metric[Revision](
+    "draft_words", "words in the draft", "before round 1", "words", lambda row: words(row.draft), last_round=True
+)
+REVISION_WORDS = Metric[Revision](
+    "revision_words", "words in the revision", "the last round's", "words", lambda row: words(row.revision),
+    last_round=True,
+)  # fmt: skip
+EDIT_DISTANCE = Metric[Revision](
+    "edit_distance", "edit distance", "share of words that differ between draft and last revision", "share",
+    lambda row: edit_distance(row.draft, row.revision), last_round=True,
+)  # fmt: skip
+FILTERED = Metric[Revision](
+    "filtered", "fails a filter", "revisions kept out of training", "share", lambda row: bool(row.flags)
+)
+REVISION_METRICS: tuple[Metric[Revision], ...] = (DRAFT_WORDS, REVISION_WORDS, EDIT_DISTANCE)
+"""Of rows of revisions.jsonl."""
+FILTER_METRICS: tuple[Metric[Revision], ...] = (
+    FILTERED,
+    _filter("empty", "empty revision"),
+    _filter("unchanged", "unchanged revision"),
+    _filter("copied_critique", "copied critique"),
+    _truncated("draft"),
+    _truncated("critique"),
+    _truncated("revision"),
+)
+"""Of rows of revisions.jsonl: what makes a revision useless, and which texts are incomplete."""
+
+LABEL_P = Metric[Preference](
+    "label_p",
+    "P(chosen better)",
+    "the judge's labels; 0.5 is no opinion",
+    "share",
+    lambda row: max(row.p, 1 - row.p),
+)
+JUDGE_POSITION_BIAS = Metric[Preference](
+    "position_bias", POSITION_BIAS, POSITION_BIAS_MEANING, "share", lambda row: position_bias(row.verdicts)
+)
+JUDGE_NON_OPTION_MASS = Metric[Preference](
+    "non_option_mass", NON_OPTION_MASS, NON_OPTION_MASS_MEANING, "share", lambda row: non_option_mass(row.verdicts)
+)
+LABEL_METRICS: tuple[Metric[Preference], ...] = (LABEL_P, JUDGE_POSITION_BIAS, JUDGE_NON_OPTION_MASS)
+"""Of the pairs in preferences.jsonl that the judge labelled (`source: judge`)."""
+
+REVISION_BETTER = Metric[Preference](
+    "revision_better", "P(revision better)", "than the draft, by the judge", "share",
+    lambda row: mean_p(row.verdicts),
+)  # fmt: skip
+REVISION_PAIR_METRICS: tuple[Metric[Preference], ...] = (REVISION_BETTER,)
+"""Of the pairs in preferences.jsonl that a revision made (`source: revision`), where the judge was asked about them."""
+
+WIN_RATE = Metric[Comparison](
+    "win_rate", "win rate", "of the trained policy against the one before; ties count one half", "share",
+    lambda row: win(row.p), interval=share,
+)  # fmt: skip
+AFTER_BETTER = Metric[Comparison](
+    "after_better", "P(after better)", "than the answer before training, by the eval judge", "share",
+    lambda row: row.p, interval=bootstrap_mean,
+)  # fmt: skip
+EVALUATION_METRICS: tuple[Metric[Comparison], ...] = (
+    WIN_RATE,
+    AFTER_BETTER,
+    Metric(
+        "eval_position_bias",
+        f"eval judge {POSITION_BIAS}",
+        POSITION_BIAS_MEANING,
+        "share",
+        lambda row: position_bias(row.verdicts),
+    ),
+    Metric(
+        "eval_non_option_mass",
+        "eval judge non-option mass",
+        NON_OPTION_MASS_MEANING,
+        "share",
+        lambda row: non_option_mass(row.verdicts),
+    ),
+    Metric(
+        "before_words",
+        "words before training",
+        "of answers to held-out prompts",
+        "words",
+        lambda row: words(row.before),
+    ),
+    Metric(
+        "after_words", "words after training", "of answers to held-out prompts", "words", lambda row: words(row.after)
+    ),
+    Metric(
+        "before_truncated",
+        "truncated before training",
+        "answers that ran into max_tokens",
+        "share",
+        lambda row: "before" in row.truncated,
+    ),
+    Metric(
+        "after_truncated",
+        "truncated after training",
+        "answers that ran into max_tokens",
+        "share",
+        lambda row: "after" in row.truncated,
+    ),
+)
+"""Of held-out prompts, answered before and after training."""
+
+ROUND_METRICS: tuple[Metric[Revision], ...] = (
+    Metric("changed", "changed", "the revision differs from the answer it started from", "share",
+           lambda row: row.before.split() != row.revision.split()),
+    Metric("edit", "edit distance", "share of words that differ from the answer it started from", "share",
+           lambda row: edit_distance(row.before, row.revision)),
+    Metric("words", "words added", "words of the revision less those of that answer", "words",
+           lambda row: words(row.revision) - words(row.before)),
+    FILTERED,
+    Metric("truncated", "truncated", "the revision ran into max_tokens", "share",
+           lambda row: "revision" in row.truncated),
+)  # fmt: skip
+"""Of a principle, over the rounds of revision that drew it."""
+
+
+class PrincipleVerdict(NamedTuple):
+    """One principle's verdict on a pair of answers to a prompt."""
+
+    prompt_id: str
+    verdict: Verdict
+
+
+VERDICT_METRICS: tuple[Metric[PrincipleVerdict], ...] = (
+    Metric("label_p", LABEL_P.name, "of the answer that it prefers; 0.5 is no opinion", "share",
+           lambda row: max(row.verdict.p, 1 - row.verdict.p)),
+    Metric("position_bias", POSITION_BIAS, POSITION_BIAS_MEANING, "share", lambda row: position_bias([row.verdict])),
+    Metric("non_option_mass", NON_OPTION_MASS, NON_OPTION_MASS_MEANING, "share",
+           lambda row: row.verdict.non_option_mass),
+)  # fmt: skip
+"""Of a principle, over its verdicts on the pairs that the judge labelled."""
+
+RUN_METRICS: Mapping[str, Metric[Any]] = {
+    metric.key: metric
+    for group in (REVISION_METRICS, FILTER_METRICS, LABEL_METRICS, REVISION_PAIR_METRICS, EVALUATION_METRICS)
+    for metric in group
+}
