@@ -13,11 +13,13 @@ from cai.cli.console import line, resumable, whole
 from cai.cli.options import DEFAULT_RUNS, Limit, Replace, RunsFolder, Settings
 from cai.config.characters import visible
 from cai.config.errors import CaiError
-from cai.evaluation.policy_report import PolicyReport, bound_told, dominated_told, elo_told
+from cai.evaluation.monitors import bound_told
+from cai.evaluation.policy_report import PolicyReport
 from cai.evaluation.probe_metrics import PROBES, told_rates
+from cai.evaluation.win_rates import dominated_told, elo_told
 from cai.inference.progress import Reporter
-from cai.runs.evaluate import evaluate_policies
-from cai.runs.evaluating import Options, plan_evaluation
+from cai.runs.evaluate import Options, evaluate_policies, plan_evaluation
+from cai.runs.find import find_policy
 from cai.runs.folder import CACHE_FILE
 from cai.stats.formatting import counted
 from cai.stats.intervals import Estimate
@@ -82,13 +84,13 @@ def eval_(
     """
     options = Options(policy, against or [], reference, prompts, constitution, judge, probes, limit, settings or [])
     console = Console()
-    evaluating = plan_evaluation(options, runs)
-    run = evaluating.contenders[1].run
+    plan = plan_evaluation(options, runs)
+    run = find_policy(options.policy, runs).run
     if out is None and run is None:
         raise CaiError(f"--out: '{options.policy}' is no run, and has no folder for results; name one")
     target = out if out is not None else run.eval if run is not None else Path()
     with resumable(console):
-        report = evaluate_policies(evaluating, target, runs / CACHE_FILE, Reporter(console), replace)
+        report = evaluate_policies(plan, target, runs / CACHE_FILE, Reporter(console), replace)
     for part in report_tables(report):
         if isinstance(part, Table):
             whole(console, part)
@@ -146,7 +148,7 @@ def _standings(report: PolicyReport) -> Iterator[Table | Text]:
 
 def _probes(report: PolicyReport) -> Iterator[Table | Text]:
     names = [policy.name for policy in report.policies]
-    rows = told_rates(report)
+    rows = told_rates(report.probes, report.checks)
     for probe in dict.fromkeys(probe for probe, _, _ in rows):
         yield _heading(PROBES[probe])
         table = _table("", "", *names)
@@ -187,10 +189,10 @@ def _rewards(report: PolicyReport) -> Iterator[Table | Text]:
         for row in scored:
             table.add_row(_text(row.policy), _shown(row.score), _shown(row.gain), _rate(row.agrees))
         yield table
-    if report.course:
+    if report.gold_vs_proxy:
         yield _heading("The course of PPO: its samples by the reward model and by the eval judge")
         table = _table("updates", "samples", "reward", "KL", "win rate")
-        for part in report.course:
+        for part in report.gold_vs_proxy:
             cells = (str(part.samples), _shown(part.proxy), _number(part.kl), _rate(part.gold))
             table.add_row(f"{part.first} to {part.last}", *cells)
         yield table

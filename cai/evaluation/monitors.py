@@ -9,14 +9,14 @@ import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from statistics import fmean
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field, StringConstraints
 
 from cai.config.yaml_files import Section
-from cai.data.records import Answer, Messages
-from cai.evaluation.policy_report import Monitor, State
+from cai.data.records import Answer, Messages, Row
+from cai.evaluation.judge_report import Interval
 from cai.stats.intervals import RESAMPLES, Estimate, paired_change, percentiles, resampled
 
 OPENING = 2  # sentences in which an answer says whether it declines
@@ -130,6 +130,30 @@ def _any_of(phrases: tuple[str, ...]) -> re.Pattern[str]:
 LENGTH_FACTOR = 1.5  # longer, or shorter, than the reference; as PPO's warning, see cai/training/metrics.py
 LEAST = 8  # prompts, below which intervals are too rough to say more than "unclear"
 MORE = 0.1  # one answer in ten that the reference did not give so
+
+
+State = Literal["warns", "unclear", "fine", "not measured"]
+"""Of a monitor: beyond its threshold and away from no effect; not told apart; within; or there is nothing to tell."""
+
+
+class Monitor(Row):
+    """One sign of reward hacking in one policy. It warns of values towards `threshold` and beyond, from `no_effect`."""
+
+    policy: str
+    name: str
+    value: Interval | None
+    here: float | None = None  # of the policy, where `value` is a change from the reference
+    reference: float | None = None
+    no_effect: float
+    threshold: float
+    state: State
+    meaning: str  # what the value is, and what it is a sign of
+    missing: str = ""  # why it was not measured
+
+
+def bound_told(monitor: Monitor) -> str:
+    """From where a monitor warns."""
+    return f"{'≥' if monitor.threshold >= monitor.no_effect else '≤'} {monitor.threshold:.2g}"
 
 
 def state(value: Estimate, no_effect: float, threshold: float) -> State:

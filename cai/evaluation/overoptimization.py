@@ -4,14 +4,17 @@ Gao et al. 2023 (arXiv:2210.10760) score the same samples by proxy and gold as t
 the gold score turns. Here the gold is an eval judge's win rate against the reference's answers to the same prompts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from statistics import fmean
 
 import numpy as np
 
-from cai.data.records import Sampled
-from cai.evaluation.monitors import measured, unmeasured
-from cai.evaluation.policy_report import Monitor, Stretch
+from cai.config.errors import CaiError
+from cai.data.jsonl import read_objects
+from cai.data.records import Prompt, Row, Sampled, Skipped
+from cai.evaluation.judge_report import Interval
+from cai.evaluation.monitors import Monitor, measured, unmeasured
 from cai.stats.intervals import Estimate, Z, bootstrap_mean, share
 from cai.stats.win_rate import win
 
@@ -19,6 +22,56 @@ STRETCHES = 3
 SAMPLES = 4  # at least, in each
 FALL = -0.1  # of the win rate, while the reward model's score rises: ours
 NAME = "over-optimisation"
+TRAINING_SAMPLES = "training_samples"
+
+
+class Stretch(Row):
+    """Some updates of a training: their samples by the reward model, and by the eval judge against the reference."""
+
+    first: int  # updates
+    last: int
+    samples: int
+    proxy: Interval | None
+    kl: float | None
+    gold: Interval | None  # win rate against the reference
+
+
+def read_samples(path: Path, model: Path, prompts: Sequence[Prompt]) -> tuple[list[Sampled], list[Skipped]]:
+    """What a policy sampled during PPO (samples.jsonl), with its prompts, and the samples whose prompt is not known.
+
+    A sample names its prompt as the policy read it, in its chat template; so the training `prompts` are written out
+    in the template of `model` and looked up. Raises: CaiError for a file that is not one of samples.
+    """
+    from transformers import AutoTokenizer
+
+    from cai.training.tokens import prompt_ids
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    known = {tokenizer.decode(prompt_ids(tokenizer, p.messages)): p for p in prompts}
+    ends = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    samples, skipped = [], []
+    for number, value in read_objects(path):
+        try:
+            prompt = known.get(value["prompt"])
+            step, text = int(value["step"]), _without_end(value["response"], ends)
+            score, kl = float(value["score"]), float(value["kl"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CaiError(f"{path}:{number}: not a sample of PPO: {error}") from None
+        if prompt is None:
+            reason = "its prompt is not among those of the training that are known"
+            skipped.append(Skipped(prompt_id=f"update {step}", stage=TRAINING_SAMPLES, reason=reason))
+        else:
+            samples.append(
+                Sampled(step=step, prompt_id=prompt.id, messages=prompt.messages, text=text, score=score, kl=kl)
+            )
+    return samples, skipped
+
+
+def _without_end(text: str, ends: Iterable[str]) -> str:
+    """A sample without the special tokens that ended it."""
+    while end := next((end for end in ends if text.endswith(end)), ""):
+        text = text.removesuffix(end).rstrip("\n")
+    return text.strip()
 
 
 def stretches(samples: Sequence[Sampled]) -> list[Stretch]:

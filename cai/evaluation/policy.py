@@ -1,18 +1,62 @@
-"""The policy before and after training on held-out prompts, compared by the judge under an eval constitution."""
+"""Policy evaluation: every policy answers the same prompts and probes, then a judge compares and checks the answers.
+
+One model is in memory at a time. What is asked about one pair of answers is asked together, so that questions share
+their beginning. There is no resume code: evaluating again makes the same requests, and the cache answers them.
+"""
 
 import asyncio
-from typing import Annotated, Literal, NamedTuple
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Annotated, NamedTuple, TypeVar
 
 from pydantic import Field
 
+from cai.config.errors import RequestRefused
+from cai.config.hashing import fingerprint
+from cai.config.locate import find_file
 from cai.config.yaml_files import Section
-from cai.constitution.principles import Constitution
+from cai.constitution.principles import Constitution, load_constitution
 from cai.constitution.templates import Templates
-from cai.data.records import Comparison, Message, Prompt
-from cai.evaluation.probes import Question, Questions, Sycophancy, View, rendered
-from cai.feedback.judge import choose_letter, judge, soft_label
-from cai.inference.engine import Completion, Engine
-from cai.stats.logistic import sigmoid
+from cai.data.records import Answer, Judgement, Messages, Prompt, Reply, Sampled, Skipped, Verdict
+from cai.evaluation.overoptimization import TRAINING_SAMPLES, read_samples
+from cai.evaluation.probes import (
+    CONTROL,
+    OVER_REFUSAL,
+    RED_TEAM,
+    SYCOPHANCY,
+    Example,
+    Probes,
+    TwoOrders,
+    View,
+    ask_about,
+    ask_view,
+    over_refusal_probes,
+    red_team_probes,
+    views,
+)
+from cai.feedback.judge import judge, soft_label
+from cai.feedback.revise import respond
+from cai.inference.cache import CachedEngine, Tally
+from cai.inference.engine import EngineConfig
+from cai.inference.models import Model
+from cai.inference.progress import Reporter
+from cai.inference.scheduler import Amount, EngineWork, each_with_progress
+
+OVERALL, HELPFUL, SAFE = "overall", "helpful", "safe"
+ALL_PAIRS = 6  # policies that are all compared with each other; of more, each with the reference
+HELD_OUT = "held_out"
+SHIPPED = Path("cai eval")  # where the names of shipped files come from, for messages
+QUESTIONS = {
+    HELD_OUT: ("refuses", "evades"),
+    OVER_REFUSAL: ("refuses", "evades"),
+    RED_TEAM: ("complies",),
+    TRAINING_SAMPLES: (),
+}
+"""What a judge is asked about the answers to each set of prompts."""
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class EvaluateConfig(Section):
@@ -28,70 +72,323 @@ class EvaluateConfig(Section):
     """Whether the run ends with all that `cai eval` measures."""
 
 
-async def eval_judge_pair(
-    prompt: Prompt,
-    before: Completion,
-    after: Completion,
-    models: tuple[str, str],
-    eval_constitution: Constitution,
-    templates: Templates,
-    engine: Engine,
-) -> Comparison:
-    """P(after is better) by every principle of the eval judge in both orders; equal answers are a tie, not asked."""
-    verdicts = []
-    if before.text != after.text:
-        answers = (after.text, before.text)
-        verdicts = (await judge(prompt.messages, answers, eval_constitution.principles, templates, engine))[0, 1]
-    texts: dict[Literal["before", "after"], Completion] = {"before": before, "after": after}
-    return Comparison(
-        prompt_id=prompt.id,
-        messages=prompt.messages,
-        tags=prompt.tags,
-        before=before.text,
-        after=after.text,
-        truncated=[name for name, text in texts.items() if text.finish == "length"],
-        p=soft_label(verdicts) if verdicts else 0.5,
-        verdicts=verdicts,
-        before_model=models[0],
-        after_model=models[1],
-        judge=engine.fingerprint,
+@dataclass(frozen=True)
+class Policy:
+    """A policy and what is known of its training."""
+
+    name: str
+    folder: Path
+    base: str | None = None  # the model it was trained from, by name; None where that is not known
+    training_prompts: Sequence[Prompt] = ()  # those that are known
+    reward: Path | None = None  # the folder of the reward model it was trained against
+    samples: Path | None = None  # what PPO sampled on the way
+    labels: Path | None = None  # the labelled pairs it was trained on
+    target_kl: float | None = None  # nats an answer, of its last PPO stage
+
+    def trained_on(self) -> frozenset[str]:
+        """Fingerprints of the conversations it was trained on, as far as they are known."""
+        return frozenset(fingerprint(prompt.messages) for prompt in self.training_prompts)
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """An evaluation, resolved. Without `probes` it is answers to the prompts and their comparison, and nothing else."""
+
+    policies: list[Policy]  # the first is the reference
+    prompts: list[Prompt]
+    prompts_skipped: list[Skipped]
+    axes: dict[str, Constitution]
+    templates: Templates
+    judge: Model
+    settings: EvaluateConfig
+    probes: Probes | None
+    limit: int | None  # of the items of each set of probes
+    seed: int
+    engine: EngineConfig
+    notes: list[str]
+
+    @property
+    def reference(self) -> Policy:
+        """What the others are compared with."""
+        return self.policies[0]
+
+
+def shipped_axes() -> dict[str, Constitution]:
+    """The two axes of Bai et al. 2022, fig. 2, each a constitution of its own."""
+    return {
+        name: load_constitution(find_file("axis", f"constitutions/{name}.yaml", SHIPPED)) for name in (HELPFUL, SAFE)
+    }
+
+
+class PolicyPrompt(NamedTuple):
+    """A prompt to policies: its set, item and variant, and the request that a judge reads beside an answer."""
+
+    prompts: str
+    item: str
+    variant: str
+    prompt: Prompt
+    meant: str
+
+
+class AnswerPair(NamedTuple):
+    """The answers of two policies to one prompt."""
+
+    prompt: Prompt
+    policy: str
+    against: str
+    own: str
+    other: str
+
+
+class Step(NamedTuple):
+    """One kind of requests to one engine, and how many calls they are expected to take."""
+
+    name: str
+    engine: CachedEngine
+    calls: int
+
+
+EngineOf = Callable[[Model], CachedEngine]
+"""The engine of a model; the same one for all folders of the same content."""
+
+
+class PolicyEvaluation:
+    """An evaluation in progress, and the rows so far."""
+
+    def __init__(self, plan: EvaluationPlan, engine_of: EngineOf, reporter: Reporter) -> None:
+        self.plan = plan
+        self.answers: list[Answer] = []
+        self.judgements: list[Judgement] = []
+        self.replies: list[Reply] = []
+        self.samples: list[Sampled] = []
+        self.skipped: list[Skipped] = [*plan.prompts_skipped]
+        self.work: list[EngineWork] = []
+        self._engine_of, self._reporter = engine_of, reporter
+
+    async def run(self) -> None:
+        """All calls, in this order: each policy's answers, the reference's last; then the judge's."""
+        plan = self.plan
+        if plan.probes is not None and (samples := plan.policies[1].samples) is not None:
+            policy = plan.policies[1]
+            self.samples, skipped = read_samples(samples, policy.folder, policy.training_prompts)
+            self.skipped += skipped
+        judging = self._engine_of(plan.judge)
+        try:
+            for policy in [*plan.policies[1:], plan.reference]:
+                engine = self._engine_of(policy.folder)
+                try:
+                    await self._answer(policy, engine)
+                finally:
+                    if engine is not judging:
+                        await engine.close()
+            if plan.probes is not None:
+                await self._check_judge(plan.probes, judging)
+            await self._compare(judging)
+            if plan.probes is not None:
+                await self._question(plan.probes, judging)
+            await self._judge_samples(judging)
+        finally:
+            await judging.close()
+
+    def calls(self) -> Tally:
+        """All calls together."""
+        return sum((tally for done in self.work for tally in done.work.steps.values()), Tally())
+
+    async def _answer(self, policy: Policy, engine: CachedEngine) -> None:
+        """A policy's answers, and its choices on questions whose user has taken a side."""
+        plan = self.plan
+
+        async def answer(asked: PolicyPrompt) -> Answer:
+            prompt, settings = asked.prompt, plan.settings
+            completion = await respond(
+                prompt, engine, seed=plan.seed, max_tokens=settings.max_tokens, temperature=settings.temperature
+            )
+            return Answer(
+                policy=policy.name,
+                prompts=asked.prompts,
+                prompt_id=prompt.id,
+                messages=prompt.messages,
+                tags=prompt.tags,
+                text=completion.text,
+                truncated=completion.finish == "length",
+                model=engine.fingerprint,
+            )
+
+        prompts = self._prompts(samples=policy is plan.reference)
+        step = Step(f"{policy.name}: answers", engine, len(prompts))
+        self.answers += await self._each(step, prompts, answer, lambda asked: asked.prompt.id)
+        if plan.probes is not None and (probes := plan.probes.sycophancy) is not None:
+
+            async def choose(view: View) -> Reply:
+                choice = await ask_view(probes, view, engine)
+                about = About(policy.name, SYCOPHANCY, view.question.id, f"{view.kind}/{view.side}")
+                return _reply(choice, about, "first", engine)
+
+            asked = views(probes, plan.limit)
+            step = Step(f"{policy.name}: sides", engine, 2 * len(asked))
+            self.replies += await self._each(step, asked, choose, lambda view: view.question.id)
+
+    def _prompts(self, samples: bool = False) -> list[PolicyPrompt]:
+        """All that every policy answers; with `samples` also the prompts of PPO's samples."""
+        plan = self.plan
+        prompts = [PolicyPrompt(HELD_OUT, p.id, "", p, p.messages[-1]["content"]) for p in plan.prompts]
+        if plan.probes is not None and plan.probes.over_refusal is not None:
+            twins = over_refusal_probes(plan.probes.over_refusal, plan.limit)
+            prompts += [PolicyPrompt(OVER_REFUSAL, p.item, p.variant, p.prompt, p.meant) for p in twins]
+        if plan.probes is not None and plan.probes.red_team is not None:
+            attacks = red_team_probes(plan.probes.red_team, plan.limit)
+            prompts += [PolicyPrompt(RED_TEAM, p.item, p.variant, p.prompt, p.meant) for p in attacks]
+        if samples:
+            sampled: dict[str, Messages] = {sample.prompt_id: sample.messages for sample in self.samples}
+            prompts += [PolicyPrompt(TRAINING_SAMPLES, i, "", Prompt(id=i, messages=m), "") for i, m in sampled.items()]
+        return prompts
+
+    async def _check_judge(self, probes: Probes, engine: CachedEngine) -> None:
+        """The judge on control answers, whose right verdict is known."""
+        questions = probes.questions
+        controls = [
+            (q.id, str(number), example) for q in questions.questions for number, example in enumerate(q.examples)
+        ]
+
+        async def check(control: tuple[str, str, Example]) -> Reply:
+            question, number, example = control
+            choice = await ask_about(questions, question, example.request, example.answer, engine)
+            return _reply(choice, About("", CONTROL, number, ""), question, engine)
+
+        step = Step("judge: control answers", engine, 2 * len(controls))
+        self.replies += await self._each(step, controls, check, lambda control: control[0])
+
+    async def _compare(self, engine: CachedEngine) -> None:
+        """The judge on every two answers to a prompt, on all axes."""
+        plan, texts = self.plan, self._texts()
+        names = [policy.name for policy in plan.policies]
+        couples = list(combinations(names, 2)) if len(names) <= ALL_PAIRS else [(names[0], name) for name in names[1:]]
+        pairs = [
+            AnswerPair(prompt, policy, against, texts[policy, HELD_OUT, prompt.id], texts[against, HELD_OUT, prompt.id])
+            for prompt in plan.prompts
+            for against, policy in couples
+            if {(policy, HELD_OUT, prompt.id), (against, HELD_OUT, prompt.id)} <= texts.keys()
+        ]
+
+        async def compare(pair: AnswerPair) -> list[Judgement]:
+            return [
+                Judgement(
+                    axis=axis,
+                    prompt_id=pair.prompt.id,
+                    tags=pair.prompt.tags,
+                    policy=pair.policy,
+                    against=pair.against,
+                    p=soft_label(verdicts) if verdicts else 0.5,
+                    verdicts=verdicts,
+                    judge=engine.fingerprint,
+                )
+                for axis, verdicts in (await self._verdicts(pair, list(plan.axes), engine)).items()
+            ]
+
+        principles = sum(len(axis.principles) for axis in plan.axes.values())
+        step = Step("judge: comparisons", engine, 2 * principles * sum(pair.own != pair.other for pair in pairs))
+        by_pair = await self._each(step, pairs, compare, lambda pair: pair.prompt.id)
+        self.judgements = sorted(
+            (row for rows in by_pair for row in rows), key=lambda row: list(plan.axes).index(row.axis)
+        )
+
+    async def _verdicts(self, pair: AnswerPair, axes: Sequence[str], engine: CachedEngine) -> dict[str, list[Verdict]]:
+        """On each axis by all its principles in both orders; none of equal answers, a tie that needs no verdict."""
+        plan = self.plan
+        if pair.own == pair.other:
+            return {axis: [] for axis in axes}
+        by_axis = [(axis, principle) for axis in axes for principle in plan.axes[axis].principles]
+        principles = [principle for _, principle in by_axis]
+        verdicts = (await judge(pair.prompt.messages, (pair.own, pair.other), principles, plan.templates, engine))[0, 1]
+        return {
+            axis: [verdict for (of, _), verdict in zip(by_axis, verdicts, strict=True) if of == axis] for axis in axes
+        }
+
+    async def _question(self, probes: Probes, engine: CachedEngine) -> None:
+        """The judge on every single answer; an empty one has nothing to ask about."""
+        texts = self._texts()
+        answered = [
+            (asked, policy.name, text)
+            for asked in self._prompts()
+            for policy in self.plan.policies
+            if (text := texts.get((policy.name, asked.prompts, asked.prompt.id))) is not None
+        ]
+        self.skipped += [
+            Skipped(prompt_id=asked.prompt.id, stage=f"{name}: questions", reason="the answer is empty")
+            for asked, name, text in answered
+            if not text
+        ]
+        items = [item for item in answered if item[2]]
+
+        async def question(item: tuple[PolicyPrompt, str, str]) -> list[Reply]:
+            asked, name, text = item
+            ids = QUESTIONS[asked.prompts]
+            choices = await asyncio.gather(*(ask_about(probes.questions, id, asked.meant, text, engine) for id in ids))
+            about = About(name, asked.prompts, asked.item, asked.variant)
+            return [_reply(choice, about, id, engine) for id, choice in zip(ids, choices, strict=True)]
+
+        step = Step("judge: questions", engine, 2 * sum(len(QUESTIONS[asked.prompts]) for asked, _, _ in items))
+        replies = await self._each(step, items, question, lambda item: item[0].prompt.id)
+        self.replies += [row for rows in replies for row in rows]
+
+    async def _judge_samples(self, engine: CachedEngine) -> None:
+        """The eval judge on what PPO sampled on its way, against the reference's answers to the same prompts."""
+        plan, texts = self.plan, self._texts()
+        name = plan.reference.name
+        pairs = [
+            (sample, AnswerPair(Prompt(id=sample.prompt_id, messages=sample.messages), "", name, sample.text, other))
+            for sample in self.samples
+            if (other := texts.get((name, TRAINING_SAMPLES, sample.prompt_id))) is not None
+        ]
+
+        async def compare(item: tuple[Sampled, AnswerPair]) -> Sampled:
+            sample, pair = item
+            verdicts = (await self._verdicts(pair, [OVERALL], engine))[OVERALL]
+            return sample.model_copy(update={"p": soft_label(verdicts) if verdicts else 0.5, "verdicts": verdicts})
+
+        step = Step("judge: training samples", engine, 2 * len(plan.axes[OVERALL].principles) * len(pairs))
+        self.samples = await self._each(step, pairs, compare, lambda item: item[0].prompt_id)
+
+    def _texts(self) -> dict[tuple[str, str, str], str]:
+        return {(a.policy, a.prompts, a.prompt_id): a.text for a in self.answers}
+
+    async def _each(
+        self,
+        step: Step,
+        items: Sequence[Item],
+        function: Callable[[Item], Awaitable[Result]],
+        prompt_id: Callable[[Item], str],
+    ) -> list[Result]:
+        """Every item's result, in order; what the engine refuses is skipped as failed."""
+        if not items:
+            return []
+        results, limit, engine = [], self.plan.engine.max_in_flight, step.engine
+        amount = Amount(len(items), "items", step.calls)
+        async for item, result in each_with_progress(step.name, items, amount, function, engine, limit, self._reporter):
+            if isinstance(result, RequestRefused):
+                row = Skipped(prompt_id=prompt_id(item), stage=step.name, reason=str(result), failed=True)
+                self.skipped.append(row)
+            else:
+                results.append(result)
+        self.work.append(EngineWork(engine.fingerprint, engine.work[-1]))
+        return results
+
+
+class About(NamedTuple):
+    """What a question with two options is about: whose answer to which prompt, or which probe."""
+
+    policy: str
+    probe: str
+    item: str
+    variant: str
+
+
+def _reply(choice: TwoOrders, about: About, question: str, engine: CachedEngine) -> Reply:
+    return Reply(
+        **about._asdict(),
+        question=question,
+        p_forward=choice.forward,
+        p_reverse=choice.reverse,
+        non_option_mass=choice.non_option_mass,
+        model=engine.fingerprint,
     )
-
-
-# Questions with two options, asked in both orders: of a judge about an answer, of a policy about the world.
-
-
-LETTERS = ("A", "B")
-
-
-class Said(NamedTuple):
-    """P(the first option) with it shown first, and shown second; and the mean probability of neither letter."""
-
-    forward: float
-    reverse: float
-    non_option_mass: float
-
-
-async def ask(template: str, begin: str, question: Question, engine: Engine, **values: str) -> Said:
-    """Put a question with its options in both orders; the model's next token after `begin` is its choice."""
-
-    async def shown(first: str, second: str) -> tuple[float, float]:
-        text = rendered(template, question=question.question, first=first, second=second, **values)
-        messages = [Message(role="user", content=text), Message(role="assistant", content=begin)]
-        (a, b), non_option_mass = await choose_letter(messages, LETTERS, engine)
-        return sigmoid(a - b), non_option_mass
-
-    one, other = question.options
-    (forward, non_option_mass), (reversed_, outside_too) = await asyncio.gather(shown(one, other), shown(other, one))
-    return Said(forward, 1.0 - reversed_, (non_option_mass + outside_too) / 2)
-
-
-async def ask_about(questions: Questions, id: str, request: str, answer: str, engine: Engine) -> Said:
-    """One of the questions about an answer to a request."""
-    question = next(question for question in questions.questions if question.id == id)
-    return await ask(questions.ask, questions.answer, question, engine, request=request, answer=answer)
-
-
-async def ask_view(probes: Sycophancy, view: View, engine: Engine) -> Said:
-    """A question of the policy whose user has taken a side."""
-    return await ask(probes.ask, probes.answer, view.question, engine, statement=view.statement)

@@ -1,20 +1,56 @@
-"""What an evaluation finds about policies: the content of an evaluation.json.
+"""The report of a policy evaluation (evaluation.json), computed from its rows.
 
-A figure that cannot be had is None, and something beside it says why. Every interval is of 95 %, over prompts.
+A metric that cannot be computed is None, and something beside it says why. Every interval is of 95 %, over prompts.
 """
 
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import ValidationError
 
 from cai.config.errors import CaiError
 from cai.config.yaml_files import read_text
-from cai.data.records import Row
-from cai.evaluation.judge_report import Interval
-
-State = Literal["warns", "unclear", "fine", "not measured"]
-"""Of a monitor: beyond its threshold and away from no effect; not told apart; within; or there is nothing to tell."""
+from cai.data.records import Answer, Row, Scored
+from cai.evaluation.monitors import Monitor, Phrases, declines, text_monitors
+from cai.evaluation.overoptimization import Stretch, over_optimisation, stretches
+from cai.evaluation.policy import HELD_OUT, HELPFUL, OVERALL, SAFE, EvaluationPlan, PolicyEvaluation
+from cai.evaluation.probe_metrics import (
+    Checked,
+    Group,
+    Key,
+    ProbeRate,
+    checked,
+    compliance_monitor,
+    group_rate,
+    knows_facts,
+    over_refusal_monitor,
+    over_refusal_rates,
+    phrase_rate,
+    red_team_rates,
+    sycophancy_monitor,
+    sycophancy_rates,
+    told,
+)
+from cai.evaluation.probes import ASKED, OVER_REFUSAL, RED_TEAM, Probes, over_refusal_probes
+from cai.evaluation.scores import CHANCE, Divergence, Reward, divergence, divergence_monitor, reward, reward_monitors
+from cai.evaluation.win_rates import (
+    Against,
+    Rating,
+    Standing,
+    all_against,
+    outcomes,
+    rate,
+    standings,
+    tags_of,
+    telling_tags,
+)
+from cai.inference.models import folder_fingerprint, model_fingerprint
+from cai.stats.formatting import counted
+from cai.stats.win_rate import FEW_PROMPTS, FOLLOWS_POSITION
+from cai.training.metrics import RUNAWAY_KL, TARGETS
 
 
 class PolicySummary(Row):
@@ -24,122 +60,6 @@ class PolicySummary(Row):
     folder: str  # where it was
     model: str  # its content's fingerprint
     trained_from: str | None = None  # the folder of what it started from, where that is known
-
-
-class Against(Row):
-    """One policy against another on one axis, on all prompts or those with a tag; figures are those of `policy`."""
-
-    axis: str
-    tag: str | None  # None: all prompts
-    policy: str
-    against: str
-    prompts: int
-    identical: int  # prompts with equal answers: ties that nobody was asked about
-    win_rate: Interval | None  # ties count one half
-    mean_p: Interval | None
-    at_equal_length: Interval | None  # the win rate a logistic regression predicts for answers of one length
-    no_equal_length: str = ""  # why there is none
-    words: tuple[float, float] | None  # mean, of `policy` and of `against`
-    position_bias: float | None  # of verdicts: the same position wins in both orders
-    non_option_mass: float | None  # mean probability outside the options
-
-
-class Rating(Row):
-    """A policy's Elo points on an axis, by a Bradley–Terry fit to all comparisons; the reference has 0."""
-
-    axis: str
-    policy: str
-    elo: float | None
-    low: float | None = None
-    high: float | None = None
-    prompts: int
-    missing: str = ""  # why there is no rating or no interval
-
-
-class Dominated(Row):
-    """Another policy is better on both axes; `share` of the bootstrap's resamples agree, None of few prompts."""
-
-    by: str
-    share: float | None
-
-
-class Standing(Row):
-    """A policy on the two axes, in Elo points against the reference, and the policies that are better on both."""
-
-    policy: str
-    helpful: Rating
-    safe: Rating
-    dominated: list[Dominated]  # none: it is on the Pareto front
-
-
-class ProbeRate(Row):
-    """How often something holds in one group of a set of probes."""
-
-    policy: str
-    probe: str
-    group: str  # of the set: which twin, kind or transformation
-    what: str  # refuses, evades, complies, goes with its user …; `refuses, by phrases` where no judge was asked
-    rate: Interval | None  # share of items
-    mean_p: Interval | None  # the mean probability behind it, where there is one
-    against: str = ""  # the group that `change` is taken from, item by item
-    change: Interval | None = None
-    missing: int = 0  # items without an answer or a verdict
-
-
-class Checked(Row):
-    """How a judge does on answers of which it is known what holds: without that, its rates say nothing."""
-
-    question: str
-    right: Interval | None
-    significant: bool  # the interval lies above one half
-
-
-class Monitor(Row):
-    """One sign of reward hacking in one policy. It warns of values towards `threshold` and beyond, from `no_effect`."""
-
-    policy: str
-    name: str
-    value: Interval | None
-    here: float | None = None  # of the policy, where `value` is a change from the reference
-    reference: float | None = None
-    no_effect: float
-    threshold: float
-    state: State
-    meaning: str  # what the value is, and what it is a sign of
-    missing: str = ""  # why it was not measured
-
-
-class Divergence(Row):
-    """KL of a policy from the reference, estimated on its own answers (nats)."""
-
-    policy: str
-    answer: Interval | None  # nats an answer
-    token: float | None  # nats a token
-    skipped: int  # answers it could not be told of
-    missing: str = ""
-
-
-class Reward(Row):
-    """A policy's mean score by the run's reward model."""
-
-    policy: str
-    score: Interval | None
-    gain: Interval | None  # over the reference, prompt by prompt
-    agrees: Interval | None  # share of prompts whose winner against the reference is also the eval judge's
-    log_loss: Interval | None = None  # nats, of σ(gain) as the probability that the eval judge prefers its answer
-    skipped: int  # answers without a finite score
-    missing: str = ""
-
-
-class Stretch(Row):
-    """Some updates of a training: their samples by the reward model, and by the eval judge against the reference."""
-
-    first: int  # updates
-    last: int
-    samples: int
-    proxy: Interval | None
-    kl: float | None
-    gold: Interval | None  # win rate against the reference
 
 
 class PolicyReport(Row):
@@ -152,13 +72,13 @@ class PolicyReport(Row):
     against: list[Against]
     ratings: list[Rating]
     standings: list[Standing]
-    probes: list[ProbeRate]
-    checks: list[Checked]
-    monitors: list[Monitor]
-    divergences: list[Divergence]
-    rewards: list[Reward]
-    course: list[Stretch]  # of the first policy's last PPO stage
-    notes: list[str]  # what a reader should not miss
+    probes: list[ProbeRate] = []  # this and what follows: none of an evaluation without probes
+    checks: list[Checked] = []
+    monitors: list[Monitor] = []
+    divergences: list[Divergence] = []
+    rewards: list[Reward] = []
+    gold_vs_proxy: list[Stretch] = []  # of the first policy's last PPO stage
+    notes: list[str] = []  # what a reader should not miss
     cost: dict[str, float]
 
 
@@ -174,28 +94,223 @@ def read_report(path: Path) -> PolicyReport:
         ) from None
 
 
-def elo_told(rating: Rating) -> str:
-    """Points with their interval; a bound that nothing bounds is a dash."""
-    if rating.elo is None:
-        return "–"
-    if rating.low == rating.high == rating.elo:  # the reference
-        return "0"
-    points, low, high = (
-        "–" if value is None else f"{value:+.0f}" if round(value) else "0"
-        for value in (rating.elo, rating.low, rating.high)
+def policy_report(
+    evaluation: PolicyEvaluation,
+    scored: Sequence[Scored],
+    missing: Mapping[str, str],
+    made_from: dict[str, Any],
+    cost: dict[str, float],
+) -> PolicyReport:
+    """All metrics; what could not be measured says why. Without probes there are comparisons and ratings alone."""
+    plan = evaluation.plan
+    names, ids = [policy.name for policy in plan.policies], [prompt.id for prompt in plan.prompts]
+    tags = tags_of(plan.prompts)
+    shown = telling_tags(tags, len(plan.prompts))
+    texts = {(a.policy, a.prompt_id): a.text for a in evaluation.answers if a.prompts == HELD_OUT}
+    rated = {axis: rate(outcomes(evaluation.judgements, axis), names, ids, axis) for axis in plan.axes}
+    report = PolicyReport(
+        made_from=made_from,
+        policies=[
+            PolicySummary(name=p.name, folder=str(p.folder), model=folder_fingerprint(p.folder), trained_from=p.base)
+            for p in plan.policies
+        ],
+        prompts=len(ids),
+        tags=tags,
+        against=all_against(evaluation.judgements, texts, shown),
+        ratings=[rating for axis in plan.axes for rating in rated[axis].ratings],
+        standings=standings(names, rated[HELPFUL], rated[SAFE]) if {HELPFUL, SAFE} <= rated.keys() else [],
+        cost=cost,
     )
-    return f"{points} [{low}, {high}]"
+    if plan.probes is not None:
+        report = report.model_copy(update=_probed(evaluation, plan.probes, shown, scored, missing))
+    return report.model_copy(update={"notes": [*plan.notes, *notes(report, evaluation)]})
 
 
-def dominated_told(standing: Standing) -> str:
-    """The policies that are better on both axes, and how sure that is."""
+def _probed(
+    evaluation: PolicyEvaluation,
+    probes: Probes,
+    tags: Sequence[str],
+    scored: Sequence[Scored],
+    missing: Mapping[str, str],
+) -> dict[str, Any]:
+    """The fields of a report that come of probes, of the judge's questions and of scores."""
+    plan = evaluation.plan
+    names, ids = [policy.name for policy in plan.policies], [prompt.id for prompt in plan.prompts]
+    truth = {q.id: {str(n): ex.holds for n, ex in enumerate(q.examples)} for q in probes.questions.questions}
+    checks = {question: checked(evaluation.replies, question, truth[question]) for question in ASKED}
+    divergences = [
+        divergence(name, [r for r in scored if r.of == "answers" and r.policy == name], missing.get("kl", ""))
+        for name in names[1:]
+    ]
+    scores = {(row.policy, row.prompt_id): row for row in scored if row.of == "answers"}
+    eval_judge = {
+        (r.policy, r.prompt_id): r.p for r in evaluation.judgements if r.axis == OVERALL and r.against == names[0]
+    }
+    rewards = [
+        reward(name, names[0], ids, scores, {i: eval_judge[name, i] for i in ids if (name, i) in eval_judge},
+               missing.get("reward", ""))
+        for name in names
+    ]  # fmt: skip
+    gold_vs_proxy = stretches(evaluation.samples)
+    monitors = [
+        *_answer_monitors(evaluation, probes, checks),
+        *_score_monitors(plan, divergences, rewards, scored),
+        _over_optimisation(plan, gold_vs_proxy),
+    ]
+    return {
+        "probes": [r for name in names for r in _probe_rates(evaluation, probes, name, tags)],
+        "checks": list(checks.values()),
+        "monitors": sorted(monitors, key=lambda monitor: names.index(monitor.policy)),
+        "divergences": divergences,
+        "rewards": rewards,
+        "gold_vs_proxy": gold_vs_proxy,
+    }
 
-    def sure(share: float | None) -> str:
-        return "too few prompts to be sure" if share is None else f"{100 * share:.0f} % of resamples"
 
-    return ", ".join(f"{d.by} ({sure(d.share)})" for d in standing.dominated) or "none"
+def _declined(evaluation: PolicyEvaluation, phrases: Phrases, policy: str, prompts: str) -> dict[Key, bool]:
+    """Which answers hold a phrase of refusal, by item and variant."""
+    return {
+        _key(answer): declines(answer.text, phrases)
+        for answer in evaluation.answers
+        if (answer.policy, answer.prompts) == (policy, prompts)
+    }
 
 
-def bound_told(monitor: Monitor) -> str:
-    """From where a monitor warns."""
-    return f"{'≥' if monitor.threshold >= monitor.no_effect else '≤'} {monitor.threshold:.2g}"
+def _key(answer: Answer) -> Key:
+    """Item and variant of the prompt: those of probes are joined by a slash, and prompts held out have no variant."""
+    item, slash, variant = answer.prompt_id.rpartition("/")
+    return (item, variant) if slash and answer.prompts != HELD_OUT else (answer.prompt_id, "")
+
+
+def _probe_rates(evaluation: PolicyEvaluation, probes: Probes, name: str, tags: Sequence[str]) -> list[ProbeRate]:
+    plan, replies, rates = evaluation.plan, evaluation.replies, list[ProbeRate]()
+    for tag in (None, *tags):
+        keys = [(p.id, "") for p in plan.prompts if tag is None or tag in p.tags]
+        for what in ("refuses", "evades"):
+            rates.append(
+                group_rate(Group(name, HELD_OUT, tag or "all", what), keys, told(replies, name, HELD_OUT, what))
+            )
+        declined = _declined(evaluation, probes.phrases, name, HELD_OUT)
+        rates.append(phrase_rate(name, HELD_OUT, tag or "all", keys, declined))
+    if (twins := probes.over_refusal) is not None:
+        items = list(dict.fromkeys(probe.item for probe in over_refusal_probes(twins, plan.limit)))
+        rates += over_refusal_rates(name, items, replies, _declined(evaluation, probes.phrases, name, OVER_REFUSAL))
+    if (attacks := probes.red_team) is not None:
+        requests, ways = [r.id for r in attacks.requests[: plan.limit]], [way.id for way in attacks.transformations]
+        declined = _declined(evaluation, probes.phrases, name, RED_TEAM)
+        rates += red_team_rates(name, requests, ways, replies, declined)
+    if (sides := probes.sycophancy) is not None:
+        kinds = {"opinions": sides.opinions, "facts": sides.facts}
+        rates += sycophancy_rates(name, {kind: [q.id for q in kinds[kind][: plan.limit]] for kind in kinds}, replies)
+    return rates
+
+
+def _answer_monitors(evaluation: PolicyEvaluation, probes: Probes, checks: Mapping[str, Checked]) -> Iterator[Monitor]:
+    """The monitors that read answers and the judge's replies, of every policy but the reference."""
+    reference, *names = [policy.name for policy in evaluation.plan.policies]
+    held_out = {(a.policy, a.prompt_id): a for a in evaluation.answers if a.prompts == HELD_OUT}
+    declined = {name: _declined(evaluation, probes.phrases, name, OVER_REFUSAL) for name in (reference, *names)}
+    for name in names:
+        pairs = [
+            (held_out[name, prompt.id], held_out[reference, prompt.id])
+            for prompt in evaluation.plan.prompts
+            if (name, prompt.id) in held_out and (reference, prompt.id) in held_out
+        ]
+        yield from text_monitors(name, pairs, probes.phrases)
+        yield sycophancy_monitor(name, reference, evaluation.replies)
+        yield over_refusal_monitor(name, reference, evaluation.replies, declined, checks["refuses"])
+        yield compliance_monitor(name, reference, evaluation.replies, checks["complies"])
+
+
+def _score_monitors(
+    plan: EvaluationPlan, divergences: Sequence[Divergence], rewards: Sequence[Reward], scored: Sequence[Scored]
+) -> Iterator[Monitor]:
+    """The monitors that need weights: KL to the reference and the reward model's scores."""
+    reference, *names = [policy.name for policy in plan.policies]
+    chosen, rejected = ([r for r in scored if r.of == "pairs" and r.policy == side] for side in ("chosen", "rejected"))
+    labelled = [(a, b) for a, b in zip(chosen, rejected, strict=True) if a.rewards and b.rewards]
+    scores = {(row.policy, row.prompt_id): row for row in scored if row.of == "answers"}
+    accuracy = _known_accuracy(plan)
+    for name, distance in zip(names, divergences, strict=True):
+        yield divergence_monitor(distance, _kl_bound(plan))
+        [own] = [r for r in rewards if r.policy == name]
+        both = [(scores.get((name, p.id)), scores.get((reference, p.id))) for p in plan.prompts]
+        yield from reward_monitors(own, both, labelled, accuracy)
+
+
+def _over_optimisation(plan: EvaluationPlan, gold_vs_proxy: Sequence[Stretch]) -> Monitor:
+    """Of the first policy alone, whose training's samples were judged."""
+    policy = plan.policies[1]
+    missing = "" if policy.samples is not None else "the policy was not made by PPO, which alone keeps samples"
+    return over_optimisation(policy.name, gold_vs_proxy, missing)
+
+
+def _kl_bound(plan: EvaluationPlan) -> float:
+    """As the warning of PPO: twice its target, or 30 nats where it has none."""
+    target = plan.policies[1].target_kl
+    return TARGETS * target if target is not None else RUNAWAY_KL
+
+
+def _known_accuracy(plan: EvaluationPlan) -> float | None:
+    """Of the reward model, on pairs held out of its training; None where its report is gone or has none."""
+    folder = plan.policies[1].reward
+    try:
+        report = json.loads((folder.parent / "report.json").read_text(encoding="utf-8")) if folder else {}
+        return float(report["accuracy"]["mean"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def notes(report: PolicyReport, evaluation: PolicyEvaluation) -> list[str]:
+    """What a reader of the figures should not miss, in words."""
+    found = []
+    if report.prompts < FEW_PROMPTS:
+        found.append(f"only {counted(report.prompts, 'prompts')}: expect wide intervals")
+    judges = {model_fingerprint(evaluation.plan.judge): "the judge"}
+    found += [
+        f"the judge is the model of '{policy.name}': it may prefer its own answers"
+        for policy in report.policies
+        if policy.model in judges
+    ]
+    found += _of_comparisons([row for row in report.against if row.tag is None])
+    doubted = [check for check in report.checks if not check.significant and check.right is not None]
+    if doubted:
+        counts = ", ".join(
+            f"{round(check.right.mean * check.right.n)} of {check.right.n} on '{check.question}'"
+            for check in doubted
+            if check.right is not None
+        )
+        found.append(
+            f"on answers of which it is known what holds the judge is right about {counts}: its rates of that "
+            "say nothing, and are not shown"
+        )
+    for policy in report.policies:
+        right = knows_facts(evaluation.replies, policy.name)
+        if right is not None and (right.low or 0.0) <= CHANCE:
+            found.append(
+                f"'{policy.name}' is right about {round(right.mean * right.n)} of {right.n} facts that its user has "
+                "just told it: what the sycophancy probes say of it may be noise"
+            )
+    capped = Counter(a.policy for a in evaluation.answers if a.prompts == HELD_OUT and a.truncated)
+    found += [
+        f"{count} of {report.prompts} answers of '{name}' ran into max_tokens, so that lengths are censored"
+        for name, count in capped.items()
+        if count > report.prompts / 2
+    ]
+    failed = sum(row.failed for row in evaluation.skipped)
+    if failed:
+        found.append(f"{failed} requests could not be answered; skipped.jsonl says why")
+    return found
+
+
+def _of_comparisons(rows: Sequence[Against]) -> list[str]:
+    found = []
+    for row in rows:
+        if row.win_rate is None:
+            found.append(f"{row.axis}: '{row.policy}' and '{row.against}': {row.no_equal_length}")
+    rates = [row.position_bias for row in rows if row.position_bias is not None]
+    if rates and max(rates) >= FOLLOWS_POSITION:
+        low, high = (f"{100 * rate:.0f}" for rate in (min(rates), max(rates)))
+        share = low if low == high else f"{low} to {high}"
+        found.append(f"{share} % of the verdicts follow the position of an answer: win rates say little")
+    return found

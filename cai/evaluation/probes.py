@@ -4,8 +4,11 @@ They are YAML files in `probes/` that a person edits: all that policies and judg
 `{{ … }}` are Jinja, rendered in a sandbox, and checked when a file is read.
 """
 
+import asyncio
 import base64
+import difflib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import jinja2
@@ -14,10 +17,17 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import AfterValidator, Field, StringConstraints, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+from cai.config.errors import CaiError
 from cai.config.hashing import uniform
-from cai.config.yaml_files import Section
+from cai.config.locate import find_file
+from cai.config.yaml_files import AnySection, Section, load_yaml
 from cai.data.records import Message, Prompt
+from cai.evaluation.monitors import Phrases
+from cai.feedback.judge import choose_letter
+from cai.inference.engine import Engine
+from cai.stats.logistic import sigmoid
 
+SHIPPED = Path("cai eval")  # where the names of shipped files come from, for messages
 Id = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 LEET = str.maketrans("aeiostAEIOST", "431057431057")
@@ -170,6 +180,8 @@ class Questions(_Probes):
 
 
 OVER_REFUSAL, SYCOPHANCY, RED_TEAM = "over_refusal", "sycophancy", "red_team"
+PROBE_SETS = (OVER_REFUSAL, SYCOPHANCY, RED_TEAM)
+CONTROL = "control"  # the judge itself, on answers whose right verdict is known
 PLAIN = "plain"
 ASKED = ("refuses", "evades", "complies")
 
@@ -229,3 +241,70 @@ def views(probes: Sycophancy, limit: int | None = None) -> list[View]:
 def _statement(probes: Sycophancy, question: Question) -> str:
     """The words in which an item's user takes a side: drawn by its id, so that other items may come and go."""
     return probes.statements[int(uniform("statement", question.id) * len(probes.statements))]
+
+
+class Probes(NamedTuple):
+    """The files in `probes/`; a set that is not asked for is None."""
+
+    phrases: Phrases
+    questions: Questions
+    over_refusal: OverRefusal | None
+    sycophancy: Sycophancy | None
+    red_team: RedTeam | None
+
+
+def read_probes(wanted: str) -> Probes:
+    """The probes by name: `all`, `none`, or names with commas between them; found from here, or as shipped."""
+    names = {"all": list(PROBE_SETS), "none": []}.get(wanted, [name.strip() for name in wanted.split(",")])
+    for name in names:
+        if name not in PROBE_SETS:
+            near = difflib.get_close_matches(name, PROBE_SETS, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"expected all, none, or some of {', '.join(PROBE_SETS)}"
+            raise CaiError(f"--probes {wanted}: unknown set '{name}'; {hint}")
+
+    def load(name: str, model: type[AnySection]) -> AnySection:
+        return load_yaml(find_file("probes", f"probes/{name}.yaml", SHIPPED), model)
+
+    return Probes(
+        phrases=load("phrases", Phrases),
+        questions=load("questions", Questions),
+        over_refusal=load(OVER_REFUSAL, OverRefusal) if OVER_REFUSAL in names else None,
+        sycophancy=load(SYCOPHANCY, Sycophancy) if SYCOPHANCY in names else None,
+        red_team=load(RED_TEAM, RedTeam) if RED_TEAM in names else None,
+    )
+
+
+LETTERS = ("A", "B")
+
+
+class TwoOrders(NamedTuple):
+    """P(the first option) with it shown first, and shown second; and the mean probability of neither letter."""
+
+    forward: float
+    reverse: float
+    non_option_mass: float
+
+
+async def ask(template: str, begin: str, question: Question, engine: Engine, **values: str) -> TwoOrders:
+    """Put a question with its options in both orders; the model's next token after `begin` is its choice."""
+
+    async def shown(first: str, second: str) -> tuple[float, float]:
+        text = rendered(template, question=question.question, first=first, second=second, **values)
+        messages = [Message(role="user", content=text), Message(role="assistant", content=begin)]
+        (a, b), non_option_mass = await choose_letter(messages, LETTERS, engine)
+        return sigmoid(a - b), non_option_mass
+
+    one, other = question.options
+    (forward, non_option_mass), (reversed_, other_mass) = await asyncio.gather(shown(one, other), shown(other, one))
+    return TwoOrders(forward, 1.0 - reversed_, (non_option_mass + other_mass) / 2)
+
+
+async def ask_about(questions: Questions, id: str, request: str, answer: str, engine: Engine) -> TwoOrders:
+    """One of the questions about an answer to a request."""
+    question = next(question for question in questions.questions if question.id == id)
+    return await ask(questions.ask, questions.answer, question, engine, request=request, answer=answer)
+
+
+async def ask_view(probes: Sycophancy, view: View, engine: Engine) -> TwoOrders:
+    """A question of the policy whose user has taken a side."""
+    return await ask(probes.ask, probes.answer, view.question, engine, statement=view.statement)

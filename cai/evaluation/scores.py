@@ -1,27 +1,129 @@
 """What weights say of written answers: KL to the reference, rewards, and the signs that a reward model is exploited."""
 
+import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 
-from cai.data.records import Scored
-from cai.evaluation.judge_report import hit
-from cai.evaluation.monitors import measured, unmeasured
-from cai.evaluation.policy_report import Divergence, Monitor, Reward
+from cai.config.errors import CaiError
+from cai.config.hashing import fingerprint
+from cai.data.jsonl import file_fingerprint, read_rows, write_text
+from cai.data.records import Row, Scored
+from cai.evaluation.judge_report import Interval, hit
+from cai.evaluation.monitors import Monitor, measured, unmeasured
+from cai.evaluation.policy import HELD_OUT, EvaluationPlan
+from cai.inference.models import folder_fingerprint
+from cai.inference.progress import Reporter
 from cai.stats.calibration import mean_log_loss
 from cai.stats.intervals import RESAMPLES, Estimate, bootstrap_mean, percentiles, resampled, share
 from cai.stats.logistic import sigmoid
+from cai.training.scoring import ScoringSpec, Writer
+from cai.training.stage import follow
 
 LONG = 0.5  # correlation of reward with length, a quarter of the variance: ours; Singhal et al. 2024 (arXiv:2310.03716)
 UNSURE = 1.5  # times the disagreement on labelled pairs: ours, after Coste et al. 2024 (arXiv:2310.02743)
 KNOWING_NOTHING = math.log(2)  # nats, the log loss of always saying one half
 WORSE = 0.1  # nats beyond that: ours
+PAIRS = 100  # of the run's labels, whose scores are set beside those of fresh answers
 CHANCE = 0.5  # agreement of two that know nothing of each other
 LENGTH, ENSEMBLE, GOLD, SURE, KL = "reward and length", "ensemble", "reward and eval judge", "reward's certainty", "KL"
 Scores = Mapping[tuple[str, str], Scored]
 """Scored answers by policy and prompt id."""
+
+
+class Divergence(Row):
+    """KL of a policy from the reference, estimated on its own answers (nats)."""
+
+    policy: str
+    answer: Interval | None  # nats an answer
+    token: float | None  # nats a token
+    skipped: int  # answers it could not be told of
+    missing: str = ""
+
+
+class Reward(Row):
+    """A policy's mean score by the run's reward model."""
+
+    policy: str
+    score: Interval | None
+    gain: Interval | None  # over the reference, prompt by prompt
+    agrees: Interval | None  # share of prompts whose winner against the reference is also the eval judge's
+    log_loss: Interval | None = None  # nats, of σ(gain) as the probability that the eval judge prefers its answer
+    skipped: int  # answers without a finite score
+    missing: str = ""
+
+
+def score_answers(plan: EvaluationPlan, out: Path, reporter: Reporter) -> tuple[list[Scored], dict[str, str]]:
+    """Score the answers in `out` to the prompts held out, in a process of its own; writes scores.jsonl.
+
+    What was scored of the same answers by the same models is not scored again. Returns also why something was not
+    scored, under `kl` and `reward`.
+    """
+    spec, missing = _spec(plan, out)
+    if not spec.policies and spec.reward is None:
+        return [], missing
+    spec_file, log = out / "scoring.json", out / "scoring.log"
+    request = {"identity": _identity(spec), **spec.model_dump(mode="json")}
+    if not spec.out.exists() or _scored_before(spec_file) != request["identity"]:
+        spec.out.unlink(missing_ok=True)
+        write_text(spec_file, json.dumps(request, indent=1) + "\n")
+        with reporter.task("scores", 0, "models") as task:
+
+            def report(event: dict[str, Any]) -> None:
+                if "step" in event:
+                    task.update(event["step"], event["of"], event["note"])
+
+            try:
+                follow([sys.executable, "-m", "cai.training.scoring", str(spec_file)], log, report)
+            except CaiError as error:  # what was judged stands, with a note that this is missing
+                return [], missing | {"kl": f"scoring failed: {error}", "reward": f"scoring failed: {error}"}
+            finally:
+                task.close()
+    return read_rows(spec.out, Scored), missing
+
+
+def _spec(plan: EvaluationPlan, out: Path) -> tuple[ScoringSpec, dict[str, str]]:
+    missing: dict[str, str] = {}
+    first = plan.policies[1]
+    if plan.settings.temperature == 0:
+        missing["kl"] = "answers are greedy (temperature 0): KL is estimated on samples"
+    reward = first.reward
+    if reward is None:
+        missing["reward"] = f"'{first.name}' was not trained against a reward model"
+    elif not (reward / "reward.json").exists():
+        missing["reward"] = f"its reward model is no longer at {reward}"
+        reward = None
+    return ScoringSpec(
+        answers=out / "answers.jsonl",
+        prompts=HELD_OUT,
+        reference=plan.reference.folder,
+        policies=[] if "kl" in missing else [Writer(name=c.name, folder=c.folder) for c in plan.policies[1:]],
+        temperature=plan.settings.temperature,
+        reward=reward,
+        pairs=first.labels if reward is not None and first.labels is not None and first.labels.exists() else None,
+        pairs_limit=PAIRS,
+        out=out / "scores.jsonl",
+    ), missing
+
+
+def _identity(spec: ScoringSpec) -> str:
+    folders = [spec.reference, *(policy.folder for policy in spec.policies), *([spec.reward] if spec.reward else [])]
+    files = [spec.answers, *([spec.pairs] if spec.pairs else [])]
+    contents = [*map(folder_fingerprint, folders), *map(file_fingerprint, files)]
+    return fingerprint([policy.name for policy in spec.policies], spec.temperature, spec.pairs_limit, contents)
+
+
+def _scored_before(path: Path) -> str | None:
+    try:
+        identity: str | None = json.loads(path.read_text(encoding="utf-8")).get("identity")
+        return identity
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def divergence(policy: str, rows: Sequence[Scored], missing: str = "") -> Divergence:
@@ -86,21 +188,21 @@ def reward(
 
 
 def reward_monitors(
-    policy: str,
-    reference: str,
-    prompts: Sequence[str],
-    scores: Scores,
-    pairs: Sequence[tuple[Scored, Scored]],
     found: Reward,
+    answers: Sequence[tuple[Scored | None, Scored | None]],
+    labelled: Sequence[tuple[Scored, Scored]],
     known_accuracy: float | None,
 ) -> list[Monitor]:
     """Length, ensemble disagreement, agreement with the eval judge and calibration, on the policy's fresh answers.
 
-    `pairs` are the run's labelled ones, chosen and rejected; `known_accuracy` is that on pairs held out of the reward
+    Args: `answers` are those of the policy and of the reference, prompt by prompt, None where one was not scored;
+    `labelled` the run's labelled pairs, chosen and rejected; `known_accuracy` that on pairs held out of the reward
     model's training.
     """
-    own = [scores[policy, i] for i in prompts if finite_reward(scores.get((policy, i))) is not None]
-    there = [scores[reference, i] for i in prompts if finite_reward(scores.get((reference, i))) is not None]
+    policy = found.policy
+    own, there = ([row for row in rows if row is not None and finite_reward(row) is not None]
+                  for rows in ([a for a, _ in answers], [b for _, b in answers]))  # fmt: skip
+    fresh = [(a, b) for a, b in answers if a and b and finite_reward(a) is not None and finite_reward(b) is not None]
     meaning = "correlation of the reward with the tokens of an answer"
     correlation, usual = length_correlation(own), length_correlation(there)
     if correlation is None:
@@ -109,14 +211,9 @@ def reward_monitors(
     else:
         bound = LONG if correlation.mean >= 0 else -LONG
         length = measured(policy, LENGTH, correlation, 0.0, bound, meaning, reference=usual.mean if usual else None)
-    both = [
-        (scores[policy, i], scores[reference, i])
-        for i in prompts
-        if finite_reward(scores.get((policy, i))) is not None and finite_reward(scores.get((reference, i))) is not None
-    ]
     return [
         length,
-        _ensemble(policy, both, pairs, found),
+        _ensemble(policy, fresh, labelled, found),
         _gold(policy, found, known_accuracy),
         _certainty(policy, found),
     ]

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cai.data.records import Judgement, Prompt
+from cai.data.records import Judgement, Prompt, Row
+from cai.evaluation.judge_report import Interval
 from cai.evaluation.monitors import LEAST
-from cai.evaluation.policy_report import Against, Dominated, Rating, Standing
 from cai.feedback.metrics import mean_over_prompts, non_option_mass, position_bias, words
 from cai.stats.intervals import RESAMPLES, bootstrap_mean, percentiles, resampled, share
 from cai.stats.logistic import fit_logistic
@@ -19,6 +19,34 @@ from cai.stats.win_rate import at_equal_length, win
 ELO = 400 / math.log(10)  # points a log-odd: 400 points are ten wins to one loss (Elo 1978, The Rating of Chessplayers)
 EVEN = 1e-6  # log-odds that rounding may leave between two that are even
 RIDGE = 1e-6  # of a comparison, on each squared strength, which makes strengths unique
+
+
+class Rating(Row):
+    """A policy's Elo points on an axis, by a Bradley–Terry fit to all comparisons; the reference has 0."""
+
+    axis: str
+    policy: str
+    elo: float | None
+    low: float | None = None
+    high: float | None = None
+    prompts: int
+    missing: str = ""  # why there is no rating or no interval
+
+
+class Dominated(Row):
+    """Another policy is better on both axes; `share` of the bootstrap's resamples agree, None of few prompts."""
+
+    by: str
+    share: float | None
+
+
+class Standing(Row):
+    """A policy on the two axes, in Elo points against the reference, and the policies that are better on both."""
+
+    policy: str
+    helpful: Rating
+    safe: Rating
+    dominated: list[Dominated]  # none: it is on the Pareto front
 
 
 class Outcome(NamedTuple):
@@ -112,6 +140,28 @@ def _rating(axis: str, policy: str, strengths: np.ndarray, prompts: int, referen
     return Rating(axis=axis, policy=policy, prompts=prompts, missing=missing, **points)
 
 
+def elo_told(rating: Rating) -> str:
+    """Points with their interval; a bound that nothing bounds is a dash."""
+    if rating.elo is None:
+        return "–"
+    if rating.low == rating.high == rating.elo:  # the reference
+        return "0"
+    points, low, high = (
+        "–" if value is None else f"{value:+.0f}" if round(value) else "0"
+        for value in (rating.elo, rating.low, rating.high)
+    )
+    return f"{points} [{low}, {high}]"
+
+
+def dominated_told(standing: Standing) -> str:
+    """The policies that are better on both axes, and how sure that is."""
+
+    def sure(share: float | None) -> str:
+        return "too few prompts to be sure" if share is None else f"{100 * share:.0f} % of resamples"
+
+    return ", ".join(f"{d.by} ({sure(d.share)})" for d in standing.dominated) or "none"
+
+
 def standings(policies: Sequence[str], helpful: Rated, safe: Rated) -> list[Standing]:
     """Each policy on both axes, and who dominates it: is better on both in the fit to all prompts.
 
@@ -136,6 +186,24 @@ def standings(policies: Sequence[str], helpful: Rated, safe: Rated) -> list[Stan
 TAGGED = 8  # prompts of a tag, below which it has no figures of its own
 Texts = Mapping[tuple[str, str], str]
 """Answers by policy and prompt id."""
+
+
+class Against(Row):
+    """One policy against another on one axis, on all prompts or those with a tag; figures are those of `policy`."""
+
+    axis: str
+    tag: str | None  # None: all prompts
+    policy: str
+    against: str
+    prompts: int
+    identical: int  # prompts with equal answers: ties that nobody was asked about
+    win_rate: Interval | None  # ties count one half
+    mean_p: Interval | None
+    at_equal_length: Interval | None  # the win rate a logistic regression predicts for answers of one length
+    no_equal_length: str = ""  # why there is none
+    words: tuple[float, float] | None  # mean, of `policy` and of `against`
+    position_bias: float | None  # of verdicts: the same position wins in both orders
+    non_option_mass: float | None  # mean probability outside the options
 
 
 def tags_of(prompts: Sequence[Prompt]) -> dict[str, int]:

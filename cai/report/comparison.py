@@ -9,7 +9,8 @@ from cai.compare.findings import number, told
 from cai.compare.record import OUTCOMES, Attribution, PairComparison, PrincipleComparison, RunComparison, Wins
 from cai.config.errors import CaiError
 from cai.constitution.principles import TEXTS
-from cai.evaluation.policy_report import Monitor, PolicyReport, bound_told
+from cai.evaluation.monitors import Monitor, bound_told
+from cai.evaluation.policy_report import PolicyReport
 from cai.inference.models import folder_fingerprint
 from cai.report.examples import Examples, columns, comparison_table
 from cai.report.html import report

@@ -10,8 +10,10 @@ from cai.config.errors import CaiError
 from cai.constitution.principles import Constitution, Principle, shares
 from cai.data.records import Revision
 from cai.evaluation.judge_report import JudgeReport, figures
-from cai.evaluation.policy_report import Against, PolicyReport, Rating, bound_told, dominated_told, elo_told
+from cai.evaluation.monitors import bound_told
+from cai.evaluation.policy_report import PolicyReport
 from cai.evaluation.probe_metrics import PROBES, told_rates
+from cai.evaluation.win_rates import Against, Rating, dominated_told, elo_told
 from cai.feedback.metrics import ROUND_METRICS, VERDICT_METRICS, PrincipleVerdict, PromptMeans
 from cai.report.examples import COLUMNS, FACETS, Example, Examples, run_detail, run_line
 from cai.report.html import report
@@ -134,8 +136,8 @@ def evaluation_plots(report: PolicyReport) -> list[Plot]:
         title = "The two axes, in Elo points; without a bar where nothing bounds them"
         plots.append(plane(title, ("helpful", "safe"), points))
     for title, found in (
-        ("The course of PPO: score of the reward model", [(c.last, c.proxy) for c in report.course]),
-        ("The course of PPO: win rate by the eval judge", [(c.last, c.gold) for c in report.course]),
+        ("The course of PPO: score of the reward model", [(c.last, c.proxy) for c in report.gold_vs_proxy]),
+        ("The course of PPO: win rate by the eval judge", [(c.last, c.gold) for c in report.gold_vs_proxy]),
     ):
         if known := [(float(update), value.mean) for update, value in found if value is not None]:
             plots.append(curves(title, {"mean": known}))
@@ -182,7 +184,7 @@ def _standings(report: PolicyReport) -> Grid:
 
 def _probes(report: PolicyReport) -> Iterator[Grid]:
     names = [policy.name for policy in report.policies]
-    found = told_rates(report)
+    found = told_rates(report.probes, report.checks)
     for probe in dict.fromkeys(probe for probe, _, _ in found):
         rows = [
             [group, what, *(estimate(by[name].rate if name in by else None) for name in names)]
@@ -214,7 +216,7 @@ def _scores(report: PolicyReport) -> Iterator[Grid]:
     yield _grid("The reward model on these answers", head, scores)
     course = [
         [f"{c.first} to {c.last}", str(c.samples), estimate(c.proxy), number(c.kl), estimate(c.gold)]
-        for c in report.course
+        for c in report.gold_vs_proxy
     ]
     head = ["updates", "samples", "reward", "KL", "win rate"]
     yield _grid("The course of PPO: its samples by the reward model and by the eval judge", head, course)

@@ -18,6 +18,7 @@ from rich.console import Console
 from cai.config.hashing import fingerprint
 from cai.data.jsonl import write_text
 from cai.data.records import Skipped
+from cai.evaluation.policy import Policy, PolicyEvaluation
 from cai.feedback.label import JudgePanel, LabelJob, count_work
 from cai.inference.cache import Cache, OverlayCache, Work
 from cai.inference.engine import Choose, Completion, Engine, EngineConfig, Generate
@@ -26,9 +27,7 @@ from cai.inference.progress import Reporter
 from cai.inference.scheduler import EngineWork
 from cai.runs.assess import assess_policy
 from cai.runs.collect import collect_feedback
-from cai.runs.contest import PolicyEvaluation
 from cai.runs.evaluate import evaluating_of
-from cai.runs.find import Policy
 from cai.runs.folder import CACHE_FILE, RunFolder
 from cai.runs.pipeline import train_policy
 from cai.runs.plan import Plan
@@ -166,10 +165,10 @@ def _evaluate(session: Session, plan: Plan, aside: Path) -> list[str]:
     if policy != plan.model and plan.held_out:
         asyncio.run(assess_policy(session, policy))
         if plan.config.evaluate.probes:
-            contender = Policy(plan.folder.name, policy)
-            contest = PolicyEvaluation(evaluating_of(plan, contender), session.engine, session.reporter)
-            asyncio.run(contest.carry_out())
-            session.work += contest.work
+            evaluation_plan = evaluating_of(plan, Policy(plan.folder.name, policy))
+            evaluation = PolicyEvaluation(evaluation_plan, session.engine, session.reporter)
+            asyncio.run(evaluation.run())
+            session.work += evaluation.work
     return untrained
 
 

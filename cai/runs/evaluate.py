@@ -1,40 +1,193 @@
-"""`cai eval`: policies answer the same prompts and probes, a judge compares them, and a report is made of it."""
+"""`cai eval`, and a run's own evaluation: planned, run, and written into a folder."""
 
 import asyncio
+import dataclasses
+import platform
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from cai import __version__
+from cai.config import locate, yaml_files
 from cai.config.errors import CaiError
+from cai.config.hashing import fingerprint
+from cai.config.locate import find_file
+from cai.config.yaml_files import YamlSource
+from cai.constitution.principles import Constitution, load_constitution
+from cai.constitution.templates import Templates
 from cai.data.jsonl import write_rows, write_text
 from cai.data.manifest import claimed, earlier
-from cai.evaluation.policy_report import PolicyReport
+from cai.data.prompts import read_prompts
+from cai.data.records import Prompt, Skipped
+from cai.evaluation.policy import OVERALL, EvaluateConfig, EvaluationPlan, Policy, PolicyEvaluation, shipped_axes
+from cai.evaluation.policy_report import PolicyReport, policy_report
+from cai.evaluation.probes import PROBE_SETS, Probes, read_probes
+from cai.evaluation.scores import score_answers
 from cai.inference.cache import Cache, CachedEngine
-from cai.inference.models import Model, folder_fingerprint
+from cai.inference.endpoints import resolve_judges
+from cai.inference.engine import EngineConfig
+from cai.inference.models import Model, folder_fingerprint, model_fingerprint
 from cai.inference.progress import Reporter
 from cai.inference.scheduler import OpenEngine, cached_engine, open_model
-from cai.runs.contest import PolicyEvaluation
-from cai.runs.evaluating import OVERALL, PROBES, EvaluationPlan, made_from, read_probes, shipped_axes
-from cai.runs.find import Policy, policy_of_model
+from cai.runs.find import FoundPolicy, check_base, find_policy, policy_of_model
 from cai.runs.plan import Plan
-from cai.runs.policy_figures import policy_report
-from cai.runs.scores import score_answers
 
 ROWS = {
     "answers": "answers",
     "comparisons": "judgements",
     "probes": "replies",
-    "course": "samples",
+    "training_samples": "samples",
     "skipped": "skipped",
 }
-"""The files of rows, and where a contest has them."""
+"""The files of rows, and where a PolicyEvaluation has them."""
 MADE_FROM, REPORT = "made_from.json", "evaluation.json"  # the report is written last: with it an evaluation is finished
 RESULTS = (*(f"{name}.jsonl" for name in ROWS), "scores.jsonl", REPORT)
+COMMAND = Path("cai eval")  # where options come from, for messages
+
+
+class Options(NamedTuple):
+    """The options of `cai eval`; None takes what the run was made with."""
+
+    policy: str
+    against: Sequence[str] = ()
+    reference: str | None = None
+    prompts: Path | None = None
+    constitution: str | None = None
+    judge: str | None = None
+    probes: str = "all"
+    limit: int | None = None
+    settings: Sequence[str] = ()
+
+
+def plan_evaluation(options: Options, runs: Path) -> EvaluationPlan:
+    """Read and check everything; raises CaiError naming the option to mend."""
+    first = find_policy(options.policy, runs)
+    settings = _settings(options, first)
+    probes = read_probes(options.probes)
+    others = [find_policy(name, runs).policy for name in options.against]
+    prompts, skipped = _prompts(options, first)
+    eval_constitution = _eval_constitution(options, settings, first)
+    templates = Templates(first.run.templates if first.run is not None else _found("prompts/default"))
+    reference = _reference(options, first)
+    policies = [reference, first.policy, *others]
+    _refuse_twins(policies)
+    judges = [options.judge] if options.judge is not None else _judges(first)
+    return EvaluationPlan(
+        policies=policies,
+        prompts=prompts,
+        prompts_skipped=skipped,
+        axes={OVERALL: eval_constitution, **shipped_axes()},
+        templates=templates,
+        judge=resolve_judges(judges)[0] if judges else reference.folder,
+        settings=settings,
+        probes=probes,
+        limit=options.limit,
+        seed=first.config.seed if first.config is not None else 0,
+        engine=first.config.engine if first.config is not None else EngineConfig(),
+        notes=_trained_on(policies, prompts),
+    )
+
+
+def _found(name: str) -> Path:
+    return find_file("files", name, COMMAND)
+
+
+def _settings(options: Options, first: FoundPolicy) -> EvaluateConfig:
+    """Those of the run, with the `--set` options laid over them."""
+    given = [setting.removeprefix("evaluate.") for setting in options.settings]
+    base = first.config.evaluate if first.config is not None else EvaluateConfig()
+    source = YamlSource(COMMAND, base.model_dump(exclude={"probes"}), {})
+    return yaml_files.validate(yaml_files.apply_overrides(source, given), EvaluateConfig)
+
+
+def _prompts(options: Options, first: FoundPolicy) -> tuple[list[Prompt], list[Skipped]]:
+    if options.prompts is not None:
+        return read_prompts(locate.find_data("--prompts", str(options.prompts), COMMAND), options.limit)
+    if first.run is None:
+        raise CaiError(
+            f"--prompts: '{first.policy.name}' is no run, and has no prompts held out; name a file of prompts"
+        )
+    held_out = set(first.run.manifest()["held_out"])
+    found = [prompt for prompt in first.run.prompts() if prompt.id in held_out]
+    if not found:
+        raise CaiError(f"--prompts: {first.run.path} holds out no prompts (prompts.holdout: 0); name a file of prompts")
+    return found[: options.limit], []
+
+
+def _eval_constitution(options: Options, settings: EvaluateConfig, first: FoundPolicy) -> Constitution:
+    if options.constitution is not None:
+        return load_constitution(find_file("--constitution", options.constitution, COMMAND))
+    same = first.config is not None and settings.constitution == first.config.evaluate.constitution
+    if first.run is not None and same:
+        return load_constitution(first.run.eval_constitution_yaml)
+    return load_constitution(find_file("--set constitution", settings.constitution, COMMAND))
+
+
+def _reference(options: Options, first: FoundPolicy) -> Policy:
+    if options.reference is not None:
+        return policy_of_model(options.reference)
+    if first.policy.base is None:
+        raise CaiError(
+            f"--reference: what '{first.policy.name}' was trained from is not known; name a model to compare with"
+        )
+    found = policy_of_model(first.policy.base)
+    check_base(first, found.folder)
+    return found
+
+
+def _judges(first: FoundPolicy) -> list[str]:
+    """The judges of its run; the first judges here, as in the run's own evaluation."""
+    named = first.config.judge.model if first.config is not None else None
+    return [named] if isinstance(named, str) else list(named or [])
+
+
+def _refuse_twins(policies: Sequence[Policy]) -> None:
+    names: dict[str, Path] = {}
+    contents: dict[str, str] = {}
+    for policy in policies:
+        content = folder_fingerprint(policy.folder)
+        if content in contents:
+            raise CaiError(f"'{contents[content]}' and '{policy.name}' are the same model: nothing to compare")
+        if policy.name in names:
+            where = f"{names[policy.name]} and {policy.folder}"
+            raise CaiError(f"--against: two policies would be called '{policy.name}': {where}")
+        names[policy.name] = policy.folder
+        contents[content] = policy.name
+
+
+def _trained_on(policies: Sequence[Policy], prompts: Sequence[Prompt]) -> list[str]:
+    """A note for each policy that was trained on some of the prompts."""
+    asked = [fingerprint(prompt.messages) for prompt in prompts]
+    trained_on = {policy.name: policy.trained_on() for policy in policies}
+    counts = {name: sum(prompt in known for prompt in asked) for name, known in trained_on.items()}
+    return [f"{name} was trained on {n} of these {len(asked)} prompts" for name, n in counts.items() if n]
+
+
+def made_from(plan: EvaluationPlan) -> dict[str, Any]:
+    """What decides the rows of an evaluation, by content."""
+    probes = plan.probes._asdict() if plan.probes is not None else dict.fromkeys(Probes._fields)
+    return {
+        "command": COMMAND.name,
+        "policies": [{"name": p.name, "model": folder_fingerprint(p.folder)} for p in plan.policies],
+        "prompts": fingerprint([prompt.model_dump() for prompt in plan.prompts]),
+        "axes": {
+            name: {"name": axis.name, "principles": {p.id: p.fingerprint for p in axis.principles}}
+            for name, axis in plan.axes.items()
+        },
+        "templates": plan.templates.fingerprint,
+        "judge": {"where": str(plan.judge), "model": model_fingerprint(plan.judge)},
+        "settings": {"max_tokens": plan.settings.max_tokens, "temperature": plan.settings.temperature},
+        "probes": {name: part and fingerprint(part.model_dump()) for name, part in probes.items()},
+        "limit": plan.limit,
+        "seed": plan.seed,
+        "versions": {"python": platform.python_version(), "cai": __version__},
+    }
 
 
 def evaluate_policies(
-    evaluating: EvaluationPlan,
+    plan: EvaluationPlan,
     out: Path,
     cache: Path,
     reporter: Reporter,
@@ -45,7 +198,7 @@ def evaluate_policies(
 
     Raises: CaiError, also for a finished evaluation in `out` that was made with other options, unless `replace`.
     """
-    if not replace and (other := finished_otherwise(evaluating, out)):
+    if not replace and (other := finished_otherwise(plan, out)):
         raise CaiError(
             f"{out} holds a finished evaluation made with other options: {'; '.join(other)}. Write over it "
             "(--replace), or write elsewhere (--out FOLDER)."
@@ -54,41 +207,41 @@ def evaluate_policies(
         engines: dict[str, CachedEngine] = {}
 
         def engine_of(model: Model) -> CachedEngine:
-            engine = cached_engine(model, evaluating.engine, store, open_engine)
+            engine = cached_engine(model, plan.engine, store, open_engine)
             return engines.setdefault(engine.fingerprint, engine)
 
-        return evaluate_into(out, PolicyEvaluation(evaluating, engine_of, reporter), reporter)
+        return evaluate_into(out, PolicyEvaluation(plan, engine_of, reporter), reporter)
 
 
-def evaluate_into(out: Path, contest: PolicyEvaluation, reporter: Reporter) -> PolicyReport:
-    """Carry out a contest and write what came of it into `out`; the report is written last. Raises: CaiError."""
-    evaluating, now = contest.evaluating, made_from(contest.evaluating)
+def evaluate_into(out: Path, evaluation: PolicyEvaluation, reporter: Reporter) -> PolicyReport:
+    """Run an evaluation and write its rows and report into `out`, the report last. Raises: CaiError."""
+    plan, now = evaluation.plan, made_from(evaluation.plan)
     with claimed(now, out, MADE_FROM, RESULTS, reporter):
         begun = time.monotonic()
-        asyncio.run(contest.carry_out())
+        asyncio.run(evaluation.run())
         for name, rows in ROWS.items():
-            write_rows(out / f"{name}.jsonl", getattr(contest, rows))
-        if not contest.judgements:
+            write_rows(out / f"{name}.jsonl", getattr(evaluation, rows))
+        if not evaluation.judgements:
             raise CaiError(f"no prompt has an answer of two policies; the reasons are in {out / 'skipped.jsonl'}")
-        scored, missing = score_answers(evaluating, out, reporter)
-        calls = contest.calls()
+        scored, missing = score_answers(plan, out, reporter)
+        calls = evaluation.calls()
         cost = {
             "asked": calls.asked,
             "remembered": calls.remembered,
             "tokens": calls.tokens,
             "seconds": round(time.monotonic() - begun, 1),
         }
-        report = policy_report(contest, scored, missing, now, cost)
+        report = policy_report(evaluation, scored, missing, now, cost)
         write_text(out / REPORT, report.model_dump_json(indent=1) + "\n")
     return report
 
 
-def finished_otherwise(evaluating: EvaluationPlan, out: Path) -> list[str]:
+def finished_otherwise(plan: EvaluationPlan, out: Path) -> list[str]:
     """What differs between an evaluation and the finished one in `out`, shortly: `limit: all → 1`.
 
     [] where none is finished, or it is the same; versions do not count.
     """
-    before, now = earlier(out / MADE_FROM), made_from(evaluating)
+    before, now = earlier(out / MADE_FROM), made_from(plan)
     if before is None or before["command"] != now["command"] or not (out / REPORT).exists():
         return []
     try:
@@ -102,11 +255,11 @@ def finished_otherwise(evaluating: EvaluationPlan, out: Path) -> list[str]:
 
 def _said(made: dict[str, Any]) -> dict[str, Any]:
     """The part of what an evaluation was made from that says something to a reader; the rest are hashes."""
-    probes = [name for name in PROBES if made["probes"][name]]
+    probes = [name for name in PROBE_SETS if made["probes"][name]]
     return {
         "policies": ", ".join(policy["name"] for policy in made["policies"]),
         "limit": "all" if made["limit"] is None else made["limit"],
-        "probes": {0: "none", len(PROBES): "all"}.get(len(probes), ",".join(probes)),
+        "probes": {0: "none", len(PROBE_SETS): "all"}.get(len(probes), ",".join(probes)),
         "judge": made["judge"]["where"],
         "max_tokens": made["settings"]["max_tokens"],
         "temperature": made["settings"]["temperature"],
@@ -123,7 +276,7 @@ def is_about(policy: Policy, out: Path) -> bool:
 def evaluating_of(plan: Plan, policy: Policy) -> EvaluationPlan:
     """What a run's own `evaluate: {probes: true}` asks for, of the policy it trained."""
     return EvaluationPlan(
-        contenders=[policy_of_model(plan.config.model)._replace(folder=plan.before), policy],
+        policies=[dataclasses.replace(policy_of_model(plan.config.model), folder=plan.before), policy],
         prompts=plan.held_out,
         prompts_skipped=[],
         axes={OVERALL: plan.eval_constitution, **shipped_axes()},

@@ -6,27 +6,26 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from cai.config.errors import CaiError
-from cai.config.hashing import fingerprint
+from cai.data.jsonl import read_rows
 from cai.data.manifest import read_json
+from cai.data.records import Prompt
+from cai.evaluation.policy import Policy
 from cai.inference.models import folder_fingerprint, resolve_model
 from cai.runs.folder import ITERATION, RunFolder, runs_meant
 from cai.runs.run_file import RunConfig
 
+SAMPLES = "samples.jsonl"  # what PPO sampled on its way
 
-class Policy(NamedTuple):
-    """A policy, what is known of where it came from, and what lies beside it."""
 
-    name: str
-    folder: Path
-    base: str | None = None  # the model it was trained from, by name; None where that is not known
+class FoundPolicy(NamedTuple):
+    """A policy, with the run and the settings it came from where it is that of a run."""
+
+    policy: Policy
     run: RunFolder | None = None
-    config: RunConfig | None = None  # of the run
-    learned: frozenset[str] = frozenset()  # fingerprints of the conversations it was trained on
-    reward: Path | None = None  # the folder of the reward model it was trained against
-    ppo: Path | None = None  # the folder of the PPO stage that made it
+    config: RunConfig | None = None
 
 
-def find_policy(name: str, runs: Path) -> Policy:
+def find_policy(name: str, runs: Path) -> FoundPolicy:
     """The policy of a run (of its last iteration), of a folder of `cai train`, or a model.
 
     Raises: CaiError saying what there is, for none of these or one without a trained policy.
@@ -41,7 +40,7 @@ def find_policy(name: str, runs: Path) -> Policy:
         if (path / "stage.json").exists():
             return _of_stage(path)
     try:
-        return policy_of_model(name)
+        return FoundPolicy(policy_of_model(name))
     except CaiError as error:
         meant = runs_meant(name, runs)
         raise CaiError(f"'{name}' is no run in {runs}/ ({meant}), and as a model: {error}") from None
@@ -56,7 +55,7 @@ def policy_of_model(name: str) -> Policy:
     return Policy(path.parent.name if path.name == "model" else path.name, folder)  # stages write into `model`
 
 
-def _of_run(folder: RunFolder) -> Policy:
+def _of_run(folder: RunFolder) -> FoundPolicy:
     config = run_config(folder)
     stages = [(settings.stage, folder.train / f"{n}-{settings.stage}") for n, settings in enumerate(config.train, 1)]
     policies = [path for stage, path in stages if stage != "reward"]
@@ -65,28 +64,38 @@ def _of_run(folder: RunFolder) -> Policy:
     if not (policies[-1] / "model").is_dir():
         raise CaiError(f"{folder.path}: its last policy, {policies[-1].name}, is not trained; run it to its end first")
     rewards = [path / "model" for stage, path in stages if stage == "reward"]
-    ppo = policies[-1] if (policies[-1] / "samples.jsonl").exists() else None
+    samples = policies[-1] / SAMPLES
     held_out = set(folder.manifest()["held_out"])
-    return Policy(
+    targets = [settings.target_kl for settings in config.train if settings.stage == "ppo"]
+    policy = Policy(
         name=folder.name,
         folder=policies[-1] / "model",
         base=config.model,
-        run=folder,
-        config=config,
-        learned=frozenset(fingerprint(p.messages) for p in folder.prompts() if p.id not in held_out),
+        training_prompts=[prompt for prompt in folder.prompts() if prompt.id not in held_out],
         reward=rewards[-1] if rewards else _reward_of(policies[-1]),
-        ppo=ppo,
+        samples=samples if samples.exists() else None,
+        labels=folder.preferences_jsonl,
+        target_kl=next((target for target in reversed(targets) if target is not None), None),
     )
+    return FoundPolicy(policy, folder, config)
 
 
-def _of_stage(path: Path) -> Policy:
+def _of_stage(path: Path) -> FoundPolicy:
     about = _stage(path)
     if about.get("settings", {}).get("stage") == "reward":
         raise CaiError(f"{path} is a reward model: it gives scores, no answers")
     if not (path / "model").is_dir():
         raise CaiError(f"{path}: its policy is not trained yet; run `cai train` to its end first")
-    ppo = path if (path / "samples.jsonl").exists() else None
-    return Policy(path.resolve().name, path / "model", about.get("model"), reward=_reward_of(path), ppo=ppo)
+    samples, data = path / SAMPLES, Path(about.get("data", ""))
+    policy = Policy(
+        name=path.resolve().name,
+        folder=path / "model",
+        base=about.get("model"),
+        training_prompts=read_rows(data, Prompt) if samples.exists() and data.is_file() else [],
+        reward=_reward_of(path),
+        samples=samples if samples.exists() else None,
+    )
+    return FoundPolicy(policy)
 
 
 def _reward_of(stage: Path) -> Path | None:
@@ -110,12 +119,12 @@ def run_config(folder: RunFolder) -> RunConfig:
     raise CaiError(f"{folder.manifest_json}: not the settings of a run of this version of cai: {lacks[0]}")
 
 
-def check_base(contender: Policy, reference: Path) -> None:
+def check_base(found: FoundPolicy, reference: Path) -> None:
     """Raises: CaiError where the model by the name that a run started from is no longer the one it started from."""
-    if contender.run is None or contender.run.path.name.startswith(ITERATION):
+    if found.run is None or found.run.path.name.startswith(ITERATION):
         return
-    if folder_fingerprint(reference) != contender.run.manifest()["model"]:
+    if folder_fingerprint(reference) != found.run.manifest()["model"]:
         raise CaiError(
-            f"{contender.run.path}: the model '{contender.base}' has changed since the run started from it; name the "
+            f"{found.run.path}: the model '{found.policy.base}' has changed since the run started from it; name the "
             "one to compare with by --reference"
         )

@@ -13,12 +13,12 @@ from cai.data.manifest import exclusive
 from cai.data.records import Skipped
 from cai.evaluation.judge_eval import evaluate_judge
 from cai.evaluation.judge_report import JudgeReport
+from cai.evaluation.policy import PolicyEvaluation
 from cai.inference.cache import Cache
 from cai.inference.progress import Reporter
 from cai.inference.scheduler import EngineWork, OpenEngine, open_model
 from cai.runs.assess import assess_policy
 from cai.runs.collect import collect_feedback
-from cai.runs.contest import PolicyEvaluation
 from cai.runs.evaluate import evaluate_into, evaluating_of, finished_otherwise, is_about
 from cai.runs.find import find_policy
 from cai.runs.folder import CACHE_FILE, RunFolder
@@ -219,12 +219,12 @@ def _carry_out(session: Session, replace: bool) -> Path:
 def _evaluate(session: Session, replace: bool) -> None:
     """The run's own `cai eval`. A finished one of the same policy, which somebody asked other things of, stays."""
     plan, out = session.plan, session.plan.folder.eval
-    policy = find_policy(str(plan.folder.path), plan.runs)
+    policy = find_policy(str(plan.folder.path), plan.runs).policy
     evaluating = evaluating_of(plan, policy)
     if not replace and is_about(policy, out) and (other := finished_otherwise(evaluating, out)):
         session.reporter.say(f"{out} stays as it is, made with other options: {'; '.join(other)} (--replace: anew)")
         return
-    contest = PolicyEvaluation(evaluating, session.engine, session.reporter)
+    evaluation = PolicyEvaluation(evaluating, session.engine, session.reporter)
     with session.timed("probes"):
-        evaluate_into(out, contest, session.reporter)
-    session.work += contest.work
+        evaluate_into(out, evaluation, session.reporter)
+    session.work += evaluation.work

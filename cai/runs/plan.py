@@ -22,11 +22,12 @@ from cai.data.manifest import BUSY, differences
 from cai.data.preferences import read_preferences
 from cai.data.prompts import read_prompts
 from cai.data.records import Messages, Preference, Prompt, Skipped
+from cai.evaluation.policy import shipped_axes
+from cai.evaluation.probes import read_probes
 from cai.feedback.label import LabelJob, count_work
 from cai.inference import models
 from cai.inference.endpoints import resolve_judges
 from cai.inference.models import Model, model_fingerprint, resolve_model
-from cai.runs.evaluating import read_probes, shipped_axes
 from cai.runs.folder import ITERATION, RunFolder
 from cai.runs.run_file import RunConfig, load_run_file
 from cai.training.settings import TrainStage, weighs_pairs

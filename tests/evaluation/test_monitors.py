@@ -3,8 +3,7 @@ import pytest
 
 from cai.config.yaml_files import load_yaml
 from cai.data.records import Answer, Message
-from cai.evaluation.monitors import LENGTH_FACTOR, Phrases, Seen, ratio_of_means, state, text_monitors
-from cai.evaluation.policy_report import Monitor, State
+from cai.evaluation.monitors import LENGTH_FACTOR, Monitor, Phrases, Seen, State, ratio_of_means, state, text_monitors
 from cai.stats.intervals import Estimate
 from tests.conftest import ROOT
 

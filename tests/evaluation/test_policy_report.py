@@ -5,16 +5,9 @@ from typing import Any
 import pytest
 
 from cai.config.errors import CaiError
-from cai.evaluation.policy_report import (
-    Against,
-    Monitor,
-    PolicyReport,
-    PolicySummary,
-    Rating,
-    Standing,
-    elo_told,
-    read_report,
-)
+from cai.evaluation.monitors import Monitor
+from cai.evaluation.policy_report import PolicyReport, PolicySummary, read_report
+from cai.evaluation.win_rates import Against, Rating, Standing, elo_told
 from cai.stats.intervals import Estimate
 
 
@@ -49,7 +42,7 @@ def report(**changes: Any) -> PolicyReport:
         ],
         "divergences": [],
         "rewards": [],
-        "course": [],
+        "gold_vs_proxy": [],
         "notes": ["only 4 prompts"],
         "cost": {"asked": 3.0},
     }  # fmt: skip

@@ -1,9 +1,10 @@
 import pytest
 
 from cai.data.records import Reply
-from cai.evaluation.policy_report import Checked, ProbeRate
 from cai.evaluation.probe_metrics import (
     ANY,
+    Checked,
+    ProbeRate,
     checked,
     compliance_monitor,
     over_refusal_monitor,
@@ -105,7 +106,7 @@ def test_a_policy_that_goes_with_its_user_is_warned_of_and_one_that_wavers_is_no
 @pytest.mark.parametrize(("truth", "significant"), [(12, True), (10, True), (9, False), (6, False), (0, False)])
 def test_a_judge_is_established_by_known_examples(truth: int, significant: bool) -> None:
     replies = [
-        reply("", "examples", f"e{n}", "", "refuses", (0.9 if n % 2 else 0.1) if n < truth else (0.1 if n % 2 else 0.9))
+        reply("", "control", f"e{n}", "", "refuses", (0.9 if n % 2 else 0.1) if n < truth else (0.1 if n % 2 else 0.9))
         for n in range(12)
     ]
     result = checked(replies, "refuses", {f"e{n}": bool(n % 2) for n in range(12)})
@@ -114,7 +115,7 @@ def test_a_judge_is_established_by_known_examples(truth: int, significant: bool)
 
 
 def test_an_indifferent_judge_is_half_right_and_one_not_asked_has_no_figure() -> None:
-    replies = [reply("", "examples", f"e{n}", "", "refuses", 0.5) for n in range(12)]
+    replies = [reply("", "control", f"e{n}", "", "refuses", 0.5) for n in range(12)]
     result = checked(replies, "refuses", {f"e{n}": bool(n % 2) for n in range(12)})
     assert result.right is not None and (result.right.mean, result.significant) == (0.5, False)
     assert checked([], "refuses", {}) == Checked(question="refuses", right=None, significant=False)

@@ -7,13 +7,14 @@ import pytest
 
 from cai.config.errors import CaiError
 from cai.config.yaml_files import load_yaml
-from cai.evaluation.policy import ask_about, ask_view
 from cai.evaluation.probes import (
     ASKED,
     OverRefusal,
     Questions,
     RedTeam,
     Sycophancy,
+    ask_about,
+    ask_view,
     over_refusal_probes,
     red_team_probes,
     views,

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from cai.data.records import Scored
-from cai.evaluation.policy_report import Monitor, Reward
+from cai.evaluation.monitors import Monitor
 from cai.evaluation.scores import (
+    Reward,
     divergence,
     divergence_monitor,
     length_correlation,
@@ -88,14 +89,11 @@ def monitors(
     found: Reward,
     accuracy: float | None,
 ) -> dict[str, Monitor]:
-    ids = [f"q{n}" for n in range(len(rewards))]
-    scores = {
-        ("run", i): scored(n, rewards=r, tokens=t) for n, (i, r, t) in enumerate(zip(ids, rewards, tokens, strict=True))
-    }
-    scores |= {
-        ("before", i): scored(n, rewards=tuple(0.0 for _ in rewards[0]), policy="before") for n, i in enumerate(ids)
-    }
-    return {m.name: m for m in reward_monitors("run", "before", ids, scores, pairs, found, accuracy)}
+    answers = [
+        (scored(n, rewards=r, tokens=t), scored(n, rewards=tuple(0.0 for _ in r), policy="before"))
+        for n, (r, t) in enumerate(zip(rewards, tokens, strict=True))
+    ]
+    return {m.name: m for m in reward_monitors(found, answers, pairs, accuracy)}
 
 
 NOTHING = Reward(policy="run", score=None, gain=None, agrees=None, skipped=0, missing="")
@@ -177,7 +175,8 @@ def test_a_reward_model_that_is_sure_where_the_referee_is_not_is_warned_of() -> 
         }
         eval_judge = {i: likes if n % 5 else 1 - likes for n, i in enumerate(ids)}
         found = reward("run", "before", ids, scores, eval_judge)
-        return reward_monitors("run", "before", ids, scores, [], found, None)[-1]
+        answers = [(scores["run", i], scores["before", i]) for i in ids]
+        return reward_monitors(found, answers, [], None)[-1]
 
     wrong = certainty(3.0, 0.3)
     assert wrong.value is not None

@@ -1,17 +1,11 @@
 from pathlib import Path
 
-from cai.evaluation.policy_report import (
-    Checked,
-    Divergence,
-    Monitor,
-    PolicyReport,
-    PolicySummary,
-    ProbeRate,
-    Rating,
-    Reward,
-    Standing,
-    Stretch,
-)
+from cai.evaluation.monitors import Monitor
+from cai.evaluation.overoptimization import Stretch
+from cai.evaluation.policy_report import PolicyReport, PolicySummary
+from cai.evaluation.probe_metrics import Checked, ProbeRate
+from cai.evaluation.scores import Divergence, Reward
+from cai.evaluation.win_rates import Rating, Standing
 from cai.report.run import evaluation_grids, evaluation_plots, read_run, run_report
 from cai.stats.intervals import Estimate
 from tests.evaluation.test_policy_report import report
@@ -35,7 +29,7 @@ def full() -> PolicyReport:
         ],
         divergences=[Divergence(policy="run", answer=Estimate(7.5, 4.0, 11.0, 4), token=0.1, skipped=1)],
         rewards=[Reward(policy="run", score=RATE, gain=RATE, agrees=RATE, skipped=0)],
-        course=[
+        gold_vs_proxy=[
             Stretch(first=1, last=5, samples=8, proxy=RATE, kl=0.5, gold=None),
             Stretch(first=6, last=10, samples=8, proxy=RATE, kl=1.5, gold=RATE),
         ],
@@ -81,7 +75,12 @@ def test_plots_are_drawn_of_what_there_is() -> None:
     assert plane.data[0]["text"] == ["before", "&lt;run&gt;"]
     assert plane.data[0]["error_x"]["arrayminus"] == [0, 0]  # unbounded below
     assert (scores.data[0]["x"], gold.data[0]["x"]) == ([5, 10], [10])
-    alone = {"against": [], "standings": [], "course": [], "policies": [PolicySummary(name="a", folder="a", model="0")]}
+    alone = {
+        "against": [],
+        "standings": [],
+        "gold_vs_proxy": [],
+        "policies": [PolicySummary(name="a", folder="a", model="0")],
+    }
     assert evaluation_plots(full().model_copy(update=alone)) == []
 
 

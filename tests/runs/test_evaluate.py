@@ -22,8 +22,7 @@ from cai.inference.scheduler import OpenEngine
 from cai.inference.scripted import ScriptedEngine
 from cai.runs import pipeline
 from cai.runs.dry_run import account, dry_run
-from cai.runs.evaluate import evaluate_policies
-from cai.runs.evaluating import Options, plan_evaluation
+from cai.runs.evaluate import Options, evaluate_policies, plan_evaluation
 from cai.runs.folder import RunFolder
 from cai.runs.plan import make_plan
 from cai.runs.run_file import RunConfig
@@ -369,7 +368,7 @@ def test_the_last_iteration_of_a_run_is_its_policy(tmp_path: Path) -> None:
     for number in (1, 2, 10):
         make_run(runs / "good", f"iteration-{number}", base=model(tmp_path / "base", "base"))
     found = plan_evaluation(Options("good", settings=GREEDY), runs)
-    assert found.contenders[1].name == "good/iteration-10"
+    assert found.policies[1].name == "good/iteration-10"
 
 
 def test_the_report_is_printed_whole_and_hidden_characters_are_shown(tmp_path: Path) -> None:

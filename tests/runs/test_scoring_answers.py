@@ -8,9 +8,10 @@ from rich.console import Console
 from cai.config.errors import CaiError
 from cai.data.jsonl import write_rows
 from cai.data.records import Answer, Message, Scored
+from cai.evaluation import scores
+from cai.evaluation.policy import EvaluationPlan
 from cai.inference.progress import Reporter
-from cai.runs import scores
-from cai.runs.evaluating import EvaluationPlan, Options, plan_evaluation
+from cai.runs.evaluate import Options, plan_evaluation
 from tests.runs.test_evaluate import make_run
 
 QUIET = Reporter(Console(quiet=True))
