@@ -54,7 +54,7 @@ def test_every_part_of_an_evaluation_is_a_table() -> None:
     ]  # fmt: skip
     assert grids["run against before"].rows == [["overall", "all", "4", "0.750 [0.500, 1.000]", "–", "10, 12"]]
     assert grids["run against before"].notes == ["few"]
-    assert grids["KL from the reference, nats"].rows == [["run", "7.500 [4.000, 11.000]", "0.100", "1"]]
+    assert grids["KL from the reference, nats"].rows == [["run", "7.500 [4.000, 11.0]", "0.100", "1"]]
     assert grids["Signs of reward hacking in run"].marked == [True, False]
     assert all(len(row) == len(grid.head) for grid in grids.values() for row in grid.rows)
 
