@@ -109,7 +109,7 @@ def share(before: Constitution, after: Constitution, given: list[Prompt], by_str
         cache, asked = Cache(Path(folder) / "cache.sqlite"), []
         for c in (before, after):
             cai.feedback.revise.assign = stream(c, given) if by_stream else assign
-            asked.append(asyncio.run(loop(c, given, cache, scripted)).asked)
+            asked.append(asyncio.run(loop(c, given, cache, scripted)).cache_misses)
         cai.feedback.revise.assign = assign
         cache.close()
     return asked[1] / asked[0]
@@ -150,7 +150,7 @@ def real(count: int) -> dict[str, float]:
         cache = Cache(Path(folder) / "cache.sqlite")
         for c in (harmless(), median(reworded, given), median(added, given)):
             start = time.monotonic()
-            asked.append(asyncio.run(loop(c, given, cache, small)).asked)
+            asked.append(asyncio.run(loop(c, given, cache, small)).cache_misses)
             seconds.append(time.monotonic() - start)
             print(f"{asked[-1]} calls asked in {seconds[-1]:.1f} s", file=sys.stderr, flush=True)
     return {
@@ -170,7 +170,7 @@ def scale(count: int) -> dict[str, float]:
         cache = Cache(Path(folder) / "cache.sqlite")
         for c in (harmless(), reworded(harmless(), 0), added(harmless(), 0)):
             start = time.process_time()
-            asked.append(asyncio.run(loop(c, given, cache, scripted)).asked)
+            asked.append(asyncio.run(loop(c, given, cache, scripted)).cache_misses)
             seconds.append(time.process_time() - start)
     return {
         "prompts": count,

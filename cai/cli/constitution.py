@@ -396,7 +396,7 @@ def _print_tests(console: Console, tested: Sequence[Result], cost: Cost) -> None
         if not all(outcome.passed for outcome in test.outcomes):
             _print_failure(console, test)
     passed = Counter(outcome.passed for test in tested for outcome in test.outcomes)
-    calls = f"{counted(cost.asked, 'calls')} asked, {cost.remembered} remembered"
+    calls = f"{counted(cost.cache_misses, 'new calls')}, {counted(cost.cache_hits, 'cache hits')}"
     style = "red" if passed[False] else "green"
     console.print(
         Text.assemble((f"\n{passed[True]} passed, {passed[False]} failed", style), f" in {cost.seconds:.1f} s; {calls}")

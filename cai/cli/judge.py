@@ -69,8 +69,8 @@ def labelling_lines(found: dict[str, Any]) -> list[str]:
     ranked = f", {counted(found['rankings'], 'rankings')}" if found["rankings"] else ""
     lines = [
         f"{counted(found['pairs'], 'pairs')} labelled{ranked} in {cost['seconds']:.1f} s; "
-        f"{counted(cost['asked'], 'calls')} asked, "
-        f"{cost['remembered']} remembered",
+        f"{counted(cost['cache_misses'], 'new calls')}, "
+        f"{counted(cost['cache_hits'], 'cache hits')}",
     ]
     for metric in JUDGE_METRICS:
         if (estimate := found["metrics"][metric.key]) is not None:

@@ -104,30 +104,30 @@ def _lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
 def calls_table(lines: Sequence[Line]) -> Table:
     """Calls by stage and step, and their sum."""
     table = Table(box=None, padding=(0, 1, 0, 2))
-    for column in ("stage", "calls for", "all", "remembered", "asked", "tokens written"):
+    for column in ("stage", "calls for", "all", "cache hits", "new calls", "tokens written"):
         table.add_column(column, justify="left" if column in ("stage", "calls for") else "right", no_wrap=True)
     for calls in lines:
-        table.add_row(calls.stage, calls.step, *_counts(calls.asked, calls.remembered, calls.tokens))
-    total = (sum(line.asked for line in lines), sum(line.remembered for line in lines))
+        table.add_row(calls.stage, calls.step, *_counts(calls.cache_misses, calls.cache_hits, calls.tokens))
+    total = (sum(line.cache_misses for line in lines), sum(line.cache_hits for line in lines))
     table.add_row("together", "", *_counts(*total, sum(line.tokens for line in lines)), style="bold")
     return table
 
 
-def _counts(asked: int, remembered: int, tokens: float) -> tuple[str, ...]:
-    return tuple(f"{count:,.0f}" for count in (asked + remembered, remembered, asked, tokens))
+def _counts(misses: int, hits: int, tokens: float) -> tuple[str, ...]:
+    return tuple(f"{count:,.0f}" for count in (misses + hits, hits, misses, tokens))
 
 
 def forecast_parts(found: Forecast, gpu_rate: float | None) -> Iterator[RenderableType]:
     """A forecast: its calls, the time they may take, and what it does not know."""
     yield calls_table(found.lines)
-    asked, written = sum(line.asked for line in found.lines), sum(line.tokens for line in found.lines)
-    if not asked:
-        yield Text("  every call is remembered: the models are not even loaded")
+    misses, written = sum(line.cache_misses for line in found.lines), sum(line.tokens for line in found.lines)
+    if not misses:
+        yield Text("  every call is a cache hit: no model is loaded")
     elif found.seconds is None:
         yield Text("  how long: unknown, since nothing was measured with this model here; a first run measures it")
     else:
         yield Text(f"  how long: about {span(found.seconds)}, as fast as this model was here so far")
-    if asked and gpu_rate is not None:
+    if misses and gpu_rate is not None:
         hours = (found.tokens_read + written) / gpu_rate / 3600
         yield Text(
             f"  at {gpu_rate:,.0f} tokens/s a GPU: {hours:.2g} GPU-hours for {written:,.0f} tokens written and about "

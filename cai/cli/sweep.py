@@ -86,7 +86,7 @@ def _forecast(file: Path, settings: list[str], runs: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="cai-") as aside:
         name, members = make_sweep(file, settings, runs, Path(aside))
         table = Table(box=None, padding=(0, 1, 0, 2))
-        for column in (f"run of {name}", "calls", "known", "asked", "tokens", "time"):
+        for column in (f"run of {name}", "calls", "cache hits", "new calls", "tokens", "time"):
             table.add_column(column, justify="left" if column.startswith("run") else "right", no_wrap=True)
         with closing(Cache(Path(aside) / "counted.sqlite")) as cache:
             found = [forecast(member.plan, cache) for member in members]
@@ -102,6 +102,6 @@ def _forecast(file: Path, settings: list[str], runs: Path) -> None:
 
 
 def _cost(lines: Any, seconds: float | None) -> tuple[str, ...]:
-    asked, remembered = sum(each.asked for each in lines), sum(each.remembered for each in lines)
-    counts = tuple(f"{n:,.0f}" for n in (asked + remembered, remembered, asked, sum(each.tokens for each in lines)))
+    misses, hits = sum(each.cache_misses for each in lines), sum(each.cache_hits for each in lines)
+    counts = tuple(f"{n:,.0f}" for n in (misses + hits, hits, misses, sum(each.tokens for each in lines)))
     return (*counts, "unknown" if seconds is None else span(seconds))

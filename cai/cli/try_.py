@@ -178,7 +178,7 @@ class Page:
             line(console, Text(f"error: {visible(str(event))}", style="red"))
         else:
             what = counted(event.news, "texts") if event.news else "no text changed"
-            line(console, f"\n{what} in {event.seconds:.1f} s; {counted(event.asked, 'calls')} asked")
+            line(console, f"\n{what} in {event.seconds:.1f} s; {counted(event.calls, 'new calls')}")
 
     def _headings(self, item: News) -> None:
         prompt, principle = item.step.prompt, item.step.principle.id if item.step.principle else ""

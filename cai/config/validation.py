@@ -6,7 +6,7 @@ What was expected is read from the annotation of the place, so that every model 
 import difflib
 import types
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import date
 from functools import reduce
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -38,8 +38,10 @@ class Kind(NamedTuple):
         return next((value for b in self.bounds if (value := getattr(b, name, None)) is not None), None)
 
 
-def problems(model: type[BaseModel], data: Any, error: ValidationError) -> list[Problem]:
-    """Every fault once, in pydantic's order."""
+def problems(
+    model: type[BaseModel], data: Any, error: ValidationError, renamed: Mapping[str, str] | None = None
+) -> list[Problem]:
+    """Every fault once, in pydantic's order; `renamed` maps the dotted keys of earlier versions to today's."""
     told: list[Problem] = []
     attempts: set[Problem] = set()  # at a place with several kinds: why it is not one of them
     mistyped: set[Location] = set()  # fields that are missing for want of a letter
@@ -48,6 +50,9 @@ def problems(model: type[BaseModel], data: Any, error: ValidationError) -> list[
         if raw["type"] in ("extra_forbidden", "invalid_key"):
             here = _value_at(data, at[:-1])
             models = [k.type for k in _kinds_at(model, data, at[:-1]) if _is_model(k.type) and _chosen(k.type, here)]
+            if (new := renamed_key(at, renamed or {})) is not None:
+                told.append(Problem((*at[:-1], str(at[-1])), f"{found(str(at[-1]))} is now called '{new}'"))
+                continue
             near = nearest(str(at[-1]), (name for m in models for name in m.model_fields))
             known = dict.fromkeys(name for m in models for name in settable(m))
             hint = f"did you mean '{near}'?" if near else f"known keys: {', '.join(known)}"
@@ -63,6 +68,17 @@ def problems(model: type[BaseModel], data: Any, error: ValidationError) -> list[
         for f in dict.fromkeys(told)
         if not (f in attempts and f.at in inner) and not (f.at in mistyped and f.message.startswith("missing"))
     ]
+
+
+def renamed_key(at: Location, renamed: Mapping[str, str]) -> str | None:
+    """Today's dotted name of a key of an earlier version, or None for a key that was never one.
+
+    The file may hold one section alone (`thoughts` for `judge.thoughts`), and list positions do not count.
+    """
+    dotted = ".".join(step for step in at if isinstance(step, str))
+    return next(
+        (new for old, new in renamed.items() if f".{dotted}".endswith(f".{old}") or old.endswith(f".{dotted}")), None
+    )
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:

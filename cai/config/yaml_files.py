@@ -30,6 +30,14 @@ TAKEN_BY: dict[Kind, str] = {  # what to do with a file of each kind
     "sweep": "`cai sweep {path}` carries it out",
 }
 
+RENAMED: dict[str, str] = {  # keys of earlier versions, and where each stands now
+    "engine.context": "engine.max_model_len",
+    "engine.max_in_flight": "engine.concurrency",
+    "judge.band": "judge.cot_clamp",
+    "judge.thought_tokens": "judge.cot_max_tokens",
+    "judge.thoughts": "judge.cot_samples",
+}
+
 
 class Section(BaseModel):
     """Base of everything a person writes in YAML: immutable, and an unknown key is an error."""
@@ -188,7 +196,7 @@ def check(source: YamlSource, model: type[AnySection]) -> AnySection | list[Mist
     try:
         return model.model_validate(source.data)
     except ValidationError as error:
-        return [_mistake(source, fault) for fault in problems(model, source.data, error)]
+        return [_mistake(source, fault) for fault in problems(model, source.data, error, RENAMED)]
 
 
 def _mistake(source: YamlSource, fault: Problem) -> Mistake:

@@ -177,10 +177,10 @@ HIGHEST_PUBLISHED_BIAS = 0.56  # of the smallest judge of Lee et al. 2023 (arXiv
 
 
 class Cost(NamedTuple):
-    """What the judging took: calls asked of a model and remembered, tokens written, and seconds."""
+    """What judging cost: cache misses (calls to a model), cache hits, tokens generated, seconds."""
 
-    asked: int
-    remembered: int
+    cache_misses: int
+    cache_hits: int
     tokens: int
     seconds: float
 
@@ -249,7 +249,7 @@ def judge_report(pairs: Sequence[Judged], cost: Cost, calibrate: bool = False, t
     curve = reliability(predicted, labels)
     human = agreement([pair.p for pair in pairs], [pair.label for pair in pairs])
     assert human is not None
-    calls = cost.asked + cost.remembered
+    calls = cost.cache_misses + cost.cache_hits
     report = JudgeReport(
         prompts=len({pair.prompt_id for pair in pairs}),
         pairs=len(pairs),
@@ -267,8 +267,8 @@ def judge_report(pairs: Sequence[Judged], cost: Cost, calibrate: bool = False, t
         principles=principle_qualities(asked),
         between=between_principles(asked),
         calls_per_pair=calls / len(asked) if asked else None,
-        seconds_per_pair=cost.seconds / len(asked) if asked and not cost.remembered else None,
-        tokens_per_pair=cost.tokens / len(asked) if asked and not cost.remembered else None,
+        seconds_per_pair=cost.seconds / len(asked) if asked and not cost.cache_hits else None,
+        tokens_per_pair=cost.tokens / len(asked) if asked and not cost.cache_hits else None,
         calibration=calibration(asked, temperature) if calibrate else None,
         notes=[],
     )

@@ -362,7 +362,7 @@ class PolicyEvaluation:
         """Every item's result, in order; what the engine refuses is skipped as failed."""
         if not items:
             return []
-        results, limit, engine = [], self.plan.engine.max_in_flight, step.engine
+        results, limit, engine = [], self.plan.engine.concurrency, step.engine
         amount = Amount(len(items), "items", step.calls)
         async for item, result in each_with_progress(step.name, items, amount, function, engine, limit, self._reporter):
             if isinstance(result, RequestRefused):

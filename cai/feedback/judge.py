@@ -45,12 +45,12 @@ class JudgeConfig(Section):
     """false shows each pair in one order alone."""
     revisions: bool = True
     """Ask too whether revisions are better than drafts by the principles they were made by; labels nothing."""
-    thoughts: Annotated[int, Field(ge=0)] = 0
-    """With 1 or more the judge reasons before its verdict; several thoughts are averaged."""
-    thought_tokens: Annotated[int, Field(ge=1)] = 256
-    """The longest thought."""
-    band: tuple[Annotated[float, Field(ge=0, le=0.5)], Annotated[float, Field(ge=0.5, le=1)]] = (0.4, 0.6)
-    """Where a verdict after a thought is kept, since thoughts make it overconfident (Bai et al. 2022 §4.1)."""
+    cot_samples: Annotated[int, Field(ge=0)] = 0
+    """Chains of thought sampled before each verdict, whose verdicts are averaged; 0 judges without reasoning."""
+    cot_max_tokens: Annotated[int, Field(ge=1)] = 256
+    """Maximum tokens of a chain of thought."""
+    cot_clamp: tuple[Annotated[float, Field(ge=0, le=0.5)], Annotated[float, Field(ge=0.5, le=1)]] = (0.4, 0.6)
+    """Range that a verdict after a chain of thought is clamped to, as it is overconfident (Bai et al. 2022 §4.1)."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Divides a label's log-odds: above 1 labels are softer."""
 
@@ -107,7 +107,7 @@ async def judge(
                 p_reverse=_other(side(j, i)),
                 share_forward=1 - (j - i) / len(orders) if swap else 1.0,
                 non_option_mass=fmean(found.non_option_mass for found in asked),
-                cot=[text for found in asked for text in found.thoughts],
+                cot=[text for found in asked for text in found.cot],
             )
             for i, j in pairs
         ]
@@ -124,7 +124,7 @@ def _other(p: float | None) -> float | None:
 class _Asked(NamedTuple):
     logps: list[float]  # of each answer in the order shown, renormalised
     non_option_mass: float
-    thoughts: list[str]
+    cot: list[str]
 
 
 async def _ask(
@@ -135,7 +135,7 @@ async def _ask(
     engine: Engine,
     thinking: Thinking | None,
 ) -> _Asked:
-    """One question about the answers as they are shown; several thoughts give the mean of their verdicts."""
+    """One question about the answers as they are shown; several chains of thought give the mean of their verdicts."""
 
     async def choose(thought: str | None) -> _Asked:
         logps, non_option_mass = await choose_letter(
@@ -150,7 +150,7 @@ async def _ask(
         question = templates.judge_thought(principle, conversation, options)
         temperature = 1.0 if thinking.samples > 1 else 0.0
         seed = derive_seed(thinking.seed, principle.id, list(options.values()), number)
-        return (await engine.generate(Generate(question, thinking.tokens, temperature, seed, "thought"))).text
+        return (await engine.generate(Generate(question, thinking.tokens, temperature, seed, "chain_of_thought"))).text
 
     thoughts = await asyncio.gather(*(think(number) for number in range(thinking.samples)))
     found = await asyncio.gather(*(choose(thought) for thought in thoughts))
@@ -166,19 +166,19 @@ async def choose_letter(messages: Messages, letters: Iterable[str], engine: Engi
     return [x - total for x in kept], min(1.0, max(0.0, 1.0 - math.exp(total)))
 
 
-def soft_label(verdicts: Sequence[Verdict], temperature: float = 1.0, band: tuple[float, float] = (0.0, 1.0)) -> float:
-    """P(first is better), in [0, 1]: the mean of the verdicts by weight, each kept within `band`.
+def soft_label(verdicts: Sequence[Verdict], temperature: float = 1.0, clamp: tuple[float, float] = (0.0, 1.0)) -> float:
+    """P(first is better), in [0, 1]: the mean of the verdicts by weight, each clamped to `clamp`.
 
     `temperature` divides the mean's log-odds.
     """
-    low, high = band
+    low, high = clamp
     p = sum(v.weight * min(max(v.p, low), high) for v in verdicts) / sum(v.weight for v in verdicts)
     return p if temperature == 1 else sigmoid(logit(p) / temperature)
 
 
 def label(verdicts: Sequence[Verdict], settings: JudgeConfig) -> float:
     """`soft_label` as a run file's `judge:` asks for it."""
-    return soft_label(verdicts, settings.temperature, settings.band if settings.thoughts else (0.0, 1.0))
+    return soft_label(verdicts, settings.temperature, settings.cot_clamp if settings.cot_samples else (0.0, 1.0))
 
 
 async def judge_answers(
@@ -216,9 +216,9 @@ async def judge_revision(
 
 
 def _thinking(settings: JudgeConfig, seed: int, prompt_id: str) -> Thinking | None:
-    if not settings.thoughts:
+    if not settings.cot_samples:
         return None
-    return Thinking(settings.thoughts, settings.thought_tokens, derive_seed(seed, prompt_id, "thoughts"))
+    return Thinking(settings.cot_samples, settings.cot_max_tokens, derive_seed(seed, prompt_id, "thoughts"))
 
 
 def principles_met(constitution: Constitution, seed: int, prompt_id: str, settings: JudgeConfig) -> list[Principle]:
@@ -236,12 +236,12 @@ def calls(settings: JudgeConfig, principles: int, answers: int) -> int:
     met = principles if settings.principles == "all" else min(settings.principles, principles)
     orders = 1 if not settings.swap else answers if settings.ask == "choice" else 2
     questions = orders if settings.ask == "choice" else orders * math.comb(answers, 2)
-    return met * questions * (2 * settings.thoughts or 1) if answers > 1 else 0
+    return met * questions * (2 * settings.cot_samples or 1) if answers > 1 else 0
 
 
 def calls_of_revisions(settings: JudgeConfig, rounds: int) -> int:
     """How many requests one judge gets about a revision of so many rounds, at most: a principle may be drawn twice."""
-    asked = rounds * (2 if settings.swap else 1) * (2 * settings.thoughts or 1)
+    asked = rounds * (2 if settings.swap else 1) * (2 * settings.cot_samples or 1)
     return asked if settings.revisions else 0
 
 

@@ -22,7 +22,7 @@ from cai.data.records import Preference, Row, Skipped, Verdict
 from cai.evaluation.judge_report import Cost, hit
 from cai.feedback.judge import JudgeConfig, Verdicts, calls, joined, judge_answers, judged_preferences, label, ranking
 from cai.feedback.metrics import LABEL_METRICS, Metric, PromptMeans
-from cai.inference.cache import AnyCache, Cache, CachedEngine
+from cai.inference.cache import AnyCache, Cache, CachedEngine, Tally
 from cai.inference.engine import EngineConfig
 from cai.inference.models import Model, model_fingerprint
 from cai.inference.progress import Reporter
@@ -139,7 +139,7 @@ class JudgePanel:
             )
 
         name = "judging" if len(self.engines) == 1 else f"judging, {number + 1} of {len(self.engines)}"
-        amount, limit = Amount(self._extent.sets, "rows", self._extent.calls), self._engine_settings.max_in_flight
+        amount, limit = Amount(self._extent.sets, "rows", self._extent.calls), self._engine_settings.concurrency
         try:
             async for found in each_with_progress(
                 name, candidates(j, skip), amount, ask, engine, limit, self._reporter
@@ -155,9 +155,8 @@ class JudgePanel:
 
     def cost(self, seconds: float) -> Cost:
         """What all judges together were asked and wrote."""
-        tallies = [engine.tally for engine in self.engines]
-        asked, remembered, tokens = (sum(getattr(t, f) for t in tallies) for f in ("asked", "remembered", "tokens"))
-        return Cost(asked, remembered, tokens, seconds)
+        tally = sum((engine.tally for engine in self.engines), Tally())
+        return Cost(tally.cache_misses, tally.cache_hits, tally.tokens, seconds)
 
 
 class _Said(Row):

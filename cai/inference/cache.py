@@ -20,15 +20,17 @@ from cai.config.errors import CaiError
 from cai.config.hashing import canonical_json
 from cai.inference.engine import Choose, Completion, Engine, Generate
 
+EARLIER_NAMES = {"asked": "cache_misses", "remembered": "cache_hits", "thought": "chain_of_thought"}
+
 
 @dataclasses.dataclass
 class Tally:
-    """Calls of an engine: those asked of the model, those remembered; of the asked ones, the tokens they may write at
-    most, the tokens they wrote, and the characters they read.
+    """Calls of an engine. Of the cache misses alone: the tokens they may write at most (`allowed`), the tokens they
+    wrote, and the characters they read.
     """
 
-    asked: int = 0
-    remembered: int = 0
+    cache_misses: int = 0
+    cache_hits: int = 0
     allowed: int = 0
     tokens: int = 0
     characters: int = 0
@@ -80,12 +82,20 @@ class Cache:
     def work(self, engine: str) -> list[Work]:
         """What the stages of an engine took so far."""
         rows = self._db.execute("SELECT work FROM work WHERE engine = ?", (engine,)).fetchall()
-        found = [json.loads(row[0]) for row in rows]
-        return [Work(**{**w, "steps": {step: Tally(**tally) for step, tally in w["steps"].items()}}) for w in found]
+        return [_work(json.loads(row[0])) for row in rows]
 
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+
+
+def _work(stored: dict[str, Any]) -> Work:
+    """A stored account; a cache of an earlier version has other names in it."""
+    steps = {
+        EARLIER_NAMES.get(step, step): Tally(**{EARLIER_NAMES.get(name, name): n for name, n in tally.items()})
+        for step, tally in stored["steps"].items()
+    }
+    return Work(**{**stored, "steps": steps})
 
 
 class OverlayCache:
@@ -137,7 +147,7 @@ class CachedEngine:
             done = {step: tally for step, tally in steps.items() if tally != Tally()}
             work = Work(name, done, time.monotonic() - begun, self._opened > opened)
             self.work.append(work)
-            if any(tally.asked for tally in done.values()):
+            if any(tally.cache_misses for tally in done.values()):
                 self._cache.add_work(self.fingerprint, work)
 
     async def generate(self, request: Generate) -> Completion:
@@ -181,17 +191,17 @@ class CachedEngine:
         key = self._key(request)
         if (asked_already := self._in_flight.get(key)) is not None:
             answer = await asyncio.shield(asked_already)
-            self.steps[request.step].remembered += 1
+            self.steps[request.step].cache_hits += 1
             return answer
         if (answer := self._cache.get(key)) is not None:
-            self.steps[request.step].remembered += 1
+            self.steps[request.step].cache_hits += 1
             return answer
         self._in_flight[key] = asyncio.get_running_loop().create_future()
         try:
             answer = await ask()
             self._cache.put(key, answer)
             tally = self.steps[request.step]
-            tally.asked += 1
+            tally.cache_misses += 1
             tally.characters += sum(len(message["content"]) for message in request.messages)
             self._in_flight[key].set_result(answer)
             return answer

@@ -31,10 +31,10 @@ class ServerEngine:
     Raises: CaiError when the server cannot be reached, does not know the model, or gives no log-probabilities.
     """
 
-    def __init__(self, server: Server, fingerprint: str, most_at_once: int = 64) -> None:
+    def __init__(self, server: Server, fingerprint: str, concurrency: int = 64) -> None:
         self.fingerprint = fingerprint
         self._server = server
-        self._at_once = asyncio.Semaphore(most_at_once)
+        self._slots = asyncio.Semaphore(concurrency)
         self._client: AsyncOpenAI | None = None
         self._continues = True  # until the server says that it cannot
 
@@ -94,7 +94,7 @@ class ServerEngine:
         if self._client is None:
             self._client = _connect(self._server.url)
         try:
-            async with self._at_once:
+            async with self._slots:
                 asked: Any = messages
                 return await self._client.chat.completions.create(
                     model=self._server.name, messages=asked, timeout=SECONDS, **settings

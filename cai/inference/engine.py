@@ -12,13 +12,13 @@ from cai.data.records import Messages
 class EngineConfig(Section):
     """`engine:`: how the model is held in memory."""
 
-    max_in_flight: Annotated[int, Field(ge=1)] = 32
-    """Examples alive at once; does not affect the run's identity."""
-    context: Annotated[int, Field(ge=64)] | None = None
-    """Tokens that a request and its answer may have; null: the model's, at most 8192."""
+    concurrency: Annotated[int, Field(ge=1)] = 32
+    """Maximum concurrent prompts; does not affect the run's identity."""
+    max_model_len: Annotated[int, Field(ge=64)] | None = None
+    """Maximum tokens of a request and its answer together; null: the model's, at most 8192."""
 
 
-Step = Literal["answer", "critique", "revision", "thought", "verdict", "other"]
+Step = Literal["answer", "critique", "revision", "chain_of_thought", "verdict", "other"]
 """What a request is for. It decides nothing: it is there for the account of a run's calls."""
 
 

@@ -62,15 +62,15 @@ PROGRESS_SECONDS = 0.5
 def open_model(model: Model, fingerprint: str, settings: EngineConfig) -> Engine:
     """vLLM on a model folder, which loads in the background; or the server."""
     if isinstance(model, Server):
-        return ServerEngine(model, fingerprint, settings.max_in_flight)
-    return VllmEngine(model, fingerprint, settings.context, settings.max_in_flight)
+        return ServerEngine(model, fingerprint, settings.concurrency)
+    return VllmEngine(model, fingerprint, settings.max_model_len, settings.concurrency)
 
 
 def cached_engine(model: Model, settings: EngineConfig, cache: AnyCache, open_engine: OpenEngine) -> CachedEngine:
     """The engine of a model, which is itself opened at the first call the cache cannot answer."""
     identity = model_fingerprint(model)
     if not isinstance(model, Server):  # what a server runs with is not ours to know
-        identity = fingerprint(identity, settings.context, vllm_build())
+        identity = fingerprint(identity, settings.max_model_len, vllm_build())
     return CachedEngine(identity, cache, lambda: open_engine(model, identity, settings))
 
 
@@ -108,13 +108,13 @@ async def each_with_progress(
         finally:
             finished += 1
 
-    def remembered() -> int:
-        return engine.tally.remembered - before.remembered
+    def cache_hits() -> int:
+        return engine.tally.cache_hits - before.cache_hits
 
     async def show_progress(task: Task) -> None:
         while True:
-            done = engine.tally.asked - before.asked + remembered()
-            task.update(done, max(done, amount.calls), f"{finished}/{amount.items} {amount.unit}", remembered())
+            done = engine.tally.cache_misses - before.cache_misses + cache_hits()
+            task.update(done, max(done, amount.calls), f"{finished}/{amount.items} {amount.unit}", cache_hits())
             await asyncio.sleep(PROGRESS_SECONDS)
 
     with engine.stage(name), reporter.task(name, amount.calls, "calls") as task:
@@ -124,8 +124,8 @@ async def each_with_progress(
                 yield found
         finally:
             progress.cancel()
-        task.update(engine.tally.asked - before.asked + remembered(), task.total)
-        task.close(f"{remembered()} of them remembered")
+        task.update(engine.tally.cache_misses - before.cache_misses + cache_hits(), task.total)
+        task.close(f"{cache_hits()} of them cache hits")
 
 
 class EngineWork(NamedTuple):

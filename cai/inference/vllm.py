@@ -28,7 +28,7 @@ from cai.data.records import Messages
 from cai.inference.engine import Choose, Completion, Generate
 
 GIB = 2**30
-MOST_CONTEXT = 8192  # unless asked for; long contexts cost memory whether used or not
+DEFAULT_MAX_MODEL_LEN = 8192  # tokens; long contexts cost memory whether used or not
 CPU_BLOCK_TOKENS = 32  # short prefixes must fill a block to be shared; vLLM's default of 128 never matches them
 CPU_KV_SHARE = 0.25  # of free memory
 CPU_KV_MOST = 4 * GIB
@@ -53,17 +53,17 @@ class SharedStart(Exception):
 class VllmEngine:
     """A model folder served by vLLM; see cai.engines.base.Engine.
 
-    Args: fingerprint of the model; context in tokens (None: the model's own, at most 8192); `most_at_once`, how
+    Args: fingerprint of the model; `max_model_len` in tokens (None: the model's own, at most 8192); `concurrency`, how
     many requests may run together. `busy_seconds` is the time spent inside vLLM's step; of `prompt_tokens` read,
     `cached_tokens` were known from prompts that began alike.
     Raises: CaiError from the first call when vLLM cannot load the folder.
     """
 
-    def __init__(self, folder: Path, fingerprint: str, context: int | None = None, most_at_once: int = 64) -> None:
+    def __init__(self, folder: Path, fingerprint: str, max_model_len: int | None = None, concurrency: int = 64) -> None:
         self.fingerprint = fingerprint
         self.busy_seconds = 0.0
         self.prompt_tokens = self.cached_tokens = 0
-        self._folder, self._context, self._most_at_once = folder, context, most_at_once
+        self._folder, self._max_model_len, self._concurrency = folder, max_model_len, concurrency
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._names = itertools.count()
         self._thread = threading.Thread(target=self._serve, name="vllm", daemon=True)
@@ -101,7 +101,7 @@ class VllmEngine:
     def _serve(self) -> None:
         running: dict[str, Job] = {}
         try:
-            self._llm = load_engine(self._folder, self._context, self._most_at_once)
+            self._llm = load_engine(self._folder, self._max_model_len, self._concurrency)
             self._tokenizer = self._llm.get_tokenizer()
             self._limit = self._llm.model_config.max_model_len
             while self._take_jobs(running):
@@ -249,20 +249,20 @@ def _tell(future: "asyncio.Future[Any]", settle: Callable[[], Any]) -> None:
         future.get_loop().call_soon_threadsafe(settle)
 
 
-def load_engine(folder: Path, context: int | None, most_at_once: int, **more: Any) -> Any:
+def load_engine(folder: Path, max_model_len: int | None, concurrency: int, **more: Any) -> Any:
     """vLLM's own engine with the arguments of `engine_settings`, and `more`."""
-    settings = engine_settings(folder, context, most_at_once) | more
+    settings = engine_settings(folder, max_model_len, concurrency) | more
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
     return LLMEngine.from_engine_args(EngineArgs(**settings))
 
 
-def engine_settings(folder: Path, context: int | None, most_at_once: int) -> dict[str, Any]:
+def engine_settings(folder: Path, max_model_len: int | None, concurrency: int) -> dict[str, Any]:
     """vLLM's arguments for a model folder: on a CPU those that were measured to matter, elsewhere its own.
 
     Also sets the environment vLLM reads when it is imported, so call this first.
-    Raises: CaiError when vLLM is missing, or the context is longer than the model's.
+    Raises: CaiError when vLLM is missing, or `max_model_len` exceeds the model's.
     """
     if find_spec("vllm") is None:
         raise CaiError(
@@ -272,14 +272,16 @@ def engine_settings(folder: Path, context: int | None, most_at_once: int) -> dic
     import torch
     from transformers import AutoConfig
 
-    own = getattr(AutoConfig.from_pretrained(folder).get_text_config(), "max_position_embeddings", MOST_CONTEXT)
-    if context is not None and context > own:
-        raise CaiError(f"engine.context: {context} tokens asked for, the model in {folder} holds {own}")
-    length = context or min(own, MOST_CONTEXT)
+    own = getattr(
+        AutoConfig.from_pretrained(folder).get_text_config(), "max_position_embeddings", DEFAULT_MAX_MODEL_LEN
+    )
+    if max_model_len is not None and max_model_len > own:
+        raise CaiError(f"engine.max_model_len: {max_model_len} tokens, but the model in {folder} takes at most {own}")
+    length = max_model_len or min(own, DEFAULT_MAX_MODEL_LEN)
     settings: dict[str, Any] = {
         "model": str(folder),
         "max_model_len": length,
-        "max_num_seqs": most_at_once,
+        "max_num_seqs": concurrency,
         "enable_prefix_caching": True,
         "generation_config": "vllm",  # sampling is what the request says, not what the folder suggests
         "disable_log_stats": True,

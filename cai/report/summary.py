@@ -109,7 +109,11 @@ def _facts(summary: dict[str, Any]) -> list[Figure]:
     )
     if calls := summary.get("calls"):
         found.append(
-            Figure("calls", f"{calls['asked'] + calls['remembered']:,}", f"{calls['remembered']:,} of them remembered")
+            Figure(
+                "calls",
+                f"{calls['cache_misses'] + calls['cache_hits']:,}",
+                f"{calls['cache_hits']:,} of them cache hits",
+            )
         )
     if seconds := summary.get("seconds"):
         found.append(

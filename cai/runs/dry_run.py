@@ -62,8 +62,8 @@ class Line(NamedTuple):
 
     stage: str
     step: str
-    asked: int
-    remembered: int
+    cache_misses: int
+    cache_hits: int
     tokens: float
 
 
@@ -186,10 +186,10 @@ def _expected(
         rates = fit_rates(measured)
         written = verdicts = 0.0
         for step, tally in done.work.steps.items():
-            tokens = min(tally.allowed, tally.asked * (_mean_tokens(measured, step) or tally.allowed))
-            lines.append(Line(done.work.stage, step, tally.asked, tally.remembered, tokens))
+            tokens = min(tally.allowed, tally.cache_misses * (_mean_tokens(measured, step) or tally.allowed))
+            lines.append(Line(done.work.stage, step, tally.cache_misses, tally.cache_hits, tokens))
             written += tokens
-            verdicts += 0 if tally.allowed else tally.asked
+            verdicts += 0 if tally.allowed else tally.cache_misses
         if written or verdicts:
             seconds = (
                 None
@@ -201,7 +201,7 @@ def _expected(
 
 def _mean_tokens(measured: Sequence[Work], step: str) -> float | None:
     tallies = [work.steps[step] for work in measured if step in work.steps]
-    asked = sum(tally.asked for tally in tallies)
+    asked = sum(tally.cache_misses for tally in tallies)
     return sum(tally.tokens for tally in tallies) / asked if asked else None
 
 
@@ -215,7 +215,7 @@ def fit_rates(measured: Sequence[Work]) -> Rates | None:
     from scipy.optimize import nnls
 
     def row(work: Work) -> list[float]:
-        verdicts = sum(tally.asked for tally in work.steps.values() if not tally.allowed)
+        verdicts = sum(tally.cache_misses for tally in work.steps.values() if not tally.allowed)
         return [float(work.loaded), sum(tally.tokens for tally in work.steps.values()), verdicts]
 
     found, _ = nnls([row(work) for work in measured], [work.seconds for work in measured])
@@ -225,7 +225,7 @@ def fit_rates(measured: Sequence[Work]) -> Rates | None:
 def account(summary: dict[str, Any]) -> list[Line]:
     """The calls a finished run made, from its summary.json; none where it was written before they were counted."""
     return [
-        Line(done["stage"], step, tally["asked"], tally["remembered"], tally["tokens"])
+        Line(done["stage"], step, tally["cache_misses"], tally["cache_hits"], tally["tokens"])
         for done in summary.get("work", [])
         for step, tally in done["steps"].items()
     ]

@@ -226,8 +226,8 @@ def evaluate_into(out: Path, evaluation: PolicyEvaluation, reporter: Reporter) -
         scored, missing = score_answers(plan, out, reporter)
         calls = evaluation.calls()
         cost = {
-            "asked": calls.asked,
-            "remembered": calls.remembered,
+            "cache_misses": calls.cache_misses,
+            "cache_hits": calls.cache_hits,
             "tokens": calls.tokens,
             "seconds": round(time.monotonic() - begun, 1),
         }

@@ -207,7 +207,7 @@ def _carry_out(session: Session, replace: bool) -> Path:
     write_rows(folder.skipped_jsonl, session.skipped)
     calls = session.calls()
     account = {
-        "calls": {"asked": calls.asked, "remembered": calls.remembered, "tokens": calls.tokens},
+        "calls": {"cache_misses": calls.cache_misses, "cache_hits": calls.cache_hits, "tokens": calls.tokens},
         "work": [dataclasses.asdict(done.work) for done in session.work],
         "seconds": session.seconds,
     }

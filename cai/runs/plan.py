@@ -191,7 +191,7 @@ def manifest(plan: Plan) -> dict[str, Any]:
         "iterations": True,
         "train": {"__all__": {"report_to"}},
         "evaluate": {"probes"},  # of what comes after the run
-        "engine": {"max_in_flight"},
+        "engine": {"concurrency"},
     }
     settings = plan.config.model_dump(mode="json", exclude=decides_nothing)
     return {

@@ -47,7 +47,7 @@ class Session:
         calls: int,
     ) -> AsyncIterator[tuple[Prompt, Result]]:
         """Every prompt with its result, in order; refused prompts are left out as failed. A prompt takes `calls`."""
-        amount, limit = Amount(len(prompts), "prompts", calls * len(prompts)), self.plan.config.engine.max_in_flight
+        amount, limit = Amount(len(prompts), "prompts", calls * len(prompts)), self.plan.config.engine.concurrency
         async for prompt, result in each_with_progress(name, prompts, amount, function, engine, limit, self.reporter):
             if isinstance(result, RequestRefused):
                 self.skipped.append(Skipped(prompt_id=prompt.id, stage=name, reason=str(result), failed=True))

@@ -112,7 +112,7 @@ def run_tests(
         engine = cached_engine(model, EngineConfig(), store, open_engine)
         found = asyncio.run(_run(tests, templates, engine, reporter))
     tally = engine.tally
-    return found, Cost(tally.asked, tally.remembered, tally.tokens, time.monotonic() - begun)
+    return found, Cost(tally.cache_misses, tally.cache_hits, tally.tokens, time.monotonic() - begun)
 
 
 async def _run(tests: Sequence[Placed], templates: Templates, engine: CachedEngine, reporter: Reporter) -> list[Result]:
@@ -122,7 +122,7 @@ async def _run(tests: Sequence[Placed], templates: Templates, engine: CachedEngi
     amount = Amount(len(tests), "tests", sum(calls(placed.test) for placed in tests))
     found = []
     async for placed, result in each_with_progress(
-        "testing", tests, amount, one, engine, EngineConfig().max_in_flight, reporter
+        "testing", tests, amount, one, engine, EngineConfig().concurrency, reporter
     ):
         found.append(_refused(placed, result) if isinstance(result, RequestRefused) else result)
     await engine.close()  # not after an interrupt, which would wait for a model that is still loading

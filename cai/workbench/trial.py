@@ -76,7 +76,7 @@ async def restarted(occasions: AsyncIterator[None], work: Callable[[], Coroutine
 
 SEED = 0
 Key = tuple[str, str, int, str]
-ALIVE = 3 * EngineConfig().max_in_flight  # texts, of which most wait for the one they answer
+ALIVE = 3 * EngineConfig().concurrency  # texts, of which most wait for the one they answer
 
 
 @dataclass(frozen=True)
@@ -126,14 +126,14 @@ class Begun(NamedTuple):
 
 
 class Loading(NamedTuple):
-    """A call is not remembered, and the model is being loaded to answer it; a server is not."""
+    """The first cache miss: the model is being loaded. A server is not loaded."""
 
 
 class Done(NamedTuple):
-    """A pass over a trial is over: how many texts were new, the calls that the model was asked, and the seconds."""
+    """A pass over a trial is over: how many texts are new, the calls to the model, and the seconds."""
 
     news: int
-    asked: int
+    calls: int
     seconds: float
 
 
@@ -160,7 +160,7 @@ def try_out(
         nonlocal again
         tell(Begun(again))
         again = True
-        begun, asked, count = time.monotonic(), engine.tally.asked, 0
+        begun, misses, count = time.monotonic(), engine.tally.cache_misses, 0
         try:
             trial = load()
         except CaiError as error:
@@ -169,7 +169,7 @@ def try_out(
         async for item in news(trial, engine, known):
             count += 1
             tell(item)
-        tell(Done(count, engine.tally.asked - asked, time.monotonic() - begun))
+        tell(Done(count, engine.tally.cache_misses - misses, time.monotonic() - begun))
 
     def opened(model: Model, identity: str, settings: EngineConfig) -> Engine:
         if not isinstance(model, Server):

@@ -199,7 +199,7 @@ def test_the_main_job_on_the_real_model(real_model: Path, tmp_path: Path) -> Non
     assert first.returncode == 0, first.stderr
     assert "win rate" in first.stdout
     assert second.returncode == 0, second.stderr
-    assert re.search(r"together +(\d+) +\1 +0 +0", second.stdout)  # all calls, all remembered, none asked
+    assert re.search(r"together +(\d+) +\1 +0 +0", second.stdout)  # all calls are cache hits
     assert "already trained" in second.stdout
 
 

@@ -67,12 +67,12 @@ def test_a_table_says_what_passed_and_a_failing_test_shows_its_texts(cai) -> Non
         "critique\n    Use\\x07 the stairs.",
         "revision: “ladder” is not in it",
         "2 passed, 1 failed in",
-        "5 calls asked, 0 remembered",
+        "5 new calls, 0 cache hits",
     ):
         assert part in out
     assert max(map(len, out.splitlines())) <= 80
     assert "\x1b[2J" not in out
-    assert "0 calls asked, 5 remembered" in cai("c.yaml")[1]
+    assert "0 new calls, 5 cache hits" in cai("c.yaml")[1]
 
 
 def test_status_0_when_all_pass(cai, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def test_a_file_is_labelled_and_the_totals_are_printed(
     assert cai(monkeypatch, "judge", *given) == 0
     out = capsys.readouterr().out
     assert "7 pairs labelled in" in out  # the eighth has two equal answers
-    assert "56 calls asked, 0 remembered" in out  # 4 principles in two orders
+    assert "56 new calls, 0 cache hits" in out  # 4 principles in two orders
     for line in (
         "P(chosen better) 0.",
         "position bias 0.286",
@@ -50,7 +50,7 @@ def test_a_file_is_labelled_and_the_totals_are_printed(
         assert line in out
     assert f"preferences.jsonl, skipped.jsonl and judge.json are in {tmp_path}/out/" in out
     assert cai(monkeypatch, "judge", *given, "--set", "judge.principles=all") == 0
-    assert "224 calls asked" not in capsys.readouterr().out  # the four principles of each pair are remembered
+    assert "224 new calls" not in capsys.readouterr().out  # the four principles of each pair are remembered
     assert {len(r.verdicts) for r in read_rows(tmp_path / "out/preferences.jsonl", Preference)} == {16}
 
 

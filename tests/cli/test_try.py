@@ -69,10 +69,10 @@ def test_the_whole_transcript_is_printed(cai, model_folder: Path) -> None:
         "    The draft, kind.",
     ]
     assert "5 texts in" in out
-    assert "5 calls asked" in out
+    assert "5 new calls" in out
     assert "\x1b" not in out
     _, again, _ = cai("c.yaml", "-p", "How do I climb?")
-    assert "0 calls asked" in again
+    assert "0 new calls" in again
     assert "loading" not in again
 
 
@@ -122,7 +122,7 @@ def test_watching_shows_what_an_edit_changes_word_by_word(cai, monkeypatch: pyte
         assert gone not in second
     assert "error: c.yaml:1: nam: unknown key 'nam'; did you mean 'name'?" in third
     assert "no text changed in" in fourth
-    assert "0 calls asked" in fourth
+    assert "0 new calls" in fourth
     assert rest == ["\n"]
 
 

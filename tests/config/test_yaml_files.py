@@ -6,7 +6,9 @@ from hypothesis import strategies as st
 
 from cai.config import yaml_files
 from cai.config.errors import CaiError
-from cai.config.yaml_files import Section, load_yaml
+from cai.config.yaml_files import RENAMED, Section, load_yaml
+from cai.runs.run_file import load_run_file
+from tests.conftest import ROOT
 
 
 class Inner(Section):
@@ -148,3 +150,25 @@ def test_whatever_a_file_holds_the_answer_is_a_model_or_a_cai_error(text: str) -
             load_yaml(path, Outer)
         except CaiError as error:
             assert str(path) in str(error)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("judge.thoughts=2", "--set judge.thoughts: 'thoughts' is now called 'judge.cot_samples'"),
+        ("judge.band=[0, 1]", "--set judge.band: 'band' is now called 'judge.cot_clamp'"),
+        ("engine.max_in_flight=2", "--set engine.max_in_flight: 'max_in_flight' is now called 'engine.concurrency'"),
+    ],
+)
+def test_a_key_of_an_earlier_version_is_refused_with_its_new_name(tmp_path: Path, override: str, message: str) -> None:
+    run_file = tmp_path / "run.yaml"
+    run_file.write_text("model: m\nconstitution: c.yaml\nprompts: {source: p.jsonl}\n", encoding="utf-8")
+    with pytest.raises(CaiError) as raised:
+        load_run_file(run_file, [override])
+    assert str(raised.value) == message
+
+
+def test_a_renamed_key_leads_to_one_that_exists() -> None:
+    schemas = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "schemas").glob("*.json"))
+    for old, new in RENAMED.items():
+        assert f'"{new.split(".")[-1]}": {{' in schemas, f"{old} is said to be called {new} now, which no file may hold"

@@ -21,7 +21,7 @@ from cai.evaluation.judge_report import (
 )
 from cai.stats.logistic import logit, sigmoid
 
-FREE = Cost(asked=0, remembered=0, tokens=0, seconds=0.0)
+FREE = Cost(cache_misses=0, cache_hits=0, tokens=0, seconds=0.0)
 
 
 def opinion(forward: float, reverse: float | None = None, by: str = "kind", non_option_mass: float = 0.0) -> Opinion:
@@ -100,7 +100,7 @@ def test_ties_and_identical_answers_count_one_half() -> None:
         pair(1.0, opinion(0.9, 0.1), prompt="tie"),
         pair(1.0, prompt="identical"),
     ]
-    report = judge_report(rows, Cost(asked=4, remembered=2, tokens=0, seconds=3.0))
+    report = judge_report(rows, Cost(cache_misses=4, cache_hits=2, tokens=0, seconds=3.0))
     assert report.accuracy.mean == 0.5
     assert (report.pairs, report.identical, report.prompts) == (4, 1, 4)
     assert report.calls_per_pair == 2  # of the three that were asked

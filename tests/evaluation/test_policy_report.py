@@ -44,7 +44,7 @@ def report(**changes: Any) -> PolicyReport:
         "rewards": [],
         "gold_vs_proxy": [],
         "notes": ["only 4 prompts"],
-        "cost": {"asked": 3.0},
+        "cost": {"cache_misses": 3.0},
     }  # fmt: skip
     return PolicyReport.model_validate(content | changes)
 

@@ -159,7 +159,7 @@ def test_no_liking_for_a_place_gets_into_the_labels(bias: list[float], ask: str)
 
 
 @pytest.mark.parametrize("given", [
-    {}, {"ask": "choice"}, {"principles": "all"}, {"thoughts": 1}, {"thoughts": 3, "ask": "choice"},
+    {}, {"ask": "choice"}, {"principles": "all"}, {"cot_samples": 1}, {"cot_samples": 3, "ask": "choice"},
 ])  # fmt: skip
 def test_the_number_of_calls_is_known_before_they_are_made(given: dict[str, Any]) -> None:
     constitution, templates = shipped()
@@ -179,23 +179,23 @@ def test_a_judge_reasons_first_and_its_verdict_is_kept_within_the_band(
         return (0.9, 0.1) if shown_first(request, "good") else (0.1, 0.9)
 
     engine = ScriptedEngine(answer=lambda request: f"because {request.seed}", weigh=weigh)
-    settings = JudgeConfig(principles=1, thoughts=2)
+    settings = JudgeConfig(principles=1, cot_samples=2)
     said = asyncio.run(judge_answers(prompt(), ["good", "bad"], harmless, templates, engine, settings, 0))
     [verdict] = said[0, 1]
     assert len(set(verdict.cot)) == 4  # two in each order, all different
     assert verdict.p == pytest.approx(0.9)
     assert label([verdict], settings) == 0.6
-    assert label([verdict], JudgeConfig(principles=1, thoughts=2, band=(0, 1))) == pytest.approx(0.9)
+    assert label([verdict], JudgeConfig(principles=1, cot_samples=2, cot_clamp=(0, 1))) == pytest.approx(0.9)
 
 
-@pytest.mark.parametrize(("thoughts", "temperature"), [(1, 0.0), (2, 1.0), (5, 1.0)])
+@pytest.mark.parametrize(("cot_samples", "temperature"), [(1, 0.0), (2, 1.0), (5, 1.0)])
 def test_one_thought_is_the_likeliest_and_several_are_sampled(
-    thoughts: int, temperature: float, harmless: Constitution, templates: Templates
+    cot_samples: int, temperature: float, harmless: Constitution, templates: Templates
 ) -> None:
-    engine, settings = ScriptedEngine(), JudgeConfig(principles=1, thoughts=thoughts, thought_tokens=9)
+    engine, settings = ScriptedEngine(), JudgeConfig(principles=1, cot_samples=cot_samples, cot_max_tokens=9)
     asyncio.run(judge_answers(prompt(), ["good", "bad"], harmless, templates, engine, settings, 0))
     asked = [request for request in engine.requests if isinstance(request, Generate)]
-    assert [(r.temperature, r.max_tokens) for r in asked] == [(temperature, 9)] * (2 * thoughts)
+    assert [(r.temperature, r.max_tokens) for r in asked] == [(temperature, 9)] * (2 * cot_samples)
 
 
 def test_several_thoughts_are_averaged(harmless: Constitution, templates: Templates) -> None:

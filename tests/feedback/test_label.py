@@ -97,7 +97,7 @@ def test_a_file_of_pairs_gets_soft_labels_with_verdicts_and_keeps_its_own(
     assert rows[1].p == pytest.approx(1 / (1 + math.exp(-1.5)))
     assert [(r.source, len(r.verdicts), r.seeds) for r in rows] == [("judge", 2, [0])] * 3
     assert rows[2].tags == ["t"]
-    assert (found["pairs"], found["rankings"], found["cost"]["asked"]) == (3, 0, 12)
+    assert (found["pairs"], found["rankings"], found["cost"]["cache_misses"]) == (3, 0, 12)
     metrics = {key: estimate["mean"] for key, estimate in found["metrics"].items()}
     assert metrics["non_option_mass"] == pytest.approx(0.2)
     assert metrics["position_bias"] == 0.0
@@ -151,7 +151,7 @@ def test_the_number_of_calls_is_known_before_they_are_made(
 ) -> None:
     sets = {"prompt": "Why?", "responses": ["is 0", "is 1", "is 0", " ", "is 2"]}
     asked = judging(pair(0), {**pair(1), "rejected": "is 2"}, sets, ask=ask)
-    assert count_work(asked) == (3, 12, 5, label(asked, tmp_path)["cost"]["asked"])
+    assert count_work(asked) == (3, 12, 5, label(asked, tmp_path)["cost"]["cache_misses"])
 
 
 def test_judging_again_asks_nothing_and_writes_the_same_rows(tmp_path: Path, judging: Callable[..., LabelJob]) -> None:
@@ -160,7 +160,7 @@ def test_judging_again_asks_nothing_and_writes_the_same_rows(tmp_path: Path, jud
     first = (tmp_path / "out/preferences.jsonl").read_text(encoding="utf-8")
     found = label(judging(*rows), tmp_path, later := [])
     assert later == []  # not even opened
-    assert (found["cost"]["asked"], found["cost"]["remembered"]) == (0, len(engines[0].requests))
+    assert (found["cost"]["cache_misses"], found["cost"]["cache_hits"]) == (0, len(engines[0].requests))
     assert (tmp_path / "out/preferences.jsonl").read_text(encoding="utf-8") == first
 
 
@@ -182,7 +182,7 @@ def test_a_killed_judging_is_completed_by_judging_again(tmp_path: Path, model_fo
     resumed, whole = (tmp_path / name / "preferences.jsonl" for name in ("killed", "undisturbed"))
     assert resumed.read_text(encoding="utf-8") == whole.read_text(encoding="utf-8")
     cost = json.loads((tmp_path / "killed/judge.json").read_text(encoding="utf-8"))["cost"]
-    assert (cost["remembered"], cost["asked"]) == (kept, 240 - kept)
+    assert (cost["cache_hits"], cost["cache_misses"]) == (kept, 240 - kept)
 
 
 def test_a_panel_answers_one_model_after_another(tmp_path: Path, judging: Callable[..., LabelJob]) -> None:
@@ -218,7 +218,7 @@ def test_a_panel_answers_one_model_after_another(tmp_path: Path, judging: Callab
     assert {v.judge for v in rows[0].verdicts if v.p < 0.5} == {contrary}
     assert {v.judge for v in rows[0].verdicts if v.p > 0.5} == set(others)
     assert sum(found["skipped"]["reasons"].values()) == 1  # told once, not by each judge
-    assert found["cost"]["asked"] == 3 * 12
+    assert found["cost"]["cache_misses"] == 3 * 12
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "preferences.jsonl", "skipped.jsonl", "judge.json", "log.txt", ".busy"
     }  # fmt: skip
@@ -326,7 +326,7 @@ def test_a_judge_is_set_against_labels_in_figures_rows_and_a_page(
     assert found["accuracy"]["mean"] == report.accuracy.mean
     assert report.calibration is not None
     assert found["temperature"] == report.calibration.temperature
-    assert found["cost"]["asked"] == 41 * 4
+    assert found["cost"]["cache_misses"] == 41 * 4
     assert report.calls_per_pair == 4
     page = (tmp_path / "out/judge.html").read_text(encoding="utf-8")
     assert "q42" in page
@@ -362,4 +362,4 @@ def test_nothing_of_a_row_is_kept_once_it_is_written(
 
     monkeypatch.setattr(labelling, "count", counting)
     label(judging(*[pair(i) for i in range(400)], principles=1), tmp_path)
-    assert 0 < most <= 2 * EngineConfig().max_in_flight
+    assert 0 < most <= 2 * EngineConfig().concurrency

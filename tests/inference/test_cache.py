@@ -33,7 +33,7 @@ def test_an_answer_is_paid_for_once_across_processes_and_engines(tmp_path: Path)
     first, second = asyncio.run(ask()), asyncio.run(ask())
     assert first[:2] == second[:2]
     assert len(model.requests) == 2
-    assert (second[2].tally.asked, second[2].tally.remembered) == (0, 2)
+    assert (second[2].tally.cache_misses, second[2].tally.cache_hits) == (0, 2)
 
 
 @pytest.mark.parametrize("other", [generate(seed=1), generate(text="hello "), generate(max_tokens=8)])

@@ -22,8 +22,8 @@ def judging(text: str) -> Messages:
 
 
 @asynccontextmanager
-async def opened(folder: Path, context: int = 512) -> AsyncIterator[VllmEngine]:
-    engine = VllmEngine(folder, "real", context, most_at_once=8)
+async def opened(folder: Path, max_model_len: int = 512) -> AsyncIterator[VllmEngine]:
+    engine = VllmEngine(folder, "real", max_model_len, concurrency=8)
     try:
         yield engine
     finally:
@@ -106,8 +106,8 @@ def test_a_folder_vllm_cannot_load_is_an_error_for_everyone_who_waits(tmp_path: 
 
 def test_a_context_beyond_the_models_own_is_refused(real_model: Path) -> None:
     async def ask() -> None:
-        async with opened(real_model, context=10**6) as engine:
+        async with opened(real_model, max_model_len=10**6) as engine:
             await engine.generate(Generate(user("Hi"), 4, 0.0, 0))
 
-    with pytest.raises(CaiError, match=r"engine\.context: 1000000 tokens asked for, the model .* holds 8192"):
+    with pytest.raises(CaiError, match=r"engine\.max_model_len: 1000000 tokens, but the model .* takes at most 8192"):
         asyncio.run(ask())

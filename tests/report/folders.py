@@ -100,7 +100,7 @@ def write_run(
 
 
 def _costs() -> dict[str, Any]:
-    return {"calls": {"asked": 3, "remembered": 4, "tokens": 5}, "seconds": {"feedback": 7.0}}
+    return {"calls": {"cache_misses": 3, "cache_hits": 4, "tokens": 5}, "seconds": {"feedback": 7.0}}
 
 
 def _lock(say: Callable[[str, int], str], held_out: list[str]) -> dict[str, Any]:

@@ -27,11 +27,13 @@ def sensitive(request: Generate) -> str:
 
 def carry_out(plan: Plan) -> Counts:
     execute(plan, Reporter(Console(quiet=True)), True, scripted(answer=sensitive))
-    return {(line.stage, line.step): (line.asked, line.remembered) for line in account(plan.folder.summary() or {})}
+    return {
+        (line.stage, line.step): (line.cache_misses, line.cache_hits) for line in account(plan.folder.summary() or {})
+    }
 
 
 def counted(found: DryRun) -> Counts:
-    return {(line.stage, line.step): (line.asked, line.remembered) for line in found.lines}
+    return {(line.stage, line.step): (line.cache_misses, line.cache_hits) for line in found.lines}
 
 
 @pytest.mark.parametrize(
@@ -44,7 +46,7 @@ def counted(found: DryRun) -> Counts:
         ["judge.principles=6"],
         ["judge.samples=3"],
         ["judge.ask=choice", "judge.samples=3"],
-        ["judge.thoughts=2"],
+        ["judge.cot_samples=2"],
         ["judge.samples=0"],
         ["seed=1"],
     ],
@@ -63,12 +65,12 @@ def test_a_run_asks_what_was_forecast(tmp_path: Path, model_folder: Path, overri
 def test_a_forecast_leaves_no_trace(tmp_path: Path, model_folder: Path) -> None:
     plan = make_plan(write_workspace(tmp_path, model_folder), [], None, tmp_path / "runs")
     found = dry_run(plan)
-    assert sum(line.asked for line in found.lines) == 108
+    assert sum(line.cache_misses for line in found.lines) == 108
     assert found.seconds is None
     assert not (tmp_path / "runs").exists()
     carry_out(plan)
     before = {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*.json*")}
-    assert all(line.asked == 0 for line in dry_run(plan).lines)
+    assert all(line.cache_misses == 0 for line in dry_run(plan).lines)
     assert before == {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*.json*")}
 
 

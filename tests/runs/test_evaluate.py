@@ -198,7 +198,7 @@ def test_every_row_is_written_and_a_second_time_nothing_is_asked_of_a_model(tmp_
     calls = remembered(runs / "cache.sqlite")
     second = evaluate(runs, Options("good", probes="over_refusal,sycophancy", limit=3), engines=again)
     assert again == []
-    assert remembered(runs / "cache.sqlite") == calls == first.cost["asked"]
+    assert remembered(runs / "cache.sqlite") == calls == first.cost["cache_misses"]
     assert second.model_copy(update={"cost": first.cost}) == first
 
 
@@ -400,7 +400,7 @@ def test_a_run_may_end_with_its_evaluation_which_is_forecast_and_accounted_for(
         return policy
 
     monkeypatch.setattr(pipeline, "train_policy", trained)
-    expected = {line.stage: line.asked for line in dry_run(plan).lines}
+    expected = {line.stage: line.cache_misses for line in dry_run(plan).lines}
 
     def open_engine(folder: Any, name: str, settings: EngineConfig) -> Engine:
         return ScriptedEngine(name, lambda request: fingerprint(name, request.messages, request.seed))
@@ -412,7 +412,7 @@ def test_a_run_may_end_with_its_evaluation_which_is_forecast_and_accounted_for(
     assert report.prompts == 2
     summary = folder.summary()
     assert summary is not None
-    asked = {line.stage: line.asked for line in account(summary)}
+    asked = {line.stage: line.cache_misses for line in account(summary)}
     assert asked == expected
     assert {"test: answers", f"{tmp_path.name}: sides", "judge: questions"} <= asked.keys()
     assert "probes" in summary["seconds"]

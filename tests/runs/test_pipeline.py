@@ -54,7 +54,7 @@ def test_every_training_prompt_ends_as_rows_or_as_a_listed_reason(tmp_path: Path
     summary = folder.summary()
     assert summary is not None
     # 6 prompts: a draft and a second sample, 2 rounds of 2 calls, 4 principles in 2 orders, and the 2 rounds' in 2 orders
-    assert summary["calls"]["asked"] == 6 * (2 + 4 + 8 + 4)
+    assert summary["calls"]["cache_misses"] == 6 * (2 + 4 + 8 + 4)
 
 
 def test_prompts_may_be_in_any_form_and_what_is_no_new_prompt_is_listed(tmp_path: Path, model_folder: Path) -> None:
@@ -92,7 +92,7 @@ def test_running_again_asks_nothing_and_writes_the_same_rows(tmp_path: Path, mod
     assert later == []  # not even opened
     summary = again.summary()
     assert summary is not None
-    assert summary["calls"] == {"asked": 0, "remembered": asked(engines), "tokens": 0}
+    assert summary["calls"] == {"cache_misses": 0, "cache_hits": asked(engines), "tokens": 0}
 
 
 def test_runs_with_other_principles_share_the_drafts(tmp_path: Path, model_folder: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_changed_setting_needs_another_name_or_replace(tmp_path: Path, model_f
 
 
 def test_a_killed_run_is_completed_by_running_it_again(tmp_path: Path, model_folder: Path) -> None:
-    run_file = write_workspace(tmp_path, model_folder, extra="engine: {max_in_flight: 2}\n")
+    run_file = write_workspace(tmp_path, model_folder, extra="engine: {concurrency: 2}\n")
     command = [sys.executable, "-m", "tests.runs.slow_run", str(run_file)]
     killed = subprocess.Popen([*command, "killed", str(tmp_path / "runs")], cwd=ROOT)
     cache = tmp_path / "runs/cache.sqlite"
@@ -133,8 +133,8 @@ def test_a_killed_run_is_completed_by_running_it_again(tmp_path: Path, model_fol
     resumed = RunFolder(tmp_path / "runs/killed")
     summary = resumed.summary()
     assert summary is not None
-    assert summary["calls"]["remembered"] == kept
-    assert summary["calls"]["asked"] == 108 - kept
+    assert summary["calls"]["cache_hits"] == kept
+    assert summary["calls"]["cache_misses"] == 108 - kept
 
     subprocess.run([*command, "undisturbed", str(tmp_path / "runs")], cwd=ROOT, check=True, capture_output=True)
     assert rows(resumed) == rows(RunFolder(tmp_path / "runs/undisturbed"))
@@ -205,7 +205,7 @@ def test_a_name_may_look_like_a_number(tmp_path: Path, model_folder: Path) -> No
 def test_the_number_in_flight_may_change_within_a_run(tmp_path: Path, model_folder: Path) -> None:
     run_file = write_workspace(tmp_path, model_folder)
     first = rows(carry_out(run_file))
-    assert rows(carry_out(run_file, overrides=("engine.max_in_flight=1",))) == first
+    assert rows(carry_out(run_file, overrides=("engine.concurrency=1",))) == first
 
 
 def test_replace_does_not_clear_away_its_own_inputs(tmp_path: Path, model_folder: Path) -> None:

@@ -155,7 +155,7 @@ def test_a_forecast_of_a_sweep_counts_shared_calls_once(tmp_path: Path, model_fo
     path = write_sweep(tmp_path, model_folder, grid={"revise.rounds": [1, 2, 3]})
     _, members = make_sweep(path, [], tmp_path / "runs", tmp_path / "aside")
     counted = Cache(tmp_path / "counted.sqlite")
-    asked = [sum(line.asked for line in dry_run(member.plan, counted).lines) for member in members]
+    asked = [sum(line.cache_misses for line in dry_run(member.plan, counted).lines) for member in members]
     assert asked == [6 * 14, 6 * 6, 6 * 8]
     assert not (tmp_path / "runs").exists()
 

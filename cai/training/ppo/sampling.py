@@ -113,18 +113,18 @@ GPU_SHARE = 0.3  # of the GPU's memory for the engine: training needs the rest
 class VllmSampler:
     """A second copy of the policy, which takes over its weights before each batch.
 
-    Args: folder of the model that training starts from; max_length in tokens of prompt and response; `most_at_once`,
+    Args: folder of the model that training starts from; max_length in tokens of prompt and response; `concurrency`,
     how many responses may be sampled together.
     Raises: CaiError when vLLM is missing or cannot hold `max_length`.
     """
 
-    def __init__(self, folder: Path, max_length: int, most_at_once: int) -> None:
+    def __init__(self, folder: Path, max_length: int, concurrency: int) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process weights are handed over in memory
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # training needs the same cores
         more: dict[str, Any] = {"gpu_memory_utilization": GPU_SHARE}
         if distributed.count() > 1:
             more["distributed_executor_backend"] = "external_launcher"  # torchrun's processes, not vLLM's own
-        self._llm = load_engine(folder, max_length, most_at_once, **more)
+        self._llm = load_engine(folder, max_length, concurrency, **more)
 
     def generate(
         self,
