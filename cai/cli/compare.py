@@ -39,13 +39,7 @@ STARS = "* significant: with all others of its table, chance brings it in less t
 
 
 def compare(
-    names: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="A B [C]...",
-            help="Names or folders of runs; A is the base.",
-        ),
-    ],
+    names: Annotated[list[str], typer.Argument(metavar="A B [C]...", help="Names or folders of runs; A is the base.")],
     as_json: AsJson = False,
     out: PageOut = None,
     runs: RunsFolder = DEFAULT_RUNS,

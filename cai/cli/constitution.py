@@ -14,11 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from cai.cli.console import COLOURS, marked, resumable, write_new
+from cai.cli.help import HelpCommand
 from cai.cli.options import (
     DEFAULT_RUNS,
     DEFAULT_TEMPLATES,
     AsJson,
-    ModelName,
+    ModelOrServer,
     PrincipleId,
     RunsFolder,
     TemplatesFolder,
@@ -62,31 +63,22 @@ app = typer.Typer(
 )
 Source = Annotated[
     str,
-    typer.Argument(
-        metavar="CONSTITUTION",
-        help="YAML file, shipped constitution, or run.",
-    ),
+    typer.Argument(metavar="CONSTITUTION", help="YAML file, shipped constitution, or run."),
 ]
 Files = Annotated[
     list[str],
-    typer.Argument(
-        metavar="CONSTITUTION...",
-        help="YAML files or shipped constitutions.",
-    ),
+    typer.Argument(metavar="CONSTITUTION...", help="YAML files or shipped constitutions."),
 ]
-Out = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="File to write [standard output].")]
+Out = Annotated[
+    Path | None, typer.Option("--out", metavar="FILE", help="File to write.", show_default="standard output")
+]
 
 
-@app.command()
+@app.command(cls=HelpCommand)
 def new(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="YAML file to write; must not exist.")],
     name: Annotated[
-        str | None,
-        typer.Option(
-            "--name",
-            metavar="NAME",
-            help="Name of the constitution [the file's].",
-        ),
+        str | None, typer.Option("--name", metavar="NAME", help="Name of the constitution.", show_default="the file's")
     ] = None,
 ) -> None:
     """Write a commented constitution of one principle to start from."""
@@ -94,13 +86,13 @@ def new(
     typer.echo(f"Wrote {path}. Edit it, then: cai constitution lint {path}")
 
 
-@app.command()
+@app.command(cls=HelpCommand)
 def show(constitution: Source, principle: PrincipleId = None, runs: RunsFolder = DEFAULT_RUNS) -> None:
     """Print principles, their weights and shares of draws."""
     _show(constitution, principle, runs)
 
 
-@app.command()
+@app.command(cls=HelpCommand)
 def diff(
     a: Source,
     b: Annotated[str, typer.Argument(metavar="OTHER", help="The constitution to compare with A.")],
@@ -116,7 +108,7 @@ def diff(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(cls=HelpCommand)
 def lint(
     files: Files,
     as_json: AsJson = False,
@@ -131,11 +123,11 @@ def lint(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(cls=HelpCommand)
 def test(
     files: Files,
     principle: PrincipleId = None,
-    model: ModelName = SMALL_MODEL,
+    model: ModelOrServer = SMALL_MODEL,
     templates: TemplatesFolder = DEFAULT_TEMPLATES,
     as_json: AsJson = False,
     runs: RunsFolder = DEFAULT_RUNS,
@@ -149,7 +141,7 @@ def test(
         raise typer.Exit(1)
 
 
-@app.command("import")
+@app.command("import", cls=HelpCommand)
 def import_(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON file; the format is detected.")],
     out: Out = None,
@@ -164,16 +156,11 @@ def import_(
     _write_or_print(out, text, notices, f"{count} out of {file} ({format_name})")
 
 
-@app.command()
+@app.command(cls=HelpCommand)
 def export(
     constitution: Source,
     format: Annotated[
-        str,
-        typer.Option(
-            "--format",
-            metavar="NAME",
-            help="anthropic-critiques, anthropic-judge or huggingface.",
-        ),
+        str, typer.Option("--format", metavar="NAME", help="anthropic-critiques, anthropic-judge or huggingface.")
     ],
     out: Out = None,
     runs: RunsFolder = DEFAULT_RUNS,

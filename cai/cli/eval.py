@@ -36,43 +36,26 @@ def eval_(
     ] = None,
     reference: Annotated[
         str | None,
-        typer.Option(
-            "--reference",
-            metavar="POLICY",
-            help="Policy to compare with [the policy's base model].",
-        ),
+        typer.Option("--reference", metavar="POLICY", help="Policy to compare with.", show_default="base model"),
     ] = None,
     prompts: Annotated[
         Path | None,
-        typer.Option(
-            "--prompts",
-            metavar="FILE",
-            help="File or Hub id [the run's held-out prompts].",
-        ),
+        typer.Option("--prompts", metavar="FILE", help="File or Hub id of prompts.", show_default="held out"),
     ] = None,
     constitution: Annotated[
-        str | None,
-        typer.Option(
-            "--constitution",
-            metavar="NAME",
-            help="Constitution of the eval judge [the run's].",
-        ),
+        str | None, typer.Option("--constitution", metavar="NAME", help="Of the eval judge.", show_default="the run's")
     ] = None,
     judge: Annotated[
-        str | None, typer.Option("--judge", metavar="NAME", help="Judge model or server [the run's].")
+        str | None, typer.Option("--judge", metavar="NAME", help="Judge model or server.", show_default="the run's")
     ] = None,
     probes: Annotated[
-        str,
-        typer.Option(
-            "--probes",
-            metavar="LIST",
-            help="all, none, or a list: over_refusal,sycophancy,red_team.",
-        ),
+        str, typer.Option("--probes", metavar="LIST", help="all, none, or some of over_refusal,sycophancy,red_team.")
     ] = "all",
     limit: Limit = None,
     settings: Settings = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Folder for the results [eval in the run's].")
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Folder for the results.", show_default="RUN/eval"),
     ] = None,
     replace: Replace = False,
     runs: RunsFolder = DEFAULT_RUNS,

@@ -33,43 +33,19 @@ UNKNOWN = "unknown"  # what the Hub calls a licence that is not stated
 
 def export(
     source: Annotated[
-        str,
-        typer.Argument(
-            metavar="SOURCE",
-            help="Name or folder of a run; with --format also a file.",
-        ),
+        str, typer.Argument(metavar="SOURCE", help="Name or folder of a run; with --format also a file.")
     ],
     format: Annotated[
-        str | None,
-        typer.Option(
-            "--format",
-            metavar="NAME",
-            help="trl-preference, hh-rlhf, …: docs/formats.md.",
-        ),
+        str | None, typer.Option("--format", metavar="NAME", help="trl-preference, hh-rlhf, …: docs/formats.md.")
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            metavar="FILE",
-            help="File to write: .jsonl (.gz, .zst), .json or .parquet.",
-        ),
+        Path | None, typer.Option("--out", metavar="FILE", help="File to write: .jsonl (.gz, .zst), .json or .parquet.")
     ] = None,
     to: Annotated[
-        str | None,
-        typer.Option(
-            "--to",
-            metavar="TARGET",
-            help="Folder or hub:org/name for a dataset with a card.",
-        ),
+        str | None, typer.Option("--to", metavar="TARGET", help="Folder or hub:org/name for a dataset with a card.")
     ] = None,
     licence: Annotated[
-        str,
-        typer.Option(
-            "--license",
-            metavar="NAME",
-            help="The dataset's licence, such as cc-by-4.0.",
-        ),
+        str, typer.Option("--license", metavar="NAME", help="The dataset's licence, such as cc-by-4.0.")
     ] = UNKNOWN,
     runs: RunsFolder = DEFAULT_RUNS,
 ) -> None:

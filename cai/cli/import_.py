@@ -35,27 +35,11 @@ Reasons = dict[str, list[str]]
 
 def import_(
     file: Annotated[
-        str,
-        typer.Argument(
-            metavar="FILE",
-            help="File in a form of docs/formats.md, or Hub id: org/name:split.",
-        ),
+        str, typer.Argument(metavar="FILE", help="File in a form of docs/formats.md, or Hub id: org/name:split.")
     ],
-    target: Annotated[
-        str,
-        typer.Option(
-            "--as",
-            metavar="KIND",
-            help="prompts, preferences, completions or few-shot.",
-        ),
-    ],
+    target: Annotated[str, typer.Option("--as", metavar="KIND", help="prompts, preferences, completions or few-shot.")],
     out: Annotated[
-        Path,
-        typer.Option(
-            "--out",
-            metavar="FILE",
-            help="File to write: .jsonl (.gz, .zst), .json or .parquet.",
-        ),
+        Path, typer.Option("--out", metavar="FILE", help="File to write: .jsonl (.gz, .zst), .json or .parquet.")
     ],
 ) -> None:
     """Convert a dataset to cai's format.

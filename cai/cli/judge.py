@@ -10,6 +10,7 @@ from rich.console import Console
 from cai.cli.console import line, resumable
 from cai.cli.options import (
     DEFAULT_RUNS,
+    DEFAULT_SEED,
     DEFAULT_TEMPLATES,
     ConstitutionName,
     Data,
@@ -45,7 +46,7 @@ def judge(
     templates: TemplatesFolder = DEFAULT_TEMPLATES,
     settings: Settings = None,
     limit: Limit = None,
-    seed: Seed = 0,
+    seed: Seed = DEFAULT_SEED,
     runs: RunsFolder = DEFAULT_RUNS,
 ) -> None:
     """Label responses with an AI judge.

@@ -13,6 +13,7 @@ from cai.cli.console import line, resumable
 from cai.cli.judge import Out, label_job
 from cai.cli.options import (
     DEFAULT_RUNS,
+    DEFAULT_SEED,
     DEFAULT_TEMPLATES,
     ConstitutionName,
     Data,
@@ -45,7 +46,7 @@ def judge_eval(
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Fit a temperature on half of the prompts, test on the rest.")
     ] = False,
-    seed: Seed = 0,
+    seed: Seed = DEFAULT_SEED,
     runs: RunsFolder = DEFAULT_RUNS,
 ) -> None:
     """Evaluate a judge against labelled preferences.

@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from cai import __version__
+from cai.cli.help import HelpCommand
 from cai.config.errors import CaiError
 
 
@@ -96,7 +97,7 @@ class LazyGroup(TyperGroup):
         if isinstance(target, typer.Typer):
             return typer.main.get_command(target)
         single = typer.Typer(rich_markup_mode=None, add_completion=False)
-        single.command(cmd_name)(target)
+        single.command(cmd_name, cls=HelpCommand)(target)
         return typer.main.get_command(single)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:

@@ -2,6 +2,8 @@
 
 import typer
 
+from cai.cli.help import HelpCommand
+
 app = typer.Typer(help="Prepare model folders.", no_args_is_help=True, rich_markup_mode=None, add_completion=False)
 
 
@@ -10,7 +12,7 @@ def group() -> None:
     """Prepare model folders."""
 
 
-@app.command()
+@app.command(cls=HelpCommand)
 def prepare() -> None:
     """Build the small real model, smollm2-135m, once.
 

@@ -1,15 +1,52 @@
-"""The options that several commands share, each with one name and one help text, and what they resolve to."""
+"""The options that several commands share, each with one name and one help text, and what they resolve to.
 
+An option that stands for a setting of a run file takes its help, bounds and default from the setting's field.
+"""
+
+import re
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from pydantic import BaseModel
 
 from cai.config.errors import CaiError
+from cai.config.locate import find_file, near
+from cai.runs.folder import open_run, runs_meant
+from cai.runs.run_file import RunConfig
+
+
+def setting(model: type[BaseModel], field: str, flag: str, metavar: str) -> Any:
+    """A `typer.Option` for a setting: the field's bounds, and its description up to the first stop."""
+    info = model.model_fields[field]
+    bounds = {name: getattr(bound, key) for bound in info.metadata for name, key in BOUNDS if hasattr(bound, key)}
+    return typer.Option(flag, metavar=metavar, help=first_clause(info.description or ""), **bounds)
+
+
+def default(model: type[BaseModel], field: str) -> Any:
+    """The default of a field of a settings model."""
+    return model.model_fields[field].default
+
+
+def first_clause(description: str) -> str:
+    """A description up to its first semicolon or full stop, as a sentence."""
+    return STOP.split(description, maxsplit=1)[0].rstrip(".") + "."
+
+
+BOUNDS = (("min", "ge"), ("max", "le"))  # typer's names and annotated_types'
+STOP = re.compile(r"[;.]\s")
 
 DEFAULT_RUNS = Path("runs")
-DEFAULT_TEMPLATES = "prompts/default"
+DEFAULT_TEMPLATES: str = default(RunConfig, "templates")
+DEFAULT_SEED: int = default(RunConfig, "seed")
+
+Seed = Annotated[int, setting(RunConfig, "seed", "--seed", "N")]
+ModelName = Annotated[str, setting(RunConfig, "model", "--model", "NAME")]
+ModelOrServer = Annotated[
+    str, typer.Option("--model", metavar="NAME", help="Model name, folder, Hub id, or server URL#NAME.")
+]
+TemplatesFolder = Annotated[str, setting(RunConfig, "templates", "--templates", "DIR")]
 
 RunsFolder = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of runs and their cache.")]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="Name or folder of a run.")]
@@ -18,54 +55,24 @@ Replace = Annotated[bool, typer.Option("--replace", help="Overwrite results of o
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show calls, tokens and time; run nothing.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 PageOut = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Where to write the HTML page.")]
-TemplatesFolder = Annotated[
-    str,
-    typer.Option(
-        "--templates",
-        metavar="DIR",
-        help="Folder of prompt templates.",
-    ),
-]
 ConstitutionName = Annotated[
     str, typer.Option("--constitution", metavar="NAME", help="YAML file, shipped constitution, or run.")
 ]
-ModelName = Annotated[
-    str, typer.Option("--model", metavar="NAME", help="Model name, folder, Hub id, or server URL#NAME.")
-]
-JudgeNames = Annotated[
-    list[str],
-    typer.Option(
-        "--judge",
-        metavar="NAME",
-        help="Judge model; repeat for a panel.",
-    ),
-]
+JudgeNames = Annotated[list[str], typer.Option("--judge", metavar="NAME", help="Judge model; repeat for a panel.")]
 Data = Annotated[
     Path, typer.Option("--data", metavar="FILE", help="File or Hub id: preferences, or prompt and responses.")
 ]
-Limit = Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Use only the first rows.")]
-Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Random seed.")]
-PrincipleId = Annotated[
-    str | None,
-    typer.Option(
-        "--principle",
-        metavar="ID",
-        help="Use this principle alone.",
-    ),
-]
+Limit = Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Use only the first N rows.")]
+PrincipleId = Annotated[str | None, typer.Option("--principle", metavar="ID", help="Use this principle alone.")]
 
 
 def find_constitution(name: str, runs: Path | None) -> Path:
     """The file that a path, the name of a shipped file, or a run's name or folder stands for; CaiError for none."""
-    from cai.runs.folder import open_run, runs_meant
-
     path = Path(name)
     if path.is_file():
         return path
     if runs is not None and any((folder / "manifest.json").exists() for folder in (runs / name, path)):
         return open_run(name, runs).constitution_yaml
-    from cai.config.locate import find_file, near
-
     with suppress(CaiError):
         shipped = find_file("constitution", name, path)
         if shipped.is_file():

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cai.cli.console import line, resumable
-from cai.cli.options import DEFAULT_RUNS, DryRun, Replace, RunsFolder, Settings
+from cai.cli.options import DEFAULT_RUNS, DryRun, Replace, RunsFolder, Settings, setting
 from cai.config.errors import CaiError
 from cai.feedback.metrics import RUN_METRICS
 from cai.inference.progress import Reporter
@@ -21,30 +21,18 @@ from cai.runs.folder import RunFolder
 from cai.runs.metrics import summary_metrics, training_lines
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan
+from cai.runs.run_file import RunConfig
 from cai.stats.formatting import span
 
 
 def run(
     run_file: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="YAML file that describes the run.")],
     settings: Settings = None,
-    name: Annotated[
-        str | None,
-        typer.Option(
-            "--name",
-            metavar="NAME",
-            help="Name of the run's folder.",
-        ),
-    ] = None,
+    name: Annotated[str | None, setting(RunConfig, "name", "--name", "NAME")] = None,
     replace: Replace = False,
     dry_run: DryRun = False,
     gpu_rate: Annotated[
-        float | None,
-        typer.Option(
-            "--gpu-rate",
-            metavar="N",
-            min=1,
-            help="With --dry-run: tokens/s of a GPU.",
-        ),
+        float | None, typer.Option("--gpu-rate", metavar="N", min=1, help="With --dry-run: tokens/s of a GPU.")
     ] = None,
     runs: RunsFolder = DEFAULT_RUNS,
 ) -> None:

@@ -31,12 +31,7 @@ def schema_text(kind: str) -> str:
 def schema(
     kind: Annotated[str, typer.Argument(metavar="KIND", help="constitution, run or sweep.")],
     out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            metavar="FILE",
-            help="File to write; an older schema is overwritten.",
-        ),
+        Path | None, typer.Option("--out", metavar="FILE", help="File to write; an older schema is overwritten.")
     ] = None,
 ) -> None:
     """Print the JSON Schema of a file type.

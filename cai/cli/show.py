@@ -21,12 +21,7 @@ Example = tuple[str, list[Part]]
 def show(
     run: RunName,
     stage: Annotated[
-        str,
-        typer.Option(
-            "--stage",
-            metavar="STAGE",
-            help="revisions, preferences, evaluation or skipped.",
-        ),
+        str, typer.Option("--stage", metavar="STAGE", help="revisions, preferences, evaluation or skipped.")
     ] = "revisions",
     limit: Annotated[int, typer.Option("--limit", "-n", metavar="N", min=1, help="Number of examples.")] = 3,
     runs: RunsFolder = DEFAULT_RUNS,

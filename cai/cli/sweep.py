@@ -22,13 +22,7 @@ from cai.stats.formatting import counted, span
 
 
 def sweep(
-    sweep_file: Annotated[
-        Path,
-        typer.Argument(
-            metavar="SWEEP.yaml",
-            help="YAML file: the run file to vary, and how.",
-        ),
-    ],
+    sweep_file: Annotated[Path, typer.Argument(metavar="SWEEP.yaml", help="YAML file: the run file to vary, and how.")],
     settings: Settings = None,
     replace: Replace = False,
     dry_run: DryRun = False,

@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_args
 import typer
 from rich.console import Console
 
-from cai.cli.options import DEFAULT_RUNS, ModelName, Replace, Seed, Settings
+from cai.cli.options import DEFAULT_RUNS, DEFAULT_SEED, ModelName, Replace, Seed, Settings, default, setting
 from cai.config.errors import CaiError
 from cai.config.locate import local_file
 from cai.config.validation import nearest
@@ -26,54 +26,32 @@ from cai.inference.models import resolve_model
 from cai.inference.progress import Reporter
 from cai.runs.metrics import reward_lines
 from cai.runs.pipeline import train_stage
-from cai.training.settings import Online, TrainConfig, TrainStage
+from cai.runs.run_file import RunConfig
+from cai.training.settings import Online, PPOConfig, TrainConfig, TrainStage
 
 STAGES = {kind.model_fields["stage"].annotation.__args__[0]: kind for kind in get_args(get_args(TrainStage)[0])}
+
+Reward = Annotated[str | None, setting(PPOConfig, "reward", "--reward", "DIR")]
+Launcher = Annotated[str, setting(RunConfig, "launcher", "--launcher", "COMMAND")]
+DEFAULT_LAUNCHER: str = default(RunConfig, "launcher")
 
 
 def train(
     stage: Annotated[
-        str,
-        typer.Argument(
-            metavar="STAGE",
-            help="sft, reward, ppo, dpo, kto, orpo, rloo, grpo or online_dpo.",
-        ),
+        str, typer.Argument(metavar="STAGE", help="sft, reward, ppo, dpo, kto, orpo, rloo, grpo or online_dpo.")
     ],
     data: Annotated[
-        Path,
-        typer.Option(
-            "--data",
-            metavar="FILE",
-            help="File or Hub id: preferences, completions or prompts.",
-        ),
+        Path, typer.Option("--data", metavar="FILE", help="File or Hub id: preferences, completions or prompts.")
     ],
     model: ModelName,
-    reward: Annotated[
-        str | None,
-        typer.Option(
-            "--reward",
-            metavar="DIR",
-            help="Reward model of ppo, rloo, grpo and online_dpo.",
-        ),
-    ] = None,
+    reward: Reward = None,
     folder: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            metavar="DIR",
-            help="Folder for the model and metrics [runs/STAGE-DATA].",
-        ),
+        typer.Option("--out", metavar="DIR", help="Folder for model and metrics.", show_default="runs/STAGE-DATA"),
     ] = None,
     settings: Settings = None,
-    seed: Seed = 0,
-    launcher: Annotated[
-        str,
-        typer.Option(
-            "--launcher",
-            metavar="COMMAND",
-            help="Launch command: 'torchrun --nproc_per_node 2'.",
-        ),
-    ] = "",
+    seed: Seed = DEFAULT_SEED,
+    launcher: Launcher = DEFAULT_LAUNCHER,
     replace: Replace = False,
 ) -> None:
     """Train one stage on a data file, or resume it.

@@ -14,7 +14,7 @@ from cai.cli.console import line, loading, marked, resumable, with_new_words
 from cai.cli.options import (
     DEFAULT_RUNS,
     DEFAULT_TEMPLATES,
-    ModelName,
+    ModelOrServer,
     PrincipleId,
     RunsFolder,
     Settings,
@@ -44,45 +44,17 @@ SHOWN = 60  # characters of a prompt in a heading
 
 
 def try_(
-    constitution: Annotated[
-        str,
-        typer.Argument(
-            metavar="CONSTITUTION",
-            help="YAML file or shipped constitution.",
-        ),
-    ],
+    constitution: Annotated[str, typer.Argument(metavar="CONSTITUTION", help="YAML file or shipped constitution.")],
     prompt: Annotated[
         list[str] | None, typer.Option("-p", "--prompt", metavar="TEXT", help="A prompt; may be repeated.")
     ] = None,
-    prompts: Annotated[
-        str | None,
-        typer.Option(
-            "--prompts",
-            metavar="FILE",
-            help="File or Hub id of prompts.",
-        ),
-    ] = None,
-    limit: Annotated[
-        int,
-        typer.Option(
-            "--limit",
-            "-n",
-            metavar="N",
-            min=1,
-            help="Number of prompts of the file.",
-        ),
-    ] = 5,
+    prompts: Annotated[str | None, typer.Option("--prompts", metavar="FILE", help="File or Hub id of prompts.")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", metavar="N", min=1, help="Number of prompts of the file.")] = 5,
     principle: PrincipleId = None,
-    model: ModelName = SMALL_MODEL,
+    model: ModelOrServer = SMALL_MODEL,
     templates: TemplatesFolder = DEFAULT_TEMPLATES,
     settings: Settings = None,
-    watch: Annotated[
-        bool,
-        typer.Option(
-            "--watch",
-            help="Run again whenever the file or a template changes.",
-        ),
-    ] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Run again whenever the file or a template changes.")] = False,
     runs: RunsFolder = DEFAULT_RUNS,
 ) -> None:
     """Critique and revise a few prompts, text by text.

@@ -58,15 +58,15 @@ class RunConfig(Section):
     """A run file; every field has a default but `model`, `constitution` and `prompts`."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
-    """The run's folder below `runs/`; by default the run file's name."""
+    """Name of the run's folder; by default the run file's name."""
     seed: int = 0
-    """Decides samples, principles and training."""
+    """Random seed; decides samples, principle draws and training."""
     model: str
-    """A known name such as smollm2-135m, a folder with safetensors, or a Hub id."""
+    """Known name such as smollm2-135m, folder, or Hub id; weights are read from safetensors."""
     constitution: str
     """A YAML file; found from here, beside the run file, or among the shipped ones."""
     templates: str = "prompts/default"
-    """A folder of Jinja templates, found the same way."""
+    """Folder of prompt templates; found like the constitution."""
     prompts: PromptsConfig
     """What the model is asked."""
     revise: ReviseConfig = ReviseConfig()
@@ -86,7 +86,7 @@ class RunConfig(Section):
     engine: EngineConfig = EngineConfig()
     """How the model is held in memory."""
     launcher: str = ""
-    """A command that starts each stage, such as `torchrun --nproc_per_node 2`; does not affect the run's identity."""
+    """Launch command, such as `torchrun --nproc_per_node 2`; does not affect the run's identity."""
 
     @field_validator("train")
     @classmethod

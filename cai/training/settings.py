@@ -72,7 +72,7 @@ class PPOConfig(TrainConfig):
     data: Literal["prompts"] = "prompts"
     """What the stage learns from."""
     reward: str | None = None
-    """The folder of a reward model; null: the run's last."""
+    """Folder of the reward model; null takes the run's last."""
     updates: Annotated[int, Field(ge=1)] = 50
     """Each samples answers and makes passes over them."""
     rollouts: Annotated[int, Field(ge=2)] = 32
@@ -203,7 +203,7 @@ class _OnlineConfig(TrainConfig):
     data: Literal["prompts"] = "prompts"
     """What the stage learns from."""
     reward: str | None = None
-    """The folder of a reward model; null: the run's last."""
+    """Folder of the reward model; null takes the run's last."""
     batch_size: Annotated[int, Field(ge=1)] = 8
     """Answers in a batch, of each process; for online_dpo prompts."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-5

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from cai.cli.main import COMMANDS, app, main
 from cai.runs.pipeline import execute
+from cai.runs.run_file import RunConfig
 from tests.conftest import ROOT, scripted, write_workspace
 
 
@@ -53,8 +54,22 @@ def test_every_command_is_listed_in_one_line_that_is_the_first_line_of_its_own_h
     for name, command in COMMANDS.items():
         assert f"  {name:<12}  {command.help}\n" in printed
         own = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "80"}).output
+        assert "[required]" not in own and "<=x" not in own
         assert command.help == own.split("\n\n")[1].strip()
         assert len(command.help) <= 70
+
+
+def test_an_option_that_stands_for_a_setting_has_its_description_and_default() -> None:
+    listed = CliRunner().invoke(app, ["judge", "--help"], env={"COLUMNS": "120"}).output
+    for field in ("seed", "templates"):
+        setting = RunConfig.model_fields[field]
+        described = str(setting.description).partition(";")[0]
+        assert re.search(rf"--{field} .*{re.escape(described)}\.  \[default: {setting.default}\]\n", listed)
+
+
+def test_the_usage_line_names_what_is_required() -> None:
+    usage = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "80"}).output.splitlines()[0]
+    assert usage.endswith("STAGE --data FILE --model NAME [OPTIONS]")
 
 
 def test_a_run_is_carried_out_shown_listed_and_compared(
