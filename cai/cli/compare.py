@@ -26,7 +26,7 @@ from cai.compare.record import (
     Wins,
 )
 from cai.config.characters import visible
-from cai.report.comparison import comparison_report, together
+from cai.report.comparison import comparison_report, read_comparison
 from cai.runs.folder import open_run
 from cai.stats.formatting import counted
 from cai.stats.significance import Effect
@@ -59,7 +59,7 @@ def compare(
             show(console, part)
     if out is not None or not as_json:
         page = out or runs / "comparison.html"
-        write_file(page, comparison_report(together(comparison, folders)))
+        write_file(page, comparison_report(read_comparison(comparison, folders)))
         if not as_json:
             console.print(Text(f"\nWritten to {page}"), soft_wrap=True)
 

@@ -7,7 +7,7 @@ from rich.text import Text
 from cai.cli.console import whole
 from cai.cli.options import DEFAULT_RUNS, RunsFolder
 from cai.config.characters import visible
-from cai.report.serve import listed
+from cai.report.serve import run_entry
 from cai.runs.folder import all_runs
 
 
@@ -21,7 +21,7 @@ def runs(folder: RunsFolder = DEFAULT_RUNS) -> None:
     for column in ("run", "started", "state", "constitution", "prompts", "training", "win rate"):
         table.add_column(column, no_wrap=True)
     for each in found:
-        run = listed(str(each.path.relative_to(folder)), each)
+        run = run_entry(str(each.path.relative_to(folder)), each)
         cells = (
             run.name,
             run.started or "–",

@@ -1,11 +1,14 @@
-"""What is watched in compared runs, side by side: rates of their summaries, and what `cai eval` found."""
+"""The pages of `cai compare` and `cai attribute`.
+
+A comparison shows what is significant, each pair's metrics and principles, the runs' metrics and monitors side by side,
+and every shared example. An attribution shows a map of effects and a table with intervals for each matrix of a sweep.
+"""
 
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from cai.compare.compare import by_kind
-from cai.compare.findings import number, told
 from cai.compare.record import OUTCOMES, Attribution, PairComparison, PrincipleComparison, RunComparison, Wins
 from cai.config.errors import CaiError
 from cai.constitution.principles import TEXTS
@@ -13,96 +16,44 @@ from cai.evaluation.monitors import Monitor, bound_told
 from cai.evaluation.policy_report import PolicyReport
 from cai.inference.models import folder_fingerprint
 from cai.report.examples import Examples, columns, comparison_table
-from cai.report.html import report
-from cai.report.plots import COMPARED, Interval, Plot, Tile, curves, effect_map, intervals
+from cai.report.html import Content, render_report
+from cai.report.plots import (
+    KL,
+    LENGTH,
+    LOSS,
+    MAX_ERRORS,
+    RUN_COLOURS,
+    SCORE,
+    Interval,
+    Plot,
+    Tile,
+    curves,
+    effect_map,
+    intervals,
+)
 from cai.report.summary import configuration_files, made_of, told_of
 from cai.report.table import Detail, Table
 from cai.runs.folder import RunFolder
-from cai.stats.formatting import estimate
+from cai.stats.formatting import NONE, difference, estimate, number, signed
 from cai.stats.significance import Effect
 
-NONE = "–"
-
-
-class Watched(NamedTuple):
-    """A figure, from where to look, its value in every run, and the runs in which it is past that."""
-
-    name: str
-    bound: str
-    values: list[str]
-    look: list[bool]
-
-
-def rates(folders: Sequence[RunFolder]) -> list[Watched]:
-    """The rates that a run's own report watches."""
-    of_runs = [{m.name: m for m in told_of(folder, []).monitors} for folder in folders]
-    first = {name: m for of_run in reversed(of_runs) for name, m in of_run.items()}
-    return [
-        Watched(
-            name,
-            first[name].bound,
-            [of_run[name].value if name in of_run else NONE for of_run in of_runs],
-            [name in of_run and of_run[name].look for of_run in of_runs],
-        )
-        for name in dict.fromkeys(name for of_run in of_runs for name in of_run)
-    ]
-
-
-def signs(folders: Sequence[RunFolder], names: Sequence[str]) -> list[Watched]:
-    """The signs of reward hacking in each run's policy, by the evaluation in its own folder, or else in another's."""
-    reports = [_report(folder) for folder in folders]
-    of_runs = [
-        _monitors(folder, name, [report, *(other for other in reports if other is not report)])
-        for folder, name, report in zip(folders, names, reports, strict=True)
-    ]
-    bounds: dict[str, dict[str, None]] = {}  # the bound may lie on either side
-    for monitor in (m for of_run in of_runs for m in of_run.values() if m.value is not None):
-        bounds.setdefault(monitor.name, {})[bound_told(monitor)] = None
-    return [
-        Watched(
-            name,
-            " or ".join(told),
-            [_value(of_run.get(name)) for of_run in of_runs],
-            [name in of_run and of_run[name].state == "warns" for of_run in of_runs],
-        )
-        for name, told in bounds.items()
-    ]
-
-
-def _report(folder: RunFolder) -> PolicyReport | None:
-    try:
-        return folder.policy_report()
-    except CaiError:  # the run's own page names it
-        return None
-
-
-def _monitors(folder: RunFolder, name: str, reports: Sequence[PolicyReport | None]) -> dict[str, Monitor]:
-    """Of the policy as it is now, where its model is there to tell."""
-    model = folder.policy()
-    content = folder_fingerprint(model) if model else None
-    for evaluated in filter(None, reports):
-        policy = next((p for p in evaluated.policies[1:] if p.name == name), None)
-        if policy and content in (None, policy.model):
-            return {m.name: m for m in evaluated.monitors if m.policy == name}
-    return {}
-
-
-def _value(monitor: Monitor | None) -> str:
-    return NONE if monitor is None or monitor.value is None else f"{estimate(monitor.value)} {monitor.state}"
-
-
-# Compared runs as a page: what is significant, the constitutions beside the behaviour, every shared example.
-
-
-CURVES = {
-    "score": "score of the reward model",
-    "kl": "KL, nats an answer",
-    "length": "tokens an answer",
-    "loss": "loss",
+CURVE_TITLES = {"score": SCORE, "kl": KL, "length": LENGTH, "loss": LOSS}
+ATTRIBUTION_TITLES = {
+    "leave-one-out": "Effect of adding each principle to the others",
+    "one-at-a-time": "Effect of each principle alone, relative to all together",
 }
 
 
-class Text(NamedTuple):
+class MetricRow(NamedTuple):
+    """A metric side by side: from where it warns, its value in every run, and the runs in which it warns."""
+
+    name: str
+    threshold: str
+    values: list[str]
+    warns: list[bool]
+
+
+class PrincipleField(NamedTuple):
     """A field of a principle in both runs; empty in one that lacks the principle."""
 
     field: str
@@ -110,7 +61,7 @@ class Text(NamedTuple):
     b: str
 
 
-class Cell(NamedTuple):
+class OutcomeCell(NamedTuple):
     """An outcome of a principle: its means in both runs, and the difference with its interval."""
 
     a: str
@@ -119,8 +70,8 @@ class Cell(NamedTuple):
     significant: bool
 
 
-class Together(NamedTuple):
-    """A comparison with the table of its examples, or why there is none."""
+class ComparisonContents(NamedTuple):
+    """A comparison with the table of its examples, or the reason why there is none."""
 
     comparison: RunComparison
     folders: Sequence[RunFolder]
@@ -128,56 +79,117 @@ class Together(NamedTuple):
     missing: str
 
 
-def together(comparison: RunComparison, folders: Sequence[RunFolder]) -> Together:
-    """Read the examples of compared runs; where a row is damaged the comparison stands without them."""
+def read_comparison(comparison: RunComparison, folders: Sequence[RunFolder]) -> ComparisonContents:
+    """Read the examples of compared runs; if a row cannot be read, the comparison stands without examples."""
     letters = [run.letter for run in comparison.runs]
     try:
-        return Together(comparison, folders, comparison_table(letters, [Examples(folder) for folder in folders]), "")
+        table = comparison_table(letters, [Examples(folder) for folder in folders])
+        return ComparisonContents(comparison, folders, table, "")
     except CaiError as error:
-        none = Table(columns(letters), [], [], lambda i: Detail([]), lambda i, text: False)
-        return Together(comparison, folders, none, f"The examples cannot be shown: {error}")
+        empty = Table(columns(letters), [], [], lambda i: Detail([]), lambda i, text: False)
+        return ComparisonContents(comparison, folders, empty, f"The examples cannot be read: {error}")
 
 
-def comparison_report(found: Together, url: str | None = None) -> str:
-    """The HTML of a comparison."""
-    c, plots = found.comparison, list[Plot]()
+def comparison_report(contents: ComparisonContents, url: str | None = None) -> str:
+    """The HTML of a comparison; with `url`, as a page of `cai serve` that loads its examples from there."""
+    c, folders, plots = contents.comparison, contents.folders, list[Plot]()
 
-    def drawn(plot: Plot | None) -> list[int]:
-        plots.extend([plot] if plot is not None else [])
-        return [len(plots) - 1] if plot is not None else []
+    def placed(drawn: Sequence[Plot]) -> list[int]:
+        plots.extend(drawn)
+        return list(range(len(plots) - len(drawn), len(plots)))
 
-    of_pairs = [[at for plot in _pair_plots(c, pair) for at in drawn(plot)] for pair in c.pairs]
-    trained = [at for plot in _curve_plots(c) for at in drawn(plot)]
-    manifests = [folder.manifest() for folder in found.folders]
-    made = [made_of(manifest) for manifest in manifests]
-    return report(
+    manifests = [folder.manifest() for folder in folders]
+    origins = [made_of(manifest) for manifest in manifests]
+    keys = dict.fromkeys(key for origin in origins for key in origin)
+    pair_plots = [placed(_pair_plots(c, pair)) for pair in c.pairs]
+    curve_plots = placed(_curve_plots(c))
+    return render_report(
         "comparison.html.jinja",
-        found.table,
-        plots,
+        Content(contents.table, plots),
         url,
         c=c,
-        missing=found.missing,
+        missing=contents.missing,
         outcomes=OUTCOMES,
-        pair_plots=of_pairs,
-        trained=trained,
-        rates=rates(found.folders),
-        signs=signs(found.folders, [run.name for run in c.runs]),
-        made=[(key, [own.get(key, "–") for own in made]) for key in dict.fromkeys(key for own in made for key in own)],
-        files=[
-            configuration_files(folder, manifest) for folder, manifest in zip(found.folders, manifests, strict=True)
-        ],
+        pair_plots=pair_plots,
+        trained=curve_plots,
+        run_metrics=run_metrics(folders),
+        monitors=monitors(folders, [run.name for run in c.runs]),
+        origins=[(key, [origin.get(key, NONE) for origin in origins]) for key in keys],
+        files=[configuration_files(folder, manifest) for folder, manifest in zip(folders, manifests, strict=True)],
         texts=_texts,
         cells=_cells,
-        number=number,
-        told=told,
     )
 
 
-def _texts(p: PrincipleComparison) -> list[Text]:
+# Metrics and monitors side by side.
+
+
+def run_metrics(folders: Sequence[RunFolder]) -> list[MetricRow]:
+    """The rates for which a run's own report warns."""
+    by_run = [{m.name: m for m in told_of(folder, []).monitors} for folder in folders]
+    first = {name: m for of_run in reversed(by_run) for name, m in of_run.items()}
+    return [
+        MetricRow(
+            name,
+            first[name].threshold,
+            [of_run[name].value if name in of_run else NONE for of_run in by_run],
+            [name in of_run and of_run[name].warns for of_run in by_run],
+        )
+        for name in dict.fromkeys(name for of_run in by_run for name in of_run)
+    ]
+
+
+def monitors(folders: Sequence[RunFolder], names: Sequence[str]) -> list[MetricRow]:
+    """Reward-hacking monitors of each run's policy, by the evaluation in its own folder, or else in another's."""
+    reports = [_policy_report(folder) for folder in folders]
+    by_run = [
+        _monitors_of(folder, name, [report, *(other for other in reports if other is not report)])
+        for folder, name, report in zip(folders, names, reports, strict=True)
+    ]
+    thresholds: dict[str, dict[str, None]] = {}  # evaluations may have used different ones
+    for monitor in (m for of_run in by_run for m in of_run.values() if m.value is not None):
+        thresholds.setdefault(monitor.name, {})[bound_told(monitor)] = None
+    return [
+        MetricRow(
+            name,
+            " or ".join(distinct),
+            [_value(of_run.get(name)) for of_run in by_run],
+            [name in of_run and of_run[name].state == "warns" for of_run in by_run],
+        )
+        for name, distinct in thresholds.items()
+    ]
+
+
+def _policy_report(folder: RunFolder) -> PolicyReport | None:
+    try:
+        return folder.policy_report()
+    except CaiError:  # the run's own page shows the error
+        return None
+
+
+def _monitors_of(folder: RunFolder, name: str, reports: Sequence[PolicyReport | None]) -> dict[str, Monitor]:
+    """By name, from the first evaluation of the policy; of the policy as it is now, if its model is there."""
+    model = folder.policy()
+    content = folder_fingerprint(model) if model else None
+    for report in filter(None, reports):
+        policy = next((p for p in report.policies[1:] if p.name == name), None)
+        if policy and content in (None, policy.model):
+            return {m.name: m for m in report.monitors if m.policy == name}
+    return {}
+
+
+def _value(monitor: Monitor | None) -> str:
+    return NONE if monitor is None or monitor.value is None else f"{estimate(monitor.value)} {monitor.state}"
+
+
+# Principles.
+
+
+def _texts(p: PrincipleComparison) -> list[PrincipleField]:
     """The texts of a principle that a model may see, and its weight, in both runs."""
     fields = (*TEXTS, "weight")
     a, b = ({f: _field(text, f) if text else "" for f in fields} for text in (p.text_a, p.text_b))
-    return [Text(field, a[field], b[field]) for field in fields]
+    return [PrincipleField(field, a[field], b[field]) for field in fields]
 
 
 def _field(text: object, field: str) -> str:
@@ -185,48 +197,43 @@ def _field(text: object, field: str) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _cells(p: PrincipleComparison) -> list[Cell]:
-    """What the principle did, an outcome each."""
+def _cells(p: PrincipleComparison) -> list[OutcomeCell]:
+    """A cell per outcome."""
     cells = []
     for outcome in OUTCOMES:
-        a, b = (number(use.means[outcome]) if use and outcome in use.means else "–" for use in (p.a, p.b))
+        a, b = (number(use.means[outcome]) if use and outcome in use.means else NONE for use in (p.a, p.b))
         effect = p.effects.get(outcome)
-        cells.append(Cell(a, b, told(effect) if effect else "", effect is not None and effect.significant))
+        cells.append(OutcomeCell(a, b, difference(effect) if effect else "", effect is not None and effect.significant))
     return cells
 
 
-def _of(w: Wins) -> str:
-    """The prompts that a share of wins is of."""
-    return f"{w.axis}, {w.tag or 'all'}" if w.directly else w.tag or "all"
+# Plots.
 
 
 def _pair_plots(c: RunComparison, pair: PairComparison) -> list[Plot]:
     b = c.runs[pair.b].letter
     plots = []
-    figures = [_scaled(f.name, f.effect) for f in pair.figures]
-    if shown := [interval for interval in figures if interval is not None]:
-        plots.append(intervals(f"Figures, {b} − A", "standard errors from no difference", shown, even=0))
+    scaled = [_scaled(f.name, f.effect) for f in pair.figures]
+    if known := [interval for interval in scaled if interval is not None]:
+        plots.append(intervals(f"Metrics, {b} − A", "difference in standard errors", known, no_effect=0))
     wins = [
-        Interval(
-            _of(w),
-            w.share,
-            w.effect.low + 0.5,
-            w.effect.high + 0.5,
-            w.effect.significant,
-        )
+        Interval(_win_label(w), w.share, w.effect.low + 0.5, w.effect.high + 0.5, w.effect.significant)
         for w in pair.wins
         if w.effect.low is not None and w.effect.high is not None
     ]
     if wins:
-        plots.append(
-            intervals(f"{b} better than A, by tag", f"share of held-out prompts that {b} wins", wins, even=0.5)
-        )
-    met = [p for p in pair.principles if any(map(_tile, p.effects.values()))]
-    if met:
-        tiles = [[_tile(p.effects.get(outcome)) for outcome in OUTCOMES] for p in met]
+        plots.append(intervals(f"Win rate of {b} over A", "share of prompts on which it wins", wins, no_effect=0.5))
+    measured = [p for p in pair.principles if any(map(_tile, p.effects.values()))]
+    if measured:
+        tiles = [[_tile(p.effects.get(outcome)) for outcome in OUTCOMES] for p in measured]
         names = [outcome.replace("_", " ") for outcome in OUTCOMES]
-        plots.append(effect_map(f"Effects of principles, {b} − A", [p.id for p in met], names, tiles))
+        plots.append(effect_map(f"Effects of principles, {b} − A", [p.id for p in measured], names, tiles))
     return plots
+
+
+def _win_label(w: Wins) -> str:
+    """The prompts that a win rate covers."""
+    return f"{w.axis}, {w.tag or 'all'}" if w.directly else w.tag or "all"
 
 
 def _scaled(name: str, e: Effect) -> Interval | None:
@@ -236,14 +243,14 @@ def _scaled(name: str, e: Effect) -> Interval | None:
 
 
 def _tile(e: Effect | None) -> Tile | None:
-    """None where the prompts are too few to say anything."""
+    """None where the prompts are too few for an interval."""
     if e is None or not e.se or e.low is None:
         return None
-    return Tile(e.mean / e.se, number(e.mean, "+") + ("*" if e.significant else ""))
+    return Tile(e.mean / e.se, signed(e.mean) + ("*" if e.significant else ""))
 
 
 def _curve_plots(c: RunComparison) -> list[Plot]:
-    """The runs' curves of one kind of stage in one plot each."""
+    """A plot per kind of stage and quantity, with a curve per run."""
     plots = []
     for (stage, name), group in by_kind(c.curves).items():
         series = {}
@@ -251,34 +258,28 @@ def _curve_plots(c: RunComparison) -> list[Plot]:
             letter = c.runs[curve.run].letter
             title = letter if letter not in series else f"{letter}, {curve.stage}"  # of two stages of one kind
             series[title] = list(zip(map(float, curve.steps), curve.values, strict=True))
-        plots.append(curves(f"{stage}: {CURVES.get(name, name)}", series, COMPARED))
+        plots.append(curves(f"{stage}: {CURVE_TITLES.get(name, name)}", series, RUN_COLOURS))
     return plots
 
 
-# What each principle of a sweep does, as a page: a map of effects and a table with intervals for each matrix.
+# Attribution.
 
 
-SURE = 4.0  # standard errors, where the map's colours end
-WHAT = {
-    "leave-one-out": "What each principle adds to the others",
-    "one-at-a-time": "What each principle does alone, less all of them together",
-}
-
-
-def attribution_report(found: Sequence[Attribution]) -> str:
+def attribution_report(matrices: Sequence[Attribution]) -> str:
     """The HTML of the matrices of one sweep."""
-    plots = [_map(matrix) for matrix in found]
-    return report("attribution.html.jinja", None, plots, matrices=found, what=WHAT, told=told, number=number)
+    content = Content(None, [_map(matrix) for matrix in matrices])
+    return render_report("attribution.html.jinja", content, matrices=matrices, titles=ATTRIBUTION_TITLES)
 
 
-def _map(found: Attribution) -> Plot:
-    tiles = [[_attribution_tile(row.effects.get(outcome)) for outcome in found.outcomes] for row in found.rows]
-    return effect_map(WHAT[found.how], [row.principle_id for row in found.rows], list(found.outcomes), tiles)
+def _map(matrix: Attribution) -> Plot:
+    tiles = [[_attribution_tile(row.effects.get(outcome)) for outcome in matrix.outcomes] for row in matrix.rows]
+    principles = [row.principle_id for row in matrix.rows]
+    return effect_map(ATTRIBUTION_TITLES[matrix.how], principles, list(matrix.outcomes), tiles)
 
 
 def _attribution_tile(effect: Effect | None) -> Tile | None:
-    """None where nothing was measured, or differs; a difference that is the same for every prompt is as sure as any."""
+    """None where nothing was measured or differs; a difference equal on all prompts has the strongest colour."""
     if effect is None or effect.mean == 0:
         return None
-    errors = effect.mean / effect.se if effect.se else math.copysign(SURE, effect.mean)
-    return Tile(errors, number(effect.mean, "+") + ("*" if effect.significant else ""))
+    errors = effect.mean / effect.se if effect.se else math.copysign(MAX_ERRORS, effect.mean)
+    return Tile(errors, signed(effect.mean) + ("*" if effect.significant else ""))

@@ -1,15 +1,16 @@
-// The table of examples, and one of them opened.
+// The table of examples, and the dialog that shows one of them.
 "use strict";
 
 async function setUpExamples() {
-  const about = data("about-examples");
-  if (!about) return;
-  const { columns, facets } = about;
+  const description = data("examples-description");
+  if (!description) return;
+  const { columns, facets, total, url } = description;
   const table = byId("lines"), dialog = byId("example");
   const state = { text: "", facets: {}, sort: null, descending: false, start: 0 };
-  let source, result = { matched: 0, lines: [] }, current = 0, opened = null, latest = 0;
+  // `result` is what the table shows; `state` is ahead of it while a query runs
+  let source, result = { matched: 0, start: 0, lines: [] }, current = 0, opened = null, latest = 0, latestShown = 0;
 
-  // the address keeps the state; columns and facets stand in it by their titles
+  // the address keeps the state; it names columns and facets by their titles
   const named = (list, title) => list.find((entry) => entry.title === title);
   function readAddress() {
     const values = new URLSearchParams(location.hash.includes("=") ? location.hash.slice(1) : "");
@@ -73,36 +74,36 @@ async function setUpExamples() {
   function setUpHead() {
     const row = make("tr", {}, make("th", { scope: "col" }, "example"));
     for (const column of columns) {
-      const button = make("button", { type: "button", title: column.about }, column.title);
+      const button = make("button", { type: "button", title: column.meaning }, column.title);
       button.addEventListener("click", () => {
-        const turned = state.sort === column.at;
-        // figures from the greatest, texts from A; a second time the other way round
-        Object.assign(state, { descending: turned ? !state.descending : column.kind !== "text", sort: column.at, start: 0 });
+        const sorted = state.sort === column.at;
+        // numbers descending, texts ascending; a second click reverses
+        Object.assign(state, { descending: sorted ? !state.descending : column.kind !== "text", sort: column.at, start: 0 });
         update();
       });
       row.append(make("th", { scope: "col", "data-at": column.at, class: classOf(column) }, button));
     }
     table.tHead.replaceChildren(row);
   }
-  // a narrow screen has room for the prompt and for what judges say
+  // a narrow screen shows the prompt and the probabilities
   const classOf = (column) =>
     column.title === "prompt" ? "prompt" : column.kind === "text" ? "wide" : column.kind === "number" ? "n wide" : "n";
 
   function rowOf(line, place) {
     const button = make("button", { type: "button", tabindex: place === current ? 0 : -1 }, ...visible(line.id));
-    button.addEventListener("focus", () => point(place, false));
+    button.addEventListener("focus", () => setCurrent(place, false));
     const row = make("tr", {}, make("td", {}, button));
     for (const column of columns) {
       const value = line.cells[column.at];
-      const shown = value === null ? ["–"] : column.kind === "text" ? visible(value) : [shownNumber(value, column.kind)];
-      row.append(make("td", { class: classOf(column), dir: column.kind === "text" ? "auto" : null }, ...shown));
+      const content = value === null ? ["–"] : column.kind === "text" ? visible(value) : [formatNumber(value, column.kind)];
+      row.append(make("td", { class: classOf(column), dir: column.kind === "text" ? "auto" : null }, ...content));
     }
-    row.addEventListener("click", () => open(state.start + place));
+    row.addEventListener("click", () => open(result.start + place));
     return row;
   }
 
   /** Make a line of the page the one that keys act on. */
-  function point(place, focus = true) {
+  function setCurrent(place, focus = true) {
     const buttons = table.tBodies[0].querySelectorAll("button");
     if (!buttons.length) return;
     current = Math.min(Math.max(place, 0), buttons.length - 1);
@@ -111,29 +112,32 @@ async function setUpExamples() {
   }
 
   async function update() {
-    const turn = ++latest;
-    let found;
+    const number = ++latest, { start } = state;
+    let matches, failure = null;
     try {
-      found = await source.find(state);
+      matches = await source.find(state);
     } catch (error) {
-      byId("found").textContent = `The examples could not be read: ${error.message}`;
+      failure = error;
+    }
+    if (number !== latest) return; // a newer query has been sent
+    if (failure) {
+      byId("matches").textContent = `The examples could not be read: ${failure.message}`;
       return;
     }
-    if (turn !== latest) return; // something else was asked for meanwhile
-    if (state.start >= found.matched && state.start) {
+    if (start >= matches.matched && start) {
       state.start = 0;
       await update();
       return;
     }
-    result = found;
-    current = Math.min(current, Math.max(0, found.lines.length - 1));
-    table.tBodies[0].replaceChildren(...found.lines.map(rowOf));
+    result = { ...matches, start };
+    current = Math.min(current, Math.max(0, matches.lines.length - 1));
+    table.tBodies[0].replaceChildren(...matches.lines.map(rowOf));
     for (const head of table.tHead.querySelectorAll("th[data-at]")) {
       const sorted = Number(head.dataset.at) === state.sort;
       head.setAttribute("aria-sort", sorted ? (state.descending ? "descending" : "ascending") : "none");
     }
-    const pages = Math.max(1, Math.ceil(found.matched / PAGE)), page = state.start / PAGE + 1;
-    byId("found").textContent = `${found.matched.toLocaleString("en")} of ${about.total.toLocaleString("en")} examples`;
+    const pages = Math.max(1, Math.ceil(matches.matched / PAGE)), page = start / PAGE + 1;
+    byId("matches").textContent = `${matches.matched.toLocaleString("en")} of ${total.toLocaleString("en")} examples`;
     byId("page").textContent = `Page ${page} of ${pages}`;
     byId("pager").hidden = pages === 1;
     byId("earlier").disabled = page === 1;
@@ -141,28 +145,33 @@ async function setUpExamples() {
     writeAddress();
   }
 
-  /** Turn to another page; its first line, or its last, becomes the current one. */
+  /** Go some pages forward or back, and make a line there the current one. */
   async function turn(pages, place) {
     const start = state.start + pages * PAGE;
     if (start < 0 || start >= result.matched) return false;
     state.start = start;
     await update();
-    point(place, false);
+    setCurrent(place, false);
     return true;
   }
 
-  /** Open the example at a place of the whole result. */
+  /** Open the example at a place in the whole result. */
   async function open(place) {
     if (place < 0 || place >= result.matched) return;
-    const page = Math.floor(place / PAGE) - state.start / PAGE;
-    if (page !== 0) await turn(page, 0);
-    point(place - state.start, false);
-    await show(result.lines[place - state.start].id, place);
+    if (place < result.start || place >= result.start + result.lines.length) {
+      state.start = PAGE * Math.floor(place / PAGE);
+      await update();
+    }
+    const line = result.lines[place - result.start];
+    if (!line) return; // another query ran meanwhile
+    setCurrent(place - result.start, false);
+    await show(line.id, place);
   }
 
   async function show(id, place) {
+    const number = ++latestShown;
     const example = await source.open(id);
-    if (!example) return; // of an address from elsewhere
+    if (!example || number !== latestShown) return; // an address of another run, or a newer example
     opened = { id, place };
     byId("example-title").replaceChildren(...visible(id));
     byId("previous").disabled = place === null || place === 0;
@@ -177,7 +186,7 @@ async function setUpExamples() {
       if (block.note) body.append(make("p", { class: "soft" }, ...visible(block.note)));
       if ("text" in block) body.append(text(block.text));
       if ("sides" in block) body.append(sides(block, example.texts));
-      if ("rows" in block) body.append(figures(block));
+      if ("rows" in block) body.append(values(block));
     }
     if (!dialog.open) dialog.showModal();
     dialog.scrollTop = 0;
@@ -194,7 +203,7 @@ async function setUpExamples() {
     return make("div", { class: "pair" }, side(0, "del"), side(1, "ins"));
   }
 
-  function figures(block) {
+  function values(block) {
     const cell = (value) =>
       typeof value === "number" ? make("td", { class: "n" }, value.toFixed(4)) : make("td", {}, ...visible(value ?? "–"));
     const inner = make("table");
@@ -208,7 +217,7 @@ async function setUpExamples() {
       if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input, select, textarea, summary")) return;
       const { key } = event, inTable = table.contains(event.target);
       const by = { j: 1, k: -1, ArrowDown: inTable ? 1 : 0, ArrowUp: inTable ? -1 : 0 }[key] ?? 0;
-      if (dialog.open && (key === "j" || key === "k")) open(state.start + current + by);
+      if (dialog.open && (key === "j" || key === "k")) open(result.start + current + by);
       else if (dialog.open) return;
       else if (key === "/") byId("search").focus();
       else if (by) move(by);
@@ -223,30 +232,30 @@ async function setUpExamples() {
       const { place } = opened;
       opened = null;
       writeAddress();
-      point(place === null ? current : place - state.start);
+      setCurrent(place === null ? current : place - result.start);
     });
   }
   async function move(by) {
     const outside = !table.tBodies[0].contains(document.activeElement);
     const to = outside ? current : current + by;
-    if (to < 0) { if (await turn(-1, PAGE - 1)) point(current); }
-    else if (to >= result.lines.length) { if (await turn(1, 0)) point(current); }
-    else point(to);
+    if (to < 0) { if (await turn(-1, PAGE - 1)) setCurrent(current); }
+    else if (to >= result.lines.length) { if (await turn(1, 0)) setCurrent(current); }
+    else setCurrent(to);
   }
 
   const toOpen = readAddress();
   setUpFilters();
   setUpHead();
   setUpKeys();
-  source = about.url ? examplesOfServer(about.url) : await examplesOfPage();
+  source = url ? examplesOfServer(url) : await examplesOfPage();
   await update();
   if (toOpen) {
     const place = result.lines.findIndex((line) => line.id === toOpen);
-    await (place < 0 ? show(toOpen, null) : open(state.start + place));
+    await (place < 0 ? show(toOpen, null) : open(result.start + place));
   }
   performance.mark("examples");
   document.documentElement.dataset.ready = "yes";
 }
 
-// plots come after the table has been painted: reading Plotly stops the page for a moment
+// plots come after the first paint of the table: parsing Plotly blocks the page for a moment
 setUpExamples().then(() => requestAnimationFrame(() => setTimeout(setUpPlots)));

@@ -1,4 +1,8 @@
-"""The examples of a run: all that happened to one prompt, read from the run's files when it is asked for."""
+"""The examples of a run: all rows about one prompt, read from the run's files on request, as a line and as a detail.
+
+The first part finds rows in their files; the second lays out one run's examples as a table, the third the examples that
+compared runs share.
+"""
 
 import json
 import os
@@ -14,14 +18,15 @@ from cai.feedback.metrics import words
 from cai.report.table import Cell, Column, Detail, Line, Table
 from cai.runs.folder import RunFolder
 from cai.stats.edits import word_distance
+from cai.stats.formatting import signed
 
 
 class Example(NamedTuple):
-    """One prompt of a run, and every row that speaks of it."""
+    """One prompt of a run with every row about it."""
 
     id: str
     tags: list[str]
-    messages: Messages  # none of a row that was left out before it was read
+    messages: Messages  # empty for a row that was skipped before it was read
     held_out: bool
     revisions: list[Revision]  # the rounds in order
     preferences: list[Preference]
@@ -31,7 +36,7 @@ class Example(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a row stands in its file; the number of its line is for errors."""
+    """Where a row is in its file, in bytes; the line number is for errors."""
 
     start: int
     size: int
@@ -41,7 +46,7 @@ class Place(NamedTuple):
 class RowFile(Generic[AnyRow]):
     """A file of rows that are read one by one, in any order and by several threads.
 
-    What was opened stays readable as it was, even when another file takes its name. A file that is not there is empty.
+    An open file stays readable when another one replaces it. A missing file has no rows.
     """
 
     def __init__(self, path: Path, model: type[AnyRow]) -> None:
@@ -50,7 +55,7 @@ class RowFile(Generic[AnyRow]):
             self._file = path.open("rb") if path.exists() else None
 
     def places(self) -> Iterator[tuple[str, Place]]:
-        """The prompt id of each row, and where it stands."""
+        """The prompt id and the place of each row."""
         start = 0
         for number, line in enumerate(self._file or (), start=1):
             if line.strip():
@@ -62,7 +67,7 @@ class RowFile(Generic[AnyRow]):
         return parse_row(f"{self.path}:{place.number}", json.loads(self.raw(place)), self.model)
 
     def raw(self, place: Place) -> bytes:
-        """The line at a place, as it stands in the file."""
+        """The line at a place, unparsed."""
         assert self._file is not None
         return os.pread(self._file.fileno(), place.size, place.start)
 
@@ -71,11 +76,13 @@ class RowFile(Generic[AnyRow]):
             row = json.loads(line)
             return str(row["id" if self.model is Prompt else "prompt_id"])
         except (ValueError, KeyError, TypeError):
-            raise CaiError(f"{self.path}:{number}: expected a row of a run, a JSON object with a prompt's id") from None
+            raise CaiError(
+                f"{self.path}:{number}: expected a row of a run: a JSON object with the id of its prompt"
+            ) from None
 
 
 class Examples:
-    """The examples of a run, by id. Opening it reads every file once and keeps only where the rows stand."""
+    """The examples of a run, by id. Opening them reads every file once and keeps only the places of rows."""
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
@@ -96,16 +103,16 @@ class Examples:
 
     @property
     def ids(self) -> list[str]:
-        """The prompts in the order of their file, then those that only other rows name, such as labels of people."""
+        """The prompts in the order of their file, then those that only other rows name, such as human labels."""
         return list(self._places)
 
     def __contains__(self, prompt_id: str) -> bool:
         return prompt_id in self._places
 
     def read(self, prompt_id: str) -> Example:
-        """Everything about one prompt; raises KeyError for an unknown one, CaiError for a row that is none."""
+        """Everything about one prompt. Raises: KeyError for an unknown one, CaiError for an invalid row."""
         prompts, revisions, preferences, rankings, evaluation, skipped = self._places[prompt_id]
-        found = Example(
+        example = Example(
             id=prompt_id,
             tags=[],
             messages=[],
@@ -117,12 +124,12 @@ class Examples:
             skipped=[self._skipped.row(p) for p in skipped],
         )
         own: Prompt | Preference | None = (
-            self._prompts.row(prompts[0]) if prompts else next(iter(found.preferences), None)
+            self._prompts.row(prompts[0]) if prompts else next(iter(example.preferences), None)
         )
-        return found._replace(tags=own.tags, messages=own.messages) if own else found
+        return example._replace(tags=own.tags, messages=own.messages) if own else example
 
-    def may_hold(self, prompt_id: str, text: str) -> bool:
-        """Whether a lower-case text may stand somewhere in an example's rows: cheap, and never wrongly False."""
+    def may_contain(self, prompt_id: str, text: str) -> bool:
+        """Whether an example's rows may contain a lower-case text: cheap, and never wrongly False."""
         needle = json.dumps(text, ensure_ascii=False)[1:-1]
         return any(
             needle in file.raw(place).decode("utf-8").lower()
@@ -131,24 +138,24 @@ class Examples:
         )
 
 
-# The examples of one run as a table.
+# One run.
 
 
 COLUMNS = [
-    Column("prompt", "text", "the last turn of the user"),
-    Column("principles", "text", "the principle of each round of revision"),
-    Column("flags", "text", "what hygiene says of the revisions, and which texts ran into the limit of tokens"),
-    Column("words", "number", "of the draft"),
-    Column("revised", "number", "words of the last revision"),
-    Column("changed", "share", "words that differ between draft and last revision: 0 % none, 100 % all"),
-    Column("judge", "probability", "p(chosen is preferred) by the judge, the mean of the example's judged pairs"),
-    Column("after", "probability", "p(the answer after training is better) by the eval judge"),
+    Column("prompt", "text", "last user turn"),
+    Column("principles", "text", "principle of each revision round"),
+    Column("flags", "text", "filters that the revisions fail, and truncated texts"),
+    Column("draft words", "number", "words in the draft"),
+    Column("revision words", "number", "words in the last revision"),
+    Column("edit distance", "probability", "share of words that differ between draft and last revision"),
+    Column("P(chosen)", "probability", "P(chosen better) by the judge, mean over the prompt's judged pairs"),
+    Column("P(after)", "probability", "P(answer after training better) by the eval judge"),
 ]
-FACETS = ["principle", "judged by", "flag", "tag", "label by", "part", "left out"]
+FACETS = ["principle", "judged by", "flag", "tag", "label source", "split", "skipped"]
 
 
 def run_line(example: Example) -> Line:
-    """The figures of one example, and what it can be found by."""
+    """The cells of one example, and its values by facet."""
     last = example.revisions[-1] if example.revisions else None
     judged = [pair.p for pair in example.preferences if pair.source == "judge"]
     flags = example_flags(example)
@@ -176,21 +183,21 @@ def run_line(example: Example) -> Line:
 
 
 def opening(example: Example) -> str:
-    """The first hundred characters of what the user last said."""
+    """The first hundred characters of the last turn."""
     text = " ".join(example.messages[-1]["content"].split()) if example.messages else ""
     return text if len(text) <= 100 else text[:99] + "…"
 
 
 def example_flags(example: Example) -> list[str]:
-    """What is the matter with an example's texts, without repetition."""
-    found = [flag.replace("_", " ") for row in example.revisions for flag in row.flags]
-    found += [f"{text} cut off" for row in example.revisions for text in row.truncated]
-    found += [f"{text} cut off" for row in example.evaluation for text in row.truncated]
-    return list(dict.fromkeys(found))
+    """The filters that an example's revisions fail, and which of its texts are truncated, without repetition."""
+    flags = [flag.replace("_", " ") for row in example.revisions for flag in row.flags]
+    flags += [f"truncated {text}" for row in example.revisions for text in row.truncated]
+    flags += [f"truncated {text}" for row in example.evaluation for text in row.truncated]
+    return list(dict.fromkeys(flags))
 
 
 def run_detail(example: Example) -> Detail:
-    """Everything there is about an example."""
+    """The conversation and every row of an example."""
     detail = Detail(example.messages)
     for row in example.revisions:
         revision_blocks(detail, row, f"Round {row.round}")
@@ -200,28 +207,31 @@ def run_detail(example: Example) -> Detail:
         rows = zip(ranking.responses, ranking.strengths, strict=True)
         for place, (response, strength) in enumerate(rows, start=1):
             detail.text(
-                f"Ranked {place} of {len(ranking.responses)}", response, f"strength {strength:+.3f} in log-odds"
+                f"Ranked {place} of {len(ranking.responses)}", response, f"strength {signed(strength)} (log-odds)"
             )
     for comparison in example.evaluation:
         evaluation_blocks(detail, comparison)
-    detail.table("Left out", [[row.stage, row.reason + (" (failed)" if row.failed else "")] for row in example.skipped])
+    detail.table(
+        "Skipped", [[row.stage, row.reason + (" (request failed)" if row.failed else "")] for row in example.skipped]
+    )
     return detail
 
 
 def revision_blocks(detail: Detail, row: Revision, title: str) -> None:
-    """One round: the critique, what became of the answer, where it comes from."""
+    """One round: the critique, the revision beside the answer it started from, and their provenance."""
     if row.critique is not None:
-        detail.text(f"{title}: critique by {row.principle_id}", row.critique, _cut(row.truncated, "critique"))
-    start = "draft" if row.round == 1 else "before"
+        note = "truncated" if "critique" in row.truncated else ""
+        detail.text(f"{title}: critique by {row.principle_id}", row.critique, note)
+    before = "draft" if row.round == 1 else "answer before"
     notes = [flag.replace("_", " ") for flag in row.flags]
-    notes += [f"{text} cut off" for text in row.truncated if text != "critique"]
-    name = f"{title}: {'draft' if row.round == 1 else 'answer before'} → revision by {row.principle_id}"
-    detail.diff(name, (start, "revision"), row.before, row.revision, ", ".join(notes))
-    detail.table(f"{title}: where it comes from", revision_origin(row))
+    notes += [f"truncated {text}" for text in row.truncated if text != "critique"]
+    name = f"{title}: {before} → revision by {row.principle_id}"
+    detail.diff(name, (before, "revision"), (row.before, row.revision), ", ".join(notes))
+    detail.table(f"{title}: provenance", revision_provenance(row))
 
 
-def revision_origin(row: Revision) -> list[list[Cell]]:
-    """Where a revision comes from."""
+def revision_provenance(row: Revision) -> list[list[Cell]]:
+    """Principle, model, templates and seed of a revision."""
     return [
         ["principle", f"{row.principle_id}, text {row.principle_hash}"],
         ["model", row.model],
@@ -231,93 +241,96 @@ def revision_origin(row: Revision) -> list[list[Cell]]:
 
 
 def _preference_blocks(detail: Detail, pair: Preference, example: Example) -> None:
-    name = {"revision": "Pair from the revision", "judge": "Pair labelled by the judge", "human": "Pair of the file"}
-    label = f"p(chosen preferred) = {pair.p:.4f}" + (f", weight {pair.weight:g}" if pair.weight != 1 else "")
+    name = {"revision": "Revision pair", "judge": "Judged pair", "human": "Human pair"}
+    label = f"P(chosen better) = {pair.p:.4f}" + (f", weight {pair.weight:g}" if pair.weight != 1 else "")
     if any((row.before, row.revision) == (pair.rejected, pair.chosen) for row in example.revisions):
-        detail.note(name[pair.source], f"draft and revision as above, {label}")
+        detail.note(name[pair.source], f"draft and revision above, {label}")
     else:
-        detail.diff(name[pair.source], ("rejected", "chosen"), pair.rejected, pair.chosen, label)
+        detail.diff(name[pair.source], ("rejected", "chosen"), (pair.rejected, pair.chosen), label)
     verdict_block(detail, pair.verdicts, "chosen")
-    origin: list[list[Cell]] = [["label by", pair.source]]
-    origin += [["principles", ", ".join(pair.principle_ids)]] if pair.principle_ids else []
-    origin += [["written by", pair.model]] if pair.model else []
-    origin += [["judged by", pair.judge]] if pair.judge else []
-    origin += [["seeds", ", ".join(map(str, pair.seeds))]] if pair.seeds else []
-    detail.table("Where the label comes from", origin)
+    provenance: list[list[Cell]] = [["label source", pair.source]]
+    provenance += [["principles", ", ".join(pair.principle_ids)]] if pair.principle_ids else []
+    provenance += [["model", pair.model]] if pair.model else []
+    provenance += [["judge", pair.judge]] if pair.judge else []
+    provenance += [["seeds", ", ".join(map(str, pair.seeds))]] if pair.seeds else []
+    detail.table(f"{name[pair.source]}: provenance", provenance)
 
 
 def evaluation_blocks(detail: Detail, row: Comparison, title: str = "Held out") -> None:
-    """The answers before and after training, and what the eval judge says of them."""
-    notes = [f"p(after better) = {row.p:.4f}", *(f"{text} cut off" for text in row.truncated)]
-    detail.diff(f"{title}: before → after training", ("before", "after"), row.before, row.after, ", ".join(notes))
+    """The answers before and after training, and the eval judge's verdicts."""
+    notes = [f"P(after better) = {row.p:.4f}", *(f"truncated {text}" for text in row.truncated)]
+    texts = (row.before, row.after)
+    detail.diff(f"{title}: before → after training", ("before", "after"), texts, ", ".join(notes))
     verdict_block(detail, row.verdicts, "after")
     detail.table(
-        f"{title}: where it comes from",
-        [["before by", row.before_model], ["after by", row.after_model], ["eval judge", row.judge]],
+        f"{title}: provenance",
+        [["model before", row.before_model], ["model after", row.after_model], ["eval judge", row.judge]],
     )
 
 
 def verdict_block(detail: Detail, verdicts: Sequence[Verdict], side: str) -> None:
-    """What each principle says in both orders, and the thoughts before it."""
-    shown_in = ("shown first", "shown second", "non_option_mass", "position decides")
-    decides = {None: None, True: "yes", False: "no"}
-    rows: list[list[Cell]] = []
-    for v in verdicts:
-        said = [v.p, v.p_forward, v.p_reverse, v.non_option_mass, decides[v.position_bias]]
-        rows.append([v.principle_id, *said, v.principle_hash, v.judge])
-    detail.table("Verdicts", rows, ("verdict of", f"p({side} better)", *shown_in, "text", "judge"))
+    """Each principle's verdict in both orders, and the chains of thought before it."""
+    flips = {None: None, True: "yes", False: "no"}
+    rows: list[list[Cell]] = [
+        [v.principle_id, v.p, v.p_forward, v.p_reverse, flips[v.position_bias], v.non_option_mass,
+         v.principle_hash, v.judge]
+        for v in verdicts
+    ]  # fmt: skip
+    orders = ("in first position", "in second position", "flips with the order", "non-option mass")
+    detail.table("Verdicts", rows, ("principle", f"P({side} better)", *orders, "principle hash", "judge"))
     for v in verdicts:
         for number, thought in enumerate(v.cot, start=1):
-            detail.text(f"Thought {number} before the verdict of {v.principle_id}", thought)
+            detail.text(f"Chain of thought {number} before the verdict of {v.principle_id}", thought)
 
 
-def _cut(truncated: Sequence[str], text: str) -> str:
-    return "cut off" if text in truncated else ""
-
-
-# The prompts that compared runs share, as a table: what each run made of a prompt, beside the first run.
+# Compared runs: the prompts they share, each run's texts beside those of the first.
 
 
 REVISED = "Last revision"
-Side = tuple[str, Example]  # a run's letter, and what it made of the prompt
+Side = tuple[str, Example]  # a run's letter, and its rows about the prompt
 
 
 def comparison_table(letters: Sequence[str], runs: Sequence[Examples]) -> Table:
-    """A line for every prompt that all runs share and answered; raises CaiError for a row that is none."""
+    """A line for every prompt that all runs share and two of them answered; raises CaiError for an invalid row."""
 
     def sides(prompt_id: str) -> list[Side]:
         return [(letter, run.read(prompt_id)) for letter, run in zip(letters, runs, strict=True)]
 
-    found = (sides(i) for i in runs[0].ids if all(i in run for run in runs[1:]))
-    lines = [comparison_line(own) for own in found if _comparable(own)]
-    facets = ["tag", "part", *(f"principle in {x}" for x in letters), *(f"flag in {x}" for x in letters)]
+    shared = (sides(i) for i in runs[0].ids if all(i in run for run in runs[1:]))
+    lines = [comparison_line(of_prompt) for of_prompt in shared if _comparable(of_prompt)]
+    facets = ["tag", "split", *(f"principle in {x}" for x in letters), *(f"flag in {x}" for x in letters)]
 
-    def holds(prompt_id: str, text: str) -> bool:
-        return any(run.may_hold(prompt_id, text) for run in runs) and comparison_detail(sides(prompt_id)).holds(text)
+    def contains(prompt_id: str, text: str) -> bool:
+        possible = any(run.may_contain(prompt_id, text) for run in runs)
+        return possible and comparison_detail(sides(prompt_id)).contains(text)
 
-    return Table(columns(letters), facets, lines, lambda i: comparison_detail(sides(i)), holds)
+    return Table(columns(letters), facets, lines, lambda i: comparison_detail(sides(i)), contains)
 
 
 def columns(letters: Sequence[str]) -> list[Column]:
     """The columns of a table of these runs."""
     first, others = letters[0], ", ".join(letters[1:])
     return [
-        Column("prompt", "text", "the last turn of the user"),
-        Column("revisions apart", "share", f"words that differ between the last revisions of {first} and {others}"),
-        Column("answers apart", "share", f"words that differ between the trained answers of {first} and {others}"),
-        *(Column(f"words {x}", "number", f"of the last revision in {x}") for x in letters),
-        *(Column(f"after {x}", "probability", f"p(the answer after training is better) in {x}") for x in letters),
+        Column("prompt", "text", "last user turn"),
+        Column(
+            "revision distance", "probability", f"word edit distance between the last revisions of {first} and {others}"
+        ),
+        Column(
+            "answer distance", "probability", f"word edit distance between the trained answers of {first} and {others}"
+        ),
+        *(Column(f"words {x}", "number", f"words in the last revision of {x}") for x in letters),
+        *(Column(f"P(after) {x}", "probability", f"P(answer after training better) in {x}") for x in letters),
     ]
 
 
 def comparison_line(sides: Sequence[Side]) -> Line:
-    """The figures of one prompt, and what it can be found by; of several other runs the furthest counts."""
+    """The cells of one prompt, and its values by facet; with several other runs, the largest distance."""
     examples = [example for _, example in sides]
     revised, answered = ([_last(e.revisions) for e in examples], [_last(e.evaluation) for e in examples])
     cells: list[Cell] = [
         opening(examples[0]),
-        _apart([row.revision if row else None for row in revised]),
-        _apart([row.after if row else None for row in answered]),
+        _distance([row.revision if row else None for row in revised]),
+        _distance([row.after if row else None for row in answered]),
         *(words(row.revision) if row else None for row in revised),
         *(row.p if row else None for row in answered),
     ]
@@ -331,13 +344,13 @@ def comparison_line(sides: Sequence[Side]) -> Line:
 
 
 def comparison_detail(sides: Sequence[Side]) -> Detail:
-    """Each run's texts of a prompt beside those of the first; then what each run made of it."""
+    """Each run's texts beside those of the first; then the rows of each run."""
     first = sides[0]
     detail = Detail(first[1].messages)
     for other in sides[1:]:
         texts = [_texts(example) for _, example in (first, other)]
         for title in (title for title in texts[0] if title in texts[1]):
-            _beside(detail, title, (first, other), texts[0][title], texts[1][title])
+            _compare(detail, title, (first, other), (texts[0][title], texts[1][title]))
     for x, example in sides:
         for revision in example.revisions:
             revision_blocks(detail, revision, f"{x}, round {revision.round}")
@@ -347,34 +360,34 @@ def comparison_detail(sides: Sequence[Side]) -> Detail:
 
 
 def _texts(example: Example) -> dict[str, str]:
-    """What is set beside the same of another run."""
-    found: dict[str, str] = {}
+    """The texts that runs are compared by, by title."""
+    texts: dict[str, str] = {}
     if last := _last(example.revisions):
-        found |= {"Draft": last.draft, REVISED: last.revision}
+        texts |= {"Draft": last.draft, REVISED: last.revision}
     if answered := _last(example.evaluation):
-        found["After training"] = answered.after
-    return found
+        texts["After training"] = answered.after
+    return texts
 
 
-def _beside(detail: Detail, title: str, sides: tuple[Side, Side], a: str, b: str) -> None:
+def _compare(detail: Detail, title: str, sides: tuple[Side, Side], texts: tuple[str, str]) -> None:
     letters = [letter for letter, _ in sides]
-    if a == b:
-        detail.text(f"{title}, the same in {letters[0]} and {letters[1]}", a)
+    if texts[0] == texts[1]:
+        detail.text(f"{title}, equal in {letters[0]} and {letters[1]}", texts[0])
         return
     names = letters
     if title == REVISED:
         names = [f"{letter}: {', '.join(row.principle_id for row in e.revisions)}" for letter, e in sides]
-    detail.diff(f"{title}, {letters[0]} → {letters[1]}", (names[0], names[1]), a, b)
+    detail.diff(f"{title}, {letters[0]} → {letters[1]}", (names[0], names[1]), texts)
 
 
-def _apart(texts: Sequence[str | None]) -> float | None:
+def _distance(texts: Sequence[str | None]) -> float | None:
     first, *others = texts
-    found = [word_distance(first, other) for other in others if first is not None and other is not None]
-    return max(found, default=None)
+    distances = [word_distance(first, other) for other in others if first is not None and other is not None]
+    return max(distances, default=None)
 
 
 def _comparable(sides: Sequence[Side]) -> bool:
-    """Whether it is the same prompt in all runs, and any two made something of it."""
+    """Whether the prompt is the same in all runs, and at least two of them have texts for it."""
     examples = [example for _, example in sides]
     same = all(e.messages == examples[0].messages for e in examples)
     return same and sum(bool(e.revisions or e.evaluation) for e in examples) > 1

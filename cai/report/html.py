@@ -1,24 +1,43 @@
-"""Self-contained HTML pages from templates. What is put into one is escaped, always."""
+"""HTML pages from templates: one escaped file that loads nothing, or a page that asks `cai serve` for its examples."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 from markupsafe import Markup
 
-from cai.report.escape import changed, inline_json, plain, shown, source_hash
+from cai.report.escape import inline_json, marked, plain, source_hash, visible
 from cai.report.plots import Plot
-from cai.report.table import Table, about, packed
+from cai.report.table import Table, describe, embed
+from cai.stats.formatting import counted, difference, estimate, number, percent, signed
+
+SCRIPTS = ("text.js", "plots.js", "sources.js", "examples.js")  # in this order
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
+"""Of every page with scripts, whose hashes are added. Plotly writes inline styles, and its downloads are data URLs."""
+FILTERS: dict[str, Callable[..., Any]] = {
+    "visible": visible,
+    "plain": plain,
+    "marked": marked,
+    "json": inline_json,
+    "percent": percent,
+    "number": number,
+    "signed": signed,
+    "estimate": estimate,
+    "difference": difference,
+    "counted": counted,
+}
 
 
-def page(template: str, filters: Mapping[str, Callable[..., Any]], room: str = "cai.report", **values: Any) -> str:
-    """A template's HTML; it lies, as what it includes, in a room of the package or here with the style of all pages."""
+class Content(NamedTuple):
+    """What a report shows besides the values of its template: a table of examples, if any, and its plots."""
 
-    def source(name: str) -> str:
-        file = files(room).joinpath(name)
-        return (file if file.is_file() else files("cai.report").joinpath(name)).read_text(encoding="utf-8")
+    table: Table | None
+    plots: Sequence[Plot]
 
+
+def render(template: str, **values: Any) -> str:
+    """A template's HTML; a value that the template needs and `values` lacks is an error."""
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(source),
         autoescape=True,
@@ -26,63 +45,55 @@ def page(template: str, filters: Mapping[str, Callable[..., Any]], room: str = "
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(filters)
+    environment.filters.update(FILTERS)
     return environment.get_template(template).render(values)
 
 
-# A report as HTML: its template, its scripts, and the policy that lets nothing else run.
+def render_report(template: str, content: Content, url: str | None = None, **values: Any) -> str:
+    """A report's HTML: one file that loads nothing, or, with the `url` of its examples, a page of `cai serve`."""
+    table, plots = content
+    plot_data = [{"data": plot.data, "layout": plot.layout} for plot in plots]
+    values |= {"plots": plots, "plot_data": plot_data, "served": url is not None, "examples": None, "sample_note": ""}
+    if url is not None:
+        values |= {"examples": describe(table) | {"url": url}} if table is not None else {}
+        return render(template, **values)
+    scripts = [source(name) for name in SCRIPTS]
+    plotly = plotly_script()
+    values |= {
+        "policy": f"{POLICY}; script-src {' '.join(map(source_hash, [*scripts, plotly]))}",
+        "scripts": [Markup(text) for text in scripts],
+        "plotly": Markup(plotly),
+    }
+    if table is not None:
+        embedded = embed(table)
+        part, total = len(embedded.lines), len(table.lines)
+        values |= {
+            "examples": describe(table._replace(lines=embedded.lines)) | {"url": None},
+            "data": embedded.data,
+            "sample_note": "" if part == total else _sample_note(part, total),
+        }
+    return render(template, **values)
 
 
-SCRIPTS = ("text.js", "plots.js", "sources.js", "examples.js")  # in this order
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
-"""Of every report; the scripts that may run are added to it. Plotly writes styles, and draws the pictures it saves."""
-FILTERS: dict[str, Callable[..., Any]] = {"shown": shown, "plain": plain, "changed": changed, "json": inline_json}
+def render_list(template: str, **values: Any) -> str:
+    """A page of `cai serve` without examples or plots."""
+    return render(template, plots=[], examples=None, served=True, **values)
 
 
-def script(name: str) -> str:
-    """One of our scripts."""
-    return files("cai.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def plotly() -> str:
-    """Plotly's script (MIT licence), out of its Python package."""
+def plotly_script() -> str:
+    """Plotly's script (MIT licence), from its Python package."""
     from plotly.offline import get_plotlyjs
 
     return str(get_plotlyjs())
 
 
-def report(template: str, table: Table | None, plots: list[Plot], url: str | None = None, **values: Any) -> str:
-    """A report's HTML: one file that asks for nothing, or one that asks its server at `url` for the examples."""
-    drawn = [{"data": plot.data, "layout": plot.layout} for plot in plots]
-    values |= {"plots": plots, "drawn": drawn, "served": url is not None, "examples": None, "shown_of": ""}
-    if url is not None:
-        values |= {"examples": about(table) | {"url": url}} if table is not None else {}
-        return page(template, FILTERS, "cai.report", **values)
-    scripts = [script(name) for name in SCRIPTS]
-    library = plotly()
-    values |= {
-        "policy": f"{POLICY}; script-src {' '.join(map(source_hash, [*scripts, library]))}",
-        "scripts": [Markup(text) for text in scripts],
-        "plotly": Markup(library),
-    }
-    if table is not None:
-        carried = packed(table)
-        total, part = len(table.lines), len(carried.lines)
-        values |= {
-            "examples": about(table._replace(lines=carried.lines)) | {"url": None},
-            "data": carried.data,
-            "shown_of": "" if part == total else _sampled(part, total),
-        }
-    return page(template, FILTERS, "cai.report", **values)
+def source(name: str) -> str:
+    """A template, a script or a style sheet of this package."""
+    return files("cai.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def served_page(template: str, **values: Any) -> str:
-    """A page of a server without examples or plots."""
-    return page(template, FILTERS, "cai.report", plots=[], examples=None, served=True, **values)
-
-
-def _sampled(part: int, total: int) -> str:
+def _sample_note(part: int, total: int) -> str:
     return (
-        f"{part:,} of the {total:,} examples, drawn evenly: a page holds no more. The figures above are of all, "
-        "and `cai serve` shows every one."
+        f"A uniform sample of {part:,} of the {total:,} examples, the most that fits in one page. The metrics above "
+        "cover all of them, and `cai serve` shows every example."
     )

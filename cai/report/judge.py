@@ -11,9 +11,8 @@ from cai.data.jsonl import each_row, read_rows, write_text
 from cai.data.manifest import read_json
 from cai.data.records import Preference, Skipped
 from cai.evaluation.judge_report import JudgeReport, figures, hit
-from cai.report.html import page
+from cai.report.html import render
 from cai.stats.calibration import Bin
-from cai.stats.formatting import counted, estimate, number, percent
 
 JUDGE_JSON, VERDICTS, SKIPPED, PAGE = "judge.json", "verdicts.jsonl", "skipped.jsonl", "judge.html"
 MISTAKES = 5  # most confident mistakes on the page
@@ -44,11 +43,10 @@ def judge_page(folder: Path) -> str:
     if report.calibration is not None:
         curves.append(("b", "with the fitted temperature, on the other half", report.calibration.reliability))
     principles, asked = len(made_from["constitution"]["principles"]), made_from["settings"]["principles"]
-    return page(
+    return render(
         "judge.html.jinja",
-        {"percent": percent, "number": number, "estimate": estimate, "counted": counted},
         report=report,
-        figures=figures(report),
+        metrics=figures(report),
         curves=[(colour, name, bins, [_dot(b, bins) for b in bins]) for colour, name, bins in curves],
         mistakes=most_confident_mistakes(folder),
         skipped=Counter(row.reason for row in read_rows(folder / SKIPPED, Skipped)),

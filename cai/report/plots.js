@@ -1,9 +1,9 @@
-// Plots, drawn when they come into view; light and dark.
+// Plots, drawn when they scroll into view, and the light and dark themes.
 "use strict";
 
 let plotly = null;
 
-/** Plotly, when it is first needed: reading it takes longer than everything else on the page. */
+/** Load Plotly on first use: parsing it takes longer than everything else on the page. */
 function loadPlotly() {
   plotly ??= new Promise((resolve, reject) => {
     const inside = byId("plotly");
@@ -57,27 +57,27 @@ function setUpPlots() {
     }
   }, { rootMargin: "300px" });
   places.forEach((place) => watcher.observe(place));
-  const again = () => document.querySelectorAll("[data-drawn]").forEach(drawAt);
-  document.addEventListener("themechange", again);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", again);
+  const redraw = () => document.querySelectorAll("[data-drawn]").forEach(drawAt);
+  document.addEventListener("themechange", redraw);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 }
 
 function setUpTheme() {
   const button = byId("theme"), kinds = ["", "light", "dark"];
-  const keep = (theme) => { try { localStorage.setItem("cai-theme", theme); } catch { /* not kept, then */ } };
-  const kept = () => { try { return localStorage.getItem("cai-theme"); } catch { return ""; } };
+  const save = (theme) => { try { localStorage.setItem("cai-theme", theme); } catch { /* no storage: lasts for this page */ } };
+  const saved = () => { try { return localStorage.getItem("cai-theme"); } catch { return ""; } };
   const set = (theme) => {
     if (theme) document.documentElement.dataset.theme = theme;
     else delete document.documentElement.dataset.theme;
-    button.textContent = `Theme: ${theme || "as the system"}`;
+    button.textContent = `Theme: ${theme || "system"}`;
   };
-  let theme = kinds.includes(kept()) ? kept() : "";
+  let theme = kinds.includes(saved()) ? saved() : "";
   set(theme);
   button.hidden = false;
   button.addEventListener("click", () => {
     theme = kinds[(kinds.indexOf(theme) + 1) % kinds.length];
     set(theme);
-    keep(theme);
+    save(theme);
     document.dispatchEvent(new Event("themechange"));
   });
 }

@@ -1,4 +1,4 @@
-"""Plots as Plotly reads them, without its colours of paper and ink, which the page's script sets for light and dark."""
+"""Plots as Plotly reads them, without background and text colours, which plots.js sets for light and dark."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,38 +7,39 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cai.report.escape import label
+from cai.report.escape import plot_label
 
-# Okabe & Ito 2008, https://jfly.uni-koeln.de/color/: told apart by all kinds of colour vision
+# Okabe & Ito 2008, https://jfly.uni-koeln.de/color/: distinct in all kinds of colour vision
 BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
 COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, SKY, ORANGE)
-COMPARED = (VERMILLION, BLUE, GREEN, PURPLE, SKY, ORANGE)  # of runs A, B, C …, as their names are on the page
+RUN_COLOURS = (VERMILLION, BLUE, GREEN, PURPLE, SKY, ORANGE)  # of runs A, B, C …, as their names are coloured
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-POINTS = 500  # of a curve; longer ones are averaged over steps
-METRICS = {
-    "loss": ("loss", "loss/policy"),
-    "score of the reward model": ("objective/scores", "reward"),
-    "KL, nats an answer": ("objective/kl", "kl"),
-    "tokens an answer": ("response/length", "completions/mean_length"),
+MAX_POINTS = 500  # of a curve; longer ones are averaged over steps
+LOSS, SCORE, KL, LENGTH = "loss", "reward model score", "KL (nats per answer)", "tokens per answer"
+TRAINING_CURVES = {
+    LOSS: ("loss", "loss/policy"),
+    SCORE: ("objective/scores", "reward"),
+    KL: ("objective/kl", "kl"),
+    LENGTH: ("response/length", "completions/mean_length"),
     "accuracy": ("rewards/accuracies", "accuracy"),
-    "margin of rewards": ("rewards/margins", "margin"),
-    "reward of the chosen": ("rewards/chosen",),
-    "reward of the rejected": ("rewards/rejected",),
-    "accuracy of tokens": ("mean_token_accuracy",),
+    "reward margin": ("rewards/margins", "margin"),
+    "chosen reward": ("rewards/chosen",),
+    "rejected reward": ("rewards/rejected",),
+    "token accuracy": ("mean_token_accuracy",),
     "entropy": ("objective/entropy", "entropy"),
     "explained variance": ("val/explained_variance",),
-    "share of clipped steps": ("policy/clipfrac",),
-    "norm of the gradient": ("grad_norm",),
+    "clip fraction": ("policy/clipfrac",),
+    "gradient norm": ("grad_norm",),
     "learning rate": ("learning_rate",),
 }
-"""What is drawn of a training, and what trl's trainers and our PPO call it."""
+"""The plots of a training stage: title → the keys under which trl's trainers and this package's PPO log it."""
 
 
 class Plot(NamedTuple):
-    """One plot; `about` says in words what it shows."""
+    """One plot; `description` says in words what it shows, for readers who do not see it."""
 
     title: str
-    about: str
+    description: str
     data: list[dict[str, Any]]
     layout: dict[str, Any]
 
@@ -47,18 +48,18 @@ Series = Sequence[tuple[float, float]]
 
 
 def logged_curves(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
-    """What a training logged by METRICS' names, as (step, value); values that are no finite number are left out."""
-    found: dict[str, list[tuple[float, float]]] = {}
+    """The curves of TRAINING_CURVES in a training log, as (step, value); values that are not finite are skipped."""
+    logged: dict[str, list[tuple[float, float]]] = {}
     for line in lines:
-        for name, keys in METRICS.items():
+        for title, keys in TRAINING_CURVES.items():
             value = next((line[key] for key in keys if isinstance(line.get(key), int | float)), None)
             if value is not None and math.isfinite(value):
-                found.setdefault(name, []).append((float(line["step"]), float(value)))
-    return found
+                logged.setdefault(title, []).append((float(line["step"]), float(value)))
+    return logged
 
 
 def curves(title: str, series: Mapping[str, Series], colours: Sequence[str] = COLOURS) -> Plot:
-    """Values over updates, a line a name, told apart by colour and dash."""
+    """Values by update, a line per name; lines differ in colour and dash."""
     data = []
     for number, (name, points) in enumerate(series.items()):
         thinned = _thinned(points)
@@ -66,22 +67,20 @@ def curves(title: str, series: Mapping[str, Series], colours: Sequence[str] = CO
             {
                 "type": "scatter",
                 "mode": "lines+markers" if len(thinned) < 30 else "lines",
-                "name": label(name),
+                "name": plot_label(name),
                 "x": [x for x, _ in thinned],
                 "y": [_rounded(y) for _, y in thinned],
                 "line": {"color": colours[number % 6], "dash": DASHES[number % 6]},
             }
         )
-    told = "; ".join(
-        f"{name}: {points[0][1]:.3g} at first, {points[-1][1]:.3g} at last" for name, points in series.items()
-    )
-    return Plot(title, f"{title} over updates. {told}", data, {"xaxis": {"title": {"text": "update"}}})
+    ends = "; ".join(f"{name}: first {points[0][1]:.3g}, last {points[-1][1]:.3g}" for name, points in series.items())
+    return Plot(title, f"{title} by update. {ends}", data, {"xaxis": {"title": {"text": "update"}}})
 
 
 def _thinned(points: Series) -> Series:
-    if len(points) <= POINTS:
+    if len(points) <= MAX_POINTS:
         return points
-    parts = np.array_split(np.array(points), POINTS)
+    parts = np.array_split(np.array(points), MAX_POINTS)
     return [(float(part[-1, 0]), float(part[:, 1].mean())) for part in parts]
 
 
@@ -90,36 +89,36 @@ def _rounded(value: float) -> float:
 
 
 def histogram(title: str, axis: str, series: Mapping[str, Sequence[float]], low: float, high: float) -> Plot:
-    """How often values fall where, in twenty equal bins; a colour and an outline a name."""
+    """Counts of values in twenty equal bins from `low` to `high`; names differ in colour and pattern."""
     data = []
     for number, (name, values) in enumerate(series.items()):
         counts, edges = np.histogram(values, bins=20, range=(low, high))
         data.append(
             {
                 "type": "bar",
-                "name": label(name),
+                "name": plot_label(name),
                 "x": [_rounded((a + b) / 2) for a, b in pairwise(edges)],
                 "y": counts.tolist(),
                 "marker": {"color": COLOURS[number % 6], "pattern": {"shape": ("", "/", ".", "x")[number % 4]}},
             }
         )
-    told = "; ".join(f"{name}: {len(values)} values, mean {np.mean(values):.3g}" for name, values in series.items())
-    layout = {"xaxis": {"title": {"text": axis}, "range": [low, high]}, "yaxis": {"title": {"text": "how many"}}}
-    return Plot(title, f"{title}. {told}", data, {**layout, "bargap": 0.05})
+    means = "; ".join(f"{name}: {len(values)} values, mean {np.mean(values):.3g}" for name, values in series.items())
+    layout = {"xaxis": {"title": {"text": axis}, "range": [low, high]}, "yaxis": {"title": {"text": "count"}}}
+    return Plot(title, f"{title}. {means}", data, {**layout, "bargap": 0.05})
 
 
 def bars(title: str, axis: str, names: Sequence[str], series: Mapping[str, Sequence[float]], stacked: bool) -> Plot:
-    """A value a name, side by side or one upon the other, the first name on top."""
+    """A bar per name and series, side by side or stacked, the first name on top."""
     data = [
         {
             "type": "bar",
             "orientation": "h",
-            "name": label(what),
-            "y": [label(name) for name in names],
+            "name": plot_label(part),
+            "y": [plot_label(name) for name in names],
             "x": [_rounded(value) for value in values],
             "marker": {"color": COLOURS[number % 6], "pattern": {"shape": ("", "/", ".", "x")[number % 4]}},
         }
-        for number, (what, values) in enumerate(series.items())
+        for number, (part, values) in enumerate(series.items())
     ]
     layout = {
         "barmode": "stack" if stacked else "group",
@@ -127,14 +126,14 @@ def bars(title: str, axis: str, names: Sequence[str], series: Mapping[str, Seque
         "yaxis": {"autorange": "reversed", "automargin": True},
         "height": 120 + 22 * len(names) * (1 if stacked else len(series)),
     }
-    return Plot(title, f"{title}: {len(names)} bars; the figures are in the table.", data, layout)
+    return Plot(title, f"{title}: {len(names)} bars; the table has the values.", data, layout)
 
 
 def reliability(title: str, series: Mapping[str, Sequence[Mapping[str, float]]]) -> Plot:
-    """Confidence against outcome, from bins as cai/stats/calibration.py makes them; larger dots hold more."""
+    """Confidence against accuracy, from the bins of cai/stats/calibration.py; larger dots hold more pairs."""
     data: list[dict[str, Any]] = [
         {
-            "type": "scatter", "mode": "lines", "name": "as sure as right", "x": [0.5, 1], "y": [0.5, 1],
+            "type": "scatter", "mode": "lines", "name": "calibrated", "x": [0.5, 1], "y": [0.5, 1],
             "line": {"dash": "dot", "width": 1, "color": "#888"}, "hoverinfo": "skip",
         }
     ]  # fmt: skip
@@ -144,7 +143,7 @@ def reliability(title: str, series: Mapping[str, Sequence[Mapping[str, float]]])
             {
                 "type": "scatter",
                 "mode": "lines+markers",
-                "name": label(name),
+                "name": plot_label(name),
                 "x": [_rounded(b["confidence"]) for b in bins],
                 "y": [_rounded(b["observed"]) for b in bins],
                 "text": [f"{b['n']} pairs" for b in bins],
@@ -152,48 +151,47 @@ def reliability(title: str, series: Mapping[str, Sequence[Mapping[str, float]]])
                 "line": {"color": COLOURS[number % 6], "dash": DASHES[number % 6]},
             }
         )
-    told = "; ".join(
-        f"{name}: " + ", ".join(f"sure {b['confidence']:.2f}, right {b['observed']:.2f}" for b in bins)
+    points = "; ".join(
+        f"{name}: " + ", ".join(f"confidence {b['confidence']:.2f}, accuracy {b['observed']:.2f}" for b in bins)
         for name, bins in series.items()
     )
     axes = {
-        "xaxis": {"title": {"text": "how sure of its winner"}, "range": [0.48, 1.02]},
-        "yaxis": {"title": {"text": "how often right"}, "range": [-0.03, 1.03]},
+        "xaxis": {"title": {"text": "confidence"}, "range": [0.48, 1.02]},
+        "yaxis": {"title": {"text": "accuracy"}, "range": [-0.03, 1.03]},
     }
-    return Plot(title, f"{title}. {told}", data, axes)
+    return Plot(title, f"{title}. {points}", data, axes)
 
 
 class Interval(NamedTuple):
-    """A value with what it may be, as one line of a plot; `sure` fills its mark."""
+    """A value with its interval, as one line of a plot; a significant one has a filled mark."""
 
     name: str
     value: float
     low: float
     high: float
-    sure: bool
+    significant: bool
+
+
+MARKS = ("significant", "not significant")
 
 
 def intervals(
-    title: str,
-    axis: str,
-    found: Sequence[Interval],
-    even: float,
-    marks: tuple[str, str] = ("significant", "not significant"),
+    title: str, axis: str, values: Sequence[Interval], no_effect: float, marks: tuple[str, str] = MARKS
 ) -> Plot:
-    """A line a value, the first on top; `even` is where there is no difference, `marks` say what is sure and not."""
+    """A line per value, the first on top; `no_effect` is drawn dotted, `marks` names filled and hollow marks."""
     data: list[dict[str, Any]] = []
-    for sure, told, mark in ((True, marks[0], "circle"), (False, marks[1], "circle-open")):
-        some = [i for i in found if i.sure == sure]
+    for significant, mark, symbol in ((True, marks[0], "circle"), (False, marks[1], "circle-open")):
+        some = [i for i in values if i.significant == significant]
         if some:
-            colour = VERMILLION if sure else BLUE
+            colour = VERMILLION if significant else BLUE
             data.append(
                 {
                     "type": "scatter",
                     "mode": "markers",
-                    "name": told,
+                    "name": mark,
                     "x": [_rounded(i.value) for i in some],
-                    "y": [label(i.name) for i in some],
-                    "marker": {"symbol": mark, "size": 9, "color": colour},
+                    "y": [plot_label(i.name) for i in some],
+                    "marker": {"symbol": symbol, "size": 9, "color": colour},
                     "error_x": {
                         "type": "data", "symmetric": False, "thickness": 1.5, "color": colour,
                         "array": [_rounded(i.high - i.value) for i in some],
@@ -201,22 +199,22 @@ def intervals(
                     },
                 }
             )  # fmt: skip
-    names = [label(i.name) for i in found]
-    even_line = {"type": "line", "x0": even, "x1": even, "yref": "paper", "y0": 0, "y1": 1}
-    even_line["line"] = {"color": "#888", "dash": "dot"}
+    names = [plot_label(i.name) for i in values]
+    reference = {"type": "line", "x0": no_effect, "x1": no_effect, "yref": "paper", "y0": 0, "y1": 1}
+    reference["line"] = {"color": "#888", "dash": "dot"}
     layout = {
         "xaxis": {"title": {"text": axis}, "zeroline": False},
         "yaxis": {"automargin": True, "categoryorder": "array", "categoryarray": names[::-1], "type": "category"},
-        "shapes": [even_line],
-        "height": 110 + 24 * len(found),
+        "shapes": [reference],
+        "height": 110 + 24 * len(values),
         "showlegend": True,
     }  # fmt: skip
-    told = "; ".join(f"{i.name} {i.value:.2f} [{i.low:.2f}, {i.high:.2f}]" for i in found)
-    return Plot(title, f"{title}. {told}", data, layout)
+    described = "; ".join(f"{i.name} {i.value:.2f} [{i.low:.2f}, {i.high:.2f}]" for i in values)
+    return Plot(title, f"{title}. {described}", data, layout)
 
 
 Bounded = tuple[float, float | None, float | None]
-"""A value and its bounds, None where nothing bounds it."""
+"""A value and its bounds, None where it is unbounded."""
 
 
 class Point(NamedTuple):
@@ -241,39 +239,42 @@ def plane(title: str, axes: tuple[str, str], points: Sequence[Point]) -> Plot:
             "mode": "markers+text",
             "x": [_rounded(p.x[0]) for p in points],
             "y": [_rounded(p.y[0]) for p in points],
-            "text": [label(p.name) for p in points],
+            "text": [plot_label(p.name) for p in points],
             "textposition": "top center",
             "marker": {"size": 10, "color": BLUE},
             "error_x": errors([p.x for p in points]),
             "error_y": errors([p.y for p in points]),
         }
     ]
-    told = "; ".join(f"{p.name}: {axes[0]} {p.x[0]:.0f}, {axes[1]} {p.y[0]:.0f}" for p in points)
+    described = "; ".join(f"{p.name}: {axes[0]} {p.x[0]:.0f}, {axes[1]} {p.y[0]:.0f}" for p in points)
     layout = {"xaxis": {"title": {"text": axes[0]}}, "yaxis": {"title": {"text": axes[1]}}, "height": 340}
-    return Plot(title, f"{title}. {told}", data, layout)
+    return Plot(title, f"{title}. {described}", data, layout)
 
 
 class Tile(NamedTuple):
-    """One effect in a map: its size in standard errors, and how it reads."""
+    """One effect in a map: its size in standard errors, and its text."""
 
     errors: float
     text: str
 
 
+MAX_ERRORS = 4.0  # standard errors at which the colours of a map end
+
+
 def effect_map(title: str, rows: Sequence[str], columns: Sequence[str], tiles: Sequence[Sequence[Tile | None]]) -> Plot:
-    """Effects, a row by a column; blue is below and red above no effect, paler the nearer; None is left blank."""
+    """Effects by row and column: blue is negative, red positive, paler the smaller; None is blank."""
     data = [
         {
             "type": "heatmap",
-            "x": [label(name) for name in columns],
-            "y": [label(name) for name in rows],
+            "x": [plot_label(name) for name in columns],
+            "y": [plot_label(name) for name in rows],
             "z": [[None if tile is None else _rounded(tile.errors) for tile in row] for row in tiles],
             "text": [["" if tile is None else tile.text for tile in row] for row in tiles],
             "texttemplate": "%{text}",
             "hovertemplate": "%{y}, %{x}: %{text}, %{z:.1f} standard errors<extra></extra>",
             "colorscale": [[0, BLUE], [0.5, "#f2f2f2"], [1, VERMILLION]],
-            "zmin": -4,
-            "zmax": 4,
+            "zmin": -MAX_ERRORS,
+            "zmax": MAX_ERRORS,
             "xgap": 1,
             "ygap": 1,
             "colorbar": {"title": {"text": "standard<br>errors"}, "thickness": 12},
@@ -285,6 +286,4 @@ def effect_map(title: str, rows: Sequence[str], columns: Sequence[str], tiles: S
         "margin": {"t": 40, "b": 10},
         "height": 110 + 24 * len(rows),
     }
-    return Plot(
-        title, f"{title}: {len(rows)} rows, {len(columns)} columns; the figures are in the table.", data, layout
-    )
+    return Plot(title, f"{title}: {len(rows)} rows, {len(columns)} columns; the table has the values.", data, layout)

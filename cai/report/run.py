@@ -1,4 +1,7 @@
-"""What each principle of a run did: the constitution beside the behaviour."""
+"""The report of one run: summary, principles, judge, monitors, policy evaluation, training, examples, configuration.
+
+A part that cannot be read is replaced by a note with the error; the rest of the page stands.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -14,9 +17,9 @@ from cai.evaluation.monitors import bound_told
 from cai.evaluation.policy_report import PolicyReport
 from cai.evaluation.probe_metrics import PROBES, told_rates
 from cai.evaluation.win_rates import Against, Rating, dominated_told, elo_told
-from cai.feedback.metrics import ROUND_METRICS, VERDICT_METRICS, PrincipleVerdict, PromptMeans
+from cai.feedback.metrics import FILTERED, ROUND_METRICS, VERDICT_METRICS, PrincipleVerdict, PromptMeans
 from cai.report.examples import COLUMNS, FACETS, Example, Examples, run_detail, run_line
-from cai.report.html import report
+from cai.report.html import Content, render_report
 from cai.report.judge import JUDGE_JSON, read_judge_evaluation
 from cai.report.plots import (
     Bounded,
@@ -31,31 +34,27 @@ from cai.report.plots import (
     plane,
     reliability,
 )
-from cai.report.summary import as_yaml, configuration_files, made_of, told_of
+from cai.report.summary import Told, as_yaml, configuration_files, made_of, told_of
 from cai.report.table import Detail, Table
 from cai.runs.folder import RunFolder, stage_order, stage_settings
-from cai.stats.formatting import estimate, number, percent
+from cai.stats.formatting import NONE, estimate, number
 from cai.training.metrics import read_metrics
 
 
-class Behaviour(NamedTuple):
-    """What one principle did; a figure without rows to tell it is None, rates are in [0, 1]."""
+class PrincipleMetrics(NamedTuple):
+    """The metrics of one principle by key: of ROUND_METRICS over its revisions, of VERDICT_METRICS over its verdicts."""
 
     id: str
-    principle: Principle | None  # None of one that rows name and the constitution does not hold
+    principle: Principle | None  # None of one that rows name and the constitution lacks
     share: float | None  # of the draws, by its weight
     revisions: int
-    flagged: float | None  # of its revisions, by hygiene
-    changed: float | None  # words that differ between the answer before and the revision
-    longer: float | None  # words that the revision has more
+    of_revisions: dict[str, float]  # without the metrics that no row says anything about
     verdicts: int  # as the judge of a pair
-    sure: float | None  # mean probability of the answer it prefers
-    position_bias: float | None
-    non_option_mass: float | None
+    of_verdicts: dict[str, float]
 
 
-class Tally:
-    """What the principles did, example by example, without keeping any text."""
+class PrincipleTotals:
+    """The metrics of principles, example by example, without keeping any text."""
 
     def __init__(self) -> None:
         self._rounds: dict[str, PromptMeans[Revision]] = {}
@@ -63,7 +62,7 @@ class Tally:
         self._counts: Counter[tuple[str, str]] = Counter()  # of rounds and of verdicts, by principle
 
     def add(self, example: Example) -> None:
-        """Count an example in; the verdicts of the eval judge are not the constitution's."""
+        """Count one example; verdicts of the eval judge are by another constitution, and not counted."""
         for row in example.revisions:
             self._rounds.setdefault(row.principle_id, PromptMeans(ROUND_METRICS)).add(row)
             self._counts["rounds", row.principle_id] += 1
@@ -73,73 +72,67 @@ class Tally:
                 of_principle.add(PrincipleVerdict(pair.prompt_id, verdict))
                 self._counts["verdicts", verdict.principle_id] += 1
 
-    def behaviours(self, constitution: Constitution | None) -> list[Behaviour]:
-        """In the order of the constitution; then principles that only the rows know."""
-        of_id = {p.id: p for p in constitution.principles} if constitution else {}
+    def metrics(self, constitution: Constitution | None) -> list[PrincipleMetrics]:
+        """In the order of the constitution; then principles that only rows name."""
+        by_id = {p.id: p for p in constitution.principles} if constitution else {}
         share = shares(constitution) if constitution else {}
-        ids = dict.fromkeys([*of_id, *self._rounds, *self._verdicts])
-        return [self._behaviour(i, of_id.get(i), share.get(i)) for i in ids]
-
-    def _behaviour(self, i: str, principle: Principle | None, share: float | None) -> Behaviour:
-        rounds = self._rounds[i].means() if i in self._rounds else {}
-        verdicts = self._verdicts[i].means() if i in self._verdicts else {}
-        return Behaviour(
-            id=i,
-            principle=principle,
-            share=share,
-            revisions=self._counts["rounds", i],
-            flagged=rounds.get("filtered"),
-            changed=rounds.get("edit"),
-            longer=rounds.get("words"),
-            verdicts=self._counts["verdicts", i],
-            sure=verdicts.get("label_p"),
-            position_bias=verdicts.get("position_bias"),
-            non_option_mass=verdicts.get("non_option_mass"),
-        )
+        ids = dict.fromkeys([*by_id, *self._rounds, *self._verdicts])
+        return [
+            PrincipleMetrics(
+                id=i,
+                principle=by_id.get(i),
+                share=share.get(i),
+                revisions=self._counts["rounds", i],
+                of_revisions=self._rounds[i].means() if i in self._rounds else {},
+                verdicts=self._counts["verdicts", i],
+                of_verdicts=self._verdicts[i].means() if i in self._verdicts else {},
+            )
+            for i in ids
+        ]
 
 
-# What `cai eval` found of policies, as a part of a run's report.
+# The policy evaluation of `cai eval`.
 
 
-CLEAR = ("interval without ½", "interval with ½")
+WIN_RATE_MARKS = ("interval excludes ½", "interval includes ½")
 
 
 class Grid(NamedTuple):
-    """A table of texts; rows that are `marked` are to be looked at."""
+    """A table of texts; `warns` marks rows."""
 
     title: str
     head: list[str]
     rows: list[list[str]]
     notes: list[str]
-    marked: list[bool]
+    warns: list[bool]
 
 
 def evaluation_grids(report: PolicyReport) -> list[Grid]:
-    """All figures, in the order of `cai eval`; a table without rows is left out."""
+    """Every table of `cai eval`, in its order, if it has rows."""
     grids = [*_against(report), _standings(report), *_probes(report), *_monitors(report), *_scores(report)]
     return [grid for grid in grids if grid.rows]
 
 
 def evaluation_plots(report: PolicyReport) -> list[Plot]:
-    """Win rates by axis and tag, the two axes, the course of PPO; what there is of them."""
+    """Win rates by axis and tag, the two axes, gold and proxy reward by update: those that the evaluation has."""
     plots = []
     for policy, against in _pairs(report):
-        shown = [i for row in report.against if (row.policy, row.against) == (policy, against) for i in _interval(row)]
-        if shown:
-            plots.append(intervals(f"{policy} against {against}", "win rate", shown, even=0.5, marks=CLEAR))
+        rates = [i for row in report.against if (row.policy, row.against) == (policy, against) for i in _interval(row)]
+        if rates:
+            plots.append(intervals(f"{policy} vs {against}", "win rate", rates, no_effect=0.5, marks=WIN_RATE_MARKS))
     points = [
         Point(s.policy, _on_axis(s.helpful), _on_axis(s.safe))
         for s in report.standings
         if s.helpful.elo is not None and s.safe.elo is not None
     ]
     if len(points) > 1:
-        title = "The two axes, in Elo points; without a bar where nothing bounds them"
+        title = "Helpful and safe, in Elo points (no bar: unbounded)"
         plots.append(plane(title, ("helpful", "safe"), points))
-    for title, found in (
-        ("The course of PPO: score of the reward model", [(c.last, c.proxy) for c in report.gold_vs_proxy]),
-        ("The course of PPO: win rate by the eval judge", [(c.last, c.gold) for c in report.gold_vs_proxy]),
+    for title, points_by_update in (
+        ("Proxy reward during PPO: reward model score", [(c.last, c.proxy) for c in report.gold_vs_proxy]),
+        ("Gold reward during PPO: win rate by the eval judge", [(c.last, c.gold) for c in report.gold_vs_proxy]),
     ):
-        if known := [(float(update), value.mean) for update, value in found if value is not None]:
+        if known := [(float(update), value.mean) for update, value in points_by_update if value is not None]:
             plots.append(curves(title, {"mean": known}))
     return plots
 
@@ -152,7 +145,7 @@ def _interval(row: Against) -> Iterator[Interval]:
     rate = row.win_rate
     if rate is not None and rate.low is not None and rate.high is not None:
         name = f"{row.axis}, {row.tag}" if row.tag else row.axis
-        yield Interval(name, rate.mean, rate.low, rate.high, sure=not rate.low <= 0.5 <= rate.high)
+        yield Interval(name, rate.mean, rate.low, rate.high, significant=not rate.low <= 0.5 <= rate.high)
 
 
 def _on_axis(rating: Rating) -> Bounded:
@@ -164,81 +157,81 @@ def _grid(title: str, head: list[str], rows: list[list[str]], notes: Sequence[st
 
 
 def _against(report: PolicyReport) -> Iterator[Grid]:
-    head = ["axis", "tag", "prompts", "win rate", "at equal length", "words, of both"]
+    head = ["axis", "tag", "prompts", "win rate", "length-controlled", "words, of both"]
     for policy, against in _pairs(report):
         rows = [row for row in report.against if (row.policy, row.against) == (policy, against)]
         cells = []
         for row in rows:
             rates = [estimate(row.win_rate), estimate(row.at_equal_length)]
-            words = f"{row.words[0]:.0f}, {row.words[1]:.0f}" if row.words else "–"
+            words = ", ".join(number(mean, 1) for mean in row.words) if row.words else NONE
             cells.append([row.axis, row.tag or "all", str(row.prompts), *rates, words])
-        yield _grid(f"{policy} against {against}", head, cells, [row.no_equal_length for row in rows if not row.tag])
+        yield _grid(f"{policy} vs {against}", head, cells, [row.no_equal_length for row in rows if not row.tag])
 
 
 def _standings(report: PolicyReport) -> Grid:
     rows = [[s.policy, elo_told(s.helpful), elo_told(s.safe), dominated_told(s)] for s in report.standings]
     missing = [f"{s.policy}: {r.missing}" for s in report.standings for r in (s.helpful, s.safe) if r.missing]
     head = ["policy", "helpful", "safe", "better on both"]
-    return _grid("Two axes, in Elo points against the reference", head, rows, missing)
+    return _grid("Elo points against the reference", head, rows, missing)
 
 
 def _probes(report: PolicyReport) -> Iterator[Grid]:
     names = [policy.name for policy in report.policies]
-    found = told_rates(report.probes, report.checks)
-    for probe in dict.fromkeys(probe for probe, _, _ in found):
+    rates = told_rates(report.probes, report.checks)
+    for probe in dict.fromkeys(probe for probe, _, _ in rates):
         rows = [
             [group, what, *(estimate(by[name].rate if name in by else None) for name in names)]
-            for (of, group, what), by in found.items()
+            for (of, group, what), by in rates.items()
             if of == probe
         ]
-        yield _grid(PROBES.get(probe, probe), ["group", "what", *names], rows)
+        yield _grid(PROBES.get(probe, probe), ["group", "metric", *names], rows)
 
 
 def _monitors(report: PolicyReport) -> Iterator[Grid]:
-    head = ["sign", "state", "value", "policy", "reference", "warns at", "what it is"]
+    head = ["monitor", "state", "value", "policy", "reference", "warns at", "meaning"]
     for policy in report.policies[1:]:
-        watched = [m for m in report.monitors if m.policy == policy.name]
+        monitors = [m for m in report.monitors if m.policy == policy.name]
         rows = []
-        for m in watched:
-            figures = [estimate(m.value), number(m.here), number(m.reference), bound_told(m)]
-            rows.append([m.name, m.state, *figures, m.missing or m.meaning])
-        grid = _grid(f"Signs of reward hacking in {policy.name}", head, rows)
-        yield grid._replace(marked=[m.state == "warns" for m in watched])
+        for m in monitors:
+            values = [estimate(m.value), number(m.here), number(m.reference), bound_told(m)]
+            rows.append([m.name, m.state, *values, m.missing or m.meaning])
+        grid = _grid(f"Reward-hacking monitors of {policy.name}", head, rows)
+        yield grid._replace(warns=[m.state == "warns" for m in monitors])
 
 
 def _scores(report: PolicyReport) -> Iterator[Grid]:
     kl = [[d.policy, estimate(d.answer), number(d.token), str(d.skipped)] for d in report.divergences if d.answer]
     missing = [f"{d.policy}: {d.missing}" for d in report.divergences if d.missing]
-    yield _grid("KL from the reference, nats", ["policy", "an answer", "a token", "left out"], kl, missing)
+    yield _grid("KL from the reference, in nats", ["policy", "per answer", "per token", "skipped"], kl, missing)
     scored = [row for row in report.rewards if row.score is not None]
     scores = [[row.policy, estimate(row.score), estimate(row.gain), estimate(row.agrees)] for row in scored]
-    head = ["policy", "score", "over the reference", "eval judge agrees"]
-    yield _grid("The reward model on these answers", head, scores)
-    course = [
+    head = ["policy", "score", "gain over the reference", "agreement with the eval judge"]
+    yield _grid("Reward model on these answers", head, scores)
+    stages = [
         [f"{c.first} to {c.last}", str(c.samples), estimate(c.proxy), number(c.kl), estimate(c.gold)]
         for c in report.gold_vs_proxy
     ]
-    head = ["updates", "samples", "reward", "KL", "win rate"]
-    yield _grid("The course of PPO: its samples by the reward model and by the eval judge", head, course)
+    head = ["updates", "samples", "proxy reward", "KL", "win rate (gold)"]
+    yield _grid("Gold and proxy reward during PPO", head, stages)
 
 
-# The report of one run: what it was made of, what came of it, every example.
+# The page.
 
 
-Found = TypeVar("Found")
+PartT = TypeVar("PartT")
 
 
-class Contents(NamedTuple):
-    """A run read through once, and what of it could not be read."""
+class RunContents(NamedTuple):
+    """A run as read once, with an error for each part that could not be read."""
 
     table: Table
     constitution: Constitution | None
-    behaviours: list[Behaviour]
+    principles: list[PrincipleMetrics]
     missing: list[str]
 
 
 class Stage(NamedTuple):
-    """One stage of training: its settings, what came of it in words, and the numbers of its plots."""
+    """A training stage: its settings, its results in words, and the numbers of its plots."""
 
     name: str
     settings: str
@@ -246,120 +239,128 @@ class Stage(NamedTuple):
     plots: list[int]
 
 
-def read_run(folder: RunFolder) -> Contents:
-    """Read every row of a run; where one is damaged or of another version, there are no examples."""
+def read_run(folder: RunFolder) -> RunContents:
+    """Read every row of a run; where one cannot be read, there are no examples."""
     missing: list[str] = []
-    constitution = _part("Its constitution", folder.constitution, missing)
-    found = _part("The examples", lambda: _examples(folder), missing)
-    table, tally = found or (Table(COLUMNS, FACETS, [], lambda i: Detail([]), lambda i, text: False), Tally())
-    return Contents(table, constitution, tally.behaviours(constitution), missing)
+    constitution = _part("The constitution", folder.constitution, missing)
+    examples = _part("The examples", lambda: _examples(folder), missing)
+    empty = Table(COLUMNS, FACETS, [], lambda i: Detail([]), lambda i, text: False)
+    table, totals = examples or (empty, PrincipleTotals())
+    return RunContents(table, constitution, totals.metrics(constitution), missing)
 
 
-def _examples(folder: RunFolder) -> tuple[Table, Tally]:
-    examples, tally, lines = Examples(folder), Tally(), []
+def _examples(folder: RunFolder) -> tuple[Table, PrincipleTotals]:
+    examples, totals, lines = Examples(folder), PrincipleTotals(), []
     for prompt_id in examples.ids:
         example = examples.read(prompt_id)
         lines.append(run_line(example))
-        tally.add(example)
+        totals.add(example)
 
-    def holds(prompt_id: str, text: str) -> bool:
-        return examples.may_hold(prompt_id, text) and run_detail(examples.read(prompt_id)).holds(text)
+    def contains(prompt_id: str, text: str) -> bool:
+        return examples.may_contain(prompt_id, text) and run_detail(examples.read(prompt_id)).contains(text)
 
-    return Table(COLUMNS, FACETS, lines, lambda i: run_detail(examples.read(i)), holds), tally
+    return Table(COLUMNS, FACETS, lines, lambda i: run_detail(examples.read(i)), contains), totals
 
 
-def _part(what: str, read: Callable[[], Found], missing: list[str]) -> Found | None:
-    """A part of a run; one that cannot be read is told in `missing`, and the page does without it."""
+def _part(name: str, read: Callable[[], PartT], missing: list[str]) -> PartT | None:
+    """A part of a run; of one that cannot be read, the error goes to `missing`."""
     try:
         return read()
     except CaiError as error:
-        missing.append(f"{what} cannot be shown: {error}")
+        missing.append(f"{name} cannot be read: {error}")
         return None
 
 
-def run_report(folder: RunFolder, contents: Contents, url: str | None = None) -> str:
-    """The HTML of a run's report, with a note on each part that cannot be read; raises CaiError without a manifest."""
+class _Plots:
+    """The plots of a page, in order; a template refers to them by number."""
+
+    def __init__(self) -> None:
+        self.plots: list[Plot] = []
+
+    def add(self, plots: Sequence[Plot]) -> list[int]:
+        """Add plots; returns their numbers."""
+        first = len(self.plots)
+        self.plots += plots
+        return list(range(first, len(self.plots)))
+
+
+def run_report(folder: RunFolder, contents: RunContents, url: str | None = None) -> str:
+    """The HTML of a run's report; with `url`, as a page of `cai serve` that loads its examples from there.
+
+    Raises: CaiError for a run without a readable manifest.
+    """
     manifest, missing = folder.manifest(), list(contents.missing)
-    told = told_of(folder, missing)
-    plots = _overview_plots(contents)
-    overview = list(range(len(plots)))
-    gate = _part("The gate of its judge", lambda: _gate(folder), missing)
-    if gate is not None:
-        plots.append(
-            reliability(
-                "The judge on the labelled pairs of its gate", {"judge": [b._asdict() for b in gate.reliability]}
-            )
-        )
-    evaluated, first = _part("The evaluation", folder.policy_report, missing), len(plots)
-    plots += evaluation_plots(evaluated) if evaluated else []
-    of_policies = list(range(first, len(plots)))
-    stages = []
-    for path in sorted((p for p in folder.train.glob("*") if p.is_dir()), key=stage_order):
-        first, of_stage = len(plots), f"All of {path.name}"
-        plots += _part(of_stage, partial(_stage_plots, path, told.calibration.get(path.name)), missing) or []
-        settings = _part(of_stage, partial(stage_settings, path), missing)
-        lines, drawn = told.training.get(path.name, []), list(range(first, len(plots)))
-        stages.append(Stage(path.name, as_yaml(settings) if settings else "", lines, drawn))
-    return report(
+    summary = told_of(folder, missing)
+    plots = _Plots()
+    overview = plots.add(_overview_plots(contents))
+    gate = _part("The judge gate", lambda: _gate(folder), missing)
+    gate_plots = plots.add([_gate_plot(gate)] if gate else [])
+    evaluated = _part("The policy evaluation", folder.policy_report, missing)
+    evaluated_plots = plots.add(evaluation_plots(evaluated) if evaluated else [])
+    stages = [_stage(path, summary, plots, missing) for path in _stage_folders(folder)]
+    return render_report(
         "run.html.jinja",
-        contents.table,
-        plots,
+        Content(contents.table, plots.plots),
         url,
         name=folder.name,
-        made_of=made_of(manifest),
-        notes=[*missing, *told.notes],
-        facts=told.facts,
+        origin=made_of(manifest),
+        notes=[*missing, *summary.notes],
+        metrics=summary.facts,
         constitution=contents.constitution,
-        behaviours=contents.behaviours,
+        principles=contents.principles,
+        round_metrics=ROUND_METRICS,
+        verdict_metrics=VERDICT_METRICS,
         overview=overview,
-        judge=told.judge,
+        judge=summary.judge,
         gate=figures(gate) if gate else [],
         gate_notes=gate.notes if gate else [],
-        gate_plot=len(overview) if gate else None,
+        gate_plots=gate_plots,
         evaluated=evaluation_grids(evaluated) if evaluated else [],
         evaluated_notes=evaluated.notes if evaluated else [],
-        evaluated_plots=of_policies,
-        monitors=told.monitors,
+        evaluated_plots=evaluated_plots,
+        monitors=summary.monitors,
         stages=stages,
         files=configuration_files(folder, manifest),
-        skipped=told.skipped,
-        percent=percent,
-        number=number,
+        skipped=summary.skipped,
     )
 
 
-def _overview_plots(contents: Contents) -> list[Plot]:
+def _overview_plots(contents: RunContents) -> list[Plot]:
     plots = []
     column = {c.title: at for at, c in enumerate(COLUMNS)}
 
     def values(title: str) -> list[float]:
         return [v for line in contents.table.lines if isinstance(v := line.cells[column[title]], int | float)]
 
-    drafts, revised, judge, after = (values(title) for title in ("words", "revised", "judge", "after"))
+    drafts, revisions = values("draft words"), values("revision words")
     if drafts:
-        most = float(max(*drafts, *revised))
-        plots.append(
-            histogram("Words of draft and last revision", "words", {"draft": drafts, "revision": revised}, 0, most)
-        )
-    labels = {
-        name: found for name, found in (("judge, of the chosen", judge), ("eval judge, of after", after)) if found
-    }
-    if labels:
-        plots.append(histogram("What judge and eval judge say", "p", labels, 0, 1))
-    met = [b for b in contents.behaviours if b.revisions]
-    if met:
-        flagged = [round((b.flagged or 0) * b.revisions) for b in met]
-        fit = [b.revisions - n for b, n in zip(met, flagged, strict=True)]
-        plots.append(
-            bars(
-                "Revisions by principle",
-                "revisions",
-                [b.id for b in met],
-                {"fit": fit, "flagged": flagged},
-                stacked=True,
-            )
-        )
+        longest = float(max(*drafts, *revisions))
+        title = "Words per draft and last revision"
+        plots.append(histogram(title, "words", {"draft": drafts, "revision": revisions}, 0, longest))
+    probabilities = {"judge: P(chosen)": values("P(chosen)"), "eval judge: P(after)": values("P(after)")}
+    known = {name: of_prompts for name, of_prompts in probabilities.items() if of_prompts}
+    if known:
+        plots.append(histogram("Labels of judge and eval judge", "probability", known, 0, 1))
+    drawn = [b for b in contents.principles if b.revisions]
+    if drawn:
+        filtered = [round(b.of_revisions.get(FILTERED.key, 0.0) * b.revisions) for b in drawn]
+        passed = [b.revisions - n for b, n in zip(drawn, filtered, strict=True)]
+        parts = {"passes the filters": passed, "filtered": filtered}
+        plots.append(bars("Revisions by principle", "revisions", [b.id for b in drawn], parts, stacked=True))
     return plots
+
+
+def _stage_folders(folder: RunFolder) -> list[Path]:
+    return sorted((path for path in folder.train.glob("*") if path.is_dir()), key=stage_order)
+
+
+def _stage(path: Path, summary: Told, plots: _Plots, missing: list[str]) -> Stage:
+    """A training stage, its plots added to those of the page."""
+    name = f"Stage {path.name}"
+    drawn = _part(name, partial(_stage_plots, path, summary.calibration.get(path.name)), missing) or []
+    settings = _part(name, partial(stage_settings, path), missing)
+    lines = summary.training.get(path.name, [])
+    return Stage(path.name, as_yaml(settings) if settings else "", lines, plots.add(drawn))
 
 
 def _stage_plots(path: Path, bins: list[dict[str, float]] | None) -> list[Plot]:
@@ -372,3 +373,7 @@ def _stage_plots(path: Path, bins: list[dict[str, float]] | None) -> list[Plot]:
 
 def _gate(folder: RunFolder) -> JudgeReport | None:
     return read_judge_evaluation(folder.judge).report if (folder.judge / JUDGE_JSON).exists() else None
+
+
+def _gate_plot(gate: JudgeReport) -> Plot:
+    return reliability("Calibration on the gate's labelled pairs", {"judge": [b._asdict() for b in gate.reliability]})

@@ -1,4 +1,4 @@
-// The list of runs: filter, sort, and which to compare in which order.
+// The list of runs: filter, sort, and choose runs to compare; the one chosen first is A.
 "use strict";
 
 (() => {
@@ -23,7 +23,7 @@
     });
   });
 
-  function tell() {
+  function showChosen() {
     const letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
     byId("chosen").replaceChildren(...visible(chosen.map((name, i) => `${letters[i] ?? "?"}: ${name}`).join(", ")));
     byId("compare").disabled = chosen.length < 2;
@@ -32,12 +32,12 @@
     if (target.name !== "run") return;
     if (target.checked) chosen.push(target.value);
     else chosen.splice(chosen.indexOf(target.value), 1);
-    tell();
+    showChosen();
   });
   form.addEventListener("submit", (event) => {
-    event.preventDefault(); // the form would send them in the order of the list
+    event.preventDefault(); // the form would submit them in the order of the list
     location.assign(`/report?${new URLSearchParams(chosen.map((name) => ["run", name]))}`);
   });
-  for (const box of form.querySelectorAll("[name=run]")) box.checked = false; // a browser may remember them
-  tell();
+  for (const box of form.querySelectorAll("[name=run]")) box.checked = false; // browsers restore checked boxes on reload
+  showChosen();
 })();

@@ -36,8 +36,8 @@ class Monitor(NamedTuple):
 
     name: str
     value: str
-    bound: str
-    look: bool
+    threshold: str
+    warns: bool
 
 
 class Told(NamedTuple):
@@ -164,7 +164,7 @@ def _monitors(summary: dict[str, Any]) -> list[Monitor]:
 def _notes(summary: dict[str, Any], finished: bool) -> list[str]:
     """What a reader must not miss."""
     found = [] if finished else ["The run is unfinished: what is here is what there was when this page was made."]
-    past = [f"{m.name} {m.value}" if m.bound else f"{m.name}: {m.value}" for m in _monitors(summary) if m.look]
+    past = [f"{m.name} {m.value}" if m.threshold else f"{m.name}: {m.value}" for m in _monitors(summary) if m.warns]
     if past:
         found.append("Look at: " + "; ".join(past) + ".")
     win_rate = summary_metrics(summary).get("win_rate")

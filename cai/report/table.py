@@ -1,8 +1,11 @@
-"""Examples as a page carries them: lines of JSON, texts as words of one vocabulary, gzipped, in base64.
+"""The table of examples: lines to filter and sort, what opens behind each, and how a page embeds them.
 
-Gzip alone looks back 32 kB, which is less than ten examples. With a vocabulary of all of them texts take two thirds of
-the room. The first line is what the table needs; a line for each example follows, which a browser reads when the
-example is opened or searched.
+An embedded table is gzipped JSON in base64, its texts spelled with the characters of a vocabulary: gzip alone looks
+back 32 kB, which is less than ten examples. The first line of JSON holds the vocabulary and the lines of the table; a
+line for each example follows, which the browser parses when the example is opened or searched.
+
+Why not gzip alone: the 10,000 examples of benchmarks/report.py take 15.1 MB with the vocabulary and 21.7 MB without,
+and with Plotly the page would exceed 25 MB (November 2026).
 """
 
 import base64
@@ -19,62 +22,25 @@ from pydantic import Field
 from cai.config.hashing import uniform
 from cai.data.records import Messages
 
-WORDS = 500_000  # that the vocabulary may hold; others are spelled by their characters
-FIRST, SURROGATES, GAP = 0x80, 0xD800, 0x800
-"""Word n of the vocabulary is written as the n-th character from FIRST on, without the surrogates, which are none."""
-
-
-def pack(lines: Sequence[dict[str, Any]], details: Sequence[dict[str, Any]]) -> str:
-    """Lines of the table and what opens behind each, in base64; `examplesOfPage` in sources.js reads them."""
-    texts = [[_words(text) for text in detail["texts"]] for detail in details]
-    counts = Counter(chain.from_iterable(chain.from_iterable(texts)))
-    words = [word for word, _ in counts.most_common(WORDS)]
-    spelled = set("".join(counts.keys() - set(words)))
-    vocabulary = [*words, *sorted(spelled - set(words))]
-    signs = {word: sign(number) for number, word in enumerate(vocabulary)}
-
-    def written(words: Iterable[str]) -> str:
-        return "".join(signs.get(word) or "".join(map(signs.__getitem__, word)) for word in words)
-
-    coded = (detail | {"texts": list(map(written, own))} for detail, own in zip(details, texts, strict=True))
-    text = "\n".join(map(_json, ({"vocabulary": vocabulary, "lines": lines}, *coded)))
-    return base64.b64encode(gzip.compress(text.encode(), compresslevel=6, mtime=0)).decode()
-
-
-def sign(number: int) -> str:
-    """The character that stands for a word of the vocabulary."""
-    code = FIRST + number
-    return chr(code if code < SURROGATES else code + GAP)
-
-
-def _words(text: str) -> list[str]:
-    """Words with the space behind them; together they are the text."""
-    return re.findall(r"\S+\s?|\s+", text)
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
-# A table of examples as the page's script shows it: lines to filter and sort, and what opens behind each.
-
-
-MOST = 10_000  # examples on one page; more are sampled
-ROOM = 19_500_000  # bytes that they may take on it, so that the page with Plotly (5 MB) stays under 25 MB
-CHOICES = 200  # values of a facet to choose from, the most frequent first
+MAX_EXAMPLES = 10_000  # on one page; of more a sample
+MAX_BYTES = 19_500_000  # of the embedded examples, so that the page with Plotly (5 MB) stays under 25 MB
+MAX_FACET_VALUES = 200  # to choose from, the most frequent first
+MAX_VOCABULARY = 500_000  # words; rarer ones are spelled with the characters in it
+FIRST_CODE, SURROGATES, SURROGATE_COUNT = 0x80, 0xD800, 0x800
+"""Word n of the vocabulary is the n-th character from FIRST_CODE on; surrogates are skipped, for UTF-8 has none."""
 Cell = float | str | None
 
 
 class Column(NamedTuple):
-    """A column: how it is headed, what it shows, and what that means."""
+    """A column: its title, how its values are formatted, and what they mean."""
 
     title: str
     kind: Literal["text", "number", "share", "probability"]
-    about: str
+    meaning: str
 
 
 class Line(NamedTuple):
-    """One example in the table: a cell a column, and a list of values a facet."""
+    """One example in the table: a cell per column, and a list of values per facet."""
 
     id: str
     cells: list[Cell]
@@ -82,55 +48,55 @@ class Line(NamedTuple):
 
 
 class Detail:
-    """What opens behind a line: the conversation and blocks in order. Every text is held once."""
+    """What opens behind a line: the conversation, then blocks in order. Each distinct text is stored once."""
 
     def __init__(self, messages: Messages) -> None:
-        self._numbers: dict[str, int] = {}
+        self._text_numbers: dict[str, int] = {}
         self.turns = [[message["role"], self._number(message["content"])] for message in messages]
         self.blocks: list[dict[str, Any]] = []
 
-    def written(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """All of it as the page's script reads it."""
-        return {"texts": list(self._numbers), "turns": self.turns, "blocks": self.blocks}
+        return {"texts": list(self._text_numbers), "turns": self.turns, "blocks": self.blocks}
 
-    def holds(self, text: str) -> bool:
-        """Whether a lower-case text stands somewhere in its texts."""
-        return any(text in t.lower() for t in self._numbers)
+    def contains(self, text: str) -> bool:
+        """Whether one of the texts contains a lower-case text."""
+        return any(text in t.lower() for t in self._text_numbers)
 
     def note(self, title: str, note: str) -> None:
-        """A sentence of ours under a title."""
+        """A sentence under a title."""
         self.blocks.append({"title": title, "note": note})
 
     def text(self, title: str, text: str, note: str = "") -> None:
-        """A text under its title; the note says what is the matter with it."""
+        """A text under its title, with a remark about it."""
         self.blocks.append({"title": title, "note": note, "text": self._number(text)})
 
-    def diff(self, title: str, names: tuple[str, str], before: str, after: str, note: str = "") -> None:
+    def diff(self, title: str, names: tuple[str, str], texts: tuple[str, str], note: str = "") -> None:
         """Two texts side by side, their differences marked."""
-        sides = [self._number(before), self._number(after)]
+        sides = [self._number(text) for text in texts]
         self.blocks.append({"title": title, "note": note, "names": names, "sides": sides})
 
     def table(self, title: str, rows: Sequence[Sequence[Cell]], head: Sequence[str] = ()) -> None:
-        """Figures; none are shown when there are no rows."""
+        """A table of values; without rows there is none."""
         if rows:
-            self.blocks.append({"title": title, "head": head, "rows": [list(map(_short, row)) for row in rows]})
+            self.blocks.append({"title": title, "head": head, "rows": [list(map(_rounded, row)) for row in rows]})
 
     def _number(self, text: str) -> int:
-        return self._numbers.setdefault(text, len(self._numbers))
+        return self._text_numbers.setdefault(text, len(self._text_numbers))
 
 
 class Table(NamedTuple):
-    """All lines of a run or a comparison, how to open one, and whether a text stands in what opens."""
+    """The lines of a run or a comparison, how to open one, and whether what opens contains a text."""
 
     columns: list[Column]
-    facets: list[str]  # their titles
+    facets: list[str]  # titles
     lines: list[Line]
-    detail: Callable[[str], Detail]
-    holds: Callable[[str, str], bool]  # (id, lower-case text)
+    detail: Callable[[str], Detail]  # by id
+    contains: Callable[[str, str], bool]  # (id, lower-case text)
 
 
-def about(table: Table) -> dict[str, Any]:
-    """What the page's script needs to know beside the examples; what no line has is left out by its number."""
+def describe(table: Table) -> dict[str, Any]:
+    """What the page's script needs besides the examples: columns and facets that any line has a value in."""
     counts = [Counter(value for line in table.lines for value in set(line.facets[f])) for f in range(len(table.facets))]
     return {
         "total": len(table.lines),
@@ -140,50 +106,29 @@ def about(table: Table) -> dict[str, Any]:
             if any(line.cells[at] not in (None, "") for line in table.lines)
         ],
         "facets": [
-            {"title": title, "at": at, "values": sorted(counts[at].items(), key=lambda v: (-v[1], v[0]))[:CHOICES]}
+            {
+                "title": title,
+                "at": at,
+                "values": sorted(counts[at].items(), key=lambda v: (-v[1], v[0]))[:MAX_FACET_VALUES],
+            }
             for at, title in enumerate(table.facets)
             if counts[at]
         ],
     }
 
 
-def written(line: Line) -> dict[str, Any]:
+def line_json(line: Line) -> dict[str, Any]:
     """A line as the page's script reads it."""
-    return {**line._asdict(), "cells": list(map(_short, line.cells))}
+    return {**line._asdict(), "cells": list(map(_rounded, line.cells))}
 
 
-def _short(value: Cell) -> Cell:
-    """A figure to as many digits as are shown."""
+def _rounded(value: Cell) -> Cell:
+    """A value to the digits that are displayed."""
     return round(value, 4) if isinstance(value, float) else value
 
 
-class Packed(NamedTuple):
-    """Examples as a page carries them (packing.py), and their lines."""
-
-    data: str
-    lines: list[Line]
-
-
-def packed(table: Table, most: int = MOST, room: int = ROOM) -> Packed:
-    """As many examples as a page may carry; if not all, those of lowest hash, which favours no part of the run."""
-    by_hash = sorted((line.id for line in table.lines), key=lambda i: uniform("report", i))[:most]
-    lines = _only(table.lines, by_hash)
-    details = {line.id: table.detail(line.id).written() for line in lines}
-    while True:
-        data = pack([written(line) for line in lines], [details[line.id] for line in lines])
-        if len(data) <= room or len(lines) == 1:
-            return Packed(data, lines)
-        by_hash = by_hash[: max(1, int(0.95 * len(by_hash) * room / len(data)))]
-        lines = _only(lines, by_hash)
-
-
-def _only(lines: Iterable[Line], ids: Sequence[str]) -> list[Line]:
-    kept = set(ids)
-    return [line for line in lines if line.id in kept]
-
-
 class Query(NamedTuple):
-    """What is looked for: a text anywhere, a value by the number of its facet, an order, and a part of the result."""
+    """What to search for: a text anywhere, values by facet number, an order, and a part of the result."""
 
     text: str = ""
     facets: dict[Annotated[int, Field(ge=0)], str] = {}
@@ -194,14 +139,71 @@ class Query(NamedTuple):
 
 
 def select(table: Table, query: Query) -> list[Line]:
-    """All lines that a query asks for, in its order. As `find` in sources.js."""
+    """All lines that match a query, in its order; `find` in sources.js does the same."""
     text = query.text.lower()
-    found = [line for line in table.lines if all(value in line.facets[at] for at, value in query.facets.items())]
+    lines = [line for line in table.lines if all(value in line.facets[at] for at, value in query.facets.items())]
     if text:
-        found = [line for line in found if text in line.id.lower() or table.holds(line.id, text)]
+        lines = [line for line in lines if text in line.id.lower() or table.contains(line.id, text)]
     if query.sort is not None:
         at = query.sort
-        known = [line for line in found if line.cells[at] is not None]
+        known = [line for line in lines if line.cells[at] is not None]
         known.sort(key=lambda line: line.cells[at], reverse=query.descending)  # type: ignore[arg-type, return-value]
-        found = [*known, *(line for line in found if line.cells[at] is None)]
-    return found
+        lines = [*known, *(line for line in lines if line.cells[at] is None)]
+    return lines
+
+
+class Embedded(NamedTuple):
+    """Examples encoded for a page, and their lines."""
+
+    data: str
+    lines: list[Line]
+
+
+def embed(table: Table, max_examples: int = MAX_EXAMPLES, max_bytes: int = MAX_BYTES) -> Embedded:
+    """As many examples as a page may hold; if not all, those of lowest hash, which is a uniform sample."""
+    by_hash = sorted((line.id for line in table.lines), key=lambda i: uniform("report", i))[:max_examples]
+    lines = _only(table.lines, by_hash)
+    details = {line.id: table.detail(line.id).to_json() for line in lines}
+    while True:
+        data = encode([line_json(line) for line in lines], [details[line.id] for line in lines])
+        if len(data) <= max_bytes or len(lines) == 1:
+            return Embedded(data, lines)
+        by_hash = by_hash[: max(1, int(0.95 * len(by_hash) * max_bytes / len(data)))]
+        lines = _only(lines, by_hash)
+
+
+def _only(lines: Iterable[Line], ids: Sequence[str]) -> list[Line]:
+    wanted = set(ids)
+    return [line for line in lines if line.id in wanted]
+
+
+def encode(lines: Sequence[dict[str, Any]], details: Sequence[dict[str, Any]]) -> str:
+    """Lines of the table and what opens behind each, in base64; `examplesOfPage` in sources.js decodes it."""
+    texts = [[_words(text) for text in detail["texts"]] for detail in details]
+    counts = Counter(chain.from_iterable(chain.from_iterable(texts)))
+    words = [word for word, _ in counts.most_common(MAX_VOCABULARY)]
+    letters = set("".join(counts.keys() - set(words)))
+    vocabulary = [*words, *sorted(letters - set(words))]
+    codes = {word: character(number) for number, word in enumerate(vocabulary)}
+
+    def encoded(words: Iterable[str]) -> str:
+        return "".join(codes.get(word) or "".join(map(codes.__getitem__, word)) for word in words)
+
+    coded = (detail | {"texts": list(map(encoded, own))} for detail, own in zip(details, texts, strict=True))
+    text = "\n".join(map(_json, ({"vocabulary": vocabulary, "lines": lines}, *coded)))
+    return base64.b64encode(gzip.compress(text.encode(), compresslevel=6, mtime=0)).decode()
+
+
+def character(number: int) -> str:
+    """The character that stands for a word of the vocabulary."""
+    code = FIRST_CODE + number
+    return chr(code if code < SURROGATES else code + SURROGATE_COUNT)
+
+
+def _words(text: str) -> list[str]:
+    """Words with the space after them; joined they are the text."""
+    return re.findall(r"\S+\s?|\s+", text)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

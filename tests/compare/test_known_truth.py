@@ -13,7 +13,7 @@ from cai.config.errors import CaiError
 from cai.data.jsonl import write_rows
 from cai.data.records import Judgement
 from cai.inference.models import folder_fingerprint
-from cai.report.comparison import comparison_report, together
+from cai.report.comparison import comparison_report, read_comparison
 from tests.compare.made import make_run, principles, write_metrics
 
 BOTH = principles("calm", "plain", "short")
@@ -179,7 +179,7 @@ def test_runs_that_share_no_prompt_are_told_each_on_its_own_and_nothing_is_claim
     assert found.findings[-1] == "no prompt is shared: what differs between the runs may be their prompts"
     assert any("calm beside the other principles of A" in line for line in found.findings)
     assert not any("B − A" in line for line in found.findings)
-    comparison_report(together(found, [a, b]))
+    comparison_report(read_comparison(found, [a, b]))
 
 
 def test_only_answers_that_differ_are_examples_of_a_change(tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def test_a_lock_of_an_older_form_and_a_missing_constitution_are_told(tmp_path: P
     found = compare_runs([a, b])
     assert {f.name for f in pair_of(found).figures} >= {"answer after, words"}
     assert not {f.name for f in pair_of(found).figures} & {"win rate of after", "mean p(after better)"}
-    comparison_report(together(found, [a, b]))
+    comparison_report(read_comparison(found, [a, b]))
     b.manifest_json.write_text("{}")
     assert pair_of(compare_runs([a, b])).settings is None
 

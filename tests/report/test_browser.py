@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import expect
 
 from cai.compare.compare import compare_runs
-from cai.report.comparison import comparison_report, together
+from cai.report.comparison import comparison_report, read_comparison
 from cai.report.run import read_run, run_report
 from cai.runs.folder import RunFolder
 from tests.report.conftest import Watched
@@ -54,7 +54,7 @@ def shown(page: Any) -> list[str]:
 
 def test_the_table_shows_a_page_of_all_examples_and_turns_to_the_next(watched: Watched, report: str) -> None:
     page = watched.open(report)
-    assert page.locator("#found").inner_text() == "120 of 120 examples"
+    assert page.locator("#matches").inner_text() == "120 of 120 examples"
     assert shown(page) == [f"p{n:02}" for n in range(50)]
     page.get_by_role("button", name="Next page").click()
     page.get_by_role("button", name="Next page").click()
@@ -65,15 +65,15 @@ def test_the_table_shows_a_page_of_all_examples_and_turns_to_the_next(watched: W
 def test_filters_and_search_narrow_the_table_and_are_kept_in_the_address(watched: Watched, report: str) -> None:
     page = watched.open(report)
     page.get_by_label("flag", exact=True).select_option("copied critique")
-    assert page.locator("#found").inner_text() == "40 of 120 examples"
+    assert page.locator("#matches").inner_text() == "40 of 120 examples"
     page.get_by_label("Search prompts and answers").fill("For 7 MINUTES")
-    expect(page.locator("#found")).to_contain_text("1 of")
+    expect(page.locator("#matches")).to_contain_text("1 of")
     assert shown(page) == ["p07"]
     again = watched.open(page.url)
     assert shown(again) == ["p07"]
     assert again.get_by_label("flag", exact=True).input_value() == "copied critique"
     again.get_by_role("button", name="Clear").click()
-    assert again.locator("#found").inner_text() == "120 of 120 examples"
+    assert again.locator("#matches").inner_text() == "120 of 120 examples"
 
 
 def test_a_column_sorts_from_the_greatest_then_the_least_with_unknown_values_last(
@@ -132,7 +132,7 @@ def test_the_keyboard_alone_searches_moves_opens_and_closes(watched: Watched, re
     page.keyboard.press("/")
     assert page.evaluate("document.activeElement.id") == "search"
     page.keyboard.type("number 1")
-    expect(page.locator("#found")).to_contain_text("31 of")
+    expect(page.locator("#matches")).to_contain_text("31 of")
     page.locator("#lines tbody button").first.focus()
     for key in "jjk":
         page.keyboard.press(key)
@@ -265,7 +265,7 @@ def test_hostile_text_is_shown_and_does_nothing(watched: Watched, tmp_path: Path
 def test_hostile_text_does_nothing_in_a_comparison(watched: Watched, tmp_path: Path) -> None:
     folders = [hostile(tmp_path / name) for name in ("a<b>&\u202e", "b\"'")]
     file = tmp_path / "comparison.html"
-    found = together(compare_runs(folders), folders)
+    found = read_comparison(compare_runs(folders), folders)
     assert found.comparison.doubts and found.comparison.pairs[0].figures
     file.write_text(comparison_report(found), encoding="utf-8")
     stays_text(watched.open(file.as_uri()), "6 of")
@@ -288,9 +288,9 @@ def stays_text(page: Any, holding: str) -> None:
     page.locator("select").nth(0).select_option(index=1)
     page.get_by_role("button", name="Clear").click()
     page.get_by_label("Search prompts and answers").fill("zero\u200bwidth")
-    expect(page.locator("#found")).to_contain_text("6 of 6")
+    expect(page.locator("#matches")).to_contain_text("6 of 6")
     page.get_by_label("Search prompts and answers").fill("critique")
-    expect(page.locator("#found")).to_contain_text(holding)
+    expect(page.locator("#matches")).to_contain_text(holding)
     text = page.evaluate("[...document.querySelectorAll('body > :not(script)')].map((e) => e.textContent).join('')")
     assert not UNSEEN.search(text)
     assert "U+202E" in text and "U+001B" in text

@@ -65,8 +65,8 @@ def test_runs_are_found_opened_and_compared_from_the_list(watched: Watched, addr
     page.get_by_label("compare one").check()
     assert page.locator("#chosen").inner_text() == "A: two, B: one"
     compare.click()
-    expect(page.locator("h1")).to_have_text("A: two against B: one")
-    expect(page.locator("#found")).to_have_text("120 of 120 examples")
+    expect(page.locator("h1")).to_have_text("A: two vs B: one")
+    expect(page.locator("#matches")).to_have_text("120 of 120 examples")
     page.get_by_role("link", name="All runs").click()
     page.get_by_role("link", name="one", exact=True).click()
     expect(page.locator("h1")).to_have_text("one")
@@ -81,21 +81,21 @@ def test_a_large_run_is_paged_filtered_and_opened_from_its_files(watched: Watche
     page.get_by_role("button", name="Next page").click()
     expect(page.locator("#lines tbody button").first).to_have_text("p50")
     page.get_by_label("flag", exact=True).select_option("copied critique")
-    expect(page.locator("#found")).to_have_text("40 of 120 examples")
+    expect(page.locator("#matches")).to_have_text("40 of 120 examples")
     page.locator("#lines tbody button").first.click()
     expect(dialog.get_by_role("heading", level=2)).to_have_text("p01")
     page.keyboard.press("j")
     expect(dialog.get_by_role("heading", level=2)).to_have_text("p03")
 
 
-def test_a_run_that_vanishes_while_it_is_read_is_told(chromium: Any, address: str, runs: Path) -> None:
+def test_a_run_that_vanishes_while_it_is_read_is_reported(chromium: Any, address: str, runs: Path) -> None:
     write_run(runs / "three", prompts=6)
     watched = Watched(chromium)
     page = watched.open(f"{address}report?run=three")
     (runs / "three").rename(runs / "gone")
     (runs / "gone" / "manifest.json").unlink()
     page.get_by_label("flag", exact=True).select_option("copied critique")
-    expect(page.locator("#found")).to_contain_text("could not be read")
+    expect(page.locator("#matches")).to_contain_text("could not be read")
     page.close()
 
 

@@ -3,10 +3,19 @@ from pathlib import Path
 
 import pytest
 
+from cai.compare.attribution import attribute
 from cai.compare.compare import compare_runs
-from cai.report.comparison import Together, comparison_report, rates, signs, together
+from cai.report.comparison import (
+    ComparisonContents,
+    attribution_report,
+    comparison_report,
+    monitors,
+    read_comparison,
+    run_metrics,
+)
 from cai.report.examples import Examples, comparison_detail
 from cai.runs.folder import RunFolder
+from tests.compare.test_attribution import write_sweep
 from tests.conftest import write_workspace
 from tests.report.folders import write_run
 from tests.report.test_evaluation import full
@@ -14,23 +23,23 @@ from tests.report.test_run import text_of
 from tests.runs.test_pipeline import carry_out
 
 
-def compared(*folders: RunFolder) -> Together:
-    return together(compare_runs(folders), folders)
+def compared(*folders: RunFolder) -> ComparisonContents:
+    return read_comparison(compare_runs(folders), folders)
 
 
 def other_words(what: str, number: int) -> str:
     return f"another {what} of number {number}" if what in ("revision", "after") else f"the {what} of number {number}"
 
 
-def test_every_shared_prompt_has_a_line_with_how_far_the_runs_are_apart(tmp_path: Path) -> None:
+def test_every_shared_prompt_has_a_line_with_the_distance_of_the_runs(tmp_path: Path) -> None:
     a, b = write_run(tmp_path / "a", prompts=9), write_run(tmp_path / "b", prompts=6, say=other_words)
     found = compared(a, b).table
     assert [line.id for line in found.lines] == [f"p{n:02}" for n in range(6)]
     titles = [column.title for column in found.columns]
     first, held_out = ({**dict(zip(titles, line.cells, strict=True))} for line in (found.lines[0], found.lines[4]))
-    assert (first["revisions apart"], first["answers apart"]) == (pytest.approx(0.2), None)  # one word of five
+    assert (first["revision distance"], first["answer distance"]) == (pytest.approx(0.2), None)  # one word of five
     assert (first["words A"], first["words B"]) == (5, 5)
-    assert (held_out["after A"], held_out["after B"]) == (None, 0.45)  # A learnt from the prompt that B holds out
+    assert (held_out["P(after) A"], held_out["P(after) B"]) == (None, 0.45)  # A learnt from the prompt that B holds out
 
 
 def test_prompts_that_only_share_an_id_have_no_line(tmp_path: Path) -> None:
@@ -44,49 +53,49 @@ def test_prompts_that_only_share_an_id_have_no_line(tmp_path: Path) -> None:
 
 def test_an_example_has_the_texts_of_both_runs_side_by_side(tmp_path: Path) -> None:
     a, b = Examples(write_run(tmp_path / "a")), Examples(write_run(tmp_path / "b", say=other_words))
-    detail = comparison_detail([("A", a.read("p00")), ("B", b.read("p00"))]).written()
+    detail = comparison_detail([("A", a.read("p00")), ("B", b.read("p00"))]).to_json()
     blocks = {block["title"]: block for block in detail["blocks"]}
-    assert "text" in blocks["Draft, the same in A and B"]
+    assert "text" in blocks["Draft, equal in A and B"]
     sides = blocks["Last revision, A → B"]
     assert [detail["texts"][n] for n in sides["sides"]] == ["the revision of number 0", "another revision of number 0"]
     assert sides["names"] == ("A: good-for-people", "B: good-for-people")
-    assert ["model", "the model of number 0"] in blocks["B, round 1: where it comes from"]["rows"]
+    assert ["model", "the model of number 0"] in blocks["B, round 1: provenance"]["rows"]
     made = blocks["B, round 1: draft → revision by good-for-people"]
     assert [detail["texts"][n] for n in made["sides"]] == ["the draft of number 0", "another revision of number 0"]
 
 
-def test_the_page_says_what_the_comparison_found(tmp_path: Path, model_folder: Path) -> None:
+def test_the_page_has_the_findings_of_the_comparison(tmp_path: Path, model_folder: Path) -> None:
     run_file = write_workspace(tmp_path, model_folder)
     a = carry_out(run_file, name="a")
     b = carry_out(run_file, name="b", overrides=("constitution=constitutions/brief.yaml", "seed=1"))
     found = compared(a, b)
-    told = text_of(comparison_report(found))
+    text = text_of(comparison_report(found))
     for line in [*found.comparison.findings, *found.comparison.notes]:
-        assert line.split("“")[0] in told.replace("&#39;", "'"), line
-    assert "seed: 0 → 1" in told
-    assert (told.count(" added "), told.count(" removed ")) == (4, 16)
+        assert line.split("“")[0] in text.replace("&#39;", "'"), line
+    assert "seed: 0 → 1" in text
+    assert (text.count(" added "), text.count(" removed ")) == (4, 16)
     for figure in found.comparison.pairs[0].figures:
-        assert figure.name in told
-    assert "constitution harmless, content" in told and "differs" in told
+        assert figure.name in text
+    assert "constitution harmless, content" in text and "differs" in text
 
 
-def test_monitors_stand_side_by_side(tmp_path: Path) -> None:
+def test_monitors_are_side_by_side(tmp_path: Path) -> None:
     a, b = write_run(tmp_path / "before"), write_run(tmp_path / "run")
-    assert [row for row in rates([a, b]) if row.name == "position bias"] == [
+    assert [row for row in run_metrics([a, b]) if row.name == "position bias"] == [
         ("position bias", "0.50", ["0.750", "0.750"], [True, True])
     ]
-    assert signs([a, b], ["before", "run"]) == []
-    assert "Signs of reward hacking" not in text_of(comparison_report(compared(a, b)))
+    assert monitors([a, b], ["before", "run"]) == []
+    assert "Reward-hacking monitors" not in text_of(comparison_report(compared(a, b)))
     a.eval.mkdir()  # the evaluation may lie in the other run's folder
     (a.eval / "evaluation.json").write_text(full().model_dump_json(), encoding="utf-8")
-    warns, fine = signs([a, b], ["before", "run"])
+    warns, fine = monitors([a, b], ["before", "run"])
     assert warns == ("length", "≥ 0.2", ["–", "0.250 [0.100, 0.400] warns"], [False, True])
     assert fine == ("praise", "≥ 0.2", ["–", "0.250 [0.100, 0.400] fine"], [False, False])
     assert "length ≥ 0.2 – 0.250 [0.100, 0.400] warns" in text_of(comparison_report(compared(a, b)))
     model = b.train / "1-dpo/model"
     model.mkdir(parents=True, exist_ok=True)
     (model / "config.json").write_text("trained anew", encoding="utf-8")
-    assert signs([a, b], ["before", "run"]) == []
+    assert monitors([a, b], ["before", "run"]) == []
 
 
 def test_three_runs_are_all_on_the_page(tmp_path: Path) -> None:
@@ -96,8 +105,8 @@ def test_three_runs_are_all_on_the_page(tmp_path: Path) -> None:
             for name in "abc"
         )
     )
-    told = text_of(comparison_report(found))
-    assert "B against A" in told and "C against A" in told
+    text = text_of(comparison_report(found))
+    assert "B vs A" in text and "C vs A" in text
     [first] = [line for line in found.table.lines if line.id == "p00"]
     assert first.cells[1] == pytest.approx(0.2)  # the furthest of the others
 
@@ -105,7 +114,7 @@ def test_three_runs_are_all_on_the_page(tmp_path: Path) -> None:
 def test_runs_that_share_nothing_have_a_page(tmp_path: Path) -> None:
     a = write_run(tmp_path / "a")
     b = write_run(tmp_path / "b", ids=lambda n: f"other {n}")
-    assert "Nothing can be paired" in text_of(comparison_report(compared(a, b)))
+    assert "No metric can be paired" in text_of(comparison_report(compared(a, b)))
 
 
 def test_a_damaged_file_costs_the_examples_and_not_the_page(tmp_path: Path) -> None:
@@ -113,9 +122,9 @@ def test_a_damaged_file_costs_the_examples_and_not_the_page(tmp_path: Path) -> N
     b.preferences_jsonl.write_text("{}\n", encoding="utf-8")
     found = compared(a, b)
     assert found.table.lines == []
-    told = text_of(comparison_report(found))
-    assert "The examples cannot be shown" in told and "preferences.jsonl:1" in told
-    assert "draft, words" in told
+    text = text_of(comparison_report(found))
+    assert "The examples cannot be read" in text and "preferences.jsonl:1" in text
+    assert "draft, words" in text
 
 
 def test_runs_can_be_copied_away_and_have_the_same_page(tmp_path: Path) -> None:
@@ -123,3 +132,14 @@ def test_runs_can_be_copied_away_and_have_the_same_page(tmp_path: Path) -> None:
     before = comparison_report(compared(a, b))
     shutil.move(tmp_path / "runs", tmp_path / "away")
     assert comparison_report(compared(RunFolder(tmp_path / "away/a"), RunFolder(tmp_path / "away/b"))) == before
+
+
+def test_the_page_of_an_attribution_has_every_effect_with_its_interval_and_a_map(tmp_path: Path) -> None:
+    matrices = attribute(write_sweep(tmp_path / "trial", "leave-one-out"))
+    page = attribution_report(matrices)
+    body = page.split("<main", 1)[1].split("</main>")[0]
+    assert "Effect of adding each principle to the others" in body
+    assert "<strong>-2.983 [-3.960, -2.000], n=60</strong>" in body
+    assert 'data-plot="0"' in body
+    assert "http:" not in body and "https:" not in body
+    assert "heatmap" in page

@@ -47,15 +47,14 @@ def full() -> PolicyReport:
 def test_every_part_of_an_evaluation_is_a_table() -> None:
     grids = {grid.title: grid for grid in evaluation_grids(full())}
     assert list(grids) == [
-        "run against before", "Two axes, in Elo points against the reference",
-        "Over-refusal: requests for harm, and harmless ones that sound alike", "Signs of reward hacking in run",
-        "KL from the reference, nats", "The reward model on these answers",
-        "The course of PPO: its samples by the reward model and by the eval judge",
+        "run vs before", "Elo points against the reference",
+        "Over-refusal: requests for harm, and harmless ones that sound alike", "Reward-hacking monitors of run",
+        "KL from the reference, in nats", "Reward model on these answers", "Gold and proxy reward during PPO",
     ]  # fmt: skip
-    assert grids["run against before"].rows == [["overall", "all", "4", "0.750 [0.500, 1.000]", "–", "10, 12"]]
-    assert grids["run against before"].notes == ["few"]
-    assert grids["KL from the reference, nats"].rows == [["run", "7.500 [4.000, 11.0]", "0.100", "1"]]
-    assert grids["Signs of reward hacking in run"].marked == [True, False]
+    assert grids["run vs before"].rows == [["overall", "all", "4", "0.750 [0.500, 1.000]", "–", "10.0, 12.5"]]
+    assert grids["run vs before"].notes == ["few"]
+    assert grids["KL from the reference, in nats"].rows == [["run", "7.500 [4.000, 11.000]", "0.100", "1"]]
+    assert grids["Reward-hacking monitors of run"].warns == [True, False]
     assert all(len(row) == len(grid.head) for grid in grids.values() for row in grid.rows)
 
 
@@ -71,7 +70,7 @@ def test_plots_are_drawn_of_what_there_is() -> None:
     ]
     standings = [Standing(policy=r.policy, helpful=r, safe=r, dominated=[]) for r in ratings]
     wins, plane, scores, gold = evaluation_plots(full().model_copy(update={"standings": standings}))
-    assert wins.data[0]["name"] == "interval with ½"
+    assert wins.data[0]["name"] == "interval includes ½"
     assert plane.data[0]["text"] == ["before", "&lt;run&gt;"]
     assert plane.data[0]["error_x"]["arrayminus"] == [0, 0]  # unbounded below
     assert (scores.data[0]["x"], gold.data[0]["x"]) == ([5, 10], [10])
@@ -86,9 +85,9 @@ def test_plots_are_drawn_of_what_there_is() -> None:
 
 def test_a_run_that_was_evaluated_has_it_in_its_report(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
-    assert "Evaluation of policies" not in text_of(run_report(folder, read_run(folder)))
+    assert "Policy evaluation" not in text_of(run_report(folder, read_run(folder)))
     folder.eval.mkdir()
     (folder.eval / "evaluation.json").write_text(full().model_dump_json(), encoding="utf-8")
-    told = text_of(run_report(folder, read_run(folder)))
-    for part in ("Evaluation of policies", "only 4 prompts", "length warns 0.250 [0.100, 0.400]", "flattery"):
-        assert part in told
+    text = text_of(run_report(folder, read_run(folder)))
+    for part in ("Policy evaluation", "only 4 prompts", "length warns 0.250 [0.100, 0.400]", "flattery"):
+        assert part in text

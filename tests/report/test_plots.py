@@ -1,4 +1,4 @@
-from cai.report.plots import POINTS, bars, curves, histogram, logged_curves, reliability
+from cai.report.plots import MAX_POINTS, bars, curves, histogram, logged_curves, reliability
 
 
 def test_curves_are_found_by_what_trainers_call_them() -> None:
@@ -7,16 +7,16 @@ def test_curves_are_found_by_what_trainers_call_them() -> None:
         {"step": 2, "loss": float("nan"), "objective/kl": 1.5, "entropy": None},
         {"step": 2, "train_loss": 0.7},
     ]
-    assert logged_curves(lines) == {"loss": [(1, 0.7)], "accuracy": [(1, 0.5)], "KL, nats an answer": [(2, 1.5)]}
+    assert logged_curves(lines) == {"loss": [(1, 0.7)], "accuracy": [(1, 0.5)], "KL (nats per answer)": [(2, 1.5)]}
     assert logged_curves([]) == {}
 
 
 def test_a_long_curve_is_thinned_to_means_that_keep_its_mean() -> None:
-    points = [(float(step), float(step % 7)) for step in range(10 * POINTS)]
+    points = [(float(step), float(step % 7)) for step in range(10 * MAX_POINTS)]
     [line] = curves("loss", {"a": points}).data
-    assert len(line["x"]) == POINTS
-    assert line["x"][-1] == 10 * POINTS - 1
-    assert abs(sum(line["y"]) / POINTS - sum(y for _, y in points) / len(points)) < 1e-3
+    assert len(line["x"]) == MAX_POINTS
+    assert line["x"][-1] == 10 * MAX_POINTS - 1
+    assert abs(sum(line["y"]) / MAX_POINTS - sum(y for _, y in points) / len(points)) < 1e-3
 
 
 def test_a_histogram_counts_every_value() -> None:
@@ -41,6 +41,6 @@ def test_names_reach_plotly_as_text_and_series_differ_in_more_than_colour() -> N
 
 def test_a_reliability_plot_has_a_dot_a_bin_and_says_so_in_words() -> None:
     bins = [{"low": 0.5, "high": 0.55, "n": 4, "confidence": 0.52, "observed": 0.75}]
-    plot = reliability("sure", {"judge": bins})
+    plot = reliability("calibration", {"judge": bins})
     assert (plot.data[1]["x"], plot.data[1]["y"], plot.data[1]["text"]) == ([0.52], [0.75], ["4 pairs"])
-    assert "sure 0.52, right 0.75" in plot.about
+    assert "confidence 0.52, accuracy 0.75" in plot.description

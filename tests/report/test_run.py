@@ -26,36 +26,36 @@ def report(folder: RunFolder) -> str:
     return text_of(run_report(folder, read_run(folder)))
 
 
-def test_what_a_principle_did_stands_beside_it(tmp_path: Path) -> None:
+def test_a_principle_has_the_metrics_of_its_revisions_and_verdicts(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", prompts=9)
     rows = folder.preferences()
     fair = Verdict(principle_id="another", principle_hash="h", p_forward=0.8, p_reverse=0.8, non_option_mass=0.25)
     write_rows(folder.preferences_jsonl, [row.model_copy(update={"verdicts": [fair]}) for row in rows])
-    [drawn, judged] = read_run(folder).behaviours
+    [drawn, judged] = read_run(folder).principles
     assert (drawn.id, drawn.share, drawn.revisions, drawn.verdicts) == ("good-for-people", 1.0, 6, 0)
-    assert drawn.flagged == 0.5
-    assert drawn.longer == 0
-    assert drawn.changed == pytest.approx(0.2)  # one word of five
-    assert drawn.sure is None
-    assert (judged.id, judged.principle, judged.verdicts, judged.position_bias) == ("another", None, 6, 0.0)
-    assert (judged.sure, judged.non_option_mass) == (pytest.approx(0.8), 0.25)
+    assert drawn.of_revisions["filtered"] == 0.5
+    assert drawn.of_revisions["words"] == 0
+    assert drawn.of_revisions["edit"] == pytest.approx(0.2)  # one word of five
+    assert drawn.of_verdicts == {}
+    assert (judged.id, judged.principle, judged.verdicts) == ("another", None, 6)
+    assert judged.of_verdicts == pytest.approx({"label_p": 0.8, "position_bias": 0.0, "non_option_mass": 0.25})
 
 
-def test_the_figures_of_the_summary_and_their_warnings_are_told(tmp_path: Path) -> None:
-    told = report(write_run(tmp_path / "run", prompts=9))
+def test_the_figures_of_the_summary_and_their_warnings_are_shown(tmp_path: Path) -> None:
+    text = report(write_run(tmp_path / "run", prompts=9))
     for part in (
         "prompts 6 and 3 held out", "fails a filter 0.500", "labelled pairs 6 6 by judge",
-        "ties count one half; 3 prompts", "Only 3 prompts were held out", "copied critique 0.500 0.25 look",
-        "1 × the reason of number 1", "12 updates, mean loss", "1-dpo: margin of rewards",
+        "ties count one half; 3 prompts", "Only 3 prompts were held out", "copied critique 0.500 0.25 warning",
+        "1 × the reason of number 1", "12 updates, mean loss", "1-dpo: reward margin",
     ):  # fmt: skip
-        assert part in told, part
+        assert part in text, part
 
 
 def test_everything_the_run_was_made_from_is_on_the_page(tmp_path: Path) -> None:
-    told = report(write_run(tmp_path / "run"))
+    text = report(write_run(tmp_path / "run"))
     for part in ("the run file of number 0", "the template of number 0", "the hash of number 4", "the loss of number 0",
                  "the package of number 0 the version of number 0", "the critique of number 0"):  # fmt: skip
-        assert part in told, part
+        assert part in text, part
 
 
 def test_an_unfinished_run_has_a_report_that_says_so(tmp_path: Path, model_folder: Path) -> None:
@@ -63,9 +63,9 @@ def test_an_unfinished_run_has_a_report_that_says_so(tmp_path: Path, model_folde
     assert "The run is unfinished" not in report(folder)
     folder.summary_json.unlink()
     folder.preferences_jsonl.unlink()
-    told = report(folder)
-    assert "The run is unfinished" in told
-    assert "Nothing was judged" in told
+    text = report(folder)
+    assert "The run is unfinished" in text
+    assert "The judge was asked about no pair" in text
 
 
 @pytest.mark.parametrize("kept", ["no words", "one", "damaged"])
@@ -85,17 +85,17 @@ def test_the_figures_of_a_summary_of_another_version_are_counted_anew(tmp_path: 
 def test_rows_of_another_version_cost_the_examples_and_not_the_page(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", prompts=9)
     folder.revisions_jsonl.write_text('{"prompt_id": "p01"}\n', encoding="utf-8")
-    told = report(folder)
-    assert f"The examples cannot be shown: {folder.revisions_jsonl}:1: messages: missing" in told
-    assert "fails a filter 0.500" in told  # of the summary
-    assert "1-dpo: margin of rewards" in told
+    text = report(folder)
+    assert f"The examples cannot be read: {folder.revisions_jsonl}:1: messages: missing" in text
+    assert "fails a filter 0.500" in text  # of the summary
+    assert "1-dpo: reward margin" in text
     folder.summary_json.unlink()
-    told = report(folder)
-    assert "Its figures cannot be counted" in told
-    assert "Nothing was judged" not in told
+    text = report(folder)
+    assert "Its figures cannot be counted" in text
+    assert "The judge was asked about no pair" not in text
 
 
-def test_what_else_cannot_be_read_is_told_and_the_rest_is_shown(tmp_path: Path) -> None:
+def test_what_else_cannot_be_read_is_shown_and_the_rest_is_shown(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", prompts=9)
     folder.constitution_yaml.unlink()
     for file in (folder.judge / "judge.json", folder.eval / "evaluation.json"):
@@ -103,13 +103,13 @@ def test_what_else_cannot_be_read_is_told_and_the_rest_is_shown(tmp_path: Path) 
         file.write_text("[]", encoding="utf-8")
     (folder.train / "1-dpo/stage.json").write_text('{"sett', encoding="utf-8")
     folder.manifest_json.write_text("{}", encoding="utf-8")
-    told = report(folder)
-    for part in ("Its constitution cannot be shown", "The gate of its judge cannot be shown", "The evaluation cannot be shown",
-                 "All of 1-dpo cannot be shown", "model not known", "12 updates, mean loss"):  # fmt: skip
-        assert part in told, part
+    text = report(folder)
+    for part in ("The constitution cannot be read", "The judge gate cannot be read", "The policy evaluation cannot be read",
+                 "Stage 1-dpo cannot be read", "model unknown", "12 updates, mean loss"):  # fmt: skip
+        assert part in text, part
 
 
-def test_a_training_that_was_cut_off_is_told_as_far_as_it_got(tmp_path: Path) -> None:
+def test_a_training_that_was_cut_off_is_shown_as_far_as_it_got(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", prompts=9)
     folder.summary_json.unlink()
     metrics = folder.train / "1-dpo/metrics.jsonl"
@@ -126,9 +126,9 @@ def test_rewards_that_are_no_number_are_skipped_of_means_and_counted(tmp_path: P
         for n, score in enumerate(scores)
     ]
     (folder.train / "1-dpo/metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    told = report(folder)
-    assert "mean score 1.000 in the first third, 3.000 in the last; 2 of them no finite number, left out" in told
-    assert "KL – in the first third, – in the last; 4 of them no finite number, left out" in told
+    text = report(folder)
+    assert "mean score 1.000 in the first third, 3.000 in the last; 2 of them no finite number, left out" in text
+    assert "KL – in the first third, – in the last; 4 of them no finite number, left out" in text
 
 
 def test_a_run_that_was_copied_away_has_the_same_report(tmp_path: Path, model_folder: Path) -> None:
@@ -148,10 +148,10 @@ def test_the_gate_of_a_run_is_shown_with_its_figures(tmp_path: Path) -> None:
     found = judge_report([Judged(f"p{n}", float(n % 2), 0.8, 3, (opinion,)) for n in range(10)], Cost(20, 0, 0, 1.0))
     folder.judge.mkdir()
     (folder.judge / "judge.json").write_text(json.dumps({"made_from": {}, **found.model_dump(mode="json")}))
-    told = report(folder)
-    assert "Against labels, before the run" in told
-    assert "accuracy 0.500" in told
-    assert "cannot be told from chance" in told
+    text = report(folder)
+    assert "Judge gate: accuracy on labelled pairs before the run" in text
+    assert "accuracy 0.500" in text
+    assert "cannot be told from chance" in text
 
 
 def test_the_command_writes_the_page_and_says_where(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from cai.config.errors import CaiError
 from cai.data.jsonl import write_rows
 from cai.report.run import read_run
-from cai.report.serve import Library, Server, answer, open_server
+from cai.report.serve import Library, Server, open_server, respond
 from tests.report.folders import HOSTILE, write_run
 
 
@@ -27,14 +27,14 @@ def library(tmp_path: Path) -> Library:
 
 
 def examples(library: Library, run: str = "one", **query: object) -> dict[str, list[dict[str, object]]]:
-    found = answer(library, "/examples?" + urlencode({"run": run, "query": json.dumps(query)}))
+    found = respond(library, "/examples?" + urlencode({"run": run, "query": json.dumps(query)}))
     assert found.status == HTTPStatus.OK, found.body
     value: dict[str, list[dict[str, object]]] = json.loads(found.body)
     return value
 
 
 def test_the_list_has_every_run_those_of_sweeps_too(library: Library) -> None:
-    page = answer(library, "/").body
+    page = respond(library, "/").body
     for name in ("one", "two", "sweep/leave-one-out"):
         assert f'href="/report?run={quote(name, safe="")}"' in page
     assert "finished" in page
@@ -42,13 +42,13 @@ def test_the_list_has_every_run_those_of_sweeps_too(library: Library) -> None:
 
 
 def test_a_run_has_its_report_without_the_examples_and_two_have_their_comparison(library: Library) -> None:
-    page = answer(library, "/report?run=one")
+    page = respond(library, "/report?run=one")
     assert page.status == HTTPStatus.OK
     assert "the critique of number 0" in page.body  # of the principle
     assert "the draft of number 0" not in page.body
     assert len(page.body) < 100_000
-    assert "B against A" in answer(library, "/report?run=one&run=two").body
-    assert answer(library, "/report?run=sweep%2Fleave-one-out").status == HTTPStatus.OK
+    assert "B vs A" in respond(library, "/report?run=one&run=two").body
+    assert respond(library, "/report?run=sweep%2Fleave-one-out").status == HTTPStatus.OK
 
 
 def test_examples_come_a_part_at_a_time_by_the_same_filters(library: Library) -> None:
@@ -58,15 +58,15 @@ def test_examples_come_a_part_at_a_time_by_the_same_filters(library: Library) ->
     assert [line["id"] for line in examples(library, text="CRITIQUE of number 4")["lines"]] == ["p04"]
     assert [line["id"] for line in examples(library, text="prompt_id")["lines"]] == []  # a key of the file is no text
     assert [line["id"] for line in examples(library, sort=7, descending=True, size=2)["lines"]] == ["p08", "p07"]
-    opened = json.loads(answer(library, "/examples?run=one&id=p04").body)
+    opened = json.loads(respond(library, "/examples?run=one&id=p04").body)
     assert "the revision of number 4" in opened["texts"]
 
 
 def test_the_examples_of_a_comparison_are_those_of_all_its_runs(library: Library) -> None:
-    found = json.loads(answer(library, "/examples?run=one&run=sweep%2Fleave-one-out").body)
+    found = json.loads(respond(library, "/examples?run=one&run=sweep%2Fleave-one-out").body)
     assert found["matched"] == 6
-    opened = json.loads(answer(library, "/examples?run=one&run=sweep%2Fleave-one-out&id=p00").body)
-    assert opened["blocks"][0]["title"] == "Draft, the same in A and B"
+    opened = json.loads(respond(library, "/examples?run=one&run=sweep%2Fleave-one-out&id=p00").body)
+    assert opened["blocks"][0]["title"] == "Draft, equal in A and B"
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_the_examples_of_a_comparison_are_those_of_all_its_runs(library: Library
      "/examples?run=one&id=nobody", "/examples", "/report", "//", "/runs/one/manifest.json"],
 )  # fmt: skip
 def test_nothing_else_is_to_be_had(library: Library, target: str) -> None:
-    found = answer(library, target)
+    found = respond(library, target)
     assert found.status == HTTPStatus.NOT_FOUND
     assert found.kind == "text/plain"
     assert "secret" not in found.body.replace("secret.txt", "")
@@ -86,7 +86,7 @@ def test_nothing_else_is_to_be_had(library: Library, target: str) -> None:
     "query", ["{", '{"size": 0}', '{"size": 1000000}', '{"start": -1}', '{"facets": {"-1": "x"}}', '{"sort": 99}']
 )
 def test_a_query_that_cannot_be_understood_is_refused(library: Library, query: str) -> None:
-    found = answer(library, "/examples?" + urlencode({"run": "one", "query": query}))
+    found = respond(library, "/examples?" + urlencode({"run": "one", "query": query}))
     assert found.status == HTTPStatus.BAD_REQUEST
     assert "query" in found.body
 
@@ -103,28 +103,28 @@ def test_what_has_not_changed_is_read_once(library: Library, monkeypatch: pytest
     monkeypatch.setattr("cai.report.serve.read_run", lambda folder: (read.append(folder.name), read_run(folder))[1])
     for _ in range(3):
         examples(library)
-        answer(library, "/report?run=one")
+        respond(library, "/report?run=one")
     examples(library, run="two")
     assert read == ["one", "two"]
 
 
 def test_a_run_that_was_trained_or_evaluated_since_is_read_again(library: Library) -> None:
-    before = library.open(["one", "two"])
-    assert library.open(["one", "two"]) is before
+    before = library.load(["one", "two"])
+    assert library.load(["one", "two"]) is before
     metrics = library.folder("one").train / "1-dpo/metrics.jsonl"
     metrics.write_text(metrics.read_text(encoding="utf-8") + '{"step": 13, "loss": 0.1}\n', encoding="utf-8")
-    assert library.open(["one", "two"]) is not before
+    assert library.load(["one", "two"]) is not before
 
 
-def test_a_damaged_run_is_told_and_the_list_stands(library: Library) -> None:
+def test_a_damaged_run_is_reported_and_the_list_stands(library: Library) -> None:
     library.folder("one").revisions_jsonl.write_text("{}\n", encoding="utf-8")
     library.folder("two").manifest_json.write_text("{", encoding="utf-8")
-    found = answer(library, "/report?run=one")
+    found = respond(library, "/report?run=one")
     assert found.status == HTTPStatus.OK
     assert "revisions.jsonl:1" in found.body
-    found = answer(library, "/report?run=two")
+    found = respond(library, "/report?run=two")
     assert (found.status, found.kind) == (HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain")
-    assert "not valid JSON" in answer(library, "/").body
+    assert "not valid JSON" in respond(library, "/").body
 
 
 def test_names_and_texts_are_escaped_on_their_way(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_names_and_texts_are_escaped_on_their_way(tmp_path: Path) -> None:
     write_run(tmp_path / name, say=lambda what, n: f"{HOSTILE} {what} {n}")
     library = Library(tmp_path)
     for target in ("/", "/report?" + urlencode({"run": name})):
-        page = answer(library, target).body
+        page = respond(library, target).body
         assert "<img" not in page and "<script>" not in page
         assert "&lt;img" in page
 
@@ -184,7 +184,7 @@ def test_answers_let_no_other_site_in(server: Server) -> None:
 
 
 def test_a_server_that_cannot_start_says_why(tmp_path: Path, server: Server) -> None:
-    with pytest.raises(CaiError, match="no such folder; expected one that holds runs"):
+    with pytest.raises(CaiError, match="no such folder; expected a folder of runs"):
         open_server(tmp_path / "none", "127.0.0.1", 0)
-    with pytest.raises(CaiError, match=r"cannot listen there.*choose another --port"):
+    with pytest.raises(CaiError, match=r"cannot listen.*choose another --port"):
         open_server(tmp_path, "127.0.0.1", server.server_address[1])

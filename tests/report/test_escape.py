@@ -4,21 +4,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import Markup
 
-from cai.report.escape import changed, inline_json, label, plain, shown, source_hash
+from cai.report.escape import inline_json, marked, plain, plot_label, source_hash, visible
 
 
 def test_text_is_escaped_and_what_cannot_be_seen_is_named() -> None:
-    assert shown("<b> & \u202ex\x00") == Markup(
+    assert visible("<b> & \u202ex\x00") == Markup(
         '&lt;b&gt; &amp; <span class="hidden">U+202E</span>x<span class="hidden">U+0000</span>'
     )
     assert plain("a\u200bb") == "a⟨U+200B⟩b"
-    assert shown("two\n\tlines") == "two\n\tlines"
+    assert visible("two\n\tlines") == "two\n\tlines"
 
 
 @given(st.text())
 def test_no_text_becomes_markup(text: str) -> None:
-    assert not set("<>\"'") & set(shown(text).replace('<span class="hidden">', "").replace("</span>", ""))
-    assert not set("<>") & set(label(text))
+    assert not set("<>\"'") & set(visible(text).replace('<span class="hidden">', "").replace("</span>", ""))
+    assert not set("<>") & set(plot_label(text))
 
 
 @given(
@@ -34,9 +34,9 @@ def test_json_in_a_script_element_ends_nothing_and_means_the_same(value: object)
 
 
 def test_changed_words_are_marked_on_their_side() -> None:
-    assert str(changed("boil an egg", "boil two eggs", "del")) == "boil <del>an egg</del>"
-    assert str(changed("boil two eggs", "boil an egg", "ins")) == "boil <ins>two eggs</ins>"
-    assert str(changed("a <b>", "a", "ins")) == "a<ins> &lt;b&gt;</ins>"
+    assert str(marked("boil an egg", "boil two eggs", "del")) == "boil <del>an egg</del>"
+    assert str(marked("boil two eggs", "boil an egg", "ins")) == "boil <ins>two eggs</ins>"
+    assert str(marked("a <b>", "a", "ins")) == "a<ins> &lt;b&gt;</ins>"
 
 
 def test_a_scripts_hash_is_that_of_the_specification() -> None:
