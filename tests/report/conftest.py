@@ -15,7 +15,7 @@ from tests.conftest import NO_BROWSER
 def chromium() -> Iterator[Any]:
     from playwright.sync_api import expect, sync_playwright
 
-    expect.set_options(timeout=30_000)  # on a busy machine; what fails, fails at the end of it
+    expect.set_options(timeout=30_000)  # enough on a busy machine
 
     with sync_playwright() as playwright:
         installed = (shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))
@@ -23,27 +23,36 @@ def chromium() -> Iterator[Any]:
         if not Path(program).exists():
             unavailable = pytest.fail if os.environ.get("CAI_REQUIRE_BROWSER") else pytest.skip
             unavailable(f"{NO_BROWSER}: `make browser` installs one")
-        # root, as in a container, has no sandbox; the pages are our own
+        # root, as in a container, has no sandbox; these tests write the pages
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield browser
         browser.close()
 
 
-class Watched:
-    """A page of the browser, with all it complained about and asked for."""
+class Tab:
+    """A page of the browser, which records errors and requests."""
 
     def __init__(self, browser: Any, **settings: Any) -> None:
         self.page = browser.new_page(**{"viewport": {"width": 1200, "height": 900}, **settings})
         self.page.set_default_timeout(30_000)
-        self.complaints: list[str] = []
+        self.errors: list[str] = []
         self.requests: list[str] = []
-        self.page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None)
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("dialog", lambda dialog: (self.complaints.append(f"dialog {dialog.message}"), dialog.dismiss()))
+        self.page.on("console", lambda m: self.errors.append(m.text) if m.type in ("error", "warning") else None)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("dialog", lambda dialog: (self.errors.append(f"dialog {dialog.message}"), dialog.dismiss()))
         self.page.on("request", lambda request: self.requests.append(request.url))
 
     def open(self, url: str) -> Any:
-        self.page.goto("about:blank")  # or a new hash alone would load nothing
+        self.page.goto("about:blank")  # a new hash alone would load nothing
         self.page.goto(url)
         self.page.wait_for_selector("html[data-ready=yes]")
         return self.page
+
+    @property
+    def address(self) -> str:
+        """The address that the page itself knows.
+
+        `page.url` is a copy that follows replaceState by an event of its own, on a busy machine after the text on the
+        page has changed.
+        """
+        return str(self.page.evaluate("location.href"))

@@ -1,4 +1,4 @@
-"""The reports in a real browser: nothing is believed of their script that was not seen to happen."""
+"""The reports in a real browser."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from cai.compare.compare import compare_runs
 from cai.report.comparison import comparison_report, read_comparison
 from cai.report.run import read_run, run_report
 from cai.runs.folder import RunFolder
-from tests.report.conftest import Watched
+from tests.report.conftest import Tab
 from tests.report.folders import HOSTILE, write_run
 from tests.report.test_evaluation import full
 
@@ -40,51 +40,51 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def watched(chromium: Any) -> Iterator[Watched]:
-    found = Watched(chromium, viewport={"width": 1200, "height": 250})  # too low for plots, which take their time
-    yield found
-    found.page.close()
-    assert found.complaints == []
-    assert [url for url in found.requests if not url.startswith(("file:", "about:", "data:", "blob:"))] == []
+def tab(chromium: Any) -> Iterator[Tab]:
+    tab = Tab(chromium, viewport={"width": 1200, "height": 250})  # too low for plots, which take their time
+    yield tab
+    tab.page.close()
+    assert tab.errors == []
+    assert [url for url in tab.requests if not url.startswith(("file:", "about:", "data:", "blob:"))] == []
 
 
-def shown(page: Any) -> list[str]:
+def listed(page: Any) -> list[str]:
     return page.locator("#lines tbody button").all_inner_texts()
 
 
-def test_the_table_shows_a_page_of_all_examples_and_turns_to_the_next(watched: Watched, report: str) -> None:
-    page = watched.open(report)
-    assert page.locator("#matches").inner_text() == "120 of 120 examples"
-    assert shown(page) == [f"p{n:02}" for n in range(50)]
+def test_the_table_shows_a_page_of_all_examples_and_turns_to_the_next(tab: Tab, report: str) -> None:
+    page = tab.open(report)
+    expect(page.locator("#matches")).to_have_text("120 of 120 examples")
+    assert listed(page) == [f"p{n:02}" for n in range(50)]
     page.get_by_role("button", name="Next page").click()
     page.get_by_role("button", name="Next page").click()
-    assert shown(page)[-1] == "p119"
+    assert listed(page)[-1] == "p119"
     assert page.get_by_role("button", name="Next page").is_disabled()
 
 
-def test_filters_and_search_narrow_the_table_and_are_kept_in_the_address(watched: Watched, report: str) -> None:
-    page = watched.open(report)
+def test_filters_and_search_narrow_the_table_and_are_kept_in_the_address(tab: Tab, report: str) -> None:
+    page = tab.open(report)
     page.get_by_label("flag", exact=True).select_option("copied critique")
-    assert page.locator("#matches").inner_text() == "40 of 120 examples"
+    expect(page.locator("#matches")).to_have_text("40 of 120 examples")
     page.get_by_label("Search prompts and answers").fill("For 7 MINUTES")
-    expect(page.locator("#matches")).to_contain_text("1 of")
-    assert shown(page) == ["p07"]
-    again = watched.open(page.url)
-    assert shown(again) == ["p07"]
+    expect(page.locator("#matches")).to_have_text("1 of 120 examples")
+    assert listed(page) == ["p07"]
+    again = tab.open(tab.address)
+    assert listed(again) == ["p07"]
     assert again.get_by_label("flag", exact=True).input_value() == "copied critique"
     again.get_by_role("button", name="Clear").click()
-    assert again.locator("#matches").inner_text() == "120 of 120 examples"
+    expect(again.locator("#matches")).to_have_text("120 of 120 examples")
 
 
 def test_a_column_sorts_from_the_greatest_then_the_least_with_unknown_values_last(
-    watched: Watched, report: str
+    tab: Tab, report: str
 ) -> None:
-    page = watched.open(report)
-    column = page.locator("th", has=page.get_by_role("button", name="after", exact=True))
+    page = tab.open(report)
+    column = page.locator("th", has=page.get_by_role("button", name="P(after)", exact=True))
     column.get_by_role("button").click()
     assert column.get_attribute("aria-sort") == "descending"
     first = page.locator("#lines tbody tr").nth(0)
-    assert (first.locator("td").last.inner_text(), shown(page)[0]) == ("0.950", "p89")
+    assert (first.locator("td").last.inner_text(), listed(page)[0]) == ("0.950", "p89")
     column.get_by_role("button").click()
     assert column.get_attribute("aria-sort") == "ascending"
     assert first.locator("td").last.inner_text() == "0.050"
@@ -93,8 +93,8 @@ def test_a_column_sorts_from_the_greatest_then_the_least_with_unknown_values_las
     assert page.locator("#lines tbody tr").last.locator("td").last.inner_text() == "–"
 
 
-def test_an_example_opens_with_marked_words_and_its_provenance(watched: Watched, report: str) -> None:
-    page = watched.open(report + "#open=p03")
+def test_an_example_opens_with_marked_words_and_its_provenance(tab: Tab, report: str) -> None:
+    page = tab.open(report + "#open=p03")
     dialog = page.get_by_role("dialog")
     assert dialog.get_by_role("heading", level=2).inner_text() == "p03"
     sides = dialog.locator(".pair").first
@@ -103,16 +103,16 @@ def test_an_example_opens_with_marked_words_and_its_provenance(watched: Watched,
     assert sides.locator(".text").all_inner_texts() == [
         "Boil the egg for 3 minutes, I guess.", "Boil the egg for 3 minutes, then cool it."
     ]  # fmt: skip
-    told = dialog.inner_text()
+    text = dialog.inner_text()
     for part in ("the hash of number 3", "the model of number 3", "the templates of number 3", "the judge of number 3"):
-        assert part in told
+        assert part in text
     page.keyboard.press("Escape")
-    assert not dialog.is_visible()
-    assert "open" not in page.url.partition("#")[2]
+    expect(dialog).not_to_be_visible()
+    expect(page).not_to_have_url(re.compile("open="))
 
 
-def test_a_comparison_by_words_loses_no_character(watched: Watched, report: str) -> None:
-    page = watched.open(report)
+def test_a_comparison_by_words_loses_no_character(tab: Tab, report: str) -> None:
+    page = tab.open(report)
     pairs = [
         ["", ""], ["a", ""], ["", " b\n"], ["  a b  c\n", "a  b c"], ["x a y", "z a w"], ["one two three", "three two one"],
         ["the cat sat on the mat", "the dog sat on the mat, too"], ["word " * 4000, "other " * 4000 + "word "],
@@ -127,12 +127,12 @@ def test_a_comparison_by_words_loses_no_character(watched: Watched, report: str)
     assert page.evaluate("compareWords('x a y', 'z a w')")[0] == [[True, "x a y"]]  # one word by chance
 
 
-def test_the_keyboard_alone_searches_moves_opens_and_closes(watched: Watched, report: str) -> None:
-    page = watched.open(report)
+def test_the_keyboard_alone_searches_moves_opens_and_closes(tab: Tab, report: str) -> None:
+    page = tab.open(report)
     page.keyboard.press("/")
     assert page.evaluate("document.activeElement.id") == "search"
     page.keyboard.type("number 1")
-    expect(page.locator("#matches")).to_contain_text("31 of")
+    expect(page.locator("#matches")).to_have_text("31 of 120 examples")
     page.locator("#lines tbody button").first.focus()
     for key in "jjk":
         page.keyboard.press(key)
@@ -142,15 +142,15 @@ def test_the_keyboard_alone_searches_moves_opens_and_closes(watched: Watched, re
     page.keyboard.press("j")
     expect(page.locator("#example-title")).to_have_text("p11")
     page.keyboard.press("Escape")
-    assert page.evaluate("document.activeElement.textContent") == "p11"
+    expect(page.locator("button:focus")).to_have_text("p11")
 
 
-def test_moving_past_the_last_line_turns_the_page(watched: Watched, report: str) -> None:
-    page = watched.open(report + "#open=p49")
+def test_moving_past_the_last_line_turns_the_page(tab: Tab, report: str) -> None:
+    page = tab.open(report + "#open=p49")
     page.keyboard.press("j")
     expect(page.locator("#example-title")).to_have_text("p50")
     page.keyboard.press("Escape")
-    assert shown(page)[0] == "p50"
+    assert listed(page)[0] == "p50"
     expect(page.locator("#lines tbody button").first).to_have_text("p50")
     page.locator("#lines tbody button").first.focus()
     page.keyboard.press("k")
@@ -158,8 +158,8 @@ def test_moving_past_the_last_line_turns_the_page(watched: Watched, report: str)
 
 
 def test_light_and_dark_follow_the_system_and_the_button(chromium: Any, report: str) -> None:
-    watched = Watched(chromium, color_scheme="dark")
-    page = watched.open(report)
+    tab = Tab(chromium, color_scheme="dark")
+    page = tab.open(report)
     paper = "getComputedStyle(document.body).backgroundColor"
     dark = page.evaluate(paper)
     button = page.get_by_role("button", name="Theme")
@@ -170,7 +170,7 @@ def test_light_and_dark_follow_the_system_and_the_button(chromium: Any, report: 
     assert page.evaluate(paper) == dark
     page.reload()
     assert button.inner_text() == "Theme: dark"
-    assert watched.complaints == []
+    assert tab.errors == []
     page.close()
 
 
@@ -199,16 +199,16 @@ CONTRAST = """() => {
 # The ratio is WCAG 2.2's, https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_all_text_stands_out_from_what_is_behind_it(chromium: Any, report: str, scheme: str) -> None:
-    watched = Watched(chromium, color_scheme=scheme)
-    page = watched.open(report + "#open=p01")
+    tab = Tab(chromium, color_scheme=scheme)
+    page = tab.open(report + "#open=p01")
     page.evaluate("document.querySelectorAll('details').forEach((d) => (d.open = true))")
     assert page.evaluate(CONTRAST) == []
     page.close()
 
 
 def test_on_a_phone_nothing_is_wider_than_the_screen(chromium: Any, report: str) -> None:
-    watched = Watched(chromium, viewport={"width": 360, "height": 740})
-    page = watched.open(report)
+    tab = Tab(chromium, viewport={"width": 360, "height": 740})
+    page = tab.open(report)
     wide = "document.documentElement.scrollWidth > innerWidth"
     assert not page.evaluate(wide)
     page.goto(report + "#open=p01")
@@ -218,8 +218,8 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(chromium: Any, report: str)
     page.close()
 
 
-def test_plots_are_drawn_when_they_come_into_view(watched: Watched, report: str) -> None:
-    page = watched.open(report)
+def test_plots_are_drawn_when_they_come_into_view(tab: Tab, report: str) -> None:
+    page = tab.open(report)
     for place in page.locator("[data-plot]").all():
         place.scroll_into_view_if_needed()
         expect(place).to_have_attribute("data-drawn", "yes")
@@ -227,8 +227,8 @@ def test_plots_are_drawn_when_they_come_into_view(watched: Watched, report: str)
         assert place.get_attribute("aria-label")
 
 
-def test_everything_has_a_name_and_a_place(watched: Watched, report: str) -> None:
-    page = watched.open(report)
+def test_everything_has_a_name_and_a_place(tab: Tab, report: str) -> None:
+    page = tab.open(report)
     unnamed = """() => [...document.querySelectorAll("button, input, select, summary, [role=img], [role=region]")]
       .filter((e) => !(e.textContent.trim() || e.getAttribute("aria-label") || e.labels?.[0]?.textContent.trim()))
       .map((e) => e.outerHTML.slice(0, 80))"""
@@ -253,25 +253,25 @@ def hostile(path: Path) -> RunFolder:
     return folder
 
 
-def test_hostile_text_is_shown_and_does_nothing(watched: Watched, tmp_path: Path) -> None:
+def test_hostile_text_is_shown_and_does_nothing(tab: Tab, tmp_path: Path) -> None:
     folder = hostile(tmp_path / "run")
     stage = folder.train / "1-dpo"
     stage.rename(stage.with_name("1-<img src=x onerror=window.pwned=1>"))
     file = tmp_path / "report.html"
     file.write_text(run_report(folder, read_run(folder)), encoding="utf-8")
-    stays_text(watched.open(file.as_uri()), "4 of")
+    stays_text(tab.open(file.as_uri()))
 
 
-def test_hostile_text_does_nothing_in_a_comparison(watched: Watched, tmp_path: Path) -> None:
+def test_hostile_text_does_nothing_in_a_comparison(tab: Tab, tmp_path: Path) -> None:
     folders = [hostile(tmp_path / name) for name in ("a<b>&\u202e", "b\"'")]
     file = tmp_path / "comparison.html"
-    found = read_comparison(compare_runs(folders), folders)
-    assert found.comparison.doubts and found.comparison.pairs[0].figures
-    file.write_text(comparison_report(found), encoding="utf-8")
-    stays_text(watched.open(file.as_uri()), "6 of")
+    contents = read_comparison(compare_runs(folders), folders)
+    assert contents.comparison.doubts and contents.comparison.pairs[0].figures
+    file.write_text(comparison_report(contents), encoding="utf-8")
+    stays_text(tab.open(file.as_uri()))
 
 
-def stays_text(page: Any, holding: str) -> None:
+def stays_text(page: Any) -> None:
     """Open everything there is on a page of hostile text, and see that it is text."""
     page.evaluate("document.querySelectorAll('details').forEach((d) => (d.open = true))")
     for place in page.locator("[data-plot]").all():
@@ -287,10 +287,15 @@ def stays_text(page: Any, holding: str) -> None:
         expect(dialog).not_to_be_visible()
     page.locator("select").nth(0).select_option(index=1)
     page.get_by_role("button", name="Clear").click()
+    expect(page.locator("#matches")).to_have_text("6 of 6 examples")
+    page.get_by_label("Search prompts and answers").fill("no such text")
+    expect(page.locator("#matches")).to_have_text("0 of 6 examples")
     page.get_by_label("Search prompts and answers").fill("zero\u200bwidth")
-    expect(page.locator("#matches")).to_contain_text("6 of 6")
+    expect(page.locator("#matches")).to_have_text("6 of 6 examples")
+    page.get_by_label("Search prompts and answers").fill("no such text")
+    expect(page.locator("#matches")).to_have_text("0 of 6 examples")
     page.get_by_label("Search prompts and answers").fill("critique")
-    expect(page.locator("#matches")).to_contain_text(holding)
+    expect(page.locator("#matches")).to_have_text("4 of 6 examples")  # held-out prompts have no critique
     text = page.evaluate("[...document.querySelectorAll('body > :not(script)')].map((e) => e.textContent).join('')")
     assert not UNSEEN.search(text)
     assert "U+202E" in text and "U+001B" in text

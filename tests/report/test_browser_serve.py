@@ -12,7 +12,7 @@ from playwright.sync_api import expect
 from cai.report.run import read_run, run_report
 from cai.report.serve import open_server
 from cai.report.table import Query, select
-from tests.report.conftest import Watched
+from tests.report.conftest import Tab
 from tests.report.folders import write_run
 
 
@@ -39,20 +39,20 @@ def address(runs: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def watched(chromium: Any, address: str) -> Iterator[Watched]:
-    found = Watched(chromium, viewport={"width": 1200, "height": 250})
-    yield found
-    found.page.close()
-    assert found.complaints == []
-    assert [url for url in found.requests if not url.startswith((address, "about:"))] == []
+def tab(chromium: Any, address: str) -> Iterator[Tab]:
+    tab = Tab(chromium, viewport={"width": 1200, "height": 250})
+    yield tab
+    tab.page.close()
+    assert tab.errors == []
+    assert [url for url in tab.requests if not url.startswith((address, "about:"))] == []
 
 
 def shown(page: Any) -> list[str]:
     return page.locator("#lines tbody button").all_inner_texts()
 
 
-def test_runs_are_found_opened_and_compared_from_the_list(watched: Watched, address: str) -> None:
-    page = watched.page
+def test_runs_are_found_opened_and_compared_from_the_list(tab: Tab, address: str) -> None:
+    page = tab.page
     page.goto(address)
     page.get_by_label("Filter").fill("TWO")
     expect(page.locator("tbody tr:visible")).to_have_count(1)
@@ -72,8 +72,8 @@ def test_runs_are_found_opened_and_compared_from_the_list(watched: Watched, addr
     expect(page.locator("h1")).to_have_text("one")
 
 
-def test_a_large_run_is_paged_filtered_and_opened_from_its_files(watched: Watched, address: str) -> None:
-    page = watched.open(f"{address}report?run=one#open=p99")
+def test_a_large_run_is_paged_filtered_and_opened_from_its_files(tab: Tab, address: str) -> None:
+    page = tab.open(f"{address}report?run=one#open=p99")
     dialog = page.get_by_role("dialog")
     expect(dialog.get_by_role("heading", level=2)).to_have_text("p99")
     expect(dialog).to_contain_text("the after of number 99")
@@ -90,8 +90,8 @@ def test_a_large_run_is_paged_filtered_and_opened_from_its_files(watched: Watche
 
 def test_a_run_that_vanishes_while_it_is_read_is_reported(chromium: Any, address: str, runs: Path) -> None:
     write_run(runs / "three", prompts=6)
-    watched = Watched(chromium)
-    page = watched.open(f"{address}report?run=three")
+    tab = Tab(chromium)
+    page = tab.open(f"{address}report?run=three")
     (runs / "three").rename(runs / "gone")
     (runs / "gone" / "manifest.json").unlink()
     page.get_by_label("flag", exact=True).select_option("copied critique")
@@ -105,8 +105,8 @@ def test_the_page_and_the_server_find_the_same(chromium: Any, runs: Path, tmp_pa
     contents = read_run(RunFolder(runs / "one"))
     file = tmp_path / "report.html"
     file.write_text(run_report(RunFolder(runs / "one"), contents), encoding="utf-8")
-    watched = Watched(chromium)
-    page = watched.open(file.as_uri())
+    tab = Tab(chromium)
+    page = tab.open(file.as_uri())
     queries = [
         Query(), Query(text="NUMBER 1"), Query(text="p11"), Query(text="nothing"), Query(facets={5: "held out"}),
         Query(facets={2: "copied critique", 3: "the tag of number 1"}), Query(facets={2: "nothing"}),
@@ -114,9 +114,9 @@ def test_the_page_and_the_server_find_the_same(chromium: Any, runs: Path, tmp_pa
         Query(text="number 9", facets={5: "training"}, sort=6, start=1),
     ]  # fmt: skip
     for query in queries:
-        asked = json.loads(json.dumps(query._asdict()))
-        found = page.evaluate("async (query) => (await examplesOfPage()).find(query)", asked)
+        arguments = json.loads(json.dumps(query._asdict()))
+        result = page.evaluate("async (query) => (await examplesOfPage()).find(query)", arguments)
         expected = select(contents.table, query)
-        assert found["matched"] == len(expected), query
-        assert [line["id"] for line in found["lines"]] == [line.id for line in expected[query.start :][:50]], query
+        assert result["matched"] == len(expected), query
+        assert [line["id"] for line in result["lines"]] == [line.id for line in expected[query.start :][:50]], query
     page.close()
