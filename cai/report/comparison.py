@@ -31,7 +31,7 @@ from cai.report.plots import (
     effect_map,
     intervals,
 )
-from cai.report.summary import configuration_files, made_of, told_of
+from cai.report.summary import configuration_files, provenance, read_summary
 from cai.report.table import Detail, Table
 from cai.runs.folder import RunFolder
 from cai.stats.formatting import NONE, difference, estimate, number, signed
@@ -99,7 +99,7 @@ def comparison_report(contents: ComparisonContents, url: str | None = None) -> s
         return list(range(len(plots) - len(drawn), len(plots)))
 
     manifests = [folder.manifest() for folder in folders]
-    origins = [made_of(manifest) for manifest in manifests]
+    origins = [provenance(manifest) for manifest in manifests]
     keys = dict.fromkeys(key for origin in origins for key in origin)
     pair_plots = [placed(_pair_plots(c, pair)) for pair in c.pairs]
     curve_plots = placed(_curve_plots(c))
@@ -126,7 +126,7 @@ def comparison_report(contents: ComparisonContents, url: str | None = None) -> s
 
 def run_metrics(folders: Sequence[RunFolder]) -> list[MetricRow]:
     """The rates for which a run's own report warns."""
-    by_run = [{m.name: m for m in told_of(folder, []).monitors} for folder in folders]
+    by_run = [{m.name: m for m in read_summary(folder, []).monitors} for folder in folders]
     first = {name: m for of_run in reversed(by_run) for name, m in of_run.items()}
     return [
         MetricRow(

@@ -34,7 +34,7 @@ from cai.report.plots import (
     plane,
     reliability,
 )
-from cai.report.summary import Told, as_yaml, configuration_files, made_of, told_of
+from cai.report.summary import SummaryContents, as_yaml, configuration_files, provenance, read_summary
 from cai.report.table import Detail, Table
 from cai.runs.folder import RunFolder, stage_order, stage_settings
 from cai.stats.formatting import NONE, estimate, number
@@ -42,7 +42,7 @@ from cai.training.metrics import read_metrics
 
 
 class PrincipleMetrics(NamedTuple):
-    """The metrics of one principle by key: of ROUND_METRICS over its revisions, of VERDICT_METRICS over its verdicts."""
+    """The metrics of one principle by key: ROUND_METRICS of its revisions, VERDICT_METRICS of its verdicts."""
 
     id: str
     principle: Principle | None  # None of one that rows name and the constitution lacks
@@ -290,7 +290,7 @@ def run_report(folder: RunFolder, contents: RunContents, url: str | None = None)
     Raises: CaiError for a run without a readable manifest.
     """
     manifest, missing = folder.manifest(), list(contents.missing)
-    summary = told_of(folder, missing)
+    summary = read_summary(folder, missing)
     plots = _Plots()
     overview = plots.add(_overview_plots(contents))
     gate = _part("The judge gate", lambda: _gate(folder), missing)
@@ -303,9 +303,9 @@ def run_report(folder: RunFolder, contents: RunContents, url: str | None = None)
         Content(contents.table, plots.plots),
         url,
         name=folder.name,
-        origin=made_of(manifest),
+        provenance=provenance(manifest),
         notes=[*missing, *summary.notes],
-        metrics=summary.facts,
+        metrics=summary.metrics,
         constitution=contents.constitution,
         principles=contents.principles,
         round_metrics=ROUND_METRICS,
@@ -354,7 +354,7 @@ def _stage_folders(folder: RunFolder) -> list[Path]:
     return sorted((path for path in folder.train.glob("*") if path.is_dir()), key=stage_order)
 
 
-def _stage(path: Path, summary: Told, plots: _Plots, missing: list[str]) -> Stage:
+def _stage(path: Path, summary: SummaryContents, plots: _Plots, missing: list[str]) -> Stage:
     """A training stage, its plots added to those of the page."""
     name = f"Stage {path.name}"
     drawn = _part(name, partial(_stage_plots, path, summary.calibration.get(path.name)), missing) or []

@@ -1,38 +1,45 @@
-"""A run's summary as its report tells it: what came of it, what is watched, what a reader must not miss."""
+"""A run's summary as its page shows it: metrics, warnings, training results, and what determines the results."""
 
 from typing import Any, NamedTuple
 
 import yaml
 
 from cai.config.errors import CaiError
-from cai.evaluation.judge_report import Figure
 from cai.feedback.metrics import RUN_METRICS
 from cai.runs.folder import RunFolder
 from cai.runs.metrics import summarise, summary_metrics, training_lines
-from cai.stats.formatting import counted, number
+from cai.stats.formatting import counted, number, span
 from cai.stats.win_rate import FEW_PROMPTS, FOLLOWS_POSITION
 
-BOUNDS = {
+WARN_FROM = {
     "empty": 0.25,
     "unchanged": 0.25,
     "copied_critique": 0.25,
-    "draft_truncated": 0.5,  # how long the model would have written is then unknown for most
+    "draft_truncated": 0.5,  # what most of the texts would have been is then unknown
     "critique_truncated": 0.5,
     "revision_truncated": 0.5,
     "position_bias": FOLLOWS_POSITION,
-    "non_option_mass": 0.5,  # more is on something that is no answer than on one
+    "non_option_mass": 0.5,  # more probability is on other tokens than on the options
     "eval_position_bias": FOLLOWS_POSITION,
     "eval_non_option_mass": 0.5,
     "before_truncated": 0.5,
     "after_truncated": 0.5,
 }
-"""From where a rate of a run is marked, by the metric's key."""
-TRUST = ("label_p", "position_bias", "non_option_mass", "eval_position_bias", "eval_non_option_mass")
-"""Whether to believe the judges, by the metric's key."""
+"""From where a metric of a run warns, by its key."""
+JUDGE_METRICS = ("label_p", "position_bias", "non_option_mass", "eval_position_bias", "eval_non_option_mass")
+"""Keys of the metrics of judge and eval judge."""
 
 
-class Monitor(NamedTuple):
-    """A figure that is watched; `look` says that it is past its bound."""
+class Card(NamedTuple):
+    """A value with its name and meaning."""
+
+    name: str
+    value: str
+    meaning: str
+
+
+class Warned(NamedTuple):
+    """A metric with the value from which it warns, and whether it does."""
 
     name: str
     value: str
@@ -40,177 +47,145 @@ class Monitor(NamedTuple):
     warns: bool
 
 
-class Told(NamedTuple):
-    """A summary as the page has it."""
+class SummaryContents(NamedTuple):
+    """A run's summary as its page shows it."""
 
-    facts: list[Figure]
-    judge: list[Figure]
-    monitors: list[Monitor]
+    metrics: list[Card]
+    judge: list[Card]
+    monitors: list[Warned]
     notes: list[str]
     skipped: dict[str, int]  # by reason
     training: dict[str, list[str]]  # lines by stage
     calibration: dict[str, list[dict[str, float]]]  # of reward models on held-out pairs, bins by stage
 
 
-def told_of(folder: RunFolder, missing: list[str]) -> Told:
-    """The summary; counted anew where the run is unfinished or another version wrote it.
+def read_summary(folder: RunFolder, missing: list[str]) -> SummaryContents:
+    """The summary; computed from the rows if the run is unfinished or another version wrote the summary.
 
-    Where the rows cannot be counted either, nothing is told, and `missing` says why.
+    If the rows cannot be read either, it is empty, and the error goes to `missing`.
     """
     try:
-        if (written := folder.summary()) is not None:
-            return _told(written, finished=True)
+        if (summary := folder.summary()) is not None:
+            return _contents(summary, finished=True)
     except (CaiError, LookupError, TypeError, AttributeError):
         pass
     try:
-        return _told(summarise(folder), finished=folder.summary_json.exists())
+        return _contents(summarise(folder), finished=folder.summary_json.exists())
     except CaiError as error:
-        missing.append(f"Its figures cannot be counted: {error}")
+        missing.append(f"The metrics cannot be computed: {error}")
     except KeyError as error:
-        missing.append(f"Its figures cannot be counted: {folder.manifest_json} lacks {error}")
-    return Told([], [], [], [], {}, {}, {})
+        missing.append(f"The metrics cannot be computed: {folder.manifest_json} lacks {error}")
+    return SummaryContents([], [], [], [], {}, {}, {})
 
 
-def _told(summary: dict[str, Any], finished: bool) -> Told:
+def _contents(summary: dict[str, Any], finished: bool) -> SummaryContents:
     stages = summary["training"]
-    reports = {stage: found["held_out"] for stage, found in stages.items() if found["held_out"]}
-    return Told(
-        facts=_facts(summary),
-        judge=_judge_facts(summary),
-        monitors=_monitors(summary),
-        notes=_notes(summary, finished),
+    reports = {stage: results["held_out"] for stage, results in stages.items() if results["held_out"]}
+    monitors = _monitors(summary)
+    return SummaryContents(
+        metrics=_metrics(summary),
+        judge=_judge_metrics(summary),
+        monitors=monitors,
+        notes=_notes(summary, monitors, finished),
         skipped=summary["skipped"]["reasons"],
-        training={stage: training_lines(found) for stage, found in stages.items()},
-        calibration={stage: found["reliability"] for stage, found in reports.items()},
+        training={stage: training_lines(results) for stage, results in stages.items()},
+        calibration={stage: report["reliability"] for stage, report in reports.items()},
     )
 
 
-def _facts(summary: dict[str, Any]) -> list[Figure]:
-    """What the run came to, the widest first."""
-    metrics = summary_metrics(summary)
-    found = [Figure("prompts", str(summary["prompts"]), f"and {summary['held_out']} held out")]
+def _metrics(summary: dict[str, Any]) -> list[Card]:
+    """What the run produced and took, and its metrics other than the judges' and those that warn."""
+    cards = [Card("prompts", f"{summary['prompts']:,}", f"and {summary['held_out']:,} held out")]
     if rows := summary["revisions"]["rows"]:
-        found.append(Figure("revisions", str(rows), ""))
+        cards.append(Card("revisions", f"{rows:,}", ""))
     if by_source := summary["preferences"]["by_source"]:
-        listed = ", ".join(f"{n} by {source}" for source, n in by_source.items())
-        found.append(Figure("labelled pairs", str(sum(by_source.values())), listed))
-    for key, estimate in metrics.items():
-        if key not in BOUNDS and key not in TRUST:
+        sources = ", ".join(f"{n:,} by {source}" for source, n in by_source.items())
+        cards.append(Card("labelled pairs", f"{sum(by_source.values()):,}", sources))
+    for key, estimate in summary_metrics(summary).items():
+        if key not in WARN_FROM and key not in JUDGE_METRICS:
             metric = RUN_METRICS[key]
-            of = f"{metric.meaning}; {counted(estimate.n, 'prompts')}"
-            found.append(Figure(metric.name, metric.shown(estimate), of))
+            meaning = f"{metric.meaning}; {counted(estimate.n, 'prompts')}"
+            cards.append(Card(metric.name, metric.shown(estimate), meaning))
     skipped = summary["skipped"]
-    found.append(
-        Figure(
-            "skipped",
-            str(sum(skipped["reasons"].values()) + skipped["failed"]),
-            f"{skipped['failed']} of it failed",
-        )
-    )
+    total, failed = sum(skipped["reasons"].values()) + skipped["failed"], skipped["failed"]
+    cards.append(Card("skipped", f"{total:,}", counted(failed, "failed requests")))
     if calls := summary.get("calls"):
-        found.append(
-            Figure(
-                "calls",
-                f"{calls['cache_misses'] + calls['cache_hits']:,}",
-                f"{calls['cache_hits']:,} of them cache hits",
-            )
-        )
+        total, hits = calls["cache_hits"] + calls["cache_misses"], calls["cache_hits"]
+        cards.append(Card("model calls", f"{total:,}", counted(hits, "cache hits")))
     if seconds := summary.get("seconds"):
-        found.append(
-            Figure(
-                "time", _duration(sum(seconds.values())), ", ".join(f"{k} {_duration(s)}" for k, s in seconds.items())
-            )
-        )
-    return found
+        parts = ", ".join(f"{part} {span(taken)}" for part, taken in seconds.items())
+        cards.append(Card("time", span(sum(seconds.values())), parts))
+    return cards
 
 
-def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 100
-        else f"{seconds / 60:.0f} min"
-        if seconds < 6000
-        else f"{seconds / 3600:.1f} h"
-    )
+def _judge_metrics(summary: dict[str, Any]) -> list[Card]:
+    estimates = summary_metrics(summary)
+    metrics = [RUN_METRICS[key] for key in JUDGE_METRICS if key in estimates]
+    return [Card(metric.name, metric.shown(estimates[metric.key]), metric.meaning) for metric in metrics]
 
 
-def _judge_facts(summary: dict[str, Any]) -> list[Figure]:
-    """How far the verdicts of judge and eval judge can be trusted."""
-    metrics = summary_metrics(summary)
-    return [
-        Figure(RUN_METRICS[key].name, RUN_METRICS[key].shown(metrics[key]), RUN_METRICS[key].meaning)
-        for key in TRUST
-        if key in metrics
-    ]
-
-
-def _monitors(summary: dict[str, Any]) -> list[Monitor]:
-    """Every rate that tells of trouble, with the bound past which to look."""
-    metrics = summary_metrics(summary)
-    found = [
-        Monitor(
-            RUN_METRICS[key].name, RUN_METRICS[key].shown(metrics[key]), number(bound, 2), metrics[key].mean >= bound
-        )
-        for key, bound in BOUNDS.items()
-        if key in metrics
-    ]
+def _monitors(summary: dict[str, Any]) -> list[Warned]:
+    """Every metric that may warn, failed requests, and the warnings of training."""
+    estimates = summary_metrics(summary)
+    monitors = []
+    for key, threshold in WARN_FROM.items():
+        if key in estimates:
+            metric, estimate = RUN_METRICS[key], estimates[key]
+            warns = estimate.mean >= threshold
+            monitors.append(Warned(metric.name, metric.shown(estimate), number(threshold, 2), warns))
     failed = summary["skipped"]["failed"]
-    found.append(Monitor("requests that failed", str(failed), "none", failed > 0))
-    for stage, training in summary["training"].items():
-        found += [Monitor(f"training {stage}", warning, "", True) for warning in training["warnings"]]
-    return found
+    monitors.append(Warned("failed requests", f"{failed:,}", "1", failed > 0))
+    for stage, results in summary["training"].items():
+        monitors += [Warned(f"training {stage}", warning, "", True) for warning in results["warnings"]]
+    return monitors
 
 
-def _notes(summary: dict[str, Any], finished: bool) -> list[str]:
-    """What a reader must not miss."""
-    found = [] if finished else ["The run is unfinished: what is here is what there was when this page was made."]
-    past = [f"{m.name} {m.value}" if m.threshold else f"{m.name}: {m.value}" for m in _monitors(summary) if m.warns]
-    if past:
-        found.append("Look at: " + "; ".join(past) + ".")
+def _notes(summary: dict[str, Any], monitors: list[Warned], finished: bool) -> list[str]:
+    notes = [] if finished else ["The run is unfinished: this page shows what it had written when the page was made."]
+    warnings = [f"{m.name} {m.value}" if m.threshold else f"{m.name}: {m.value}" for m in monitors if m.warns]
+    if warnings:
+        notes.append("Warnings: " + "; ".join(warnings) + ".")
     win_rate = summary_metrics(summary).get("win_rate")
-    if win_rate and (n := win_rate.n) < FEW_PROMPTS:
-        found.append(
-            f"Only {counted(n, 'prompts')} {'was' if n == 1 else 'were'} held out: the win rate's interval is wide."
-        )
-    return found
+    if win_rate and win_rate.n < FEW_PROMPTS:
+        notes.append(f"Only {counted(win_rate.n, 'held-out prompts')}: the interval of the win rate is wide.")
+    return notes
 
 
-# What a run was made of: hashes of everything that decided it, and the files themselves.
-
-
-def made_of(manifest: dict[str, Any]) -> dict[str, str]:
-    """What decided the result: names, and hashes of content; what a manifest of another version lacks is left out."""
+def provenance(manifest: dict[str, Any]) -> dict[str, str]:
+    """Everything that determines the results: names, and hashes of content; without what the manifest lacks."""
     config = manifest.get("config") or {}
     constitution, eval_constitution = manifest.get("constitution") or {}, manifest.get("eval_constitution") or {}
-    named = {
+    sources = {
         "model": (config.get("model"), manifest.get("model")),
         "constitution": (constitution.get("name"), constitution.get("fingerprint")),
         "judge": (None, ", ".join(manifest.get("judge_models") or [])),
-        "eval_constitution": (eval_constitution.get("name"), eval_constitution.get("fingerprint")),
+        "eval constitution": (eval_constitution.get("name"), eval_constitution.get("fingerprint")),
         "templates": (config.get("templates"), manifest.get("templates")),
         "prompts": ((config.get("prompts") or {}).get("source"), manifest.get("prompts")),
-        "preferences of a file": ((config.get("preferences") or {}).get("source"), manifest.get("preferences")),
+        "preferences file": ((config.get("preferences") or {}).get("source"), manifest.get("preferences")),
         **{name: (None, content) for name, content in (manifest.get("train_files") or {}).items()},
     }
-    made = {key: ", ".join(_as_text(*parts)) for key, parts in named.items() if any(parts)}
+    texts = {key: ", ".join(_as_text(*source)) for key, source in sources.items() if any(source)}
     versions = ", ".join(f"{package} {version}" for package, version in (manifest.get("versions") or {}).items())
-    return {**made, "seed": str(config.get("seed", "")), "versions": versions}
+    return {**texts, "seed": str(config.get("seed", "")), "versions": versions}
 
 
 def _as_text(name: str | None, content: str | None) -> list[str]:
-    return [*([str(name)] if name else []), *([f"content {content}"] if content else [])]
+    return [*([str(name)] if name else []), *([f"hash {content}"] if content else [])]
 
 
 def configuration_files(folder: RunFolder, manifest: dict[str, Any]) -> list[tuple[str, str]]:
-    """The whole configuration: what was given, and all settings with their defaults."""
-    given = [
+    """Title and text of each: the files that the run was started with, and all settings with their defaults."""
+    inputs = [
         folder.run_yaml,
         folder.constitution_yaml,
         folder.eval_constitution_yaml,
         *sorted(folder.templates.glob("*")),
     ]
-    texts = [(str(file.relative_to(folder.path)), file.read_text(encoding="utf-8")) for file in given if file.is_file()]
-    return [*texts[:1], ("all settings, with defaults", as_yaml(manifest.get("config"))), *texts[1:]]
+    texts = [
+        (str(file.relative_to(folder.path)), file.read_text(encoding="utf-8")) for file in inputs if file.is_file()
+    ]
+    return [*texts[:1], ("all settings with defaults", as_yaml(manifest.get("config"))), *texts[1:]]
 
 
 def as_yaml(value: Any) -> str:

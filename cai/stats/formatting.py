@@ -16,31 +16,34 @@ def percent(rate: float | None) -> str:
 
 def number(value: float | None, digits: int = 3) -> str:
     """A number with so many decimals below ten, and one from ten on: `0.312`, `57.3`."""
-    return NONE if value is None else _decimals(value, digits, "")
+    return NONE if value is None else f"{value:.{_digits(digits, value)}f}"
 
 
 def signed(value: float | None, digits: int = 3) -> str:
     """A difference: `number` with its sign."""
-    return NONE if value is None else _decimals(value, digits, "+")
+    return NONE if value is None else f"{value:+.{_digits(digits, value)}f}"
 
 
-def _decimals(value: float, digits: int, sign: str) -> str:
-    return f"{value:{sign}.1f}" if abs(value) >= 10 else f"{value:{sign}.{digits}f}"
+def _digits(digits: int, *values: float | None) -> int:
+    """The decimals that values next to each other have in common."""
+    return 1 if any(abs(value) >= 10 for value in values if value is not None) else digits
 
 
 def estimate(value: "Estimate | None", digits: int = 3) -> str:
     """A mean with its 95 % interval, or with n where there is none: `0.625 [0.386, 0.815]`, `0.625 (n=1)`."""
     if value is None:
         return NONE
-    mean, low, high = (number(bound, digits) for bound in value[:3])
+    decimals = _digits(digits, value.mean, value.low, value.high)
+    mean, low, high = (NONE if bound is None else f"{bound:.{decimals}f}" for bound in value[:3])
     return f"{mean} (n={value.n})" if value.low is None and value.high is None else f"{mean} [{low}, {high}]"
 
 
 def difference(effect: "Effect") -> str:
     """A difference with its 95 % interval and the prompts it is of: `+0.312 [+0.125, +0.562], n=16`."""
+    decimals = _digits(3, effect.mean, effect.low, effect.high)
     known = effect.low is not None and effect.high is not None
-    interval = f" [{signed(effect.low)}, {signed(effect.high)}]" if known else ""
-    return f"{signed(effect.mean)}{interval}, n={effect.n}"
+    interval = f" [{effect.low:+.{decimals}f}, {effect.high:+.{decimals}f}]" if known else ""
+    return f"{effect.mean:+.{decimals}f}{interval}, n={effect.n}"
 
 
 def counted(number: int, things: str) -> str:

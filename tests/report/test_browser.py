@@ -76,9 +76,7 @@ def test_filters_and_search_narrow_the_table_and_are_kept_in_the_address(tab: Ta
     expect(again.locator("#matches")).to_have_text("120 of 120 examples")
 
 
-def test_a_column_sorts_from_the_greatest_then_the_least_with_unknown_values_last(
-    tab: Tab, report: str
-) -> None:
+def test_a_column_sorts_from_the_greatest_then_the_least_with_unknown_values_last(tab: Tab, report: str) -> None:
     page = tab.open(report)
     column = page.locator("th", has=page.get_by_role("button", name="P(after)", exact=True))
     column.get_by_role("button").click()

@@ -53,7 +53,7 @@ def test_every_part_of_an_evaluation_is_a_table() -> None:
     ]  # fmt: skip
     assert grids["run vs before"].rows == [["overall", "all", "4", "0.750 [0.500, 1.000]", "–", "10.0, 12.5"]]
     assert grids["run vs before"].notes == ["few"]
-    assert grids["KL from the reference, in nats"].rows == [["run", "7.500 [4.000, 11.000]", "0.100", "1"]]
+    assert grids["KL from the reference, in nats"].rows == [["run", "7.5 [4.0, 11.0]", "0.100", "1"]]
     assert grids["Reward-hacking monitors of run"].warns == [True, False]
     assert all(len(row) == len(grid.head) for grid in grids.values() for row in grid.rows)
 

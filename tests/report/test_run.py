@@ -45,7 +45,7 @@ def test_the_figures_of_the_summary_and_their_warnings_are_shown(tmp_path: Path)
     text = report(write_run(tmp_path / "run", prompts=9))
     for part in (
         "prompts 6 and 3 held out", "fails a filter 0.500", "labelled pairs 6 6 by judge",
-        "ties count one half; 3 prompts", "Only 3 prompts were held out", "copied critique 0.500 0.25 warning",
+        "ties count one half; 3 prompts", "Only 3 held-out prompts: the interval", "copied critique 0.500 0.25 warning",
         "1 × the reason of number 1", "12 updates, mean loss", "1-dpo: reward margin",
     ):  # fmt: skip
         assert part in text, part
@@ -91,7 +91,7 @@ def test_rows_of_another_version_cost_the_examples_and_not_the_page(tmp_path: Pa
     assert "1-dpo: reward margin" in text
     folder.summary_json.unlink()
     text = report(folder)
-    assert "Its figures cannot be counted" in text
+    assert "The metrics cannot be computed" in text
     assert "The judge was asked about no pair" not in text
 
 
