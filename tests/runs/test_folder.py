@@ -38,7 +38,7 @@ def test_a_damaged_run_does_not_hide_the_others_from_the_list(tmp_path: Path, mo
     (tmp_path / "folder/manifest.json").write_text("")
     found = CliRunner().invoke(app, ["runs", "--runs", str(tmp_path)])
     assert found.exit_code == 0, found.exception
-    for part in ("fine [b]one[-b]", "1.000 [0.438, 1.000]", "made by another version of cai", "not valid JSON"):
+    for part in ("fine [b]one[-b]", "1.000 [0.438, 1.000]", "written by another version of cai", "not valid JSON"):
         assert part in found.output
 
 
