@@ -14,7 +14,7 @@ from cai.config.errors import CaiError
 from cai.config.locate import local_file
 from cai.data.jsonl import write_rows
 from cai.data.records import Skipped
-from cai.runs.folder import RunFolder, open_run, runs_meant
+from cai.runs.folder import RunFolder, is_run, open_run, runs_meant
 from cai.runs.publish import (
     FORMATS,
     HUB,
@@ -102,7 +102,7 @@ def export_dataset(name: str, to: str, licence: str, runs: Path) -> None:
 
 
 def _run_or_file(name: str, runs: Path) -> Source:
-    if any((folder / "manifest.json").exists() for folder in (runs / name, Path(name))):
+    if any(is_run(folder) for folder in (runs / name, Path(name))):
         return open_run(name, runs)
     try:
         return local_file(name)

@@ -16,6 +16,7 @@ from cai.cli.options import (
     Data,
     JudgeNames,
     Limit,
+    Replace,
     RunsFolder,
     Seed,
     Settings,
@@ -27,6 +28,7 @@ from cai.config.locate import find_file, local_file
 from cai.config.yaml_files import YamlSource, apply_overrides, validate
 from cai.constitution.principles import load_constitution
 from cai.constitution.templates import Templates
+from cai.data.manifest import Output
 from cai.feedback.judge import JudgeConfig
 from cai.feedback.label import JUDGE_JSON, JUDGE_METRICS, LabelJob, label_file
 from cai.inference.endpoints import resolve_judges
@@ -47,6 +49,7 @@ def judge(
     settings: Settings = None,
     limit: Limit = None,
     seed: Seed = DEFAULT_SEED,
+    replace: Replace = False,
     runs: RunsFolder = DEFAULT_RUNS,
 ) -> None:
     """Label responses with an AI judge.
@@ -57,7 +60,7 @@ def judge(
     job = label_job(data, judges, constitution, templates, settings or [], seed, False, limit, runs)
     console = Console()
     with resumable(console):
-        found = label_file(job, out, runs / CACHE_FILE, Reporter(console))
+        found = label_file(job, Output(out, replace), runs / CACHE_FILE, Reporter(console))
     for text in labelling_lines(found):
         line(console, f"  {text}")
     files = ", ".join(name for name in ("preferences.jsonl", "rankings.jsonl") if (out / name).exists())

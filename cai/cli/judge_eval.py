@@ -19,11 +19,13 @@ from cai.cli.options import (
     Data,
     JudgeNames,
     Limit,
+    Replace,
     RunsFolder,
     Seed,
     Settings,
     TemplatesFolder,
 )
+from cai.data.manifest import Output
 from cai.data.records import Skipped
 from cai.evaluation import judge_report
 from cai.evaluation.judge_eval import evaluate_judge
@@ -47,6 +49,7 @@ def judge_eval(
         bool, typer.Option("--calibrate", help="Fit a temperature on half of the prompts, test on the rest.")
     ] = False,
     seed: Seed = DEFAULT_SEED,
+    replace: Replace = False,
     runs: RunsFolder = DEFAULT_RUNS,
 ) -> None:
     """Evaluate a judge against labelled preferences.
@@ -57,7 +60,7 @@ def judge_eval(
     job = label_job(data, judges, constitution, templates, settings or [], seed, True, limit, runs)
     console = Console()
     with resumable(console):
-        evaluated = evaluate_judge(job, out, runs / CACHE_FILE, Reporter(console), calibrate)
+        evaluated = evaluate_judge(job, Output(out, replace), runs / CACHE_FILE, Reporter(console), calibrate)
     for part in judge_report_tables(evaluated.report, evaluated.skipped):
         console.print(part)
     line(console, f"  the page is {out / 'judge.html'}; figures and rows: {JUDGE_JSON}, verdicts.jsonl")

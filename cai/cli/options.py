@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from cai.config.errors import CaiError
 from cai.config.locate import find_file, near
-from cai.runs.folder import open_run, runs_meant
+from cai.runs.folder import is_run, open_run, runs_meant
 from cai.runs.run_file import RunConfig
 
 
@@ -71,7 +71,7 @@ def find_constitution(name: str, runs: Path | None) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    if runs is not None and any((folder / "manifest.json").exists() for folder in (runs / name, path)):
+    if runs is not None and any(is_run(folder) for folder in (runs / name, path)):
         return open_run(name, runs).constitution_yaml
     with suppress(CaiError):
         shipped = find_file("constitution", name, path)

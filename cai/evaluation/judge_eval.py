@@ -8,17 +8,17 @@ from typing import NamedTuple
 
 from cai.config.errors import CaiError, RequestRefused
 from cai.data.jsonl import RowWriter
+from cai.data.manifest import Output, claimed
 from cai.data.preferences import Candidates
 from cai.data.records import Preference, Skipped
 from cai.evaluation.judge_report import Judged, JudgeReport, hit, judge_report, judged
 from cai.feedback.judge import Verdicts
-from cai.feedback.label import JudgePanel, LabelJob, claimed_for, count_work, labelled
+from cai.feedback.label import JudgePanel, LabelJob, count_work, label_claim, labelled, write_judge_json
 from cai.inference.cache import Cache
 from cai.inference.progress import Reporter
 from cai.inference.scheduler import EngineWork, OpenEngine, open_model
 from cai.report.judge import write_judge_page
 
-RESULTS = ("verdicts.jsonl", "skipped.jsonl", "judge.html")
 MISTAKES = 5  # the surest ones, which are shown
 
 
@@ -33,7 +33,7 @@ class Evaluated(NamedTuple):
 
 def evaluate_judge(
     judging: LabelJob,
-    out: Path,
+    out: Output,
     cache: Path,
     reporter: Reporter,
     calibrate: bool = False,
@@ -42,20 +42,22 @@ def evaluate_judge(
     """Write verdicts.jsonl, skipped.jsonl, judge.json and judge.html. Raises: CaiError."""
     if not judging.settings.swap:
         raise CaiError("judge.swap: a judge's report asks both orders, and says what one alone would have given")
-    extent = count_work(judging)
-    with claimed_for("cai judge-eval", judging, out, RESULTS, reporter) as found, closing(Cache(cache)) as store:
+    extent, folder = count_work(judging), out.folder
+    claim = label_claim("cai judge-eval", judging, folder, calibrate=calibrate)
+    with claimed(claim, out.replace), reporter.logging_to(folder / "log.txt"), closing(Cache(cache)) as store:
         panel = JudgePanel(judging, extent, store, reporter, open_engine)
         begun = time.monotonic()
-        rows, mistakes, skipped = asyncio.run(_judge(judging, panel, out))
+        rows, mistakes, skipped = asyncio.run(_judge(judging, panel, folder))
         cost = panel.cost(time.monotonic() - begun)
         if not rows:
-            raise CaiError(f"{judging.data}: no pair could be judged; the reasons are in {out / 'skipped.jsonl'}")
+            raise CaiError(f"{judging.data}: no pair could be judged; the reasons are in {folder / 'skipped.jsonl'}")
         report = judge_report(rows, cost, calibrate, judging.settings.temperature)
         evaluated = Evaluated(report, mistakes, skipped, panel.work("gate"))
-        found |= {"cost": cost._asdict(), **evaluated.report.model_dump(mode="json")}
-        if evaluated.report.calibration is not None:
-            found["temperature"] = evaluated.report.calibration.temperature
-    write_judge_page(out)
+        content = {"cost": cost._asdict(), **report.model_dump(mode="json")}
+        if report.calibration is not None:
+            content["temperature"] = report.calibration.temperature
+        write_judge_json(folder, content)
+    write_judge_page(folder)
     return evaluated
 
 

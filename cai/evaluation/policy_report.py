@@ -65,7 +65,7 @@ class PolicySummary(Row):
 class PolicyReport(Row):
     """The figures of an evaluation."""
 
-    made_from: dict[str, Any]
+    manifest: dict[str, Any]
     policies: list[PolicySummary]
     prompts: int
     tags: dict[str, int]  # prompts by tag
@@ -98,7 +98,7 @@ def policy_report(
     evaluation: PolicyEvaluation,
     scored: Sequence[Scored],
     missing: Mapping[str, str],
-    made_from: dict[str, Any],
+    manifest: dict[str, Any],
     cost: dict[str, float],
 ) -> PolicyReport:
     """All metrics; what could not be measured says why. Without probes there are comparisons and ratings alone."""
@@ -109,7 +109,7 @@ def policy_report(
     texts = {(a.policy, a.prompt_id): a.text for a in evaluation.answers if a.prompts == HELD_OUT}
     rated = {axis: rate(outcomes(evaluation.judgements, axis), names, ids, axis) for axis in plan.axes}
     report = PolicyReport(
-        made_from=made_from,
+        manifest=manifest,
         policies=[
             PolicySummary(name=p.name, folder=str(p.folder), model=folder_fingerprint(p.folder), trained_from=p.base)
             for p in plan.policies

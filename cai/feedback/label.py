@@ -1,22 +1,21 @@
 """What a file of answers holds for a judge: read whole before anything is paid for or written."""
 
 import asyncio
-import platform
+import json
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cai import __version__
 from cai.config.errors import CaiError, RequestRefused
 from cai.constitution.principles import Constitution
 from cai.constitution.templates import Templates
-from cai.data.jsonl import RowWriter, file_fingerprint
-from cai.data.manifest import claimed
+from cai.data.jsonl import RowWriter, file_fingerprint, write_text
+from cai.data.manifest import Claim, Output, claimed, versions
 from cai.data.preferences import Candidates, read_candidates
 from cai.data.records import Preference, Row, Skipped, Verdict
 from cai.evaluation.judge_report import Cost, hit
@@ -90,7 +89,7 @@ def count_work(judging: LabelJob) -> Extent:
 # judging again asks the same questions, and the cache answers those that were paid for.
 
 
-JUDGE_JSON = "judge.json"  # what was judged by what, and once it is finished the figures
+JUDGE_JSON = "judge.json"  # metrics; written last
 
 
 class JudgePanel:
@@ -177,35 +176,33 @@ class _Said(Row):
         return {(i, j): verdicts for i, j, verdicts in self.pairs}
 
 
-@contextmanager
-def claimed_for(
-    command: str, judging: LabelJob, out: Path, results: Sequence[str], reporter: Reporter
-) -> Iterator[dict[str, Any]]:
-    """`claimed` for what is made from a file of answers by a judge."""
-    now = {"command": command, **_made_from(judging)}
-    with claimed(now, out, JUDGE_JSON, results, reporter) as figures:
-        yield figures
-
-
-def _made_from(judging: LabelJob) -> dict[str, Any]:
-    return {
-        "data": {"file": str(judging.data), "content": file_fingerprint(judging.data), "limit": judging.limit},
-        "judges": [{"where": str(judge), "model": model_fingerprint(judge)} for judge in judging.judges],
+def label_claim(command: str, job: LabelJob, folder: Path, **options: Any) -> Claim:
+    """The folder of a command that judges a file, with its manifest; `options` are the command's own. judge.json
+    finishes it."""
+    manifest = {
+        "command": command,
+        "data": {"content": file_fingerprint(job.data), "limit": job.limit},
+        "judges": [model_fingerprint(judge) for judge in job.judges],
         "constitution": {
-            "name": judging.constitution.name,
-            "principles": {p.id: {"text": p.fingerprint, "weight": p.weight} for p in judging.constitution.principles},
+            "name": job.constitution.name,
+            "principles": {p.id: {"text": p.fingerprint, "weight": p.weight} for p in job.constitution.principles},
         },
-        "templates": judging.templates.fingerprint,
-        "settings": judging.settings.model_dump(mode="json", exclude={"samples", "model"}),
-        "seed": judging.seed,
-        "versions": {"python": platform.python_version(), "cai": __version__},
+        "templates": job.templates.fingerprint,
+        "settings": job.settings.model_dump(mode="json", exclude={"samples", "model"}),
+        "seed": job.seed,
+        **options,
+        "where": {"data": str(job.data), "judges": [str(judge) for judge in job.judges]},
+        "versions": versions(),
     }
+    return Claim(folder, manifest, JUDGE_JSON, inputs=(job.data, job.templates.folder))
+
+
+def write_judge_json(folder: Path, content: dict[str, Any]) -> None:
+    """Write judge.json, which finishes the folder of `cai judge` or `cai judge-eval`."""
+    write_text(folder / JUDGE_JSON, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 # `cai judge`: a file of answers labelled by a judge, pair by pair, and ranked where there are more than two.
-
-
-RESULTS = ("preferences.jsonl", "rankings.jsonl", "skipped.jsonl")
 
 
 AGREEMENT = Metric[Preference](
@@ -243,19 +240,24 @@ def figures(totals: Totals) -> dict[str, Any]:
 
 
 def label_file(
-    judging: LabelJob, out: Path, cache: Path, reporter: Reporter, open_engine: OpenEngine = open_model
+    job: LabelJob, out: Output, cache: Path, reporter: Reporter, open_engine: OpenEngine = open_model
 ) -> dict[str, Any]:
     """Write preferences.jsonl, skipped.jsonl, judge.json and, of sets of more than two, rankings.jsonl.
 
-    Raises: CaiError. Returns: what stands in judge.json.
+    Raises: CaiError. Returns: the content of judge.json.
     """
-    extent = count_work(judging)
-    with claimed_for("cai judge", judging, out, RESULTS, reporter) as found, closing(Cache(cache)) as store:
-        panel = JudgePanel(judging, extent, store, reporter, open_engine)
+    extent, folder = count_work(job), out.folder
+    with (
+        claimed(label_claim("cai judge", job, folder), out.replace),
+        reporter.logging_to(folder / "log.txt"),
+        closing(Cache(cache)) as store,
+    ):
+        panel = JudgePanel(job, extent, store, reporter, open_engine)
         begun, totals = time.monotonic(), Totals()
-        asyncio.run(_label(judging, panel, out, extent.most > 2, totals))
-        found |= figures(totals) | {"cost": panel.cost(time.monotonic() - begun)._asdict()}
-    return found
+        asyncio.run(_label(job, panel, folder, extent.most > 2, totals))
+        content = figures(totals) | {"cost": panel.cost(time.monotonic() - begun)._asdict()}
+        write_judge_json(folder, content)
+    return content
 
 
 async def _label(judging: LabelJob, panel: JudgePanel, out: Path, ranks: bool, totals: Totals) -> None:

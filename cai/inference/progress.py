@@ -64,6 +64,15 @@ class Reporter:
         self.console, self.log = console, log
         self.bars: Progress | None = None
 
+    @contextmanager
+    def logging_to(self, path: Path) -> Iterator[None]:
+        """Log to another file inside the block."""
+        before, self.log = self.log, path
+        try:
+            yield
+        finally:
+            self.log = before
+
     def say(self, text: str) -> None:
         """One line, printed and logged."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from cai.config.errors import CaiError
 from cai.data.jsonl import each_row, read_rows, write_text
-from cai.data.manifest import read_json
+from cai.data.manifest import MANIFEST_JSON, read_json
 from cai.data.records import Preference, Skipped
 from cai.evaluation.judge_report import JudgeReport, figures, hit
 from cai.report.html import render
@@ -22,14 +22,14 @@ class JudgeEvaluation(NamedTuple):
     """A judge's report and the manifest of what it was computed from."""
 
     report: JudgeReport
-    made_from: dict[str, Any]
+    manifest: dict[str, Any]
 
 
 def write_judge_page(folder: Path) -> Path:
     """Write `judge.html` beside the files of `cai judge-eval`, and return its path.
 
-    The page reads judge.json, verdicts.jsonl and skipped.jsonl. Raises: CaiError for a file that is missing or of
-    another version.
+    The page reads manifest.json, judge.json, verdicts.jsonl and skipped.jsonl. Raises: CaiError for a file that is
+    missing or of another version.
     """
     path = folder / PAGE
     write_text(path, judge_page(folder))
@@ -38,11 +38,11 @@ def write_judge_page(folder: Path) -> Path:
 
 def judge_page(folder: Path) -> str:
     """The HTML of a judge's report, with its most confident mistakes. Raises: CaiError, as `write_judge_page`."""
-    report, made_from = read_judge_evaluation(folder)
+    report, manifest = read_judge_evaluation(folder)
     curves = [("a", "as judged", report.reliability)]
     if report.calibration is not None:
         curves.append(("b", "with the fitted temperature, on the other half", report.calibration.reliability))
-    principles, asked = len(made_from["constitution"]["principles"]), made_from["settings"]["principles"]
+    principles, asked = len(manifest["constitution"]["principles"]), manifest["settings"]["principles"]
     return render(
         "judge.html.jinja",
         report=report,
@@ -50,7 +50,7 @@ def judge_page(folder: Path) -> str:
         curves=[(colour, name, bins, [_dot(b, bins) for b in bins]) for colour, name, bins in curves],
         mistakes=most_confident_mistakes(folder),
         skipped=Counter(row.reason for row in read_rows(folder / SKIPPED, Skipped)),
-        made_from=made_from,
+        manifest=manifest,
         principles=principles,
         asked=principles if asked == "all" else asked,
     )
@@ -62,7 +62,7 @@ def read_judge_evaluation(folder: Path) -> JudgeEvaluation:
     values = read_json(file)
     try:
         report = JudgeReport.model_validate({name: values[name] for name in JudgeReport.model_fields})
-        return JudgeEvaluation(report, values["made_from"])
+        return JudgeEvaluation(report, read_json(folder / MANIFEST_JSON))
     except KeyError as error:
         raise CaiError(f"{file}: expected a finished report of `cai judge-eval`; {error} is missing") from None
     except ValueError as error:

@@ -2,14 +2,12 @@
 
 import asyncio
 import dataclasses
-import platform
 import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from cai import __version__
 from cai.config import locate, yaml_files
 from cai.config.errors import CaiError
 from cai.config.hashing import fingerprint
@@ -18,12 +16,12 @@ from cai.config.yaml_files import YamlSource
 from cai.constitution.principles import Constitution, load_constitution
 from cai.constitution.templates import Templates
 from cai.data.jsonl import write_rows, write_text
-from cai.data.manifest import claimed, earlier
+from cai.data.manifest import Claim, Output, claimed, read_manifest, versions
 from cai.data.prompts import read_prompts
 from cai.data.records import Prompt, Skipped
 from cai.evaluation.policy import OVERALL, EvaluateConfig, EvaluationPlan, Policy, PolicyEvaluation, shipped_axes
 from cai.evaluation.policy_report import PolicyReport, policy_report
-from cai.evaluation.probes import PROBE_SETS, Probes, read_probes
+from cai.evaluation.probes import Probes, read_probes
 from cai.evaluation.scores import score_answers
 from cai.inference.cache import Cache, CachedEngine
 from cai.inference.endpoints import resolve_judges
@@ -42,8 +40,7 @@ ROWS = {
     "skipped": "skipped",
 }
 """The files of rows, and where a PolicyEvaluation has them."""
-MADE_FROM, REPORT = "made_from.json", "evaluation.json"  # the report is written last: with it an evaluation is finished
-RESULTS = (*(f"{name}.jsonl" for name in ROWS), "scores.jsonl", REPORT)
+REPORT = "evaluation.json"  # written last: the evaluation is finished
 COMMAND = Path("cai eval")  # where options come from, for messages
 
 
@@ -165,10 +162,10 @@ def _trained_on(policies: Sequence[Policy], prompts: Sequence[Prompt]) -> list[s
     return [f"{name} was trained on {n} of these {len(asked)} prompts" for name, n in counts.items() if n]
 
 
-def made_from(plan: EvaluationPlan) -> dict[str, Any]:
-    """What decides the rows of an evaluation, by content."""
+def evaluation_claim(plan: EvaluationPlan, out: Path) -> Claim:
+    """The folder of an evaluation with its manifest; evaluation.json finishes it."""
     probes = plan.probes._asdict() if plan.probes is not None else dict.fromkeys(Probes._fields)
-    return {
+    manifest = {
         "command": COMMAND.name,
         "policies": [{"name": p.name, "model": folder_fingerprint(p.folder)} for p in plan.policies],
         "prompts": fingerprint([prompt.model_dump() for prompt in plan.prompts]),
@@ -177,13 +174,15 @@ def made_from(plan: EvaluationPlan) -> dict[str, Any]:
             for name, axis in plan.axes.items()
         },
         "templates": plan.templates.fingerprint,
-        "judge": {"where": str(plan.judge), "model": model_fingerprint(plan.judge)},
+        "judge": model_fingerprint(plan.judge),
         "settings": {"max_tokens": plan.settings.max_tokens, "temperature": plan.settings.temperature},
         "probes": {name: part and fingerprint(part.model_dump()) for name, part in probes.items()},
         "limit": plan.limit,
         "seed": plan.seed,
-        "versions": {"python": platform.python_version(), "cai": __version__},
+        "where": {"judge": str(plan.judge)},
+        "versions": versions(),
     }
+    return Claim(out, manifest, REPORT, inputs=[policy.folder for policy in plan.policies])
 
 
 def evaluate_policies(
@@ -196,13 +195,8 @@ def evaluate_policies(
 ) -> PolicyReport:
     """Write the rows and evaluation.json into `out`, over a cache.
 
-    Raises: CaiError, also for a finished evaluation in `out` that was made with other options, unless `replace`.
+    Raises: CaiError, also for a finished evaluation with other options in `out`, unless `replace`.
     """
-    if not replace and (other := finished_otherwise(plan, out)):
-        raise CaiError(
-            f"{out} holds a finished evaluation made with other options: {'; '.join(other)}. Write over it "
-            "(--replace), or write elsewhere (--out FOLDER)."
-        )
     with closing(Cache(cache)) as store:
         engines: dict[str, CachedEngine] = {}
 
@@ -210,13 +204,14 @@ def evaluate_policies(
             engine = cached_engine(model, plan.engine, store, open_engine)
             return engines.setdefault(engine.fingerprint, engine)
 
-        return evaluate_into(out, PolicyEvaluation(plan, engine_of, reporter), reporter)
+        return evaluate_into(Output(out, replace), PolicyEvaluation(plan, engine_of, reporter), reporter)
 
 
-def evaluate_into(out: Path, evaluation: PolicyEvaluation, reporter: Reporter) -> PolicyReport:
-    """Run an evaluation and write its rows and report into `out`, the report last. Raises: CaiError."""
-    plan, now = evaluation.plan, made_from(evaluation.plan)
-    with claimed(now, out, MADE_FROM, RESULTS, reporter):
+def evaluate_into(output: Output, evaluation: PolicyEvaluation, reporter: Reporter) -> PolicyReport:
+    """Run an evaluation and write its rows and report into a folder, the report last. Raises: CaiError."""
+    plan, out = evaluation.plan, output.folder
+    claim = evaluation_claim(plan, out)
+    with claimed(claim, output.replace), reporter.logging_to(out / "log.txt"):
         begun = time.monotonic()
         asyncio.run(evaluation.run())
         for name, rows in ROWS.items():
@@ -231,46 +226,15 @@ def evaluate_into(out: Path, evaluation: PolicyEvaluation, reporter: Reporter) -
             "tokens": calls.tokens,
             "seconds": round(time.monotonic() - begun, 1),
         }
-        report = policy_report(evaluation, scored, missing, now, cost)
+        report = policy_report(evaluation, scored, missing, claim.manifest, cost)
         write_text(out / REPORT, report.model_dump_json(indent=1) + "\n")
     return report
 
 
-def finished_otherwise(plan: EvaluationPlan, out: Path) -> list[str]:
-    """What differs between an evaluation and the finished one in `out`, shortly: `limit: all → 1`.
-
-    [] where none is finished, or it is the same; versions do not count.
-    """
-    before, now = earlier(out / MADE_FROM), made_from(plan)
-    if before is None or before["command"] != now["command"] or not (out / REPORT).exists():
-        return []
-    try:
-        said = [(key, was, value) for (key, was), value in zip(_said(before).items(), _said(now).values(), strict=True)]
-    except (LookupError, TypeError, AttributeError):
-        return ["it is of another version of cai"]
-    told = {key: f"{key}: {was} → {value}" for key, was, value in said if was != value}
-    parts = ("policies", "prompts", "axes", "templates", "judge", "probes")
-    return [*told.values(), *(f"other {p}" for p in parts if p not in told and before.get(p) != now[p])]
-
-
-def _said(made: dict[str, Any]) -> dict[str, Any]:
-    """The part of what an evaluation was made from that says something to a reader; the rest are hashes."""
-    probes = [name for name in PROBE_SETS if made["probes"][name]]
-    return {
-        "policies": ", ".join(policy["name"] for policy in made["policies"]),
-        "limit": "all" if made["limit"] is None else made["limit"],
-        "probes": {0: "none", len(PROBE_SETS): "all"}.get(len(probes), ",".join(probes)),
-        "judge": made["judge"]["where"],
-        "max_tokens": made["settings"]["max_tokens"],
-        "temperature": made["settings"]["temperature"],
-        "seed": made["seed"],
-    }
-
-
 def is_about(policy: Policy, out: Path) -> bool:
-    """Whether what lies in `out` was made of this very policy, by content."""
-    before = earlier(out / MADE_FROM) or {}
-    return folder_fingerprint(policy.folder) in [known["model"] for known in before.get("policies", [])]
+    """Whether `out` holds an evaluation of this very policy, by content."""
+    policies = (read_manifest(out) or {}).get("policies", [])
+    return folder_fingerprint(policy.folder) in [known["model"] for known in policies]
 
 
 def evaluating_of(plan: Plan, policy: Policy) -> EvaluationPlan:

@@ -11,7 +11,7 @@ from cai.data.manifest import read_json
 from cai.data.records import Prompt
 from cai.evaluation.policy import Policy
 from cai.inference.models import folder_fingerprint, resolve_model
-from cai.runs.folder import ITERATION, RunFolder, runs_meant
+from cai.runs.folder import ITERATION, RunFolder, is_run, runs_meant
 from cai.runs.run_file import RunConfig
 
 SAMPLES = "samples.jsonl"  # what PPO sampled on its way
@@ -31,7 +31,7 @@ def find_policy(name: str, runs: Path) -> FoundPolicy:
     Raises: CaiError saying what there is, for none of these or one without a trained policy.
     """
     for path in (runs / name, Path(name)):
-        if (path / "manifest.json").exists():
+        if is_run(path):
             return _of_run(RunFolder(path))
         if found := sorted(
             path.glob(f"{ITERATION}*/manifest.json"), key=lambda manifest: int(manifest.parent.name.split("-")[-1])

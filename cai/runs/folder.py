@@ -1,4 +1,4 @@
-"""A run's folder: what lies in it, its manifest, and reading it back."""
+"""A run's folder: its files by name, how to find and read it."""
 
 import difflib
 from collections.abc import Sequence
@@ -9,11 +9,12 @@ from typing import Any
 from cai.config.errors import CaiError
 from cai.constitution.principles import Constitution, load_constitution
 from cai.data.jsonl import AnyRow, read_rows
-from cai.data.manifest import _short, read_json
+from cai.data.manifest import MANIFEST_JSON, brief, read_json, refuse_old_format
 from cai.data.records import Comparison, Preference, Prompt, Revision, Skipped
 from cai.evaluation.policy_report import PolicyReport, read_report
 
 ITERATION = "iteration-"
+RUN = "cai run"  # the command in a run's manifest
 CACHE_FILE = "cache.sqlite"  # beside the runs, shared by all of them
 SWEEP_JSON = "sweep.json"  # in a folder of runs that are one sweep
 
@@ -23,8 +24,8 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.run_yaml = path / "run.yaml"  # as given
-        self.manifest_json = path / "manifest.json"  # everything that decides the result
+        self.run_yaml = path / "run.yaml"  # a copy, with the overrides of --set as comments
+        self.manifest_json = path / MANIFEST_JSON  # everything that decides the result
         self.constitution_yaml = path / "constitution.yaml"
         self.eval_constitution_yaml = path / "eval_constitution.yaml"
         self.templates = path / "templates"
@@ -35,20 +36,20 @@ class RunFolder:
         self.evaluation_jsonl = path / "evaluation.jsonl"
         self.skipped_jsonl = path / "skipped.jsonl"
         self.train = path / "train"
-        self.judge = path / "judge"  # what the gate found, if the run has one
-        self.eval = path / "eval"  # what `cai eval` found, if it was asked
-        self.summary_json = path / "summary.json"  # written last: its presence means that the run is finished
+        self.judge = path / "judge"  # results of `judge_gate`, if the run has one
+        self.eval = path / "eval"  # results of `cai eval`, if it ran
+        self.summary_json = path / "summary.json"  # written last: the run is finished
         self.log = path / "log.txt"
 
     @property
     def name(self) -> str:
-        """The run's name; that of an iteration, or of a run in a sweep, stands behind the whole's and a slash."""
+        """The run's name; that of an iteration, or of a run in a sweep, is prefixed: `sweep/run`."""
         path = self.path.resolve()
         part = path.name.startswith(ITERATION) or (path.parent / SWEEP_JSON).exists()
         return f"{path.parent.name}/{path.name}" if part else path.name
 
     def started(self) -> datetime | None:
-        """When the run was begun, by the first line of its log, which a copy keeps; None where there is none."""
+        """When the run started, from the first line of its log, which a copy keeps; None without a log."""
         try:
             with self.log.open(encoding="utf-8", errors="replace") as lines:
                 return datetime.fromisoformat(lines.readline().split(" ")[0])
@@ -56,11 +57,11 @@ class RunFolder:
             return None
 
     def manifest(self) -> dict[str, Any]:
-        """The lock; raises CaiError when the folder holds no run."""
+        """The manifest. Raises: CaiError for a folder without one, or whose manifest is damaged."""
         manifest = read_json(self.manifest_json)
         for part in ("config", "constitution", "eval_constitution"):
             if not isinstance(manifest.get(part) or {}, dict):
-                raise CaiError(f"{self.manifest_json}: {part}: expected an object, found {_short(manifest[part])}")
+                raise CaiError(f"{self.manifest_json}: {part}: expected an object, found {brief(manifest[part])}")
         return manifest
 
     def summary(self) -> dict[str, Any] | None:
@@ -68,7 +69,7 @@ class RunFolder:
         return read_json(self.summary_json) if self.summary_json.exists() else None
 
     def constitution(self) -> Constitution:
-        """The constitution the run was made with."""
+        """The run's constitution."""
         return load_constitution(self.constitution_yaml)
 
     def prompts(self) -> list[Prompt]:
@@ -88,7 +89,7 @@ class RunFolder:
         return _rows(self.evaluation_jsonl, Comparison)
 
     def policy_report(self) -> PolicyReport | None:
-        """What `cai eval` found of the run's policy; None where there is nothing yet."""
+        """The report of `cai eval` on the run's policy; None where there is none yet."""
         path = self.eval / "evaluation.json"
         return read_report(path) if path.exists() else None
 
@@ -98,49 +99,63 @@ class RunFolder:
         return max(models, key=lambda path: stage_order(path.parent), default=None)
 
     def skipped(self) -> list[Skipped]:
-        """What was not used, and why."""
+        """The rows the run did not use, and why."""
         return _rows(self.skipped_jsonl, Skipped)
 
 
 def open_run(name: str, runs: Path) -> RunFolder:
-    """The folder of a run given by name or by path; raises CaiError when there is none, naming the nearest."""
+    """The run with a name or path. Raises: CaiError for none, naming the nearest, or for a run of cai 0.1."""
     for path in (runs / name, Path(name)):
-        if (path / "manifest.json").exists():
+        if is_run(path):
             return RunFolder(path)
     raise CaiError(f"no run '{name}' in {runs}/ ({runs_meant(name, runs)})")
 
 
+def is_run(path: Path) -> bool:
+    """Whether a folder holds a run, be it damaged, rather than another command's results.
+
+    Raises: CaiError for a folder written by cai 0.1.
+    """
+    if not (path / MANIFEST_JSON).exists():
+        refuse_old_format(path)
+        return False
+    try:
+        return bool(read_json(path / MANIFEST_JSON).get("command", RUN) == RUN)
+    except CaiError:
+        return True  # damaged, which reading its manifest reports
+
+
 def runs_meant(name: str, runs: Path) -> str:
-    """For a message: the run that a mistyped name is likely to mean, or else all there are."""
-    return _meant(name, runs, "runs", [folder.path for folder in all_runs(runs)])
+    """For a message: the run with the most similar name, or else all there are."""
+    return _suggestion(name, runs, "runs", [folder.path for folder in all_runs(runs)])
 
 
 def open_sweep(name: str, runs: Path) -> Path:
-    """The folder of a sweep given by name or by path; raises CaiError when there is no folder, naming the nearest."""
+    """The sweep with a name or path. Raises: CaiError for none, naming the nearest."""
     for path in (runs / name, Path(name)):
         if path.is_dir():
             return path
     known = [path.parent for path in runs.glob(f"*/{SWEEP_JSON}")]
-    raise CaiError(f"no sweep '{name}' in {runs}/ ({_meant(name, runs, 'sweeps', known)})")
+    raise CaiError(f"no sweep '{name}' in {runs}/ ({_suggestion(name, runs, 'sweeps', known)})")
 
 
-def _meant(name: str, runs: Path, things: str, paths: Sequence[Path]) -> str:
+def _suggestion(name: str, runs: Path, kind: str, paths: Sequence[Path]) -> str:
     known = sorted(str(path.relative_to(runs)) for path in paths)
-    near = difflib.get_close_matches(name.removeprefix(f"{runs}/").rstrip("/"), known, n=1)
-    return f"did you mean '{near[0]}'?" if near else f"{things} there: {', '.join(known) or 'none'}"
+    similar = difflib.get_close_matches(name.removeprefix(f"{runs}/").rstrip("/"), known, n=1)
+    return f"did you mean '{similar[0]}'?" if similar else f"{kind} there: {', '.join(known) or 'none'}"
 
 
 def all_runs(runs: Path) -> list[RunFolder]:
-    """Every run below a folder, the newest first; those whose start is not known come last."""
+    """Every run below a folder, the newest first; those without a known start come last."""
     folders = [runs, *(path.parent for path in runs.glob(f"*/{SWEEP_JSON}"))]
-    patterns = ("*/manifest.json", f"*/{ITERATION}*/manifest.json")
-    found = {manifest.parent for folder in folders for pattern in patterns for manifest in folder.glob(pattern)}
-    listed = map(RunFolder, sorted(found))
-    return sorted(listed, key=lambda run: (run.started() or datetime.min).replace(tzinfo=None), reverse=True)
+    patterns = (f"*/{MANIFEST_JSON}", f"*/{ITERATION}*/{MANIFEST_JSON}")
+    candidates = {manifest.parent for folder in folders for pattern in patterns for manifest in folder.glob(pattern)}
+    found = map(RunFolder, sorted(path for path in candidates if is_run(path)))
+    return sorted(found, key=lambda run: (run.started() or datetime.min).replace(tzinfo=None), reverse=True)
 
 
 def stage_order(stage: Path) -> tuple[int, str]:
-    """Sorts the folders of stages, such as 2-ppo, as they were trained."""
+    """A sort key: folders of stages, such as 2-ppo, in the order of their training."""
     first = stage.name.split("-")[0]
     return (int(first) if first.isdecimal() else 0, stage.name)
 

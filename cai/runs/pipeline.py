@@ -9,7 +9,7 @@ from typing import Any
 
 from cai.config.errors import CaiError
 from cai.data.jsonl import write_rows, write_text
-from cai.data.manifest import exclusive
+from cai.data.manifest import Output, exclusive
 from cai.data.records import Skipped
 from cai.evaluation.judge_eval import evaluate_judge
 from cai.evaluation.judge_report import JudgeReport
@@ -19,11 +19,11 @@ from cai.inference.progress import Reporter
 from cai.inference.scheduler import EngineWork, OpenEngine, open_model
 from cai.runs.assess import assess_policy
 from cai.runs.collect import collect_feedback
-from cai.runs.evaluate import evaluate_into, evaluating_of, finished_otherwise, is_about
+from cai.runs.evaluate import evaluate_into, evaluating_of, evaluation_claim, is_about
 from cai.runs.find import find_policy
 from cai.runs.folder import CACHE_FILE, RunFolder
 from cai.runs.metrics import summarise
-from cai.runs.plan import Plan, claim_folder, iteration
+from cai.runs.plan import Plan, iteration, start_folder
 from cai.runs.run_file import GateConfig
 from cai.runs.session import Session
 from cai.stats.formatting import counted
@@ -127,7 +127,9 @@ def pass_gate(plan: Plan, reporter: Reporter, open_engine: OpenEngine) -> tuple[
     if gate is None or plan.gate is None:
         return plan, []
     out = plan.folder.judge
-    evaluated = evaluate_judge(plan.gate, out, plan.runs / CACHE_FILE, reporter, gate.calibrate, open_engine)
+    evaluated = evaluate_judge(
+        plan.gate, Output(out, replace=True), plan.runs / CACHE_FILE, reporter, gate.calibrate, open_engine
+    )
     report = evaluated.report
     reporter.say(f"judge on {report.pairs} labelled pairs: accuracy {report.accuracy}; {out / 'judge.html'}")
     if faults := out_of_bounds(gate, report):
@@ -173,7 +175,7 @@ def execute(
         current = iteration(plan, number, policy)
         folders.append(current.folder)
         with exclusive(current.folder.path):
-            claim_folder(current, replace)
+            start_folder(current, replace)
             current.folder.summary_json.unlink(missing_ok=True)
             reporter.log = current.folder.log
             reporter.say(_begun(current))  # its time in the log is when the run was started
@@ -217,14 +219,17 @@ def _carry_out(session: Session, replace: bool) -> Path:
 
 
 def _evaluate(session: Session, replace: bool) -> None:
-    """The run's own `cai eval`. A finished one of the same policy, which somebody asked other things of, stays."""
+    """The run's own `cai eval`. A finished one of the same policy with other options, asked for by hand, stays."""
     plan, out = session.plan, session.plan.folder.eval
     policy = find_policy(str(plan.folder.path), plan.runs).policy
     evaluating = evaluating_of(plan, policy)
-    if not replace and is_about(policy, out) and (other := finished_otherwise(evaluating, out)):
-        session.reporter.say(f"{out} stays as it is, made with other options: {'; '.join(other)} (--replace: anew)")
+    claim = evaluation_claim(evaluating, out)
+    if not replace and claim.is_finished() and is_about(policy, out) and (changes := claim.changes()):
+        session.reporter.say(
+            f"{out}: keeps its evaluation with other options ({'; '.join(changes)}); --replace runs it anew"
+        )
         return
     evaluation = PolicyEvaluation(evaluating, session.engine, session.reporter)
     with session.timed("probes"):
-        evaluate_into(out, evaluation, session.reporter)
+        evaluate_into(Output(out, replace=True), evaluation, session.reporter)
     session.work += evaluation.work

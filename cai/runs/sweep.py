@@ -20,8 +20,9 @@ from cai.config.locate import find_file
 from cai.config.yaml_files import Section
 from cai.constitution.principles import Constitution, constitution_yaml, load_constitution
 from cai.data.jsonl import write_text
-from cai.runs.folder import SWEEP_JSON, RunFolder
-from cai.runs.plan import Plan, differences_from_folder, iteration, make_plan
+from cai.data.manifest import MOST_CHANGES
+from cai.runs.folder import SWEEP_JSON, RunFolder, is_run
+from cai.runs.plan import Plan, claim, iteration, make_plan
 from cai.runs.run_file import load_run_file
 from cai.stats.formatting import counted
 
@@ -76,7 +77,7 @@ def make_sweep(file: Path, overrides: list[str], runs: Path, aside: Path | None 
     sweep = yaml_files.validate(source, SweepConfig)
     run_file = find_file("run", sweep.run, file)
     folder = runs / sweep.name
-    if RunFolder(folder).manifest_json.exists():
+    if is_run(folder):
         raise CaiError(f"{file}: name: {folder} is a run; give the sweep another name")
     members: list[Member] = []
     for values in itertools.product(*sweep.grid.values()):
@@ -154,19 +155,20 @@ def last_folder(plan: Plan) -> RunFolder:
 def is_finished(plan: Plan) -> bool:
     """Whether a run's folder holds this very run, finished."""
     first = iteration(plan, 1, plan.model)  # its settings are those of all
-    return last_folder(plan).summary_json.exists() and not differences_from_folder(first)
+    return last_folder(plan).summary_json.exists() and not claim(first).changes()
 
 
 def refuse_other_runs(file: Path, name: str, members: list[Member]) -> None:
-    """Raise CaiError when folders of a sweep hold runs made with other settings, with what differs in the first."""
-    others = [(m, changed) for m in members if (changed := differences_from_folder(iteration(m.plan, 1, m.plan.model)))]
+    """Raise CaiError when folders of a sweep hold finished runs with other settings, with the first one's changes."""
+    claims = [claim(iteration(member.plan, 1, member.plan.model)) for member in members]
+    others = [(other, changes) for other in claims if other.is_finished() and (changes := other.changes())]
     if others:
-        first, changed = others[0]
+        first, changes = others[0]
         raise CaiError(
-            f"{first.plan.folder.path} holds a run made with other settings:\n  "
-            + "\n  ".join(changed[:12])
-            + f"\n{len(others)} of the sweep's {counted(len(members), 'runs')} would be written over. Give the sweep "
-            f"another name (`name: {name}` in {file}), or write over the old ones (--replace)."
+            f"{first.folder}: holds a finished run with other settings:\n  "
+            + "\n  ".join(changes[:MOST_CHANGES])
+            + f"\n{len(others)} of the sweep's {counted(len(members), 'runs')} would be overwritten. Give the sweep "
+            f"another name (`name: {name}` in {file}), or overwrite the runs (--replace)."
         )
 
 

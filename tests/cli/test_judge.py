@@ -49,7 +49,7 @@ def test_a_file_is_labelled_and_the_totals_are_printed(
     ):
         assert line in out
     assert f"preferences.jsonl, skipped.jsonl and judge.json are in {tmp_path}/out/" in out
-    assert cai(monkeypatch, "judge", *given, "--set", "judge.principles=all") == 0
+    assert cai(monkeypatch, "judge", *given, "--set", "judge.principles=all", "--replace") == 0
     assert "224 new calls" not in capsys.readouterr().out  # the four principles of each pair are remembered
     assert {len(r.verdicts) for r in read_rows(tmp_path / "out/preferences.jsonl", Preference)} == {16}
 
@@ -81,7 +81,7 @@ def test_a_judge_is_set_against_labels_and_the_report_is_printed(
     ):
         assert re.search(line, out), line
     assert json.loads((tmp_path / "out/judge.json").read_text(encoding="utf-8"))["temperature"] > 0
-    assert cai(monkeypatch, "judge-eval", *given, "--limit", 2) == 0
+    assert cai(monkeypatch, "judge-eval", *given, "--limit", 2, "--replace") == 0
     assert "2 pairs of 2 prompts" in capsys.readouterr().out
 
 

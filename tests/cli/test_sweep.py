@@ -49,7 +49,7 @@ def test_runs_stand_side_by_side_until_a_setting_makes_them_others(cai, tmp_path
     assert [line.split()[0] for line in out.splitlines() if line.startswith("  rounds-")] == ["rounds-1", "rounds-2"]
     status, out, err = cai(path, "--set", "seed=7")
     assert (status, out) == (2, "")
-    assert err.count("holds a run made with other settings") == 1
+    assert err.count("holds a finished run with other settings") == 1
     assert cai(path, "--set", "seed=7", "--replace")[0] == 0
 
 

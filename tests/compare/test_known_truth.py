@@ -152,7 +152,7 @@ def test_answers_of_a_policy_that_was_trained_anew_since_do_not_count(tmp_path: 
     (a.path / "eval").mkdir()
     write_rows(a.path / "eval/comparisons.jsonl", rows)
     policies = [{"name": "a", "model": "gone"}, {"name": "b", "model": folder_fingerprint(model)}]
-    (a.path / "eval/made_from.json").write_text(json.dumps({"made_from": {"policies": policies}}))
+    (a.path / "eval/manifest.json").write_text(json.dumps({"policies": policies}))
     assert pair_of(compare_runs([a, b])).wins[0].directly
     (model / "config.json").write_text('{"trained": "anew"}')
     found = compare_runs([a, b])

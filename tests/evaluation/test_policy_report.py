@@ -16,7 +16,7 @@ def report(**changes: Any) -> PolicyReport:
     estimate = Estimate(0.75, 0.5, 1.0, 4)
     rating = Rating(axis="helpful", policy="run", elo=190.8, low=0.0, high=400.0, prompts=4)
     content = {
-        "made_from": {"command": "cai eval"},
+        "manifest": {"command": "cai eval"},
         "policies": [
             PolicySummary(name="before", folder="model", model="0"),
             PolicySummary(name="run", folder="runs/run/train/1-dpo/model", model="1", trained_from="model"),
@@ -60,7 +60,7 @@ def test_a_report_comes_back_from_its_file_as_it_was_written(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("{", "Invalid JSON"), ('{"prompts": 3}', "made_from: Field required"), ("[]", "should be an object")],
+    [("{", "Invalid JSON"), ('{"prompts": 3}', "manifest: Field required"), ("[]", "should be an object")],
 )
 def test_a_file_that_is_no_report_is_an_error_that_names_it(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "evaluation.json"

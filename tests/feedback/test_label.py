@@ -17,6 +17,7 @@ from cai.config.errors import CaiError, RequestRefused
 from cai.constitution.principles import load_constitution
 from cai.constitution.templates import Templates
 from cai.data.jsonl import read_rows
+from cai.data.manifest import Output
 from cai.data.preferences import read_preferences
 from cai.data.records import Preference, Ranking, Skipped
 from cai.evaluation.judge_eval import Evaluated, evaluate_judge
@@ -64,15 +65,19 @@ def judging(tmp_path: Path, model_folder: Path) -> Callable[..., LabelJob]:
 
 
 def label(
-    judging: LabelJob, folder: Path, engines: list[ScriptedEngine] | None = None, open_engine: OpenEngine | None = None
+    judging: LabelJob,
+    folder: Path,
+    engines: list[ScriptedEngine] | None = None,
+    open_engine: OpenEngine | None = None,
+    replace: bool = False,
 ) -> dict[str, Any]:
     opened = open_engine or scripted(engines, weigh=by_goodness)
-    return label_file(judging, folder / "out", folder / "runs/cache.sqlite", QUIET, opened)
+    return label_file(judging, Output(folder / "out", replace), folder / "runs/cache.sqlite", QUIET, opened)
 
 
 def evaluate(judging: LabelJob, folder: Path, calibrate: bool = False, **opened: Any) -> Evaluated:
     opened = opened or {"open_engine": scripted(weigh=by_goodness)}
-    return evaluate_judge(judging, folder / "out", folder / "runs/cache.sqlite", QUIET, calibrate, **opened)
+    return evaluate_judge(judging, Output(folder / "out"), folder / "runs/cache.sqlite", QUIET, calibrate, **opened)
 
 
 def another(folder: Path, name: str) -> Path:
@@ -104,8 +109,9 @@ def test_a_file_of_pairs_gets_soft_labels_with_verdicts_and_keeps_its_own(
     assert metrics["agreement"] == pytest.approx(2 / 3)
     assert metrics["label_p"] == pytest.approx(sum(r.p for r in rows) / 3)
     assert json.loads((tmp_path / "out/judge.json").read_text(encoding="utf-8")) == found
-    assert found["made_from"]["judges"][0]["where"].endswith("model")
-    assert found["made_from"]["settings"]["principles"] == 2
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text(encoding="utf-8"))
+    assert manifest["where"]["judges"][0].endswith("model")
+    assert manifest["settings"]["principles"] == 2
     assert not (tmp_path / "out/rankings.jsonl").exists()
     assert (tmp_path / "out/log.txt").read_text(encoding="utf-8").count("judging: 12 calls") == 1
     assert QUIET.log is None  # a run's own log is given back
@@ -220,7 +226,7 @@ def test_a_panel_answers_one_model_after_another(tmp_path: Path, judging: Callab
     assert sum(found["skipped"]["reasons"].values()) == 1  # told once, not by each judge
     assert found["cost"]["cache_misses"] == 3 * 12
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "preferences.jsonl", "skipped.jsonl", "judge.json", "log.txt", ".busy"
+        "preferences.jsonl", "skipped.jsonl", "judge.json", "manifest.json", "log.txt", ".busy"
     }  # fmt: skip
 
 
@@ -289,7 +295,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, judging: Calla
         evaluate(judging(pair(0), ranked=True), tmp_path)
 
 
-def test_results_of_other_settings_are_cleared_away_and_equal_ones_stay_until_there_are_new(
+def test_finished_results_of_other_settings_need_replace_and_unfinished_ones_do_not(
     tmp_path: Path, judging: Callable[..., LabelJob]
 ) -> None:
     def refuse(*_: object) -> Engine:
@@ -301,11 +307,17 @@ def test_results_of_other_settings_are_cleared_away_and_equal_ones_stay_until_th
     with pytest.raises(CaiError, match="no memory"):
         label(judging(ranked), tmp_path, open_engine=refuse)
     assert (out / "rankings.jsonl").exists()
-    assert set(json.loads((out / "judge.json").read_text(encoding="utf-8"))) == {"made_from"}
+    with pytest.raises(
+        CaiError, match=r"(?s)finished results of `cai judge`.*settings\.principles: 2 → \"all\".*--replace"
+    ):
+        label(judging(pair(0), principles="all"), tmp_path)
+    assert (out / "rankings.jsonl").exists()
     with pytest.raises(CaiError, match="no memory"):
-        label(judging(pair(0), principles="all"), tmp_path, open_engine=refuse)
-    assert {path.name for path in out.iterdir()} == {"judge.json", "log.txt", ".busy"}
-    assert label(judging(pair(0), principles="all"), tmp_path)["made_from"]["settings"]["principles"] == "all"
+        label(judging(pair(0), principles="all"), tmp_path, open_engine=refuse, replace=True)
+    assert {path.name for path in out.iterdir()} == {"manifest.json", ".busy"}
+    label(judging(pair(0), principles=1), tmp_path)
+    manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["settings"]["principles"] == 1
 
 
 def test_a_judge_is_set_against_labels_in_figures_rows_and_a_page(

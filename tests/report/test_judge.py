@@ -31,15 +31,14 @@ def folder(tmp_path: Path) -> Path:
     write_rows(tmp_path / "verdicts.jsonl", pairs)
     write_rows(tmp_path / "skipped.jsonl", [Skipped(prompt_id="x", stage="2", reason="an empty answer", failed=False)])
     report = judge_report([judged(p) for p in pairs], Cost(20, 0, 20, 1.0), calibrate=True)
-    made_from = {
+    manifest = {
         "command": "cai judge-eval",
-        "data": {"file": "labels.jsonl"},
-        "judges": [{"where": "judge <1>"}],
+        "where": {"data": "labels.jsonl", "judges": ["judge <1>"]},
         "constitution": {"name": "kind", "principles": {"kind": {}}},
         "settings": {"principles": "all"},
     }
-    text = json.dumps({"made_from": made_from, **report.model_dump(mode="json")})
-    (tmp_path / "judge.json").write_text(text, encoding="utf-8")
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    (tmp_path / "judge.json").write_text(report.model_dump_json(), encoding="utf-8")
     return tmp_path
 
 
@@ -60,6 +59,6 @@ def test_the_page_shows_the_mistakes_that_the_judge_is_most_confident_of(folder:
 
 
 def test_an_unfinished_report_is_refused_by_name(folder: Path) -> None:
-    (folder / "judge.json").write_text('{"made_from": {}}', encoding="utf-8")
+    (folder / "judge.json").write_text("{}", encoding="utf-8")
     with pytest.raises(CaiError, match=r"judge\.json: expected a finished report of `cai judge-eval`; 'prompts'"):
         write_judge_page(folder)

@@ -147,7 +147,8 @@ def test_the_gate_of_a_run_is_shown_with_its_figures(tmp_path: Path) -> None:
     opinion = Opinion("good-for-people", 0.8, 0.8, 0.8, 0.1, 1.0)
     found = judge_report([Judged(f"p{n}", float(n % 2), 0.8, 3, (opinion,)) for n in range(10)], Cost(20, 0, 0, 1.0))
     folder.judge.mkdir()
-    (folder.judge / "judge.json").write_text(json.dumps({"made_from": {}, **found.model_dump(mode="json")}))
+    (folder.judge / "manifest.json").write_text("{}")
+    (folder.judge / "judge.json").write_text(found.model_dump_json())
     text = report(folder)
     assert "Judge gate: accuracy on labelled pairs before the run" in text
     assert "accuracy 0.500" in text

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from cai.constitution.principles import load_constitution
 from cai.constitution.templates import Templates
+from cai.data.manifest import Output
 from cai.feedback.judge import JudgeConfig
 from cai.feedback.label import LabelJob, label_file
 from cai.inference.progress import Reporter
@@ -17,4 +18,4 @@ if __name__ == "__main__":
     data, model, out, cache = map(Path, sys.argv[1:])
     principles, templates = load_constitution(ROOT / "constitutions/harmless.yaml"), Templates(ROOT / "prompts/default")
     judging = LabelJob(data, False, None, [model], principles, templates, JudgeConfig(principles=2), 0)
-    label_file(judging, out, cache, Reporter(Console()), scripted(weigh=weigh, delay=0.05))
+    label_file(judging, Output(out), cache, Reporter(Console()), scripted(weigh=weigh, delay=0.05))

@@ -64,7 +64,7 @@ def make_run(runs: Path, name: str, prompts: int = 12, base: Path | None = None)
     ]
     write_rows(run.prompts_jsonl, rows)
     manifest = {
-        "config": config.model_dump(mode="json"), "held_out": [f"p{i}" for i in range(prompts)],
+        "command": "cai run", "config": config.model_dump(mode="json"), "held_out": [f"p{i}" for i in range(prompts)],
         "model": folder_fingerprint(base),
     }  # fmt: skip
     run.manifest_json.write_text(json.dumps(manifest), encoding="utf-8")
@@ -266,8 +266,8 @@ def test_a_finished_evaluation_is_replaced_by_another_only_when_asked_to(tmp_pat
     other = Options("good", against=["bad"], limit=3, probes="none")
     with pytest.raises(
         CaiError,
-        match=r"eval holds a finished evaluation made with other options: policies: base, good → base, good, bad; "
-        r"limit: 2 → 3; probes: all → none; other prompts. Write over it \(--replace\), or write elsewhere \(--out",
+        match=r'(?s)eval: holds finished results of `cai eval` with other settings:\n  policies: \["base", "good"\] → '
+        r'\["base", "good", "bad"\]\n  prompts: content .*limit: 2 → 3\n.*--out FOLDER.*--replace',
     ):
         evaluate(runs, other)
     assert (run.eval / "scores.jsonl").exists()
@@ -284,7 +284,7 @@ def test_a_finished_evaluation_is_replaced_by_another_only_when_asked_to(tmp_pat
 def test_a_folder_that_holds_other_things_is_left_alone(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     run = make_run(runs, "good")
-    with pytest.raises(CaiError, match=r"--out .*good: the folder is not empty and holds no results of `cai eval`"):
+    with pytest.raises(CaiError, match=r"good: holds the results of `cai run`; choose another \(--out FOLDER\)"):
         evaluate(runs, Options("good", probes="none"), out=run.path)
 
 
@@ -437,7 +437,7 @@ def test_a_run_leaves_a_finished_evaluation_of_its_policy_alone_unless_carried_o
         return policy
 
     def limit() -> int | None:
-        found: int | None = json.loads((plan.folder.eval / "made_from.json").read_text())["made_from"]["limit"]
+        found: int | None = json.loads((plan.folder.eval / "manifest.json").read_text())["limit"]
         return found
 
     def execute(replace: bool = False) -> None:

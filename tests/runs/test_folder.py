@@ -7,7 +7,8 @@ from typer.testing import CliRunner
 from cai.cli.main import app
 from cai.config.errors import CaiError
 from cai.report.serve import Library
-from cai.runs.folder import RunFolder, open_run, open_sweep
+from cai.runs.find import find_policy
+from cai.runs.folder import RunFolder, all_runs, open_run, open_sweep
 from tests.report.folders import write_run
 
 
@@ -23,7 +24,7 @@ from tests.report.folders import write_run
         ('{"con', r"manifest\.json: not valid JSON: it ends at column 5"),
     ],
 )
-def test_a_lock_that_is_none_is_named_with_what_was_expected(tmp_path: Path, manifest: str, expected: str) -> None:
+def test_a_damaged_manifest_is_named_with_what_was_expected(tmp_path: Path, manifest: str, expected: str) -> None:
     (tmp_path / "manifest.json").write_text(manifest)
     with pytest.raises(CaiError, match=expected):
         RunFolder(tmp_path).manifest()
@@ -76,3 +77,30 @@ def test_a_mistyped_run_or_sweep_is_answered_with_the_nearest_or_else_with_all_i
     with pytest.raises(CaiError, match=r"\(sweeps there: leave-one-out\)$"):
         open_sweep("qqq", runs)
     assert open_sweep("leave-one-out", runs) == runs / "leave-one-out"
+
+
+def test_a_run_of_cai_0_1_is_refused_by_every_way_to_open_one(tmp_path: Path) -> None:
+    (tmp_path / "runs/old").mkdir(parents=True)
+    (tmp_path / "runs/old/lock.json").write_text("{}")
+    for name in ("old", str(tmp_path / "runs/old")):
+        with pytest.raises(CaiError, match=r"old: written by cai 0\.1 \(it has lock\.json\).*run the command again"):
+            open_run(name, tmp_path / "runs")
+        with pytest.raises(CaiError, match=r"written by cai 0\.1"):
+            find_policy(name, tmp_path / "runs")
+    for command in (
+        ["show", "old"],
+        ["report", "old"],
+        ["compare", "old", "old"],
+        ["export", "old", "--format", "kto", "--out", "x.jsonl"],
+    ):
+        result = CliRunner().invoke(app, [*command, "--runs", str(tmp_path / "runs")])
+        assert isinstance(result.exception, CaiError) and "written by cai 0.1" in str(result.exception)
+
+
+def test_the_results_of_other_commands_are_no_runs(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", prompts=6)
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels/manifest.json").write_text('{"command": "cai judge"}')
+    assert [run.name for run in all_runs(tmp_path)] == ["run"]
+    with pytest.raises(CaiError, match=r"no run 'labels' in .* \(runs there: run\)"):
+        open_run("labels", tmp_path)

@@ -194,7 +194,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, model_folder: 
     run_file = write_workspace(tmp_path, model_folder)
     (tmp_path / "runs/test").mkdir(parents=True)
     (tmp_path / "runs/test/thesis.txt").write_text("mine")
-    with pytest.raises(CaiError, match="holds no run"):
+    with pytest.raises(CaiError, match="is not empty and holds no results of `cai run`"):
         carry_out(run_file)
 
 

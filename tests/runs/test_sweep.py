@@ -15,7 +15,7 @@ from cai.inference.scripted import ScriptedEngine
 from cai.runs.dry_run import dry_run
 from cai.runs.folder import all_runs, open_run
 from cai.runs.pipeline import execute
-from cai.runs.plan import Plan, claim_folder, iteration
+from cai.runs.plan import Plan, iteration, start_folder
 from cai.runs.sweep import Member, carry_out, is_finished, make_sweep, refuse_other_runs
 from tests.conftest import ROOT, scripted, write_workspace
 
@@ -120,7 +120,7 @@ def test_a_run_of_several_iterations_is_finished_with_its_last(tmp_path: Path, m
         for number in range(1, upto + 1):
             one = iteration(plan, number, plan.model)
             one.folder.path.mkdir(parents=True, exist_ok=True)
-            claim_folder(one, write_over=False)
+            start_folder(one, replace=False)
             one.folder.summary_json.write_text("{}", encoding="utf-8")
 
     carried_out(members[0].plan, upto=1)
@@ -143,9 +143,7 @@ def test_runs_of_other_settings_are_refused_once_with_what_a_sweep_can_do_about_
     run_all(path, [])
     name, members = make_sweep(path, [], runs)
     refuse_other_runs(path, name, members)  # they are the same runs
-    said = (
-        r"(?s)rounds-1 holds a run .*seed: 0 → 7\n2 of the sweep's 2 runs .*`name: trial` in .*sweep\.yaml.*--replace"
-    )
+    said = r"(?s)rounds-1: holds a finished run .*seed: 0 → 7\n2 of the sweep's 2 runs .*`name: trial` in .*sweep\.yaml.*--replace"
     with pytest.raises(CaiError, match=said) as error:
         refuse_other_runs(path, *make_sweep(path, ["seed=7"], runs))
     assert "--name" not in str(error.value)

@@ -1,0 +1,89 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cai.config.errors import CaiError
+from cai.data.manifest import Claim, claimed, differences, exclusive, read_manifest
+
+
+def claim(folder: Path, inputs: tuple[Path, ...] = (), command: str = "cai judge", **settings: Any) -> Claim:
+    manifest = {"command": command, "settings": settings, "versions": {"cai": "any"}}
+    return Claim(folder / "out", manifest, "judge.json", inputs)
+
+
+def work(this: Claim, replace: bool = False, finish: bool = True) -> None:
+    with claimed(this, replace):
+        (this.folder / "rows.jsonl").write_text(json.dumps(this.manifest))
+        if finish:
+            (this.folder / this.finished).write_text("{}")
+
+
+def test_the_same_content_goes_on_whatever_the_versions_are(tmp_path: Path) -> None:
+    work(claim(tmp_path, seed=0))
+    again = claim(tmp_path, seed=0)
+    again.manifest["versions"] = {"cai": "another"}
+    with claimed(again, replace=False):
+        assert (again.folder / "rows.jsonl").exists()
+    assert read_manifest(again.folder) == again.manifest
+
+
+def test_unfinished_results_of_other_content_are_cleared(tmp_path: Path) -> None:
+    work(claim(tmp_path, seed=0), finish=False)
+    other = claim(tmp_path, seed=1)
+    with claimed(other, replace=False):
+        assert {path.name for path in other.folder.iterdir()} == {".busy", "manifest.json"}
+
+
+def test_finished_results_of_other_content_are_refused_with_what_differs_unless_replaced(tmp_path: Path) -> None:
+    work(claim(tmp_path, seed=0, prompts="0123456789abcdef"))
+    other = claim(tmp_path, seed=1, prompts="fedcba9876543210")
+    with pytest.raises(CaiError) as refused:
+        work(other)
+    assert str(refused.value).splitlines() == [
+        f"{tmp_path}/out: holds finished results of `cai judge` with other settings:",
+        "  settings.seed: 0 → 1",
+        "  settings.prompts: content 01234567 → content fedcba98",
+        "Choose another folder (--out FOLDER), or overwrite this one (--replace).",
+    ]
+    work(other, replace=True)
+    assert read_manifest(other.folder) == other.manifest
+
+
+def test_a_folder_of_another_command_or_of_other_files_is_refused_even_with_replace(tmp_path: Path) -> None:
+    work(claim(tmp_path))
+    with pytest.raises(CaiError, match="holds the results of `cai judge`; choose another"):
+        work(claim(tmp_path, command="cai eval"), replace=True)
+    (tmp_path / "mine/out").mkdir(parents=True)
+    (tmp_path / "mine/out/thesis.txt").write_text("mine")
+    with pytest.raises(CaiError, match="is not empty and holds no results of `cai judge`"):
+        work(claim(tmp_path / "mine"), replace=True)
+
+
+def test_an_input_in_the_folder_is_not_cleared_away(tmp_path: Path) -> None:
+    work(claim(tmp_path, seed=0))
+    inside = tmp_path / "out/data.jsonl"
+    inside.write_text("{}")
+    with pytest.raises(CaiError, match=r"data\.jsonl: is in the folder .* copy it elsewhere first"):
+        work(claim(tmp_path, (inside,), seed=1), replace=True)
+    assert inside.exists()
+
+
+@pytest.mark.parametrize("name", ["lock.json", "made_from.json"])
+def test_a_folder_of_the_old_format_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("{}")
+    with pytest.raises(CaiError, match=rf"out: written by cai 0\.1 \(it has {name}\), which cai .* does not read"):
+        work(claim(tmp_path), replace=True)
+
+
+def test_two_processes_do_not_fill_one_folder(tmp_path: Path) -> None:
+    with exclusive(tmp_path / "out"), pytest.raises(CaiError, match="another process is working in this folder"):
+        work(claim(tmp_path))
+
+
+def test_differences_name_what_changed_shortly() -> None:
+    before = {"a": [{"name": "x"}], "b": {"c": 1, "d": [1, 2]}, "gone": None}
+    after = {"a": [{"name": "x"}, {"name": "y"}], "b": {"c": 1, "d": [1, 3]}, "new": "t"}
+    assert differences(before, after) == ['a: ["x"] → ["x", "y"]', "b.d[1]: 2 → 3", 'new: null → "t"']
