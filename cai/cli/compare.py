@@ -6,36 +6,37 @@ from typing import Annotated
 import typer
 from rich.console import RenderableType
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
-from cai.cli.console import write_file
-from cai.cli.effects import EFFECT, columns, effect_cells, hundred_columns, listed, short, show, starred
+from cai.cli.console import line, write_file
 from cai.cli.options import DEFAULT_RUNS, AsJson, PageOut, RunsFolder
+from cai.cli.tables import EFFECT, Grid, effect_cells, heading, listed, result_console, short, show, starred
 from cai.compare.compare import by_kind, compare_runs
-from cai.compare.findings import number
 from cai.compare.record import (
+    OUTCOME_NAMES,
     Curve,
-    Doubt,
     Example,
-    Figure,
+    HeadToHead,
+    LabelAgreement,
+    MetricDifference,
     PairComparison,
+    PositionFlip,
     PrincipleComparison,
     RunComparison,
-    Unpaired,
-    Wins,
+    UnpairedMetric,
 )
 from cai.config.characters import visible
+from cai.feedback.metrics import RUN_METRICS
 from cai.report.comparison import comparison_report, read_comparison
 from cai.runs.folder import open_run
-from cai.stats.formatting import counted
+from cai.stats.formatting import NONE, counted, number, percent
 from cai.stats.significance import Effect
 
 PRINTED_EXAMPLES = 2  # of each kind; the page has more
 PRINTED_EFFECTS = 8
 PRINTED_TAGS = 8
 SPARKS = "▁▂▃▄▅▆▇█"
-STARS = "* significant: with all others of its table, chance brings it in less than 5 % of cases (Holm)"
+STARS = "* significant at 5 %, corrected for all metrics of the table (Holm)"
 
 
 def compare(
@@ -54,154 +55,151 @@ def compare(
     if as_json:
         typer.echo(comparison.model_dump_json(indent=1))
     else:
-        console = hundred_columns()
+        console = result_console()
         for part in _comparison(comparison):
             show(console, part)
     if out is not None or not as_json:
         page = out or runs / "comparison.html"
         write_file(page, comparison_report(read_comparison(comparison, folders)))
         if not as_json:
-            console.print(Text(f"\nWritten to {page}"), soft_wrap=True)
+            line(console, f"\nReport: {page}")
 
 
-def _comparison(c: RunComparison) -> Iterator[RenderableType]:
+def _comparison(c: RunComparison) -> Iterator[RenderableType | Grid]:
+    letters = [run.letter for run in c.runs]
     for run in c.runs:
         counts = f"{counted(run.principles, 'principles')}, {counted(run.prompts, 'prompts')}"
-        yield _bold(f"{run.letter}: {run.name}   ({run.constitution or 'no constitution'}, {counts})")
-    if c.notes:
-        yield listed("note:", c.notes, "yellow")
-    yield _bold("\nIn short")
+        yield Text(visible(f"{run.letter}: {run.name}   ({run.constitution or 'no constitution'}, {counts})"), "bold")
+    yield heading("Findings")
     yield listed("·", c.findings)
+    if c.warnings:
+        yield heading("Warnings")
+        yield listed("!", c.warnings, "yellow")
     for pair in c.pairs:
         yield from _pair(c, pair)
-    yield from _curves(c.curves, [run.letter for run in c.runs])
-    yield from _doubts(c.doubts, [run.letter for run in c.runs])
+    yield from _curves(c.curves, letters)
+    yield from _flips(c.flips, letters)
 
 
-def _pair(c: RunComparison, pair: PairComparison) -> Iterator[RenderableType]:
+def _pair(c: RunComparison, pair: PairComparison) -> Iterator[RenderableType | Grid]:
     b = c.runs[pair.b].letter
     only = f"; {pair.only[0]} only in A, {pair.only[1]} only in {b}" if any(pair.only) else ""
-    yield _bold(f"\n{b} against A: {counted(pair.shared, 'shared prompts')}{only}")
-    yield listed(
-        " ", pair.settings or ["the settings are not known" if pair.settings is None else "no setting differs"]
-    )
+    yield heading(f"{b} against A: {counted(pair.shared, 'shared prompts')}{only}")
+    unknown = "the settings are not recorded" if pair.settings is None else "no setting differs"
+    yield listed(" ", pair.settings or [unknown])
     kinds: dict[str, list[str]] = {}
     for p in pair.principles:
         if p.kind != "same":
             kinds.setdefault(p.kind, []).append(p.id)
     if kinds:
         yield listed(" ", (f"principles {kind}: {', '.join(ids)}" for kind, ids in kinds.items()))
-    if pair.shared:
-        yield _bold("\nOn shared prompts, paired")
-        if pair.figures:
-            yield _figures(pair.figures, b)
-            yield Text(f"  {STARS}", style="dim")
-        else:
-            yield Text("  nothing can be paired")
+    if pair.metrics:
+        yield heading("Metrics on shared prompts, paired")
+        yield _metrics(pair.metrics, b)
+        yield Text(f"  {STARS}", style="dim")
     if pair.unpaired:
-        yield _bold("\nEach run on its own prompts: nothing is paired, and nothing tested")
+        yield heading("Metrics of each run on its own prompts: not paired, not tested")
         yield _unpaired(pair.unpaired, b)
-    if any(p.a or p.b for p in pair.principles):
-        yield _bold("\nPrinciples: their rounds of revision, A / " + b)
-        yield _uses(pair.principles)
-        never = sum(not any(use and use.drawn for use in (p.a, p.b)) for p in pair.principles)
-        undrawn = f"; {never} more {'was' if never == 1 else 'were'} drawn by no shared prompt" if never else ""
-        yield Text(f"  * significant against the run's other principles{undrawn}", style="dim")
-    effects = [(p, outcome, effect) for p in pair.principles for outcome, effect in p.effects.items()]
-    told = sorted((found for found in effects if found[2].low is not None), key=lambda found: found[2].p or 0.0)
-    if told:
-        few = f"; {len(effects) - len(told)} come of too few or equal prompts" if len(told) < len(effects) else ""
-        yield _bold(
-            f"\nEffects of principles, {b} − A: the {min(PRINTED_EFFECTS, len(told))} surest of {len(effects)}{few}"
-        )
-        yield _effects(told[:PRINTED_EFFECTS])
-    elif effects:
-        yield _bold(
-            f"\nEffects of principles, {b} − A: none to show, all {len(effects)} come of too few or equal prompts"
-        )
-    if pair.wins:
-        what = "Prompts, their answers seen together," if pair.wins[0].directly else "Held-out prompts"
-        yield _bold(f"\n{what} on which {b}'s answer is better than A's")
-        yield _wins(pair.wins)
+    yield from _principles(pair, b)
+    if pair.head_to_head:
+        how = "judged side by side" if pair.head_to_head[0].directly else "held-out prompts, judged indirectly"
+        yield heading(f"Win rate of {b} against A, {how}")
+        yield _head_to_head(pair.head_to_head)
     if pair.labels:
-        yield _bold("\nLabels of the same two answers")
-        yield Text(f"  {_labels(pair)}")
+        yield heading("Labels of the same two answers")
+        yield Text(f"  {_labels(pair.labels)}")
     yield from _examples(pair.examples, b)
 
 
-def _bold(text: str) -> Text:
-    return Text(visible(text), style="bold")
+def _metrics(metrics: Sequence[MetricDifference], b: str) -> Grid:
+    grid = Grid(["", "A", b, f"{b} − A", *EFFECT[1:]], optional=[6])
+    for row in metrics:
+        metric = RUN_METRICS[row.key]
+        grid.add(row.name, metric.text(row.a), metric.text(row.b), *effect_cells(row.effect))
+    return grid
 
 
-def _figures(figures: Sequence[Figure], b: str) -> Table:
-    table = columns("", "A", b, f"{b} − A", *EFFECT[1:])
-    for figure in figures:
-        table.add_row(figure.name, number(figure.a), number(figure.b), *effect_cells(figure.effect))
-    return table
+def _unpaired(metrics: Sequence[UnpairedMetric], b: str) -> Grid:
+    grid = Grid(["", "A", "n", b, "n"])
+    for row in metrics:
+        metric = RUN_METRICS[row.key]
+        grid.add(row.name, metric.text(row.a), str(row.n_a), metric.text(row.b), str(row.n_b))
+    return grid
 
 
-def _unpaired(figures: Sequence[Unpaired], b: str) -> Table:
-    table = columns("", "A", "n", b, "n")
-    for figure in figures:
-        table.add_row(figure.name, number(figure.a), str(figure.n_a), number(figure.b), str(figure.n_b))
-    return table
+def _principles(pair: PairComparison, b: str) -> Iterator[RenderableType | Grid]:
+    """Each principle's outcomes in both runs, then the effects of changing it."""
+    if any(p.a or p.b for p in pair.principles):
+        yield heading(f"Principles, over the rounds of revision that drew them: A / {b}")
+        yield _uses(pair.principles)
+        undrawn = sum(not any(use and use.drawn for use in (p.a, p.b)) for p in pair.principles)
+        more = f"; {counted(undrawn, 'principles')} not drawn by any shared prompt" if undrawn else ""
+        yield Text(f"  * significant against the run's other principles (Holm){more}", style="dim")
+    effects = [(p, outcome, effect) for p in pair.principles for outcome, effect in p.effects.items()]
+    known = sorted((item for item in effects if item[2].low is not None), key=lambda item: item[2].p or 0.0)
+    few = f"{counted(len(effects) - len(known), 'effects')} on too few or equal prompts"
+    if known:
+        hidden = f"; {few}" if len(known) < len(effects) else ""
+        shown = f"the {min(PRINTED_EFFECTS, len(known))} most significant of {len(effects)}"
+        yield heading(f"Effects of principles, {b} − A: {shown}{hidden}")
+        yield _effects(known[:PRINTED_EFFECTS])
+    elif effects:
+        yield heading(f"Effects of principles, {b} − A: none to show, {few}")
 
 
-def _uses(principles: Sequence[PrincipleComparison]) -> Table:
-    judged = any(use and "verdict" in use.means for p in principles for use in (p.a, p.b))
-    last = {"verdict": "p(revision)"} if judged else {"truncated": "cut off"}
-    outcomes = {"changed": "changed", "edit": "edit", "words": "words", "flagged": "flagged", **last}
-    table = columns("", "drawn", *outcomes.values())
+def _uses(principles: Sequence[PrincipleComparison]) -> Grid:
+    outcomes = [key for key in OUTCOME_NAMES if any(u and key in u.means for p in principles for u in (p.a, p.b))]
+    by_importance = [key for key in ("truncated", "filtered", "verdict", "changed") if key in outcomes]
+    optional = [2 + outcomes.index(key) for key in by_importance]
+    grid = Grid(["", "drawn", *(OUTCOME_NAMES[key] for key in outcomes)], optional)
     for p in principles:
         if not any(use and use.drawn for use in (p.a, p.b)):
             continue
-        cells = [f"{p.a.drawn if p.a else '–'} / {p.b.drawn if p.b else '–'} "]
+        cells = [f"{p.a.drawn if p.a else NONE} / {p.b.drawn if p.b else NONE}"]
         for outcome in outcomes:
             values = [
                 starred(_brief(use.means[outcome]), use.against_others.get(outcome)).strip()
                 if use and outcome in use.means
-                else "–"
+                else NONE
                 for use in (p.a, p.b)
             ]
             cells.append(" / ".join(values))
-        table.add_row(Text(short(p.id)), *cells)
-    return table
+        grid.add(short(p.id), *cells)
+    return grid
 
 
 def _brief(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
-def _effects(effects: Sequence[tuple[PrincipleComparison, str, Effect]]) -> Table:
-    table = columns("", "", "outcome", *EFFECT)
+def _effects(effects: Sequence[tuple[PrincipleComparison, str, Effect]]) -> Grid:
+    grid = Grid(["", "change", "outcome", *EFFECT], optional=[6, 1], left=3)
     for p, outcome, effect in effects:
-        table.add_row(Text(short(p.id)), p.kind, outcome.replace("_", " "), *effect_cells(effect))
-    return table
+        grid.add(short(p.id), p.kind, OUTCOME_NAMES[outcome], *effect_cells(effect))
+    return grid
 
 
-def _wins(wins: Sequence[Wins]) -> Table:
-    table = columns("", "share", "less ½", *EFFECT[1:])
-    for axis in dict.fromkeys(won.axis for won in wins):
-        of_axis = [won for won in wins if won.axis == axis]
-        for won in of_axis[:PRINTED_TAGS]:
-            everything = f"{axis}, all" if won.directly else "all"
-            name = everything if won.tag is None else f"  {short(visible(won.tag))}"
-            table.add_row(Text(name), number(won.share), *effect_cells(won.effect))
+def _head_to_head(rows: Sequence[HeadToHead]) -> Grid:
+    grid = Grid(["", "win rate", "less ½", *EFFECT[1:]], optional=[5])
+    for axis in dict.fromkeys(row.axis for row in rows):
+        of_axis = [row for row in rows if row.axis == axis]
+        for row in of_axis[:PRINTED_TAGS]:
+            everything = f"{axis}, all" if row.directly else "all"
+            name = everything if row.tag is None else f"  {short(visible(row.tag))}"
+            grid.add(name, number(row.win_rate), *effect_cells(row.effect))
         if len(of_axis) > PRINTED_TAGS:
-            table.add_row(f"  and {len(of_axis) - PRINTED_TAGS} more tags: --json")
-    return table
+            grid.add(f"  and {counted(len(of_axis) - PRINTED_TAGS, 'more tags')}: --json")
+    return grid
 
 
-def _labels(pair: PairComparison) -> str:
-    found = pair.labels
-    assert found is not None
-    if found.agreement is None:
+def _labels(labels: LabelAgreement) -> str:
+    if labels.agreement is None:
         return "the runs labelled no pair in common: their samples differ"
-    agreed, apart = found.agreement, found.mean_difference or 0.0
-    interval = "" if agreed.low is None or agreed.high is None else f" [{agreed.low:.2f}, {agreed.high:.2f}]"
-    kappa = "κ undefined" if agreed.kappa is None else f"κ {agreed.kappa:.2f}{interval}"
-    same = f"the same winner in {100 * agreed.observed:.0f} % of {found.pairs} pairs"
-    return f"{same}, {kappa}; p differs by {apart:.3f} on average"
+    agreement = labels.agreement
+    interval = "" if agreement.low is None else f" [{number(agreement.low, 2)}, {number(agreement.high, 2)}]"
+    kappa = "κ undefined" if agreement.kappa is None else f"κ {number(agreement.kappa, 2)}{interval}"
+    same = f"the same winner in {percent(agreement.observed)} of {counted(labels.pairs, 'pairs')}"
+    return f"{same}, {kappa}; mean |difference in p| {number(labels.mean_difference)}"
 
 
 def _examples(examples: Sequence[Example], b: str) -> Iterator[RenderableType]:
@@ -210,7 +208,7 @@ def _examples(examples: Sequence[Example], b: str) -> Iterator[RenderableType]:
         shown[example.what] = shown.get(example.what, 0) + 1
         if shown[example.what] > PRINTED_EXAMPLES:
             continue
-        yield _bold(f"\n{example.prompt_id}, {example.what}: {100 * example.change:.0f} % of words differ")
+        yield heading(f"{example.prompt_id}, {example.what}: {percent(example.change)} of words differ")
         drawn = [f" ({', '.join(ids)})" if ids else "" for ids in (example.principles_a, example.principles_b)]
         parts = {"prompt": example.messages[-1]["content"], f"A{drawn[0]}": example.a, f"{b}{drawn[1]}": example.b}
         yield from _texts(parts)
@@ -222,24 +220,24 @@ def _texts(parts: dict[str, str]) -> Iterator[RenderableType]:
         yield Padding(Text(visible(text)), (0, 0, 0, 4))
 
 
-def _curves(curves: Sequence[Curve], letters: Sequence[str]) -> Iterator[RenderableType]:
-    """The runs' curves of one kind of stage under each other, drawn to one scale."""
+def _curves(curves: Sequence[Curve], letters: Sequence[str]) -> Iterator[RenderableType | Grid]:
+    """The runs' curves of one kind of stage under each other, on one scale."""
     kinds = by_kind(curves)
     if not kinds:
         return
-    yield _bold("\nTraining, update by update")
-    table = Table(box=None, padding=(0, 0, 0, 2), show_header=False)
+    yield heading("Training curves, by update")
+    grid = Grid(["", "run", "", "first → last", "updates", "range"], optional=[5, 4], left=3)
     for (stage, name), group in kinds.items():
         low, high = min(min(c.values) for c in group), max(max(c.values) for c in group)
         for position, curve in enumerate(group):
-            scale = f"{number(low)} to {number(high)}" if position == 0 else ""
-            ends = f"{number(curve.values[0])} → {number(curve.values[-1])}, {len(curve.values)} updates"
-            title = f"{stage} {name}" if position == 0 else ""
-            table.add_row(Text(visible(title)), letters[curve.run], _spark(curve.values, low, high), ends, scale)
-    yield table
+            title, scale = (f"{stage} {name}", f"{number(low)} to {number(high)}") if position == 0 else ("", "")
+            ends = f"{number(curve.values[0])} → {number(curve.values[-1])}"
+            spark = _spark(curve.values, low, high)
+            grid.add(short(title), letters[curve.run], spark, ends, str(len(curve.values)), scale)
+    yield grid
 
 
-def _spark(values: Sequence[float], low: float, high: float, width: int = 30) -> str:
+def _spark(values: Sequence[float], low: float, high: float, width: int = 20) -> str:
     """A curve in so many characters, each the mean of its share of the values."""
     count = min(width, len(values))
     bins = [values[i * len(values) // count : (i + 1) * len(values) // count] for i in range(count)]
@@ -247,16 +245,16 @@ def _spark(values: Sequence[float], low: float, high: float, width: int = 30) ->
     return "".join(SPARKS[min(len(SPARKS) - 1, int(h * len(SPARKS)))] for h in heights)
 
 
-def _doubts(doubts: Sequence[Doubt], letters: Sequence[str]) -> Iterator[RenderableType]:
+def _flips(flips: Sequence[PositionFlip], letters: Sequence[str]) -> Iterator[RenderableType]:
     """The pair of each run whose verdict depends most on the order, unless it is another run's too."""
     runs, pairs = set[int](), set[tuple[str, ...]]()
-    for doubt in doubts:  # of each run the widest first
-        pair = (doubt.prompt_id, *sorted((doubt.first, doubt.second)))
-        if doubt.run in runs or pair in pairs:
+    for flip in flips:  # of each run the widest first
+        pair = (flip.prompt_id, *sorted((flip.first, flip.second)))
+        if flip.run in runs or pair in pairs:
             continue
-        runs.add(doubt.run)
+        runs.add(flip.run)
         pairs.add(pair)
-        yield _bold(f"\n{letters[doubt.run]}: {doubt.prompt_id}, {doubt.what}: the judge's winner depends on the order")
-        sides = f"{doubt.p_forward:.3f} shown first and {doubt.p_reverse:.3f} shown second"
-        yield Text(visible(f"  by {doubt.principle_id}, P(first is better) is {sides}"))
-        yield from _texts({"first": doubt.first, "second": doubt.second})
+        yield heading(f"{letters[flip.run]}: {flip.prompt_id}, {flip.what}: position bias at its widest")
+        sides = f"{number(flip.p_forward)} shown first, {number(flip.p_reverse)} shown second"
+        yield Text(visible(f"  {flip.principle_id}: P(first is better) is {sides}"))
+        yield from _texts({"first": flip.first, "second": flip.second})

@@ -1,116 +1,113 @@
-"""A comparison in plain words: what is significant, and what is noise at this sample size."""
+"""A comparison in sentences: what is significant, what is not at this sample size, and what limits the comparison."""
 
 from collections.abc import Iterator, Sequence
 from statistics import fmean
 
-from cai.compare.paired import judged_together, outdated, same_eval_judge
+from cai.compare.head_to_head import judged_together, outdated, same_eval_judge
 from cai.compare.reading import RunData
-from cai.compare.record import Curve, PairComparison, PrincipleUse, RunComparison, Wins
+from cai.compare.record import OUTCOME_NAMES, Curve, HeadToHead, PairComparison, PrincipleUse, RunComparison
+from cai.feedback.metrics import RUN_METRICS
+from cai.stats.formatting import counted, difference, number, percent, signed
 from cai.stats.significance import Effect
-from cai.stats.win_rate import FEW_PROMPTS, FOLLOWS_POSITION
+from cai.stats.win_rate import FEW_PROMPTS
 
 LINES = 10
-SPOKEN = {
-    "changed": "how often it changes the answer",
-    "edit": "how much it changes the answer",
-    "words": "the words it adds",
-    "flagged": "flagged revisions",
-    "truncated": "revisions cut off",
-    "verdict": "P(revision better)",
-}
-"""A principle's outcomes in a sentence."""
 
 
 def findings(c: RunComparison) -> list[str]:
-    """At most LINES lines; only what Holm's correction leaves standing is called significant."""
+    """At most LINES lines; only what remains after Holm's correction is called significant."""
     significant = [line for pair in c.pairs for line in _significant(c, pair)]
-    undecided = [line for pair in c.pairs for line in _undecided(c, pair)]
+    not_significant = [line for pair in c.pairs for line in _not_significant(c, pair)]
     if not any(pair.shared for pair in c.pairs):
-        undecided = ["no prompt is shared: what differs between the runs may be their prompts", *undecided]
-    room = max(LINES - len(undecided), LINES // 2)
+        not_significant = ["the runs share no prompts, so their prompts may explain any difference", *not_significant]
+    room = max(LINES - len(not_significant), LINES // 2)
     if len(significant) > room:
         kept = room - 1
-        significant = [
-            *significant[:kept],
-            f"{len(significant) - kept} more differences are significant; see the tables",
-        ]
-    return ([*significant, *undecided] or ["nothing could be paired, so that nothing can be said"])[:LINES]
+        significant = [*significant[:kept], f"{len(significant) - kept} more significant differences are in the tables"]
+    return ([*significant, *not_significant] or ["no prompt could be paired"])[:LINES]
 
 
 def _significant(c: RunComparison, pair: PairComparison) -> Iterator[str]:
-    """Between the runs first, then of principles; of each the surest first."""
+    """Between the runs first, then of principles; the most significant first."""
     b = c.runs[pair.b].letter
-    for figure in sorted(pair.figures, key=lambda f: _surprise(f.effect)):
-        if figure.effect.significant:
-            yield f"{figure.name}: A {number(figure.a)}, {b} {number(figure.b)}; significant: {told(figure.effect)}"
-    for wins in pair.wins:
-        if wins.effect.significant:
-            yield f"{_won(b, wins)}; significant: {told(wins.effect)} off ½"
-    changes = [(p, outcome, e) for p in pair.principles for outcome, e in p.effects.items() if e.significant]
-    for p, outcome, effect in sorted(changes, key=lambda found: _surprise(found[2])):
-        yield f"{p.id} ({p.kind}), {SPOKEN[outcome]}: significant, {b} − A = {told(effect)}"
+    for metric in sorted(pair.metrics, key=lambda m: _rank(m.effect)):
+        if metric.effect.significant:
+            values = f"A {number(metric.a)}, {b} {number(metric.b)}"
+            yield f"{metric.name}: {values}; significant, {b} − A = {difference(metric.effect)}"
+    for row in pair.head_to_head:
+        if row.effect.significant:
+            yield f"{_head_to_head(b, row)}; significant, {difference(row.effect)} from ½"
+    effects = [(p, outcome, e) for p in pair.principles for outcome, e in p.effects.items() if e.significant]
+    for p, outcome, effect in sorted(effects, key=lambda item: _rank(item[2])):
+        yield f"{p.id} ({p.kind}), {OUTCOME_NAMES[outcome]}: significant, {b} − A = {difference(effect)}"
     if pair is c.pairs[0]:
-        yield from _beside_others("A", {p.id: p.a for p in pair.principles})
-    yield from _beside_others(b, {p.id: p.b for p in pair.principles})
+        yield from _against_others("A", {p.id: p.a for p in pair.principles})
+    yield from _against_others(b, {p.id: p.b for p in pair.principles})
 
 
-def _beside_others(letter: str, uses: dict[str, PrincipleUse | None]) -> Iterator[str]:
-    """What tells a principle from the others of its run."""
-    found = [(i, o, e) for i, use in uses.items() if use for o, e in use.against_others.items() if e.significant]
-    for i, outcome, effect in sorted(found, key=lambda item: _surprise(item[2])):
-        yield f"{i} beside the other principles of {letter}, {SPOKEN[outcome]}: significant, {told(effect)}"
+def _against_others(letter: str, uses: dict[str, PrincipleUse | None]) -> Iterator[str]:
+    """What distinguishes a principle from the others of its run."""
+    effects = [(i, o, e) for i, use in uses.items() if use for o, e in use.against_others.items() if e.significant]
+    for i, outcome, effect in sorted(effects, key=lambda item: _rank(item[2])):
+        yield f"{i} in {letter}, {OUTCOME_NAMES[outcome]}: significant against the others, {difference(effect)}"
 
 
-def _undecided(c: RunComparison, pair: PairComparison) -> Iterator[str]:
+def _not_significant(c: RunComparison, pair: PairComparison) -> Iterator[str]:
     """What is not significant, with the minimum detectable difference of the nearest."""
     b = c.runs[pair.b].letter
     head = f"{b} and A: " if len(c.pairs) > 1 else ""
-    equal = [f for f in pair.figures if f.effect.mean == 0 and not f.effect.se]
-    undecided = [f for f in pair.figures if not f.effect.significant and f not in equal]
-    if undecided:
-        same = f"{len(equal)} are equal in both, " if equal else ""
-        line = f"{head}of {len(pair.figures)} figures {same}{len(undecided)} are not significant"
-        detectable = [f for f in undecided if f.effect.minimum_detectable]
-        nearest = max(detectable, key=lambda f: detected_share(f.effect), default=None)
+    equal = [m for m in pair.metrics if m.effect.mean == 0 and not m.effect.se]
+    differ = [m for m in pair.metrics if not m.effect.significant and m not in equal]
+    if equal:
+        which = f"all {len(equal)}" if len(equal) == len(pair.metrics) else f"{len(equal)} of {len(pair.metrics)}"
+        yield f"{head}{which} metrics are equal in both runs"
+    if differ:
+        line = f"{head}{len(differ)} of {len(pair.metrics)} metrics do not differ significantly"
+        detectable = [m for m in differ if m.effect.minimum_detectable]
+        nearest = max(detectable, key=lambda m: detected_share(m.effect), default=None)
         if nearest:
-            line += f"; nearest: {nearest.name} ({number(nearest.effect.mean, '+')}, {_detectable(nearest.effect)})"
+            line += f"; nearest: {nearest.name} {signed(nearest.effect.mean)}, {_detectable(nearest.effect)}"
         yield line
-    elif pair.figures and len(equal) == len(pair.figures):
-        yield f"{head}all {len(equal)} figures are equal in both"
-    for overall in (w for w in pair.wins if w.tag is None and not w.effect.significant):
-        yield f"{_won(b, overall)}: {noise(overall.effect)}"
-    effects = [(p, outcome, e) for p in pair.principles for outcome, e in p.effects.items()]
-    if effects and not any(e.significant for _, _, e in effects):
-        line = f"{head}no effect of a principle between the runs is significant"
-        detectable_of = [found for found in effects if found[2].minimum_detectable]
-        nearest_of = max(detectable_of, key=lambda found: detected_share(found[2]), default=None)
-        if nearest_of:
-            p, outcome, effect = nearest_of
-            which = "prompts in all, with controls" if p.controls else "prompts that meet it"
-            line += f"; nearest: {p.id}, {SPOKEN[outcome]} ({_detectable(effect)} on {effect.n} {which})"
-        yield line
+    for overall in (row for row in pair.head_to_head if row.tag is None and not row.effect.significant):
+        yield f"{_head_to_head(b, overall)}; {insignificance(overall.effect)}"
+    yield from _no_principle_effect(head, pair)
     if pair.labels and pair.labels.agreement:
-        agreed = pair.labels.agreement
-        chance = "" if agreed.kappa is None else f", κ {agreed.kappa:.2f}"
-        yield f"{head}labels of the same {pair.labels.pairs} pairs agree in {100 * agreed.observed:.0f} %{chance}"
+        agreement = pair.labels.agreement
+        kappa = "" if agreement.kappa is None else f", κ {number(agreement.kappa, 2)}"
+        same = f"the same winner in {percent(agreement.observed)} of {counted(pair.labels.pairs, 'shared pairs')}"
+        yield f"{head}the judges label {same}{kappa}"
 
 
-def _won(b: str, wins: Wins) -> str:
-    on = "prompts seen together" if wins.directly else "held-out prompts"
-    axis = f" ({wins.axis})" if wins.directly else ""
-    tagged = f" tagged {wins.tag}" if wins.tag else ""
-    return f"{b} wins {wins.share:.3f} of {wins.effect.n} {on}{tagged} against A{axis}"
+def _no_principle_effect(head: str, pair: PairComparison) -> Iterator[str]:
+    effects = [(p, outcome, e) for p in pair.principles for outcome, e in p.effects.items()]
+    if not effects or any(effect.significant for *_, effect in effects):
+        return
+    line = f"{head}no effect of a principle is significant"
+    detectable = [item for item in effects if item[2].minimum_detectable]
+    nearest = max(detectable, key=lambda item: detected_share(item[2]), default=None)
+    if nearest:
+        p, outcome, effect = nearest
+        prompts = f"{effect.n} prompts with controls" if p.controls else f"the {effect.n} prompts that met it"
+        line += f"; nearest: {p.id}, {OUTCOME_NAMES[outcome]} {signed(effect.mean)} on {prompts}, {_detectable(effect)}"
+    yield line
 
 
-def noise(effect: Effect) -> str:
+def _head_to_head(b: str, row: HeadToHead) -> str:
+    prompts = "prompts judged side by side" if row.directly else "held-out prompts"
+    axis = f", {row.axis}" if row.directly else ""
+    tagged = f" tagged {row.tag}" if row.tag else ""
+    return f"{b} against A{axis}: win rate {number(row.win_rate)} on {row.effect.n} {prompts}{tagged}"
+
+
+def insignificance(effect: Effect) -> str:
     """That an effect is not significant, with the minimum detectable difference."""
     if effect.mean == 0 and not effect.se:
-        return "a tie on every one"
-    return "not significant" + (f" ({_detectable(effect)})" if effect.minimum_detectable else "")
+        return "a tie on every prompt"
+    return "not significant" + (f", {_detectable(effect)}" if effect.minimum_detectable else "")
 
 
 def _detectable(effect: Effect) -> str:
-    return f"minimum detectable difference {number(effect.minimum_detectable or 0.0)}"
+    return f"min. detectable {number(effect.minimum_detectable)}"
 
 
 def detected_share(effect: Effect) -> float:
@@ -118,91 +115,80 @@ def detected_share(effect: Effect) -> float:
     return abs(effect.mean) / effect.minimum_detectable if effect.minimum_detectable else 0.0
 
 
-def told(effect: Effect) -> str:
-    """An effect with its interval and size: `+0.312 [+0.125, +0.562], n=16`."""
-    known = effect.low is not None and effect.high is not None
-    interval = f" [{number(effect.low or 0.0, '+')}, {number(effect.high or 0.0, '+')}]" if known else ""
-    return f"{number(effect.mean, '+')}{interval}, n={effect.n}"
-
-
-def number(value: float, sign: str = "") -> str:
-    """A number in at most six characters, if it is below a thousand."""
-    return f"{value:{sign}.1f}" if abs(value) >= 10 else f"{value:{sign}.3f}"
-
-
-def _surprise(effect: Effect) -> tuple[float, float]:
-    """Sorts the surest effect first."""
+def _rank(effect: Effect) -> tuple[float, float]:
+    """Sorts the most significant effect first."""
     return effect.adjusted or 0.0, -abs(effect.mean / effect.se) if effect.se else 0.0
 
 
-# What is missing from a comparison, and what must not be read into its figures.
-
-
-def notes_on_run(run: RunData, curves: Sequence[Curve]) -> Iterator[str]:
-    """Of one run alone."""
+def run_warnings(run: RunData, curves: Sequence[Curve]) -> Iterator[str]:
+    """What one run lacks."""
     name, finished = run.name, run.folder.summary_json.exists()
     if not finished:
-        yield f"{name} is unfinished: only what it has made so far is compared"
-    yield from (f"{name}, left aside (damaged, or of another version): {told}" for told in run.unreadable)
+        yield f"{name} is unfinished; only the rows written so far are compared"
+    yield from (f"{name}, not compared: {reason}" for reason in run.unreadable)
     yet = "" if finished else " yet"
-    if run.rows["prompts"] is None and not _told(run, "prompts"):
-        yield f"{name} has no prompts.jsonl: nothing of it can be paired"
-    if run.revised is None and not _told(run, "revisions"):
+    if run.rows["prompts"] is None and not _unreadable(run, "prompts"):
+        yield f"{name} has no prompts.jsonl, so no prompt can be paired"
+    if run.revised is None and not _unreadable(run, "revisions"):
         yield f"{name} has no revisions{yet}"
     elif run.revised == {}:
         yield f"{name} makes no revisions"
-    if run.labels is None and not _told(run, "preferences"):
+    if run.labels is None and not _unreadable(run, "preferences"):
         yield f"{name} has no labels{yet}"
     elif run.labels and not run.labels.pairs:
         yield f"{name} has no pairs labelled by a judge"
     if run.revised and run.labels and not run.labels.revisions and not run.setting("judge", "revisions"):
-        yield f"{name}: the judge was not asked about its revisions (`judge.revisions`)"
-    if run.answered is None and not _told(run, "evaluation"):
-        yield (
-            f"{name} trains nothing: no policy to evaluate"
-            if run.setting("train") == []
-            else f"{name} has no evaluation{yet}"
-        )
-    followed = [row.position_bias for row in (run.answered or {}).values() if row.position_bias is not None]
-    if followed and fmean(followed) >= FOLLOWS_POSITION:
-        yield f"{name}: {100 * fmean(followed):.0f} % of verdicts follow the position; its win rate says little"
+        yield f"{name} has no verdicts on its revisions (`judge.revisions: true` asks for them)"
+    if run.answered is None and not _unreadable(run, "evaluation"):
+        trains = run.setting("train") != []
+        yield f"{name} has no evaluation{yet}" if trains else f"{name} trains no policy, so none is evaluated"
     for curve in curves:
         if curve.missing:
-            of = f"{curve.missing} of {curve.missing + len(curve.values)} updates of {curve.stage}"
-            yield f"{name}: {of} have no finite {curve.name}; they are left out of its curve"
+            updates = f"{curve.missing} of {curve.missing + len(curve.values)} updates of {curve.stage}"
+            yield f"{name}: {updates} have no finite {curve.name}; the curve skips them"
 
 
-def _told(run: RunData, file: str) -> bool:
+def high_metrics(run: RunData) -> Iterator[str]:
+    """The metrics of a run that are worth a warning, in one line."""
+    means = {key: fmean(by_prompt.values()) for key, by_prompt in run.metrics.items() if by_prompt}
+    watched = ((metric, means[key]) for key, metric in RUN_METRICS.items() if key in means)
+    high = [f"{metric.name} {metric.text(mean)}" for metric, mean in watched if metric.warns(mean)]
+    if high:
+        yield f"{run.name}, high: {', '.join(high)}"
+
+
+def _unreadable(run: RunData, file: str) -> bool:
     """Whether a file is there and could not be read, which `unreadable` says."""
     return (run.folder.path / f"{file}.jsonl").exists()
 
 
-def notes_on_pair(a: RunData, b: RunData, shared: Sequence[str]) -> Iterator[str]:
-    """Of two runs beside each other."""
+def pair_warnings(a: RunData, b: RunData, shared: Sequence[str]) -> Iterator[str]:
+    """What limits the comparison of two runs."""
     both = f"{a.name} and {b.name}"
     reused = len(a.prompts.keys() & b.prompts.keys()) - len(shared)
     if reused:
-        yield f"{both} use {reused} ids for different prompts; these are not paired"
+        yield f"{both} use {counted(reused, 'ids')} for different prompts, which are not paired"
     if not shared:
-        yield f"{both} share no prompts: nothing can be paired"
+        yield f"{both} share no prompts, so nothing is paired"
     if a.answered and b.answered:
         evaluated = [i for i in shared if i in a.answered and i in b.answered]
         if not evaluated:
-            yield f"{both}: no held-out prompt was evaluated in both: the trained policies cannot be compared"
+            yield f"{both} evaluate no held-out prompt in common, so their policies are not compared"
         elif len(evaluated) < FEW_PROMPTS:
-            yield f"{both}: only {len(evaluated)} held-out prompts were evaluated in both: expect wide intervals"
+            yield f"{both} evaluate only {counted(len(evaluated), 'held-out prompts')} in common: intervals are wide"
         if evaluated and not same_eval_judge(a, b):
-            yield f"{both} were not evaluated by the same eval judge: their win rates do not compare"
+            yield f"{both} have different eval judges, so their win rates are not compared"
         elif other := sum(a.answered[i].before != b.answered[i].before for i in evaluated):
-            yield f"{both}: {other} held-out prompts had another answer before training; their wins do not compare"
+            prompts = counted(other, "held-out prompts")
+            yield f"{both} have different answers before training on {prompts}, which head-to-head leaves out"
     for run in (a, b):
         if judged_together(run, a, b) and outdated(run, a, b):
-            yield f"{both}: a policy was trained anew since `cai eval {run.name}`, which is left aside; evaluate again"
+            yield f"{both}: `cai eval {run.name}` is older than one of the policies and is ignored; run it again"
     critiques = [run.setting("revise", "critique") for run in (a, b)]
     if False in critiques and critiques[0] != critiques[1]:
-        yield f"{both}: one makes no critiques, so that its revisions cannot be flagged as copies of one"
+        yield f"{both}: one makes no critiques, so copied critiques are not compared"
     for what in ("config", "model", "judge_models", "templates", "eval_constitution"):
         if what not in a.manifest or what not in b.manifest:
-            yield f"{(a if what not in a.manifest else b).name} does not say which {what.replace('_', ' ')} it used"
+            yield f"{(a if what not in a.manifest else b).name} does not record its {what.replace('_', ' ')}"
         elif what != "config" and a.manifest[what] != b.manifest[what]:
-            yield f"{both} differ in their {what.replace('_', ' ')} too"
+            yield f"{both} also differ in {what.replace('_', ' ')}"

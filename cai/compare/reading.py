@@ -1,4 +1,4 @@
-"""A run as a comparison reads it: each row once, its figures kept and most of its texts let go."""
+"""A run as a comparison reads it: each row once, its metrics by prompt kept and most of its texts let go."""
 
 import heapq
 from collections import Counter
@@ -6,39 +6,39 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from cai.compare.record import Doubt
+from cai.compare.record import PositionFlip
 from cai.config.errors import CaiError
 from cai.constitution.principles import Constitution
 from cai.data.jsonl import AnyRow, each_row
 from cai.data.manifest import MANIFEST_JSON, read_json
 from cai.data.records import Comparison, Judgement, Preference, Prompt, Revision, Skipped
-from cai.feedback.metrics import words
+from cai.feedback.metrics import (
+    EVALUATION_METRICS,
+    LABEL_METRICS,
+    REVISION_METRICS,
+    REVISION_PAIR_METRICS,
+    ROUND_METRICS,
+    PromptMeans,
+    mean_p,
+)
 from cai.runs.folder import RunFolder
-from cai.stats.edits import distance
 
-KEPT_DOUBTS = 5  # of each run
+KEPT_FLIPS = 5  # of each run
 Part = TypeVar("Part")
 
 
 class Round(NamedTuple):
-    """One round of revision; `changed`, `edit`, `words` and `truncated` as OUTCOMES has them."""
+    """One round of revision: its principle, and the values of ROUND_METRICS by key."""
 
     principle: str
-    changed: bool
-    edit: float
-    words: int
-    flags: list[str]
-    truncated: bool
+    values: dict[str, float]
 
 
 class Revised(NamedTuple):
     """A prompt's rounds of revision, in order, and its last revision."""
 
     rounds: list[Round]
-    draft_words: int
     text: str
-    text_words: int
-    edit: float  # from the draft to the last revision
 
 
 class Labelled(NamedTuple):
@@ -46,17 +46,22 @@ class Labelled(NamedTuple):
 
     pair: int  # stands for its two texts, whichever of them was chosen, as long as this process lives
     p: float  # P(the text that sorts first is preferred)
-    position_bias: float | None  # share of its verdicts; None where only one order was asked
-    non_option_mass: float
 
 
-class Labels(NamedTuple):
-    """What the judge said of pairs and of the last revision, by prompt; and how its verdicts hold up, by principle."""
+class PairVerdict(NamedTuple):
+    """A principle's verdict on a pair of samples that it judged in both orders."""
 
-    pairs: dict[str, list[Labelled]]
-    revisions: dict[str, dict[str, float]]  # P(last revision better than draft) by each principle of its rounds
-    asked: Counter[str]  # verdicts on pairs in both orders
-    position_bias: Counter[str]  # of these, how many prefer the same position in both
+    prompt_id: str
+    position_bias: bool
+
+
+@dataclass
+class Labels:
+    """The judge's labels and its verdicts on last revisions, by prompt; and its verdicts on pairs, by principle."""
+
+    pairs: dict[str, list[Labelled]] = field(default_factory=dict)
+    revisions: dict[str, dict[str, float]] = field(default_factory=dict)  # P(better than draft) by principle
+    verdicts: dict[str, list[PairVerdict]] = field(default_factory=dict)
 
 
 class Answered(NamedTuple):
@@ -64,11 +69,7 @@ class Answered(NamedTuple):
 
     p: float
     before: int  # stands for the text, as long as this process lives
-    before_words: int
     after: str
-    after_words: int
-    truncated: bool
-    position_bias: float | None  # share of its verdicts; None of equal answers, of which nobody was asked
     tags: list[str]
     judge: str
 
@@ -81,6 +82,7 @@ class RunData:
     manifest: dict[str, Any]
     constitution: Constitution | None = None
     prompts: dict[str, Prompt] = field(default_factory=dict)
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)  # by key of RUN_METRICS and prompt
     revised: dict[str, Revised] | None = None
     labels: Labels | None = None
     answered: dict[str, Answered] | None = None
@@ -88,7 +90,7 @@ class RunData:
     evaluated: dict[str, str] = field(default_factory=dict)  # the policies it was about: the content of each by name
     skipped: dict[str, int] = field(default_factory=dict)
     rows: dict[str, int | None] = field(default_factory=dict)  # by file
-    doubts: list[Doubt] = field(default_factory=list)
+    flips: list[PositionFlip] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
 
     @property
@@ -105,7 +107,7 @@ class RunData:
 
 
 def read_run(folder: RunFolder, number: int = 0) -> RunData:
-    """Everything a comparison needs of its `number`-th run; a part that cannot be read is told in `unreadable`.
+    """Everything a comparison needs of its `number`-th run; why a part cannot be read is in `unreadable`.
 
     Raises: CaiError when the folder holds no run.
     """
@@ -114,15 +116,15 @@ def read_run(folder: RunFolder, number: int = 0) -> RunData:
         run.constitution = folder.constitution()
     except CaiError as error:
         run.unreadable.append(str(error))
-    doubts = _Widest(number)
+    flips = _WidestFlips(number)
     run.prompts = _part(run, "prompts", Prompt, lambda rows: {row.id: row for row in rows}) or {}
-    run.labels = _part(run, "preferences", Preference, lambda rows: _labels(rows, doubts))
-    run.revised = _part(run, "revisions", Revision, _revised)
-    run.answered = _part(run, "evaluation", Comparison, lambda rows: _answered(rows, doubts))
+    run.labels = _part(run, "preferences", Preference, lambda rows: _labels(run, rows, flips))
+    run.revised = _part(run, "revisions", Revision, lambda rows: _revised(run, rows))
+    run.answered = _part(run, "evaluation", Comparison, lambda rows: _answered(run, rows, flips))
     if judgements := _part(run, "eval/comparisons", Judgement, list):
         run.judgements, run.evaluated = judgements, _evaluated(folder)
     run.skipped = _part(run, "skipped", Skipped, lambda rows: dict(Counter(row.reason for row in rows))) or {}
-    run.doubts = doubts.found()
+    run.flips = flips.widest()
     return run
 
 
@@ -134,7 +136,7 @@ def _evaluated(folder: RunFolder) -> dict[str, str]:
         return {}
 
 
-def _part(run: RunData, name: str, model: type[AnyRow], make: Callable[[Iterable[AnyRow]], Part]) -> Part | None:
+def _part(run: RunData, name: str, model: type[AnyRow], read: Callable[[Iterable[AnyRow]], Part]) -> Part | None:
     path, count = run.folder.path / f"{name}.jsonl", 0
 
     def counted() -> Iterator[AnyRow]:
@@ -147,82 +149,59 @@ def _part(run: RunData, name: str, model: type[AnyRow], make: Callable[[Iterable
     if not path.exists():
         return None
     try:
-        made = make(counted())
+        part = read(counted())
     except CaiError as error:
         run.unreadable.append(str(error))
         return None
     run.rows[name] = count
-    return made
+    return part
 
 
-def _revised(rows: Iterable[Revision]) -> dict[str, Revised]:
-    found: dict[str, Revised] = {}
+def _revised(run: RunData, rows: Iterable[Revision]) -> dict[str, Revised]:
+    revised: dict[str, Revised] = {}
+    means = PromptMeans(REVISION_METRICS)
     for row in rows:
-        before, revision = row.before.split(), row.revision.split()
-        draft = before if row.draft == row.before else row.draft.split()
-        edit = distance(before, revision)
-        this = Round(
-            principle=row.principle_id,
-            changed=edit > 0,
-            edit=edit,
-            words=len(revision) - len(before),
-            flags=row.flags,
-            truncated="revision" in row.truncated,
-        )
-        found[row.prompt_id] = Revised(
-            rounds=[*found[row.prompt_id].rounds, this] if row.prompt_id in found else [this],
-            draft_words=len(draft),
-            text=row.revision,
-            text_words=len(revision),
-            edit=edit if draft is before else distance(draft, revision),
-        )
-    return found
+        means.add(row)
+        values = {metric.key: float(value) for metric in ROUND_METRICS if (value := metric.value(row)) is not None}
+        earlier = revised[row.prompt_id].rounds if row.prompt_id in revised else []
+        revised[row.prompt_id] = Revised([*earlier, Round(row.principle_id, values)], row.revision)
+    run.metrics |= means.all_by_prompt()
+    return revised
 
 
-def _labels(rows: Iterable[Preference], doubts: "_Widest") -> Labels:
-    labels = Labels({}, {}, Counter(), Counter())
+def _labels(run: RunData, rows: Iterable[Preference], flips: "_WidestFlips") -> Labels:
+    labels, means, of_revisions = Labels(), PromptMeans(LABEL_METRICS), PromptMeans(REVISION_PAIR_METRICS)
     for row in rows:
-        if not row.verdicts:
-            continue
-        if row.source == "revision":
-            said: dict[str, list[float]] = {}
-            for verdict in row.verdicts:  # of a panel there are several by one principle
-                said.setdefault(verdict.principle_id, []).append(verdict.p)
-            labels.revisions[row.prompt_id] = {principle: mean(p) for principle, p in said.items()}
+        if row.source == "revision" and row.verdicts:
+            of_revisions.add(row)
+            principles = dict.fromkeys(verdict.principle_id for verdict in row.verdicts)  # of a panel, several by one
+            labels.revisions[row.prompt_id] = {
+                principle: mean_p([v for v in row.verdicts if v.principle_id == principle]) or 0.0
+                for principle in principles
+            }
         elif row.source == "judge":
+            means.add(row)
             chosen_first = row.chosen <= row.rejected
             texts = (row.chosen, row.rejected) if chosen_first else (row.rejected, row.chosen)
-            followed = [(v.principle_id, v.position_bias) for v in row.verdicts if v.position_bias is not None]
-            labels.asked.update(principle for principle, _ in followed)
-            labels.position_bias.update(principle for principle, same in followed if same)
-            label = Labelled(
-                pair=hash(texts),
-                p=row.p if chosen_first else 1 - row.p,
-                position_bias=mean([same for _, same in followed]) if followed else None,
-                non_option_mass=mean([v.non_option_mass for v in row.verdicts]),
-            )
-            labels.pairs.setdefault(row.prompt_id, []).append(label)
-            doubts.consider("judged pair", row, row.chosen, row.rejected)
+            labelled = Labelled(pair=hash(texts), p=row.p if chosen_first else 1 - row.p)
+            labels.pairs.setdefault(row.prompt_id, []).append(labelled)
+            for verdict in row.verdicts:
+                if verdict.position_bias is not None:
+                    of_principle = labels.verdicts.setdefault(verdict.principle_id, [])
+                    of_principle.append(PairVerdict(row.prompt_id, verdict.position_bias))
+            flips.consider("judged pair", row, row.chosen, row.rejected)
+    run.metrics |= means.all_by_prompt() | of_revisions.all_by_prompt()
     return labels
 
 
-def _answered(rows: Iterable[Comparison], doubts: "_Widest") -> dict[str, Answered]:
-    found = {}
+def _answered(run: RunData, rows: Iterable[Comparison], flips: "_WidestFlips") -> dict[str, Answered]:
+    answered, means = {}, PromptMeans(EVALUATION_METRICS)
     for row in rows:
-        followed = [v.position_bias for v in row.verdicts if v.position_bias is not None]
-        found[row.prompt_id] = Answered(
-            p=row.p,
-            before=hash(row.before),
-            before_words=words(row.before),
-            after=row.after,
-            after_words=words(row.after),
-            truncated="after" in row.truncated,
-            position_bias=mean(followed) if followed else None,
-            tags=row.tags,
-            judge=row.judge,
-        )
-        doubts.consider("evaluation", row, row.after, row.before)
-    return found
+        means.add(row)
+        answered[row.prompt_id] = Answered(row.p, hash(row.before), row.after, row.tags, row.judge)
+        flips.consider("evaluation", row, row.after, row.before)
+    run.metrics |= means.all_by_prompt()
+    return answered
 
 
 def mean(values: Sequence[float]) -> float:
@@ -230,12 +209,12 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-class _Widest:
+class _WidestFlips:
     """The verdicts whose two orders lie widest apart, of those that prefer one position in both."""
 
     def __init__(self, run: int) -> None:
         self._run = run
-        self._heap: list[tuple[float, int, Doubt]] = []
+        self._heap: list[tuple[float, int, PositionFlip]] = []
         self._seen = 0
 
     def consider(
@@ -251,9 +230,9 @@ class _Widest:
         if not apart:
             return
         gap, _, principle, forward, reverse = max(apart)
-        if len(self._heap) == KEPT_DOUBTS and gap <= self._heap[0][0]:
+        if len(self._heap) == KEPT_FLIPS and gap <= self._heap[0][0]:
             return
-        doubt = Doubt(
+        flip = PositionFlip(
             run=self._run,
             what=what,
             prompt_id=row.prompt_id,
@@ -264,9 +243,9 @@ class _Widest:
             p_forward=forward,
             p_reverse=reverse,
         )
-        push = heapq.heappush if len(self._heap) < KEPT_DOUBTS else heapq.heapreplace
-        push(self._heap, (gap, -self._seen, doubt))
+        push = heapq.heappush if len(self._heap) < KEPT_FLIPS else heapq.heapreplace
+        push(self._heap, (gap, -self._seen, flip))
 
-    def found(self) -> list[Doubt]:
+    def widest(self) -> list[PositionFlip]:
         """The widest first."""
-        return [doubt for _, _, doubt in sorted(self._heap, key=lambda item: item[:2], reverse=True)]
+        return [flip for _, _, flip in sorted(self._heap, key=lambda item: item[:2], reverse=True)]

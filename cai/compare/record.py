@@ -1,26 +1,24 @@
-"""What `cai compare` and `cai attribute` found, as typed records: printed, drawn and written as JSON from here.
+"""The results of `cai compare` and `cai attribute` as typed records: printed, plotted and written as JSON from here.
 
-Every difference is an Effect (cai/stats/significance.py); `effect.significant` says whether it may be called one. What
-is None or empty could not be computed, and `notes` says why. Texts of models stand here as they were written.
+Every difference is an Effect (cai/stats/significance.py); `effect.significant` says whether it is significant after
+Holm's correction. What is None or empty could not be computed, and `warnings` says why. Texts of models stand here as
+they were written.
 """
 
 from typing import Any, Literal
 
 from cai.data.records import Messages, Row
 from cai.evaluation.judge_report import Agreed
+from cai.feedback.metrics import REVISION_BETTER, ROUND_METRICS
 from cai.stats.significance import Effect
 
-Group = Literal["revisions", "hygiene", "labels", "evaluation"]
 Kind = Literal["same", "added", "removed", "reworded", "reweighted"]
 OUTCOMES = {
-    "changed": "revisions that differ from the answer they started from",
-    "edit": "word edit distance from that answer, 0 to 1",
-    "words": "words of the revision less those of that answer",
-    "flagged": "revisions that hygiene flags",
-    "truncated": "revisions cut off at max_tokens",
-    "verdict": "P(revision better than draft) by the run's judge and this principle",
+    **{metric.key: metric.meaning for metric in ROUND_METRICS},
+    "verdict": f"{REVISION_BETTER.name}, {REVISION_BETTER.meaning} and this principle",
 }
-"""What a principle is measured by, in a round of revision that met it: name → meaning."""
+"""The outcomes of a principle, over the rounds of revision that drew it: key → meaning."""
+OUTCOME_NAMES = {**{metric.key: metric.name for metric in ROUND_METRICS}, "verdict": REVISION_BETTER.name}
 
 
 class RunPart(Row):
@@ -36,19 +34,20 @@ class RunPart(Row):
     skipped: dict[str, int]  # by reason
 
 
-class Figure(Row):
-    """One figure on the prompts that two runs share: its mean in A, in B, and the paired difference B − A."""
+class MetricDifference(Row):
+    """One metric of RUN_METRICS on the prompts that two runs share: its means, and the paired difference B − A."""
 
+    key: str
     name: str
-    group: Group
     a: float
     b: float
     effect: Effect
 
 
-class Unpaired(Row):
-    """One figure of two runs that share no prompts: each run's mean over its own, and how many; nothing is tested."""
+class UnpairedMetric(Row):
+    """One metric of two runs that share no prompts: each run's mean over its own, and how many; nothing is tested."""
 
+    key: str
     name: str
     a: float
     b: float
@@ -59,11 +58,10 @@ class Unpaired(Row):
 class PrincipleUse(Row):
     """What a principle did in one run, over the rounds of revision on shared prompts (if any) that drew it.
 
-    `share` of all rounds, beside the share `expected` by its weight, both in [0, 1]. `means` has the outcomes of its
-    rounds, and lacks those that nobody measured. `against_others` has, by outcome, the mean of its rounds less that of
-    the rounds which drew another principle: hashing decides which drew which, so that this is a fair experiment.
-    `asked` is how many pairs of samples the judge compared by it in both orders, `position_bias` the share of these in
-    which the same position won in both.
+    `share` of all rounds, beside the share `expected` by its weight, both in [0, 1]. `means` has its outcomes without
+    those that nobody measured. `against_others` has, by outcome, the mean of its rounds less that of the rounds which
+    drew another principle: hashing decides which drew which, so that this is a randomized experiment. `pairs_judged` is
+    how many pairs of samples the judge compared by it in both orders, `position_bias` the metric of that name on them.
     """
 
     drawn: int
@@ -71,7 +69,7 @@ class PrincipleUse(Row):
     expected: float
     means: dict[str, float]
     against_others: dict[str, Effect]
-    asked: int
+    pairs_judged: int
     position_bias: float | None
 
 
@@ -105,18 +103,18 @@ class PrincipleComparison(Row):
     effects: dict[str, Effect]
 
 
-class Wins(Row):
-    """How often B's answer is better than A's, on prompts of one tag (None: all of them).
+class HeadToHead(Row):
+    """B's win rate against A, on prompts of one tag (None: all of them); ties count one half.
 
-    `directly`: the judge of an evaluation by `cai eval` saw both answers, on one of its axes. Otherwise the runs'
-    eval judge saw each beside the same answer of the model before training, on shared held-out prompts, and the one it
-    prefers to that by more counts as better. `share` is in [0, 1], ties one half; the effect is share − ½.
+    `directly`: the judge of an evaluation by `cai eval` compared both answers, on one of its axes. Otherwise the runs'
+    eval judge compared each with the same answer of the model before training, on shared held-out prompts, and the one
+    it prefers to that by more counts as better. The effect is the win rate − ½.
     """
 
     axis: str
     tag: str | None
     directly: bool
-    share: float
+    win_rate: float
     effect: Effect
 
 
@@ -148,16 +146,16 @@ class PairComparison(Row):
     settings: list[str] | None  # what differs, a line each; None where a manifest does not say
     shared: int
     only: tuple[int, int]  # prompts that only A, only B has
-    figures: list[Figure]
-    unpaired: list[Unpaired]  # in their place where no prompt is shared
+    metrics: list[MetricDifference]
+    unpaired: list[UnpairedMetric]  # in their place where no prompt is shared
     principles: list[PrincipleComparison]
-    wins: list[Wins]
+    head_to_head: list[HeadToHead]
     labels: LabelAgreement | None
     examples: list[Example]
 
 
 class Curve(Row):
-    """One logged quantity of a training stage in one run, by update; values that are no number are left out."""
+    """One logged quantity of a training stage in one run, by update; values that are not finite are skipped."""
 
     stage: str  # such as 3-ppo
     name: str  # score, kl, length or loss
@@ -167,8 +165,8 @@ class Curve(Row):
     missing: int  # updates whose value was not a finite number
 
 
-class Doubt(Row):
-    """Two answers of which a judge prefers another when their order changes."""
+class PositionFlip(Row):
+    """Two answers of which a judge prefers the other when their order is swapped."""
 
     run: int
     what: Literal["judged pair", "evaluation"]
@@ -182,14 +180,14 @@ class Doubt(Row):
 
 
 class RunComparison(Row):
-    """Everything `cai compare` says."""
+    """The result of `cai compare`."""
 
     runs: list[RunPart]
     pairs: list[PairComparison]
     curves: list[Curve]
-    doubts: list[Doubt]  # the widest apart first
-    notes: list[str]  # what is missing or must not be read into the figures
-    findings: list[str]  # at most ten lines: what is significant, and what is noise at this size
+    flips: list[PositionFlip]  # the widest apart first
+    warnings: list[str]  # what is missing, or limits what the metrics mean
+    findings: list[str]  # at most ten lines: what is significant, and what is not at this size
 
 
 class Attributed(Row):
@@ -217,8 +215,8 @@ class Attribution(Row):
     how: Literal["leave-one-out", "one-at-a-time"]
     varies: dict[str, Any]  # the settings of the grid that these runs have in common, by name
     base: str  # the run with all principles
-    outcomes: dict[str, str]  # name → meaning, in the order of columns; those that any row has
+    outcomes: dict[str, str]  # the metrics that any row has, name → meaning, in the order of columns
     means: dict[str, float]  # of the base
     rows: list[Attributed]
-    notes: list[str]
+    warnings: list[str]
     findings: list[str]

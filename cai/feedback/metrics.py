@@ -20,7 +20,7 @@ from cai.feedback.filters import FILTERS
 from cai.stats.edits import word_distance
 from cai.stats.formatting import number
 from cai.stats.intervals import Estimate, bootstrap_mean, share
-from cai.stats.win_rate import win
+from cai.stats.win_rate import FOLLOWS_POSITION, win
 
 Unit = Literal["share", "words"]
 """`share`: in [0, 1], shown with three decimals; `words`: with one."""
@@ -46,6 +46,7 @@ class Metric(Generic[RowT]):
     value: Callable[[RowT], float | None]
     last_round: bool = False  # of a prompt's rows only the last counts
     interval: Callable[[Sequence[float]], Estimate] | None = None  # over one value a prompt
+    warn_from: float | None = None  # a mean from here on is worth a warning
 
     def text(self, value: float | None) -> str:
         """A value of this metric as text; a dash where there is none."""
@@ -57,6 +58,10 @@ class Metric(Generic[RowT]):
         if self.interval is None:
             return Estimate(mean, None, None, len(values))
         return self.interval(values)._replace(mean=mean)
+
+    def warns(self, mean: float) -> bool:
+        """Whether a mean is worth a warning."""
+        return self.warn_from is not None and mean >= self.warn_from
 
     def shown(self, estimate: Estimate) -> str:
         """An estimate as text, with its interval where there is one."""
@@ -95,6 +100,10 @@ class PromptMeans(Generic[PromptRow]):
         place = self.metrics.index(metric)
         count = place + len(self.metrics)
         return {prompt_id: sums[place] / sums[count] for prompt_id, sums in self._sums.items() if sums[count]}
+
+    def all_by_prompt(self) -> dict[str, dict[str, float]]:
+        """`by_prompt` of every metric, by key."""
+        return {metric.key: self.by_prompt(metric) for metric in self.metrics}
 
     def means(self) -> dict[str, float]:
         """The metrics that any row says something about, by key, without intervals."""
@@ -156,6 +165,8 @@ POSITION_BIAS = "position bias"
 POSITION_BIAS_MEANING = "verdicts that prefer the same position in both orders"
 NON_OPTION_MASS = "non-option probability mass"
 NON_OPTION_MASS_MEANING = "probability on anything but the options"
+TRUNCATED = "texts that ran into max_tokens"
+MOST = 0.5  # of texts or of the probability
 
 
 def _filter(flag: str, name: str) -> Metric[Revision]:
@@ -164,119 +175,106 @@ def _filter(flag: str, name: str) -> Metric[Revision]:
             return None
         return flag in row.flags
 
-    return Metric(flag, name, FILTERS[flag], "share", value)
+    return Metric(flag, name, FILTERS[flag], "share", value, warn_from=0.25)
 
 
-def _truncated(text: Literal["draft", "critique", "revision"]) -> Metric[Revision]:
+def _truncated_revision(text: Literal["draft", "critique", "revision"]) -> Metric[Revision]:
     def value(row: Revision) -> float | None:
         if text == "critique" and row.critique is None:
             return None
         return text in row.truncated
 
-    return Metric(f"{text}_truncated", f"truncated {text}", f"the {text} ran into max_tokens", "share", value)
+    return Metric(f"{text}_truncated", f"truncated {text}", TRUNCATED, "share", value, warn_from=MOST)
+
+
+def _truncated_answer(which: Literal["before", "after"]) -> Metric[Comparison]:
+    name = f"truncated {which} training"
+    return Metric(f"{which}_truncated", name, TRUNCATED, "share", lambda row: which in row.truncated, warn_from=MOST)
 
 
 DRAFT_WORDS = Metric[Revision](
     "draft_words", "words in the draft", "before round 1", "words", lambda row: words(row.draft), last_round=True
 )
 REVISION_WORDS = Metric[Revision](
-    "revision_words", "words in the revision", "the last round's", "words", lambda row: words(row.revision),
+    "revision_words", "words in the revision", "of the last round", "words", lambda row: words(row.revision),
     last_round=True,
 )  # fmt: skip
 EDIT_DISTANCE = Metric[Revision](
-    "edit_distance", "edit distance", "share of words that differ between draft and last revision", "share",
+    "edit_distance", "edit distance", "words that differ between draft and revision", "share",
     lambda row: edit_distance(row.draft, row.revision), last_round=True,
 )  # fmt: skip
 FILTERED = Metric[Revision](
     "filtered", "fails a filter", "revisions kept out of training", "share", lambda row: bool(row.flags)
 )
-REVISION_METRICS: tuple[Metric[Revision], ...] = (DRAFT_WORDS, REVISION_WORDS, EDIT_DISTANCE)
-"""Of rows of revisions.jsonl."""
-FILTER_METRICS: tuple[Metric[Revision], ...] = (
+REVISION_TRUNCATED = _truncated_revision("revision")
+REVISION_METRICS: tuple[Metric[Revision], ...] = (
+    DRAFT_WORDS,
+    REVISION_WORDS,
+    EDIT_DISTANCE,
     FILTERED,
     _filter("empty", "empty revision"),
     _filter("unchanged", "unchanged revision"),
     _filter("copied_critique", "copied critique"),
-    _truncated("draft"),
-    _truncated("critique"),
-    _truncated("revision"),
+    _truncated_revision("draft"),
+    _truncated_revision("critique"),
+    REVISION_TRUNCATED,
 )
-"""Of rows of revisions.jsonl: what makes a revision useless, and which texts are incomplete."""
+"""Of rows of revisions.jsonl."""
 
 LABEL_P = Metric[Preference](
-    "label_p",
-    "P(chosen better)",
-    "the judge's labels; 0.5 is no opinion",
-    "share",
-    lambda row: max(row.p, 1 - row.p),
+    "label_p", "P(chosen better)", "by the judge; 0.5 is no opinion", "share", lambda row: max(row.p, 1 - row.p)
 )
 JUDGE_POSITION_BIAS = Metric[Preference](
-    "position_bias", POSITION_BIAS, POSITION_BIAS_MEANING, "share", lambda row: position_bias(row.verdicts)
-)
+    "position_bias", POSITION_BIAS, POSITION_BIAS_MEANING, "share", lambda row: position_bias(row.verdicts),
+    warn_from=FOLLOWS_POSITION,
+)  # fmt: skip
 JUDGE_NON_OPTION_MASS = Metric[Preference](
-    "non_option_mass", NON_OPTION_MASS, NON_OPTION_MASS_MEANING, "share", lambda row: non_option_mass(row.verdicts)
-)
+    "non_option_mass", NON_OPTION_MASS, NON_OPTION_MASS_MEANING, "share", lambda row: non_option_mass(row.verdicts),
+    warn_from=MOST,
+)  # fmt: skip
 LABEL_METRICS: tuple[Metric[Preference], ...] = (LABEL_P, JUDGE_POSITION_BIAS, JUDGE_NON_OPTION_MASS)
 """Of the pairs in preferences.jsonl that the judge labelled (`source: judge`)."""
 
 REVISION_BETTER = Metric[Preference](
-    "revision_better", "P(revision better)", "than the draft, by the judge", "share",
-    lambda row: mean_p(row.verdicts),
-)  # fmt: skip
+    "revision_better", "P(revision better)", "than the draft, by the judge", "share", lambda row: mean_p(row.verdicts)
+)
 REVISION_PAIR_METRICS: tuple[Metric[Preference], ...] = (REVISION_BETTER,)
 """Of the pairs in preferences.jsonl that a revision made (`source: revision`), where the judge was asked about them."""
 
 WIN_RATE = Metric[Comparison](
-    "win_rate", "win rate", "of the trained policy against the one before; ties count one half", "share",
-    lambda row: win(row.p), interval=share,
-)  # fmt: skip
+    "win_rate", "win rate", "after against before training, ties ½", "share", lambda row: win(row.p), interval=share
+)
 AFTER_BETTER = Metric[Comparison](
-    "after_better", "P(after better)", "than the answer before training, by the eval judge", "share",
-    lambda row: row.p, interval=bootstrap_mean,
+    "after_better", "P(after better)", "than before training, by the eval judge", "share", lambda row: row.p,
+    interval=bootstrap_mean,
 )  # fmt: skip
+EVAL_POSITION_BIAS = Metric[Comparison](
+    "eval_position_bias", f"eval judge {POSITION_BIAS}", POSITION_BIAS_MEANING, "share",
+    lambda row: position_bias(row.verdicts), warn_from=FOLLOWS_POSITION,
+)  # fmt: skip
+EVAL_NON_OPTION_MASS = Metric[Comparison](
+    "eval_non_option_mass", "eval judge non-option mass", NON_OPTION_MASS_MEANING, "share",
+    lambda row: non_option_mass(row.verdicts), warn_from=MOST,
+)  # fmt: skip
+AFTER_WORDS = Metric[Comparison](
+    "after_words", "words after training", "of answers to held-out prompts", "words", lambda row: words(row.after)
+)
 EVALUATION_METRICS: tuple[Metric[Comparison], ...] = (
     WIN_RATE,
     AFTER_BETTER,
+    EVAL_POSITION_BIAS,
+    EVAL_NON_OPTION_MASS,
     Metric(
-        "eval_position_bias",
-        f"eval judge {POSITION_BIAS}",
-        POSITION_BIAS_MEANING,
-        "share",
-        lambda row: position_bias(row.verdicts),
-    ),
-    Metric(
-        "eval_non_option_mass",
-        "eval judge non-option mass",
-        NON_OPTION_MASS_MEANING,
-        "share",
-        lambda row: non_option_mass(row.verdicts),
-    ),
-    Metric(
-        "before_words",
-        "words before training",
-        "of answers to held-out prompts",
-        "words",
+        "before_words", "words before training", "of answers to held-out prompts", "words",
         lambda row: words(row.before),
     ),
-    Metric(
-        "after_words", "words after training", "of answers to held-out prompts", "words", lambda row: words(row.after)
-    ),
-    Metric(
-        "before_truncated",
-        "truncated before training",
-        "answers that ran into max_tokens",
-        "share",
-        lambda row: "before" in row.truncated,
-    ),
-    Metric(
-        "after_truncated",
-        "truncated after training",
-        "answers that ran into max_tokens",
-        "share",
-        lambda row: "after" in row.truncated,
-    ),
-)
+    AFTER_WORDS,
+    _truncated_answer("before"),
+    _truncated_answer("after"),
+)  # fmt: skip
 """Of held-out prompts, answered before and after training."""
+EVAL_JUDGE_METRICS = (WIN_RATE, AFTER_BETTER, EVAL_POSITION_BIAS, EVAL_NON_OPTION_MASS)
+"""Those that compare between runs only where the eval judge is the same."""
 
 ROUND_METRICS: tuple[Metric[Revision], ...] = (
     Metric("changed", "changed", "the revision differs from the answer it started from", "share",
@@ -310,6 +308,6 @@ VERDICT_METRICS: tuple[Metric[PrincipleVerdict], ...] = (
 
 RUN_METRICS: Mapping[str, Metric[Any]] = {
     metric.key: metric
-    for group in (REVISION_METRICS, FILTER_METRICS, LABEL_METRICS, REVISION_PAIR_METRICS, EVALUATION_METRICS)
+    for group in (REVISION_METRICS, LABEL_METRICS, REVISION_PAIR_METRICS, EVALUATION_METRICS)
     for metric in group
 }

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from cai.compare.compare import by_kind
-from cai.compare.record import OUTCOMES, Attribution, PairComparison, PrincipleComparison, RunComparison, Wins
+from cai.compare.record import OUTCOMES, Attribution, HeadToHead, PairComparison, PrincipleComparison, RunComparison
 from cai.config.errors import CaiError
 from cai.constitution.principles import TEXTS
 from cai.evaluation.monitors import Monitor, bound_told
 from cai.evaluation.policy_report import PolicyReport
+from cai.feedback.metrics import RUN_METRICS
 from cai.inference.models import folder_fingerprint
 from cai.report.examples import Examples, columns, comparison_table
 from cai.report.html import Content, render_report
@@ -118,6 +119,7 @@ def comparison_report(contents: ComparisonContents, url: str | None = None) -> s
         files=[configuration_files(folder, manifest) for folder, manifest in zip(folders, manifests, strict=True)],
         texts=_texts,
         cells=_cells,
+        text=lambda key, value: RUN_METRICS[key].text(value),
     )
 
 
@@ -213,12 +215,12 @@ def _cells(p: PrincipleComparison) -> list[OutcomeCell]:
 def _pair_plots(c: RunComparison, pair: PairComparison) -> list[Plot]:
     b = c.runs[pair.b].letter
     plots = []
-    scaled = [_scaled(f.name, f.effect) for f in pair.figures]
+    scaled = [_scaled(f.name, f.effect) for f in pair.metrics]
     if known := [interval for interval in scaled if interval is not None]:
         plots.append(intervals(f"Metrics, {b} − A", "difference in standard errors", known, no_effect=0))
     wins = [
-        Interval(_win_label(w), w.share, w.effect.low + 0.5, w.effect.high + 0.5, w.effect.significant)
-        for w in pair.wins
+        Interval(_win_label(w), w.win_rate, w.effect.low + 0.5, w.effect.high + 0.5, w.effect.significant)
+        for w in pair.head_to_head
         if w.effect.low is not None and w.effect.high is not None
     ]
     if wins:
@@ -231,7 +233,7 @@ def _pair_plots(c: RunComparison, pair: PairComparison) -> list[Plot]:
     return plots
 
 
-def _win_label(w: Wins) -> str:
+def _win_label(w: HeadToHead) -> str:
     """The prompts that a win rate covers."""
     return f"{w.axis}, {w.tag or 'all'}" if w.directly else w.tag or "all"
 

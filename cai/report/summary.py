@@ -9,23 +9,8 @@ from cai.feedback.metrics import RUN_METRICS
 from cai.runs.folder import RunFolder
 from cai.runs.metrics import summarise, summary_metrics, training_lines
 from cai.stats.formatting import counted, number, span
-from cai.stats.win_rate import FEW_PROMPTS, FOLLOWS_POSITION
+from cai.stats.win_rate import FEW_PROMPTS
 
-WARN_FROM = {
-    "empty": 0.25,
-    "unchanged": 0.25,
-    "copied_critique": 0.25,
-    "draft_truncated": 0.5,  # what most of the texts would have been is then unknown
-    "critique_truncated": 0.5,
-    "revision_truncated": 0.5,
-    "position_bias": FOLLOWS_POSITION,
-    "non_option_mass": 0.5,  # more probability is on other tokens than on the options
-    "eval_position_bias": FOLLOWS_POSITION,
-    "eval_non_option_mass": 0.5,
-    "before_truncated": 0.5,
-    "after_truncated": 0.5,
-}
-"""From where a metric of a run warns, by its key."""
 JUDGE_METRICS = ("label_p", "position_bias", "non_option_mass", "eval_position_bias", "eval_non_option_mass")
 """Keys of the metrics of judge and eval judge."""
 
@@ -102,8 +87,8 @@ def _metrics(summary: dict[str, Any]) -> list[Card]:
         sources = ", ".join(f"{n:,} by {source}" for source, n in by_source.items())
         cards.append(Card("labelled pairs", f"{sum(by_source.values()):,}", sources))
     for key, estimate in summary_metrics(summary).items():
-        if key not in WARN_FROM and key not in JUDGE_METRICS:
-            metric = RUN_METRICS[key]
+        metric = RUN_METRICS[key]
+        if metric.warn_from is None and key not in JUDGE_METRICS:
             meaning = f"{metric.meaning}; {counted(estimate.n, 'prompts')}"
             cards.append(Card(metric.name, metric.shown(estimate), meaning))
     skipped = summary["skipped"]
@@ -128,11 +113,11 @@ def _monitors(summary: dict[str, Any]) -> list[Warned]:
     """Every metric that may warn, failed requests, and the warnings of training."""
     estimates = summary_metrics(summary)
     monitors = []
-    for key, threshold in WARN_FROM.items():
-        if key in estimates:
-            metric, estimate = RUN_METRICS[key], estimates[key]
-            warns = estimate.mean >= threshold
-            monitors.append(Warned(metric.name, metric.shown(estimate), number(threshold, 2), warns))
+    for key, estimate in estimates.items():
+        metric = RUN_METRICS[key]
+        if metric.warn_from is not None:
+            threshold, warns = number(metric.warn_from, 2), metric.warns(estimate.mean)
+            monitors.append(Warned(metric.name, metric.shown(estimate), threshold, warns))
     failed = summary["skipped"]["failed"]
     monitors.append(Warned("failed requests", f"{failed:,}", "1", failed > 0))
     for stage, results in summary["training"].items():

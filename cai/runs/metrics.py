@@ -9,7 +9,6 @@ from cai.data.manifest import read_json
 from cai.data.records import Comparison, Preference, Revision, Skipped
 from cai.feedback.metrics import (
     EVALUATION_METRICS,
-    FILTER_METRICS,
     LABEL_METRICS,
     REVISION_METRICS,
     REVISION_PAIR_METRICS,
@@ -52,7 +51,7 @@ def run_estimates(
     judged = (row for row in preferences if row.source == "judge")
     revision_pairs = (row for row in preferences if row.source == "revision")
     return {
-        **PromptMeans(REVISION_METRICS + FILTER_METRICS).add_all(revisions).estimates(),
+        **PromptMeans(REVISION_METRICS).add_all(revisions).estimates(),
         **PromptMeans(LABEL_METRICS).add_all(judged).estimates(),
         **PromptMeans(REVISION_PAIR_METRICS).add_all(revision_pairs).estimates(),
         **PromptMeans(EVALUATION_METRICS).add_all(evaluation).estimates(),

@@ -12,16 +12,16 @@ def test_the_matrix_is_printed_in_a_hundred_columns(tmp_path: Path, capsys: pyte
     write_sweep(tmp_path / "trial", "leave-one-out")
     attribute("trial", False, None, tmp_path)
     printed = capsys.readouterr().out.splitlines()
-    assert printed.pop() == f"Written to {tmp_path / 'trial/attribution.html'}"
+    assert printed.pop() == f"Report: {tmp_path / 'trial/attribution.html'}"
     assert max(len(line.rstrip()) for line in printed) <= 100
-    assert next(line for line in printed if line.startswith("short")).count("*") == 1
+    assert next(line for line in printed if line.startswith("  short")).count("*") == 1
 
 
 def test_effects_without_intervals_are_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_sweep(tmp_path / "trial", "leave-one-out", prompts=2)
     attribute("trial", False, None, tmp_path)
     printed = capsys.readouterr().out
-    assert "With intervals, none of" in printed
+    assert "No intervals: all " in printed
     assert "min. detectable" not in printed
 
 

@@ -33,13 +33,13 @@ def test_everything_fits_in_a_hundred_columns(runs: Path, capsys: pytest.Capture
     printed = capsys.readouterr().out.splitlines()
     written = printed.pop()
     assert max(len(line.rstrip()) for line in printed) <= 100
-    assert written == f"Written to {runs / 'comparison.html'}"
+    assert written == f"Report: {runs / 'comparison.html'}"
     assert (runs / "comparison.html").exists()
     for heading in (
-        "In short",
+        "Findings",
         "B against A: 60 shared prompts",
         "C against A: 60 shared prompts",
-        "Training, update by update",
+        "Training curves, by update",
     ):
         assert heading in printed
 
@@ -68,8 +68,8 @@ def test_curves_of_one_kind_of_stage_stand_under_each_other_on_one_scale(
     compare(["a", "b"], False, None, runs)
     lines = capsys.readouterr().out.splitlines()
     score = next(number for number, line in enumerate(lines) if "ppo[red] score" in line)
-    assert "A  ▁" in lines[score] and "█" in lines[score] and "B  ▁" in lines[score + 1]
-    assert "0.000 → 4.333, 40 updates" in lines[score]
+    assert "A    ▁" in lines[score] and "█" in lines[score] and "B    ▁" in lines[score + 1]
+    assert "0.000 → 4.333       40" in lines[score]
 
 
 def test_effects_that_no_interval_is_known_of_are_told_in_one_line(
@@ -81,5 +81,5 @@ def test_effects_that_no_interval_is_known_of_are_told_in_one_line(
     printed = capsys.readouterr().out.splitlines()
     told = [number for number, line in enumerate(printed) if line.startswith("Effects of principles, B − A")]
     assert len(told) == 1
-    assert "none to show, all" in printed[told[0]]
+    assert "none to show, 5 effects on too few or equal prompts" in printed[told[0]]
     assert not any("outcome" in line for line in printed)

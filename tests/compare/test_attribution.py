@@ -43,25 +43,30 @@ def row(found: Attribution, id: str) -> Attributed:
 def test_leaving_a_principle_out_tells_what_it_adds(tmp_path: Path) -> None:
     (found,) = attribute(write_sweep(tmp_path / "trial", "leave-one-out"))
     assert (found.how, found.base) == ("leave-one-out", "all")
-    assert row(found, "short").effects["words"].significant
-    assert row(found, "short").effects["words"].mean == pytest.approx(
+    assert row(found, "short").effects["words in the revision"].significant
+    assert row(found, "short").effects["words in the revision"].mean == pytest.approx(
         -8 / 3, abs=0.8
     )  # a third of prompts, eight words
-    assert row(found, "plain").effects["words"].mean > 0  # in its place comes `short` in half of the draws
-    assert row(found, "calm").effects["after p"].mean == pytest.approx(0.2)
-    assert (row(found, "calm").effects["wins"].mean, row(found, "plain").effects["wins"].mean) == (0.5, 0.0)
-    assert not row(found, "plain").effects["after p"].significant
-    assert "better" not in found.outcomes  # no judge was asked about revisions
-    assert any(line.startswith("short adds to `words`: significant, -2.") for line in found.findings)
+    assert (
+        row(found, "plain").effects["words in the revision"].mean > 0
+    )  # in its place comes `short` in half of the draws
+    assert row(found, "calm").effects["P(after better)"].mean == pytest.approx(0.2)
+    assert (row(found, "calm").effects["head-to-head"].mean, row(found, "plain").effects["head-to-head"].mean) == (
+        0.5,
+        0.0,
+    )
+    assert not row(found, "plain").effects["P(after better)"].significant
+    assert "P(revision better)" not in found.outcomes  # no judge was asked about revisions
+    assert any(line.startswith("short, words in the revision: significant, -2.") for line in found.findings)
     assert len(found.findings) <= 10
 
 
 def test_a_principle_alone_is_set_against_all_of_them(tmp_path: Path) -> None:
     (found,) = attribute(write_sweep(tmp_path / "trial", "one-at-a-time"))
-    effect = row(found, "short").effects["words"]
+    effect = row(found, "short").effects["words in the revision"]
     assert effect.significant
-    assert effect.mean == pytest.approx(4 - found.means["words"])
-    assert row(found, "calm").effects["after p"].mean == 0.0
+    assert effect.mean == pytest.approx(4 - found.means["words in the revision"])
+    assert row(found, "calm").effects["P(after better)"].mean == 0.0
 
 
 def test_a_run_that_is_not_there_yet_is_a_missing_row_that_is_told(tmp_path: Path) -> None:
@@ -70,17 +75,15 @@ def test_a_run_that_is_not_there_yet_is_a_missing_row_that_is_told(tmp_path: Pat
     (folder / "leave-one-out-plain/summary.json").unlink()
     (found,) = attribute(folder)
     assert [row.principle_id for row in found.rows] == ["plain", "short"]
-    assert "trial/leave-one-out-calm has not been started: its row is missing" in found.notes
-    assert any("leave-one-out-plain is unfinished" in note for note in found.notes)
+    assert "trial/leave-one-out-calm has not been started, so its row is missing" in found.warnings
+    assert any("leave-one-out-plain is unfinished" in note for note in found.warnings)
 
 
 def test_principles_that_no_prompt_drew_are_named_and_what_holds_of_all_runs_is_told_once(tmp_path: Path) -> None:
     (found,) = attribute(write_sweep(tmp_path / "trial", "leave-one-out", prompts=1))
-    assert sum("was drawn for no revision of trial/all" in note for note in found.notes) == 2
-    told = [note for note in found.notes if "held-out prompts were evaluated in both" in note]
-    assert told == [
-        "trial/all and each of 3 others: only 1 held-out prompts were evaluated in both: expect wide intervals"
-    ]
+    assert sum(note.startswith("no revision of trial/all drew ") for note in found.warnings) == 2
+    told = [note for note in found.warnings if "in common" in note]
+    assert told == ["trial/all and each of 3 others evaluate only 1 held-out prompt in common: intervals are wide"]
 
 
 def test_every_combination_of_other_settings_has_its_own_matrix(tmp_path: Path) -> None:

@@ -23,9 +23,9 @@ def test_a_comparison_tells_what_differs(tmp_path: Path, model_folder: Path) -> 
     assert pair.settings == ['constitution: "constitutions/harmless.yaml" → "constitutions/brief.yaml"']
     assert Counter(p.kind for p in pair.principles) == {"removed": 16, "added": 4}
     assert pair.shared == 8
-    drafts = next(f for f in pair.figures if f.name == "draft, words")
+    drafts = next(f for f in pair.metrics if f.key == "draft_words")
     assert (drafts.effect.mean, drafts.effect.n) == (0.0, 6)
-    assert "a trains nothing: no policy to evaluate" in found.notes
+    assert "a trains no policy, so none is evaluated" in found.warnings
 
 
 def test_a_run_compared_with_itself_shows_no_difference(tmp_path: Path, model_folder: Path) -> None:
@@ -34,9 +34,9 @@ def test_a_run_compared_with_itself_shows_no_difference(tmp_path: Path, model_fo
     (pair,) = found.pairs
     assert pair.settings == []
     assert {p.kind for p in pair.principles} == {"same"}
-    assert all(f.a == f.b and f.effect.mean == 0 and not f.effect.significant for f in pair.figures)
+    assert all(f.a == f.b and f.effect.mean == 0 and not f.effect.significant for f in pair.metrics)
     assert all(e.change == 0 for e in pair.examples)
-    assert found.findings[0] == f"all {len(pair.figures)} figures are equal in both"
+    assert found.findings[0] == f"all {len(pair.metrics)} metrics are equal in both runs"
 
 
 def test_runs_without_shared_prompts_are_not_paired(tmp_path: Path, model_folder: Path) -> None:
@@ -47,10 +47,10 @@ def test_runs_without_shared_prompts_are_not_paired(tmp_path: Path, model_folder
     (other / "prompts.jsonl").write_text('{"id": "p1", "prompt": "Something else?"}\n{"id": "q", "prompt": "And?"}\n')
     found = compare_runs([a, carry_out(run_file)])
     (pair,) = found.pairs
-    assert (pair.shared, pair.figures, pair.wins, pair.examples) == (0, [], [], [])
-    assert "a and test share no prompts: nothing can be paired" in found.notes
-    assert "a and test use 1 ids for different prompts; these are not paired" in found.notes
-    assert found.findings == ["no prompt is shared: what differs between the runs may be their prompts"]
+    assert (pair.shared, pair.metrics, pair.head_to_head, pair.examples) == (0, [], [], [])
+    assert "a and test share no prompts, so nothing is paired" in found.warnings
+    assert "a and test use 1 id for different prompts, which are not paired" in found.warnings
+    assert found.findings == ["the runs share no prompts, so their prompts may explain any difference"]
 
 
 def test_runs_can_be_copied_away_and_still_be_compared(tmp_path: Path, model_folder: Path) -> None:

@@ -12,6 +12,7 @@ from cai.compare.record import PairComparison, PrincipleComparison, RunCompariso
 from cai.config.errors import CaiError
 from cai.data.jsonl import write_rows
 from cai.data.records import Judgement
+from cai.feedback.metrics import EVALUATION_METRICS, REVISION_METRICS
 from cai.inference.models import folder_fingerprint
 from cai.report.comparison import comparison_report, read_comparison
 from tests.compare.made import make_run, principles, write_metrics
@@ -50,9 +51,9 @@ def test_a_principle_whose_rewording_lengthens_answers_is_found_and_no_other(tmp
     assert changed.effects["words"].mean == pytest.approx(8, abs=1)
     assert not changed.effects["changed"].significant
     assert principle(found, "calm").effects == {}  # nothing else differs on the prompts that met it
-    figure = next(f for f in pair_of(found).figures if f.name == "last revision, words")
+    figure = next(f for f in pair_of(found).metrics if f.key == "revision_words")
     assert figure.effect.significant
-    assert any(line.startswith("short (reworded), the words it adds: significant") for line in found.findings)
+    assert any(line.startswith("short (reworded), words added: significant") for line in found.findings)
     assert len(found.findings) <= 10
 
 
@@ -110,14 +111,14 @@ def test_a_principle_beside_the_others_of_its_run_is_a_fair_experiment(tmp_path:
 def test_wins_are_counted_by_tag_against_the_same_answer(tmp_path: Path) -> None:
     a = make_run(tmp_path / "a", BOTH, as_ever, evaluation=lambda i: 0.5)
     b = make_run(tmp_path / "b", BOTH, as_ever, evaluation=lambda i: 0.7 if int(i[6:]) % 2 else 0.5)
-    wins = {won.tag: won for won in pair_of(compare_runs([a, b])).wins}
-    assert (wins["odd"].share, wins["even"].share, wins[None].share) == (1.0, 0.5, 0.75)
+    wins = {won.tag: won for won in pair_of(compare_runs([a, b])).head_to_head}
+    assert (wins["odd"].win_rate, wins["even"].win_rate, wins[None].win_rate) == (1.0, 0.5, 0.75)
     assert wins["odd"].effect.significant and not wins["even"].effect.significant
     assert wins[None].effect.significant
     other = make_run(tmp_path / "c", BOTH, as_ever, evaluation=lambda i: 0.9, before="another answer before")
     found = compare_runs([a, other])
-    assert pair_of(found).wins == []
-    assert any("another answer before training" in note for note in found.notes)
+    assert pair_of(found).head_to_head == []
+    assert any("another answer before training" in note for note in found.warnings)
 
 
 def test_wins_of_answers_that_a_judge_saw_together_go_before_those_at_one_remove(tmp_path: Path) -> None:
@@ -132,12 +133,12 @@ def test_wins_of_answers_that_a_judge_saw_together_go_before_those_at_one_remove
     rows += [judgement(n, "b", "the model", 0.1) for n in range(9)] + [judgement(0, "b", "a", 0.5, "helpful")]
     (b.path / "eval").mkdir()
     write_rows(b.path / "eval/comparisons.jsonl", rows)
-    wins = {(won.axis, won.tag): won for won in pair_of(compare_runs([a, b])).wins}
+    wins = {(won.axis, won.tag): won for won in pair_of(compare_runs([a, b])).head_to_head}
     assert set(wins) == {("safe", None), ("safe", "t"), ("helpful", None), ("helpful", "t")}
-    assert (wins["safe", None].share, wins["safe", None].effect.n, wins["safe", None].directly) == (0.75, 8, True)
-    assert wins["helpful", None].share == 0.5
-    turned = {(won.axis, won.tag): won for won in pair_of(compare_runs([b, a])).wins}
-    assert turned["safe", None].share == 0.25
+    assert (wins["safe", None].win_rate, wins["safe", None].effect.n, wins["safe", None].directly) == (0.75, 8, True)
+    assert wins["helpful", None].win_rate == 0.5
+    turned = {(won.axis, won.tag): won for won in pair_of(compare_runs([b, a])).head_to_head}
+    assert turned["safe", None].win_rate == 0.25
 
 
 def test_answers_of_a_policy_that_was_trained_anew_since_do_not_count(tmp_path: Path) -> None:
@@ -153,11 +154,11 @@ def test_answers_of_a_policy_that_was_trained_anew_since_do_not_count(tmp_path: 
     write_rows(a.path / "eval/comparisons.jsonl", rows)
     policies = [{"name": "a", "model": "gone"}, {"name": "b", "model": folder_fingerprint(model)}]
     (a.path / "eval/manifest.json").write_text(json.dumps({"policies": policies}))
-    assert pair_of(compare_runs([a, b])).wins[0].directly
+    assert pair_of(compare_runs([a, b])).head_to_head[0].directly
     (model / "config.json").write_text('{"trained": "anew"}')
     found = compare_runs([a, b])
-    assert not pair_of(found).wins[0].directly
-    assert "a and b: a policy was trained anew since `cai eval a`, which is left aside; evaluate again" in found.notes
+    assert not pair_of(found).head_to_head[0].directly
+    assert "a and b: `cai eval a` is older than one of the policies and is ignored; run it again" in found.warnings
 
 
 def test_runs_that_share_no_prompt_are_told_each_on_its_own_and_nothing_is_claimed_of_both(tmp_path: Path) -> None:
@@ -168,16 +169,16 @@ def test_runs_that_share_no_prompt_are_told_each_on_its_own_and_nothing_is_claim
     b = make_run(tmp_path / "b", BOTH, lambda i, drawn: words(i, 30), prompts=30, prefix="q", labels=lambda i: 0.6)
     found = compare_runs([a, b])
     pair = pair_of(found)
-    assert (pair.shared, pair.figures, pair.wins, pair.labels, pair.examples) == (0, [], [], None, [])
-    alone = {figure.name: figure for figure in pair.unpaired}
-    words_of = alone["last revision, words"]
+    assert (pair.shared, pair.metrics, pair.head_to_head, pair.labels, pair.examples) == (0, [], [], None, [])
+    alone = {metric.key: metric for metric in pair.unpaired}
+    words_of = alone["revision_words"]
     assert (words_of.b, words_of.n_a, words_of.n_b) == (30, 60, 30)
-    assert alone["label, P of the preferred"].a == pytest.approx(0.8)
+    assert alone["label_p"].a == pytest.approx(0.8)
     calm = principle(found, "calm")
     assert calm.effects == {} and calm.a is not None
     assert calm.a.means["changed"] == 0 and calm.a.against_others["changed"].significant
-    assert found.findings[-1] == "no prompt is shared: what differs between the runs may be their prompts"
-    assert any("calm beside the other principles of A" in line for line in found.findings)
+    assert found.findings[-1] == "the runs share no prompts, so their prompts may explain any difference"
+    assert any(line.startswith("calm in A, changed: significant against the others, -") for line in found.findings)
     assert not any("B − A" in line for line in found.findings)
     comparison_report(read_comparison(found, [a, b]))
 
@@ -200,21 +201,21 @@ def test_prompts_of_a_difference_from_controls_are_not_said_to_meet_the_principl
     found = compare_runs([a, b])
     assert principle(found, "short").controls
     [line] = [line for line in found.findings if "no effect of a principle" in line]
-    assert line.endswith("prompts in all, with controls)")
+    assert " prompts with controls, min. detectable " in line
 
 
 def test_all_ties_establish_nothing(tmp_path: Path) -> None:
     a = make_run(tmp_path / "a", BOTH, as_ever, evaluation=lambda i: 0.5)
     b = make_run(tmp_path / "b", BOTH, as_ever, evaluation=lambda i: 0.5)
     found = compare_runs([a, b])
-    everything = pair_of(found).wins[0]
-    assert (everything.share, everything.effect.p, everything.effect.low, everything.effect.minimum_detectable) == (
+    everything = pair_of(found).head_to_head[0]
+    assert (everything.win_rate, everything.effect.p, everything.effect.low, everything.effect.minimum_detectable) == (
         0.5,
         1,
         None,
         None,
     )
-    assert any(line.endswith("a tie on every one") for line in found.findings)
+    assert any(line.endswith("a tie on every prompt") for line in found.findings)
 
 
 def test_labels_of_the_same_pairs_agree_or_do_not(tmp_path: Path) -> None:
@@ -236,7 +237,7 @@ def test_rewards_that_are_no_number_are_skipped_of_a_curve_and_told(tmp_path: Pa
     score, kl = (next(c for c in found.curves if c.name == name) for name in ("score", "kl"))
     assert (score.steps, score.values, score.missing) == ([1, 3], [0.1, 0.3], 2)
     assert len(kl.values) == 4
-    assert "a: 2 of 4 updates of 2-ppo have no finite score; they are left out of its curve" in found.notes
+    assert "a: 2 of 4 updates of 2-ppo have no finite score; the curve skips them" in found.warnings
     assert "NaN" not in found.model_dump_json()
 
 
@@ -244,7 +245,7 @@ def test_one_example_is_compared_without_interval_or_claim(tmp_path: Path) -> No
     a = make_run(tmp_path / "a", BOTH, as_ever, prompts=1, evaluation=lambda i: 0.5)
     b = make_run(tmp_path / "b", BOTH, lambda i, drawn: words(i, 99), prompts=1, evaluation=lambda i: 0.9)
     found = compare_runs([a, b])
-    effects = [f.effect for f in pair_of(found).figures]
+    effects = [f.effect for f in pair_of(found).metrics]
     assert effects and all((e.low, e.high, e.p, e.minimum_detectable) == (None, None, None, None) for e in effects)
     assert not any("significant:" in line for line in found.findings)
 
@@ -255,12 +256,12 @@ def test_an_unfinished_run_is_compared_as_far_as_it_got(tmp_path: Path) -> None:
     b.preferences_jsonl.unlink()
     b.evaluation_jsonl.unlink()
     found = compare_runs([a, b])
-    assert {f.group for f in pair_of(found).figures} == {"revisions", "hygiene"}
+    assert {m.key for m in pair_of(found).metrics} == {m.key for m in REVISION_METRICS}
     assert {
-        "b is unfinished: only what it has made so far is compared",
+        "b is unfinished; only the rows written so far are compared",
         "b has no labels yet",
         "b has no evaluation yet",
-    } <= {*found.notes}
+    } <= {*found.warnings}
 
 
 def test_rows_of_another_form_are_left_aside_and_named(tmp_path: Path) -> None:
@@ -271,9 +272,9 @@ def test_rows_of_another_form_are_left_aside_and_named(tmp_path: Path) -> None:
     del row["principle_hash"]
     b.revisions_jsonl.write_text("\n".join([*lines[:3], json.dumps(row), *lines[4:]]) + "\n")
     found = compare_runs([a, b])
-    assert {f.group for f in pair_of(found).figures} == {"evaluation"}
-    told = f"b, left aside (damaged, or of another version): {b.revisions_jsonl}:4: principle_hash: missing; expected a text"
-    assert told in found.notes
+    assert {m.key for m in pair_of(found).metrics} == {m.key for m in EVALUATION_METRICS}
+    told = f"b, not compared: {b.revisions_jsonl}:4: principle_hash: missing; expected a text"
+    assert told in found.warnings
     assert principle(found, "calm").b is None
 
 
@@ -284,10 +285,10 @@ def test_a_lock_of_an_older_form_and_a_missing_constitution_are_told(tmp_path: P
     b.constitution_yaml.unlink()
     b.prompts_jsonl.rename(b.path / "moved")
     found = compare_runs([a, b])
-    assert "b does not say which eval constitution it used" in found.notes
-    assert "b has no prompts.jsonl: nothing of it can be paired" in found.notes
-    assert any("constitution.yaml: no such file" in note for note in found.notes)
-    assert (pair_of(found).principles, pair_of(found).figures, pair_of(found).wins) == ([], [], [])
+    assert "b does not record its eval constitution" in found.warnings
+    assert "b has no prompts.jsonl, so no prompt can be paired" in found.warnings
+    assert any("constitution.yaml: no such file" in note for note in found.warnings)
+    assert (pair_of(found).principles, pair_of(found).metrics, pair_of(found).head_to_head) == ([], [], [])
     (b.path / "moved").rename(b.prompts_jsonl)
     found = compare_runs([a, b])
     assert {f.name for f in pair_of(found).figures} >= {"answer after, words"}

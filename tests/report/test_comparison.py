@@ -70,11 +70,11 @@ def test_the_page_has_the_findings_of_the_comparison(tmp_path: Path, model_folde
     b = carry_out(run_file, name="b", overrides=("constitution=constitutions/brief.yaml", "seed=1"))
     found = compared(a, b)
     text = text_of(comparison_report(found))
-    for line in [*found.comparison.findings, *found.comparison.notes]:
+    for line in [*found.comparison.findings, *found.comparison.warnings]:
         assert line.split("“")[0] in text.replace("&#39;", "'"), line
     assert "seed: 0 → 1" in text
     assert (text.count(" added "), text.count(" removed ")) == (4, 16)
-    for figure in found.comparison.pairs[0].figures:
+    for figure in found.comparison.pairs[0].metrics:
         assert figure.name in text
     assert "constitution harmless, hash" in text and "differs" in text
 
@@ -124,7 +124,7 @@ def test_a_damaged_file_costs_the_examples_and_not_the_page(tmp_path: Path) -> N
     assert found.table.lines == []
     text = text_of(comparison_report(found))
     assert "The examples cannot be read" in text and "preferences.jsonl:1" in text
-    assert "draft, words" in text
+    assert "words in the draft" in text
 
 
 def test_runs_can_be_copied_away_and_have_the_same_page(tmp_path: Path) -> None:

@@ -1,0 +1,130 @@
+"""Two runs' answers and labels against each other: who wins, how far labels agree, which answers lie far apart."""
+
+import heapq
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Literal
+
+from cai.compare.reading import Labels, RunData
+from cai.compare.record import Example, HeadToHead, LabelAgreement
+from cai.data.records import Judgement
+from cai.inference.models import folder_fingerprint
+from cai.stats.agreement import agreement
+from cai.stats.edits import word_distance
+from cai.stats.significance import corrected, paired
+from cai.stats.win_rate import win
+
+Texts = Mapping[str, str]  # by prompt
+WinsByTag = dict[tuple[str, str | None], list[float]]  # by axis and tag
+
+
+def head_to_head(a: RunData, b: RunData, shared: Sequence[str]) -> list[HeadToHead]:
+    """B against A, on all prompts and by tag: by `cai eval` of both policies, or else by the evaluations of both runs.
+
+    The latter is indirect, on held-out prompts whose answer before training is the same in both: the eval judge
+    compared either answer with that one. [] where the runs have different eval judges.
+    """
+    values = _judged_directly(a, b)
+    directly = bool(values)
+    if not values and a.answered and b.answered and same_eval_judge(a, b):
+        for i in shared:
+            in_a, in_b = a.answered.get(i), b.answered.get(i)
+            if in_a and in_b and in_a.before == in_b.before:
+                _count(values, "overall", in_a.tags, win(0.5 + (in_b.p - in_a.p) / 2))
+    effects = corrected({key: paired([v - 0.5 for v in wins]) for key, wins in values.items()})
+    order = sorted(effects, key=lambda key: (key[0], key[1] is not None, -effects[key].n, key[1]))
+    return [
+        HeadToHead(axis=axis, tag=tag, directly=directly, win_rate=fmean(values[axis, tag]), effect=effects[axis, tag])
+        for axis, tag in order
+    ]
+
+
+def _judged_directly(a: RunData, b: RunData) -> WinsByTag:
+    """B's wins where a judge saw answers of both policies, in the evaluation of either run."""
+    values: WinsByTag = {}
+    for run in (a, b):
+        for row in judged_together(run, a, b) if not outdated(run, a, b) else ():
+            _count(values, row.axis, row.tags, win(row.p if row.policy == b.name else 1 - row.p))
+        if values:
+            break  # the other run's folder may hold the same evaluation
+    return values
+
+
+def judged_together(run: RunData, a: RunData, b: RunData) -> list[Judgement]:
+    """What the evaluation of `run` says of answers of both policies."""
+    both = ((a.name, b.name), (b.name, a.name)) if a.name != b.name else ()
+    return [row for row in run.judgements if (row.policy, row.against) in both]
+
+
+def outdated(run: RunData, a: RunData, b: RunData) -> bool:
+    """Whether a policy was trained anew since the evaluation of `run`, as far as the models are there to tell."""
+    known = [(run.evaluated.get(side.name), side.folder.policy()) for side in (a, b)]
+    return any(content and model and folder_fingerprint(model) != content for content, model in known)
+
+
+def _count(values: WinsByTag, axis: str, tags: Sequence[str], value: float) -> None:
+    for tag in (None, *dict.fromkeys(tags)):
+        values.setdefault((axis, tag), []).append(value)
+
+
+def same_eval_judge(a: RunData, b: RunData) -> bool:
+    """Whether both runs' held-out answers were compared by the same model under the same constitution."""
+    eval_constitutions = [(run.manifest.get("eval_constitution") or {}).get("fingerprint") for run in (a, b)]
+    judges = [{row.judge for row in (run.answered or {}).values()} for run in (a, b)]
+    return (
+        eval_constitutions[0] == eval_constitutions[1] and eval_constitutions[0] is not None and judges[0] == judges[1]
+    )
+
+
+def label_agreement(a: Labels | None, b: Labels | None, shared: Sequence[str]) -> LabelAgreement | None:
+    """On pairs of the same two texts; None where a run labelled none."""
+    if a is None or b is None or not a.pairs or not b.pairs:
+        return None
+    of_a, of_b = [], []
+    for i in shared:
+        labels_b = {label.pair: label.p for label in b.pairs.get(i, [])}
+        for label in a.pairs.get(i, []):
+            if label.pair in labels_b:
+                of_a.append(label.p)
+                of_b.append(labels_b[label.pair])
+    apart = fmean(abs(x - y) for x, y in zip(of_a, of_b, strict=True)) if of_a else None
+    return LabelAgreement(pairs=len(of_a), agreement=agreement(of_a, of_b), mean_difference=apart)
+
+
+def examples(a: RunData, b: RunData, shared: Sequence[str], count: int) -> list[Example]:
+    """The shared prompts whose answers have least in common: `count` of the trained policies, and of last revisions.
+
+    Ranked by the words they do not share, in any order, a hundred times as fast as their edit distance.
+    """
+
+    def most(what: Literal["trained policy", "last revision"], of_a: Texts, of_b: Texts) -> list[Example]:
+        both = (i for i in shared if i in of_a and i in of_b and of_a[i] != of_b[i])
+        apart = ((_unlike(of_a[i], of_b[i]), i) for i in both)
+        return [
+            Example(
+                prompt_id=i,
+                messages=a.prompts[i].messages,
+                what=what,
+                principles_a=_principles(a, i),
+                principles_b=_principles(b, i),
+                a=of_a[i],
+                b=of_b[i],
+                change=word_distance(of_a[i], of_b[i]),
+            )
+            for _, i in heapq.nsmallest(count, apart, key=lambda pair: (-pair[0], pair[1]))
+        ]
+
+    answers = ({i: row.after for i, row in (run.answered or {}).items()} for run in (a, b))
+    revisions = ({i: row.text for i, row in (run.revised or {}).items()} for run in (a, b))
+    return [*most("trained policy", *answers), *most("last revision", *revisions)]
+
+
+def _unlike(a: str, b: str) -> float:
+    """The share of the different words of two texts that only one of them has."""
+    words_a, words_b = set(a.split()), set(b.split())
+    return len(words_a ^ words_b) / len(words_a | words_b) if words_a or words_b else 0.0
+
+
+def _principles(run: RunData, prompt_id: str) -> list[str]:
+    row = (run.revised or {}).get(prompt_id)
+    return [one_round.principle for one_round in row.rounds] if row else []
