@@ -37,9 +37,9 @@ from cai.constitution.principles import (
     Constitution,
     Difference,
     Principle,
+    changed_calls,
     constitution_yaml,
     load_constitution,
-    moved,
     shares,
     starter,
     word_changes,
@@ -181,7 +181,7 @@ def _show(name: str, principle: str | None, runs: Path) -> None:
     shown = c.principles if principle is None else [principles.find_principle(c.principles, principle, str(path))]
     console, share = Console(), shares(c)
     if principle is None:
-        count = "one principle" if len(c.principles) == 1 else f"{len(c.principles)} principles"
+        count = counted(len(c.principles), "principles")
         console.print(Text(f"{visible(c.name)}: {count}, fingerprint {c.fingerprint}", style="bold"))
         if c.description:
             console.print(Text(visible(c.description)))
@@ -215,7 +215,7 @@ def _percent(share: float) -> str:
 
 
 def _compare(a_name: str, b_name: str, as_json: bool, runs: Path) -> bool:
-    """Print what differs between two constitutions; returns whether a run can tell them apart."""
+    """Print how two constitutions differ; returns whether a run can differ."""
     a, b = (load_constitution(find_constitution(name, runs)) for name in (a_name, b_name))
     difference = principles.diff(a, b)
     if as_json:
@@ -223,7 +223,7 @@ def _compare(a_name: str, b_name: str, as_json: bool, runs: Path) -> bool:
     else:
         console = Console()
         for label, name, c in (("A", a_name, a), ("B", b_name, b)):
-            count = f"{len(c.principles)} principle{'s' if len(c.principles) > 1 else ''}"
+            count = counted(len(c.principles), "principles")
             console.print(Text(f"{label}: {name}   ({visible(c.name)}, {count})", style="bold"), soft_wrap=True)
         _print_difference(console, a, b, difference)
     return any(difference)
@@ -233,13 +233,13 @@ def _by_id(c: Constitution) -> dict[str, Principle]:
     return {p.id: p for p in c.principles}
 
 
-def _unseen(principle: Principle) -> tuple[Any, ...]:
-    """What no run sees."""
+def _without_effect(principle: Principle) -> tuple[Any, ...]:
+    """The fields that have no effect on a run."""
     return principle.tags, principle.notes, principle.tests
 
 
 def _reworded(before: Principle, after: Principle) -> dict[str, tuple[str, str]]:
-    """The texts that differ, each as it was and as it is."""
+    """The texts that differ, before and after."""
     texts = {field: (getattr(before, field), getattr(after, field)) for field in TEXTS}
     return {field: both for field, both in texts.items() if both[0] != both[1]}
 
@@ -256,13 +256,13 @@ def _difference_as_json(a: Constitution, b: Constitution, difference: Difference
             for i, texts in reworded.items()
         },
         "reweighted": {i: {"before": before[i].weight, "after": after[i].weight} for i in difference.reweighted},
-        "asked_anew": moved(a, b)._asdict(),
+        "changed_calls": changed_calls(a, b)._asdict(),
     }
 
 
 def _print_difference(console: Console, a: Constitution, b: Constitution, difference: Difference) -> None:
     before, after = _by_id(a), _by_id(b)
-    share_a, share_b, asked = shares(a), shares(b), moved(a, b)
+    share_a, share_b, changed = shares(a), shares(b), changed_calls(a, b)
     for kind, ids, share in (("removed", difference.removed, share_a), ("added", difference.added, share_b)):
         for i in ids:
             console.print(Text.assemble((kind, COLOURS[kind]), f"  {i}  ({_percent(share[i])} of draws)"))
@@ -276,21 +276,20 @@ def _print_difference(console: Console, a: Constitution, b: Constitution, differ
             console.print(Text(f"  {field}", style="cyan"))
             console.print(Padding(marked(old, new), (0, 0, 0, 4), expand=False))
     if any(difference):
-        revisions, judge = (_percent(share) for share in asked)
-        anew = f"{revisions} of a round's critiques and revisions, {judge} of the judge's questions"
-        console.print(Text(f"A run would ask anew {anew}."))
+        revisions, judge = (_percent(share) for share in changed)
+        console.print(Text(f"New calls in a run: {revisions} of critiques and revisions, {judge} of the judge's."))
     else:
-        console.print("Equal: the same principles, texts and weights.")
-    aside = [f"the {field}" for field in ("name", "description") if getattr(a, field) != getattr(b, field)]
-    aside += [i for i, p in before.items() if i in after and _unseen(p) != _unseen(after[i])]
-    if aside:
-        console.print(Text(f"Also different, and seen by no run: {', '.join(aside)}."))
+        console.print("Equal: same principles, texts and weights.")
+    without_effect = [f"the {field}" for field in ("name", "description") if getattr(a, field) != getattr(b, field)]
+    without_effect += [i for i, p in before.items() if i in after and _without_effect(p) != _without_effect(after[i])]
+    if without_effect:
+        console.print(Text(f"Other changes, without effect on a run: {', '.join(without_effect)}."))
 
 
 def _lint(names: list[str], as_json: bool, strict: bool) -> bool:
-    """Print all findings; returns whether there is none that fails.
+    """Print all findings; returns whether none of them fails.
 
-    Raises: CaiError for the files that cannot be read, when all others are told.
+    Raises: CaiError for the files that cannot be read, after the findings of the others.
     """
     findings: list[Finding] = []
     unread = []
@@ -321,10 +320,10 @@ def _print_findings(findings: list[Finding], files: int) -> None:
         console.print(head, soft_wrap=True)
         console.print(Padding(Text(visible(f"{f.reason}; {f.suggestion}")), (0, 0, 0, 4), expand=False))
     counts = Counter(f.severity for f in findings)
-    said = [f"{n} {kind}{'s' if n > 1 else ''}" for kind in ("error", "warning", "hint") if (n := counts[kind])]
+    totals = [f"{n} {kind}{'s' if n > 1 else ''}" for kind in ("error", "warning", "hint") if (n := counts[kind])]
     where = f"in {files} file{'s' if files > 1 else ''}"
     if files:
-        console.print(Text(f"{', '.join(said) or 'Nothing found'} {where}"))
+        console.print(Text(f"{', '.join(totals) or 'No findings'} {where}"))
 
 
 def _write_or_print(out: Path | None, text: str, notices: list[str], what: str) -> None:

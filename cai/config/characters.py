@@ -1,19 +1,19 @@
-"""Characters that are not seen, and words that are not what they look like (Unicode Technical Standard #39)."""
+"""Invisible characters, and words of look-alike letters (Unicode Technical Standard #39)."""
 
 import re
 import unicodedata
 
 LOOK_ALIKES = frozenset("асеіјорѕухԁһԛԝѵ" + "ονικρχυ")  # small letters of Cyrillic and Greek
 CONFUSABLE_SCRIPTS = frozenset({"LATIN", "CYRILLIC", "GREEK", "ARMENIAN", "CHEROKEE", "COPTIC"})
-NO_SCRIPT = frozenset({"MICRO", "MODIFIER", "FEMININE", "MASCULINE", "SUPERSCRIPT"})  # µ, ª, ⁿ: no one's letters
+NO_SCRIPT = frozenset({"MICRO", "MODIFIER", "FEMININE", "MASCULINE", "SUPERSCRIPT"})  # µ, ª, ⁿ belong to no script
 BLANKS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")  # letters, marks and symbols that are blank
 
 
 def hidden_characters(text: str) -> list[tuple[int, str]]:
-    """(position, name) of every character that cannot be seen: controls, marks of direction, zero width, blanks.
+    """(position, name) of every invisible character: control, bidirectional, zero-width and blank characters.
 
-    Left alone are tabs, line ends, a byte order mark at the start, and what joins or selects where it has a purpose:
-    between letters of scripts that need it, and within emoji.
+    Excluded are tabs, line breaks, a byte order mark at the start, and joiners and variation selectors where a script
+    or an emoji needs them.
     """
     return [
         (at, f"U+{ord(c):04X} {unicodedata.name(c, 'CONTROL CHARACTER')}")
@@ -37,18 +37,18 @@ def _has_purpose(c: str, before: str, after: str) -> bool:
 
 
 def odd_words(text: str) -> list[tuple[str, str]]:
-    """(word, why) for each word that may not be what it looks like: letters of two scripts, or like Latin ones."""
+    """(word, reason) for each word that mixes scripts or consists of letters that look like Latin ones."""
     latin = sum(_script(c) == "LATIN" for c in text)
-    found = []
+    odd = []
     for word in dict.fromkeys(re.findall(r"[^\W\d_]+", text)):
         scripts = sorted({_script(c) for c in word} & CONFUSABLE_SCRIPTS)
         if len(scripts) > 1:
-            found.append((word, f"mixes {' and '.join(script.capitalize() for script in scripts)} letters"))
+            odd.append((word, f"mixes {' and '.join(script.capitalize() for script in scripts)} letters"))
         elif any(c.isalpha() and c not in "ªº" and _is_special_form(c) for c in word):
-            found.append((word, "has letters of a special form in place of the ordinary ones"))
+            odd.append((word, "has special forms of ordinary letters"))
         elif scripts and scripts != ["LATIN"] and set(word.lower()) <= LOOK_ALIKES and latin > len(text) / 2:
-            found.append((word, f"has {scripts[0].capitalize()} letters that look like Latin ones"))
-    return found
+            odd.append((word, f"has {scripts[0].capitalize()} letters that look like Latin ones"))
+    return odd
 
 
 def _is_special_form(c: str) -> bool:
@@ -56,11 +56,11 @@ def _is_special_form(c: str) -> bool:
 
 
 def _script(c: str) -> str:
-    """The script of a letter, by the first word of its name; empty for what is no letter."""
+    """The script of a letter: the first word of its Unicode name; empty for other characters."""
     script = unicodedata.name(c, "").split(" ")[0] if c.isalpha() else ""
     return "" if script in NO_SCRIPT else script
 
 
 def visible(text: str) -> str:
-    """A text with control characters shown, so that it cannot steer a terminal or hide in a page."""
+    """A text with control characters escaped, so that it cannot control a terminal or hide in a page."""
     return "".join(c if c in "\n\t" or c.isprintable() else f"\\x{ord(c):02x}" for c in text)

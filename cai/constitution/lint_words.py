@@ -1,6 +1,7 @@
-"""What the wording of a principle gives away: the words that carry it, and which way they point. English alone.
+"""Heuristics on the wording of principles, for the lint rules: content words, what a text wants more or less of,
+traits, and negative instructions. English only.
 
-All of this is rough on purpose: a linter points at a place, and a person decides.
+They are rough on purpose: the linter points at a place, and a person decides.
 """
 
 import re
@@ -10,7 +11,7 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Words that say nothing of what a principle is about: function words, and what every principle says of answers.
+# Not content words: function words, and what every principle says about answers.
 COMMON = _words(
     """a about all also an and any anything are as at be because been being both but by can could did do does each
     either else even ever every everything for from had has have having how i if in into is it its itself just keep let
@@ -32,17 +33,17 @@ WORD = re.compile(rf"{UNSPACED}|(?:(?!{UNSPACED})[^\W_])+(?:['’](?:(?!{UNSPACE
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, in small letters."""
+    """The words of a text, in lower case."""
     return WORD.findall(text.lower())
 
 
 def content(text: str) -> frozenset[str]:
-    """The stems of the words that carry a text."""
+    """The stems of the content words of a text."""
     return frozenset(stem(word) for word in words(text) if word not in COMMON)
 
 
 def stem(word: str) -> str:
-    """A word without its endings, so that safe, safer and safety meet; good for comparing, not for reading."""
+    """A word without its suffixes, so that safe, safer and safety are equal; for comparing, not for reading."""
     word = re.sub(r"['’].*", "", word)
     for _ in range(2):
         ending = next((s for s in SUFFIXES if word.endswith(s) and len(word) - len(s) >= 3), "")
@@ -63,7 +64,7 @@ GOOD = _words(
     """accurate careful caring considerate correct ethical fair friendly harmless helpful honest kind lawful legal moral
     peaceful polite reliable respectful safe thoughtful true truthful useful wise"""
 )
-COMPARATIVES = {  # what is more of what, or less of it
+COMPARATIVES = {  # each maps to a stem, and whether it means more (1) or less (-1) of it
     **dict.fromkeys(("longer", "longest", "lengthier"), ("long", 1)),
     **dict.fromkeys(("shorter", "shortest", "briefer", "terser"), ("long", -1)),
     **dict.fromkeys(("simpler", "simplest", "plainer", "plainest", "easier"), ("complicat", -1)),
@@ -79,29 +80,29 @@ REACH = 4  # words that a negation reaches over: "do not choose the more harmful
 
 
 def leanings(text: str) -> dict[str, int]:
-    """What a text wants more of (1) or less of (-1), by stem; `bad` stands for all in BAD and the reverse of GOOD.
+    """What a text asks for more of (1) or less of (-1), by stem; `bad` stands for all of BAD and the inverse of GOOD.
 
-    Read from quantities ("less formal"), comparatives ("shorter") and negations of what is bad ("remove insults"); what
-    it wants both ways is not in it.
+    Derived from quantities ("less formal"), comparatives ("shorter") and negated bad words ("remove insults"); a stem
+    that is asked for both ways is omitted.
     """
-    found: dict[str, set[int]] = {}
-    listed = words(text)
-    for at, word in enumerate(listed):
-        before = listed[max(0, at - REACH) : at]
+    signs: dict[str, set[int]] = {}
+    tokens = words(text)
+    for at, word in enumerate(tokens):
+        before = tokens[max(0, at - REACH) : at]
         sign = -1 if any(NEGATION.fullmatch(w) for w in before) else 1
         near = before[-2:-1] if before and before[-1].endswith("ly") else before[-1:]  # "more clearly false"
         quantity = QUANTITIES.get("".join(near), 0)
         root = stem(word)
         if word in COMPARATIVES:
             root, more = COMPARATIVES[word]
-            found.setdefault(root, set()).add(more * sign)
+            signs.setdefault(root, set()).add(more * sign)
         elif root in BAD and (quantity or sign < 0):
-            found.setdefault("bad", set()).add((quantity or 1) * sign)
+            signs.setdefault("bad", set()).add((quantity or 1) * sign)
         elif word in GOOD and quantity:
-            found.setdefault("bad", set()).add(-quantity * sign)
+            signs.setdefault("bad", set()).add(-quantity * sign)
         elif quantity and word not in COMMON:
-            found.setdefault(root, set()).add(quantity * sign)
-    return {root: signs.pop() for root, signs in found.items() if len(signs) == 1}
+            signs.setdefault(root, set()).add(quantity * sign)
+    return {root: both.pop() for root, both in signs.items() if len(both) == 1}
 
 
 ADJECTIVE = "(?:{})".format(
@@ -131,9 +132,9 @@ TRAIT = re.compile(
 
 
 def trait(text: str) -> str | None:
-    """The words that ascribe a trait to someone ("be kind", "the AI is honest"), or None."""
-    found = TRAIT.search(text)
-    return found[0].strip(" .;:!?\n") if found else None
+    """The words that ascribe a trait ("be kind", "the AI is honest"), or None."""
+    match = TRAIT.search(text)
+    return match[0].strip(" .;:!?\n") if match else None
 
 
 OBJECT = r"(?:a|the|this|your|its|new|last|assistant['’]s|revised|version|revision|of|answer|response|reply|text|it)"
@@ -156,7 +157,7 @@ CLAUSE_END = re.compile(r"[.;:!?]+(?:\s|$)|,\s+(?:and|but|then)\s+")
 
 
 def only_denies(text: str) -> bool:
-    """Whether every clause of an instruction says what not to do or what to take away, and none what to do."""
+    """Whether every clause of an instruction states what not to do or what to remove, and none what to do."""
     clauses = [FRAME.sub("", clause, count=1) for clause in CLAUSE_END.split(text)]
-    said = [clause for clause in clauses if clause.strip()]  # "Rewrite the answer." says neither
-    return bool(said) and all(DENIAL.match(clause) for clause in said)
+    instructions = [clause for clause in clauses if clause.strip()]  # "Rewrite the answer." states neither
+    return bool(instructions) and all(DENIAL.match(clause) for clause in instructions)

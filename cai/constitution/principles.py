@@ -1,4 +1,7 @@
-"""Constitutions: principles, their fingerprints, and which example meets which principle."""
+"""Constitutions: the records, which example draws which principle, how two differ, and how one is written as YAML.
+
+Written YAML is meant for further editing: folded texts, and no key that has its default.
+"""
 
 import difflib
 import math
@@ -22,89 +25,89 @@ Quoted = Annotated[
 ]
 TextField = Literal["critique", "revision", "judge"]
 TEXTS: tuple[TextField, ...] = ("critique", "revision", "judge")
-"""The fields of a principle that a model may see."""
+"""The fields of a principle that a model sees."""
 
 
 class Phrases(yaml_files.Section):
-    """What a text must hold and what it must not; letter case and line ends do not count."""
+    """Phrases that a text must contain or must not contain, ignoring case and line breaks."""
 
     model_config = ConfigDict(
         json_schema_extra={"anyOf": [{"required": ["contains"]}, {"required": ["lacks"]}]},
     )
 
     contains: list[Quoted] = []
-    """Every one of these must stand in it, within a word too."""
+    """Phrases that must all occur, also inside a word."""
     lacks: list[Quoted] = []
-    """None of these may stand in it, not even within a word."""
+    """Phrases that must not occur, not even inside a word."""
 
     @model_validator(mode="after")
     def _some(self) -> "Phrases":
         if not self.contains and not self.lacks:
-            raise ValueError("nothing is expected; list phrases under contains, or lacks")
+            raise ValueError("no phrases; list some under contains or lacks")
         return self
 
 
 EXPECTATIONS = ("critique", "revision", "better", "worse")
-"""The fields of a test that say what must hold."""
+"""The fields of a test that state an expectation."""
 
 
 class PrincipleTest(yaml_files.Section):
-    """One draft, and what must come of it under the principle; `cai constitution test` asks a model."""
+    """A draft and the expected critique, revision or verdict under the principle; run by `cai constitution test`."""
 
     model_config = ConfigDict(
         json_schema_extra={"anyOf": [{"required": [field]} for field in EXPECTATIONS]},
     )
 
     prompt: Quoted
-    """What the user asks."""
+    """The user's prompt."""
     draft: Quoted
-    """An answer to it."""
+    """An answer to the prompt."""
     critique: Literal["finds", "finds nothing"] | None = None
-    """Whether the critique of the draft must point out a problem."""
+    """Whether the critique of the draft must find a problem."""
     revision: Phrases | None = None
-    """What the revision of the draft must hold and lack."""
+    """Phrases that the revision of the draft must and must not contain."""
     better: Quoted | None = None
     """An answer that the judge must prefer to the draft."""
     worse: Quoted | None = None
-    """An answer to which the judge must prefer the draft."""
+    """An answer that the judge must rank below the draft."""
     least: Annotated[float, Field(ge=0.5, le=1)] = 0.5
-    """The least probability at which the critique and the judge pass; one half alone never passes."""
+    """Minimum probability for the critique and the judge to pass; exactly one half never passes."""
 
     @model_validator(mode="after")
     def _expects_something(self) -> "PrincipleTest":
         if all(getattr(self, field) is None for field in EXPECTATIONS):
-            raise ValueError(f"nothing is expected; give one or more of {', '.join(EXPECTATIONS)}")
+            raise ValueError(f"no expectation; give one or more of {', '.join(EXPECTATIONS)}")
         if self.draft in (self.better, self.worse):
-            raise ValueError("the draft is compared with itself; write another answer")
+            raise ValueError("better or worse equals the draft; write another answer")
         return self
 
 
 class Principle(yaml_files.Section):
-    """One principle: what to criticise, how to revise, and what to judge by."""
+    """One principle: what to criticise, how to revise, and how to judge."""
 
     id: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
-    """Small letters, digits, - and _; decides which examples meet the principle, so renaming it draws them anew."""
+    """Lower-case letters, digits, - and _; decides which examples draw the principle, so a new id means new draws."""
     critique: Text
-    """The turn that asks the model for a critique of its last answer: what to look for."""
+    """Asks the model for a critique of its last answer: what to look for."""
     revision: Text
-    """The turn that asks the model to rewrite its answer: what the new answer is to do."""
+    """Asks the model to rewrite its answer: what the new answer must do."""
     judge: Text
-    """The question about two answers by which a judge chooses the better one."""
+    """The question by which a judge chooses the better of two answers."""
     weight: Annotated[float, Field(gt=0)] = 1.0
-    """How often the principle is drawn, beside the weights of the others."""
+    """How often the principle is drawn, relative to the others."""
     tags: list[str] = []
-    """For people; no model sees them."""
+    """For people; models do not see them."""
     notes: str = ""
-    """For people; no model sees them."""
+    """For people; models do not see them."""
     tests: list[PrincipleTest] = []
-    """What must come of drafts; `cai constitution test` tries it, and runs never see it."""
+    """Drafts and expectations for `cai constitution test`; runs ignore them."""
 
     @field_validator("critique", "revision", "judge")
     @classmethod
     def _not_empty(cls, text: str, info: object) -> str:
         expected = {
             "critique": "write what to look for in an answer",
-            "revision": "write how the answer is to be rewritten",
+            "revision": "write how to rewrite the answer",
             "judge": "write the question that chooses between two answers",
         }
         if not text:
@@ -114,7 +117,7 @@ class Principle(yaml_files.Section):
 
     @property
     def fingerprint(self) -> str:
-        """Of the three texts a model may see; weight, tags, notes and tests do not count."""
+        """Hash of the three texts a model sees; weight, tags, notes and tests are excluded."""
         return fingerprint(self.critique, self.revision, self.judge)
 
 
@@ -122,11 +125,11 @@ class Constitution(yaml_files.Section):
     """A named list of principles, as read from `constitutions/*.yaml`."""
 
     name: str
-    """What lists and comparisons call the constitution."""
+    """Name of the constitution in lists and comparisons."""
     description: str = ""
-    """For people; no model sees it."""
+    """For people; models do not see it."""
     principles: Annotated[list[Principle], Field(min_length=1)]
-    """In any order: it decides nothing."""
+    """In any order, which has no effect."""
 
     @model_validator(mode="after")
     def _ids_are_unique(self) -> "Constitution":
@@ -134,16 +137,18 @@ class Constitution(yaml_files.Section):
         for index, principle in enumerate(self.principles):
             if principle.id in seen:
                 message = (
-                    f"two principles have the id '{principle.id}' (number {seen[principle.id] + 1} and "
-                    f"{index + 1} of the list); every id names one principle"
+                    f"duplicate id '{principle.id}' (principles number {seen[principle.id] + 1} and {index + 1}); "
+                    "ids must be unique"
                 )
-                raise PydanticCustomError("same_id", "{told}", {"told": message, "at": ("principles", index, "id")})
+                raise PydanticCustomError(
+                    "same_id", "{message}", {"message": message, "at": ("principles", index, "id")}
+                )
             seen[principle.id] = index
         return self
 
     @property
     def fingerprint(self) -> str:
-        """Of all that can change a run: ids, weights and texts; the order of principles does not count."""
+        """Hash of all that can change a run: ids, weights and texts, in any order."""
         return fingerprint(sorted([p.id, p.weight, p.fingerprint] for p in self.principles))
 
 
@@ -154,12 +159,12 @@ def load_constitution(path: Path) -> Constitution:
         yaml_files.expect_kind(source, "constitution")
         return yaml_files.validate(source, Constitution)
     except CaiError as error:
-        hint = "\n`cai constitution import` turns constitutions of others into ours" if path.suffix == ".json" else ""
+        hint = "\n`cai constitution import` converts external constitutions to YAML" if path.suffix == ".json" else ""
         raise CaiError(f"{error}{hint}") from error
 
 
 def find_principle(principles: Sequence[Principle], id: str, where: str) -> Principle:
-    """The principle with an id; raises CaiError that names the nearest one when there is none in `where`."""
+    """The principle with an id; raises CaiError naming the nearest id when `where` has no such principle."""
     ids = [p.id for p in principles]
     if id not in ids:
         near = difflib.get_close_matches(id, ids, n=1)
@@ -169,7 +174,7 @@ def find_principle(principles: Sequence[Principle], id: str, where: str) -> Prin
 
 
 def assign(constitution: Constitution, seed: int, prompt_id: str, occasion: str, count: int = 1) -> list[Principle]:
-    """The principles an example meets on an occasion (`round 1`, `judge`), by weighted rendezvous hashing.
+    """The principles an example draws on an occasion (`round 1`, `judge`), by weighted rendezvous hashing.
 
     Every principle p draws -ln(u_p) / weight_p with u_p = hash(seed, prompt id, occasion, p's id); the lowest
     `count` win, so p comes first with probability weight_p / sum of weights, and a principle that is added or
@@ -185,13 +190,13 @@ def assign(constitution: Constitution, seed: int, prompt_id: str, occasion: str,
 
 
 def shares(constitution: Constitution) -> dict[str, float]:
-    """P(a principle is the first drawn), by id; in (0, 1], with sum 1."""
+    """P(a principle is drawn first) by id, in (0, 1], summing to 1."""
     total = sum(p.weight for p in constitution.principles)
     return {p.id: p.weight / total for p in constitution.principles}
 
 
 class Difference(NamedTuple):
-    """What editing a constitution did, as principle ids in alphabetical order."""
+    """How two constitutions differ, as principle ids in alphabetical order."""
 
     added: list[str]
     removed: list[str]
@@ -200,7 +205,7 @@ class Difference(NamedTuple):
 
 
 def diff(a: Constitution, b: Constitution) -> Difference:
-    """From constitution `a` to `b`, principle by principle, matched by id."""
+    """Differences from constitution `a` to `b`, with principles matched by id."""
     before, after = ({p.id: p for p in c.principles} for c in (a, b))
     shared = sorted(before.keys() & after.keys())
     return Difference(
@@ -211,20 +216,20 @@ def diff(a: Constitution, b: Constitution) -> Difference:
     )
 
 
-class Moved(NamedTuple):
-    """Shares of draws, in [0, 1], whose calls to a model an edit changes: of rounds of revision, and of the judge."""
+class ChangedCalls(NamedTuple):
+    """Shares of draws, in [0, 1], whose model calls an edit changes: in revision rounds, and of the judge."""
 
     revisions: float
     judge: float
 
 
-def moved(a: Constitution, b: Constitution) -> Moved:
-    """What a run of `b` asks that the same run of `a` had not asked, as shares of its single draws.
+def changed_calls(a: Constitution, b: Constitution) -> ChangedCalls:
+    """The cache misses of a run of `b` after the same run of `a`, as shares of its single draws.
 
     A draw stays where it was with probability sum over principles i of 1 / sum over j of max(w_j / w_i, w'_j / w'_i):
     the arrival times of `assign` are the same exponentials in both, so i comes first in both when every other one
     arrives later by the larger of the two ratios of weights; 0 stands for the weight of a principle that is not there.
-    A draw that stays asks anew where a text it uses was reworded: critique or revision, or the judge's.
+    A draw that stays is a cache miss where a text it uses was reworded: critique or revision, or the judge's.
     """
     before, after = ({p.id: p for p in c.principles} for c in (a, b))
     ids = sorted(before.keys() | after.keys())
@@ -237,22 +242,22 @@ def moved(a: Constitution, b: Constitution) -> Moved:
         for i in sorted(before.keys() & after.keys())
     }
 
-    def asked_anew(*fields: TextField) -> float:
+    def miss_share(*fields: TextField) -> float:
         same = (i for i in stays if all(getattr(before[i], f) == getattr(after[i], f) for f in fields))
         share = 1 - sum(stays[i] for i in same)
         return share if share > 1e-9 else 0.0  # rounding
 
-    return Moved(asked_anew("critique", "revision"), asked_anew("judge"))
+    return ChangedCalls(miss_share("critique", "revision"), miss_share("judge"))
 
 
 Change = tuple[Literal["same", "removed", "added"], str]
 
 
 def word_changes(before: str, after: str) -> list[Change]:
-    """From one text to another, word by word.
+    """The difference of two texts, word by word.
 
-    The same and removed pieces join to `before`, the same and added ones to `after`; a removed piece stands before
-    the added one that takes its place.
+    The same and removed pieces join to `before`, the same and added ones to `after`; a removed piece precedes the
+    added one that replaces it.
     """
     a, b = (re.findall(r"\S+|\s+", text) for text in (before, after))
     changes: list[Change] = []
@@ -273,51 +278,47 @@ def _replaced(removed: str, added: str) -> list[Change]:
     return [change for change in changes if change[1]]
 
 
-# Writing a constitution as the YAML a person goes on editing: folded texts, no key that says nothing.
-
-
 WIDTH = 100  # columns of folded text, indentation not counted, as in the shipped constitutions
 NO_BREAK_SPACES = "\xa0\u202f"  # ordinary in French
 STARTER = """\
-# The principles of a run. Look at this file with `cai constitution show`, check it with `cai constitution lint`, and
-# name it in a run file as `constitution:`. For completion and checks in an editor, write the schema beside it,
+# A constitution. Check it with `cai constitution lint`, try it with `cai try`, and name it in a run file as
+# `constitution:`. For completion and checks in an editor, write the schema beside it,
 #     cai schema constitution --out constitution.schema.json
 # and make this the first line:  yaml-language-server: $schema=constitution.schema.json  (behind a #).
 name: {name}
 description: >-
-  One sentence on what answers by these principles are like.
+  One sentence about answers that follow these principles.
 principles:
-  # Each principle is one thing to ask of an answer, in three texts about that same thing. Say what the answer does
-  # ("gives the source of every number") rather than what it is like ("is honest"), and what to do rather than what
-  # not to do.
-  - id: concrete-example   # decides which prompts meet it: reword the texts freely, but keep the id
-    # What to look for; the model is shown its own last answer.
+  # A principle asks for one thing, in three texts about that thing. Describe what the answer does ("gives the source
+  # of every number") rather than a trait ("is honest"), and what to do rather than what not to do.
+  - id: concrete-example   # decides which prompts draw it: reword the texts freely, but keep the id
+    # What to look for in the model's last answer.
     critique: >-
       Point out every general statement in the answer that comes without an example. Quote it, and name an example
       that would make it clear.
-    # What the new answer is to do.
+    # What the new answer must do.
     revision: >-
       Rewrite the answer so that every general statement comes with a short, concrete example from daily life.
-    # A question about two answers: which one is better? Each is shown first once, so that it names no position.
+    # Which of two answers is better? Both orders are judged, so the question must not name a position.
     judge: >-
       Which answer makes its general statements clearer, with a short, concrete example for each?
-    # Optional: how often it is drawn, beside the others (1 when left out), and what only people read.
+    # Optional: how often it is drawn relative to the others (default 1), and notes for people.
     weight: 1
     tags: [clarity]
     notes: >-
       A placeholder: replace it with a principle of your own.
 
-  # Add principles below, set like the first one. Every id is there once; their order decides nothing.
+  # Add principles below in the same form. Ids must be unique; their order has no effect.
 """
 
 
 def starter(name: str) -> str:
-    """The text of a commented constitution of one principle to start from."""
+    """A commented constitution file with one principle to start from."""
     return STARTER.replace("{name}", _scalar(name))
 
 
 def constitution_yaml(constitution: Constitution, comments: list[str] | None = None) -> str:
-    """The text of a constitution's file, which loads as an equal one; `comments` are its first lines."""
+    """A constitution as a YAML file that loads as an equal one; `comments` become its first lines."""
     lines = ["# " + "".join(c if _is_plain(c) else " " for c in comment) for comment in comments or []]
     lines.append(f"name: {_scalar(constitution.name)}")
     if constitution.description:
@@ -360,7 +361,7 @@ def _test(test: PrincipleTest, indent: str) -> list[str]:
 
 
 def _text(key: str, text: str, indent: str) -> list[str]:
-    """A key and its text: folded where it is one paragraph, literal where its lines matter, else in quotes."""
+    """A key and its text: folded for one paragraph, literal for several lines, else quoted."""
     lines = text.split("\n")
     if not all(_is_plain(line) and line == line.strip(" ") for line in lines) or not (lines[0] and lines[-1]):
         return [f"{indent}{key}: {_scalar(text)}"]
@@ -373,12 +374,12 @@ def _text(key: str, text: str, indent: str) -> list[str]:
 
 
 def _is_plain(text: str) -> bool:
-    """Whether a block scalar can hold a line as it is, and a reader sees all of it."""
+    """Whether a block scalar can hold a line unchanged, with all of it visible."""
     return all(c.isprintable() or c in NO_BREAK_SPACES for c in text)
 
 
 def _scalar(value: str | float) -> str:
-    """A value on one line, in quotes where YAML would read it as something else, escaped where it cannot be seen."""
+    """A value on one line, quoted where YAML would misread it, with invisible characters escaped."""
     if isinstance(value, str) and not _is_plain(value):
         seen = value.replace("\\", "\\\\").replace('"', '\\"')
         return '"' + "".join(c if _is_plain(c) else f"\\U{ord(c):08x}" for c in seen) + '"'

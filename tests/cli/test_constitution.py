@@ -120,12 +120,10 @@ def test_diff_says_what_changed_word_by_word_and_what_it_costs(cai, tmp_path: Pa
     assert "added  private-life  (5.6 % of draws)" in told.out
     assert "reweighted  care-in-distress  1.5 → 3  (9.1 % → 16.7 % of draws)" in told.out
     assert "reworded  no-bullying\n  judge\n    Which answer is {+much+} kinder to [-the-]{+every+} person" in told.out
-    moved = principles.moved(load_constitution(SHIPPED / "harmless.yaml"), load_constitution(path))
-    revisions, judge = (f"{100 * share:.1f} %" for share in moved)
-    assert f"anew {revisions} of a round's critiques and revisions, {judge} of the judge's" in " ".join(
-        told.out.split()
-    )
-    assert "and seen by no run: lawful-conduct." in told.out
+    changed = principles.changed_calls(load_constitution(SHIPPED / "harmless.yaml"), load_constitution(path))
+    revisions, judge = (f"{100 * share:.1f} %" for share in changed)
+    assert f"New calls in a run: {revisions} of critiques and revisions, {judge} of the judge's." in told.out
+    assert "without effect on a run: lawful-conduct." in told.out
     assert "reworded  privacy" not in told.out
 
 
@@ -141,7 +139,7 @@ def test_diff_as_json(cai, tmp_path: Path) -> None:
     assert (field, rest) == ("critique", [])
     assert ["added", "much "] in texts["changes"]
     assert "".join(text for what, text in texts["changes"] if what != "added") == texts["before"]
-    assert 0 < found["asked_anew"]["judge"] < found["asked_anew"]["revisions"] < 1
+    assert 0 < found["changed_calls"]["judge"] < found["changed_calls"]["revisions"] < 1
 
 
 def test_diff_finds_equal_what_no_run_can_tell_apart(cai, tmp_path: Path) -> None:
@@ -152,7 +150,7 @@ def test_diff_finds_equal_what_no_run_can_tell_apart(cai, tmp_path: Path) -> Non
     for a, b in ((run, path), ("mine", path), (path, "mine")):
         told = cai("diff", a, b)
         assert told.status == 0
-        assert "Equal: the same principles, texts and weights." in told.out
+        assert "Equal: same principles, texts and weights." in told.out
         assert "the name, plain-words." in told.out
     assert json.loads(cai("diff", "mine", path, "--json").out)["equal"] is True
     assert cai("diff", path, "none.yaml").status == 2
@@ -193,10 +191,10 @@ def test_lint_prints_findings_as_a_compiler_does(cai, tmp_path: Path) -> None:
     path = edited(tmp_path, "plain", ("Which answer would do", "Would answer A do"), ("Imagine", "Ima\u200bgine"))
     told = cai("lint", path.name, "constitutions/brief.yaml")
     assert (
-        f"{path.name}:10: error hidden-character 'good-for-people'\n    column 10 holds U+200B ZERO WIDTH SPACE"
+        f"{path.name}:10: error hidden-character 'good-for-people'\n    column 10 contains U+200B ZERO WIDTH SPACE"
         in told.out
     )
-    assert f"{path.name}:15: warning position 'good-for-people'\n    judge names a place, “answer A”" in told.out
+    assert f"{path.name}:15: warning position 'good-for-people'\n    judge refers to a position, “answer A”" in told.out
     assert told.out.splitlines()[-1] == "1 error, 2 warnings in 2 files"
     findings = json.loads(cai("lint", path.name, "--json").out)
     assert [(f["file"], f["line"], f["rule"], f["severity"], f["principle"]) for f in findings] == [
@@ -205,7 +203,7 @@ def test_lint_prints_findings_as_a_compiler_does(cai, tmp_path: Path) -> None:
         (path.name, 15, "no-choice", "warning", "good-for-people"),
     ]
     assert all(f["reason"] and f["suggestion"] for f in findings)
-    assert cai("lint", "constitutions/brief.yaml").out == "Nothing found in 1 file\n"
+    assert cai("lint", "constitutions/brief.yaml").out == "No findings in 1 file\n"
     assert json.loads(cai("lint", "constitutions/brief.yaml", "--json").out) == []
 
 
@@ -243,7 +241,7 @@ def test_what_is_exported_is_imported(cai, tmp_path: Path) -> None:
     told = cai("import", "theirs.json", "--out", "back.yaml")
     assert (told.status, "already there" in told.err) == (2, True)
     assert cai("lint", "back.yaml", "--strict").status == 0
-    assert "made-up" in cai("lint", "back.yaml").out
+    assert "repeated-text" in cai("lint", "back.yaml").out
 
 
 @pytest.mark.parametrize(

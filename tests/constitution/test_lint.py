@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cai.config.errors import CaiError
-from cai.constitution.lint import ALIKE, CONTAINED, FEWEST_SAID, LEAST_SHARE, MOST_WORDS, Finding, Rule, lint
+from cai.constitution.lint import ALIKE, CONTAINED, MAX_WORDS, MIN_SHARE, MIN_WORDS_UNRELATED, Finding, Rule, lint
 from cai.constitution.lint_words import content, words
 from cai.constitution.principles import TEXTS, load_constitution, starter
 from tests.conftest import ROOT
@@ -68,11 +68,11 @@ def test_every_rule_and_bound_is_documented_as_it_is() -> None:
     assert rules == set(re.findall(r"^\| `([a-z-]+)` \| (error|warning|hint) \|", doc, re.MULTILINE))
     assert len(rules) == 16
     for bound in (
-        f"more than {MOST_WORDS} words",
+        f"more than {MAX_WORDS} words",
         f"of {ALIKE} or more",
         f"holds {100 * CONTAINED:.0f} %",
-        f"one draw in {1 / LEAST_SHARE:.0f}",
-        f"fewer than {FEWEST_SAID}",
+        f"one draw in {1 / MIN_SHARE:.0f}",
+        f"fewer than {MIN_WORDS_UNRELATED}",
     ):
         assert bound in doc
 
@@ -100,8 +100,8 @@ def test_a_finding_says_where_why_and_what_to_do(tmp_path: Path) -> None:
         principle="calm",
         rule="position",
         severity="warning",
-        reason="judge names a place, “answer A”: every pair is asked in both orders, so no place is always the better",
-        suggestion="describe the better answer in place of pointing at one",
+        reason="judge refers to a position, “answer A”, but every pair is judged in both orders",
+        suggestion="describe the better answer instead",
     )
     assert path.read_text(encoding="utf-8").splitlines()[9].strip().startswith("judge:")
 
@@ -131,32 +131,32 @@ def test_a_judge_is_to_choose_by_what_answers_say(tmp_path: Path, judge: str, ru
 @pytest.mark.parametrize(
     ("revision", "judge", "rules"),
     [
-        ("Rewrite the answer to remove harmful words.", "Which answer has more harmful words?", ["opposite"]),
+        ("Rewrite the answer to remove harmful words.", "Which answer has more harmful words?", ["contradiction"]),
         (
             "Rewrite the answer with kind words.",
             "Which answer is the most hurtful to those it is unkind to?",
-            ["opposite"],
+            ["contradiction"],
         ),
         ("Make the tone more angry, harmful and excited.", "Which has the more harmful, angry and excited tone?", []),
-        ("Make the tone more harmful and angry.", "Which has the less harmful and angry tone?", ["opposite"]),
-        ("Rewrite the angry answer to be shorter.", "Which angry answer is longer?", ["opposite"]),
-        ("Write it in a more formal tone.", "Which answer has a less formal tone?", ["opposite"]),
+        ("Make the tone more harmful and angry.", "Which has the less harmful and angry tone?", ["contradiction"]),
+        ("Rewrite the angry answer to be shorter.", "Which angry answer is longer?", ["contradiction"]),
+        ("Write it in a more formal tone.", "Which answer has a less formal tone?", ["contradiction"]),
         ("Write it in a more formal tone.", "Which answer has a more formal tone?", []),
     ],
 )
 def test_a_judge_is_not_to_undo_the_revision(tmp_path: Path, revision: str, judge: str, rules: list[str]) -> None:
     critique = "Point out each angry, harmful, kind, formal or excited word and its tone."
     principle = {"id": "calm", "critique": critique, "revision": revision, "judge": judge}
-    assert [rule for _, rule, _ in found(tmp_path, principle) if rule not in ("negative", "texts-disagree")] == rules
+    assert [rule for _, rule, _ in found(tmp_path, principle) if rule not in ("negative", "unrelated-texts")] == rules
 
 
 def test_the_texts_of_a_principle_are_about_one_thing(tmp_path: Path) -> None:
     (finding,) = lint(write(tmp_path, {**CALM, "judge": SOURCES["judge"]}))
-    assert (finding.rule, finding.line) == ("texts-disagree", 6)
-    assert "judge has no word of substance in common with the other two" in finding.reason
+    assert (finding.rule, finding.line) == ("unrelated-texts", 6)
+    assert "judge shares no content word with the other texts" in finding.reason
     mixed = {**CALM, "revision": SOURCES["revision"], "judge": "Which answer mentions fewer animals and plants?"}
     (finding,) = lint(write(tmp_path, mixed))
-    assert "critique, revision and judge have no word of substance in common with each other" in finding.reason
+    assert "critique, revision and judge share no content word with each other" in finding.reason
     short = {"id": "a", "critique": "What is missing?", "revision": "Add it.", "judge": "Which is better?"}
     assert found(tmp_path, short) == []
 
@@ -165,7 +165,7 @@ def test_principles_much_alike_are_found(tmp_path: Path) -> None:
     copy = {**CALM, "id": "copy"}
     assert found(tmp_path, CALM, SOURCES, copy) == [("copy", "near-duplicate", "warning")]
     (finding,) = lint(write(tmp_path, CALM, SOURCES, copy))
-    assert "word for word what 'calm' says (line 3)" in finding.reason
+    assert "has the same texts as 'calm' (line 3)" in finding.reason
     assert "give the other weight 2" in finding.suggestion
     close = {**copy, "judge": "Which answer has the calmer tone and fewer excited words?"}
     assert found(tmp_path, CALM, SOURCES, close) == [("copy", "near-duplicate", "warning")]
@@ -180,7 +180,7 @@ def test_principles_much_alike_are_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("weight", "starved"), [(0.005, True), (0.0051, False)])
 def test_a_principle_that_is_hardly_ever_drawn_is_found(tmp_path: Path, weight: float, starved: bool) -> None:
     rules = found(tmp_path, {**SOURCES, "weight": 1 - weight}, {**CALM, "weight": weight * 0.999})
-    assert rules == ([("calm", "starved", "warning")] if starved else [])
+    assert rules == ([("calm", "rarely-drawn", "warning")] if starved else [])
 
 
 def test_a_starved_principle_says_how_often_it_is_drawn(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_a_text_made_of_another_is_a_hint(tmp_path: Path) -> None:
         **CALM,
         "judge": f"Which answer better does what this instruction asks for? Instruction: {CALM['revision']}",
     }
-    assert found(tmp_path, made) == [("calm", "made-up", "hint")]
+    assert found(tmp_path, made) == [("calm", "repeated-text", "hint")]
 
 
 def test_characters_are_found_where_they_stand(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_characters_are_found_where_they_stand(tmp_path: Path) -> None:
     text = text.replace("name: c", "name: c # \u202e").replace("calm tone,", "c\u0430lm t\u200bone,")
     hidden, odd, zero = sorted(of_text(tmp_path, text), key=lambda f: (f.line, f.rule != "look-alike"))
     assert (hidden.line, hidden.rule, hidden.severity, hidden.principle) == (1, "hidden-character", "error", "")
-    assert "column 11 holds U+202E RIGHT-TO-LEFT OVERRIDE" in hidden.reason
+    assert "column 11 contains U+202E RIGHT-TO-LEFT OVERRIDE" in hidden.reason
     assert (odd.rule, odd.severity, odd.principle) == ("look-alike", "warning", "calm")
     assert "'c\u0430lm' mixes Cyrillic and Latin letters: \u0430 is U+0430" in odd.reason
     assert (zero.line, zero.principle) == (odd.line, "calm")
@@ -252,7 +252,7 @@ principles:
         (13, "numbers", "alias"),
     ]
     assert "column 38" in findings[0].reason
-    assert "*first stands for what &first marks" in findings[1].reason
+    assert "*first repeats what &first marks" in findings[1].reason
 
 
 def test_what_a_merged_mapping_gives_is_found_at_the_principle(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ from cai.constitution.principles import (
     Principle,
     PrincipleTest,
     assign,
+    changed_calls,
     diff,
     load_constitution,
-    moved,
     shares,
     word_changes,
 )
@@ -147,8 +147,8 @@ def test_the_share_that_moves_is_what_assignment_does(
     count = 1000
     drawn = [[assign(c, 0, f"prompt {n}", "round 1")[0] for c in (a, b)] for n in range(count)]
     for share, happened in (
-        (moved(a, b).revisions, sum(x.id != y.id for x, y in drawn)),
-        (moved(a, b).judge, sum((x.id, x.judge) != (y.id, y.judge) for x, y in drawn)),
+        (changed_calls(a, b).revisions, sum(x.id != y.id for x, y in drawn)),
+        (changed_calls(a, b).judge, sum((x.id, x.judge) != (y.id, y.judge) for x, y in drawn)),
     ):
         # five standard errors; where nothing or everything moves, exactly
         assert abs(happened / count - share) <= 5 * (share * (1 - share) / count) ** 0.5 + 1e-9
@@ -156,12 +156,12 @@ def test_the_share_that_moves_is_what_assignment_does(
 
 def test_what_a_run_asks_anew_depends_on_which_text_was_reworded() -> None:
     c = make({"a": 1, "b": 1, "c": 2})
-    assert moved(c, edited(c, c={"judge": "x"})) == (0, 0.5)
-    assert moved(c, edited(c, c={"critique": "x"}, a={"revision": "x"})) == (0.75, 0)
-    assert moved(c, edited(c, c={"notes": "x", "tags": ["x"]})) == (0, 0)
-    assert moved(c, edited(c, a={"weight": 3.0}, b={"weight": 3.0}, c={"weight": 6.0})) == (0, 0)
-    assert moved(c, make({"a": 1, "b": 1, "c": 2, "new": 4})) == pytest.approx((0.5, 0.5))
-    assert moved(c, make({"x": 1})) == (1, 1)
+    assert changed_calls(c, edited(c, c={"judge": "x"})) == (0, 0.5)
+    assert changed_calls(c, edited(c, c={"critique": "x"}, a={"revision": "x"})) == (0.75, 0)
+    assert changed_calls(c, edited(c, c={"notes": "x", "tags": ["x"]})) == (0, 0)
+    assert changed_calls(c, edited(c, a={"weight": 3.0}, b={"weight": 3.0}, c={"weight": 6.0})) == (0, 0)
+    assert changed_calls(c, make({"a": 1, "b": 1, "c": 2, "new": 4})) == pytest.approx((0.5, 0.5))
+    assert changed_calls(c, make({"x": 1})) == (1, 1)
 
 
 @given(st.text("ab \n", max_size=12), st.text("ab \n", max_size=12))
