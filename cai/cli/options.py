@@ -12,7 +12,7 @@ import typer
 from pydantic import BaseModel
 
 from cai.config.errors import CaiError
-from cai.config.locate import find_file, near
+from cai.config.locate import find_file, suggestion
 from cai.runs.folder import is_run, open_run, runs_meant
 from cai.runs.run_file import RunConfig
 
@@ -79,4 +79,4 @@ def find_constitution(name: str, runs: Path | None) -> Path:
             return shipped
     what = "a folder without a run" if path.is_dir() else "no such file"
     known = f", nor a run in {runs}/ ({runs_meant(name, runs)})" if runs else ""
-    raise CaiError(f"{name}: {what}{known}{near(name, path)}")
+    raise CaiError(f"{name}: {what}{known}{suggestion(name, path)}")

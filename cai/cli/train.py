@@ -15,7 +15,7 @@ from rich.console import Console
 from cai.cli.options import DEFAULT_RUNS, DEFAULT_SEED, ModelName, Replace, Seed, Settings, default, setting
 from cai.config.errors import CaiError
 from cai.config.locate import local_file
-from cai.config.validation import nearest
+from cai.config.validation import closest_name
 from cai.config.yaml_files import YamlSource, apply_overrides, validate
 from cai.data.files import rows as rows_of
 from cai.data.jsonl import parse_row, write_rows
@@ -118,7 +118,7 @@ def _train(
 
 def _settings(stage: str, reward: str | None, overrides: list[str]) -> TrainConfig:
     if stage not in STAGES:
-        near = nearest(stage, STAGES)
+        near = closest_name(stage, STAGES)
         hint = f"did you mean '{near}'?" if near else f"expected one of {', '.join(STAGES)}"
         raise CaiError(f"unknown stage '{stage}'; {hint}")
     if reward and not issubclass(STAGES[stage], Online):

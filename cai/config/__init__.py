@@ -1,1 +1,1 @@
-"""Reading what people write: YAML with line numbers, errors in their words, hashing."""
+"""Reading what users write: YAML with line numbers, errors in their words; finding files; hashing."""

@@ -15,7 +15,7 @@ def _digest(parts: tuple[Any, ...], size: int) -> bytes:
 
 
 def fingerprint(*parts: Any) -> str:
-    """16 hexadecimal digits that stand for JSON-like values."""
+    """16 hexadecimal digits that identify JSON-like values."""
     return _digest(parts, 8).hex()
 
 

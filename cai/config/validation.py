@@ -1,6 +1,6 @@
-"""What pydantic finds wrong with data that people wrote, in their words: what was expected there, and what was found.
+"""Pydantic's errors in the user's words: where, what was expected, what was found, and what to write.
 
-What was expected is read from the annotation of the place, so that every model has these messages without saying more.
+The expectation is derived from the annotation of the field, so that every model has these messages without more code.
 """
 
 import difflib
@@ -16,57 +16,58 @@ from pydantic_core import core_schema
 from typing_extensions import is_typeddict
 
 Location = tuple[str | int, ...]
-LONGEST = 60  # characters of a text that is told
+LONGEST = 60  # characters of a value in a message
 NUMBERS = {int: "whole number", float: "number"}
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong, and where: the steps into the data."""
+    """One error and its location, the steps into the data."""
 
     at: Location
     message: str
 
 
 class Kind(NamedTuple):
-    """One of the things that may stand in a place: a type with its bounds."""
+    """One of the types that a field allows, with its bounds."""
 
     type: Any
     bounds: tuple[Any, ...] = ()
 
     def bound(self, name: str) -> Any:
-        """A bound by its name in pydantic, or None."""
+        """A bound by its name in pydantic; None where there is none."""
         return next((value for b in self.bounds if (value := getattr(b, name, None)) is not None), None)
 
 
 def problems(
     model: type[BaseModel], data: Any, error: ValidationError, renamed: Mapping[str, str] | None = None
 ) -> list[Problem]:
-    """Every fault once, in pydantic's order; `renamed` maps the dotted keys of earlier versions to today's."""
-    told: list[Problem] = []
-    attempts: set[Problem] = set()  # at a place with several kinds: why it is not one of them
-    mistyped: set[Location] = set()  # fields that are missing for want of a letter
+    """Every error once, in pydantic's order; `renamed` maps the dotted keys of earlier versions to today's."""
+    reported: list[Problem] = []
+    attempts: set[Problem] = set()  # of a field with several types: why the value is none of them
+    mistyped: set[Location] = set()  # required fields that a misspelt key stands for
     for raw in error.errors():
         at = _without_tags(data, tuple(raw["loc"]), raw["type"])
         if raw["type"] in ("extra_forbidden", "invalid_key"):
             here = _value_at(data, at[:-1])
             models = [k.type for k in _kinds_at(model, data, at[:-1]) if _is_model(k.type) and _chosen(k.type, here)]
             if (new := renamed_key(at, renamed or {})) is not None:
-                told.append(Problem((*at[:-1], str(at[-1])), f"{found(str(at[-1]))} is now called '{new}'"))
+                reported.append(Problem((*at[:-1], str(at[-1])), f"{describe(str(at[-1]))} is now called '{new}'"))
                 continue
-            near = nearest(str(at[-1]), (name for m in models for name in m.model_fields))
+            similar = closest_name(str(at[-1]), (name for m in models for name in m.model_fields))
             known = dict.fromkeys(name for m in models for name in settable(m))
-            hint = f"did you mean '{near}'?" if near else f"known keys: {', '.join(known)}"
-            told.append(Problem((*at[:-1], str(at[-1])), f"unknown key {found(str(at[-1]))}; {hint}"))
-            mistyped.add((*at[:-1], near or ""))
+            hint = f"did you mean '{similar}'?" if similar else f"known keys: {', '.join(known)}"
+            reported.append(Problem((*at[:-1], str(at[-1])), f"unknown key {describe(str(at[-1]))}; {hint}"))
+            mistyped.add((*at[:-1], similar or ""))
         else:
-            told.append(_problem(model, data, at, raw))
+            reported.append(_problem(model, data, at, raw))
         if len(at) < len(raw["loc"]):
-            attempts.add(told[-1])
-    inner = {f.at[:n] for f in told for n in range(len(f.at))}
+            attempts.add(reported[-1])
+    inner = {problem.at[:n] for problem in reported for n in range(len(problem.at))}
     return [
-        f
-        for f in dict.fromkeys(told)
-        if not (f in attempts and f.at in inner) and not (f.at in mistyped and f.message.startswith("missing"))
+        problem
+        for problem in dict.fromkeys(reported)
+        if not (problem in attempts and problem.at in inner)
+        and not (problem.at in mistyped and problem.message.startswith("missing"))
     ]
 
 
@@ -81,15 +82,15 @@ def renamed_key(at: Location, renamed: Mapping[str, str]) -> str | None:
     )
 
 
-def nearest(name: str, names: Iterable[str]) -> str | None:
-    """The one of `names` that is likely meant, also by its initials; None if none is."""
+def closest_name(name: str, names: Iterable[str]) -> str | None:
+    """The most similar of `names`, or the one with these initials; None if none is similar."""
     listed = list(names)
     short = [n for n in listed if "_" in n and "".join(part[:1] for part in n.split("_")) == name]
     return next(iter(difflib.get_close_matches(name, listed, n=1) or short), None)
 
 
-def spoken(data: Any, at: Location) -> str:
-    """A location as a person says it: `principles[3] ('no-harm').critique`."""
+def format_location(data: Any, at: Location) -> str:
+    """A location in an error message: `principles[3] ('no-harm').critique`."""
     name = ""
     for step in at:
         name += f"[{step}]" if isinstance(step, int) else f".{step}" if name else str(step)
@@ -111,25 +112,25 @@ def _problem(model: type[BaseModel], data: Any, at: Location, raw: Any) -> Probl
     if kind in ("missing", "union_tag_not_found"):
         return Problem(at, f"missing; expected {expected}" if expected else "missing")
     message = f"expected {expected}" if expected else raw["msg"]
-    return Problem(at, f"{message}, found {found(value)}{_hint(kinds, value)}")
+    return Problem(at, f"{message}, found {describe(value)}{_hint(kinds, value)}")
 
 
 def settable(model: type[BaseModel]) -> list[str]:
-    """The fields of a model that can be chosen: not those of one value alone."""
+    """The fields of a model that a user can set: not those that allow a single value."""
     return [name for name, field in model.model_fields.items() if not _fixed(field.annotation)]
 
 
 def bool_for_number(model: type[BaseModel], name: str, value: Any) -> str | None:
-    """What to tell of true or false in place of a number, which pydantic takes for 1 or 0; None if all is well."""
+    """The error for true or false in place of a number, which pydantic would read as 1 or 0; None if there is none."""
     field = model.model_fields[name]
     takes = kinds(field.annotation, tuple(field.metadata))
     if isinstance(value, bool) and any(k.type in NUMBERS for k in takes) and not any(k.type is bool for k in takes):
-        return f"expected {_any_of(takes)}, found {found(value)}"
+        return f"expected {_any_of(takes)}, found {describe(value)}"
     return None
 
 
-def found(value: Any) -> str:
-    """What was written in place of what was expected; characters that may pass for others are named."""
+def describe(value: Any) -> str:
+    """A value as an error shows it; non-ASCII characters, which may look like others, are named."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):
@@ -147,24 +148,24 @@ def found(value: Any) -> str:
 
 
 def _hint(kinds: list[Kind], value: Any) -> str:
-    if near := nearest(str(value), _values(kinds)):
-        return f"; did you mean '{near}'?"
+    if similar := closest_name(str(value), _values(kinds)):
+        return f"; did you mean '{similar}'?"
     is_text = any(kind.type is str for kind in kinds)
     return "; put it in quotes to mean the text" if is_text and isinstance(value, bool | int | float | date) else ""
 
 
 def _values(kinds: list[Kind]) -> list[str]:
-    """The values of a place that may hold nothing else."""
+    """The literal values that a field allows."""
     return [str(value) for kind in kinds if get_origin(kind.type) is Literal for value in get_args(kind.type)]
 
 
 def _fixed(annotation: Any) -> bool:
-    """Whether there is nothing to choose in a place, such as `stage` of one stage's settings."""
+    """Whether a field allows a single value, such as `stage` in the settings of one stage."""
     return get_origin(annotation) is Literal and len(get_args(annotation)) == 1
 
 
 def _any_of(kinds: list[Kind]) -> str:
-    """What may stand in a place, in words; empty where there are none for it."""
+    """The allowed types in words; empty where there are none for one of them."""
     models = [kind.type for kind in kinds if _is_model(kind.type)]
     if len(models) > 1:  # one of its fields tells them apart
         return f"a mapping with {', '.join(n for n, f in models[0].model_fields.items() if f.is_required())}"
@@ -203,20 +204,20 @@ def _range(kind: Kind) -> str:
         return f" from {ge:g} to {le:g}"
     low = f"at least {ge:g}" if ge is not None else f"above {gt:g}" if gt is not None else ""
     high = f"at most {le:g}" if le is not None else f"below {lt:g}" if lt is not None else ""
-    said = " and ".join(filter(None, [low, high]))
-    return (" of " if said.startswith("at ") else " ") + said if said else ""
+    bounds = " and ".join(filter(None, [low, high]))
+    return (" of " if bounds.startswith("at ") else " ") + bounds if bounds else ""
 
 
 def _plural(annotation: Any) -> str:
     first = kinds(annotation)[0].type
     if get_origin(first) is Literal:
         return ", ".join(f"'{value}'" for value in get_args(first))
-    things = {Any: "values", str: "texts", **{number: f"{name}s" for number, name in NUMBERS.items()}}
-    return things.get(first, "lists" if get_origin(first) in (list, tuple) else "mappings")
+    plurals = {Any: "values", str: "texts", **{number: f"{name}s" for number, name in NUMBERS.items()}}
+    return plurals.get(first, "lists" if get_origin(first) in (list, tuple) else "mappings")
 
 
 def kinds(annotation: Any, bounds: tuple[Any, ...] = ()) -> list[Kind]:
-    """The kinds that an annotation allows, its unions and bounds taken apart."""
+    """The types that an annotation allows, with unions and bounds unpacked."""
     if get_origin(annotation) is Annotated:
         base, *more = get_args(annotation)
         return kinds(base, (*_flat(more), *bounds))
@@ -232,7 +233,7 @@ def _flat(bounds: Iterable[Any]) -> Iterator[Any]:
 
 
 def _kinds_at(model: type[BaseModel], data: Any, at: Location) -> list[Kind]:
-    """The kinds that a place of the data may hold; none where the model does not say."""
+    """The types that a location of the data may hold; none where the model does not say."""
     here = [Kind(model)]
     for step in at:
         if isinstance(step, int):
@@ -249,7 +250,7 @@ def _value_at(data: Any, at: Location) -> Any:
 
 
 def _into(data: Any, step: str | int) -> Any:
-    """What stands a step further, or None."""
+    """The value one step further, or None."""
     try:
         return data[step]
     except (KeyError, IndexError, TypeError):
@@ -257,23 +258,23 @@ def _into(data: Any, step: str | int) -> Any:
 
 
 def _field_kinds(here: list[Kind], data: Any, name: str) -> list[Kind]:
-    """The kinds of a field of whichever model the data chose by its fields of one value, such as `stage`."""
-    found: list[Kind] = []
+    """The types of a field, of the model that the data selects by its single-value fields, such as `stage`."""
+    allowed: list[Kind] = []
     for kind in here:
         if get_origin(kind.type) is dict:
-            found += kinds(get_args(kind.type)[1])
+            allowed += kinds(get_args(kind.type)[1])
         if is_typeddict(kind.type):
-            found += kinds(get_type_hints(kind.type, include_extras=True).get(name))
+            allowed += kinds(get_type_hints(kind.type, include_extras=True).get(name))
         if not _is_model(kind.type) or name not in kind.type.model_fields:
             continue
         field = kind.type.model_fields[name]
         if _chosen(kind.type, data, name):
-            found += kinds(field.annotation, tuple(field.metadata))
-    return found
+            allowed += kinds(field.annotation, tuple(field.metadata))
+    return allowed
 
 
 def _chosen(model: type[BaseModel], data: Any, besides: str = "") -> bool:
-    """Whether data may be of a model by its fields of one value, such as `stage`; one of them not looked at."""
+    """Whether data fits a model by its single-value fields, such as `stage`, apart from the field `besides`."""
     return all(
         (data or {}).get(name) in (None, *_values(kinds(field.annotation)))
         for name, field in model.model_fields.items()

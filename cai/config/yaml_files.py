@@ -1,4 +1,4 @@
-"""Reading YAML that people write: models, line numbers, and errors that name them."""
+"""Reading the YAML that users write into models, with errors that name file, line and field."""
 
 import copy
 import itertools
@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from cai.config.errors import CaiError, reading
-from cai.config.validation import Location, Problem, bool_for_number, problems, spoken
+from cai.config.validation import Location, Problem, bool_for_number, format_location, problems
 
-HINTS = {  # parts of what PyYAML says, and what it takes to mend
+HINTS = {  # part of a message of PyYAML, and what to write instead
     "'\\t' that cannot start": "; put spaces in place of the tab",
     "mapping values are not allowed": "; put a text with a colon in quotes, or below `>-`",
     "'`' that cannot start": "; put a text that begins with ` in quotes, or below `>-`",
@@ -22,17 +22,18 @@ HINTS = {  # parts of what PyYAML says, and what it takes to mend
     "undefined alias": "; put a text that begins with * in quotes, or below `>-`",
     "alphabetic or numeric character": "; put a text that begins with * or & in quotes, or below `>-`",
 }
-MOST_PLACES = 100_000  # values of a file, those that aliases stand for counted: a constitution of 16 has 400
+MOST_PLACES = 100_000  # values of a file, aliases expanded; a constitution of 16 principles has 400
 Kind = Literal["constitution", "run file", "sweep"]
-TAKEN_BY: dict[Kind, str] = {  # what to do with a file of each kind
+USED_BY: dict[Kind, str] = {  # what a file of each kind is for
     "constitution": "a run file names it as `constitution:`, and `cai try {path}` shows what it does",
-    "run file": "`cai run {path}` carries it out, and a sweep names it as `run:`",
-    "sweep": "`cai sweep {path}` carries it out",
+    "run file": "`cai run {path}` runs it, and a sweep names it as `run:`",
+    "sweep": "`cai sweep {path}` runs it",
 }
 
 RENAMED: dict[str, str] = {  # keys of earlier versions, and where each stands now
     "engine.context": "engine.max_model_len",
     "engine.max_in_flight": "engine.concurrency",
+    "evaluate.referee": "evaluate.constitution",
     "judge.band": "judge.cot_clamp",
     "judge.thought_tokens": "judge.cot_max_tokens",
     "judge.thoughts": "judge.cot_samples",
@@ -40,21 +41,21 @@ RENAMED: dict[str, str] = {  # keys of earlier versions, and where each stands n
 
 
 class Section(BaseModel):
-    """Base of everything a person writes in YAML: immutable, and an unknown key is an error."""
+    """Base of everything a user writes in YAML: immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod
-    def _no_truth_for_numbers(cls, data: Any) -> Any:
+    def _reject_bool_for_number(cls, data: Any) -> Any:
         for key, value in data.items() if isinstance(data, dict) else ():
-            if key in cls.model_fields and (told := bool_for_number(cls, key, value)):
-                raise PydanticCustomError("bool_for_number", "{told}", {"told": told, "at": (key,)})
+            if key in cls.model_fields and (message := bool_for_number(cls, key, value)):
+                raise PydanticCustomError("bool_for_number", "{message}", {"message": message, "at": (key,)})
         return data
 
 
 class YamlSource(NamedTuple):
-    """A parsed YAML file: its data, and where each location was written, `file:line` or the `--set` option."""
+    """A parsed YAML file: its data, and the origin of each location, `file:line` or the `--set` option."""
 
     path: Path
     data: Any
@@ -99,17 +100,17 @@ def read_yaml(path: Path) -> YamlSource:
 
 
 def expect_kind(source: YamlSource, expected: Kind) -> None:
-    """Raises: CaiError, in one line, for a file whose keys are plainly those of another kind of file."""
+    """Raises: CaiError for a file whose keys are those of another kind of file."""
     keys = source.data if isinstance(source.data, dict) else {}
     signs: dict[Kind, bool] = {
         "constitution": isinstance(keys.get("principles"), list),
         "run file": "prompts" in keys and ("model" in keys or "constitution" in keys),
         "sweep": "run" in keys and ("grid" in keys or "set" in keys or isinstance(keys.get("principles"), str)),
     }
-    kinds = [kind for kind, found in signs.items() if found]
+    kinds = [kind for kind, matches in signs.items() if matches]
     if len(kinds) == 1 and kinds[0] != expected:
-        taken = TAKEN_BY[kinds[0]].format(path=source.path)
-        raise CaiError(f"{source.path}: this is a {kinds[0]}, where a {expected} was expected; {taken}")
+        use = USED_BY[kinds[0]].format(path=source.path)
+        raise CaiError(f"{source.path}: expected a {expected}, found a {kinds[0]}; {use}")
 
 
 def read_text(path: Path) -> str:
@@ -133,7 +134,7 @@ def _collect_places(path: Path, node: yaml.Node, at: Location, places: dict[Loca
             key, line = key_node.value, key_node.start_mark.line + 1
             if isinstance(key, Hashable):
                 if key in seen:
-                    raise CaiError(f"{path}:{line}: the key '{key}' stands here twice, first on line {seen[key]}")
+                    raise CaiError(f"{path}:{line}: duplicate key '{key}', first on line {seen[key]}")
                 seen[key] = line
                 places[*at, str(key)] = f"{path}:{line}"
                 _collect_places(path, value_node, (*at, str(key)), places)
@@ -143,7 +144,7 @@ def _collect_places(path: Path, node: yaml.Node, at: Location, places: dict[Loca
 
 
 def apply_overrides(source: YamlSource, overrides: list[str]) -> YamlSource:
-    """A source with `key.path=value` settings laid over it; values are read as YAML."""
+    """A source with `key.path=value` overrides applied; values are parsed as YAML."""
     data, places = copy.deepcopy(source.data), dict(source.places)
     for override in overrides:
         dotted, equals, text = override.partition("=")
@@ -172,8 +173,8 @@ def _set_at(data: Any, steps: list[str | int], value: Any) -> None:
     data[steps[-1]] = value
 
 
-class Mistake(NamedTuple):
-    """A fault in a file: the place it is written in, the steps to it, and what is wrong there."""
+class FileProblem(NamedTuple):
+    """An error in a file: `file:line`, the steps into the data, and the message."""
 
     place: str
     at: Location
@@ -184,23 +185,23 @@ class Mistake(NamedTuple):
 
 
 def validate(source: YamlSource, model: type[AnySection]) -> AnySection:
-    """Check parsed YAML against `model`; every mistake becomes one line of a CaiError."""
-    found = check(source, model)
-    if isinstance(found, list):
-        raise CaiError("\n".join(dict.fromkeys(map(str, found))))
-    return found
+    """Parsed YAML as `model`; every error becomes one line of a CaiError."""
+    checked = check(source, model)
+    if isinstance(checked, list):
+        raise CaiError("\n".join(dict.fromkeys(map(str, checked))))
+    return checked
 
 
-def check(source: YamlSource, model: type[AnySection]) -> AnySection | list[Mistake]:
-    """The model of parsed YAML, or all that is wrong with it."""
+def check(source: YamlSource, model: type[AnySection]) -> AnySection | list[FileProblem]:
+    """Parsed YAML as `model`, or all of its errors."""
     try:
         return model.model_validate(source.data)
     except ValidationError as error:
-        return [_mistake(source, fault) for fault in problems(model, source.data, error, RENAMED)]
+        return [_located(source, problem) for problem in problems(model, source.data, error, RENAMED)]
 
 
-def _mistake(source: YamlSource, fault: Problem) -> Mistake:
-    at = fault.at
+def _located(source: YamlSource, problem: Problem) -> FileProblem:
+    at = problem.at
     place = next((source.places[at[:n]] for n in range(len(at), -1, -1) if at[:n] in source.places), str(source.path))
-    name = "" if place == f"--set {'.'.join(map(str, at))}" else spoken(source.data, at)
-    return Mistake(place, at, f"{name}: {fault.message}" if name else fault.message)
+    name = "" if place == f"--set {'.'.join(map(str, at))}" else format_location(source.data, at)
+    return FileProblem(place, at, f"{name}: {problem.message}" if name else problem.message)

@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from cai.config.errors import CaiError
-from cai.config.validation import found
+from cai.config.validation import describe
 from cai.constitution.principles import Principle
 from cai.constitution.templates import FewShot, Templates
 from cai.data.evaluation_formats import OPTION, option_pairs
@@ -61,7 +61,7 @@ def read_few_shot(path: Path, templates: Templates) -> FewShot:
         elif isinstance(entry, dict) and isinstance(entry.get("prompt"), str):
             judge += _reasoned_choice(place, entry["prompt"], templates)
         else:
-            raise CaiError(f"{place}: expected a text, turns, or an object with 'prompt', found {found(entry)}")
+            raise CaiError(f"{place}: expected a text, turns, or an object with 'prompt', found {describe(entry)}")
     return FewShot(revision=revision, judge=judge)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from cai.config.errors import CaiError
 from cai.config.hashing import fingerprint, uniform
-from cai.config.validation import found
+from cai.config.validation import describe
 from cai.data.files import Place, RawRow
 from cai.data.formats import RowFields, row_prompt, skipped, text
 from cai.data.records import Preference, Skipped, Verdict
@@ -67,7 +67,7 @@ def _probability(place: Place, comparison: RawRow) -> float:
     except ValueError:
         p = nan
     if not 0 <= p <= 1:
-        raise CaiError(f"{place}: metadata.p: expected a number from 0 to 1, found {found(text)}")
+        raise CaiError(f"{place}: metadata.p: expected a number from 0 to 1, found {describe(text)}")
     return max(p, 1 - p)
 
 

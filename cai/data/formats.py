@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 from cai.config.characters import visible
 from cai.config.errors import CaiError
 from cai.config.hashing import fingerprint
-from cai.config.validation import found
+from cai.config.validation import describe
 from cai.data.files import Place, RawRow, rows
 from cai.data.records import Message, Messages, Skipped
 from cai.data.transcripts import is_transcript, turns
@@ -174,7 +174,7 @@ def row_prompt(place: Place, value: RawRow) -> Messages:
         return [Message(role="user", content=prompt)]
     if isinstance(prompt, list):
         return plain_turns(prompt)
-    raise CaiError(f"{place}: prompt: expected a text or a list of turns, found {found(prompt)}")
+    raise CaiError(f"{place}: prompt: expected a text or a list of turns, found {describe(prompt)}")
 
 
 def plain_turns(items: list[Any]) -> Messages:
@@ -192,7 +192,7 @@ def text(place: Place, value: RawRow, key: str) -> str:
     """A field that must be a text."""
     content = value.get(key)
     if not isinstance(content, str):
-        raise CaiError(f"{place}: {key}: expected a text, found {found(content)}")
+        raise CaiError(f"{place}: {key}: expected a text, found {describe(content)}")
     return content
 
 

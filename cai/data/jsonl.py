@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Self, TextIO, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from cai.config.errors import CaiError, reading
-from cai.config.validation import problems, spoken
+from cai.config.validation import format_location, problems
 
 AnyRow = TypeVar("AnyRow", bound=BaseModel)
 COMPRESSIONS = (".gz", ".zst")
@@ -131,9 +131,9 @@ def parse_row(place: object, value: dict[str, Any], model: type[AnyRow]) -> AnyR
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        fault = problems(model, value, error)[0]
-        field = spoken(value, fault.at)
-        raise CaiError(f"{place}: {field + ': ' if field else ''}{fault.message}") from None
+        problem = problems(model, value, error)[0]
+        field = format_location(value, problem.at)
+        raise CaiError(f"{place}: {field + ': ' if field else ''}{problem.message}") from None
 
 
 class RowWriter:

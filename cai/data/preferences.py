@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 from cai.config.errors import CaiError
 from cai.config.hashing import fingerprint
-from cai.config.validation import found
+from cai.config.validation import describe
 from cai.data import annotated_pairs, chat_formats, evaluation_formats
 from cai.data.files import Place, RawRow
 from cai.data.formats import (
@@ -131,7 +131,7 @@ def _joined(placed: Iterator[tuple[Place, RawRow]]) -> Iterator[tuple[Place, Raw
                 yield place, value
                 continue
             if not isinstance(value["label"], bool):
-                raise CaiError(f"{place}: label: expected true or false, found {found(value['label'])}")
+                raise CaiError(f"{place}: label: expected true or false, found {describe(value['label'])}")
             answer = value["label"], _answer(place, "completion", value["completion"])
             kept = (fingerprint(row_prompt(place, value)), *answer, str(place.path), place.at)
             row = json.dumps(value, default=str)  # what JSON does not know is in fields that are not read
@@ -216,7 +216,7 @@ def _answer(place: Place, key: str, value: Any) -> str:
         return value.strip()
     if is_turns(value) and len(value) == 1:
         return str(value[0]["content"])
-    raise CaiError(f"{place}: {key}: expected a text or one turn of the assistant's, found {found(value)}")
+    raise CaiError(f"{place}: {key}: expected a text or one turn of the assistant's, found {describe(value)}")
 
 
 def _fields(place: Place, value: RawRow, messages: Messages, chosen: str, rejected: str) -> dict[str, Any]:

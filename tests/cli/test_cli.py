@@ -224,16 +224,16 @@ def test_the_main_job_on_the_real_model(real_model: Path, tmp_path: Path) -> Non
         (
             "run",
             "constitution",
-            "a constitution, where a run file was expected; a run file names it as `constitution:`",
+            "expected a run file, found a constitution; a run file names it as `constitution:`",
         ),
-        ("run", "sweep", "a sweep, where a run file was expected; `cai sweep FILE` carries it out"),
-        ("sweep", "run", "a run file, where a sweep was expected; `cai run FILE` carries it out"),
-        ("sweep", "constitution", "a constitution, where a sweep was expected; a run file names it"),
-        ("try", "run", "a run file, where a constitution was expected; `cai run FILE` carries it out"),
-        ("constitution lint", "run", "a run file, where a constitution was expected; `cai run FILE`"),
-        ("constitution lint", "sweep", "a sweep, where a constitution was expected; `cai sweep FILE`"),
-        ("constitution test", "run", "a run file, where a constitution was expected"),
-        ("run --set constitution=", "run", "a run file, where a constitution was expected"),
+        ("run", "sweep", "expected a run file, found a sweep; `cai sweep FILE` runs it"),
+        ("sweep", "run", "expected a sweep, found a run file; `cai run FILE` runs it"),
+        ("sweep", "constitution", "expected a sweep, found a constitution; a run file names it"),
+        ("try", "run", "expected a constitution, found a run file; `cai run FILE` runs it"),
+        ("constitution lint", "run", "expected a constitution, found a run file; `cai run FILE`"),
+        ("constitution lint", "sweep", "expected a constitution, found a sweep; `cai sweep FILE`"),
+        ("constitution test", "run", "expected a constitution, found a run file"),
+        ("run --set constitution=", "run", "expected a constitution, found a run file"),
     ],
 )
 def test_a_file_of_another_kind_is_named_in_one_line_with_what_takes_it(
@@ -257,5 +257,5 @@ def test_a_file_of_another_kind_is_named_in_one_line_with_what_takes_it(
         arguments = [*command.split(), path, *(["-p", "Hello?"] if command == "try" else [])]
     assert cai(monkeypatch, *arguments) == 2
     found = capsys.readouterr().err.replace(str(path), "FILE").strip()
-    assert f"FILE: this is {said}" in found
+    assert f"FILE: {said}" in found
     assert "\n" not in found

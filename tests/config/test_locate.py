@@ -69,7 +69,7 @@ def test_the_only_split_needs_no_name_and_several_need_one(hub: SimpleNamespace)
     assert prompt(local_file("org/name")) == "org/name validation c0ffee"
     hub.splits = ["train_sft", "train_prefs"]
     with pytest.raises(
-        CaiError, match="several splits; put one of train_sft, train_prefs behind it, org/name:train_sft"
+        CaiError, match="several splits; choose one of train_sft, train_prefs, such as org/name:train_sft"
     ):
         local_file("org/name")
     with pytest.raises(CaiError, match="org/name: no split 'test'"):
@@ -81,7 +81,7 @@ def test_without_a_connection_the_cache_serves_and_nothing_else(hub: SimpleNames
     hub.offline = True
     assert local_file("org/name") == path
     with pytest.raises(
-        CaiError, match="org/name:test: no such file, and as a data set not to be had from the Hub: no route"
+        CaiError, match="org/name:test: no such file, and the Hub has no such data set or is unreachable: no route"
     ):
         local_file("org/name:test")
 

@@ -1,4 +1,4 @@
-"""What is told of data that people wrote: what was expected in a place, and what was found."""
+"""Error messages for data that users wrote: what was expected, and what was found."""
 
 from typing import Annotated, Any, Literal
 
@@ -6,7 +6,7 @@ import pytest
 from pydantic import BaseModel, Field, ValidationError
 from typing_extensions import TypedDict
 
-from cai.config.validation import problems, spoken
+from cai.config.validation import format_location, problems
 from cai.config.yaml_files import Section
 
 
@@ -81,25 +81,27 @@ class Meal(Section):
         ([], ": expected a mapping with name, count, cook, band, share, dishes, side, turns, …, found an empty list"),
     ],
 )  # fmt: skip
-def test_a_fault_says_what_was_expected_there_and_what_was_found(data: object, expected: str) -> None:
+def test_an_error_says_what_was_expected_and_what_was_found(data: object, expected: str) -> None:
     with pytest.raises(ValidationError) as caught:
         Meal.model_validate(data)
-    told = [f"{spoken(data, fault.at)}: {fault.message}" for fault in problems(Meal, data, caught.value)]
-    assert len(told) == 1, told
-    assert expected in told[0]
+    messages = [
+        f"{format_location(data, problem.at)}: {problem.message}" for problem in problems(Meal, data, caught.value)
+    ]
+    assert len(messages) == 1, messages
+    assert expected in messages[0]
 
 
 def test_truth_values_pass_where_they_are_meant() -> None:
     assert Meal.model_validate({"cold": True}).cold
 
 
-def test_what_a_model_does_not_say_is_told_in_pydantics_words() -> None:
+def test_a_type_without_words_of_cai_keeps_pydantics_message() -> None:
     class Odd(BaseModel):
         when: complex
 
     with pytest.raises(ValidationError) as caught:
         Odd.model_validate({"when": []})
-    [fault] = problems(Odd, {"when": []}, caught.value)
-    assert fault.at == ("when",)
-    assert "complex" in fault.message
-    assert fault.message.endswith(", found an empty list")
+    [problem] = problems(Odd, {"when": []}, caught.value)
+    assert problem.at == ("when",)
+    assert "complex" in problem.message
+    assert problem.message.endswith(", found an empty list")

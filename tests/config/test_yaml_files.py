@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def fault(path: Path, text: str) -> str:
             "name: a\nparts:\n  - {size: 1}\n  - {id: egg, size: []}\n",
             "f.yaml:4: parts[1] ('egg').size: expected a whole number, found an empty list",
         ),
-        ("name: a\nname: b\n", "f.yaml:2: the key 'name' stands here twice, first on line 1"),
+        ("name: a\nname: b\n", "f.yaml:2: duplicate key 'name', first on line 1"),
         ("name: [a\n", "f.yaml:2: not valid YAML: expected ',' or ']', but got '<stream end>'"),
         (
             "\tname: a\n",
@@ -172,3 +173,14 @@ def test_a_renamed_key_leads_to_one_that_exists() -> None:
     schemas = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "schemas").glob("*.json"))
     for old, new in RENAMED.items():
         assert f'"{new.split(".")[-1]}": {{' in schemas, f"{old} is said to be called {new} now, which no file may hold"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("evaluate: {referee: x.yaml}", "evaluate.referee: 'referee' is now called 'evaluate.constitution'")],
+)
+def test_a_key_of_an_earlier_version_is_answered_with_its_new_name(tmp_path: Path, old: str, new: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(f"model: m\nconstitution: c\nprompts: {{source: p}}\n{old}\n")
+    with pytest.raises(CaiError, match=rf"run\.yaml:4: {re.escape(new)}"):
+        load_run_file(path)
