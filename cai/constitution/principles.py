@@ -136,12 +136,14 @@ class Constitution(yaml_files.Section):
         seen: dict[str, int] = {}
         for index, principle in enumerate(self.principles):
             if principle.id in seen:
-                message = (
-                    f"duplicate id '{principle.id}' (principles number {seen[principle.id] + 1} and {index + 1}); "
-                    "ids must be unique"
-                )
+                numbers = f"principles number {seen[principle.id] + 1} and {index + 1}"
                 raise PydanticCustomError(
-                    "same_id", "{message}", {"message": message, "at": ("principles", index, "id")}
+                    "same_id",
+                    "{message}",
+                    {
+                        "message": f"duplicate id '{principle.id}' ({numbers}); ids must be unique",
+                        "at": ("principles", index, "id"),
+                    },
                 )
             seen[principle.id] = index
         return self

@@ -43,15 +43,15 @@ def test_the_shipped_constitutions_load(name: str, count: int) -> None:
         ("\n  - {id: a, critique: '', revision: r, judge: j}", "f.yaml:3: principles[0] ('a').critique: 'critique' is empty; write what to look for"),
         ("\n  - {id: A b, critique: c, revision: r, judge: j}", "f.yaml:3: principles[0] ('A b').id: expected a text that matches ^[a-z0-9][a-z0-9_-]*$, found 'A b'"),
         ("\n  - {id: c\u0430re, critique: c, revision: r, judge: j}", "found 'c\u0430re' (with U+0430 CYRILLIC SMALL LETTER A)"),
-        ("\n  - {id: a, critique: c, revision: r, judge: j}\n  - {id: a, critique: c, revision: r, judge: j}", "f.yaml:4: principles[1] ('a').id: two principles have the id 'a' (number 1 and 2 of the list)"),
+        ("\n  - {id: a, critique: c, revision: r, judge: j}\n  - {id: a, critique: c, revision: r, judge: j}", "f.yaml:4: principles[1] ('a').id: duplicate id 'a' (principles number 1 and 2)"),
         ("\n  - {id: a, critique: c, revision: r, judge: j, weight: 0}", "weight: expected a number above 0, found 0"),
         ("\n  - {id: a, critique: c, revision: r}", "f.yaml:3: principles[0] ('a').judge: missing; expected a text"),
         ("\n  - {id: a, critique: c, revison: r, judge: j}", "unknown key 'revison'; did you mean 'revision'?"),
-        (having("prompt: p, draft: d"), "f.yaml:4: principles[0] ('a').tests[0]: nothing is expected; give one or more of critique, revision, better, worse"),
+        (having("prompt: p, draft: d"), "f.yaml:4: principles[0] ('a').tests[0]: no expectation; give one or more of critique, revision, better, worse"),
         (having("prompt: p, draft: d, critique: find"), "f.yaml:4: principles[0] ('a').tests[0].critique: expected 'finds' or 'finds nothing' or null, found 'find'; did you mean 'finds'?"),
-        (having("prompt: p, draft: d, revision: {contains: []}"), "tests[0].revision: nothing is expected; list phrases under contains, or lacks"),
+        (having("prompt: p, draft: d, revision: {contains: []}"), "tests[0].revision: no phrases; list some under contains or lacks"),
         (having("prompt: p, draft: d, revision: {lacks: [x, ' ']}"), "tests[0].revision.lacks[1]: expected a text that is not empty, found ' '"),
-        (having("prompt: p, draft: d, better: ' d '"), "tests[0]: the draft is compared with itself; write another answer"),
+        (having("prompt: p, draft: d, better: ' d '"), "tests[0]: better or worse equals the draft; write another answer"),
         (having("prompt: p, draft: d, beter: x"), "tests[0].beter: unknown key 'beter'; did you mean 'better'?"),
         (having("prompt: p, draft: d, better: x, least: 0.2"), "least: expected a number from 0.5 to 1, found 0.2"),
     ],
@@ -67,7 +67,9 @@ def test_a_bad_constitution_is_refused_with_its_line(tmp_path: Path, principles:
 def test_a_constitution_of_others_is_met_with_the_command_that_reads_it(tmp_path: Path) -> None:
     path = tmp_path / "theirs.json"
     path.write_text('{"constitutions": [{"critic": "c", "revision": "r"}]}', encoding="utf-8")
-    with pytest.raises(CaiError, match=r"name: missing(.*\n)*`cai constitution import` turns constitutions of others"):
+    with pytest.raises(
+        CaiError, match=r"name: missing(.*\n)*`cai constitution import` converts external constitutions"
+    ):
         load_constitution(path)
 
 
