@@ -17,7 +17,7 @@ from cai.inference.progress import Reporter
 from cai.runs.dry_run import dry_run as forecast
 from cai.runs.metrics import summary_metrics
 from cai.runs.pipeline import execute
-from cai.runs.sweep import Member, carry_out, last_folder, make_sweep, refuse_other_runs
+from cai.runs.sweep import Member, last_folder, make_sweep, refuse_other_runs, run_members
 from cai.stats.formatting import counted, span
 
 
@@ -47,7 +47,7 @@ def _run_all(file: Path, settings: list[str], replace: bool, runs: Path) -> bool
         refuse_other_runs(file, name, members)
     reporter = Reporter(console)
     with resumable(console):
-        failed = carry_out(
+        failed = run_members(
             name, members, runs, lambda plan: execute(plan, reporter, replace), lambda text: line(console, text)
         )
     whole(console, _results(members))

@@ -1,5 +1,5 @@
-"""Runs: the folder of one, carrying one out, comparing them. `cai.runs.load("runs/x")` has its rows as tables."""
+"""Runs: their file, folder and plan, running them, finding and publishing them; `load_run` reads one as tables."""
 
-from cai.runs.frames import RunTables, load
+from cai.runs.frames import Run, load_run
 
-__all__ = ["RunTables", "load"]
+__all__ = ["Run", "load_run"]

@@ -1,8 +1,7 @@
-"""What a run will ask of its models before anything is paid for: the run itself, over an engine that only counts.
+"""A forecast of a run's calls, tokens and time: the run itself, over an engine that only counts.
 
-The steps of a run are carried out as always, in a folder that is thrown away. Calls the cache knows are answered from
-it; every other call gets a placeholder that no model wrote, so that whatever depends on it is unknown to the cache too
-and is counted as well.
+The steps run as always, in a temporary folder. Cached calls are answered from the cache; every other call gets a
+placeholder that no model wrote, so that the calls which depend on it are cache misses too, and counted.
 """
 
 import asyncio
@@ -35,22 +34,22 @@ from cai.runs.session import Session
 from cai.training.settings import TrainConfig
 from cai.training.stage import is_trained
 
-CHARACTERS = 4.0  # a token of English, about: only sizes the placeholders and the estimate of tokens read
+CHARACTERS = 4.0  # per token of English, roughly; sizes placeholders and the estimate of tokens read
 
 
 class Placeholders:
-    """An engine without a model: unique texts of the greatest length, and even verdicts."""
+    """An engine without a model: unique texts of maximal length, and undecided verdicts."""
 
     def __init__(self, fingerprint: str) -> None:
         self.fingerprint = fingerprint
 
     async def generate(self, request: Generate) -> Completion:
-        """A text of `max_tokens` that no other request gets."""
+        """A text of `max_tokens`, unique to the request."""
         name = fingerprint(self.fingerprint, request.messages, request.max_tokens, request.temperature, request.seed)
         return Completion(name.ljust(int(CHARACTERS * request.max_tokens)), "length", 0, request.max_tokens)
 
     async def choose(self, request: Choose) -> list[float]:
-        """The same for every option."""
+        """The same log-probability for every option."""
         return [-1.0] * len(request.options)
 
     async def close(self) -> None:
@@ -58,7 +57,7 @@ class Placeholders:
 
 
 class Line(NamedTuple):
-    """Calls of one kind in one stage of a run; `tokens` are those written, or expected to be."""
+    """Calls of one kind in one stage of a run; `tokens` are those written, or the forecast of them."""
 
     stage: str
     step: str
@@ -68,17 +67,17 @@ class Line(NamedTuple):
 
 
 class DryRun(NamedTuple):
-    """What a run will ask, and what that may take."""
+    """The calls of a run, and their tokens and time."""
 
     lines: list[Line]
-    tokens_read: float  # by the calls to be asked, at CHARACTERS a token; shared beginnings are read once, if at all
-    seconds: float | None  # of the calls; None where nothing was measured with these models yet
-    untrained: list[str]  # the training stages that are to be carried out, whose time is not forecast
-    iterations: int  # further ones, of which nothing is known before the first one's policy is
+    tokens_read: float  # by new calls, at CHARACTERS per token; an upper bound, since engines cache shared prefixes
+    seconds: float | None  # of the calls; None if no earlier run measured these models
+    untrained: list[str]  # training stages to run, whose time is not forecast
+    iterations: int  # further iterations, unknown before the first one's policy is trained
 
 
 class Rates(NamedTuple):
-    """Seconds to load a model, to write a token, to give a verdict, as measured in work done."""
+    """Seconds to load a model, write a token and give a verdict, measured in earlier work."""
 
     load: float
     token: float
@@ -86,36 +85,36 @@ class Rates(NamedTuple):
 
 
 def dry_run(plan: Plan, counted: Cache | None = None) -> DryRun:
-    """Count the calls of a run, or of its first iteration; nothing is asked, and nothing is kept but in `counted`.
+    """Count the calls of a run, or of its first iteration, without a model.
 
-    A call that an earlier forecast left in `counted` is remembered: so much do runs share that are to follow each
-    other. Raises: CaiError as the run itself would.
+    Calls that an earlier forecast left in `counted` are cache hits, as they will be when the runs of a sweep follow one
+    another. Raises: CaiError as the run itself would.
     """
     existing = plan.runs / CACHE_FILE
-    with tempfile.TemporaryDirectory(prefix="cai-") as aside:
-        folder = RunFolder(Path(aside) / "run")
+    with tempfile.TemporaryDirectory(prefix="cai-") as temporary:
+        folder = RunFolder(Path(temporary) / "run")
         folder.path.mkdir()
         with (
-            closing(Cache(existing if existing.exists() else Path(aside) / "none.sqlite")) as below,
-            closing(Cache(Path(aside) / "cache.sqlite")) as upper,
+            closing(Cache(existing if existing.exists() else Path(temporary) / "none.sqlite")) as below,
+            closing(Cache(Path(temporary) / "cache.sqlite")) as upper,
         ):
             quiet = Reporter(Console(quiet=True))
             cache = OverlayCache(below, counted or upper)
             session = Session(replace(plan, folder=folder), quiet, cache, open_placeholders)
             if plan.gate is not None:
-                session.work += asyncio.run(_gate(plan.gate, Path(aside), cache, quiet))
+                session.work += asyncio.run(_gate(plan.gate, Path(temporary), cache, quiet))
             asyncio.run(collect_feedback(session))
-            untrained = _evaluate(session, plan, Path(aside))
+            untrained = _evaluate(session, plan, Path(temporary))
             known = {engine: below.work(engine) for engine in {done.engine for done in session.work}}
             own = session.engine(plan.model).fingerprint
     lines, seconds = _expected(session.work, known, known.get(own, []))
-    asked = [tally for done in session.work for tally in done.work.steps.values()]
-    read = sum(tally.characters for tally in asked) / CHARACTERS
+    tallies = [tally for done in session.work for tally in done.work.steps.values()]
+    read = sum(tally.characters for tally in tallies) / CHARACTERS
     return DryRun(lines, read, seconds, untrained, plan.config.iterations - 1)
 
 
 def open_placeholders(model: Model, fingerprint: str, settings: EngineConfig) -> Engine:
-    """In place of a model."""
+    """Placeholders in place of a model."""
     return Placeholders(fingerprint)
 
 
@@ -132,7 +131,7 @@ class _Untrained(Exception):
 
 
 def _evaluate(session: Session, plan: Plan, aside: Path) -> list[str]:
-    """Count the calls of the evaluation: of the policy there is, or of one that no call is remembered of.
+    """Count the calls of the evaluation: of the trained policy, or of an unknown one that has no cached calls.
 
     Returns: the training stages that are not finished.
     """
@@ -175,9 +174,9 @@ def _evaluate(session: Session, plan: Plan, aside: Path) -> list[str]:
 def _expected(
     work: Sequence[EngineWork], known: dict[str, list[Work]], own: Sequence[Work]
 ) -> tuple[list[Line], float | None]:
-    """The lines of an account, and the seconds its calls may take.
+    """(the forecast's lines, the seconds of its calls).
 
-    What was not measured of an engine is taken from the run's own model, `own`: a policy is as large as that.
+    An engine without measurements takes those of the run's own model, `own`: a policy has the same size.
     """
     lines: list[Line] = []
     seconds: float | None = 0.0
@@ -201,15 +200,12 @@ def _expected(
 
 def _mean_tokens(measured: Sequence[Work], step: str) -> float | None:
     tallies = [work.steps[step] for work in measured if step in work.steps]
-    asked = sum(tally.cache_misses for tally in tallies)
-    return sum(tally.tokens for tally in tallies) / asked if asked else None
+    calls = sum(tally.cache_misses for tally in tallies)
+    return sum(tally.tokens for tally in tallies) / calls if calls else None
 
 
 def fit_rates(measured: Sequence[Work]) -> Rates | None:
-    """The rates that explain best what stages took: non-negative least squares over loads, tokens and verdicts.
-
-    None where nothing was measured.
-    """
+    """Rates fitted to measured work by non-negative least squares over loads, tokens and verdicts; None without any."""
     if not measured:
         return None
     from scipy.optimize import nnls
@@ -218,12 +214,12 @@ def fit_rates(measured: Sequence[Work]) -> Rates | None:
         verdicts = sum(tally.cache_misses for tally in work.steps.values() if not tally.allowed)
         return [float(work.loaded), sum(tally.tokens for tally in work.steps.values()), verdicts]
 
-    found, _ = nnls([row(work) for work in measured], [work.seconds for work in measured])
-    return Rates(*(float(rate) for rate in found))
+    rates, _ = nnls([row(work) for work in measured], [work.seconds for work in measured])
+    return Rates(*(float(rate) for rate in rates))
 
 
 def account(summary: dict[str, Any]) -> list[Line]:
-    """The calls a finished run made, from its summary.json; none where it was written before they were counted."""
+    """The calls of a finished run, from its summary.json."""
     return [
         Line(done["stage"], step, tally["cache_misses"], tally["cache_hits"], tally["tokens"])
         for done in summary.get("work", [])

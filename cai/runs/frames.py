@@ -1,4 +1,8 @@
-"""A run's rows as Arrow tables, for notebooks."""
+"""A run's rows as Arrow tables and data frames, for notebooks.
+
+run = load_run("runs/quickstart")
+run.revisions.to_pandas().groupby("principle_id").size()
+"""
 
 from functools import cached_property
 from itertools import islice
@@ -17,23 +21,33 @@ if TYPE_CHECKING:
     import pyarrow
 
 
-GROUP = 5000  # rows that are turned into columns at once
+GROUP = 5000  # rows converted into columns at once
 
 
-def load(run: str | Path, runs: str | Path = "runs") -> "RunTables":
-    """The tables of a run, given by its folder or by its name below `runs`; raises CaiError when there is none."""
-    return RunTables(open_run(str(run), Path(runs)))
+def load_run(run: str | Path, runs: str | Path = "runs") -> "Run":
+    """A run by its folder, or by its name in `runs`. Raises: CaiError for none, or for a run of cai 0.1."""
+    return Run(open_run(str(run), Path(runs)))
 
 
-class RunTables:
-    """A run's files as pyarrow tables, each read when it is first asked for; `.to_pandas()` makes data frames of them.
+class Run:
+    """A run's rows as pyarrow tables, each read on first access; `.to_pandas()` converts one into a data frame.
 
-    Columns are the fields of the rows in cai/data/records.py. A file that a run does not have is a table without rows.
-    Raises: CaiError naming file, line and field for a row of another form.
+    Columns are the fields of the rows in cai/data/records.py. A file that the run does not have is an empty table.
+    Raises: CaiError naming file, line and field for an invalid row.
     """
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
+
+    @property
+    def name(self) -> str:
+        """The run's name; prefixed for an iteration or a run in a sweep: `sweep/run`."""
+        return self.folder.name
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """The content of summary.json; None while the run is unfinished."""
+        return self.folder.summary()
 
     @cached_property
     def prompts(self) -> "pyarrow.Table":
@@ -42,32 +56,32 @@ class RunTables:
 
     @cached_property
     def revisions(self) -> "pyarrow.Table":
-        """A row a prompt and round: draft, principle, critique, revision, flags."""
+        """One row per prompt and round: draft, principle, critique, revision, flags."""
         return _table(self.folder.revisions_jsonl, Revision)
 
     @cached_property
     def preferences(self) -> "pyarrow.Table":
-        """A row a labelled pair, with the verdicts of every principle in both orders."""
+        """One row per labelled pair, with the verdicts of its principles in both orders."""
         return _table(self.folder.preferences_jsonl, Preference)
 
     @cached_property
     def rankings(self) -> "pyarrow.Table":
-        """A row a prompt with more than two judged samples."""
+        """One row per prompt with more than two judged samples."""
         return _table(self.folder.rankings_jsonl, Ranking)
 
     @cached_property
     def evaluation(self) -> "pyarrow.Table":
-        """A row a held-out prompt, answered before and after training."""
+        """One row per held-out prompt, answered before and after training."""
         return _table(self.folder.evaluation_jsonl, Comparison)
 
     @cached_property
     def skipped(self) -> "pyarrow.Table":
-        """What the run did not use, and why."""
+        """The rows that the run did not use, and why."""
         return _table(self.folder.skipped_jsonl, Skipped)
 
     @cached_property
     def metrics(self) -> "pyarrow.Table":
-        """A row an update of training: `stage`, `step`, and every number that any stage logged (null where not)."""
+        """One row per logged update: `stage`, `step`, and every number that any stage logs (null elsewhere)."""
         import pyarrow
 
         rows = [row for path in sorted(self.folder.train.glob("*/metrics.jsonl")) for row in _metrics(path)]
@@ -95,7 +109,7 @@ def _plain(value: Any) -> Any:
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a stage's log; what is no number is left out of a line, and no finite number stays what it is."""
+    """The lines of a stage's log, their numbers alone; infinities and NaN stay."""
     return [
         {name: float(value) for name, value in line.items() if isinstance(value, int | float)}
         | {"stage": path.parent.name, "step": line["step"]}

@@ -1,4 +1,4 @@
-"""One YAML file describes one run: the whole of its settings, and the files they name."""
+"""The run file: one YAML file with all settings of a run and the files they name."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,40 +16,40 @@ from cai.training.settings import Online, TrainStage
 
 
 class PromptsConfig(Section):
-    """`prompts:`: what the model is asked."""
+    """`prompts:`: the prompts the model answers."""
 
     source: str
-    """A file of prompts, in any form, or a data set of the Hub; found from here or from the run file."""
+    """File of prompts in any format, or a data set of the Hub; relative to the working directory or the run file."""
     limit: Annotated[int, Field(ge=1)] | None = None
-    """Take only the first prompts; null takes all."""
+    """Use only the first prompts; null uses all."""
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.25
-    """Share of prompts kept from training for evaluation, chosen by the hash of their ids."""
+    """Share of prompts held out from training for evaluation, chosen by the hash of their ids."""
 
 
 class PreferencesConfig(Section):
-    """`preferences:`: labels of people, or any others, that join the run's own."""
+    """`preferences:`: labelled pairs, of people for example, added to the run's own."""
 
     source: str
-    """A file of preferences, in any form, or a data set of the Hub."""
+    """File of preferences in any format, or a data set of the Hub."""
     weight: Annotated[float, Field(gt=0)] = 1.0
-    """What a pair of it weighs in the loss beside the run's own."""
+    """Weight of one of its pairs in the loss, relative to the run's own."""
 
 
 class GateConfig(Section):
-    """`judge_gate:`: labelled pairs on which the judge must do well before a run pays for anything else."""
+    """`judge_gate:`: labelled pairs on which the judge must pass before the run makes any other call."""
 
     data: str
-    """A file of labelled pairs, in any form, or a data set of the Hub."""
+    """File of labelled pairs in any format, or a data set of the Hub."""
     limit: Annotated[int, Field(ge=1)] | None = 200
-    """Take only the first pairs; null takes all."""
+    """Use only the first pairs; null uses all."""
     accuracy: Probability | None = None
-    """The least share of pairs on which judge and labels agree."""
+    """Minimum share of pairs on which judge and labels agree."""
     ece: Probability | None = None
-    """The most by which confidence and outcome may differ (expected calibration error)."""
+    """Maximum expected calibration error."""
     position_bias: Probability | None = None
-    """The most of the verdicts that may follow the place an answer is shown in."""
+    """Maximum position bias: share of verdicts that flip when the order is swapped."""
     non_option_mass: Probability | None = None
-    """The most of the probability that may lie outside the letters."""
+    """Maximum mean probability mass outside the options."""
     calibrate: bool = False
     """Fit the temperature of the run's labels on half of the pairs."""
 
@@ -64,27 +64,27 @@ class RunConfig(Section):
     model: str
     """Known name such as smollm2-135m, folder, or Hub id; weights are read from safetensors."""
     constitution: str
-    """A YAML file; found from here, beside the run file, or among the shipped ones."""
+    """YAML file; relative to the working directory or the run file, or shipped with cai."""
     templates: str = "prompts/default"
     """Folder of prompt templates; found like the constitution."""
     prompts: PromptsConfig
-    """What the model is asked."""
+    """Prompts the model answers."""
     revise: ReviseConfig = ReviseConfig()
-    """How drafts are criticised and revised."""
+    """Critique and revision of drafts."""
     judge: JudgeConfig = JudgeConfig()
-    """How answers are compared."""
+    """Comparison of answers by a judge."""
     judge_gate: GateConfig | None = None
-    """What the judge must show before anything else is paid for."""
+    """Requirements on the judge, checked before any other call."""
     preferences: PreferencesConfig | None = None
-    """Labels of people, or any others, that join the run's own."""
+    """Labelled pairs added to the run's own."""
     train: list[TrainStage] = []
-    """Stages in order, each on the policy of the one before."""
+    """Training stages in order, each on the policy of the one before."""
     iterations: Annotated[int, Field(ge=1)] = 1
-    """How often the run goes on from the policy it made."""
+    """Number of iterations, each from the policy of the one before."""
     evaluate: EvaluateConfig = EvaluateConfig()
-    """How the policies before and after training are compared."""
+    """Evaluation of the trained policy against the base model."""
     engine: EngineConfig = EngineConfig()
-    """How the model is held in memory."""
+    """Inference engine."""
     launcher: str = ""
     """Launch command, such as `torchrun --nproc_per_node 2`; does not affect the run's identity."""
 
@@ -95,8 +95,8 @@ class RunConfig(Section):
         for number, settings in enumerate(stages):
             if isinstance(settings, Online) and settings.reward is None and not trained:
                 raise ValueError(
-                    f"train[{number}]: {settings.stage} needs a reward model: put a reward stage before it, or name "
-                    "its folder as `reward:`"
+                    f"train[{number}]: {settings.stage} needs a reward model: add a reward stage before it, or set "
+                    "`reward:` to a reward model's folder"
                 )
             trained = trained or settings.stage == "reward"
         return stages
@@ -104,18 +104,18 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _gates_ask_both_orders(self) -> "RunConfig":
         if self.judge_gate is not None and not self.judge.swap:
-            raise ValueError("judge_gate: it asks both orders, `judge.swap: false` one alone; leave out one of them")
+            raise ValueError("judge_gate: needs both orders, and `judge.swap` is false; remove one of them")
         return self
 
     @model_validator(mode="after")
     def _iterations_train(self) -> "RunConfig":
         if self.iterations > 1 and all(settings.stage in ("sft", "reward") for settings in self.train):
-            raise ValueError("iterations: each needs a stage beside sft and reward that makes a new policy")
+            raise ValueError("iterations: needs a stage that trains on preferences or rewards, such as dpo or ppo")
         return self
 
 
 def load_run_file(path: Path, overrides: list[str] | None = None) -> RunConfig:
-    """Read a run file with `--set` overrides laid over it; raises CaiError naming line and field."""
+    """Read a run file and apply `--set` overrides. Raises: CaiError naming line and field."""
     source = yaml_files.read_yaml(path)
     yaml_files.expect_kind(source, "run file")
     return yaml_files.validate(yaml_files.apply_overrides(source, overrides or []), RunConfig)

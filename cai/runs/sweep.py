@@ -1,7 +1,7 @@
-"""Many runs that differ by a grid of settings, or by which principles they keep: the ablations of the papers.
+"""Sweeps: runs that differ in a grid of settings, or in the principles they keep (ablations).
 
-The runs share the cache, so that each pays only for the calls that no other one made. `runs/<sweep>/` holds the runs,
-the constitutions derived for them, and `sweep.json`, the index that says what varies.
+The runs share the cache, so that each makes only the calls that no other one made. `runs/<sweep>/` holds the runs, the
+constitutions derived for them, and `sweep.json`, the index of what varies.
 """
 
 import itertools
@@ -30,18 +30,18 @@ Ablation = Literal["leave-one-out", "one-at-a-time", "first-n"]
 
 
 class SweepConfig(Section):
-    """A sweep: a run file, settings that all runs change, and what varies."""
+    """A sweep: a run file, overrides for all runs, and what varies."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """The folder of the runs and their index, below `runs/`."""
     run: str
     """A run file; found from here, or from the sweep's folder."""
     set: dict[str, Any] = {}
-    """Settings that all runs change, such as `judge.principles: 1`."""
+    """Overrides for all runs, such as `judge.principles: 1`."""
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
     """Settings of the run file, each with a list of values; every combination is a run."""
     principles: Ablation | None = None
-    """Further runs of each: without one principle in turn, with one alone, or with the first 1, 2, 4, … and all."""
+    """Ablations of each: without one principle at a time, with one alone, or with the first 1, 2, 4, … and all."""
 
     @model_validator(mode="after")
     def _something_varies(self) -> "SweepConfig":
@@ -59,7 +59,7 @@ class Selection(NamedTuple):
 
 
 class Member(NamedTuple):
-    """One run of a sweep: its name, the settings that vary with their values, its principles, and its plan."""
+    """One run of a sweep: its name, the values of the settings that vary, its principles, and its plan."""
 
     name: str
     varies: dict[str, Any]
@@ -67,10 +67,12 @@ class Member(NamedTuple):
     plan: Plan
 
 
-def make_sweep(file: Path, overrides: list[str], runs: Path, aside: Path | None = None) -> tuple[str, list[Member]]:
+def make_sweep(
+    file: Path, overrides: list[str], runs: Path, derived_in: Path | None = None
+) -> tuple[str, list[Member]]:
     """Read a sweep, and plan and check all of its runs.
 
-    Derived constitutions are written to the sweep's folder, or to `aside`. Raises: CaiError naming what to mend.
+    Derived constitutions are written to the sweep's folder, or to `derived_in`. Raises: CaiError naming file and field.
     """
     source = yaml_files.read_yaml(file)
     yaml_files.expect_kind(source, "sweep")
@@ -87,14 +89,14 @@ def make_sweep(file: Path, overrides: list[str], runs: Path, aside: Path | None 
         ] + overrides
         label = "_".join(_label(key, value, sweep.grid) for key, value in varies.items())
         try:
-            given = load_run_file(run_file, settings)
-            principles_file = find_file("constitution", given.constitution, run_file)
+            config = load_run_file(run_file, settings)
+            principles_file = find_file("constitution", config.constitution, run_file)
             whole = load_constitution(principles_file)
             for selection in _selections(whole, sweep.principles):
                 name = "_".join(filter(None, [label, _selection_label(selection, sweep.principles)]))
                 changed = settings
                 if selection.how != "all":
-                    derived = (aside or folder / "constitutions") / f"{principles_file.stem}_{name}.yaml"
+                    derived = (derived_in or folder / "constitutions") / f"{principles_file.stem}_{name}.yaml"
                     derived.parent.mkdir(parents=True, exist_ok=True)
                     write_text(derived, constitution_yaml(_select(whole, selection)))
                     changed = [*settings, f"constitution={json.dumps(str(derived), ensure_ascii=False)}"]
@@ -105,19 +107,19 @@ def make_sweep(file: Path, overrides: list[str], runs: Path, aside: Path | None 
             raise CaiError(f"{file}: in the run {label or 'of this sweep'}:\n{error}") from error
     twice = [m.name for i, m in enumerate(members) if m.name in [other.name for other in members[:i]]]
     if twice:
-        raise CaiError(f"{file}: two runs would be called {twice[0]}; a value stands twice in the grid")
+        raise CaiError(f"{file}: two runs would be named {twice[0]}; the grid has a value twice")
     return sweep.name, members
 
 
 def _label(key: str, value: Any, grid: dict[str, list[Any]]) -> str:
-    """A setting and its value as a part of a name: `rounds-2`; a value without a short form goes by its number."""
+    """A setting and its value as part of a name: `rounds-2`; a list or mapping is named by its position in the grid."""
     last = key.split(".")[-1]
     short = last if [k.split(".")[-1] for k in grid].count(last) == 1 else key
     if isinstance(value, dict | list):
-        said = str(grid[key].index(value) + 1)
+        label = str(grid[key].index(value) + 1)
     else:
-        said = Path(value).stem if key == "constitution" else str(value).lower()
-    return re.sub(r"[^A-Za-z0-9.]+", "-", f"{short}-{said}").strip("-")
+        label = Path(value).stem if key == "constitution" else str(value).lower()
+    return re.sub(r"[^A-Za-z0-9.]+", "-", f"{short}-{label}").strip("-")
 
 
 def _selections(whole: Constitution, ablation: Ablation | None) -> Iterator[Selection]:
@@ -148,12 +150,12 @@ def _selection_label(selection: Selection, ablation: Ablation | None) -> str:
 
 
 def last_folder(plan: Plan) -> RunFolder:
-    """The folder in which a run ends: of several iterations that of the last."""
+    """The folder of a run's last iteration, or of the run if it has one iteration."""
     return iteration(plan, plan.config.iterations, plan.model).folder
 
 
 def is_finished(plan: Plan) -> bool:
-    """Whether a run's folder holds this very run, finished."""
+    """Whether the folder holds this very run, finished."""
     first = iteration(plan, 1, plan.model)  # its settings are those of all
     return last_folder(plan).summary_json.exists() and not claim(first).changes()
 
@@ -172,12 +174,12 @@ def refuse_other_runs(file: Path, name: str, members: list[Member]) -> None:
         )
 
 
-def carry_out(
+def run_members(
     name: str, members: list[Member], runs: Path, run: Callable[[Plan], object], say: Callable[[str], object]
 ) -> dict[str, str]:
-    """Carry out every member that is not finished, each by `run`, keeping the index as it goes.
+    """Run every unfinished member by `run`, and keep sweep.json up to date.
 
-    Returns: the runs that failed, with why; the others went on.
+    Returns: the error of each run that failed; the others run all the same.
     """
     failed: dict[str, str] = {}
     for number, member in enumerate(members, start=1):
@@ -195,7 +197,7 @@ def carry_out(
 
 
 def write_index(name: str, members: list[Member], runs: Path, failed: dict[str, str]) -> None:
-    """Write sweep.json: every run by the folder it ends in, what varies, its principles, and how it stands."""
+    """Write sweep.json: the folder of every run, what varies, its principles, and its state."""
 
     def state(member: Member) -> str:
         return "failed" if member.name in failed else "finished" if is_finished(member.plan) else "waiting"

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-import cai.runs
 from cai.config.errors import CaiError
 from cai.data.records import Preference
+from cai.runs import load_run
 from tests.compare.made import make_run, principles, write_metrics
 
 CONSTITUTION = principles("calm", "short")
@@ -14,7 +14,7 @@ CONSTITUTION = principles("calm", "short")
 
 def test_rows_come_back_from_a_table_as_they_are(tmp_path: Path) -> None:
     run = make_run(tmp_path / "x", CONSTITUTION, lambda i, drawn: f"{i} {drawn}", verdict=lambda i, drawn: 0.75)
-    tables = cai.runs.load(tmp_path / "x")
+    tables = load_run(tmp_path / "x")
     assert tables.revisions.to_pylist() == [row.model_dump() for row in run.revisions()]
     assert [
         Preference.model_validate(row) for row in _without_none(tables.preferences.to_pylist())
@@ -29,13 +29,13 @@ def _without_none(rows: list[dict[str, object]]) -> list[dict[str, object]]:
 
 def test_a_data_frame_groups_by_principle(tmp_path: Path) -> None:
     make_run(tmp_path / "x", CONSTITUTION, lambda i, drawn: f"{i} {drawn}")
-    frame = cai.runs.load("x", runs=tmp_path).revisions.to_pandas()
+    frame = load_run("x", runs=tmp_path).revisions.to_pandas()
     assert set(frame.groupby("principle_id").size().index) == {"calm", "short"}
 
 
 def test_what_a_run_does_not_have_is_a_table_without_rows(tmp_path: Path) -> None:
     make_run(tmp_path / "x", CONSTITUTION, lambda i, drawn: i)
-    tables = cai.runs.load(tmp_path / "x")
+    tables = load_run(tmp_path / "x")
     assert (tables.evaluation.num_rows, tables.rankings.num_rows, tables.metrics.num_rows) == (0, 0, 0)
     assert "p" in tables.evaluation.column_names
 
@@ -44,7 +44,7 @@ def test_metrics_of_all_stages_are_one_table(tmp_path: Path) -> None:
     run = make_run(tmp_path / "x", CONSTITUTION, lambda i, drawn: i)
     write_metrics(run, "1-sft", [{"step": 1, "loss": 2.5}])
     write_metrics(run, "2-ppo", [{"step": 1, "objective/kl": math.nan, "note": "text"}, {"step": 2, "objective/kl": 3}])
-    rows = cai.runs.load(tmp_path / "x").metrics.to_pylist()
+    rows = load_run(tmp_path / "x").metrics.to_pylist()
     assert [(row["stage"], row["step"], row["loss"]) for row in rows] == [
         ("1-sft", 1, 2.5),
         ("2-ppo", 1, None),
@@ -54,10 +54,10 @@ def test_metrics_of_all_stages_are_one_table(tmp_path: Path) -> None:
     assert "note" not in rows[1]
 
 
-def test_a_row_of_another_form_is_named(tmp_path: Path) -> None:
+def test_an_invalid_row_is_named(tmp_path: Path) -> None:
     run = make_run(tmp_path / "x", CONSTITUTION, lambda i, drawn: i)
     run.prompts_jsonl.write_text(json.dumps({"id": "p0"}) + "\n")
     with pytest.raises(CaiError, match=r"prompts.jsonl:1: messages"):
-        _ = cai.runs.load(tmp_path / "x").prompts
+        _ = load_run(tmp_path / "x").prompts
     with pytest.raises(CaiError, match="no run 'y'"):
-        cai.runs.load("y", runs=tmp_path)
+        load_run("y", runs=tmp_path)

@@ -16,7 +16,7 @@ from cai.runs.dry_run import dry_run
 from cai.runs.folder import all_runs, open_run
 from cai.runs.pipeline import execute
 from cai.runs.plan import Plan, iteration, start_folder
-from cai.runs.sweep import Member, carry_out, is_finished, make_sweep, refuse_other_runs
+from cai.runs.sweep import Member, is_finished, make_sweep, refuse_other_runs, run_members
 from tests.conftest import ROOT, scripted, write_workspace
 
 
@@ -35,7 +35,7 @@ def run_all(path: Path, engines: list[ScriptedEngine]) -> dict[str, str]:
     runs = path.parent / "runs"
     name, members = make_sweep(path, [], runs)
     quiet = Reporter(Console(quiet=True))
-    return carry_out(name, members, runs, lambda plan: execute(plan, quiet, False, scripted(engines)), lambda _: None)
+    return run_members(name, members, runs, lambda plan: execute(plan, quiet, False, scripted(engines)), lambda _: None)
 
 
 def test_a_grid_makes_every_combination(tmp_path: Path, model_folder: Path) -> None:
@@ -103,7 +103,7 @@ def test_a_sweep_goes_on_past_a_run_that_fails_and_again_after_it(tmp_path: Path
         execute(plan, Reporter(Console(quiet=True)), False, scripted())  # type: ignore[arg-type]
         done.append("run")
 
-    assert carry_out(name, members, runs, broken, lambda _: None) == {"seed-1": "the disk is full"}
+    assert run_members(name, members, runs, broken, lambda _: None) == {"seed-1": "the disk is full"}
     index = json.loads((runs / "trial/sweep.json").read_text(encoding="utf-8"))
     assert [run["state"] for run in index["runs"]] == ["finished", "failed", "finished"]
     engines: list[ScriptedEngine] = []
@@ -126,9 +126,9 @@ def test_a_run_of_several_iterations_is_finished_with_its_last(tmp_path: Path, m
     carried_out(members[0].plan, upto=1)
     assert not is_finished(members[0].plan)
     done: list[Plan] = []
-    carry_out(name, members, tmp_path / "runs", lambda plan: carried_out(plan) or done.append(plan), lambda _: None)
+    run_members(name, members, tmp_path / "runs", lambda plan: carried_out(plan) or done.append(plan), lambda _: None)
     assert len(done) == 2
-    carry_out(name, members, tmp_path / "runs", done.append, lambda _: None)
+    run_members(name, members, tmp_path / "runs", done.append, lambda _: None)
     assert len(done) == 2
     index = json.loads((tmp_path / "runs/trial/sweep.json").read_text(encoding="utf-8"))
     assert [(run["run"], run["state"]) for run in index["runs"]] == [
@@ -162,7 +162,7 @@ def test_a_forecast_of_a_sweep_counts_shared_calls_once(tmp_path: Path, model_fo
     ("settings", "said"),
     [
         ({}, "nothing varies"),
-        ({"grid": {"revise.rounds": [1, 1]}}, r"two runs would be called rounds-1"),
+        ({"grid": {"revise.rounds": [1, 1]}}, r"two runs would be named rounds-1"),
         ({"grid": {"revise.round": [1]}}, r"(?s)sweep\.yaml: in the run round-1.*did you mean 'rounds'"),
         ({"grid": {"revise.rounds": []}}, r"grid\.revise\.rounds"),
         ({"principles": "leave-two-out"}, "leave-one-out"),
