@@ -36,6 +36,13 @@ CHAT_TEMPLATE = (
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of pages in a browser are slow, whatever they do there."""
+    for item in items:
+        if "chromium" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Prints, below pytest's own summary, the coverage and how many tests of the pages were skipped."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")

@@ -122,6 +122,7 @@ def test_all_pairs_of_more_samples_are_judged(harmless: Constitution, templates:
     assert len(labelled(lambda _: (0.5, 0.4), ("a", "b", "c", "d"), harmless, templates)) == 6
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(*[st.floats(1e-30, 0.5)] * 4), min_size=1, max_size=5))
 def test_a_label_stays_a_probability(masses: list[tuple[float, float, float, float]]) -> None:
     harmless, templates = shipped()
@@ -147,6 +148,7 @@ def leaning(strengths: dict[str, float], bias: Sequence[float]) -> Callable[[Cho
 STRENGTHS = {"one": 0.3, "two": -1.0, "three": 1.2, "four": 0.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ask", ["pairs", "choice"])
 @given(bias=st.lists(st.floats(-3, 3), min_size=4, max_size=4))
 def test_no_liking_for_a_place_gets_into_the_labels(bias: list[float], ask: str) -> None:

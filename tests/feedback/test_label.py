@@ -170,6 +170,7 @@ def test_judging_again_asks_nothing_and_writes_the_same_rows(tmp_path: Path, jud
     assert (tmp_path / "out/preferences.jsonl").read_text(encoding="utf-8") == first
 
 
+@pytest.mark.slow
 def test_a_killed_judging_is_completed_by_judging_again(tmp_path: Path, model_folder: Path) -> None:
     data = written(tmp_path, *[pair(i, i % 5, 1.25) for i in range(60)])
     command = [sys.executable, "-m", "tests.runs.slow_judge", str(data), str(model_folder)]

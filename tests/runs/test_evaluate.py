@@ -422,6 +422,7 @@ def test_a_run_may_end_with_its_evaluation_which_is_forecast_and_accounted_for(
     )
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_finished_evaluation_of_its_policy_alone_unless_carried_out_anew(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

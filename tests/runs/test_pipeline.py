@@ -115,6 +115,7 @@ def test_a_changed_setting_needs_another_name_or_replace(tmp_path: Path, model_f
     assert len(replaced.revisions()) == 6
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_completed_by_running_it_again(tmp_path: Path, model_folder: Path) -> None:
     run_file = write_workspace(tmp_path, model_folder, extra="engine: {concurrency: 2}\n")
     command = [sys.executable, "-m", "tests.runs.slow_run", str(run_file)]

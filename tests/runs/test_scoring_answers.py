@@ -103,6 +103,7 @@ def test_a_worker_that_fails_leaves_the_rest_of_the_evaluation(tmp_path: Path, m
     assert (rows, missing["kl"]) == ([], "scoring failed: no memory")
 
 
+@pytest.mark.slow
 def test_a_real_worker_scores_and_tells_what_it_cannot_read(tmp_path: Path, tiny_model: Path) -> None:
     make_run(tmp_path / "runs", "good")  # whose models only pass for some
     rows, missing = scores.score_answers(*planned(tmp_path), QUIET)
