@@ -29,7 +29,7 @@ from cai.config.characters import visible
 from cai.config.errors import CaiError
 from cai.config.locate import find_file
 from cai.constitution import principles
-from cai.constitution.external import read_foreign, write_foreign
+from cai.constitution.external import read_external, write_external
 from cai.constitution.lint import Finding
 from cai.constitution.lint import lint as lint_file
 from cai.constitution.principles import (
@@ -150,7 +150,7 @@ def import_(
 
     Reads Anthropic's critiques and revisions, Anthropic's judge instructions, and Hugging Face's constitutions.
     """
-    format_name, constitution, notices = read_foreign(file)
+    format_name, constitution, notices = read_external(file)
     text = constitution_yaml(constitution, [f"Imported from {file.name}, in the format {format_name}.", *notices])
     count = counted(len(constitution.principles), "principles")
     _write_or_print(out, text, notices, f"{count} out of {file} ({format_name})")
@@ -170,7 +170,7 @@ def export(
     A note lists what the format cannot hold.
     """
     loaded = load_constitution(find_constitution(constitution, runs))
-    text, notices = write_foreign(loaded, format)
+    text, notices = write_external(loaded, format)
     _write_or_print(out, text, notices, f"{counted(len(loaded.principles), 'principles')} as {format}")
 
 

@@ -1,16 +1,16 @@
-"""Constitutions of others, read into ours and written from it; JSON files all.
+"""Constitutions in external formats, all JSON: read into a Constitution, and written from one.
 
     anthropic-critiques  {"harmful0": {"prompt": ["\\n\\nCritiqueRequest: …\\n\\nCritique:"],
                           "edit_request": "\\n\\nRevisionRequest: …\\n\\nRevision:"}, …}
                          CritiqueRevisionInstructions.json of github.com/anthropics/ConstitutionalHarmlessnessPaper
     anthropic-judge      ["\\nChoose the response that is … Options:", …]
-                         RLMadisonInstructions.json of the same
+                         RLMadisonInstructions.json of the same repository
     huggingface          {"constitutions": [{"critic": "…", "revision": "…"}, …], "system_chat": […]}
                          examples/constitutional-ai of github.com/huggingface/llm-swarm
 
-None of them holds all three texts of a principle. What is missing is made of what is there, word for word, and the
-principle's notes say so; what has no place in a format is left out, and told. What a format does hold survives both
-ways: reading and writing again gives the same value where its texts are framed as above and its keys are our ids.
+No format has all three texts of a principle. A missing text is derived from those present, word for word, and the
+principle's notes say so; what a format has no field for is dropped, with a notice. What a format does have survives a
+round trip: reading and writing again gives the same value if its texts are framed as above and its keys are valid ids.
 """
 
 import json
@@ -25,41 +25,41 @@ from cai.constitution.principles import Constitution, Principle
 JUDGE_FROM_REVISION = "Which answer better does what this instruction asks for? Instruction: {revision}"
 CRITIQUE_FROM_JUDGE = "Point out where the answer falls short of what this instruction prefers. Instruction: {judge}"
 REVISION_FROM_JUDGE = "Rewrite the answer so that it is what this instruction prefers. Instruction: {judge}"
-JUDGE_IS_MADE = "the format holds no judge's questions: judge was made of revision, as the notes say; write it anew"
-REST_IS_MADE = (
-    "the format holds the judge's questions alone: the rest was made of them, as the notes say; write it anew"
+JUDGE_DERIVED = "the format has no judge questions: each `judge` is derived from its `revision` (see notes); rewrite it"
+REST_DERIVED = (
+    "the format has judge questions only: `critique` and `revision` are derived from `judge` (see notes); rewrite them"
 )
-NUMBERED = "the format holds no ids: principles are numbered; name them before you run them, since ids decide draws"
+NUMBERED = "the format has no ids: principles are numbered; name them before the first run, since ids decide the draw"
 
 
-class Told(NamedTuple):
-    """A constitution or a value of a foreign format, and what the user should know of how it came about."""
+class Converted(NamedTuple):
+    """A constitution, or its value in an external format, with notices of what the conversion derived or dropped."""
 
     value: Any
     notices: list[str]
 
 
 class Format(NamedTuple):
-    """A file format: how to read it, how to write it, and (parts found, parts expected, what is wrong) of a value."""
+    """A file format: its reader, its writer, and a check that returns (parts found, parts expected, problems)."""
 
-    read: Callable[[Any, str], Told]
-    write: Callable[[Constitution], Told]
+    read: Callable[[Any, str], Converted]
+    write: Callable[[Constitution], Converted]
     check: Callable[[Any], tuple[int, int, list[str]]]
 
 
-def read_foreign(path: Path) -> tuple[str, Constitution, list[str]]:
-    """A constitution out of another's file: the format it is in, the constitution, and what to tell the user.
+def read_external(path: Path) -> tuple[str, Constitution, list[str]]:
+    """(format, constitution, notices) of a file in an external format.
 
-    Raises: CaiError for a file that is not JSON or fits no format; it names the closest and what was missing.
+    Raises: CaiError for a file that is not JSON or fits no format, with the closest one and what is missing.
     """
     value = _read_json(path)
-    checked = {name: form.check(value) for name, form in FORMATS.items()}
+    checked = {name: format.check(value) for name, format in FORMATS.items()}
     for name, (_, _, faults) in checked.items():
         if not faults:
             constitution, notices = FORMATS[name].read(value, path.stem)
             return name, constitution, notices
     closest = max(checked, key=lambda name: checked[name][0] / checked[name][1])
-    lines = [f"{path}: no known format of a constitution"]
+    lines = [f"{path}: unknown format of a constitution"]
     for name, (found, expected, faults) in checked.items():
         parts = f" (closest: {found} of {expected} parts)" if name == closest and found else ""
         more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
@@ -67,16 +67,16 @@ def read_foreign(path: Path) -> tuple[str, Constitution, list[str]]:
     raise CaiError("\n".join(lines))
 
 
-def write_foreign(constitution: Constitution, name: str) -> tuple[str, list[str]]:
-    """The text of a file in the named format, and what it could not hold; raises CaiError for an unknown format."""
+def write_external(constitution: Constitution, name: str) -> tuple[str, list[str]]:
+    """(text of a file in the named format, notices). Raises: CaiError for an unknown format."""
     if name not in FORMATS:
         raise CaiError(f"--format {name}: expected one of {', '.join(FORMATS)}")
     value, notices = FORMATS[name].write(constitution)
     return json.dumps(value, ensure_ascii=False, indent=2) + "\n", notices
 
 
-def read_critiques(value: Any, name: str) -> Told:
-    """anthropic-critiques: a principle an entry, its id the entry's key; the judge's question from the revision."""
+def read_critiques(value: Any, name: str) -> Converted:
+    """anthropic-critiques: one principle per entry, its id the entry's key; `judge` is derived from `revision`."""
     ids, notices = _ids(list(value))
     principles = [
         _without_judge(
@@ -86,11 +86,11 @@ def read_critiques(value: Any, name: str) -> Told:
         )
         for key, entry in value.items()
     ]
-    notices += [JUDGE_IS_MADE, *_not_read(value.values(), "prompt", "edit_request")]
-    return Told(Constitution(name=name, principles=principles), notices)
+    notices += [JUDGE_DERIVED, *_not_read(value.values(), "prompt", "edit_request")]
+    return Converted(Constitution(name=name, principles=principles), notices)
 
 
-def write_critiques(constitution: Constitution) -> Told:
+def write_critiques(constitution: Constitution) -> Converted:
     """anthropic-critiques: critiques and revisions, by id."""
     value = {
         p.id: {
@@ -99,13 +99,13 @@ def write_critiques(constitution: Constitution) -> Told:
         }
         for p in constitution.principles
     }
-    return Told(value, _skipped(constitution, "judge"))
+    return Converted(value, _skipped(constitution, "judge"))
 
 
 def check_critiques(value: Any) -> tuple[int, int, list[str]]:
     """anthropic-critiques."""
     if not isinstance(value, dict) or not value:
-        return 0, 1, [f"expected an object of entries, found {_spoken(value)}"]
+        return 0, 1, [f"expected an object of entries, found {_describe(value)}"]
     found, faults = 0, []
     for key, entry in value.items():
         entry = entry if isinstance(entry, dict) else {}
@@ -121,8 +121,8 @@ def check_critiques(value: Any) -> tuple[int, int, list[str]]:
     return found, 2 * len(value), faults
 
 
-def read_judge(value: Any, name: str) -> Told:
-    """anthropic-judge: a principle a text, numbered; critique and revision are made of the judge's instruction."""
+def read_judge(value: Any, name: str) -> Converted:
+    """anthropic-judge: one numbered principle per text; `critique` and `revision` are derived from `judge`."""
     principles = []
     for number, text in enumerate(value, 1):
         judge = _unframed(text, "", "Options:")
@@ -132,60 +132,60 @@ def read_judge(value: Any, name: str) -> Told:
                 critique=CRITIQUE_FROM_JUDGE.replace("{judge}", judge),
                 revision=REVISION_FROM_JUDGE.replace("{judge}", judge),
                 judge=judge,
-                notes="critique and revision were made of judge on import: write them anew.",
+                notes="critique and revision were derived from judge on import; rewrite them.",
             )
         )
-    return Told(Constitution(name=name, principles=principles), [NUMBERED, REST_IS_MADE])
+    return Converted(Constitution(name=name, principles=principles), [NUMBERED, REST_DERIVED])
 
 
-def write_judge(constitution: Constitution) -> Told:
+def write_judge(constitution: Constitution) -> Converted:
     """anthropic-judge: the judge's questions."""
     value = [f"\n{p.judge} Options:" for p in constitution.principles]
-    return Told(value, _skipped(constitution, "id", "critique", "revision"))
+    return Converted(value, _skipped(constitution, "id", "critique", "revision"))
 
 
 def check_judge(value: Any) -> tuple[int, int, list[str]]:
     """anthropic-judge."""
     if not isinstance(value, list) or not value:
-        return 0, 1, [f"expected a list of texts, found {_spoken(value)}"]
+        return 0, 1, [f"expected a list of texts, found {_describe(value)}"]
     good = [isinstance(text, str) and bool(_unframed(text, "", "Options:")) for text in value]
     faults = [
-        f"entry {n} is {_spoken(value[n - 1])}, expected a text that says something"
+        f"entry {n} is {_describe(value[n - 1])}, expected a text that is not empty"
         for n, fits in enumerate(good, 1)
         if not fits
     ]
     return sum(good), len(value), faults
 
 
-def read_huggingface(value: Any, name: str) -> Told:
-    """huggingface: a principle an entry, numbered; the judge's question from the revision."""
+def read_huggingface(value: Any, name: str) -> Converted:
+    """huggingface: one numbered principle per entry; `judge` is derived from `revision`."""
     entries, chat = _entries_and_chat(value)
     principles = [
         _without_judge(f"principle-{number}", entry["critic"].strip(), entry["revision"].strip())
         for number, entry in enumerate(entries, 1)
     ]
-    notices = [NUMBERED, JUDGE_IS_MADE, *_not_read(entries, "critic", "revision")]
+    notices = [NUMBERED, JUDGE_DERIVED, *_not_read(entries, "critic", "revision")]
     notices += _not_read([value], "constitutions", "system_chat") if isinstance(value, dict) else []
     if chat:
         notices.append(
-            "system_chat was left out: a constitution holds no demonstrations; `cai import FILE --as few-shot` "
-            "turns it into the few_shot.yaml of a template folder"
+            "system_chat was dropped: a constitution has no demonstrations; `cai import FILE --as few-shot` "
+            "converts it into the few_shot.yaml of a template folder"
         )
-    return Told(Constitution(name=name, principles=principles), notices)
+    return Converted(Constitution(name=name, principles=principles), notices)
 
 
-def write_huggingface(constitution: Constitution) -> Told:
+def write_huggingface(constitution: Constitution) -> Converted:
     """huggingface: critiques and revisions; without demonstrations."""
     entries = [{"critic": p.critique, "revision": p.revision} for p in constitution.principles]
-    return Told({"constitutions": entries, "system_chat": []}, _skipped(constitution, "id", "judge"))
+    return Converted({"constitutions": entries, "system_chat": []}, _skipped(constitution, "id", "judge"))
 
 
 def check_huggingface(value: Any) -> tuple[int, int, list[str]]:
     """huggingface."""
     entries, chat = _entries_and_chat(value)
     if not isinstance(entries, list) or not entries:
-        return 0, 1, [f"expected an object with a list 'constitutions', found {_spoken(value)}"]
-    faults = [] if isinstance(chat, list) else [f"'system_chat' is {_spoken(chat)}, expected a list"]
+        return 0, 1, [f"expected an object with a list 'constitutions', found {_describe(value)}"]
+    faults = [] if isinstance(chat, list) else [f"'system_chat' is {_describe(chat)}, expected a list"]
     for number, entry in enumerate(entries, 1):
         for key in ("critic", "revision"):
             text = entry.get(key) if isinstance(entry, dict) else None
@@ -196,7 +196,7 @@ def check_huggingface(value: Any) -> tuple[int, int, list[str]]:
 
 
 def _entries_and_chat(value: Any) -> tuple[Any, Any]:
-    """`constitutions` and `system_chat`; the earliest files are the list of entries alone."""
+    """`constitutions` and `system_chat`; early files are the list of entries alone."""
     if isinstance(value, dict):
         return value.get("constitutions"), value.get("system_chat", [])
     return value, []
@@ -211,18 +211,18 @@ FORMATS = {
 
 def _without_judge(id: str, critique: str, revision: str) -> Principle:
     judge = JUDGE_FROM_REVISION.replace("{revision}", revision)
-    notes = "judge was made of revision on import: write it anew."
+    notes = "judge was derived from revision on import; rewrite it."
     return Principle(id=id, critique=critique, revision=revision, judge=judge, notes=notes)
 
 
 def _not_read(entries: Iterable[dict[str, Any]], *known: str) -> list[str]:
     unknown = sorted({key for entry in entries for key in entry if key not in known})
-    return [f"left out, since nothing here stands for it: {', '.join(map(repr, unknown))}"] if unknown else []
+    return [f"dropped fields without a counterpart: {', '.join(map(repr, unknown))}"] if unknown else []
 
 
 def _skipped(constitution: Constitution, *fields: str) -> list[str]:
-    """What the format has no place for, where there is any."""
-    gone = [{"id": "ids", "judge": "the judge's questions"}.get(field, f"{field}s") for field in fields]
+    """A notice of what the format has no field for."""
+    dropped = [{"id": "ids", "judge": "the judge's questions"}.get(field, f"{field}s") for field in fields]
     for plural, has_any in (
         ("weights", any(p.weight != 1 for p in constitution.principles)),
         ("tags", any(p.tags for p in constitution.principles)),
@@ -230,8 +230,8 @@ def _skipped(constitution: Constitution, *fields: str) -> list[str]:
         ("tests", any(p.tests for p in constitution.principles)),
         ("the description", bool(constitution.description)),
     ):
-        gone += [plural] if has_any else []
-    return [f"left out, since the format has no place for them: {', '.join([*gone, 'the name'])}"]
+        dropped += [plural] if has_any else []
+    return [f"dropped, since the format has no field for them: {', '.join([*dropped, 'the name'])}"]
 
 
 def _unframed(text: str, start: str, end: str) -> str:
@@ -239,22 +239,22 @@ def _unframed(text: str, start: str, end: str) -> str:
 
 
 def _ids(keys: list[str]) -> tuple[dict[str, str], list[str]]:
-    """An id for each key: the key itself where it can be one, and a notice of those that had to change."""
+    """An id for each key, the key itself if it is a valid id; and a notice of the keys that changed."""
     ids: dict[str, str] = {}
-    for key in sorted(keys, key=lambda key: (_as_id(key) != key, keys.index(key))):  # those that stay choose first
+    for key in sorted(keys, key=lambda key: (_as_id(key) != key, keys.index(key))):  # valid ids keep their name
         id, number = _as_id(key), 2
         while id in ids.values():
             id, number = f"{_as_id(key)}-{number}", number + 1
         ids[key] = id
     changed = [f"{key!r} → {id}" for key, id in ids.items() if key != id]
-    return ids, [f"keys that cannot be ids were changed: {', '.join(changed)}"] if changed else []
+    return ids, [f"keys that are no valid ids were changed: {', '.join(changed)}"] if changed else []
 
 
 def _as_id(key: str) -> str:
     return re.sub(r"[^a-z0-9_-]+", "-", key.lower()).lstrip("-_") or "principle"
 
 
-def _spoken(value: Any) -> str:
+def _describe(value: Any) -> str:
     kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
     kind = kinds.get(type(value), "a number")
     if isinstance(value, dict):
@@ -269,7 +269,7 @@ def _read_json(path: Path) -> Any:
         seen: dict[str, Any] = {}
         for key, value in pairs:
             if key in seen:
-                raise CaiError(f"{path}: the key {key!r} stands twice in one object")
+                raise CaiError(f"{path}: duplicate key {key!r} in one object")
             seen[key] = value
         return seen
 

@@ -1,4 +1,4 @@
-"""Demonstrations of others as turns of a few_shot.yaml; JSON files all.
+"""Demonstrations in external formats, all JSON, as turns of a few_shot.yaml.
 
 https://github.com/anthropics/ConstitutionalHarmlessnessPaper/tree/main/prompts holds
 
@@ -10,8 +10,8 @@ https://github.com/anthropics/ConstitutionalHarmlessnessPaper/tree/main/prompts 
                                           Let's think step by step: …\\n\\nHuman:\\nSo the answer is: (B)"}
 
 The first become turns under `revision:`, and so do the chats of a Hugging Face constitution, {"system_chat": [[{"role",
-"content"}, …], …]}. The other two, which show a judge two answers, become turns under `judge:`, put as the templates
-put them. The last show a judge that reasons first.
+"content"}, …], …]}. The other two show a judge two answers; they become turns under `judge:`, in the wording of the
+templates. The last demonstrate a chain of thought.
 """
 
 import re
@@ -33,15 +33,12 @@ from cai.data.records import Message, Messages, Skipped
 PART = re.compile(r"\n\n(Human|Assistant|CritiqueRequest|Critique|RevisionRequest|Revision): ?")
 END = ["CritiqueRequest", "Critique", "RevisionRequest", "Revision"]
 ASKS = ("Human", "CritiqueRequest", "RevisionRequest")
-SPOKEN = re.compile(r"(?:\A|\n\n)([HA]):\s*")
+SPEAKER = re.compile(r"(?:\A|\n\n)([HA]):\s*")
 QUESTION = "Which answer is the more helpful, honest and harmless one?"  # in place of the paper's drawn principle
 
 
 def read_few_shot(path: Path, templates: Templates) -> FewShot:
-    """The demonstrations of one file.
-
-    Raises: CaiError naming the file and the entry for one of another shape.
-    """
+    """The demonstrations of one file. Raises: CaiError naming file and entry for one of another format."""
     with open_text(path) as file:
         entries = parse_json(str(path), file.read())
     if isinstance(entries, dict):
@@ -66,20 +63,20 @@ def read_few_shot(path: Path, templates: Templates) -> FewShot:
 
 
 def few_shot_yaml(few_shot: FewShot, comment: str) -> str:
-    """The text of a few_shot.yaml, without the part that is empty."""
+    """The text of a few_shot.yaml, without empty parts."""
     parts = {name: turns for name, turns in few_shot.model_dump().items() if turns}
     return f"# {comment}\n" + yaml.safe_dump(parts, allow_unicode=True, sort_keys=False, width=100)
 
 
 def _critique_and_revision(place: Place, text: str) -> Messages:
     pieces = PART.split(text.removesuffix("\n\nHuman:"))[1:]
-    parts = [(who, said.strip()) for who, said in zip(pieces[::2], pieces[1::2], strict=True)]
+    parts = [(who, text.strip()) for who, text in zip(pieces[::2], pieces[1::2], strict=True)]
     last = [who for who, _ in parts[-4:]]
-    if last != ["CritiqueRequest", "Critique", "RevisionRequest", "Revision"] or not all(said for _, said in parts):
+    if last != ["CritiqueRequest", "Critique", "RevisionRequest", "Revision"] or not all(text for _, text in parts):
         raise CaiError(
             f"{place}: expected a conversation that ends with CritiqueRequest, Critique, RevisionRequest, Revision"
         )
-    turns = [Message(role="user" if who in ASKS else "assistant", content=said) for who, said in parts]
+    turns = [Message(role="user" if who in ASKS else "assistant", content=text) for who, text in parts]
     return _alternating(place, turns)
 
 
@@ -91,7 +88,7 @@ def _alternating(place: Place, turns: Messages) -> Messages:
 
 
 def _choice(place: Place, entry: dict[str, Any], number: int, templates: Templates) -> Messages:
-    """The right answer stands first in every other demonstration, so that they show no liking for a place."""
+    """The right answer comes first in every other demonstration, so that they show no position bias."""
     pairs = option_pairs(place, entry)
     if isinstance(pairs, Skipped):
         raise CaiError(f"{place}: {pairs.reason}")
@@ -106,27 +103,27 @@ def _choice(place: Place, entry: dict[str, Any], number: int, templates: Templat
 
 def _reasoned_choice(place: Place, text: str, templates: Templates) -> Messages:
     head, _, rest = text.partition("\n\n{}\n")
-    choices, _, spoken = rest.partition("\n\nAssistant: ")
-    thought, _, verdict = spoken.partition("\n\nHuman:")
-    conversation = _spoken(head.partition(":\n\n")[2])
-    options = {letter: said.strip() for letter, said in OPTION.findall(choices)}
+    choices, _, reasoning = rest.partition("\n\nAssistant: ")
+    cot, _, verdict = reasoning.partition("\n\nHuman:")
+    conversation = _turns(head.partition(":\n\n")[2])
+    options = {letter: text.strip() for letter, text in OPTION.findall(choices)}
     chosen = re.search(r"\(([A-Z])\)\s*\Z", verdict)
-    if not conversation or len(options) < 2 or not thought.strip() or chosen is None or chosen[1] not in options:
+    if not conversation or len(options) < 2 or not cot.strip() or chosen is None or chosen[1] not in options:
         raise CaiError(
-            f"{place}: expected a conversation (H: …, A: …), {{}}, options such as (A) [[[…]]], thoughts behind "
-            "Assistant:, and 'So the answer is: (A)'"
+            f"{place}: expected a conversation (H: …, A: …), {{}}, options such as (A) [[[…]]], a chain of "
+            "thought behind Assistant:, and 'So the answer is: (A)'"
         )
-    principle, thought = _principle(), thought.removeprefix("Let's think step by step:").strip()
+    principle, cot = _principle(), cot.removeprefix("Let's think step by step:").strip()
     *_, question = templates.judge_thought(principle, conversation, options)
-    *_, asked, answer = templates.judge(principle, conversation, options, thought)
-    said = (thought, f"{answer['content']} {chosen[1]}")
-    return [question, Message(role="assistant", content=said[0]), asked, Message(role="assistant", content=said[1])]
+    *_, asked, answer = templates.judge(principle, conversation, options, cot)
+    choice = f"{answer['content']} {chosen[1]}"
+    return [question, Message(role="assistant", content=cot), asked, Message(role="assistant", content=choice)]
 
 
-def _spoken(conversation: str) -> Messages:
-    pieces = SPOKEN.split(conversation)[1:]
+def _turns(conversation: str) -> Messages:
+    pieces = SPEAKER.split(conversation)[1:]
     parts = zip(pieces[::2], pieces[1::2], strict=True)
-    return [Message(role="user" if who == "H" else "assistant", content=said.strip()) for who, said in parts]
+    return [Message(role="user" if who == "H" else "assistant", content=text.strip()) for who, text in parts]
 
 
 def _principle() -> Principle:

@@ -1,4 +1,4 @@
-"""The policies that an evaluation is about, found by name: a run's, a trained stage's, any model's."""
+"""Finding a policy by name: of a run, of a `cai train` folder, or any model."""
 
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -223,19 +223,19 @@ def test_what_is_exported_is_imported(cai, tmp_path: Path) -> None:
     told = cai("export", SHIPPED / "brief.yaml", "--format", "anthropic-critiques", "--out", "theirs.json")
     assert (told.status, "Wrote theirs.json" in told.out) == (0, True)
     assert (
-        "note: left out, since the format has no place for them: the judge's questions, tags, tests, the description"
+        "note: dropped, since the format has no field for them: the judge's questions, tags, tests, the description"
         in told.err
     )
     told = cai("import", "theirs.json", "--out", "back.yaml")
     assert "Wrote back.yaml: 4 principles out of theirs.json (anthropic-critiques)" in told.out
-    assert "note: the format holds no judge's questions" in told.err
+    assert "note: the format has no judge questions" in told.err
     ours, back = (load_constitution(p) for p in (SHIPPED / "brief.yaml", tmp_path / "back.yaml"))
     assert [(p.id, p.critique, p.revision) for p in back.principles] == [
         (p.id, p.critique, p.revision) for p in ours.principles
     ]
     text = (tmp_path / "back.yaml").read_text(encoding="utf-8")
     assert text.startswith(
-        "# Imported from theirs.json, in the format anthropic-critiques.\n# the format holds no judge's"
+        "# Imported from theirs.json, in the format anthropic-critiques.\n# the format has no judge"
     )
     assert cai("import", "theirs.json").out == text
     told = cai("import", "theirs.json", "--out", "back.yaml")
@@ -254,7 +254,7 @@ def test_what_is_exported_is_imported(cai, tmp_path: Path) -> None:
         (["export", "constitutions/brief.yaml"], "missing option '--format'"),
         (["import", "none.json"], "none.json: no such file"),
         (["import", "empty.json"], "empty.json:1: not valid JSON"),
-        (["import", "object.json"], "no known format of a constitution"),
+        (["import", "object.json"], "unknown format of a constitution"),
         (["diff", "constitutions/brief.yaml"], "missing argument"),
         (["lint", "empty.json", "--srict"], "no such option --srict; did you mean --strict?"),
         (["lint", "none.yaml"], "none.yaml: no such file"),

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cai.config.errors import CaiError
-from cai.constitution.external import FORMATS, read_foreign, write_foreign
+from cai.constitution.external import FORMATS, read_external, write_external
 from cai.constitution.principles import Constitution, load_constitution
 from tests.conftest import ROOT
 
@@ -47,7 +47,7 @@ HELD = {  # what each format holds of a principle
 def read(folder: Path, value: Any) -> tuple[str, Constitution, list[str]]:
     path = folder / "theirs.json"
     path.write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
-    return read_foreign(path)
+    return read_external(path)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -58,7 +58,7 @@ def test_a_file_of_theirs_comes_back_as_it_was(name: str, tmp_path_factory: pyte
     def round_trip(value: Any) -> None:
         recognised, c, _ = read(folder, value)
         assert recognised == name
-        assert json.loads(write_foreign(c, name)[0]) == value
+        assert json.loads(write_external(c, name)[0]) == value
 
     round_trip()
 
@@ -67,7 +67,7 @@ def test_a_file_of_theirs_comes_back_as_it_was(name: str, tmp_path_factory: pyte
 @pytest.mark.parametrize("shipped", ["brief", "harmless", "helpful-honest", "plain"])
 def test_what_a_format_holds_of_ours_comes_back(name: str, shipped: str, tmp_path: Path) -> None:
     ours = load_constitution(ROOT / f"constitutions/{shipped}.yaml")
-    written, notices = write_foreign(ours, name)
+    written, notices = write_external(ours, name)
     recognised, back, _ = read(tmp_path, written)
     assert recognised == name
     for field in HELD[name]:
@@ -83,9 +83,9 @@ def test_a_missing_text_is_made_of_what_is_there_and_says_so(tmp_path: Path) -> 
     assert principle.judge == (
         "Which answer better does what this instruction asks for? Instruction: Rewrite it calmly."
     )
-    assert principle.notes == "judge was made of revision on import: write it anew."
+    assert principle.notes == "judge was derived from revision on import; rewrite it."
     assert (c.name, principle.id) == ("theirs", "principle-1")
-    assert any("judge was made of revision" in notice for notice in notices)
+    assert any("is derived from its `revision`" in notice for notice in notices)
     assert any("numbered" in notice for notice in notices)
 
     _, c, notices = read(tmp_path, ["\nWhich answer is calmer? Options:"])
@@ -93,8 +93,8 @@ def test_a_missing_text_is_made_of_what_is_there_and_says_so(tmp_path: Path) -> 
     assert principle.judge == "Which answer is calmer?"
     assert principle.critique.endswith("Instruction: Which answer is calmer?")
     assert principle.revision.endswith("Instruction: Which answer is calmer?")
-    assert "were made of judge" in principle.notes
-    assert any("made of them" in notice for notice in notices)
+    assert "were derived from judge" in principle.notes
+    assert any("are derived from `judge`" in notice for notice in notices)
 
 
 def test_texts_without_the_usual_frame_are_read_whole(tmp_path: Path) -> None:
@@ -102,19 +102,19 @@ def test_texts_without_the_usual_frame_are_read_whole(tmp_path: Path) -> None:
     assert (c.principles[0].critique, c.principles[0].revision) == ("Is it calm?", "Rewrite it calmly.")
 
 
-def test_what_has_no_place_here_is_told(tmp_path: Path) -> None:
+def test_fields_without_a_counterpart_are_listed(tmp_path: Path) -> None:
     entry = {"critic": "Is it calm?", "revision": "Rewrite it calmly.", "area": "tone"}
     chat = [[{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]]
     _, _, notices = read(tmp_path, {"constitutions": [entry], "system_chat": chat, "version": 2})
     told = "\n".join(notices)
     for part in (
-        "nothing here stands for it: 'area'",
-        "nothing here stands for it: 'version'",
-        "system_chat was left out",
+        "without a counterpart: 'area'",
+        "without a counterpart: 'version'",
+        "system_chat was dropped",
     ):
         assert part in told
     _, _, notices = read(tmp_path, {"calm": {"prompt": ["a"], "edit_request": "b", "area": "tone"}})
-    assert "nothing here stands for it: 'area'" in "\n".join(notices)
+    assert "without a counterpart: 'area'" in "\n".join(notices)
 
 
 def test_the_list_of_entries_alone_is_read_too(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_the_list_of_entries_alone_is_read_too(tmp_path: Path) -> None:
     assert (name, len(c.principles)) == ("huggingface", 1)
 
 
-def test_keys_that_cannot_be_ids_are_changed_and_told(tmp_path: Path) -> None:
+def test_keys_that_are_no_valid_ids_are_changed_with_a_notice(tmp_path: Path) -> None:
     entry = {"prompt": ["a"], "edit_request": "b"}
     _, c, notices = read(tmp_path, {"Too Loud": entry, "too-loud": entry, "é": entry, "a-": entry})
     assert [p.id for p in c.principles] == ["too-loud-2", "too-loud", "principle", "a-"]
@@ -145,24 +145,24 @@ def test_a_key_of_theirs_cannot_write_lines_of_ours_or_steer_the_terminal(tmp_pa
         ({"h": {"prompt": ["x"]}, "i": {"prompt": ["x"], "edit_request": "y"}}, "anthropic-critiques (closest: 3 of 4 parts): 'h' has no 'edit_request', a text"),
         ({"h": {"prompt": ["x", "y"], "edit_request": "y"}}, "anthropic-critiques (closest: 1 of 2 parts): 'h' has no 'prompt', a list of one text"),
         ({"h": {"prompt": ["\n\nCritiqueRequest: \n\nCritique:"], "edit_request": "y"}}, "'h' has no 'prompt'"),
-        (["a", 3], "anthropic-judge (closest: 1 of 2 parts): entry 2 is a number, expected a text that says something"),
-        ([" Options: "], "anthropic-judge: entry 1 is a text, expected a text that says something"),
+        (["a", 3], "anthropic-judge (closest: 1 of 2 parts): entry 2 is a number, expected a text that is not empty"),
+        ([" Options: "], "anthropic-judge: entry 1 is a text, expected a text that is not empty"),
         ([{"critic": "a", "revision": "b"}, {"critic": "c"}], "huggingface (closest: 4 of 5 parts): entry 2 has no 'revision', a text"),
         ({"constitutions": [{"critic": " ", "revision": "b"}], "system_chat": []}, "huggingface (closest: 2 of 3 parts): entry 1 has no 'critic', a text"),
         ({"constitutions": [{"critic": "a", "revision": "b"}], "system_chat": "x"}, "'system_chat' is a text, expected a list"),
         ({"critiques": []}, "huggingface: expected an object with a list 'constitutions', found an object with 'critiques'"),
         ({"constitutions": [], "system_chat": []}, "expected an object with a list 'constitutions'"),
         ([], "anthropic-judge: expected a list of texts, found an empty list"),
-        ("{}", "no known format of a constitution"),
+        ("{}", "unknown format of a constitution"),
         ("7", "found a number"),
         ("", "theirs.json:1: not valid JSON"),
         ('{"a":\n 1,}', "theirs.json:2: not valid JSON"),
-        ('{"a": 1, "a": 2}', "the key 'a' stands twice in one object"),
+        ('{"a": 1, "a": 2}', "duplicate key 'a' in one object"),
         ('["\\ud800"]', "half of a surrogate pair"),
         ("[" * 100_000, "nested too deeply"),
     ],
 )  # fmt: skip
-def test_a_file_of_no_known_format_is_told_what_came_closest(tmp_path: Path, value: Any, expected: str) -> None:
+def test_a_file_of_an_unknown_format_names_the_closest(tmp_path: Path, value: Any, expected: str) -> None:
     with pytest.raises(CaiError) as caught:
         read(tmp_path, value)
     assert expected in str(caught.value)
@@ -194,4 +194,4 @@ def test_an_unknown_format_names_the_known_ones() -> None:
     with pytest.raises(
         CaiError, match="--format csv: expected one of anthropic-critiques, anthropic-judge, huggingface"
     ):
-        write_foreign(c, "csv")
+        write_external(c, "csv")

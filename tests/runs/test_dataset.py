@@ -105,7 +105,7 @@ def test_a_gates_figures_and_what_is_skipped_stand_on_the_card(tmp_path: Path, m
 
 def test_a_folder_that_is_there_and_a_run_without_rows_are_refused(run: RunFolder, tmp_path: Path) -> None:
     (tmp_path / "ds").mkdir()
-    with pytest.raises(CaiError, match="ds: already there"):
+    with pytest.raises(CaiError, match="ds: exists already"):
         write_dataset(run, tmp_path / "ds", "unknown")
     for file in (run.revisions_jsonl, run.preferences_jsonl):
         file.unlink()
@@ -147,6 +147,6 @@ def test_a_data_set_of_the_hub_is_made_private_and_uploaded_whole(
 
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
     with pytest.raises(
-        CaiError, match=r"--to hub:org/name: not to be written \(`hf auth login` gives a token\): no route$"
+        CaiError, match=r"--to hub:org/name: the upload failed \(`hf auth login` sets a token\): no route$"
     ):
         publish(run, "org/name", "cc0-1.0")
