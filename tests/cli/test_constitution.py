@@ -234,9 +234,7 @@ def test_what_is_exported_is_imported(cai, tmp_path: Path) -> None:
         (p.id, p.critique, p.revision) for p in ours.principles
     ]
     text = (tmp_path / "back.yaml").read_text(encoding="utf-8")
-    assert text.startswith(
-        "# Imported from theirs.json, in the format anthropic-critiques.\n# the format has no judge"
-    )
+    assert text.startswith("# Imported from theirs.json, in the format anthropic-critiques.\n# the format has no judge")
     assert cai("import", "theirs.json").out == text
     told = cai("import", "theirs.json", "--out", "back.yaml")
     assert (told.status, "already there" in told.err) == (2, True)
