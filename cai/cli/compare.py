@@ -107,7 +107,7 @@ def _pair(c: RunComparison, pair: PairComparison) -> Iterator[RenderableType | G
         yield _head_to_head(pair.head_to_head)
     if pair.labels:
         yield heading("Labels of the same two answers")
-        yield Text(f"  {_labels(pair.labels)}")
+        yield listed(" ", _labels(pair.labels))
     yield from _examples(pair.examples, b)
 
 
@@ -183,6 +183,10 @@ def _head_to_head(rows: Sequence[HeadToHead]) -> Grid:
     grid = Grid(["", "win rate", "less ½", *EFFECT[1:]], optional=[5])
     for axis in dict.fromkeys(row.axis for row in rows):
         of_axis = [row for row in rows if row.axis == axis]
+        most = max(row.effect.n for row in of_axis)
+        of_axis = [
+            row for row in of_axis if row.tag is None or row.effect.n < most
+        ]
         for row in of_axis[:PRINTED_TAGS]:
             everything = f"{axis}, all" if row.directly else "all"
             name = everything if row.tag is None else f"  {short(visible(row.tag))}"
@@ -192,14 +196,14 @@ def _head_to_head(rows: Sequence[HeadToHead]) -> Grid:
     return grid
 
 
-def _labels(labels: LabelAgreement) -> str:
+def _labels(labels: LabelAgreement) -> list[str]:
     if labels.agreement is None:
-        return "the runs labelled no pair in common: their samples differ"
+        return ["the runs labelled no pair in common: their samples differ"]
     agreement = labels.agreement
     interval = "" if agreement.low is None else f" [{number(agreement.low, 2)}, {number(agreement.high, 2)}]"
     kappa = "κ undefined" if agreement.kappa is None else f"κ {number(agreement.kappa, 2)}{interval}"
     same = f"the same winner in {percent(agreement.observed)} of {counted(labels.pairs, 'pairs')}"
-    return f"{same}, {kappa}; mean |difference in p| {number(labels.mean_difference)}"
+    return [f"{same}, {kappa}", f"mean absolute difference of p {number(labels.mean_difference)}"]
 
 
 def _examples(examples: Sequence[Example], b: str) -> Iterator[RenderableType]:

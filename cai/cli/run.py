@@ -1,16 +1,17 @@
 """`cai run`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from cai.cli.console import line, resumable
 from cai.cli.options import DEFAULT_RUNS, DryRun, Replace, RunsFolder, Settings, setting
+from cai.cli.tables import Grid, heading, listed, result_console, show
+from cai.config.characters import visible
 from cai.config.errors import CaiError
 from cai.feedback.metrics import RUN_METRICS
 from cai.inference.progress import Reporter
@@ -18,11 +19,12 @@ from cai.runs.dry_run import DryRun as Forecast
 from cai.runs.dry_run import Line, account
 from cai.runs.dry_run import dry_run as forecast
 from cai.runs.folder import RunFolder
-from cai.runs.metrics import summary_metrics, training_lines
+from cai.runs.metrics import summary_metrics, summary_warnings, training_lines
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan
 from cai.runs.run_file import RunConfig
-from cai.stats.formatting import span
+from cai.stats.formatting import counted, number, span
+from cai.stats.intervals import Estimate
 
 
 def run(
@@ -48,80 +50,97 @@ def run(
     if dry_run:
         line(console, f"{plan.folder.name}: nothing is asked or written; this is what `cai run` would do")
         for part in forecast_parts(forecast(plan), gpu_rate):
-            console.print(part, soft_wrap=isinstance(part, Text))
+            show(console, part)
         return
     with resumable(console):
         folders = execute(plan, Reporter(console), replace)
     for folder in folders:
-        if len(folders) > 1:
-            console.print(folder.name, style="bold", highlight=False)
-        print_summary(console, folder)
+        print_summary(result_console(), folder)
 
 
 def print_summary(console: Console, folder: RunFolder) -> None:
-    """The summary of a finished run as a two-column table."""
+    """A finished run: what it did, its metrics, what to look at, and where its files are."""
     summary = folder.summary()
     assert summary is not None
-    console.print(calls_table(account(summary)))
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 2))
-    for name, value in _lines(summary):
-        table.add_row(name, value)
-    console.print(table)
-    console.print(f"  rows, metrics and models are in {folder.path}/", markup=False, highlight=False, soft_wrap=True)
+    for part in _summary_parts(folder, summary):
+        show(console, part)
 
 
-def _lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    lines = [("revisions", str(summary["revisions"]["rows"]))]
-    by_source = summary["preferences"]["by_source"]
-    lines.append(("preferences", ", ".join(f"{n} by {source}" for source, n in by_source.items()) or "0"))
-    for key, estimate in summary_metrics(summary).items():
-        lines.append((RUN_METRICS[key].name, RUN_METRICS[key].shown(estimate)))
-    skipped = summary["skipped"]
-    if skipped["reasons"] or skipped["failed"]:
-        reasons = [f"{count} × {reason}" for reason, count in skipped["reasons"].items()]
-        lines.append(
-            ("skipped", "; ".join([*reasons, *([f"{skipped['failed']} failed"] if skipped["failed"] else [])]))
-        )
+def _summary_parts(folder: RunFolder, summary: dict[str, Any]) -> Iterator[RenderableType | Grid]:
+    yield heading(f"{folder.name}: finished in {span(sum(summary['seconds'].values()))}")
+    yield _results(summary)
+    if lines := account(summary):
+        yield heading("Model calls")
+        yield calls_grid(lines)
+    if metrics := summary_metrics(summary):
+        yield heading("Metrics, means over prompts")
+        yield _metrics(metrics)
+    if warnings := summary_warnings(summary):
+        yield heading("Warnings")
+        yield listed("!", warnings, "yellow")
+    yield heading("Files")
+    files = {f"{folder.path}/": "rows, metrics and models", f"cai report {folder.name}": "writes the run's page"}
+    width = max(map(len, files))
+    yield Text("\n".join(f"  {visible(name):<{width}}  {meaning}" for name, meaning in files.items()), no_wrap=True)
+
+
+def _results(summary: dict[str, Any]) -> Grid:
+    """What the run wrote, and how its training went."""
+    grid = Grid(["", ""], left=2)
+    grid.add("prompts", f"{summary['prompts']:,}, and {summary['held_out']:,} held out")
+    if rows := summary["revisions"]["rows"]:
+        grid.add("revisions", f"{rows:,}")
+    if by_source := summary["preferences"]["by_source"]:
+        grid.add("labelled pairs", ", ".join(f"{count:,} by {source}" for source, count in by_source.items()))
     for stage, training in summary["training"].items():
         for place, text in enumerate(training_lines(training)):
-            lines.append(("" if place else stage, text))
-    lines.append(("seconds", ", ".join(f"{name} {value:.0f}" for name, value in summary["seconds"].items())))
-    return lines
+            grid.add("" if place else stage, text)
+    for place, (stage, seconds) in enumerate(summary["seconds"].items()):
+        grid.add("" if place else "time", f"{stage} {span(seconds)}")
+    return grid
 
 
-def calls_table(lines: Sequence[Line]) -> Table:
-    """Calls by stage and step, and their sum."""
-    table = Table(box=None, padding=(0, 1, 0, 2))
-    for column in ("stage", "calls for", "all", "cache hits", "new calls", "tokens written"):
-        table.add_column(column, justify="left" if column in ("stage", "calls for") else "right", no_wrap=True)
+def _metrics(metrics: Mapping[str, Estimate]) -> Grid:
+    grid = Grid(["", "value", "95 % interval", "prompts", ""], optional=[4], left=1, last_left=True)
+    for key, estimate in metrics.items():
+        metric = RUN_METRICS[key]
+        known = estimate.low is not None and estimate.high is not None
+        interval = f"{number(estimate.low)} to {number(estimate.high)}" if known else ""
+        meaning = Text(metric.meaning, style="dim")
+        grid.add(metric.name, metric.text(estimate.mean), interval, f"{estimate.n:,}", meaning)
+    return grid
+
+
+def calls_grid(lines: Sequence[Line]) -> Grid:
+    """Model calls by stage and step, and their sum."""
+    grid = Grid(["stage", "calls for", "total", "cache hits", "new calls", "tokens written"], left=2)
     for calls in lines:
-        table.add_row(calls.stage, calls.step, *_counts(calls.cache_misses, calls.cache_hits, calls.tokens))
-    total = (sum(line.cache_misses for line in lines), sum(line.cache_hits for line in lines))
-    table.add_row("together", "", *_counts(*total, sum(line.tokens for line in lines)), style="bold")
-    return table
+        grid.add(calls.stage, calls.step, *_counts(calls.cache_misses, calls.cache_hits, calls.tokens))
+    misses, hits = sum(calls.cache_misses for calls in lines), sum(calls.cache_hits for calls in lines)
+    total = ("total", "", *_counts(misses, hits, sum(calls.tokens for calls in lines)))
+    grid.add(*(Text(cell, style="bold") for cell in total))
+    return grid
 
 
 def _counts(misses: int, hits: int, tokens: float) -> tuple[str, ...]:
     return tuple(f"{count:,.0f}" for count in (misses + hits, hits, misses, tokens))
 
 
-def forecast_parts(found: Forecast, gpu_rate: float | None) -> Iterator[RenderableType]:
+def forecast_parts(forecast: Forecast, gpu_rate: float | None) -> Iterator[RenderableType | Grid]:
     """A forecast: its calls, the time they may take, and what it does not know."""
-    yield calls_table(found.lines)
-    misses, written = sum(line.cache_misses for line in found.lines), sum(line.tokens for line in found.lines)
+    yield calls_grid(forecast.lines)
+    misses, written = sum(line.cache_misses for line in forecast.lines), sum(line.tokens for line in forecast.lines)
     if not misses:
-        yield Text("  every call is a cache hit: no model is loaded")
-    elif found.seconds is None:
-        yield Text("  how long: unknown, since nothing was measured with this model here; a first run measures it")
+        yield Text("  all calls are cache hits: no model is loaded")
+    elif forecast.seconds is None:
+        yield Text("  time: unknown until a first run has measured this model here")
     else:
-        yield Text(f"  how long: about {span(found.seconds)}, as fast as this model was here so far")
+        yield Text(f"  time: about {span(forecast.seconds)}, at this model's speed here so far")
     if misses and gpu_rate is not None:
-        hours = (found.tokens_read + written) / gpu_rate / 3600
-        yield Text(
-            f"  at {gpu_rate:,.0f} tokens/s a GPU: {hours:.2g} GPU-hours for {written:,.0f} tokens written and about "
-            f"{found.tokens_read:,.0f} read"
-        )
-    if found.untrained:
-        yield Text(f"  to be trained besides: {', '.join(found.untrained)}; a new policy's answers are all new")
-    if found.iterations:
-        yield Text(f"  {found.iterations} more iterations follow, each of a policy that is not known yet")
+        hours = (forecast.tokens_read + written) / gpu_rate / 3600
+        tokens = f"{written:,.0f} tokens written, about {forecast.tokens_read:,.0f} read"
+        yield Text(f"  {hours:.2g} GPU-hours at {gpu_rate:,.0f} tokens/s per GPU: {tokens}")
+    if forecast.untrained:
+        yield Text(f"  not included: training of {', '.join(forecast.untrained)}; a new policy's answers are all new")
+    if forecast.iterations:
+        yield Text(f"  not included: {counted(forecast.iterations, 'more iterations')}, each of a new policy")

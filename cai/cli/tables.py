@@ -25,13 +25,16 @@ EFFECT = ("difference", "95 % interval", "n", "min. detectable")
 class Grid:
     """A table of texts; the first column is of names, the others of numbers.
 
-    `optional` are the places of the columns that are left out where the terminal is too narrow, in this order.
+    `optional` are the places of the columns that are left out where the terminal is too narrow, in this order; `left`
+    so many first columns are of names, and with `last_left` the last is too. All headings empty: no line of headings.
     """
 
-    def __init__(self, headings: Sequence[str], optional: Sequence[int] = (), left: int = 1) -> None:
+    def __init__(
+        self, headings: Sequence[str], optional: Sequence[int] = (), left: int = 1, last_left: bool = False
+    ) -> None:
         self._headings = [_broken(heading) for heading in headings]
         self._optional = optional
-        self._left = left  # so many columns are of names
+        self._left = {*range(left), *([len(headings) - 1] if last_left else [])}
         self._rows: list[list[Text]] = []
 
     def add(self, *cells: str | Text) -> None:
@@ -49,9 +52,9 @@ class Grid:
         for place in self._optional:
             if sum(GAP + widths[p] for p in places) > width:
                 places.remove(place)
-        table = Table(box=None, padding=(0, 0, 0, GAP))
+        table = Table(box=None, padding=(0, 0, 0, GAP), show_header=any(self._headings))
         for place in places:
-            table.add_column(self._headings[place], justify="left" if place < self._left else "right", no_wrap=True)
+            table.add_column(self._headings[place], justify="left" if place in self._left else "right", no_wrap=True)
         for row in self._rows:
             table.add_row(*(row[place] for place in places))
         return table
@@ -90,6 +93,8 @@ def heading(text: str) -> Text:
 
 def effect_cells(effect: Effect) -> tuple[str, str, str, str]:
     """The difference, its interval, the number of prompts, and the minimum detectable difference."""
+    if effect.mean == 0 and not effect.se:
+        return "equal ", "", str(effect.n), ""
     known = effect.low is not None and effect.high is not None
     interval = f"{signed(effect.low)} to {signed(effect.high)}" if known else NONE
     return starred(signed(effect.mean), effect), interval, str(effect.n), number(effect.minimum_detectable)

@@ -7,7 +7,7 @@ import yaml
 from cai.config.errors import CaiError
 from cai.feedback.metrics import RUN_METRICS
 from cai.runs.folder import RunFolder
-from cai.runs.metrics import summarise, summary_metrics, training_lines
+from cai.runs.metrics import summarise, summary_metrics, training_lines, training_warnings
 from cai.stats.formatting import counted, number, span
 from cai.stats.win_rate import FEW_PROMPTS
 
@@ -121,7 +121,7 @@ def _monitors(summary: dict[str, Any]) -> list[Warned]:
     failed = summary["skipped"]["failed"]
     monitors.append(Warned("failed requests", f"{failed:,}", "1", failed > 0))
     for stage, results in summary["training"].items():
-        monitors += [Warned(f"training {stage}", warning, "", True) for warning in results["warnings"]]
+        monitors += [Warned(f"training {stage}", warning, "", True) for warning in training_warnings(results)]
     return monitors
 
 

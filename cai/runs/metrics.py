@@ -13,11 +13,13 @@ from cai.feedback.metrics import (
     REVISION_METRICS,
     REVISION_PAIR_METRICS,
     RUN_METRICS,
+    WIN_RATE,
     PromptMeans,
 )
 from cai.runs.folder import RunFolder, stage_order, stage_settings
-from cai.stats.formatting import counted
+from cai.stats.formatting import counted, estimate, number
 from cai.stats.intervals import Estimate
+from cai.stats.win_rate import FEW_PROMPTS
 from cai.training.metrics import read_metrics, runaway
 
 
@@ -38,7 +40,7 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
             "principles": dict(Counter(row.principle_id for row in revisions).most_common()),
         },
         "preferences": {"by_source": dict(Counter(row.source for row in preferences))},
-        "metrics": {key: estimate and estimate._asdict() for key, estimate in estimates.items()},
+        "metrics": {key: value and value._asdict() for key, value in estimates.items()},
         "skipped": _skipped(folder.skipped()),
         "training": _training(folder),
     }
@@ -90,8 +92,7 @@ def _training(folder: RunFolder) -> dict[str, Any]:
     return stages
 
 
-# What is told of each curve, and what trl's trainers and our PPO call it.
-CURVES = {
+CURVES = {  # by what a summary calls them: the names that trl's trainers and our PPO log
     "score": ("objective/scores", "reward"),
     "kl": ("objective/kl", "kl"),
     "length": ("response/length", "completions/mean_length"),
@@ -116,34 +117,60 @@ def _mean(values: Iterable[float]) -> float | None:
     return sum(listed) / len(listed) if listed else None
 
 
-def _shown(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+CURVE_NAMES = {"score": "mean score", "kl": "KL", "length": "tokens per answer", "loss": "mean loss"}
 
 
 def training_lines(training: dict[str, Any]) -> list[str]:
-    """What one stage's training came to."""
+    """One stage's training, a line each: updates, each logged curve, a reward model's report; see training_warnings."""
     if not training["updates"]:
         return []
-    lines = []
-    for name, spoken in {"score": "mean score", "kl": "KL", "length": "tokens an answer", "loss": "mean loss"}.items():
-        if (change := training[name]) is not None:
-            first, last = (_shown(change[part]) for part in ("first_third", "last_third"))
-            lost = change.get("not_finite", 0)
-            told = f"; {lost} of them no finite number, left out" if lost else ""
-            lines.append(f"{spoken} {first} in the first third, {last} in the last{told}")
-    lines[0] = f"{counted(training['updates'], 'updates')}, {lines[0]}"
-    lines += reward_lines(training["held_out"]) if training["held_out"] else []
-    return lines + [f"warning: {warning}" for warning in training["warnings"]]
+    changes = {name: training[curve] for curve, name in CURVE_NAMES.items() if training[curve] is not None}
+    lines = [
+        f"{name} {number(change['first_third'])} → {number(change['last_third'])}" for name, change in changes.items()
+    ]
+    updates = f"{counted(training['updates'], 'updates')}; means of their first → last third:"
+    return [updates, *lines, *(reward_lines(training["held_out"]) if training["held_out"] else [])]
+
+
+def training_warnings(training: dict[str, Any]) -> list[str]:
+    """What one stage's training warned of, and curves with values that are not finite."""
+    changes = {name: training[curve] for curve, name in CURVE_NAMES.items() if training[curve] is not None}
+    skipped = {name: change["not_finite"] for name, change in changes.items() if change.get("not_finite")}
+    return [
+        *training["warnings"],
+        *(
+            f"{name} is not finite in {counted(count, 'updates')}, which its means skip"
+            for name, count in skipped.items()
+        ),
+    ]
 
 
 def reward_lines(report: dict[str, Any]) -> list[str]:
-    """The figures of a reward model's report.json as a person reads them."""
-    accuracy = Estimate(**report["accuracy"]) if report["accuracy"] else "–"
+    """A reward model's report.json, a line each."""
+    accuracy = Estimate(**report["accuracy"]) if report["accuracy"] else None
     lines = [
-        f"on {report['pairs']} held-out pairs: accuracy {accuracy}, calibration error {report['ece']:.3f}",
-        f"correlation of reward with length {_shown(report['length_correlation'])}; "
-        f"the labels prefer the longer answer in {_shown(report['longer_preferred'])}",
+        f"accuracy {estimate(accuracy)} on {counted(report['pairs'], 'held-out pairs')}",
+        f"calibration error {number(report['ece'])}",
+        f"length correlation of the reward {number(report['length_correlation'])}",
+        f"the labels prefer the longer answer in {number(report['longer_preferred'])}",
     ]
     if report["ensemble_agreement"] is not None:
-        lines.append(f"two members agree on the winner in {_shown(report['ensemble_agreement'])} of the pairs")
+        lines.append(f"members agree on the winner in {number(report['ensemble_agreement'])}")
     return lines
+
+
+def summary_warnings(summary: dict[str, Any]) -> list[str]:
+    """What a reader of a summary should look at: high metrics, few prompts, skipped and failed rows, training."""
+    metrics, skipped = summary_metrics(summary), summary["skipped"]
+    high = [(RUN_METRICS[key], value.mean) for key, value in metrics.items() if RUN_METRICS[key].warns(value.mean)]
+    warnings = [
+        f"{metric.name} is {metric.text(mean)}, {metric.text(metric.warn_from)} or more" for metric, mean in high
+    ]
+    if (win_rate := metrics.get(WIN_RATE.key)) and win_rate.n < FEW_PROMPTS:
+        warnings.append(f"only {counted(win_rate.n, 'held-out prompts')}: the interval of the win rate is wide")
+    warnings += [f"skipped: {count:,} × {reason}" for reason, count in skipped["reasons"].items()]
+    if skipped["failed"]:
+        warnings.append(f"{counted(skipped['failed'], 'requests')} failed; skipped.jsonl says why")
+    for stage, training in summary["training"].items():
+        warnings += [f"{stage}: {warning}" for warning in training_warnings(training)]
+    return warnings
