@@ -184,9 +184,7 @@ def _head_to_head(rows: Sequence[HeadToHead]) -> Grid:
     for axis in dict.fromkeys(row.axis for row in rows):
         of_axis = [row for row in rows if row.axis == axis]
         most = max(row.effect.n for row in of_axis)
-        of_axis = [
-            row for row in of_axis if row.tag is None or row.effect.n < most
-        ]
+        of_axis = [row for row in of_axis if row.tag is None or row.effect.n < most]
         for row in of_axis[:PRINTED_TAGS]:
             everything = f"{axis}, all" if row.directly else "all"
             name = everything if row.tag is None else f"  {short(visible(row.tag))}"

@@ -111,12 +111,9 @@ class PromptMeans(Generic[PromptRow]):
         return {key: fmean(values) for key, values in by_metric.items() if values}
 
     def estimates(self) -> dict[str, Estimate | None]:
-        """Every metric by key; None where no row says anything."""
-        found = {}
-        for metric in self.metrics:
-            values = list(self.by_prompt(metric).values())
-            found[metric.key] = metric.estimate(values) if values else None
-        return found
+        """Every metric by key, with intervals; None where no row says anything."""
+        values = {metric: list(self.by_prompt(metric).values()) for metric in self.metrics}
+        return {metric.key: metric.estimate(known) if known else None for metric, known in values.items()}
 
 
 def mean_over_prompts(values: Iterable[tuple[str, float | None]]) -> float | None:

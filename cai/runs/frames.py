@@ -14,7 +14,9 @@ from pydantic import BaseModel
 from cai.data.files import arrow_schema
 from cai.data.jsonl import each_row
 from cai.data.records import Comparison, Preference, Prompt, Ranking, Revision, Skipped
+from cai.feedback.metrics import RUN_METRICS
 from cai.runs.folder import RunFolder, open_run
+from cai.runs.metrics import values_by_prompt
 from cai.training.metrics import read_metrics
 
 if TYPE_CHECKING:
@@ -78,6 +80,21 @@ class Run:
     def skipped(self) -> "pyarrow.Table":
         """The rows that the run did not use, and why."""
         return _table(self.folder.skipped_jsonl, Skipped)
+
+    @cached_property
+    def metric_values(self) -> "pyarrow.Table":
+        """A row a metric and prompt: `key`, `name`, `prompt_id`, `value`; a metric is the mean of its rows."""
+        import pyarrow
+
+        folder = self.folder
+        values = values_by_prompt(folder.revisions(), folder.preferences(), folder.evaluation())
+        rows = [
+            {"key": key, "name": RUN_METRICS[key].name, "prompt_id": prompt_id, "value": value}
+            for key, by_prompt in values.items()
+            for prompt_id, value in by_prompt.items()
+        ]
+        texts = [(name, pyarrow.string()) for name in ("key", "name", "prompt_id")]
+        return pyarrow.Table.from_pylist(rows, schema=pyarrow.schema([*texts, ("value", pyarrow.float64())]))
 
     @cached_property
     def metrics(self) -> "pyarrow.Table":

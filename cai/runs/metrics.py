@@ -50,13 +50,23 @@ def run_estimates(
     revisions: Iterable[Revision], preferences: Sequence[Preference], evaluation: Iterable[Comparison]
 ) -> dict[str, Estimate | None]:
     """Every metric of a run by key, aggregated as cai/feedback/metrics.py says."""
+    values = values_by_prompt(revisions, preferences, evaluation)
+    return {
+        key: metric.estimate(list(values[key].values())) if values[key] else None for key, metric in RUN_METRICS.items()
+    }
+
+
+def values_by_prompt(
+    revisions: Iterable[Revision], preferences: Sequence[Preference], evaluation: Iterable[Comparison]
+) -> dict[str, dict[str, float]]:
+    """Every metric of a run by key, then by prompt: the mean over the prompt's rows."""
     judged = (row for row in preferences if row.source == "judge")
     revision_pairs = (row for row in preferences if row.source == "revision")
     return {
-        **PromptMeans(REVISION_METRICS).add_all(revisions).estimates(),
-        **PromptMeans(LABEL_METRICS).add_all(judged).estimates(),
-        **PromptMeans(REVISION_PAIR_METRICS).add_all(revision_pairs).estimates(),
-        **PromptMeans(EVALUATION_METRICS).add_all(evaluation).estimates(),
+        **PromptMeans(REVISION_METRICS).add_all(revisions).all_by_prompt(),
+        **PromptMeans(LABEL_METRICS).add_all(judged).all_by_prompt(),
+        **PromptMeans(REVISION_PAIR_METRICS).add_all(revision_pairs).all_by_prompt(),
+        **PromptMeans(EVALUATION_METRICS).add_all(evaluation).all_by_prompt(),
     }
 
 

@@ -1,0 +1,157 @@
+"""A run's metrics have one value and one name wherever they are shown."""
+
+import html
+import io
+import json
+import math
+import random
+import re
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from cai.cli.compare import compare
+from cai.cli.run import print_summary
+from cai.compare.compare import compare_runs
+from cai.feedback.metrics import RUN_METRICS
+from cai.inference.engine import Choose, Engine, EngineConfig, Generate
+from cai.inference.models import Model
+from cai.inference.progress import Reporter
+from cai.inference.scripted import ScriptedEngine
+from cai.report.comparison import comparison_report, read_comparison
+from cai.report.run import read_run, run_report
+from cai.runs.folder import RunFolder
+from cai.runs.frames import load
+from cai.runs.metrics import summary_metrics, training_lines, training_warnings
+from cai.runs.pipeline import execute
+from cai.runs.plan import make_plan
+from cai.runs.publish import write_dataset
+from tests.conftest import write_workspace
+
+SAMPLES = "judge: {samples: 3, principles: 3}\ntrain: [{stage: dpo}]\n"
+
+
+def write(request: Generate) -> str:
+    """Texts of very different lengths, some of them unchanged, so that prompts weigh differently in every mean."""
+    rng = random.Random(f"{request.seed} {request.messages}")
+    if request.step == "revision" and rng.random() < 0.3:
+        return "the draft"
+    return " ".join(
+        rng.choice(["a", "good", "answer", "says", "that", "water", "boils"]) for _ in range(rng.randint(2, 40))
+    )
+
+
+def weigh(request: Choose) -> list[float]:
+    """A judge with a liking for the first position and some mass outside the options."""
+    rng = random.Random(str(request.messages))
+    p, mass = rng.betavariate(2, 1), rng.uniform(0.5, 0.99)
+    return [mass * p, mass * (1 - p)]
+
+
+@pytest.fixture
+def run(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    """A run with two rounds, three samples and a policy that was evaluated; its training writes a folder and a log."""
+
+    def train(settings: Any, data: Path, model: Path, folder: Path, *others: Any) -> Path:
+        (folder / "model").mkdir(parents=True)
+        for file in model.iterdir():
+            (folder / "model" / file.name).write_text('{"trained": true}', encoding="utf-8")
+        lines = ({"step": step, "loss": 1 / step} for step in range(1, 7))
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        return folder / "model"
+
+    def opened(model: Model, fingerprint: str, settings: EngineConfig) -> Engine:
+        ending = " as trained" if "train" in Path(str(model)).parts else ""
+        return ScriptedEngine(fingerprint, lambda request: write(request) + ending, weigh)
+
+    monkeypatch.setattr("cai.runs.pipeline.run_stage", train)
+    plan = make_plan(write_workspace(tmp_path, model_folder, prompts=24, extra=SAMPLES), [], "a", tmp_path / "runs")
+    [folder] = execute(plan, Reporter(Console(quiet=True)), False, opened)
+    return folder
+
+
+def text_of(page: str) -> str:
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", page)).split())
+
+
+def lines_of(text: str) -> list[str]:
+    return [" ".join(line.split()) for line in text.splitlines()]
+
+
+def test_every_surface_shows_the_same_value_under_the_same_name(
+    run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = run.summary()
+    assert summary is not None
+    estimates = summary_metrics(summary)
+    assert estimates.keys() == RUN_METRICS.keys()  # the run measures all of them
+    texts = {
+        metric.name: (metric.text(estimates[key].mean), metric.shown(estimates[key]))
+        for key, metric in RUN_METRICS.items()
+    }
+    assert len(texts) == len(RUN_METRICS)
+
+    console = Console(record=True, width=120, file=io.StringIO())
+    print_summary(console, run)
+    printed = lines_of(console.export_text())
+    found = compare_runs([run, run])
+    compare([str(run.path), str(run.path)], runs=tmp_path / "runs")
+    compared = lines_of(capsys.readouterr().out)
+    page = text_of(run_report(run, read_run(run)))
+    both = text_of(comparison_report(read_comparison(found, [run, run])))
+    write_dataset(run, tmp_path / "dataset", "unknown")
+    card = (tmp_path / "dataset/README.md").read_text(encoding="utf-8")
+    for name, (mean, shown) in texts.items():
+        assert any(line.startswith(f"{name} {mean} ") for line in printed), name
+        assert any(line.startswith(f"{name} {mean} {mean} ") for line in compared), name
+        assert f"{name} {shown} " in page, name
+        assert f"{name} {mean} {mean} " in both, name
+        assert re.search(rf"^\| {re.escape(name)}: .* \| {re.escape(shown)} \|$", card, re.MULTILINE), name
+
+    differences = {metric.key: metric for metric in found.pairs[0].metrics}
+    values = load(run.path).metric_values.to_pylist()
+    for key, metric in RUN_METRICS.items():
+        expected = pytest.approx(estimates[key].mean, abs=1e-12)
+        assert (differences[key].name, differences[key].a, differences[key].b) == (metric.name, expected, expected)
+        of_metric = [row["value"] for row in values if (row["key"], row["name"]) == (key, metric.name)]
+        assert (fmean(of_metric), len(of_metric)) == (expected, estimates[key].n)
+
+
+def test_a_prompt_with_more_rows_counts_no_more_than_another(run: RunFolder) -> None:
+    summary = run.summary()
+    assert summary is not None
+    by_prompt: dict[str, list[float]] = {}
+    for row in run.preferences():
+        if row.source == "judge":
+            by_prompt.setdefault(row.prompt_id, []).append(fmean(v.position_bias or 0.0 for v in row.verdicts))
+    assert len({len(rows) for rows in by_prompt.values()}) > 1 or len(by_prompt) > 1
+    expected = fmean(fmean(rows) for rows in by_prompt.values())
+    assert summary["metrics"]["position_bias"]["mean"] == pytest.approx(expected)
+    assert summary["metrics"]["position_bias"]["n"] == len(by_prompt)
+
+
+def test_the_closing_table_fits_eighty_columns_without_wrapping_a_cell(run: RunFolder) -> None:
+    console = Console(record=True, width=80, file=io.StringIO())
+    print_summary(console, run)
+    lines = console.export_text().splitlines()
+    assert max(map(len, (line.rstrip() for line in lines))) <= 80
+    starts = [next(place for place, line in enumerate(lines) if line.startswith(title)) for title in
+              ("a: finished in", "Model calls", "Metrics, means over prompts", "Warnings", "Files")]  # fmt: skip
+    assert starts == sorted(starts)
+    rows = lines[starts[2] + 2 : starts[3] - 1]
+    assert len(rows) == len(RUN_METRICS)  # a line each
+
+
+def test_a_curve_that_is_not_finite_is_a_warning_and_leaves_the_rest_in_its_means() -> None:
+    training: dict[str, Any] = {
+        "updates": 4, "score": None, "kl": None, "length": None, "held_out": None, "warnings": ["KL runs away"],
+        "loss": {"first_third": 1.0, "last_third": math.pi, "not_finite": 2},
+    }  # fmt: skip
+    assert training_lines(training) == ["4 updates; means of their first → last third:", "mean loss 1.000 → 3.142"]
+    assert training_warnings(training) == [
+        "KL runs away",
+        "mean loss is not finite in 2 updates, which its means skip",
+    ]
