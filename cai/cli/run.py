@@ -11,7 +11,6 @@ from rich.text import Text
 from cai.cli.console import line, resumable
 from cai.cli.options import DEFAULT_RUNS, DryRun, Replace, RunsFolder, Settings, setting
 from cai.cli.tables import Grid, heading, listed, result_console, show
-from cai.config.characters import visible
 from cai.config.errors import CaiError
 from cai.feedback.metrics import RUN_METRICS
 from cai.inference.progress import Reporter
@@ -79,9 +78,10 @@ def _summary_parts(folder: RunFolder, summary: dict[str, Any]) -> Iterator[Rende
         yield heading("Warnings")
         yield listed("!", warnings, "yellow")
     yield heading("Files")
-    files = {f"{folder.path}/": "rows, metrics and models", f"cai report {folder.name}": "writes the run's page"}
-    width = max(map(len, files))
-    yield Text("\n".join(f"  {visible(name):<{width}}  {meaning}" for name, meaning in files.items()), no_wrap=True)
+    files = Grid(["", ""], left=2)
+    files.add(f"{folder.path}/", "rows, metrics and models")
+    files.add(f"cai report {folder.name}", "writes the run's page")
+    yield files
 
 
 def _results(summary: dict[str, Any]) -> Grid:

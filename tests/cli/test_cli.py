@@ -79,7 +79,7 @@ def test_a_run_is_carried_out_shown_listed_and_compared(
     assert cai(monkeypatch, "run", workspace / "run.yaml", *runs) == 0
     out = capsys.readouterr().out
     assert "6 prompts to learn from, 2 held out; constitution harmless (16 principles)" in out
-    assert re.search(r"together +108 +0 +108 ", out)
+    assert re.search(r"total +108 +0 +108 ", out)
     assert cai(monkeypatch, "run", workspace / "run.yaml", *runs, "--name", "other", "--set", "revise.rounds=1") == 0
     capsys.readouterr()
 
@@ -214,7 +214,7 @@ def test_the_main_job_on_the_real_model(real_model: Path, tmp_path: Path) -> Non
     assert first.returncode == 0, first.stderr
     assert "win rate" in first.stdout
     assert second.returncode == 0, second.stderr
-    assert re.search(r"together +(\d+) +\1 +0 +0", second.stdout)  # all calls are cache hits
+    assert re.search(r"total +(\d+) +\1 +0 +0", second.stdout)  # all calls are cache hits
     assert "already trained" in second.stdout
 
 

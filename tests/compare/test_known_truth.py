@@ -12,7 +12,7 @@ from cai.compare.record import PairComparison, PrincipleComparison, RunCompariso
 from cai.config.errors import CaiError
 from cai.data.jsonl import write_rows
 from cai.data.records import Judgement
-from cai.feedback.metrics import EVALUATION_METRICS, REVISION_METRICS
+from cai.feedback.metrics import EVAL_JUDGE_METRICS, EVALUATION_METRICS, REVISION_METRICS
 from cai.inference.models import folder_fingerprint
 from cai.report.comparison import comparison_report, read_comparison
 from tests.compare.made import make_run, principles, write_metrics
@@ -118,7 +118,7 @@ def test_wins_are_counted_by_tag_against_the_same_answer(tmp_path: Path) -> None
     other = make_run(tmp_path / "c", BOTH, as_ever, evaluation=lambda i: 0.9, before="another answer before")
     found = compare_runs([a, other])
     assert pair_of(found).head_to_head == []
-    assert any("another answer before training" in note for note in found.warnings)
+    assert any("different answers before training on 40 held-out prompts" in note for note in found.warnings)
 
 
 def test_wins_of_answers_that_a_judge_saw_together_go_before_those_at_one_remove(tmp_path: Path) -> None:
@@ -291,8 +291,8 @@ def test_a_lock_of_an_older_form_and_a_missing_constitution_are_told(tmp_path: P
     assert (pair_of(found).principles, pair_of(found).metrics, pair_of(found).head_to_head) == ([], [], [])
     (b.path / "moved").rename(b.prompts_jsonl)
     found = compare_runs([a, b])
-    assert {f.name for f in pair_of(found).figures} >= {"answer after, words"}
-    assert not {f.name for f in pair_of(found).figures} & {"win rate of after", "mean p(after better)"}
+    assert {m.key for m in pair_of(found).metrics} >= {"after_words"}
+    assert not {m.key for m in pair_of(found).metrics} & {m.key for m in EVAL_JUDGE_METRICS}
     comparison_report(read_comparison(found, [a, b]))
     b.manifest_json.write_text("{}")
     assert pair_of(compare_runs([a, b])).settings is None

@@ -45,8 +45,8 @@ def test_the_figures_of_the_summary_and_their_warnings_are_shown(tmp_path: Path)
     text = report(write_run(tmp_path / "run", prompts=9))
     for part in (
         "prompts 6 and 3 held out", "fails a filter 0.500", "labelled pairs 6 6 by judge",
-        "ties count one half; 3 prompts", "Only 3 held-out prompts: the interval", "copied critique 0.500 0.25 warning",
-        "1 × the reason of number 1", "12 updates, mean loss", "1-dpo: reward margin",
+        "ties ½; 3 prompts", "Only 3 held-out prompts: the interval", "copied critique 0.500 0.25 warning",
+        "1 × the reason of number 1", "12 updates; means of their first → last third: mean loss", "1-dpo: reward margin",
     ):  # fmt: skip
         assert part in text, part
 
@@ -77,7 +77,11 @@ def test_the_figures_of_a_summary_of_another_version_are_counted_anew(tmp_path: 
     written = {"no words": json.dumps(summary), "one": '{"prompts": 3}', "damaged": '{"pro'}[kept]
     folder.summary_json.write_text(written, encoding="utf-8")
     found = report(folder)
-    for part in ("prompts 6 and 3 held out", "fails a filter 0.500", "12 updates, mean loss"):
+    for part in (
+        "prompts 6 and 3 held out",
+        "fails a filter 0.500",
+        "12 updates; means of their first → last third: mean loss",
+    ):
         assert part in as_written and part in found
     assert "unfinished" not in found
 
@@ -105,7 +109,7 @@ def test_what_else_cannot_be_read_is_shown_and_the_rest_is_shown(tmp_path: Path)
     folder.manifest_json.write_text("{}", encoding="utf-8")
     text = report(folder)
     for part in ("The constitution cannot be read", "The judge gate cannot be read", "The policy evaluation cannot be read",
-                 "Stage 1-dpo cannot be read", "model unknown", "12 updates, mean loss"):  # fmt: skip
+                 "Stage 1-dpo cannot be read", "model unknown", "12 updates; means of their first → last third: mean loss"):  # fmt: skip
         assert part in text, part
 
 
@@ -114,7 +118,7 @@ def test_a_training_that_was_cut_off_is_shown_as_far_as_it_got(tmp_path: Path) -
     folder.summary_json.unlink()
     metrics = folder.train / "1-dpo/metrics.jsonl"
     metrics.write_text(metrics.read_text(encoding="utf-8")[:-9], encoding="utf-8")
-    assert "11 updates, mean loss" in report(folder)
+    assert "11 updates; means of their first → last third: mean loss" in report(folder)
 
 
 def test_rewards_that_are_no_number_are_skipped_of_means_and_counted(tmp_path: Path) -> None:
@@ -127,8 +131,9 @@ def test_rewards_that_are_no_number_are_skipped_of_means_and_counted(tmp_path: P
     ]
     (folder.train / "1-dpo/metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     text = report(folder)
-    assert "mean score 1.000 in the first third, 3.000 in the last; 2 of them no finite number, left out" in text
-    assert "KL – in the first third, – in the last; 4 of them no finite number, left out" in text
+    assert "mean score 1.000 → 3.000" in text and "KL – → –" in text
+    assert "mean score is not finite in 2 updates, which its means skip" in text
+    assert "KL is not finite in 4 updates, which its means skip" in text
 
 
 def test_a_run_that_was_copied_away_has_the_same_report(tmp_path: Path, model_folder: Path) -> None:

@@ -52,7 +52,7 @@ def test_the_policy_is_trained_against_the_reward_model_of_its_own_run(tmp_path:
     console = Console(record=True, width=200)
     print_summary(console, folder)
     text = console.export_text()
-    assert "held-out pairs: accuracy" in text
+    assert " held-out pairs" in text and "calibration error" in text
     assert "mean score" in text
 
 
