@@ -7,18 +7,18 @@ from pydantic import ValidationError
 
 from cai.config.errors import CaiError
 from cai.data.jsonl import read_rows
-from cai.data.manifest import read_json
+from cai.data.manifest import MANIFEST_JSON, read_json
 from cai.data.records import Prompt
 from cai.evaluation.policy import Policy
 from cai.inference.models import folder_fingerprint, resolve_model
 from cai.runs.folder import ITERATION, RunFolder, is_run, runs_meant
 from cai.runs.run_file import RunConfig
 
-SAMPLES = "samples.jsonl"  # what PPO sampled on its way
+SAMPLES = "samples.jsonl"  # answers sampled during PPO
 
 
 class FoundPolicy(NamedTuple):
-    """A policy, with the run and the settings it came from where it is that of a run."""
+    """A policy, with its run and the run's settings if it is a run's."""
 
     policy: Policy
     run: RunFolder | None = None
@@ -26,28 +26,27 @@ class FoundPolicy(NamedTuple):
 
 
 def find_policy(name: str, runs: Path) -> FoundPolicy:
-    """The policy of a run (of its last iteration), of a folder of `cai train`, or a model.
+    """The policy of a run (of its last iteration), of a `cai train` folder, or a model.
 
-    Raises: CaiError saying what there is, for none of these or one without a trained policy.
+    Raises: CaiError for none of these, naming similar runs, or for a run without a trained policy.
     """
     for path in (runs / name, Path(name)):
         if is_run(path):
             return _of_run(RunFolder(path))
-        if found := sorted(
-            path.glob(f"{ITERATION}*/manifest.json"), key=lambda manifest: int(manifest.parent.name.split("-")[-1])
+        if iterations := sorted(
+            path.glob(f"{ITERATION}*/{MANIFEST_JSON}"), key=lambda manifest: int(manifest.parent.name.split("-")[-1])
         ):
-            return _of_run(RunFolder(found[-1].parent))
+            return _of_run(RunFolder(iterations[-1].parent))
         if (path / "stage.json").exists():
             return _of_stage(path)
     try:
         return FoundPolicy(policy_of_model(name))
     except CaiError as error:
-        meant = runs_meant(name, runs)
-        raise CaiError(f"'{name}' is no run in {runs}/ ({meant}), and as a model: {error}") from None
+        raise CaiError(f"'{name}' is no run in {runs}/ ({runs_meant(name, runs)}), and as a model: {error}") from None
 
 
 def policy_of_model(name: str) -> Policy:
-    """A model by its name; one in a folder is called as the folder is. Raises: CaiError when there is none."""
+    """A model by its name; a local one is named after its folder. Raises: CaiError for none."""
     folder = resolve_model(name)
     if not Path(name).is_dir():
         return Policy(name, folder)
@@ -60,9 +59,9 @@ def _of_run(folder: RunFolder) -> FoundPolicy:
     stages = [(settings.stage, folder.train / f"{n}-{settings.stage}") for n, settings in enumerate(config.train, 1)]
     policies = [path for stage, path in stages if stage != "reward"]
     if not policies:
-        raise CaiError(f"{folder.path}: the run trains no policy (`train:` has no stage that makes one)")
+        raise CaiError(f"{folder.path}: the run trains no policy (`train:` has none but reward stages)")
     if not (policies[-1] / "model").is_dir():
-        raise CaiError(f"{folder.path}: its last policy, {policies[-1].name}, is not trained; run it to its end first")
+        raise CaiError(f"{folder.path}: its last policy, {policies[-1].name}, is not trained yet; finish the run first")
     rewards = [path / "model" for stage, path in stages if stage == "reward"]
     samples = policies[-1] / SAMPLES
     held_out = set(folder.manifest()["held_out"])
@@ -81,16 +80,16 @@ def _of_run(folder: RunFolder) -> FoundPolicy:
 
 
 def _of_stage(path: Path) -> FoundPolicy:
-    about = _stage(path)
-    if about.get("settings", {}).get("stage") == "reward":
-        raise CaiError(f"{path} is a reward model: it gives scores, no answers")
+    stage = _stage(path)
+    if stage.get("settings", {}).get("stage") == "reward":
+        raise CaiError(f"{path}: a reward model, which generates no answers; expected a policy")
     if not (path / "model").is_dir():
-        raise CaiError(f"{path}: its policy is not trained yet; run `cai train` to its end first")
-    samples, data = path / SAMPLES, Path(about.get("data", ""))
+        raise CaiError(f"{path}: its policy is not trained yet; finish `cai train` first")
+    samples, data = path / SAMPLES, Path(stage.get("data", ""))
     policy = Policy(
         name=path.resolve().name,
         folder=path / "model",
-        base=about.get("model"),
+        base=stage.get("model"),
         training_prompts=read_rows(data, Prompt) if samples.exists() and data.is_file() else [],
         reward=_reward_of(path),
         samples=samples if samples.exists() else None,
@@ -99,8 +98,8 @@ def _of_stage(path: Path) -> FoundPolicy:
 
 
 def _reward_of(stage: Path) -> Path | None:
-    named = _stage(stage).get("reward")
-    return Path(named) if named else None
+    folder = _stage(stage).get("reward")
+    return Path(folder) if folder else None
 
 
 def _stage(path: Path) -> dict[str, Any]:
@@ -108,19 +107,19 @@ def _stage(path: Path) -> dict[str, Any]:
 
 
 def run_config(folder: RunFolder) -> RunConfig:
-    """The settings a run was made with, from its manifest; raises CaiError for those of another version of cai."""
+    """A run's settings, from its manifest. Raises: CaiError for settings of another version of cai."""
     manifest = folder.manifest()
-    lacks = [f"no '{part}'" for part in ("config", "held_out", "model") if part not in manifest]
+    problems = [f"no '{part}'" for part in ("config", "held_out", "model") if part not in manifest]
     try:
-        if not lacks:
+        if not problems:
             return RunConfig.model_validate(manifest["config"])
     except ValidationError as error:
-        lacks = [error.errors()[0]["msg"]]
-    raise CaiError(f"{folder.manifest_json}: not the settings of a run of this version of cai: {lacks[0]}")
+        problems = [error.errors()[0]["msg"]]
+    raise CaiError(f"{folder.manifest_json}: not the settings of a run of this version of cai: {problems[0]}")
 
 
 def check_base(found: FoundPolicy, reference: Path) -> None:
-    """Raises: CaiError where the model by the name that a run started from is no longer the one it started from."""
+    """Raises: CaiError if the run's base model, found by name, has other content than when the run started."""
     if found.run is None or found.run.path.name.startswith(ITERATION):
         return
     if folder_fingerprint(reference) != found.run.manifest()["model"]:

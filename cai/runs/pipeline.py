@@ -1,4 +1,4 @@
-"""One training stage, and those of a run in order."""
+"""A run from start to end: judge gate, feedback, training, evaluation, summary. Every step resumes by running again."""
 
 import asyncio
 import dataclasses
@@ -113,15 +113,11 @@ def train_policy(session: Session, train: TrainOne = train_stage) -> Path:
     return policy
 
 
-# The judge before the run: it must do well on labelled pairs, or the run stops before anything else is paid for.
-
-
 def pass_gate(plan: Plan, reporter: Reporter, open_engine: OpenEngine) -> tuple[Plan, list[EngineWork]]:
-    """The plan, its judge at the temperature that the gate's pairs ask for, and the calls that took.
+    """Evaluate the judge on the pairs of `judge_gate`, into `judge/` of the run's folder, before any other call.
 
-    Writes `judge/` in the run's folder.
-
-    Raises: CaiError naming each figure that is out of bounds, when `judge_gate` demands it.
+    Returns: the plan, with the judge's fitted temperature if the gate calibrates, and the calls made.
+    Raises: CaiError naming each metric out of its bounds.
     """
     gate = plan.config.judge_gate
     if gate is None or plan.gate is None:
@@ -132,43 +128,40 @@ def pass_gate(plan: Plan, reporter: Reporter, open_engine: OpenEngine) -> tuple[
     )
     report = evaluated.report
     reporter.say(f"judge on {report.pairs} labelled pairs: accuracy {report.accuracy}; {out / 'judge.html'}")
-    if faults := out_of_bounds(gate, report):
+    if failures := out_of_bounds(gate, report):
         raise CaiError(
-            f"{plan.run_file}: judge_gate: the judge does not pass on {plan.gate.data}: {'; '.join(faults)}. "
-            f"Its report is {out / 'judge.html'}; another judge, more principles or other templates may do better"
+            f"{plan.run_file}: judge_gate: the judge fails on {plan.gate.data}: {'; '.join(failures)}. "
+            f"Its report is {out / 'judge.html'}; try another judge, more principles or other templates"
         )
     if report.calibration is None:
         return plan, evaluated.work
     judge = plan.config.judge.model_copy(update={"temperature": report.calibration.temperature})
-    reporter.say(f"labels are made at the judge's fitted temperature, {judge.temperature:.3g}")
+    reporter.say(f"labels use the judge's fitted temperature, {judge.temperature:.3g}")
     return dataclasses.replace(plan, config=plan.config.model_copy(update={"judge": judge})), evaluated.work
 
 
 def out_of_bounds(gate: GateConfig, report: JudgeReport) -> list[str]:
-    """The figures that a gate does not let pass, a phrase each."""
-    faults = []
+    """The metrics that fail the gate, a phrase each."""
+    failures = []
     if gate.accuracy is not None and report.accuracy.mean < gate.accuracy:
-        faults.append(f"accuracy {report.accuracy}, at least {gate.accuracy:g} is asked for")
-    for name, found, most in (
+        failures.append(f"accuracy {report.accuracy}, required at least {gate.accuracy:g}")
+    for name, value, bound in (
         ("ece", report.ece, gate.ece),
         ("position_bias", report.position_bias, gate.position_bias),
         ("non_option_mass", report.non_option_mass, gate.non_option_mass),
     ):
-        if most is not None and (found is None or found > most):
-            said = "unknown, since no pair was asked" if found is None else f"{found:.3f}"
-            faults.append(f"{name} {said}, at most {most:g} is asked for")
-    return faults
-
-
-# A run from start to end: feedback, training, evaluation, summary. Every step resumes by running again.
+        if bound is not None and (value is None or value > bound):
+            measured = "unknown, since no pair was judged" if value is None else f"{value:.3f}"
+            failures.append(f"{name} {measured}, required at most {bound:g}")
+    return failures
 
 
 def execute(
     plan: Plan, reporter: Reporter, replace: bool = False, open_engine: OpenEngine = open_model
 ) -> list[RunFolder]:
-    """Carry out a plan; returns the folders it filled, one an iteration.
+    """Run a plan; returns the folders it filled, one per iteration.
 
-    Raises: CaiError, and whatever was done by then is kept.
+    Raises: CaiError; everything finished by then is kept.
     """
     folders, policy = [], plan.model
     for number in range(1, plan.config.iterations + 1):
@@ -178,24 +171,24 @@ def execute(
             start_folder(current, replace)
             current.folder.summary_json.unlink(missing_ok=True)
             reporter.log = current.folder.log
-            reporter.say(_begun(current))  # its time in the log is when the run was started
+            reporter.say(_first_line(current))  # its time in the log is the start of the run
             current, gate_work = pass_gate(current, reporter, open_engine)
             cache = Cache(plan.runs / CACHE_FILE)
             try:
-                policy = _carry_out(Session(current, reporter, cache, open_engine, gate_work), replace)
+                policy = _run_steps(Session(current, reporter, cache, open_engine, gate_work), replace)
             finally:
                 cache.close()
     return folders
 
 
-def _begun(plan: Plan) -> str:
+def _first_line(plan: Plan) -> str:
     return (
-        f"{plan.folder.name}: {counted(len(plan.training), 'prompts')} to learn from, {len(plan.held_out)} held out; "
+        f"{plan.folder.name}: {counted(len(plan.training), 'prompts')} for training, {len(plan.held_out)} held out; "
         f"constitution {plan.constitution.name} ({counted(len(plan.constitution.principles), 'principles')})"
     )
 
 
-def _carry_out(session: Session, replace: bool) -> Path:
+def _run_steps(session: Session, replace: bool) -> Path:
     plan, folder = session.plan, session.plan.folder
     with session.timed("feedback"):
         asyncio.run(collect_feedback(session))

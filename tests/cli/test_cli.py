@@ -78,7 +78,7 @@ def test_a_run_is_carried_out_shown_listed_and_compared(
     runs = ("--runs", workspace / "runs")
     assert cai(monkeypatch, "run", workspace / "run.yaml", *runs) == 0
     out = capsys.readouterr().out
-    assert "6 prompts to learn from, 2 held out; constitution harmless (16 principles)" in out
+    assert "6 prompts for training, 2 held out; constitution harmless (16 principles)" in out
     assert re.search(r"total +108 +0 +108 ", out)
     assert cai(monkeypatch, "run", workspace / "run.yaml", *runs, "--name", "other", "--set", "revise.rounds=1") == 0
     capsys.readouterr()

@@ -315,7 +315,7 @@ def test_what_a_run_lacks_is_told_before_anything_is_asked(tmp_path: Path) -> No
     run = make_run(runs, "good")
     manifest = run.manifest()
     shutil.rmtree(run.train)
-    with pytest.raises(CaiError, match="its last policy, 1-dpo, is not trained; run it to its end first"):
+    with pytest.raises(CaiError, match="its last policy, 1-dpo, is not trained yet; finish the run first"):
         plan_evaluation(Options("good"), runs)
     model(run.train / "1-dpo/model", "good")
     (run.train / "1-dpo/stage.json").write_text("{}", encoding="utf-8")
@@ -352,7 +352,7 @@ def test_a_trained_stage_or_any_model_is_evaluated_on_prompts_that_are_named(tmp
         old = model(tmp_path / "old/dpo", "old")
         plan_evaluation(Options(str(tmp_path / "dpo"), [str(old)], prompts=prompts), runs)
     (tmp_path / "dpo/stage.json").write_text(json.dumps({"model": str(base), "settings": {"stage": "reward"}}))
-    with pytest.raises(CaiError, match="is a reward model: it gives scores, no answers"):
+    with pytest.raises(CaiError, match="a reward model, which generates no answers"):
         plan_evaluation(Options(str(tmp_path / "dpo"), prompts=prompts), runs)
 
 

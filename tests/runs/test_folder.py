@@ -50,7 +50,7 @@ def test_when_a_run_was_started_is_the_same_in_a_copy_and_both_lists_have_one_or
     for name, day in (("second", 2), ("third", 3), ("first", 1)):
         write_run(tmp_path / "runs" / name, prompts=9)
         (tmp_path / "runs" / name / "log.txt").write_text(
-            f"2026-01-0{day}T10:30:00 {name}: 6 prompts to learn from\n2026-02-01T00:00:00 again\n"
+            f"2026-01-0{day}T10:30:00 {name}: 6 prompts for training\n2026-02-01T00:00:00 again\n"
         )
     write_run(tmp_path / "runs/unknown", prompts=9)
     shutil.copytree(tmp_path / "runs", tmp_path / "copy", copy_function=shutil.copyfile)  # the files' times are new

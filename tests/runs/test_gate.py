@@ -61,8 +61,8 @@ def test_a_judge_that_does_well_lets_the_run_go_on(tmp_path: Path, model_folder:
 @pytest.mark.parametrize(
     ("gate", "sure", "said"),
     [
-        ("accuracy: 0.9", 0.2, r"accuracy 0\.000 .*, at least 0\.9 is asked for"),
-        ("ece: 0.1", 0.6, r"ece 0\.400, at most 0\.1 is asked for"),
+        ("accuracy: 0.9", 0.2, r"accuracy 0\.000 .*, required at least 0\.9"),
+        ("ece: 0.1", 0.6, r"ece 0\.400, required at most 0\.1"),
         ("accuracy: 0.9, ece: 0.1", 0.2, r"accuracy .*; ece "),
     ],
 )
@@ -70,7 +70,7 @@ def test_one_that_does_not_stops_it_before_anything_is_written(
     tmp_path: Path, model_folder: Path, gate: str, sure: float, said: str
 ) -> None:
     engines: list[ScriptedEngine] = []
-    with pytest.raises(CaiError, match=rf"judge_gate: the judge does not pass on .*labelled\.jsonl: {said}"):
+    with pytest.raises(CaiError, match=rf"judge_gate: the judge fails on .*labelled\.jsonl: {said}"):
         carry_out(tmp_path, model_folder, gate, knows(sure), engines)
     assert not any(isinstance(request, Generate) for engine in engines for request in engine.requests)
     assert not RunFolder(tmp_path / "runs/test").preferences_jsonl.exists()
