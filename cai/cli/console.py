@@ -20,17 +20,17 @@ COLOURS = {"added": "green", "removed": "red", "same": ""}
 
 
 def line(console: Console, text: str | Text) -> None:
-    """Print one line as it stands: no markup, no colours, no breaks of its own."""
+    """Print one line verbatim: no markup, no highlighting, no wrapping."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def loading(console: Console, model: str) -> None:
-    """Say that a model is being loaded, which takes long without a word."""
+    """Report that a model is being loaded, which can take a while."""
     line(console, Text(f"loading {visible(model)} …", style="dim"))
 
 
 def whole(console: Console, table: Table) -> None:
-    """Print a table with every cell in full, also where it is wider than the terminal."""
+    """Print a table with every cell in full, even if it is wider than the terminal."""
     width = console.width
     console.width = max(width, console.measure(table, options=console.options.update(max_width=WIDEST)).maximum)
     console.print(table, crop=False)
@@ -38,7 +38,9 @@ def whole(console: Console, table: Table) -> None:
 
 
 @contextmanager
-def resumable(console: Console) -> Iterator[None]:
+def resumable(
+    console: Console, message: str = "Interrupted. All answers so far are cached; the same command resumes:"
+) -> Iterator[None]:
     """After an interrupt, print the command that resumes."""
     try:
         yield
@@ -46,17 +48,17 @@ def resumable(console: Console) -> Iterator[None]:
         command = shlex.join(["cai", *(arg for arg in sys.argv[1:] if arg != "--replace")])
         line(
             console,
-            f"\nInterrupted. All answers so far are cached; the same command resumes:\n  {command}",
+            f"\n{message}\n  {command}",
         )
         raise KeyboardInterrupt("reported") from None
 
 
 def marked(before: str, after: str) -> Text:
-    """The words of both texts, with marks that can be told without colour: [-removed-] and {+added+}."""
+    """The words of both texts, with marks that do not depend on colour: [-removed-] and {+added+}."""
     text = Text()
     for what, piece in word_changes(before, after):
         left, right = {"removed": ("[-", "-]"), "added": ("{+", "+}"), "same": ("", "")}[what]
-        bare = piece.strip() or "␣" * len(piece)  # where only spaces differ they have to show
+        bare = piece.strip() or "␣" * len(piece)  # a difference of spaces alone has to show
         space = len(piece) - len(piece.lstrip()) if piece.strip() else 0
         text.append(piece[:space])
         text.append(f"{left}{visible(bare)}{right}" if left else visible(piece[space:]), style=COLOURS[what])
@@ -66,7 +68,7 @@ def marked(before: str, after: str) -> Text:
 
 
 def with_new_words(before: str, after: str) -> Text:
-    """The second text, with the words that the first does not have in colour."""
+    """The second text, with the words that are not in the first in colour."""
     text = Text()
     for what, piece in word_changes(before, after):
         if what != "removed":
@@ -75,7 +77,7 @@ def with_new_words(before: str, after: str) -> Text:
 
 
 def write_file(path: Path, text: str) -> None:
-    """Write a text, making its folder; raises CaiError when that cannot be done."""
+    """Write a text and create its folder; raises CaiError when that fails."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, text)
@@ -84,12 +86,12 @@ def write_file(path: Path, text: str) -> None:
 
 
 def write_new(path: Path, text: str) -> None:
-    """Write a file that is not there yet: what a person may have edited is not written over."""
+    """Write a new file; an existing one, which a person may have edited, is not overwritten."""
     refuse_existing(path)
     write_file(path, text)
 
 
 def refuse_existing(path: Path) -> None:
-    """Raise CaiError for a file that is there already."""
+    """Raise CaiError for an existing file."""
     if path.exists():
-        raise CaiError(f"{path}: already there; give another name, or remove it first")
+        raise CaiError(f"{path}: already exists; choose another name or delete it first")

@@ -153,7 +153,7 @@ def import_(
     format_name, constitution, notices = read_external(file)
     text = constitution_yaml(constitution, [f"Imported from {file.name}, in the format {format_name}.", *notices])
     count = counted(len(constitution.principles), "principles")
-    _write_or_print(out, text, notices, f"{count} out of {file} ({format_name})")
+    _write_or_print(out, text, notices, f"{count} from {file} ({format_name})")
 
 
 @app.command(cls=HelpCommand)
@@ -391,17 +391,17 @@ def _print_tests(console: Console, tested: Sequence[Result], cost: Cost) -> None
 
 def _test_table(tests: Sequence[Result]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("", "line", "principle", "expected", "p", "first, second", "non_option_mass"):
-        right = column in ("line", "p", "non_option_mass")
+    for column in ("", "line", "principle", "expected", "p", "first, second", "non-option mass"):
+        right = column in ("line", "p", "non-option mass")
         table.add_column(column, justify="right" if right else "left", no_wrap=column != "principle", overflow="fold")
     for test in tests:
         for outcome in test.outcomes:
             status = Text("pass", style="green") if outcome.passed else Text("FAIL", style="bold red")
-            figures = [f"{outcome.p:.3f}" if outcome.p is not None else ""]
-            figures.append(f"{v.p_forward:.3f}, {v.p_reverse:.3f}" if (v := outcome.verdict) else "")
-            figures.append(f"{100 * outcome.non_option_mass:.0f} %" if outcome.non_option_mass is not None else "")
+            values = [f"{outcome.p:.3f}" if outcome.p is not None else ""]
+            values.append(f"{v.p_forward:.3f}, {v.p_reverse:.3f}" if (v := outcome.verdict) else "")
+            values.append(f"{100 * outcome.non_option_mass:.0f} %" if outcome.non_option_mass is not None else "")
             where = (str(test.placed.line), test.placed.principle.id)
-            table.add_row(status, *where, _expected(test, outcome), *figures)
+            table.add_row(status, *where, _expected(test, outcome), *values)
     return table
 
 
@@ -419,7 +419,7 @@ def _print_failure(console: Console, tested: Result) -> None:
     texts = {"prompt": test.prompt, "draft": test.draft, "better": test.better, "worse": test.worse}
     for name, completion in (("critique", tested.critique), ("revision", tested.revision)):
         if completion is not None:
-            texts[name] = completion.text + (" … (cut off)" if completion.finish == "length" else "")
+            texts[name] = completion.text + (" … (truncated)" if completion.finish == "length" else "")
     for name, text in texts.items():
         if text is not None:
             console.print(Text(name, style="cyan"))

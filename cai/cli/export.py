@@ -62,13 +62,13 @@ def export(
 
 
 def export_file(name: str, format: str, out: Path, runs: Path) -> None:
-    """Write a run's rows, or a file's, in a format of others, and say what that has no place for."""
+    """Write the rows of a run or a file in an external format; a note lists the fields it cannot hold."""
     if format not in FORMATS:
         raise CaiError(f"--format {format}: expected one of {', '.join(FORMATS)}")
     source = _run_or_file(name, runs)
     lost, nothing = Counter[str](), f"{name}: nothing to write as {format}"
     if format in RUN_FORMATS and not isinstance(source, RunFolder):
-        raise CaiError(f"{name}: --format {format} is made of a run's {RUN_FORMATS[format]}, and this is a file")
+        raise CaiError(f"{name}: --format {format} needs a run's {RUN_FORMATS[format]}, and this is a file")
     if format == "alpaca-eval" and isinstance(source, RunFolder):
         files, skipped = alpaca_files(source)
         count, rest = len(files["annotations.json"]), out / "skipped.jsonl"
@@ -80,25 +80,25 @@ def export_file(name: str, format: str, out: Path, runs: Path) -> None:
     else:
         rest = skipped_file(out)
         count, reasons = write_table(out, *table(source, format, lost), nothing)
-    typer.echo(f"Wrote {out}: {counted(count, 'rows')} of {name} as {format}")
+    typer.echo(f"Wrote {out}: {counted(count, 'rows')} from {name} as {format}")
     echo_skipped(reasons, rest)
     if lost:
-        said = ", ".join(f"{thing} ({n})" for thing, n in lost.items())
-        typer.echo(f"note: lost, since the format has no place for them (pairs or answers): {said}", err=True)
+        fields = ", ".join(f"{field} ({n})" for field, n in lost.items())
+        typer.echo(f"note: dropped, because the format cannot hold them (with the number of rows): {fields}", err=True)
 
 
 def export_dataset(name: str, to: str, licence: str, runs: Path) -> None:
-    """Write a run as a data set with a card, to a folder or to the Hub."""
+    """Write a run as a dataset with a card, to a folder or to the Hub."""
     run = open_run(name, runs)
     if to.startswith(HUB):
         typer.echo(f"Wrote {publish(run, to.removeprefix(HUB), licence)}")
         return
-    found = write_dataset(run, Path(to), licence)
+    splits = write_dataset(run, Path(to), licence)
     typer.echo(f"Wrote {to}: a card (README.md) and")
-    for split in found:
+    for split in splits:
         typer.echo(f"  {split.file}: {counted(len(split.rows), 'rows')}")
     if licence == UNKNOWN:
-        typer.echo("note: the card states no licence; name one by --license, such as cc-by-4.0", err=True)
+        typer.echo("note: the card states no licence; add one, such as --license cc-by-4.0", err=True)
 
 
 def _run_or_file(name: str, runs: Path) -> Source:

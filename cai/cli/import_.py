@@ -57,43 +57,43 @@ def import_(
     summary = ReadSummary()
     count, reasons = write_table(out, row, read(source, summary), f"{source}: no {target} in this file")
     formats = ", ".join(f"{n} as {format}" for format, n in summary.formats.most_common())
-    typer.echo(f"Wrote {out}: {counted(count, target)} out of {source} (rows: {formats})")
+    typer.echo(f"Wrote {out}: {counted(count, target)} from {source} ({formats})")
     for format, note in summary.notes.items():
         typer.echo(f"  {format}: {note}")
     echo_skipped(reasons, skipped_file(out))
     if summary.unused:
         fields = ", ".join(f"{visible(field)} ({n})" for field, n in summary.unused.most_common(12))
         more = f" and {len(summary.unused) - 12} more" if len(summary.unused) > 12 else ""
-        typer.echo(f"  not read: {fields}{more}")
+        typer.echo(f"  unused fields: {fields}{more}")
 
 
 def _import_few_shot(source: Path, out: Path) -> None:
     has_templates = (out.parent / "judge.jinja").exists()
     folder = out.parent if has_templates else find_file("templates", "prompts/default", Path("cai import"))
     few_shot = read_few_shot(source, Templates(folder))
-    write_new(out, few_shot_yaml(few_shot, f"Demonstrations out of {source.name}."))
+    write_new(out, few_shot_yaml(few_shot, f"Demonstrations from {source.name}."))
     parts = {"revision": few_shot.revision, "judge": few_shot.judge}
     turns = ", ".join(f"{counted(len(part), 'turns')} under {name}:" for name, part in parts.items() if part)
     typer.echo(f"Wrote {out}: {turns}")
     if out.name != "few_shot.yaml" or not has_templates:
-        typer.echo("  It is read as few_shot.yaml in a folder of templates: copy prompts/default beside it")
+        typer.echo("  To use it, copy prompts/default and put it there as few_shot.yaml")
 
 
 def write_table(
     out: Path, row: type, items: Iterable[BaseModel | Mapping[str, Any]], nothing: str
 ) -> tuple[int, Reasons]:
-    """Write rows to `out`, and what is left out beside it; returns how many, and the places of each reason.
+    """Write rows to `out`, and skipped ones beside it; returns how many, and the places of each reason.
 
-    Raises: CaiError, which starts with `nothing`, when there is no row, and for a file that is there already.
+    Raises: CaiError, which starts with `nothing`, when there is no row, and for an existing file.
     """
     refuse_existing(out)
     refuse_existing(skipped_file(out))
     count, reasons = 0, Reasons()
-    with table_writer(out, row) as write, RowWriter(skipped_file(out)) as others:
+    with table_writer(out, row) as write, RowWriter(skipped_file(out)) as write_skipped:
         for item in items:
             if isinstance(item, Skipped):
                 reasons.setdefault(item.reason, []).append(where(item))
-                others.write(item)
+                write_skipped.write(item)
             else:
                 count += 1
                 write(item)
@@ -105,7 +105,7 @@ def write_table(
 
 
 def where(row: Skipped) -> str:
-    """The place of a file's row, or of a run's the id of its prompt."""
+    """The place of a row in a file, or the prompt id of a row in a run."""
     return row.stage if ":" in row.stage else row.prompt_id
 
 
@@ -116,16 +116,16 @@ def why(reasons: Reasons) -> str:
 
 
 def skipped_file(out: Path) -> Path:
-    """Where the rows stand that are not in `out`."""
+    """The file of the rows skipped in `out`."""
     longest_first = sorted(NAMES, key=len, reverse=True)
     stem = next((out.name.removesuffix(name) for name in longest_first if out.name.endswith(name)), out.name)
     return out.with_name(f"{stem}.skipped.jsonl")
 
 
 def echo_skipped(reasons: Reasons, rest: Path) -> None:
-    """Print how many rows were left out for each reason, and where the first stand."""
+    """Print how many rows were skipped for each reason, and the first places."""
     for reason, places in reasons.items():
         named = ", ".join(places[:PLACES]) + (", …" if len(places) > PLACES else "")
-        typer.echo(f"  left out: {len(places)} × {visible(reason)} ({named})")
+        typer.echo(f"  skipped: {len(places)} × {visible(reason)} ({named})")
     if reasons:
-        typer.echo(f"  all of them are listed in {rest}")
+        typer.echo(f"  all skipped rows are listed in {rest}")

@@ -1,8 +1,7 @@
 """`cai judge`."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
@@ -40,6 +39,19 @@ from cai.stats.intervals import Estimate
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results.")]
 
 
+class JudgeOptions(NamedTuple):
+    """The options that `cai judge` and `cai judge-eval` share."""
+
+    data: Path
+    judges: list[str]
+    constitution: str
+    templates: str
+    settings: list[str]
+    limit: int | None
+    seed: int
+    runs: Path
+
+
 def judge(
     data: Data,
     judges: JudgeNames,
@@ -57,7 +69,8 @@ def judge(
     Compares responses in pairs, in both orders, and writes soft preference labels. After an interrupt, the same
     command resumes.
     """
-    job = label_job(data, judges, constitution, templates, settings or [], seed, False, limit, runs)
+    options = JudgeOptions(data, judges, constitution, templates, settings or [], limit, seed, runs)
+    job = label_job(options, ranked=False)
     console = Console()
     with resumable(console):
         found = label_file(job, Output(out, replace), runs / CACHE_FILE, Reporter(console))
@@ -83,35 +96,26 @@ def labelling_lines(found: dict[str, Any]) -> list[str]:
     return lines + ([f"{counted(skipped['failed'], 'rows')} failed"] if skipped["failed"] else [])
 
 
-def label_job(
-    data: Path,
-    names: Sequence[str],
-    constitution_name: str,
-    templates: str,
-    overrides: Sequence[str],
-    seed: int,
-    ranked: bool,
-    limit: int | None,
-    runs: Path,
-) -> LabelJob:
-    """What the options say, checked before anything is written; `judge.` may stand before a setting, as in a run file.
+def label_job(options: JudgeOptions, ranked: bool) -> LabelJob:
+    """The job that the options describe, checked before anything is written; with `ranked`, pairs need labels.
 
-    Raises: CaiError naming the option, what was found and what was expected.
+    Settings may be prefixed with `judge.`, as in a run file. Raises: CaiError naming the option, what was found and
+    what was expected.
     """
-    data = local_file(str(data))  # its rows are read once everything else is
+    data = local_file(str(options.data))  # its rows are read last
     with reading(data), data.open("rb"):
         pass
-    source = YamlSource(Path("cai judge"), {"model": list(names)}, {})
-    given = [override.removeprefix("judge.") for override in overrides]
-    settings = validate(apply_overrides(source, given), JudgeConfig)
+    source = YamlSource(Path("cai judge"), {"model": options.judges}, {})
+    overrides = [override.removeprefix("judge.") for override in options.settings]
+    settings = validate(apply_overrides(source, overrides), JudgeConfig)
     if "samples" in settings.model_fields_set:
-        raise CaiError("--set samples: no answers are sampled here; those of the file are judged")
+        raise CaiError("--set samples: `cai judge` samples no responses; it judges those in --data")
     try:
-        constitution_file = find_constitution(constitution_name, runs)
+        constitution_file = find_constitution(options.constitution, options.runs)
     except CaiError as error:
         raise CaiError(f"--constitution {error}") from error
-    principles = load_constitution(constitution_file)
-    found = Templates(find_file("--templates", templates, source.path))
-    judges = [settings.model] if isinstance(settings.model, str) else settings.model or []
-    folders = resolve_judges(judges)  # last: a Hub id is downloaded here
-    return LabelJob(data, ranked, limit, folders, principles, found, settings, seed)
+    constitution = load_constitution(constitution_file)
+    templates = Templates(find_file("--templates", options.templates, source.path))
+    names = [settings.model] if isinstance(settings.model, str) else settings.model or []
+    judges = resolve_judges(names)  # last: a Hub id is downloaded here
+    return LabelJob(data, ranked, options.limit, judges, constitution, templates, settings, options.seed)

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cai.cli.console import line, resumable
-from cai.cli.judge import Out, label_job
+from cai.cli.judge import JudgeOptions, Out, label_job
 from cai.cli.options import (
     DEFAULT_RUNS,
     DEFAULT_SEED,
@@ -57,7 +57,8 @@ def judge_eval(
     Reports accuracy, calibration and biases, for the judge and for each principle. After an interrupt, the same
     command resumes.
     """
-    job = label_job(data, judges, constitution, templates, settings or [], seed, True, limit, runs)
+    options = JudgeOptions(data, judges, constitution, templates, settings or [], limit, seed, runs)
+    job = label_job(options, ranked=True)
     console = Console()
     with resumable(console):
         evaluated = evaluate_judge(job, Output(out, replace), runs / CACHE_FILE, Reporter(console), calibrate)

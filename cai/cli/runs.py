@@ -13,14 +13,14 @@ from cai.runs.folder import all_runs
 
 def runs(folder: RunsFolder = DEFAULT_RUNS) -> None:
     """List runs, newest first."""
-    console, found = Console(), all_runs(folder)
-    if not found:
+    console, run_folders = Console(), all_runs(folder)
+    if not run_folders:
         console.print(f"No runs in {folder}/. Start one: cai run examples/quickstart.yaml", markup=False)
         return
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("run", "started", "state", "constitution", "prompts", "training", "win rate"):
         table.add_column(column, no_wrap=True)
-    for each in found:
+    for each in run_folders:
         run = run_entry(str(each.path.relative_to(folder)), each)
         cells = (
             run.name,

@@ -14,7 +14,7 @@ DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def schema_text(kind: str) -> str:
-    """The JSON Schema of `constitution`, `run` or `sweep`, made of the model that reads such files; else CaiError."""
+    """The JSON Schema of `constitution`, `run` or `sweep`, derived from its model; else CaiError."""
     model: type[BaseModel]
     if kind == "constitution":
         from cai.constitution.principles import Constitution as model
@@ -44,10 +44,10 @@ def schema(
         return
     older = out.exists()
     if older and _title(_content(out)) != _title(text):
-        raise CaiError(f"--out {out}: already there, and no schema of a {kind}; give another name, or remove it first")
+        raise CaiError(f"--out {out}: exists and is not a schema of a {kind}; choose another name or delete it first")
     write_file(out, text)
-    typer.echo(f"Wrote {out}{', over an older one' if older else ''}.")
-    typer.echo("An editor finds it by the first line of a file, with the path from there:")
+    typer.echo(f"Wrote {out}{', replacing an older one' if older else ''}.")
+    typer.echo("To use it in an editor, start a file with this line (the path is relative to that file):")
     typer.echo(f"# yaml-language-server: $schema={out}")
 
 
@@ -57,9 +57,9 @@ def _content(path: Path) -> bytes:
 
 
 def _title(text: str | bytes) -> Any:
-    """The name of the model that a schema is made of; None for any other text."""
+    """The name of the model that a schema describes; None for any other text."""
     try:
-        found = json.loads(text)
+        document = json.loads(text)
     except ValueError:
         return None
-    return found.get("title") if isinstance(found, dict) and "$schema" in found else None
+    return document.get("title") if isinstance(document, dict) and "$schema" in document else None

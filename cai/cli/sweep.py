@@ -51,7 +51,7 @@ def _run_all(file: Path, settings: list[str], replace: bool, runs: Path) -> bool
             name, members, runs, lambda plan: execute(plan, reporter, replace), lambda text: line(console, text)
         )
     whole(console, _results(members))
-    line(console, f"  the runs and their index are in {runs / name}/; compare any of them: cai compare {name}/…")
+    line(console, f"  runs and index: {runs / name}/; compare runs: cai compare {name}/…")
     return not failed
 
 
@@ -75,7 +75,7 @@ def _metrics(summary: dict[str, Any] | None) -> tuple[str, ...]:
 
 
 def _forecast(file: Path, settings: list[str], runs: Path) -> None:
-    """Print the runs of a sweep with the calls each would add to those before it; ask and write nothing."""
+    """Print the runs of a sweep with the calls each adds to those before it; run and write nothing."""
     console = Console()
     with tempfile.TemporaryDirectory(prefix="cai-") as aside:
         name, members = make_sweep(file, settings, runs, Path(aside))
@@ -83,16 +83,16 @@ def _forecast(file: Path, settings: list[str], runs: Path) -> None:
         for column in (f"run of {name}", "calls", "cache hits", "new calls", "tokens", "time"):
             table.add_column(column, justify="left" if column.startswith("run") else "right", no_wrap=True)
         with closing(Cache(Path(aside) / "counted.sqlite")) as cache:
-            found = [forecast(member.plan, cache) for member in members]
-        for member, one in zip(members, found, strict=True):
-            table.add_row(member.name, *_cost(one.lines, one.seconds))
-        seconds = [one.seconds for one in found]
+            forecasts = [forecast(member.plan, cache) for member in members]
+        for member, calls in zip(members, forecasts, strict=True):
+            table.add_row(member.name, *_cost(calls.lines, calls.seconds))
+        seconds = [calls.seconds for calls in forecasts]
         known = None if None in seconds else sum(filter(None, seconds))
-        table.add_row("together", *_cost([each for one in found for each in one.lines], known), style="bold")
+        table.add_row("total", *_cost([each for calls in forecasts for each in calls.lines], known), style="bold")
         whole(console, table)
-        trained = sum(len(one.untrained) for one in found)
+        trained = sum(len(calls.untrained) for calls in forecasts)
         if trained:
-            line(console, f"  {counted(trained, 'stages')} to be trained besides, whose time is not in this")
+            line(console, f"  plus {counted(trained, 'training stages')}, not included in the time")
 
 
 def _cost(lines: Any, seconds: float | None) -> tuple[str, ...]:

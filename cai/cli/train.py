@@ -2,8 +2,6 @@
 
 import json
 import re
-import shlex
-import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Annotated, Any, get_args
 import typer
 from rich.console import Console
 
+from cai.cli.console import line, resumable
 from cai.cli.options import DEFAULT_RUNS, DEFAULT_SEED, ModelName, Replace, Seed, Settings, default, setting
 from cai.config.errors import CaiError
 from cai.config.locate import local_file
@@ -61,59 +60,41 @@ def train(
     the same command resumes from the last checkpoint.
     """
     out = folder or DEFAULT_RUNS / f"{stage}-{data.name.split('.')[0].replace(':', '-')}"
-    _train(stage, data, model, reward, out, settings or [], seed, launcher, replace)
-
-
-def _train(
-    stage: str,
-    data: Path,
-    model: str,
-    reward: str | None,
-    out: Path,
-    overrides: list[str],
-    seed: int,
-    launcher: str,
-    replace: bool,
-) -> None:
     console = Console()
     if out.exists() and not out.is_dir():
-        raise CaiError(f"--out {out}: is a file; expected a folder, or a new name for one")
-    settings = _settings(stage, reward, overrides)
-    folder = resolve_model(model)
-    judge = None
-    if isinstance(settings, Online):
-        if settings.reward is None:
-            raise CaiError(f"{stage} needs a reward model: --reward FOLDER, made by `cai train reward`")
-        judge = Path(settings.reward)
-        if not (judge / "reward.json").exists():
-            raise CaiError(
-                f"--reward {judge}: not a reward model; expected the `model` folder that `cai train reward` writes"
-            )
+        raise CaiError(f"--out {out}: is a file; expected a folder")
+    config = _settings(stage, reward, settings or [])
+    base = resolve_model(model)
+    reward_model = _reward_model(config)
     with tempfile.TemporaryDirectory(prefix="cai-train-") as aside:
         rows = Path(aside) / "rows.jsonl"
-        skipped = _import(settings, local_file(str(data)), rows)
-        try:
+        skipped = _import(config, local_file(str(data)), rows)
+        with resumable(console, "Interrupted. The same command resumes from the last checkpoint:"):
             result, more = train_stage(
-                stage, settings, rows, folder, out, seed, Reporter(console), judge, launcher, replace, keep_data=True
+                stage, config, rows, base, out, seed, Reporter(console), reward_model, launcher, replace, keep_data=True
             )
-        except KeyboardInterrupt:
-            console.print(
-                "\nInterrupted. To go on from the last checkpoint, run the same command again:\n  "
-                + shlex.join(["cai", *(arg for arg in sys.argv[1:] if arg != "--replace")]),
-                markup=False, highlight=False, soft_wrap=True,
-            )  # fmt: skip
-            raise
     for reason, count in Counter(row.reason for row in [*skipped, *more]).items():
-        console.print(f"  left out: {count} × {reason}", markup=False, highlight=False, soft_wrap=True)
+        line(console, f"  skipped: {count} × {reason}")
     if skipped or more:
         write_rows(out / "skipped.jsonl", [*skipped, *more])
     if (out / "report.json").exists():
-        for line in reward_lines(json.loads((out / "report.json").read_text(encoding="utf-8"))):
-            console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
-    kind = "reward model" if stage == "reward" else "policy"
-    console.print(
-        f"  {kind} in {result}, metrics in {out}/metrics.jsonl", markup=False, highlight=False, soft_wrap=True
-    )
+        for text in reward_lines(json.loads((out / "report.json").read_text(encoding="utf-8"))):
+            line(console, f"  {text}")
+    line(console, f"  {'reward model' if stage == 'reward' else 'policy'} in {result}, metrics in {out}/metrics.jsonl")
+
+
+def _reward_model(config: TrainConfig) -> Path | None:
+    """The folder of the reward model that an online stage needs; None for other stages."""
+    if not isinstance(config, Online):
+        return None
+    if config.reward is None:
+        raise CaiError(f"{config.stage} needs a reward model: --reward DIR, as written by `cai train reward`")
+    folder = Path(config.reward)
+    if not (folder / "reward.json").exists():
+        raise CaiError(
+            f"--reward {folder}: not a reward model; expected the `model` folder that `cai train reward` writes"
+        )
+    return folder
 
 
 def _settings(stage: str, reward: str | None, overrides: list[str]) -> TrainConfig:
@@ -122,11 +103,11 @@ def _settings(stage: str, reward: str | None, overrides: list[str]) -> TrainConf
         hint = f"did you mean '{near}'?" if near else f"expected one of {', '.join(STAGES)}"
         raise CaiError(f"unknown stage '{stage}'; {hint}")
     if reward and not issubclass(STAGES[stage], Online):
-        raise CaiError(f"--reward {reward}: {stage} asks no reward model; ppo, rloo, grpo and online_dpo do")
+        raise CaiError(f"--reward {reward}: {stage} takes no reward model; ppo, rloo, grpo and online_dpo do")
     for override in overrides:
-        if found := re.match(r"train\.\d+\.", override):
+        if prefix := re.match(r"train\.\d+\.", override):
             raise CaiError(
-                f"--set {override}: one stage is trained here; give its setting alone: --set {override[found.end() :]}"
+                f"--set {override}: `cai train` trains one stage; omit the prefix: --set {override[prefix.end() :]}"
             )
     named = {"reward": reward} if reward else {}
     given = apply_overrides(YamlSource(Path("cai train"), {"stage": stage, **named}, {}), overrides)
@@ -135,26 +116,24 @@ def _settings(stage: str, reward: str | None, overrides: list[str]) -> TrainConf
 
 
 def _import(settings: TrainConfig, data: Path, target: Path) -> list[Skipped]:
-    """Write the stage's data in our own rows; returns what of it is left out."""
+    """Convert the stage's data to cai's rows; returns the skipped rows."""
     kind = settings.model_dump()["data"]
     if kind == "preferences":
         pairs, skipped = read_preferences(data)
         if not pairs:
-            raise CaiError(f"{data}: no pair to learn from: {_reasons(skipped)}")
+            raise CaiError(f"{data}: no usable pair: {_reasons(skipped)}")
         write_rows(target, pairs)
         return skipped
     if kind == "prompts":
         prompts, skipped = read_prompts(data)
         write_rows(target, prompts)
         return skipped
-    if (
-        "principle_id" in next(rows_of(data), (None, dict[str, Any]()))[1]
-    ):  # revisions of a run, which hygiene has flagged
+    if "principle_id" in next(rows_of(data), (None, dict[str, Any]()))[1]:  # revisions of a run, already filtered
         write_rows(target, (parse_row(place, value, Revision) for place, value in rows_of(data)))
         return []
     answers, skipped = read_completions(data)
     if not answers:
-        raise CaiError(f"{data}: no answer to learn: {_reasons(skipped)}")
+        raise CaiError(f"{data}: no usable completion: {_reasons(skipped)}")
     write_rows(target, answers)
     return skipped
 

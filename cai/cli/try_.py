@@ -63,55 +63,42 @@ def try_(
     in a run file, such as revise.temperature=1.
     """
     inputs = read_inputs(prompt or [], prompts, limit)
-    _try(constitution, inputs, principle, model, templates, settings or [], watch, runs)
-
-
-def _try(
-    name: str,
-    prompts: list[Prompt],
-    principle: str | None,
-    model: str,
-    templates: str,
-    overrides: list[str],
-    watch: bool,
-    runs: Path,
-) -> None:
-    file, folder = find_constitution(name, None), find_file("--templates", templates, COMMAND)
+    file, folder = find_constitution(constitution, None), find_file("--templates", templates, COMMAND)
     source = YamlSource(COMMAND, dict(DEFAULTS), {})
-    settings = validate(apply_overrides(source, [o.removeprefix("revise.") for o in overrides]), ReviseConfig)
+    revise = validate(apply_overrides(source, [o.removeprefix("revise.") for o in settings or []]), ReviseConfig)
 
     def load() -> Trial:
         principles = load_constitution(file).principles
         if principle is not None:
             principles = [find_principle(principles, principle, str(file))]
-        return Trial(prompts, principles, Templates(folder), settings)
+        return Trial(inputs, principles, Templates(folder), revise)
 
-    load()  # what is wrong at the start ends the command
-    [found] = resolve_judges([model])
+    load()  # an error at the start ends the command
+    [resolved] = resolve_judges([model])
     console = Console()
-    page = Page(console, prompts, model)
+    page = Page(console, inputs, model)
     occasions = changes([file, folder]) if watch else once()
     with (
         nullcontext() if watch else resumable(console),
         console.status("waiting for the model") as status,
     ):
 
-        def tell(event: Event) -> None:
+        def show(event: Event) -> None:
             if isinstance(event, Begun):
                 status.start()
             elif not isinstance(event, Loading | News):
                 status.stop()
-            page.tell(event)
+            page.show(event)
             if watch and not isinstance(event, Begun | Loading | News):
-                line(console, Text(f"watching {file} and {folder}; Ctrl-C ends", style="dim"))
+                line(console, Text(f"Watching {file} and {folder}; Ctrl-C stops", style="dim"))
 
-        try_out(load, occasions, found, runs / CACHE_FILE, tell)
+        try_out(load, occasions, resolved, runs / CACHE_FILE, show)
 
 
 def read_inputs(texts: list[str], file: str | None, count: int) -> list[Prompt]:
     """The prompts given as texts, and the first `count` of a file; CaiError when there are none.
 
-    Rows of the file that are left out before them are told on stderr.
+    Rows of the file that are skipped are reported on stderr.
     """
     prompts = []
     for text in texts:
@@ -123,20 +110,20 @@ def read_inputs(texts: list[str], file: str | None, count: int) -> list[Prompt]:
         read, skipped = read_prompts(locate.find_data("--prompts", file, COMMAND), count)
         prompts += read
         for reason, rows in Counter(row.reason for row in skipped).items():
-            line(Console(stderr=True), f"left out: {rows} × {visible(reason)}")
+            line(Console(stderr=True), f"skipped: {rows} × {visible(reason)}")
     if not prompts:
-        raise CaiError("no prompt to try: give -p TEXT, or --prompts FILE")
+        raise CaiError("no prompt; expected -p TEXT or --prompts FILE")
     return list({prompt.id: prompt for prompt in prompts}.values())
 
 
 class Page:
-    """Prints a transcript as its texts come, with a heading for each prompt and principle that has any."""
+    """Prints texts as they arrive, with a heading for each prompt and principle."""
 
     def __init__(self, console: Console, prompts: list[Prompt], model: str) -> None:
         self._console, self._prompts, self._model = console, prompts, model
         self._prompt = self._principle = ""
 
-    def tell(self, event: Event) -> None:
+    def show(self, event: Event) -> None:
         """Print one event."""
         console = self._console
         if isinstance(event, Begun):
@@ -157,8 +144,8 @@ class Page:
         if prompt.id != self._prompt:
             self._prompt, self._principle = prompt.id, ""
             number = f"prompt {self._prompts.index(prompt) + 1} of {len(self._prompts)}"
-            asked = " ".join(prompt.messages[-1]["content"].split())
-            short = asked if len(asked) <= SHOWN else asked[: SHOWN - 1] + "…"
+            question = " ".join(prompt.messages[-1]["content"].split())
+            short = question if len(question) <= SHOWN else question[: SHOWN - 1] + "…"
             self._console.print()
             self._console.rule(Text(visible(f"{number}: {short}"), style="bold"), align="left")
         if principle != self._principle:
@@ -175,7 +162,7 @@ class Page:
                 self._block(message["role"], Text(visible(message["content"])))
         text = written.completion.text
         notes = [f"round {step.round}"] if step.round > 1 else []
-        notes += [*written.flags, *(["cut off"] if written.completion.finish == "length" else [])]
+        notes += [*written.flags, *(["truncated"] if written.completion.finish == "length" else [])]
         heading = step.text + (f"  ({', '.join(notes)})" if notes else "")
         if item.before is not None:
             self._block(f"{heading}, changed", marked(item.before, text))

@@ -1,3 +1,4 @@
+import ast
 import re
 import subprocess
 import sys
@@ -259,3 +260,11 @@ def test_a_file_of_another_kind_is_named_in_one_line_with_what_takes_it(
     found = capsys.readouterr().err.replace(str(path), "FILE").strip()
     assert f"FILE: {said}" in found
     assert "\n" not in found
+
+
+def test_only_commands_take_more_than_six_parameters() -> None:
+    commands = {command.target.partition(":")[2] for command in COMMANDS.values()}
+    for path in sorted((ROOT / "cai/cli").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and node.name not in commands:
+                assert len([*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]) <= 6, (path, node.name)

@@ -62,7 +62,7 @@ def test_new_writes_a_starter_once(cai, tmp_path: Path) -> None:
     path.write_text("edited", encoding="utf-8")
     told = cai("new", "deep/mine.yaml")
     assert told.status == 2
-    assert "deep/mine.yaml: already there" in told.err
+    assert "deep/mine.yaml: already exists" in told.err
     assert path.read_text(encoding="utf-8") == "edited"
     assert cai("new", "other.yaml", "--name", "yes: no").status == 0
     assert load_constitution(tmp_path / "other.yaml").name == "yes: no"
@@ -227,7 +227,7 @@ def test_what_is_exported_is_imported(cai, tmp_path: Path) -> None:
         in told.err
     )
     told = cai("import", "theirs.json", "--out", "back.yaml")
-    assert "Wrote back.yaml: 4 principles out of theirs.json (anthropic-critiques)" in told.out
+    assert "Wrote back.yaml: 4 principles from theirs.json (anthropic-critiques)" in told.out
     assert "note: the format has no judge questions" in told.err
     ours, back = (load_constitution(p) for p in (SHIPPED / "brief.yaml", tmp_path / "back.yaml"))
     assert [(p.id, p.critique, p.revision) for p in back.principles] == [
@@ -237,7 +237,7 @@ def test_what_is_exported_is_imported(cai, tmp_path: Path) -> None:
     assert text.startswith("# Imported from theirs.json, in the format anthropic-critiques.\n# the format has no judge")
     assert cai("import", "theirs.json").out == text
     told = cai("import", "theirs.json", "--out", "back.yaml")
-    assert (told.status, "already there" in told.err) == (2, True)
+    assert (told.status, "already exists" in told.err) == (2, True)
     assert cai("lint", "back.yaml", "--strict").status == 0
     assert "repeated-text" in cai("lint", "back.yaml").out
 

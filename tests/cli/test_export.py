@@ -34,10 +34,10 @@ def test_a_foreign_file_becomes_rows_of_ours_and_what_is_skipped_is_listed(
     listed = read_rows(tmp_path / "new" / "ours.skipped.jsonl", Skipped)
     assert [(row.stage, row.reason) for row in listed] == [(f"hh.jsonl:{n}", "chosen equals rejected") for n in (2, 3)]
     said = capsys.readouterr().out
-    assert f"Wrote {out}: 1 preference out of {hh} (rows: 3 as pair)" in said
-    assert "left out: 2 × chosen equals rejected (hh.jsonl:2, hh.jsonl:3)" in said
+    assert f"Wrote {out}: 1 preference from {hh} (3 as pair)" in said
+    assert "skipped: 2 × chosen equals rejected (hh.jsonl:2, hh.jsonl:3)" in said
     assert f"listed in {tmp_path}/new/ours.skipped.jsonl" in said
-    assert "not read: worker (3)" in said
+    assert "unused fields: worker (3)" in said
 
 
 def test_the_same_file_gives_prompts_and_what_is_ours_passes_unchanged(tmp_path: Path, hh: Path) -> None:
@@ -78,13 +78,13 @@ def test_an_import_that_fails_leaves_nothing(tmp_path: Path, hh: Path) -> None:
     refused(hh, "completions", "out.jsonl", r"hh\.jsonl:1: unknown format of a completion")
     refused(hh, "pairs", "out.jsonl", "--as pairs: expected one of prompts, preferences, completions, few-shot")
     refused(hh, "preferences", "out.csv", r"out\.csv: expected a name that ends in")
-    refused(hh, "preferences", "hh.jsonl", r"hh\.jsonl: already there")
+    refused(hh, "preferences", "hh.jsonl", r"hh\.jsonl: already exists")
     refused(tmp_path / "none.jsonl", "preferences", "out.jsonl", "no such file")
     same = tmp_path / "same.jsonl"
     same.write_text("".join(hh.read_text(encoding="utf-8").splitlines(keepends=True)[1:]), encoding="utf-8")
     refused(same, "preferences", "out.jsonl", r"no preferences in this file: 2 × chosen equals rejected$")
     (tmp_path / "out.skipped.jsonl").write_text("mine")
-    refused(hh, "preferences", "out.jsonl", r"out\.skipped\.jsonl: already there")
+    refused(hh, "preferences", "out.jsonl", r"out\.skipped\.jsonl: already exists")
 
 
 def test_demonstrations_become_a_few_shot_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,7 +94,7 @@ def test_demonstrations_become_a_few_shot_file(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "few.json").write_text(json.dumps([demonstration]))
     import_(str(tmp_path / "few.json"), "few-shot", tmp_path / "few_shot.yaml")
     assert "6 turns under revision:" in capsys.readouterr().out
-    with pytest.raises(CaiError, match="already there"):
+    with pytest.raises(CaiError, match="already exists"):
         import_(str(tmp_path / "few.json"), "few-shot", tmp_path / "few_shot.yaml")
 
 
@@ -117,7 +117,7 @@ def test_a_file_is_written_in_a_foreign_format_and_what_it_loses_is_told(
     [rest] = read_rows(tmp_path / "hh.skipped.jsonl", Skipped)
     assert (rest.prompt_id, rest.reason) == ("y", "p is 0.5: neither answer is better")
     said = capsys.readouterr()
-    assert "left out: 1 × p is 0.5: neither answer is better (y)" in said.out
+    assert "skipped: 1 × p is 0.5: neither answer is better (y)" in said.out
     assert said.err.endswith("ids (1), system messages (1), soft labels (1), weights (1)\n")
 
 
@@ -140,11 +140,11 @@ def test_an_export_that_fails_leaves_nothing(tmp_path: Path) -> None:
         assert sorted(path.name for path in tmp_path.iterdir()) == before
 
     refused(ours, "trl", "out.jsonl", "--format trl: expected one of cai, trl-preference, trl-implicit")
-    refused(ours, "alpaca-eval", "out", "is made of a run's evaluation, and this is a file")
+    refused(ours, "alpaca-eval", "out", "needs a run's evaluation, and this is a file")
     refused(ours, "cai-conversation", "out.jsonl", "is made of a run's revisions, and this is a file")
     refused(ours, "kto", "out.txt", r"out\.txt: expected a name that ends in")
-    refused(ours, "kto", "ours.jsonl", "already there")
-    refused(ours, "annotated-pairs", "ours.jsonl", "already there")
+    refused(ours, "kto", "ours.jsonl", "already exists")
+    refused(ours, "annotated-pairs", "ours.jsonl", "already exists")
     refused(prompts, "kto", "out.jsonl", r"prompts\.txt:1: unknown format of a preference")
     refused(undecided, "kto", "out.jsonl", "nothing to write as kto: 1 × p is 0.5")
     refused(

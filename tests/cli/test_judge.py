@@ -107,7 +107,7 @@ def test_a_panel_is_named_by_repeating_the_model(
         (["--templates", "none"], "--templates: 'none' not found"),
         (["--set", "judge.principels=3"], "--set principels: unknown key 'principels'; did you mean 'prin"),
         (["--set", "principles=0"], "--set principles: "),
-        (["--set", "samples=3"], "--set samples: no answers are sampled here"),
+        (["--set", "samples=3"], "--set samples: `cai judge` samples no responses"),
         (["--set", "principles"], "--set principles: expected key=value"),
         (["--seed", "x"], "--seed': Input should be a valid integer"),
     ],

@@ -126,14 +126,14 @@ def test_a_schema_is_written_over_an_older_one_and_over_nothing_else(
 ) -> None:
     precious = tmp_path / "mine.yaml"
     precious.write_text("name: mine\n", encoding="utf-8")
-    with pytest.raises(CaiError, match="already there, and no schema of a constitution"):
+    with pytest.raises(CaiError, match="exists and is not a schema of a constitution"):
         schema("constitution", precious)
     assert precious.read_text(encoding="utf-8") == "name: mine\n"
     out = tmp_path / "schema.json"
     schema("constitution", out)
-    assert "over an older one" not in capsys.readouterr().out
+    assert "replacing an older one" not in capsys.readouterr().out
     schema("constitution", out)
-    assert f"Wrote {out}, over an older one." in capsys.readouterr().out
-    with pytest.raises(CaiError, match="already there, and no schema of a run"):
+    assert f"Wrote {out}, replacing an older one." in capsys.readouterr().out
+    with pytest.raises(CaiError, match="exists and is not a schema of a run"):
         schema("run", out)
     assert out.read_text(encoding="utf-8") == schema_text("constitution")

@@ -57,5 +57,5 @@ def test_a_dry_run_says_what_is_to_be_trained(cai, tmp_path: Path, model_folder:
     path = write_sweep(tmp_path, model_folder, grid={"train": [[], [{"stage": "sft"}]]})
     status, out, _ = cai(path, "--dry-run")
     assert status == 0
-    assert "1 stage to be trained besides" in out
+    assert "plus 1 training stage" in out
     assert not (tmp_path / "runs").exists()

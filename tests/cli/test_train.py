@@ -38,7 +38,7 @@ def test_a_reward_model_and_ppo_from_files_alone(tmp_path: Path, tiny_model: Pat
     given = ("--data", data, "--model", tiny_model, "--out", out, "--set", "lora_rank=2", "--set", "holdout=0.25")
     result = invoke("reward", *given)
     assert result.exit_code == 0, result.output
-    assert "left out: 1 × chosen equals rejected" in result.output
+    assert "skipped: 1 × chosen equals rejected" in result.output
     assert re.search(r"accuracy .* on 2 held-out pairs", result.output)
     assert "already trained" in invoke("reward", *given).output
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["reward"]  # nothing is left beside it
@@ -64,7 +64,7 @@ def test_a_reward_model_and_ppo_from_files_alone(tmp_path: Path, tiny_model: Pat
     [
         ("ppoo", (), "unknown stage 'ppoo'; did you mean 'ppo'?"),
         ("learn", (), "unknown stage 'learn'; expected one of sft, reward, ppo, dpo"),
-        ("dpo", ("--reward", "x"), "--reward x: dpo asks no reward model; ppo, rloo, grpo and online_dpo do"),
+        ("dpo", ("--reward", "x"), "--reward x: dpo takes no reward model; ppo, rloo, grpo and online_dpo do"),
         ("dpo", ("--set", "lr=1"), "--set lr: unknown key 'lr'; did you mean 'learning_rate'?"),
         (
             "orpo",
@@ -72,7 +72,7 @@ def test_a_reward_model_and_ppo_from_files_alone(tmp_path: Path, tiny_model: Pat
             "unknown key 'gamma'; known keys: epochs, learning_rate, batch_size, accumulate, lora_rank, max_length, "
             "save_every, report_to, beta",
         ),
-        ("dpo", ("--set", "train.0.beta=1"), "one stage is trained here; give its setting alone: --set beta=1"),
+        ("dpo", ("--set", "train.0.beta=1"), "`cai train` trains one stage; omit the prefix: --set beta=1"),
         ("dpo", ("--set", "betta=1"), "--set betta: unknown key 'betta'; did you mean 'beta'?"),
         ("dpo", ("--set", "beta=-1"), "--set beta: expected a number above 0, found -1"),
         ("dpo", ("--launcher", "torchrunn"), "launcher: 'torchrunn' not found"),
@@ -98,7 +98,7 @@ def test_a_file_in_which_nothing_can_teach_is_refused_with_the_reasons(tmp_path:
     path = tmp_path / "pairs.jsonl"
     path.write_text(json.dumps({"prompt": "Same?", "chosen": "a", "rejected": "a"}) + "\n")
     message = fault("dpo", "--data", path, "--model", tiny_model, "--out", tmp_path / "out")
-    assert "no pair to learn from: 1 × chosen equals rejected" in message
+    assert "no usable pair: 1 × chosen equals rejected" in message
 
 
 def test_a_stage_gets_rows_of_ours_whatever_file_they_came_in(

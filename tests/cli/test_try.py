@@ -89,7 +89,7 @@ def test_prompts_come_from_options_and_files_and_each_stands_once(cai, tmp_path:
     assert "6 texts in" in out
     assert "safe" not in out
     assert "critique" not in out
-    assert "left out: 1 × " in err
+    assert "skipped: 1 × " in err
 
 
 def test_watching_shows_what_an_edit_changes_word_by_word(cai, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -113,9 +113,9 @@ def test_watching_shows_what_an_edit_changes_word_by_word(cai, monkeypatch: pyte
     status, out, _ = cai("c.yaml", "-p", "How do I climb?", "--watch")
     assert status == 130
     assert [path.name for path in watched] == ["c.yaml", "default"]
-    first, second, third, fourth, *rest = out.split("Ctrl-C ends")
+    first, second, third, fourth, *rest = out.split("Ctrl-C stops")
     assert "5 texts in" in first
-    assert "watching c.yaml and " in first
+    assert "Watching c.yaml and " in first
     assert "revision, changed\n    The draft, [-kind.-]{+warm.+}" in second
     assert "1 text in" in second
     for gone in ("safe", "critique", "user", "Interrupted"):
@@ -129,7 +129,7 @@ def test_watching_shows_what_an_edit_changes_word_by_word(cai, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["c.yaml"], "no prompt to try: give -p TEXT, or --prompts FILE"),
+        (["c.yaml"], "no prompt; expected -p TEXT or --prompts FILE"),
         (["c.yaml", "-p", " "], "-p: the prompt is empty"),
         (["none.yaml", "-p", "x"], "none.yaml: no such file"),
         (["bad.yaml", "-p", "x", "--watch"], "bad.yaml:1: nam: unknown key 'nam'"),
