@@ -141,7 +141,7 @@ def test_an_export_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
     refused(ours, "trl", "out.jsonl", "--format trl: expected one of cai, trl-preference, trl-implicit")
     refused(ours, "alpaca-eval", "out", "needs a run's evaluation, and this is a file")
-    refused(ours, "cai-conversation", "out.jsonl", "is made of a run's revisions, and this is a file")
+    refused(ours, "cai-conversation", "out.jsonl", "needs a run's revisions, and this is a file")
     refused(ours, "kto", "out.txt", r"out\.txt: expected a name that ends in")
     refused(ours, "kto", "ours.jsonl", "already exists")
     refused(ours, "annotated-pairs", "ours.jsonl", "already exists")

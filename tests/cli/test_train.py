@@ -46,7 +46,7 @@ def test_a_reward_model_and_ppo_from_files_alone(tmp_path: Path, tiny_model: Pat
     assert json.loads((out / "stage.json").read_text())["data"] == str(out / "rows.jsonl")
 
     assert "--replace, or choose another --out" in fault("reward", *given, "--seed", "1")
-    assert "needs a reward model: --reward FOLDER" in fault("ppo", *given[:6])
+    assert "needs a reward model: --reward DIR" in fault("ppo", *given[:6])
 
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": f"Question {i}?"}) + "\n" for i in range(4)))
