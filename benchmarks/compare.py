@@ -25,7 +25,10 @@ from pathlib import Path
 
 from cai.constitution.principles import Constitution, assign, load_constitution
 from cai.data.jsonl import write_rows
-from cai.data.records import Comparison, Message, Preference, Prompt, Revision, Verdict
+from cai.data.manifest import MANIFEST_JSON
+from cai.data.records import Answer, Judgement, Message, Preference, Prompt, Revision, Verdict
+from cai.evaluation.policy import HELD_OUT, OVERALL
+from cai.evaluation.policy_report import ANSWERS, COMPARISONS
 from cai.runs.folder import RunFolder
 
 ROUNDS = 2
@@ -77,7 +80,7 @@ def make_run(folder: RunFolder, prompts: int, seed: int) -> int:
     revisions = revise(asked[:prompts], principles, words, preferences, seed)
     count += write_rows(folder.revisions_jsonl, revisions)
     count += write_rows(folder.preferences_jsonl, preferences)
-    count += write_rows(folder.evaluation_jsonl, (evaluated(one, words) for one in asked[prompts:]))
+    count += evaluate(folder.eval, asked[prompts:], words)
     return count + write_rows(folder.skipped_jsonl, [])
 
 
@@ -147,21 +150,27 @@ def verdict(principle: str, rng: random.Random) -> Verdict:
     )
 
 
-def evaluated(one: Prompt, words: Words) -> Comparison:
-    said = [verdict("good-for-people", words.rng)]
-    return Comparison(
-        prompt_id=one.id,
-        messages=one.messages,
-        tags=one.tags,
-        before="the same answer in both runs",
-        after=words.text(),
-        truncated=[],
-        p=said[0].p,
-        verdicts=said,
-        before_model="m",
-        after_model="n",
-        judge="m",
-    )
+def evaluate(folder: Path, held_out: list[Prompt], words: Words) -> int:
+    """Answers of the base and of the policy to each prompt, and a judgement; returns the number of rows."""
+    folder.mkdir()
+    names = {"base": "m", "policy": "n"}
+    manifest = {"command": "cai eval", "policies": [{"name": name, "model": model} for name, model in names.items()]}
+    (folder / MANIFEST_JSON).write_text(json.dumps(manifest), encoding="utf-8")
+    answers, judgements = [], []
+    for one in held_out:
+        asked = {"prompt_id": one.id, "tags": one.tags}
+        for name, text in (("policy", words.text()), ("base", "the same answer in both runs")):
+            answers.append(
+                Answer(
+                    **asked, policy=name, prompts=HELD_OUT, messages=one.messages, text=text, truncated=False,
+                    model=names[name],
+                )
+            )  # fmt: skip
+        said = [verdict("good-for-people", words.rng)]
+        judgements.append(
+            Judgement(**asked, axis=OVERALL, policy="policy", against="base", p=said[0].p, verdicts=said, judge="m")
+        )
+    return write_rows(folder / ANSWERS, answers) + write_rows(folder / COMPARISONS, judgements)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from rich.text import Text
 from cai.cli.options import DEFAULT_RUNS, RunName, RunsFolder
 from cai.config.characters import visible
 from cai.config.errors import CaiError
-from cai.data.records import Comparison, Messages, Preference, Revision, Skipped, Verdict
+from cai.data.records import BeforeAfter, Messages, Preference, Revision, Skipped, Verdict
 from cai.runs.folder import RunFolder, open_run
 
 Part = tuple[str, str]  # a heading and its text
@@ -85,7 +85,7 @@ def _preference(row: Preference) -> Example:
     return row.prompt_id, [*parts, *_verdicts(row.verdicts)]
 
 
-def _comparison(row: Comparison) -> Example:
+def _comparison(row: BeforeAfter) -> Example:
     parts = [*_conversation(row.messages), ("before", row.before), ("after", row.after)]
     return row.prompt_id, [*parts, ("label", f"p(after is better) = {row.p:.4f}"), *_verdicts(row.verdicts)]
 

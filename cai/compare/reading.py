@@ -11,7 +11,8 @@ from cai.config.errors import CaiError
 from cai.constitution.principles import Constitution
 from cai.data.jsonl import AnyRow, each_row
 from cai.data.manifest import MANIFEST_JSON, read_json
-from cai.data.records import Comparison, Judgement, Preference, Prompt, Revision, Skipped
+from cai.data.records import BeforeAfter, Judgement, Preference, Prompt, Revision, Skipped
+from cai.evaluation.policy_report import COMPARISONS, each_before_after
 from cai.feedback.metrics import (
     EVALUATION_METRICS,
     LABEL_METRICS,
@@ -120,9 +121,10 @@ def read_run(folder: RunFolder, number: int = 0) -> RunData:
     run.prompts = _part(run, "prompts", Prompt, lambda rows: {row.id: row for row in rows}) or {}
     run.labels = _part(run, "preferences", Preference, lambda rows: _labels(run, rows, flips))
     run.revised = _part(run, "revisions", Revision, lambda rows: _revised(run, rows))
-    run.answered = _part(run, "evaluation", Comparison, lambda rows: _answered(run, rows, flips))
-    if judgements := _part(run, "eval/comparisons", Judgement, list):
-        run.judgements, run.evaluated = judgements, _evaluated(folder)
+    run.answered = _part(run, "evaluation", BeforeAfter, lambda rows: _answered(run, rows, flips))
+    run.evaluated = _evaluated(folder)
+    if len(run.evaluated) > 2:  # with other policies than the run's own and its base
+        run.judgements = _part(run, "eval/comparisons", Judgement, list) or []
     run.skipped = _part(run, "skipped", Skipped, lambda rows: dict(Counter(row.reason for row in rows))) or {}
     run.flips = flips.widest()
     return run
@@ -138,10 +140,12 @@ def _evaluated(folder: RunFolder) -> dict[str, str]:
 
 def _part(run: RunData, name: str, model: type[AnyRow], read: Callable[[Iterable[AnyRow]], Part]) -> Part | None:
     path, count = run.folder.path / f"{name}.jsonl", 0
+    if name == "evaluation":
+        path = run.folder.eval / COMPARISONS
 
-    def counted() -> Iterator[AnyRow]:
+    def counted() -> Iterator[Any]:
         nonlocal count
-        for row in each_row(path, model):
+        for row in each_before_after(run.folder.eval) if name == "evaluation" else each_row(path, model):
             count += 1
             yield row
 
@@ -194,7 +198,7 @@ def _labels(run: RunData, rows: Iterable[Preference], flips: "_WidestFlips") -> 
     return labels
 
 
-def _answered(run: RunData, rows: Iterable[Comparison], flips: "_WidestFlips") -> dict[str, Answered]:
+def _answered(run: RunData, rows: Iterable[BeforeAfter], flips: "_WidestFlips") -> dict[str, Answered]:
     answered, means = {}, PromptMeans(EVALUATION_METRICS)
     for row in rows:
         means.add(row)
@@ -218,7 +222,7 @@ class _WidestFlips:
         self._seen = 0
 
     def consider(
-        self, what: Literal["judged pair", "evaluation"], row: Preference | Comparison, first: str, second: str
+        self, what: Literal["judged pair", "evaluation"], row: Preference | BeforeAfter, first: str, second: str
     ) -> None:
         """Keep the widest verdict on a pair if it is among the widest of all; of equal ones the earlier stays."""
         apart = [

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from cai.config.errors import CaiError
 from cai.data.files import Place, RawRow
 from cai.data.formats import RowFields, row_id, row_prompt, skipped, text
-from cai.data.records import Comparison, Message, Messages, Skipped
+from cai.data.records import BeforeAfter, Message, Messages, Skipped
 from cai.data.transcripts import TURN, is_transcript, turns
 
 ALPACA_FIELDS = ("preference", "annotator", "input", "dataset", "id")
@@ -78,7 +78,7 @@ class AlpacaEntries(NamedTuple):
     annotation: dict[str, Any]
 
 
-def alpaca_entries(comparison: Comparison, before: str, after: str, annotator: str) -> AlpacaEntries | Skipped:
+def alpaca_entries(comparison: BeforeAfter, before: str, after: str, annotator: str) -> AlpacaEntries | Skipped:
     """A comparison, named by its two generators and its annotator; skipped where the prompt has several turns."""
     if len(comparison.messages) > 1:
         reason = "AlpacaEval takes a single instruction, and this prompt has several turns"

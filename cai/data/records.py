@@ -145,8 +145,11 @@ class Ranking(Row):
         return self
 
 
-class Comparison(Row):
-    """One held-out prompt answered before and after training; `p` is P(after is better) by the eval judge."""
+class BeforeAfter(Row):
+    """A held-out prompt answered before and after training; `p` is P(after is better) by the eval judge.
+
+    A view of a run's policy evaluation (Answer and Judgement rows), as exports and tables have it.
+    """
 
     prompt_id: str
     messages: Messages

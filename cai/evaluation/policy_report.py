@@ -7,13 +7,15 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from cai.config.errors import CaiError
 from cai.config.yaml_files import read_text
-from cai.data.records import Answer, Row, Scored
+from cai.data.jsonl import each_row
+from cai.data.manifest import MANIFEST_JSON, read_json
+from cai.data.records import Answer, BeforeAfter, Judgement, Row, Scored
 from cai.evaluation.monitors import Monitor, Phrases, declines, text_monitors
 from cai.evaluation.overoptimization import Stretch, over_optimisation, stretches
 from cai.evaluation.policy import HELD_OUT, HELPFUL, OVERALL, SAFE, EvaluationPlan, PolicyEvaluation
@@ -51,6 +53,11 @@ from cai.inference.models import folder_fingerprint, model_fingerprint
 from cai.stats.formatting import counted
 from cai.stats.win_rate import FEW_PROMPTS, FOLLOWS_POSITION
 from cai.training.metrics import RUNAWAY_KL, TARGETS
+
+# the files of a policy evaluation
+ANSWERS, COMPARISONS, PROBES, SKIPPED = "answers.jsonl", "comparisons.jsonl", "probes.jsonl", "skipped.jsonl"
+SAMPLES, SCORES = "training_samples.jsonl", "scores.jsonl"
+REPORT = "evaluation.json"  # written last: the evaluation is finished
 
 
 class PolicySummary(Row):
@@ -92,6 +99,49 @@ def read_report(path: Path) -> PolicyReport:
         raise CaiError(
             f"{path}: {field + ': ' if field else ''}{fault['msg']}; make it again with `cai eval`"
         ) from None
+
+
+def evaluated_policies(folder: Path) -> list[str]:
+    """The names of the policies of an evaluation, the reference first. Raises: CaiError where its manifest has none."""
+    try:
+        return [policy["name"] for policy in read_json(folder / MANIFEST_JSON)["policies"]]
+    except (LookupError, TypeError):
+        raise CaiError(
+            f"{folder / MANIFEST_JSON}: policies: not those of an evaluation; run `cai eval` again"
+        ) from None
+
+
+def each_before_after(folder: Path) -> Iterator[BeforeAfter]:
+    """The held-out prompts of a policy evaluation in `folder`: the answers of reference and first policy, compared.
+
+    In the order of the prompts, and only those that both answered; none where nothing was evaluated yet. The label and
+    the verdicts are those on the axis `overall`. Raises: CaiError naming file, line and field for a damaged row.
+    """
+    if not (folder / COMPARISONS).exists():
+        return
+    before, after = evaluated_policies(folder)[:2]
+    answers = {
+        (row.policy, row.prompt_id): row
+        for row in each_row(folder / ANSWERS, Answer)
+        if row.prompts == HELD_OUT and row.policy in (before, after)
+    }
+    for row in each_row(folder / COMPARISONS, Judgement):
+        if (row.axis, row.policy, row.against) == (OVERALL, after, before):
+            old, new = (answers.pop((name, row.prompt_id)) for name in (before, after))
+            texts: dict[Literal["before", "after"], Answer] = {"before": old, "after": new}
+            yield BeforeAfter(
+                prompt_id=row.prompt_id,
+                messages=new.messages,
+                tags=row.tags,
+                before=old.text,
+                after=new.text,
+                truncated=[which for which, answer in texts.items() if answer.truncated],
+                p=row.p,
+                verdicts=row.verdicts,
+                before_model=old.model,
+                after_model=new.model,
+                judge=row.judge,
+            )
 
 
 def policy_report(

@@ -15,7 +15,7 @@ from functools import lru_cache
 from statistics import fmean
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
-from cai.data.records import Comparison, Preference, Revision, Verdict
+from cai.data.records import BeforeAfter, Preference, Revision, Verdict
 from cai.feedback.filters import FILTERS
 from cai.stats.edits import word_distance
 from cai.stats.formatting import number
@@ -184,7 +184,7 @@ def _truncated_revision(text: Literal["draft", "critique", "revision"]) -> Metri
     return Metric(f"{text}_truncated", f"truncated {text}", TRUNCATED, "share", value, warn_from=MOST)
 
 
-def _truncated_answer(which: Literal["before", "after"]) -> Metric[Comparison]:
+def _truncated_answer(which: Literal["before", "after"]) -> Metric[BeforeAfter]:
     name = f"truncated {which} training"
     return Metric(f"{which}_truncated", name, TRUNCATED, "share", lambda row: which in row.truncated, warn_from=MOST)
 
@@ -238,25 +238,25 @@ REVISION_BETTER = Metric[Preference](
 REVISION_PAIR_METRICS: tuple[Metric[Preference], ...] = (REVISION_BETTER,)
 """Of the pairs in preferences.jsonl that a revision made (`source: revision`), where the judge was asked about them."""
 
-WIN_RATE = Metric[Comparison](
+WIN_RATE = Metric[BeforeAfter](
     "win_rate", "win rate", "after against before training, ties ½", "share", lambda row: win(row.p), interval=share
 )
-AFTER_BETTER = Metric[Comparison](
+AFTER_BETTER = Metric[BeforeAfter](
     "after_better", "P(after better)", "than before training, by the eval judge", "share", lambda row: row.p,
     interval=bootstrap_mean,
 )  # fmt: skip
-EVAL_POSITION_BIAS = Metric[Comparison](
+EVAL_POSITION_BIAS = Metric[BeforeAfter](
     "eval_position_bias", f"eval judge {POSITION_BIAS}", POSITION_BIAS_MEANING, "share",
     lambda row: position_bias(row.verdicts), warn_from=FOLLOWS_POSITION,
 )  # fmt: skip
-EVAL_NON_OPTION_MASS = Metric[Comparison](
+EVAL_NON_OPTION_MASS = Metric[BeforeAfter](
     "eval_non_option_mass", "eval judge non-option mass", NON_OPTION_MASS_MEANING, "share",
     lambda row: non_option_mass(row.verdicts), warn_from=MOST,
 )  # fmt: skip
-AFTER_WORDS = Metric[Comparison](
+AFTER_WORDS = Metric[BeforeAfter](
     "after_words", "words after training", "of answers to held-out prompts", "words", lambda row: words(row.after)
 )
-EVALUATION_METRICS: tuple[Metric[Comparison], ...] = (
+EVALUATION_METRICS: tuple[Metric[BeforeAfter], ...] = (
     WIN_RATE,
     AFTER_BETTER,
     EVAL_POSITION_BIAS,

@@ -13,7 +13,7 @@ from typing import Any, Generic, NamedTuple
 
 from cai.config.errors import CaiError, reading
 from cai.data.jsonl import AnyRow, parse_row
-from cai.data.records import Comparison, Messages, Preference, Prompt, Ranking, Revision, Skipped, Verdict
+from cai.data.records import BeforeAfter, Messages, Preference, Prompt, Ranking, Revision, Skipped, Verdict
 from cai.feedback.metrics import words
 from cai.report.table import Cell, Column, Detail, Line, Table
 from cai.runs.folder import RunFolder
@@ -31,7 +31,7 @@ class Example(NamedTuple):
     revisions: list[Revision]  # the rounds in order
     preferences: list[Preference]
     rankings: list[Ranking]
-    evaluation: list[Comparison]
+    evaluation: list[BeforeAfter]
     skipped: list[Skipped]
 
 
@@ -91,15 +91,19 @@ class Examples:
         self._revisions = RowFile(folder.revisions_jsonl, Revision)
         self._preferences = RowFile(folder.preferences_jsonl, Preference)
         self._rankings = RowFile(folder.rankings_jsonl, Ranking)
-        self._evaluation = RowFile(folder.evaluation_jsonl, Comparison)
+        self._evaluation: dict[str, list[BeforeAfter]] = {}
+        for row in folder.evaluation():
+            self._evaluation.setdefault(row.prompt_id, []).append(row)
         self._skipped = RowFile(folder.skipped_jsonl, Skipped)
         self._files: list[RowFile[Any]] = [
-            self._prompts, self._revisions, self._preferences, self._rankings, self._evaluation, self._skipped
+            self._prompts, self._revisions, self._preferences, self._rankings, self._skipped
         ]  # fmt: skip
         self._places: dict[str, tuple[list[Place], ...]] = {}
         for kind, file in enumerate(self._files):
             for prompt_id, place in file.places():
                 self._places.setdefault(prompt_id, tuple([] for _ in self._files))[kind].append(place)
+        for prompt_id in self._evaluation:
+            self._places.setdefault(prompt_id, tuple([] for _ in self._files))
 
     @property
     def ids(self) -> list[str]:
@@ -111,7 +115,7 @@ class Examples:
 
     def read(self, prompt_id: str) -> Example:
         """Everything about one prompt. Raises: KeyError for an unknown one, CaiError for an invalid row."""
-        prompts, revisions, preferences, rankings, evaluation, skipped = self._places[prompt_id]
+        prompts, revisions, preferences, rankings, skipped = self._places[prompt_id]
         example = Example(
             id=prompt_id,
             tags=[],
@@ -120,7 +124,7 @@ class Examples:
             revisions=sorted((self._revisions.row(p) for p in revisions), key=lambda row: row.round),
             preferences=[self._preferences.row(p) for p in preferences],
             rankings=[self._rankings.row(p) for p in rankings],
-            evaluation=[self._evaluation.row(p) for p in evaluation],
+            evaluation=self._evaluation.get(prompt_id, []),
             skipped=[self._skipped.row(p) for p in skipped],
         )
         own: Prompt | Preference | None = (
@@ -135,7 +139,7 @@ class Examples:
             needle in file.raw(place).decode("utf-8").lower()
             for file, places in zip(self._files, self._places[prompt_id], strict=True)
             for place in places
-        )
+        ) or any(needle in row.model_dump_json().lower() for row in self._evaluation.get(prompt_id, []))
 
 
 # One run.
@@ -256,7 +260,7 @@ def _preference_blocks(detail: Detail, pair: Preference, example: Example) -> No
     detail.table(f"{name[pair.source]}: provenance", provenance)
 
 
-def evaluation_blocks(detail: Detail, row: Comparison, title: str = "Held out") -> None:
+def evaluation_blocks(detail: Detail, row: BeforeAfter, title: str = "Held out") -> None:
     """The answers before and after training, and the eval judge's verdicts."""
     notes = [f"P(after better) = {row.p:.4f}", *(f"truncated {text}" for text in row.truncated)]
     texts = (row.before, row.after)

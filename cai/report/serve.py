@@ -157,7 +157,7 @@ def _state(folder: RunFolder) -> tuple[object, ...]:
     """A value that changes whenever a file of the run does."""
     files = [
         folder.manifest_json, folder.constitution_yaml, folder.prompts_jsonl, folder.revisions_jsonl,
-        folder.preferences_jsonl, folder.rankings_jsonl, folder.evaluation_jsonl, folder.skipped_jsonl,
+        folder.preferences_jsonl, folder.rankings_jsonl, folder.skipped_jsonl,
         folder.summary_json, folder.eval / "comparisons.jsonl", *sorted(folder.train.glob("*/metrics.jsonl")),
     ]  # fmt: skip
     stats = [(str(path), path.stat()) for path in files if path.exists()]

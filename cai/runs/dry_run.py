@@ -24,9 +24,8 @@ from cai.inference.engine import Choose, Completion, Engine, EngineConfig, Gener
 from cai.inference.models import Model
 from cai.inference.progress import Reporter
 from cai.inference.scheduler import EngineWork
-from cai.runs.assess import assess_policy
 from cai.runs.collect import collect_feedback
-from cai.runs.evaluate import evaluating_of
+from cai.runs.evaluate import plan_of_run
 from cai.runs.folder import CACHE_FILE, RunFolder
 from cai.runs.pipeline import train_policy
 from cai.runs.plan import Plan
@@ -162,12 +161,10 @@ def _evaluate(session: Session, plan: Plan, aside: Path) -> list[str]:
         policy.mkdir()
         write_text(policy / "config.json", str(aside))  # a folder of a fingerprint of its own
     if policy != plan.model and plan.held_out:
-        asyncio.run(assess_policy(session, policy))
-        if plan.config.evaluate.probes:
-            evaluation_plan = evaluating_of(plan, Policy(plan.folder.name, policy))
-            evaluation = PolicyEvaluation(evaluation_plan, session.engine, session.reporter)
-            asyncio.run(evaluation.run())
-            session.work += evaluation.work
+        evaluation_plan = plan_of_run(plan, Policy(plan.folder.name, policy))
+        evaluation = PolicyEvaluation(evaluation_plan, session.engine, session.reporter)
+        asyncio.run(evaluation.run())
+        session.work += evaluation.work
     return untrained
 
 

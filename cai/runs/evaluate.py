@@ -2,11 +2,12 @@
 
 import asyncio
 import dataclasses
+import json
 import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cai.config import locate, yaml_files
 from cai.config.errors import CaiError
@@ -16,11 +17,20 @@ from cai.config.yaml_files import YamlSource
 from cai.constitution.principles import Constitution, load_constitution
 from cai.constitution.templates import Templates
 from cai.data.jsonl import write_rows, write_text
-from cai.data.manifest import Claim, Output, claimed, read_manifest, versions
+from cai.data.manifest import MANIFEST_JSON, Claim, Output, exclusive, read_manifest, take, versions
 from cai.data.prompts import read_prompts
 from cai.data.records import Prompt, Skipped
 from cai.evaluation.policy import OVERALL, EvaluateConfig, EvaluationPlan, Policy, PolicyEvaluation, shipped_axes
-from cai.evaluation.policy_report import PolicyReport, policy_report
+from cai.evaluation.policy_report import (
+    ANSWERS,
+    COMPARISONS,
+    PROBES,
+    REPORT,
+    SAMPLES,
+    SKIPPED,
+    PolicyReport,
+    policy_report,
+)
 from cai.evaluation.probes import Probes, read_probes
 from cai.evaluation.scores import score_answers
 from cai.inference.cache import Cache, CachedEngine
@@ -33,14 +43,13 @@ from cai.runs.find import FoundPolicy, check_base, find_policy, policy_of_model
 from cai.runs.plan import Plan
 
 ROWS = {
-    "answers": "answers",
-    "comparisons": "judgements",
-    "probes": "replies",
-    "training_samples": "samples",
-    "skipped": "skipped",
+    ANSWERS: "answers",
+    COMPARISONS: "judgements",
+    PROBES: "replies",
+    SAMPLES: "samples",
+    SKIPPED: "skipped",
 }
 """The files of rows, and where a PolicyEvaluation has them."""
-REPORT = "evaluation.json"  # written last: the evaluation is finished
 COMMAND = Path("cai eval")  # where options come from, for messages
 
 
@@ -129,7 +138,7 @@ def _reference(options: Options, first: FoundPolicy) -> Policy:
         raise CaiError(
             f"--reference: what '{first.policy.name}' was trained from is not known; name a model to compare with"
         )
-    found = policy_of_model(first.policy.base)
+    found = _base(first.policy.base, first.policy)
     check_base(first, found.folder)
     return found
 
@@ -207,18 +216,30 @@ def evaluate_policies(
         return evaluate_into(Output(out, replace), PolicyEvaluation(plan, engine_of, reporter), reporter)
 
 
+class NothingCompared(CaiError):
+    """No prompt has an answer of two policies."""
+
+
 def evaluate_into(output: Output, evaluation: PolicyEvaluation, reporter: Reporter) -> PolicyReport:
-    """Run an evaluation and write its rows and report into a folder, the report last. Raises: CaiError."""
+    """Run an evaluation and write its rows and report into a folder, the report last.
+
+    A finished evaluation there that this one only adds to stays as it is until all calls are done. So `cai eval RUN`
+    adds axes and probes to the evaluation that the run ended with.
+    Raises: CaiError; NothingCompared, once the rows are written, where no prompt has an answer of two policies.
+    """
     plan, out = evaluation.plan, output.folder
     claim = evaluation_claim(plan, out)
-    with claimed(claim, output.replace), reporter.logging_to(out / "log.txt"):
+    with exclusive(out), reporter.logging_to(out / "log.txt"):
+        if not (claim.is_finished() and adds_to(claim.manifest, read_manifest(out))):
+            take(claim, output.replace)
         begun = time.monotonic()
         asyncio.run(evaluation.run())
-        for name, rows in ROWS.items():
-            write_rows(out / f"{name}.jsonl", getattr(evaluation, rows))
+        for file, rows in ROWS.items():
+            write_rows(out / file, getattr(evaluation, rows))
+        write_text(out / MANIFEST_JSON, json.dumps(claim.manifest, indent=1, ensure_ascii=False) + "\n")
         if not evaluation.judgements:
-            raise CaiError(f"no prompt has an answer of two policies; the reasons are in {out / 'skipped.jsonl'}")
-        scored, missing = score_answers(plan, out, reporter)
+            raise NothingCompared(f"no prompt has an answer of two policies; the reasons are in {out / SKIPPED}")
+        scored, missing = score_answers(plan, out, reporter) if plan.probes is not None else ([], {})
         calls = evaluation.calls()
         cost = {
             "cache_misses": calls.cache_misses,
@@ -231,25 +252,67 @@ def evaluate_into(output: Output, evaluation: PolicyEvaluation, reporter: Report
     return report
 
 
-def is_about(policy: Policy, out: Path) -> bool:
-    """Whether `out` holds an evaluation of this very policy, by content."""
-    policies = (read_manifest(out) or {}).get("policies", [])
-    return folder_fingerprint(policy.folder) in [known["model"] for known in policies]
+def adds_to(manifest: dict[str, Any], finished: dict[str, Any] | None) -> bool:
+    """Whether an evaluation of this manifest has all rows of a finished one: the same policies, prompts and judge.
+
+    It may have more policies, axes and sets of probes.
+    """
+    if finished is None or finished["command"] != manifest["command"]:
+        return False
+    try:
+        probes = {name: content for name, content in finished["probes"].items() if content is not None}
+        return bool(
+            all(manifest[part] == finished[part] for part in ("prompts", "templates", "judge", "settings", "seed"))
+            and manifest["policies"][: len(finished["policies"])] == finished["policies"]
+            and finished["axes"].items() <= manifest["axes"].items()
+            and probes.items() <= manifest["probes"].items()
+            and (not probes or manifest["limit"] == finished["limit"])
+        )
+    except (LookupError, TypeError, AttributeError):  # of another version
+        return False
 
 
-def evaluating_of(plan: Plan, policy: Policy) -> EvaluationPlan:
-    """What a run's own `evaluate: {probes: true}` asks for, of the policy it trained."""
+def kept_evaluation(claim: Claim) -> list[str] | None:
+    """What a finished evaluation of a run's policy has beside the run's own; None where the run writes its own.
+
+    A run leaves one in its folder alone that is of the same policy, by content, and has more than the run's own ([])
+    or other settings (a line each), since somebody asked for it.
+    """
+    finished = read_manifest(claim.folder)
+    if finished is None or not claim.is_finished():
+        return None
+    models = [policy["model"] for policy in finished.get("policies", [])]
+    changes = claim.changes()
+    if claim.manifest["policies"][1]["model"] not in models or not changes:
+        return None
+    if adds_to(claim.manifest, finished):
+        return None
+    return [] if adds_to(finished, claim.manifest) else changes
+
+
+def plan_of_run(plan: Plan, policy: Policy) -> EvaluationPlan:
+    """A run's own evaluation: the trained policy against the model it started from, on the held-out prompts.
+
+    On the axis `overall` alone, or with `evaluate: {probes: true}` all that `cai eval` measures.
+    """
+    probes = plan.config.evaluate.probes
     return EvaluationPlan(
-        policies=[dataclasses.replace(policy_of_model(plan.config.model), folder=plan.before), policy],
+        policies=[dataclasses.replace(_base(plan.config.model, policy), folder=plan.before), policy],
         prompts=plan.held_out,
         prompts_skipped=[],
-        axes={OVERALL: plan.eval_constitution, **shipped_axes()},
+        axes={OVERALL: plan.eval_constitution, **(shipped_axes() if probes else {})},
         templates=plan.templates,
         judge=plan.judge_models[0],
         settings=plan.config.evaluate,
-        probes=read_probes("all"),
+        probes=read_probes("all") if probes else None,
         limit=None,
         seed=plan.config.seed,
         engine=plan.config.engine,
         notes=[],
     )
+
+
+def _base(model: str, policy: Policy) -> Policy:
+    """The model that a policy was trained from, by another name than the policy's."""
+    base = policy_of_model(model)
+    return dataclasses.replace(base, name=f"{base.name} (base)") if base.name == policy.name else base

@@ -10,8 +10,8 @@ from cai.config.errors import CaiError
 from cai.constitution.principles import Constitution, load_constitution
 from cai.data.jsonl import AnyRow, read_rows
 from cai.data.manifest import MANIFEST_JSON, brief, read_json, refuse_old_format
-from cai.data.records import Comparison, Preference, Prompt, Revision, Skipped
-from cai.evaluation.policy_report import PolicyReport, read_report
+from cai.data.records import BeforeAfter, Preference, Prompt, Revision, Skipped
+from cai.evaluation.policy_report import REPORT, PolicyReport, each_before_after, read_report
 
 ITERATION = "iteration-"
 RUN = "cai run"  # the command in a run's manifest
@@ -33,11 +33,10 @@ class RunFolder:
         self.revisions_jsonl = path / "revisions.jsonl"
         self.preferences_jsonl = path / "preferences.jsonl"
         self.rankings_jsonl = path / "rankings.jsonl"  # of prompts with more than two judged samples
-        self.evaluation_jsonl = path / "evaluation.jsonl"
         self.skipped_jsonl = path / "skipped.jsonl"
         self.train = path / "train"
         self.judge = path / "judge"  # results of `judge_gate`, if the run has one
-        self.eval = path / "eval"  # results of `cai eval`, if it ran
+        self.eval = path / "eval"  # the policy evaluation, by the run itself or by `cai eval`
         self.summary_json = path / "summary.json"  # written last: the run is finished
         self.log = path / "log.txt"
 
@@ -84,13 +83,13 @@ class RunFolder:
         """All labelled pairs; [] when the run has none yet."""
         return _rows(self.preferences_jsonl, Preference)
 
-    def evaluation(self) -> list[Comparison]:
-        """One row a held-out prompt; [] when the run has none yet."""
-        return _rows(self.evaluation_jsonl, Comparison)
+    def evaluation(self) -> list[BeforeAfter]:
+        """One row a held-out prompt that was answered before and after training; [] when the run has none yet."""
+        return list(each_before_after(self.eval))
 
     def policy_report(self) -> PolicyReport | None:
-        """The report of `cai eval` on the run's policy; None where there is none yet."""
-        path = self.eval / "evaluation.json"
+        """The report on the run's policy; None where there is none yet."""
+        path = self.eval / REPORT
         return read_report(path) if path.exists() else None
 
     def policy(self) -> Path | None:

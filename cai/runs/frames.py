@@ -4,6 +4,7 @@ run = load_run("runs/quickstart")
 run.revisions.to_pandas().groupby("principle_id").size()
 """
 
+from collections.abc import Iterable
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -13,7 +14,8 @@ from pydantic import BaseModel
 
 from cai.data.files import arrow_schema
 from cai.data.jsonl import each_row
-from cai.data.records import Comparison, Preference, Prompt, Ranking, Revision, Skipped
+from cai.data.records import BeforeAfter, Preference, Prompt, Ranking, Revision, Skipped
+from cai.evaluation.policy_report import each_before_after
 from cai.feedback.metrics import RUN_METRICS
 from cai.runs.folder import RunFolder, open_run
 from cai.runs.metrics import values_by_prompt
@@ -74,7 +76,7 @@ class Run:
     @cached_property
     def evaluation(self) -> "pyarrow.Table":
         """One row per held-out prompt, answered before and after training."""
-        return _table(self.folder.evaluation_jsonl, Comparison)
+        return _table_of(each_before_after(self.folder.eval), BeforeAfter)
 
     @cached_property
     def skipped(self) -> "pyarrow.Table":
@@ -109,11 +111,14 @@ class Run:
 
 
 def _table(path: Path, model: type[BaseModel]) -> "pyarrow.Table":
+    return _table_of(each_row(path, model) if path.exists() else (), model)
+
+
+def _table_of(rows: Iterable[BaseModel], model: type[BaseModel]) -> "pyarrow.Table":
     import pyarrow
 
-    schema, groups = arrow_schema(model), []
-    rows = each_row(path, model) if path.exists() else iter(())
-    while group := list(islice(rows, GROUP)):
+    schema, groups, remaining = arrow_schema(model), [], iter(rows)
+    while group := list(islice(remaining, GROUP)):
         columns = [pyarrow.array([_plain(getattr(row, f.name)) for row in group], f.type) for f in schema]
         groups.append(pyarrow.RecordBatch.from_arrays(columns, schema=schema))
     return pyarrow.Table.from_batches(groups, schema=schema)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from cai.data.manifest import read_json
-from cai.data.records import Comparison, Preference, Revision, Skipped
+from cai.data.records import BeforeAfter, Preference, Revision, Skipped
 from cai.feedback.metrics import (
     EVALUATION_METRICS,
     LABEL_METRICS,
@@ -47,7 +47,7 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
 
 
 def run_estimates(
-    revisions: Iterable[Revision], preferences: Sequence[Preference], evaluation: Iterable[Comparison]
+    revisions: Iterable[Revision], preferences: Sequence[Preference], evaluation: Iterable[BeforeAfter]
 ) -> dict[str, Estimate | None]:
     """Every metric of a run by key, aggregated as cai/feedback/metrics.py says."""
     values = values_by_prompt(revisions, preferences, evaluation)
@@ -57,7 +57,7 @@ def run_estimates(
 
 
 def values_by_prompt(
-    revisions: Iterable[Revision], preferences: Sequence[Preference], evaluation: Iterable[Comparison]
+    revisions: Iterable[Revision], preferences: Sequence[Preference], evaluation: Iterable[BeforeAfter]
 ) -> dict[str, dict[str, float]]:
     """Every metric of a run by key, then by prompt: the mean over the prompt's rows."""
     judged = (row for row in preferences if row.source == "judge")

@@ -13,13 +13,12 @@ from cai.data.manifest import Output, exclusive
 from cai.data.records import Skipped
 from cai.evaluation.judge_eval import evaluate_judge
 from cai.evaluation.judge_report import JudgeReport
-from cai.evaluation.policy import PolicyEvaluation
+from cai.evaluation.policy import Policy, PolicyEvaluation
 from cai.inference.cache import Cache
 from cai.inference.progress import Reporter
 from cai.inference.scheduler import EngineWork, OpenEngine, open_model
-from cai.runs.assess import assess_policy
 from cai.runs.collect import collect_feedback
-from cai.runs.evaluate import evaluate_into, evaluating_of, evaluation_claim, is_about
+from cai.runs.evaluate import NothingCompared, evaluate_into, evaluation_claim, kept_evaluation, plan_of_run
 from cai.runs.find import find_policy
 from cai.runs.folder import CACHE_FILE, RunFolder
 from cai.runs.metrics import summarise
@@ -195,10 +194,7 @@ def _run_steps(session: Session, replace: bool) -> Path:
     write_rows(folder.skipped_jsonl, session.skipped)
     policy = train_policy(session)
     if policy != plan.model and plan.held_out:
-        with session.timed("evaluation"):
-            asyncio.run(assess_policy(session, policy))
-        if plan.config.evaluate.probes:
-            _evaluate(session, replace)
+        _evaluate(session, policy, replace)
     write_rows(folder.skipped_jsonl, session.skipped)
     calls = session.calls()
     account = {
@@ -211,18 +207,24 @@ def _run_steps(session: Session, replace: bool) -> Path:
     return policy
 
 
-def _evaluate(session: Session, replace: bool) -> None:
-    """The run's own `cai eval`. A finished one of the same policy with other options, asked for by hand, stays."""
+def _evaluate(session: Session, folder: Path, replace: bool) -> None:
+    """The run's own `cai eval`; see `kept_evaluation` for one that stays."""
     plan, out = session.plan, session.plan.folder.eval
-    policy = find_policy(str(plan.folder.path), plan.runs).policy
-    evaluating = evaluating_of(plan, policy)
-    claim = evaluation_claim(evaluating, out)
-    if not replace and claim.is_finished() and is_about(policy, out) and (changes := claim.changes()):
-        session.reporter.say(
-            f"{out}: keeps its evaluation with other options ({'; '.join(changes)}); --replace runs it anew"
-        )
+    policy = Policy(plan.folder.name, folder, plan.config.model, plan.training)
+    if plan.config.evaluate.probes:
+        policy = find_policy(str(plan.folder.path), plan.runs).policy
+    evaluation = PolicyEvaluation(plan_of_run(plan, policy), session.engine, session.reporter)
+    changes = None if replace else kept_evaluation(evaluation_claim(evaluation.plan, out))
+    if changes is not None:
+        if changes:
+            session.reporter.say(
+                f"{out}: keeps its evaluation with other options ({'; '.join(changes)}); --replace runs it anew"
+            )
         return
-    evaluation = PolicyEvaluation(evaluating, session.engine, session.reporter)
-    with session.timed("probes"):
-        evaluate_into(Output(out, replace=True), evaluation, session.reporter)
+    with session.timed("evaluation"):
+        try:
+            evaluate_into(Output(out, replace=True), evaluation, session.reporter)
+        except NothingCompared as error:
+            session.reporter.say(f"evaluation: {error}")
     session.work += evaluation.work
+    session.skipped += evaluation.skipped

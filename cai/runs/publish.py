@@ -31,7 +31,7 @@ from cai.data.jsonl import read_rows
 from cai.data.manifest import read_json
 from cai.data.preferences import iter_preferences
 from cai.data.prompts import iter_completions
-from cai.data.records import Comparison, Demonstration, Messages, Preference, Prompt, Ranking, Revision, Skipped
+from cai.data.records import BeforeAfter, Demonstration, Messages, Preference, Prompt, Ranking, Revision, Skipped
 from cai.evaluation.judge_report import JudgeReport, figures
 from cai.feedback.metrics import RUN_METRICS
 from cai.runs.folder import RunFolder
@@ -363,7 +363,7 @@ def splits(run: RunFolder) -> list[Split]:
         Split("preferences", "train", Preference, run.preferences()),
         Split("revisions", "train", Revision, run.revisions()),
         Split("rankings", "train", Ranking, rankings),
-        Split("evaluation", "test", Comparison, run.evaluation()),
+        Split("evaluation", "test", BeforeAfter, run.evaluation()),
         Split("prompts", "train", Prompt, [prompt for prompt in prompts if prompt.id not in held_out]),
         Split("prompts", "test", Prompt, [prompt for prompt in prompts if prompt.id in held_out]),
     ]

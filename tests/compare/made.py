@@ -7,8 +7,9 @@ from typing import Any
 
 from cai.constitution.principles import Constitution, assign, constitution_yaml
 from cai.data.jsonl import write_rows
-from cai.data.records import Comparison, Message, Preference, Prompt, Revision, Verdict
+from cai.data.records import BeforeAfter, Message, Preference, Prompt, Revision, Verdict
 from cai.runs.folder import RunFolder
+from tests.before_after import write_before_after
 
 Revise = Callable[[str, str], str]  # (prompt id, principle id) → revision
 
@@ -94,7 +95,7 @@ def make_run(
     write_rows(folder.preferences_jsonl, pairs)
     write_rows(folder.skipped_jsonl, [])
     if evaluation:
-        write_rows(folder.evaluation_jsonl, [compared(one, evaluation(one.id), before) for one in held_out])
+        write_before_after(folder.eval, [compared(one, evaluation(one.id), before) for one in held_out])
     if finished:
         folder.summary_json.write_text("{}", encoding="utf-8")
     return folder
@@ -111,8 +112,8 @@ def said_of(principle: str, p: float) -> Verdict:
     return Verdict(principle_id=principle, principle_hash="h", p_forward=p, p_reverse=p, non_option_mass=0.0)
 
 
-def compared(one: Prompt, p: float, before: str) -> Comparison:
-    return Comparison(
+def compared(one: Prompt, p: float, before: str) -> BeforeAfter:
+    return BeforeAfter(
         prompt_id=one.id,
         messages=one.messages,
         tags=one.tags,

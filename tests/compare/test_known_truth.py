@@ -10,11 +10,11 @@ import pytest
 from cai.compare.compare import compare_runs
 from cai.compare.record import PairComparison, PrincipleComparison, RunComparison
 from cai.config.errors import CaiError
-from cai.data.jsonl import write_rows
 from cai.data.records import Judgement
 from cai.feedback.metrics import EVAL_JUDGE_METRICS, EVALUATION_METRICS, REVISION_METRICS
 from cai.inference.models import folder_fingerprint
 from cai.report.comparison import comparison_report, read_comparison
+from tests.before_after import add_judgements
 from tests.compare.made import make_run, principles, write_metrics
 
 BOTH = principles("calm", "plain", "short")
@@ -131,8 +131,7 @@ def test_wins_of_answers_that_a_judge_saw_together_go_before_those_at_one_remove
 
     rows = [judgement(n, "b", "a", 0.9) for n in range(6)] + [judgement(n, "a", "b", 0.8) for n in range(6, 8)]
     rows += [judgement(n, "b", "the model", 0.1) for n in range(9)] + [judgement(0, "b", "a", 0.5, "helpful")]
-    (b.path / "eval").mkdir()
-    write_rows(b.path / "eval/comparisons.jsonl", rows)
+    add_judgements(b.eval, rows, {"a": "of a", "b": "of b"})
     wins = {(won.axis, won.tag): won for won in pair_of(compare_runs([a, b])).head_to_head}
     assert set(wins) == {("safe", None), ("safe", "t"), ("helpful", None), ("helpful", "t")}
     assert (wins["safe", None].win_rate, wins["safe", None].effect.n, wins["safe", None].directly) == (0.75, 8, True)
@@ -150,10 +149,7 @@ def test_answers_of_a_policy_that_was_trained_anew_since_do_not_count(tmp_path: 
         Judgement(axis="safe", prompt_id=f"x{n}", tags=[], policy="b", against="a", p=0.9, verdicts=[], judge="j")
         for n in range(9)
     ]
-    (a.path / "eval").mkdir()
-    write_rows(a.path / "eval/comparisons.jsonl", rows)
-    policies = [{"name": "a", "model": "gone"}, {"name": "b", "model": folder_fingerprint(model)}]
-    (a.path / "eval/manifest.json").write_text(json.dumps({"policies": policies}))
+    add_judgements(a.eval, rows, {"a": "gone", "b": folder_fingerprint(model)})
     assert pair_of(compare_runs([a, b])).head_to_head[0].directly
     (model / "config.json").write_text('{"trained": "anew"}')
     found = compare_runs([a, b])
@@ -254,7 +250,7 @@ def test_an_unfinished_run_is_compared_as_far_as_it_got(tmp_path: Path) -> None:
     a = make_run(tmp_path / "a", BOTH, as_ever, evaluation=lambda i: 0.6)
     b = make_run(tmp_path / "b", BOTH, as_ever, evaluation=lambda i: 0.6, finished=False)
     b.preferences_jsonl.unlink()
-    b.evaluation_jsonl.unlink()
+    shutil.rmtree(b.eval)
     found = compare_runs([a, b])
     assert {m.key for m in pair_of(found).metrics} == {m.key for m in REVISION_METRICS}
     assert {

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from cai.config.errors import CaiError
 from cai.data import files
 from cai.data.files import NAMES, rows, table_writer
-from cai.data.records import Comparison, Demonstration, Preference, Prompt, Ranking, Revision, Skipped, Verdict
+from cai.data.records import BeforeAfter, Demonstration, Preference, Prompt, Ranking, Revision, Skipped, Verdict
 
 ROWS = [{"id": "a", "prompt": "Why?"}, {"id": "b", "prompt": 'Two\nlines, "quoted"'}]
 
@@ -142,7 +142,7 @@ def test_lines_and_columns_are_read_only_as_far_as_they_are_asked_for(tmp_path: 
         ("f.json", b'[{"a": 1}, 7]', "f.json:entry 2: expected a JSON object, found 7"),
         ("f.json", b"7", "f.json:entry 1: expected a JSON object, found 7"),
         ("f.jsonl", b"\xff\xfe", "not UTF-8 text"),
-        ("f.jsonl.gz", gzip.compress(b'{"a": 1}\n')[:-9], "cannot be read"),
+        ("f.jsonl.gz", gzip.compress(b'{"a": 1}\n', mtime=0)[:-9], "cannot be read"),
         ("f.jsonl.zst", b"no such thing", "cannot be read"),
         ("f.jsonl.zst", zstandard(b'{"a": 1}\n')[:-4], "cannot be read"),
         ("f.csv", b"a,b\n1,2\n3\n", "f.csv:3: expected 2 columns as in the header, found 1"),
@@ -199,7 +199,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "strengths": st.just([0.5, -0.5]),
     "responses": st.lists(texts, min_size=2, max_size=2),
 }
-OWN: list[type[BaseModel]] = [Prompt, Demonstration, Preference, Revision, Ranking, Comparison, Skipped]
+OWN: list[type[BaseModel]] = [Prompt, Demonstration, Preference, Revision, Ranking, BeforeAfter, Skipped]
 
 
 def any_row(model: type[BaseModel]) -> st.SearchStrategy[Any]:

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from cai.data.jsonl import write_rows
-from cai.data.records import Comparison, Message, Messages, Preference, Prompt, Ranking, Revision, Skipped, Verdict
+from cai.data.records import BeforeAfter, Message, Messages, Preference, Prompt, Ranking, Revision, Skipped, Verdict
 from cai.runs.folder import RunFolder
+from tests.before_after import write_before_after
 
 HOSTILE = (
     "<script>window.pwned = 1</script><img src=x onerror='window.pwned = 1'></script></textarea><!-- {{ 7*7 }} {% x %} "
@@ -54,8 +55,8 @@ def write_run(
             model=say("model", n), judge=say("judge", n), seeds=[n],
         )  # fmt: skip
 
-    def comparison(n: int) -> Comparison:
-        return Comparison(
+    def comparison(n: int) -> BeforeAfter:
+        return BeforeAfter(
             prompt_id=ids(n), messages=messages(n), tags=tags(n), before=say("before", n), after=say("after", n),
             truncated=["after"], p=(n % 10 + 0.5) / 10, verdicts=[verdict(n)], before_model=say("model", n),
             after_model=say("model", n), judge=say("judge", n),
@@ -76,7 +77,7 @@ def write_run(
             )
         ],
     )  # fmt: skip
-    write_rows(folder.evaluation_jsonl, map(comparison, held_out))
+    write_before_after(folder.eval, map(comparison, held_out))
     write_rows(folder.skipped_jsonl, [Skipped(prompt_id=ids(1), stage=say("stage", 1), reason=say("reason", 1))])
     principle = {"id": "good-for-people", **{k: say(k, 0) for k in ("critique", "revision", "judge", "notes")}}
     constitution = {"name": say("name", 0), "principles": [principle | {"tags": [say("tag", 0)]}]}

@@ -86,7 +86,7 @@ def test_plots_are_drawn_of_what_there_is() -> None:
 def test_a_run_that_was_evaluated_has_it_in_its_report(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     assert "Policy evaluation" not in text_of(run_report(folder, read_run(folder)))
-    folder.eval.mkdir()
+    folder.eval.mkdir(exist_ok=True)
     (folder.eval / "evaluation.json").write_text(full().model_dump_json(), encoding="utf-8")
     text = text_of(run_report(folder, read_run(folder)))
     for part in ("Policy evaluation", "only 4 prompts", "length warns 0.250 [0.100, 0.400]", "flattery"):

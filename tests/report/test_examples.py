@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -44,8 +45,9 @@ def test_what_only_other_files_name_is_an_example_too(tmp_path: Path) -> None:
 
 def test_a_run_without_files_yet_has_the_prompts_it_has(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
-    for path in (folder.revisions_jsonl, folder.preferences_jsonl, folder.rankings_jsonl, folder.evaluation_jsonl):
+    for path in (folder.revisions_jsonl, folder.preferences_jsonl, folder.rankings_jsonl):
         path.unlink()
+    shutil.rmtree(folder.eval)
     examples = Examples(folder)
     assert len(examples.ids) == 6
     assert examples.read("p00").revisions == []

@@ -103,7 +103,7 @@ def test_what_else_cannot_be_read_is_shown_and_the_rest_is_shown(tmp_path: Path)
     folder = write_run(tmp_path / "run", prompts=9)
     folder.constitution_yaml.unlink()
     for file in (folder.judge / "judge.json", folder.eval / "evaluation.json"):
-        file.parent.mkdir()
+        file.parent.mkdir(exist_ok=True)
         file.write_text("[]", encoding="utf-8")
     (folder.train / "1-dpo/stage.json").write_text('{"sett', encoding="utf-8")
     folder.manifest_json.write_text("{}", encoding="utf-8")

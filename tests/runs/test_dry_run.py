@@ -89,8 +89,8 @@ def test_untrained_stages_and_the_answers_of_a_policy_to_come_are_told(tmp_path:
     run_file = write_workspace(tmp_path, model_folder, extra="train: [{stage: sft}, {stage: dpo}]\n")
     found = dry_run(make_plan(run_file, [], None, tmp_path / "runs"))
     assert found.untrained == ["1-sft", "2-dpo"]
-    assert counted(found)["answers after", "answer"] == (2, 0)
-    assert counted(found)["eval judge", "verdict"] == (4, 0)
+    assert counted(found)["test: answers", "answer"] == (2, 0)
+    assert counted(found)["judge: comparisons", "verdict"] == (4, 0)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 999), st.integers(1, 99)), min_size=3, max_size=8))

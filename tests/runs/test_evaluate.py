@@ -415,7 +415,7 @@ def test_a_run_may_end_with_its_evaluation_which_is_forecast_and_accounted_for(
     asked = {line.stage: line.cache_misses for line in account(summary)}
     assert asked == expected
     assert {"test: answers", f"{tmp_path.name}: sides", "judge: questions"} <= asked.keys()
-    assert "probes" in summary["seconds"]
+    assert "evaluation" in summary["seconds"]
     # it says nothing of what the run is made from: the run is the same with and without
     pipeline.execute(
         make_plan(run_file, ["evaluate.probes=false"], None, tmp_path / "runs"), QUIET, open_engine=scripted()
@@ -461,3 +461,82 @@ def test_a_run_leaves_a_finished_evaluation_of_its_policy_alone_unless_carried_o
     names.append("second")
     execute()
     assert limit() is None  # that was of a policy that is no more
+
+
+def trained_as(name: str) -> Callable[[Session], Path]:
+    """In place of training: a stage's folder whose model passes for one."""
+
+    def train(session: Session) -> Path:
+        stage = session.plan.folder.train / "1-dpo"
+        policy = model(stage / "model", name)
+        (stage / "stage.json").write_text("{}", encoding="utf-8")
+        return policy
+
+    return train
+
+
+def test_a_run_compares_before_and_after_and_an_evaluation_on_demand_adds_to_it(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extra = "train: [{stage: dpo}]\nevaluate: {temperature: 0}\n"
+    model(model_folder, "base")
+    plan = make_plan(write_workspace(tmp_path, model_folder, extra=extra), [], None, tmp_path / "runs")
+    monkeypatch.setattr(pipeline, "train_policy", trained_as("good"))
+    pipeline.execute(plan, QUIET, False, by_name())
+    report, rows = plan.folder.policy_report(), plan.folder.evaluation()
+    assert report is not None
+    assert ({row.axis for row in report.against}, report.probes, report.monitors) == ({"overall"}, [], [])
+    assert [row.prompt_id for row in rows] == [prompt.id for prompt in plan.held_out]
+    assert all(row.before.startswith("base says") and row.after.startswith("good says") for row in rows)
+    assert report.against[0].win_rate is not None and report.against[0].win_rate.mean == 1.0
+    asked = remembered(plan.runs / "cache.sqlite")
+    more = evaluate(plan.runs, Options("test", probes="none"))
+    assert {row.axis for row in more.against} == {"overall", "helpful", "safe"}
+    assert plan.folder.evaluation() == rows  # the same answers and verdicts, from the cache
+    assert more.cost["cache_hits"] == 2 * len(rows) + 2 * len(rows) * len(plan.eval_constitution.principles)
+    assert remembered(plan.runs / "cache.sqlite") == asked + more.cost["cache_misses"]
+    pipeline.execute(plan, QUIET, False, by_name())
+    assert plan.folder.policy_report() == more  # a run that goes on takes nothing away
+
+
+def test_a_base_model_of_the_runs_name_gets_another_in_its_evaluation(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extra = "train: [{stage: dpo}]\nevaluate: {temperature: 0}\n"
+    model(model_folder, "base")
+    run_file = write_workspace(tmp_path, model_folder, extra=extra)
+    plan = make_plan(run_file, [], tmp_path.name, tmp_path / "runs")
+    monkeypatch.setattr(pipeline, "train_policy", trained_as("good"))
+    pipeline.execute(plan, QUIET, False, by_name())
+    report = plan.folder.policy_report()
+    assert report is not None
+    name = plan.folder.name
+    assert [policy.name for policy in report.policies] == [f"{name} (base)", name]
+    assert len(plan.folder.evaluation()) == len(plan.held_out)
+
+
+def test_a_run_whose_policy_answers_nothing_lists_every_refusal_and_finishes(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extra = "train: [{stage: dpo}]\nevaluate: {temperature: 0}\n"
+    model(model_folder, "base")
+    plan = make_plan(write_workspace(tmp_path, model_folder, extra=extra), [], None, tmp_path / "runs")
+    monkeypatch.setattr(pipeline, "train_policy", trained_as("good"))
+    monkeypatch.setattr("cai.evaluation.policy.respond", refuse_all)
+    pipeline.execute(plan, QUIET, False, by_name())
+    assert plan.folder.summary() is not None
+    assert plan.folder.evaluation() == []
+    refused = [row.prompt_id for row in plan.folder.skipped() if row.stage == "test: answers"]
+    assert refused == [prompt.id for prompt in plan.held_out]
+
+
+async def refuse_all(*_: Any, **__: Any) -> Any:
+    raise RequestRefused("too long")
+
+
+def test_an_evaluation_that_does_not_say_of_which_policies_is_an_error(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs", "good")
+    evaluate(tmp_path / "runs", Options("good", limit=2, probes="none"))
+    (run.eval / "manifest.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(CaiError, match=r"manifest\.json: policies: not those of an evaluation"):
+        run.evaluation()

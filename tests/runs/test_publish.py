@@ -8,12 +8,13 @@ from rich.console import Console
 from cai.data.files import table_writer
 from cai.data.jsonl import read_rows, write_rows
 from cai.data.preferences import read_preferences
-from cai.data.records import Comparison, Message, Preference, Revision, Skipped
+from cai.data.records import BeforeAfter, Message, Preference, Revision, Skipped
 from cai.inference.progress import Reporter
 from cai.runs.folder import RunFolder
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan
 from cai.runs.publish import alpaca_files, annotated_document, table
+from tests.before_after import write_before_after
 from tests.conftest import scripted, write_workspace
 
 
@@ -85,14 +86,14 @@ def test_annotated_pairs_name_the_principles_of_the_run(run: RunFolder) -> None:
 
 
 def test_an_evaluation_is_written_as_outputs_and_soft_annotations(run: RunFolder, tmp_path: Path) -> None:
-    def compared(id: str, p: float, *said: str) -> Comparison:
+    def compared(id: str, p: float, *said: str) -> BeforeAfter:
         turns = [Message(role=("user", "assistant")[i % 2], content=text) for i, text in enumerate(said)]  # type: ignore[typeddict-item]
-        return Comparison(
+        return BeforeAfter(
             prompt_id=id, messages=turns, tags=["t"], before="old", after="new", truncated=[], p=p, verdicts=[],
             before_model="b", after_model="a", judge="j",
         )  # fmt: skip
 
-    write_rows(run.evaluation_jsonl, [compared("x", 0.75, "Why?"), compared("y", 0.5, "Hi.", "Hello.", "Why?")])
+    write_before_after(run.eval, [compared("x", 0.75, "Why?"), compared("y", 0.5, "Hi.", "Hello.", "Why?")])
     files, skipped = alpaca_files(run)
     assert [(row.prompt_id, row.reason[:40]) for row in skipped] == [("y", "AlpacaEval takes a single instruction, a")]
     model = run.manifest()["config"]["model"]
