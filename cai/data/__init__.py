@@ -1,1 +1,1 @@
-"""The rows that flow through a run, and every file format read or written."""
+"""The rows of a run, every file format in and out, and the manifest of a folder."""

@@ -1,4 +1,4 @@
-"""Rows as JSON Lines: read with errors that name file and line, written beside and renamed."""
+"""Rows as JSON Lines: read with errors that name file and line, written atomically."""
 
 import gzip
 import hashlib
@@ -38,7 +38,7 @@ def _object(place: str, line: str) -> dict[str, Any]:
 
 def parse_json(place: str, text: str) -> Any:
     """The value of a JSON text; raises CaiError that starts with `place` for one that is not valid."""
-    text = text.rstrip()  # a line's end would pass for a character within a text that is cut short
+    text = text.rstrip()  # or a line end would count as a character of a truncated string
     try:
         value = json.loads(text)
         if "\\u" in text:
@@ -47,7 +47,7 @@ def parse_json(place: str, text: str) -> Any:
         raise CaiError(f"{place}: not valid JSON: {_invalid(error, text)}") from None
     except UnicodeEncodeError as error:
         half = f"\\u{ord(error.object[error.start]):04x}"
-        raise CaiError(f"{place}: {half} is half of a character and stands alone") from None
+        raise CaiError(f"{place}: {half} is half of a surrogate pair") from None
     except RecursionError:
         raise CaiError(f"{place}: nested too deeply") from None
     except ValueError as error:  # a number of thousands of digits
@@ -56,7 +56,7 @@ def parse_json(place: str, text: str) -> Any:
 
 
 def _invalid(error: json.JSONDecodeError, text: str) -> str:
-    """What is wrong with a JSON text, and where; of one that is cut short, where it ends."""
+    """What is invalid in a JSON text, and where; for a truncated one, where it ends."""
     lines = text.split("\n")
     began, ends = (
         f"line {line}, column {column}" if len(lines) > 1 else f"column {column}"
@@ -93,7 +93,7 @@ def _open_bytes(path: Path) -> BinaryIO:
 
 
 def _not_utf8(path: Path) -> str:
-    """Where the first byte stands that is no UTF-8: decoding by blocks does not tell."""
+    """An error that names the first invalid byte, whose line the decoding in blocks does not know."""
     with _open_bytes(path) as file:
         for number, line in enumerate(io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape"), 1):
             if bad := re.search("[\udc80-\udcff]", line):
@@ -103,7 +103,7 @@ def _not_utf8(path: Path) -> str:
 
 
 def file_fingerprint(path: Path) -> str:
-    """32 hexadecimal digits that stand for a file's bytes; raises CaiError when it cannot be read."""
+    """32 hexadecimal digits that identify a file's bytes; raises CaiError when it cannot be read."""
     with reading(path), path.open("rb") as file:
         return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
 
@@ -122,7 +122,9 @@ def each_row(path: Path, model: type[AnyRow]) -> Iterator[AnyRow]:
             try:
                 row = model.model_validate_json(line)  # three times as fast as by way of objects
             except ValidationError:
-                row = parse_row(f"{path}:{number}", _object(f"{path}:{number}", line), model)  # says what is wrong
+                row = parse_row(
+                    f"{path}:{number}", _object(f"{path}:{number}", line), model
+                )  # raises the error in words
             yield row
 
 
@@ -137,15 +139,15 @@ def parse_row(place: object, value: dict[str, Any], model: type[AnyRow]) -> AnyR
 
 
 class RowWriter:
-    """Writes rows to `path` through a file beside it, renamed when the block ends without an error."""
+    """Writes rows to a temporary file, renamed to `path` when the block ends without an error."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.count = 0
 
     def __enter__(self) -> Self:
-        self._beside = self.path.with_name(self.path.name + ".part")
-        self._file = self._beside.open("w", encoding="utf-8")
+        self._partial = self.path.with_name(self.path.name + ".part")
+        self._file = self._partial.open("w", encoding="utf-8")
         return self
 
     def write(self, row: BaseModel) -> None:
@@ -158,9 +160,9 @@ class RowWriter:
     ) -> None:
         self._file.close()
         if kind is None:
-            self._beside.replace(self.path)
+            self._partial.replace(self.path)
         else:
-            self._beside.unlink(missing_ok=True)
+            self._partial.unlink(missing_ok=True)
 
 
 def write_rows(path: Path, rows: Iterable[BaseModel]) -> int:
@@ -172,7 +174,7 @@ def write_rows(path: Path, rows: Iterable[BaseModel]) -> int:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file beside and rename it, so that nobody reads half of it."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    """Write a small file atomically: to a temporary one, then renamed."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

@@ -11,14 +11,14 @@ from cai.stats.logistic import logit, sigmoid
 Role = Literal["system", "user", "assistant"]
 
 
-def _no_truth_value(value: object) -> object:
+def _reject_bool(value: object) -> object:
     if isinstance(value, bool):  # which pydantic takes for 1 or 0
         raise PydanticKnownError("float_type")
     return value
 
 
-Probability = Annotated[float, Field(ge=0, le=1), BeforeValidator(_no_truth_value)]
-Weight = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_no_truth_value)]
+Probability = Annotated[float, Field(ge=0, le=1), BeforeValidator(_reject_bool)]
+Weight = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_reject_bool)]
 
 
 class Message(TypedDict):
@@ -38,7 +38,7 @@ class Row(BaseModel):
 
 
 class Prompt(Row):
-    """A conversation that waits for an answer: its last turn is the user's."""
+    """A conversation to answer: its last turn is the user's."""
 
     id: str
     messages: Messages
@@ -46,7 +46,7 @@ class Prompt(Row):
 
 
 class Demonstration(Row):
-    """A prompt with an answer to learn; the name is that of InstructGPT (arXiv:2203.02155)."""
+    """A prompt with a completion to learn; named as in InstructGPT (arXiv:2203.02155)."""
 
     prompt_id: str
     messages: Messages
@@ -55,7 +55,7 @@ class Demonstration(Row):
 
 
 class Revision(Row):
-    """One round of the critique–revise loop, with where it came from."""
+    """One round of the critique–revise loop, with its provenance."""
 
     prompt_id: str
     messages: Messages
@@ -67,37 +67,37 @@ class Revision(Row):
     principle_hash: str
     critique: str | None  # None when the run revises directly
     revision: str
-    truncated: list[Literal["draft", "critique", "revision"]]  # which texts ran into max_tokens
-    flags: list[str]  # hygiene, see cai/feedback/filters.py
+    truncated: list[Literal["draft", "critique", "revision"]]  # texts that reached max_tokens
+    flags: list[str]  # failed filters, see cai/feedback/filters.py
     model: str  # engine fingerprint
     templates: str  # fingerprint
     seed: int
 
 
 class Verdict(Row):
-    """What one principle says of a pair: P(first is better), asked in both orders or, without a swap, in one."""
+    """A judge's verdict on a pair by one principle: P(first is better), in both orders or, without swap, in one."""
 
     principle_id: str
     principle_hash: str
     weight: Weight = 1.0  # of this verdict in the label
     judge: str = ""  # engine fingerprint, in a panel of several judges
-    p_forward: Probability | None  # the first response shown before the second; None when that was not asked
-    p_reverse: Probability | None  # the first response shown after the second; None when that was not asked
-    share_forward: Probability = 0.5  # of the orders asked, those that show the first before the second
+    p_forward: Probability | None  # the first response shown before the second; None for an order not judged
+    p_reverse: Probability | None  # the first response shown after the second; None for an order not judged
+    share_forward: Probability = 0.5  # weight of p_forward in the log-odds of p
     non_option_mass: Probability  # mean probability mass outside the options
     cot: list[str] = []  # the judge's chains of thought, in each order
 
     @property
     def p(self) -> float:
-        """All orders averaged in log-odds, which cancels a constant preference for a position."""
+        """The orders averaged in log-odds, which cancels a constant position bias."""
         sides = ((self.p_forward, self.share_forward), (self.p_reverse, 1 - self.share_forward))
         return sigmoid(sum(share * logit(p) for p, share in sides if p is not None))
 
     @property
     def position_bias(self) -> bool | None:
-        """Whether the judge preferred the same position in both orders, whichever response stood there.
+        """Whether the verdict flips when the order is swapped: the same position wins in both orders.
 
-        None where only one order was asked.
+        None where only one order was judged.
         """
         if self.p_forward is None or self.p_reverse is None:
             return None
@@ -113,27 +113,27 @@ class Preference(Row):
     chosen: str
     rejected: str
     p: Probability
-    weight: Weight = 1.0  # of this pair in the loss, beside others
+    weight: Weight = 1.0  # of this pair in the loss, relative to others
     source: Literal["revision", "judge", "human"]
-    verdicts: list[Verdict] = []  # of the judge; p_forward and p_reverse speak of `chosen`
+    verdicts: list[Verdict] = []  # of the judge; p_forward and p_reverse are P(chosen is better)
     principle_ids: list[str] = []  # of the revision's rounds, in order
-    model: str = ""  # engine fingerprint of who wrote the responses
-    judge: str = ""  # engine fingerprint of who compared them
+    model: str = ""  # engine fingerprint of the policy that wrote the responses
+    judge: str = ""  # engine fingerprint of the judge
     seeds: list[int] = []
-    # P(chosen is preferred) of the input file's label, where a judge labels a file anew; rows of a run have none
+    # P(chosen is preferred) by the input file's label, beside a judge's `p`; rows of a run have none
     input_p: Probability | None = Field(default=None, exclude_if=lambda p: p is None)
 
 
 class Ranking(Row):
-    """Answers to one prompt as a judge ranks them, by a Bradley–Terry fit to its labels of their pairs."""
+    """Answers to one prompt ranked by a judge: a Bradley–Terry fit to its labels of all pairs."""
 
     prompt_id: str
     messages: Messages
     tags: list[str] = []
-    responses: Annotated[list[str], Field(min_length=2)]  # the best first
+    responses: Annotated[list[str], Field(min_length=2)]  # best first
     strengths: list[Annotated[float, Field(allow_inf_nan=False)]]  # log-odds, of mean 0; see cai/feedback/ranking.py
-    model: str = ""  # engine fingerprint of who wrote the responses
-    judge: str = ""  # engine fingerprint of who compared them
+    model: str = ""  # engine fingerprint of the policy that wrote the responses
+    judge: str = ""  # engine fingerprint of the judge
     seed: int = 0
 
     @model_validator(mode="after")
@@ -165,7 +165,7 @@ class BeforeAfter(Row):
 
 
 class Answer(Row):
-    """What a policy says to one prompt of an evaluation."""
+    """A policy's answer to one prompt of an evaluation."""
 
     policy: str  # its name in the evaluation
     prompts: str  # `held_out`, or the name of a set of probes
@@ -186,12 +186,12 @@ class Judgement(Row):
     policy: str
     against: str
     p: Probability
-    verdicts: list[Verdict]  # none of equal answers: a tie that nobody was asked about
+    verdicts: list[Verdict]  # empty for equal answers, a tie without a call
     judge: str  # engine fingerprint
 
 
 class Reply(Row):
-    """A question with two options, put to a model in both orders; the probabilities are those of the first option."""
+    """A question with two options, answered by a model in both orders; probabilities of the first option."""
 
     policy: str
     probe: str  # the set: over_refusal, sycophancy, red_team
@@ -205,12 +205,12 @@ class Reply(Row):
 
     @property
     def p(self) -> float:
-        """Both orders averaged in log-odds, which cancels a constant preference for a position."""
+        """Both orders averaged in log-odds, which cancels a constant position bias."""
         return sigmoid((logit(self.p_forward) + logit(self.p_reverse)) / 2)
 
 
 class Sampled(Row):
-    """What a policy said on its way through PPO, and P(it is better than the reference's answer) by the eval judge."""
+    """An answer sampled during PPO, with P(it is better than the reference's answer) by the eval judge."""
 
     step: int
     prompt_id: str
@@ -223,7 +223,7 @@ class Sampled(Row):
 
 
 class Scored(Row):
-    """What models say of a written answer: its log-probability under policy and reference, and its rewards."""
+    """Scores of a written answer: its log-probability under policy and reference, and its rewards."""
 
     policy: str  # who wrote it; `chosen` and `rejected` of the run's labelled pairs
     of: Literal["answers", "pairs"]
@@ -232,11 +232,11 @@ class Scored(Row):
     logp: float | None = None  # nats, under the policy that wrote it
     reference_logp: float | None = None
     rewards: list[float] = []  # by each member of the reward model
-    reason: str = ""  # why something is missing
+    reason: str = ""  # why a score is missing
 
 
 class Skipped(Row):
-    """Something a run did not use, and why; `failed` when a request could not be answered at all."""
+    """A row that is not used, and why; `failed` if a model could not answer its request."""
 
     prompt_id: str
     stage: str

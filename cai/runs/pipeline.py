@@ -218,7 +218,7 @@ def _evaluate(session: Session, folder: Path, replace: bool) -> None:
     if changes is not None:
         if changes:
             session.reporter.say(
-                f"{out}: keeps its evaluation with other options ({'; '.join(changes)}); --replace runs it anew"
+                f"{out}: keeps its evaluation with other options ({'; '.join(changes)}); --replace overwrites it"
             )
         return
     with session.timed("evaluation"):

@@ -136,7 +136,7 @@ def test_lines_and_columns_are_read_only_as_far_as_they_are_asked_for(tmp_path: 
     [
         ("f.jsonl", b'{"a": 1}\n{"a": \n', "f.jsonl:2: not valid JSON"),
         ("f.jsonl", b'{"a": 1}\n[1]\n', "f.jsonl:2: expected a JSON object, found [1]"),
-        ("f.jsonl", b'{"a": "\\ud800"}\n', "f.jsonl:1: \\ud800 is half of a character"),
+        ("f.jsonl", b'{"a": "\\ud800"}\n', "f.jsonl:1: \\ud800 is half of a surrogate pair"),
         ("f.jsonl", b'{"a": ' + b"[" * 100_000, "f.jsonl:1: nested too deeply"),
         ("f.json", b'[{"a": 1},\n {"a": }]', "f.json: not valid JSON: Expecting value, line 2, column 8"),
         ("f.json", b'[{"a": 1}, 7]', "f.json:entry 2: expected a JSON object, found 7"),

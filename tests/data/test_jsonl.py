@@ -36,7 +36,7 @@ def test_rows_come_back_exactly(rows: list[tuple[str, str, float]]) -> None:
         ('{"a": "b",}', "f.jsonl:2: not valid JSON: Expecting property name enclosed in double quotes, column 11"),
         ('{"a": ' + "[" * 10**5, "f.jsonl:2: nested too deeply"),
         ('{"a": ' + "1" * 5000 + "}", "f.jsonl:2: not valid JSON: Exceeds the limit"),
-        ('{"a": "\\ud83d\\ude00 \\uDe00"}', "f.jsonl:2: \\ude00 is half of a character and stands alone"),
+        ('{"a": "\\ud83d\\ude00 \\uDe00"}', "f.jsonl:2: \\ude00 is half of a surrogate pair"),
         ("[1]", "f.jsonl:2: expected a JSON object, found [1]"),
         ('{"prompt_id": "a", "stage": "s"}', "f.jsonl:2: reason: missing; expected a text"),
         (
