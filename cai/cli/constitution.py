@@ -94,8 +94,8 @@ def show(constitution: Source, principle: PrincipleId = None, runs: RunsFolder =
 
 @app.command(cls=HelpCommand)
 def diff(
-    a: Source,
-    b: Annotated[str, typer.Argument(metavar="OTHER", help="The constitution to compare with A.")],
+    a: Annotated[str, typer.Argument(metavar="A", help="YAML file, shipped constitution, or run.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The constitution to compare with A.")],
     as_json: AsJson = False,
     runs: RunsFolder = DEFAULT_RUNS,
 ) -> None:

@@ -63,7 +63,8 @@ def eval_(
     """Evaluate a policy: win rates, probes, reward hacking.
 
     Win rates against other policies by an eval judge, on two axes (helpful and safe); probes for over-refusal,
-    sycophancy and red-team prompts; signs of reward hacking. After an interrupt, the same command resumes.
+    sycophancy and red-team prompts; signs of reward hacking. --set takes settings of
+    `evaluate:` in a run file. After an interrupt, the same command resumes.
     """
     options = Options(policy, against or [], reference, prompts, constitution, judge, probes, limit, settings or [])
     console = Console()

@@ -66,31 +66,31 @@ def judge(
 ) -> None:
     """Label responses with an AI judge.
 
-    Compares responses in pairs, in both orders, and writes soft preference labels. After an interrupt, the same
-    command resumes.
+    Compares responses in pairs, in both orders, and writes soft preference labels. --set takes settings of
+    `judge:` in a run file, such as principles=all. After an interrupt, the same command resumes.
     """
     options = JudgeOptions(data, judges, constitution, templates, settings or [], limit, seed, runs)
     job = label_job(options, ranked=False)
     console = Console()
     with resumable(console):
-        found = label_file(job, Output(out, replace), runs / CACHE_FILE, Reporter(console))
-    for text in labelling_lines(found):
+        totals = label_file(job, Output(out, replace), runs / CACHE_FILE, Reporter(console))
+    for text in labelling_lines(totals):
         line(console, f"  {text}")
     files = ", ".join(name for name in ("preferences.jsonl", "rankings.jsonl") if (out / name).exists())
     line(console, f"  {files}, skipped.jsonl and {JUDGE_JSON} are in {out}/")
 
 
-def labelling_lines(found: dict[str, Any]) -> list[str]:
+def labelling_lines(totals: dict[str, Any]) -> list[str]:
     """What `cai judge` did, as its judge.json has it."""
-    cost, skipped = found["cost"], found["skipped"]
-    ranked = f", {counted(found['rankings'], 'rankings')}" if found["rankings"] else ""
+    cost, skipped = totals["cost"], totals["skipped"]
+    ranked = f", {counted(totals['rankings'], 'rankings')}" if totals["rankings"] else ""
     lines = [
-        f"{counted(found['pairs'], 'pairs')} labelled{ranked} in {cost['seconds']:.1f} s; "
+        f"{counted(totals['pairs'], 'pairs')} labelled{ranked} in {cost['seconds']:.1f} s; "
         f"{counted(cost['cache_misses'], 'new calls')}, "
         f"{counted(cost['cache_hits'], 'cache hits')}",
     ]
     for metric in JUDGE_METRICS:
-        if (estimate := found["metrics"][metric.key]) is not None:
+        if (estimate := totals["metrics"][metric.key]) is not None:
             lines.append(f"{metric.name} {metric.shown(Estimate(**estimate))}")
     lines += [f"skipped: {n} × {reason}" for reason, n in skipped["reasons"].items()]
     return lines + ([f"{counted(skipped['failed'], 'rows')} failed"] if skipped["failed"] else [])

@@ -45,17 +45,15 @@ def judge_eval(
     templates: TemplatesFolder = DEFAULT_TEMPLATES,
     settings: Settings = None,
     limit: Limit = None,
-    calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="Fit a temperature on half of the prompts, test on the rest.")
-    ] = False,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="Fit a temperature on half of the prompts.")] = False,
     seed: Seed = DEFAULT_SEED,
     replace: Replace = False,
     runs: RunsFolder = DEFAULT_RUNS,
 ) -> None:
     """Evaluate a judge against labelled preferences.
 
-    Reports accuracy, calibration and biases, for the judge and for each principle. After an interrupt, the same
-    command resumes.
+    Reports accuracy, calibration and biases, for the judge and for each principle. --set takes settings of
+    `judge:` in a run file. After an interrupt, the same command resumes.
     """
     options = JudgeOptions(data, judges, constitution, templates, settings or [], limit, seed, runs)
     job = label_job(options, ranked=True)

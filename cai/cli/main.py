@@ -124,7 +124,7 @@ class LazyGroup(TyperGroup):
 
 app = typer.Typer(
     cls=LazyGroup,
-    help="Constitutional AI and RLAIF: from principles in a YAML file to a trained policy, and a comparison of runs.",
+    help="Constitutional AI and RLAIF: train policies on the principles of a YAML file, evaluate and compare them.",
     no_args_is_help=True,
     rich_markup_mode=None,  # plain help text: rich would cost more time than everything else
     pretty_exceptions_enable=False,

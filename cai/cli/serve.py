@@ -17,8 +17,7 @@ def serve(
 ) -> None:
     """Browse all runs on a local web server.
 
-    Lists the runs of a folder, each with its report and all of its examples. Other machines cannot connect unless
-    --host names an address that they reach.
+    Lists the runs of a folder, each with its report and all of its examples. By default only this machine can connect.
     """
     with open_server(runs, host, port) as server:
         typer.echo(f"Serving {runs}/ at {server.url} (Ctrl-C stops)")

@@ -73,7 +73,7 @@ def _revisions(folder: RunFolder) -> list[Example]:
 
 
 def _heading(text: str, row: Revision, flags: Sequence[str] = ()) -> str:
-    notes = [*flags, *(["cut off"] if text in row.truncated else [])]
+    notes = [*flags, *(["truncated"] if text in row.truncated else [])]
     return text + (f"  ({', '.join(notes)})" if notes else "")
 
 

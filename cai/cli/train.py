@@ -110,8 +110,8 @@ def _settings(stage: str, reward: str | None, overrides: list[str]) -> TrainConf
                 f"--set {override}: `cai train` trains one stage; omit the prefix: --set {override[prefix.end() :]}"
             )
     named = {"reward": reward} if reward else {}
-    given = apply_overrides(YamlSource(Path("cai train"), {"stage": stage, **named}, {}), overrides)
-    settings: TrainConfig = validate(given, STAGES[stage])
+    source = apply_overrides(YamlSource(Path("cai train"), {"stage": stage, **named}, {}), overrides)
+    settings: TrainConfig = validate(source, STAGES[stage])
     return settings
 
 

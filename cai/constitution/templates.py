@@ -146,7 +146,7 @@ class Templates:
         return template
 
     def _tried(self, name: str) -> None:
-        """Render a template once, so that what is wrong within it is told before anything is paid for."""
+        """Render a template once, so that errors in it are reported before any model call."""
         blocks: list[str | None] = [*sorted(BLOCKS.get(name, ()))] or [None]
         for block, thinking in itertools.product(blocks, (False, True)):
             values = SAMPLE | {"thinking": thinking}
@@ -158,8 +158,10 @@ class Templates:
         try:
             return "".join(render(template.new_context(values))).strip()
         except Exception as error:  # a template may do whatever an expression of Python's can
-            said = f"no template is named '{error.name}'" if isinstance(error, jinja2.TemplateNotFound) else str(error)
-            raise CaiError(f"{self._place(name, error)}: {said}") from error
+            reason = (
+                f"no template is named '{error.name}'" if isinstance(error, jinja2.TemplateNotFound) else str(error)
+            )
+            raise CaiError(f"{self._place(name, error)}: {reason}") from error
 
     def _place(self, name: str, error: Exception) -> str:
         """The file and line that an error comes from."""

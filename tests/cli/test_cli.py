@@ -268,3 +268,33 @@ def test_only_commands_take_more_than_six_parameters() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef) and node.name not in commands:
                 assert len([*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]) <= 6, (path, node.name)
+
+
+def test_no_command_imports_a_model_library_before_it_runs() -> None:
+    modules = sorted({command.target.partition(":")[0] for command in COMMANDS.values()})
+    heavy = {"torch", "vllm", "transformers", "trl", "datasets", "ray"}
+    code = (
+        f"import importlib, sys; [importlib.import_module('cai.cli.' + name) for name in {modules}]\n"
+        f"print(sorted({heavy} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_traceback_is_printed_with_debug_alone() -> None:
+    command = (sys.executable, "-m", "cai.cli.main")
+    plain = subprocess.run([*command, "run", "none.yaml"], capture_output=True, text=True)
+    debug = subprocess.run([*command, "--debug", "run", "none.yaml"], capture_output=True, text=True)
+    assert plain.returncode == debug.returncode == 2
+    assert plain.stderr == "error: none.yaml: no such file\n"
+    assert "Traceback" in debug.stderr and debug.stderr.endswith(plain.stderr)
+
+
+def test_an_interrupt_ends_with_one_line_and_status_130(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cai.cli.runs.all_runs", interrupted)
+    assert cai(monkeypatch, "runs", "--runs", workspace) == 130
+    assert capsys.readouterr().err == "Interrupted.\n"
