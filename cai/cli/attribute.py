@@ -71,7 +71,7 @@ def _matrix(matrix: Attribution) -> Iterator[RenderableType | Grid]:
         cells = (_cell(row.effects.get(outcome)) for outcome in matrix.outcomes)
         grid.add(short(row.principle_id), *cells, str(row.shared))
     yield grid
-    yield Text("  * significant among the principles of its column (Holm); deeper colour: more certain", style="dim")
+    yield Text("  * significant among its column (Holm); the deeper the colour, the surer", style="dim")
     yield from (Text(f"  {name}: {meaning}", style="dim") for name, meaning in matrix.outcomes.items())
     effects = [(row.principle_id, name, effect) for row in matrix.rows for name, effect in row.effects.items()]
     surest = sorted((e for e in effects if e[2].low is not None), key=lambda e: e[2].p or 0.0)[:PRINTED_EFFECTS]
@@ -79,7 +79,7 @@ def _matrix(matrix: Attribution) -> Iterator[RenderableType | Grid]:
         if effects:
             yield heading(f"No intervals: all {counted(len(effects), 'effects')} are on too few or equal prompts")
     else:
-        yield heading(f"The {len(surest)} most significant of {counted(len(effects), 'effects')}, with intervals")
+        yield heading(f"The {len(surest)} smallest p values of {counted(len(effects), 'effects')}, with intervals")
         grid = Grid(["", "outcome", *EFFECT], optional=[5], left=2)
         for principle, name, effect in surest:
             grid.add(short(principle), name, *effect_cells(effect))

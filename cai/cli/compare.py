@@ -140,7 +140,7 @@ def _principles(pair: PairComparison, b: str) -> Iterator[RenderableType | Grid]
     few = f"{counted(len(effects) - len(known), 'effects')} on too few or equal prompts"
     if known:
         hidden = f"; {few}" if len(known) < len(effects) else ""
-        shown = f"the {min(PRINTED_EFFECTS, len(known))} most significant of {len(effects)}"
+        shown = f"the {min(PRINTED_EFFECTS, len(known))} smallest p values of {len(effects)}"
         yield heading(f"Effects of principles, {b} − A: {shown}{hidden}")
         yield _effects(known[:PRINTED_EFFECTS])
     elif effects:

@@ -1,10 +1,12 @@
 """`cai judge`."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.text import Text
 
 from cai.cli.console import line, resumable
 from cai.cli.options import (
@@ -22,6 +24,7 @@ from cai.cli.options import (
     TemplatesFolder,
     find_constitution,
 )
+from cai.cli.tables import Grid, heading, listed, show
 from cai.config.errors import CaiError, reading
 from cai.config.locate import find_file, local_file
 from cai.config.yaml_files import YamlSource, apply_overrides, validate
@@ -33,7 +36,7 @@ from cai.feedback.label import JUDGE_JSON, JUDGE_METRICS, LabelJob, label_file
 from cai.inference.endpoints import resolve_judges
 from cai.inference.progress import Reporter
 from cai.runs.folder import CACHE_FILE
-from cai.stats.formatting import counted
+from cai.stats.formatting import counted, span
 from cai.stats.intervals import Estimate
 
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results.")]
@@ -73,27 +76,33 @@ def judge(
     job = label_job(options, ranked=False)
     console = Console()
     with resumable(console):
-        totals = label_file(job, Output(out, replace), runs / CACHE_FILE, Reporter(console))
-    for text in labelling_lines(totals):
-        line(console, f"  {text}")
+        labelling = label_file(job, Output(out, replace), runs / CACHE_FILE, Reporter(console))
+    for part in _parts(labelling):
+        show(console, part)
     files = ", ".join(name for name in ("preferences.jsonl", "rankings.jsonl") if (out / name).exists())
     line(console, f"  {files}, skipped.jsonl and {JUDGE_JSON} are in {out}/")
 
 
-def labelling_lines(totals: dict[str, Any]) -> list[str]:
-    """What `cai judge` did, as its judge.json has it."""
-    cost, skipped = totals["cost"], totals["skipped"]
-    ranked = f", {counted(totals['rankings'], 'rankings')}" if totals["rankings"] else ""
-    lines = [
-        f"{counted(totals['pairs'], 'pairs')} labelled{ranked} in {cost['seconds']:.1f} s; "
-        f"{counted(cost['cache_misses'], 'new calls')}, "
-        f"{counted(cost['cache_hits'], 'cache hits')}",
-    ]
-    for metric in JUDGE_METRICS:
-        if (estimate := totals["metrics"][metric.key]) is not None:
-            lines.append(f"{metric.name} {metric.shown(Estimate(**estimate))}")
-    lines += [f"skipped: {n} × {reason}" for reason, n in skipped["reasons"].items()]
-    return lines + ([f"{counted(skipped['failed'], 'rows')} failed"] if skipped["failed"] else [])
+def _parts(labelling: dict[str, Any]) -> Iterator[RenderableType | Grid]:
+    """What `cai judge` did, from its judge.json: counts and metrics, then warnings."""
+    cost, skipped = labelling["cost"], labelling["skipped"]
+    ranked = f", {counted(labelling['rankings'], 'rankings')}" if labelling["rankings"] else ""
+    yield heading(f"{counted(labelling['pairs'], 'pairs')} labelled{ranked} in {span(cost['seconds'])}")
+    yield Text(f"  {counted(cost['cache_misses'], 'new calls')}, {counted(cost['cache_hits'], 'cache hits')}")
+    grid = Grid(["", "", ""], optional=[2], last_left=True)
+    estimates = {
+        metric: Estimate(**e) for metric in JUDGE_METRICS if (e := labelling["metrics"][metric.key]) is not None
+    }
+    for metric, estimate in estimates.items():
+        grid.add(metric.name, metric.shown(estimate), Text(metric.meaning, style="dim"))
+    yield grid
+    high = [f"{metric.name} is {metric.shown(e)}" for metric, e in estimates.items() if metric.warns(e.mean)]
+    reasons = [f"skipped: {count:,} × {reason}" for reason, count in skipped["reasons"].items()]
+    failed = [f"{counted(skipped['failed'], 'rows')} failed; skipped.jsonl says why"] if skipped["failed"] else []
+    if warnings := [*high, *reasons, *failed]:
+        yield heading("Warnings")
+        yield listed("!", warnings, "yellow")
+    yield Text("")
 
 
 def label_job(options: JudgeOptions, ranked: bool) -> LabelJob:

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from cai.cli.console import line, resumable
@@ -25,13 +24,15 @@ from cai.cli.options import (
     Settings,
     TemplatesFolder,
 )
+from cai.cli.tables import Grid, heading, listed, show
+from cai.config.characters import visible
 from cai.data.manifest import Output
 from cai.data.records import Skipped
 from cai.evaluation import judge_report
 from cai.evaluation.judge_eval import evaluate_judge
 from cai.evaluation.judge_report import JudgeReport
 from cai.feedback.label import JUDGE_JSON
-from cai.feedback.metrics import POSITION_BIAS
+from cai.feedback.metrics import NON_OPTION_MASS, POSITION_BIAS
 from cai.inference.progress import Reporter
 from cai.runs.folder import CACHE_FILE
 from cai.stats.formatting import counted, number
@@ -60,27 +61,26 @@ def judge_eval(
     console = Console()
     with resumable(console):
         evaluated = evaluate_judge(job, Output(out, replace), runs / CACHE_FILE, Reporter(console), calibrate)
-    for part in judge_report_tables(evaluated.report, evaluated.skipped):
-        console.print(part)
+    for part in judge_report_parts(evaluated.report, evaluated.skipped):
+        show(console, part)
     line(console, f"  the page is {out / 'judge.html'}; figures and rows: {JUDGE_JSON}, verdicts.jsonl")
 
 
-def judge_report_tables(report: JudgeReport, skipped: Sequence[Skipped]) -> Iterator[RenderableType]:
-    """A judge's report: its figures, its principles, and what a reader must not miss."""
-    yield Text(f"\n{counted(report.pairs, 'pairs')} of {counted(report.prompts, 'prompts')}", style="bold")
-    table = Table(box=None, show_header=False, padding=(0, 1, 0, 2))
-    for figure in judge_report.figures(report):
-        table.add_row(Text(figure.name), Text(figure.value), Text(figure.meaning, style="dim"))
-    yield table
-    yield Text("\nPrinciples, each alone", style="bold")
-    table = Table(box=None, padding=(0, 0, 0, 2))
-    for column in ("", "accuracy", "pairs", POSITION_BIAS, "non-option mass"):
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+def judge_report_parts(report: JudgeReport, skipped: Sequence[Skipped]) -> Iterator[RenderableType | Grid]:
+    """A judge's report: its metrics, those of its principles, and warnings."""
+    yield heading(f"{counted(report.pairs, 'pairs')} of {counted(report.prompts, 'prompts')}")
+    grid = Grid(["", "", ""], left=3)
+    for metric in judge_report.figures(report):
+        grid.add(metric.name, metric.value, Text(visible(metric.meaning), style="dim"))
+    yield grid
+    yield heading("Principles, each alone")
+    grid = Grid(["", "accuracy", "pairs", POSITION_BIAS, NON_OPTION_MASS], optional=[2])
     for quality in report.principles:
         rates = (number(quality.position_bias), number(quality.non_option_mass))
-        table.add_row(Text(quality.by), Text(str(quality.accuracy)), str(quality.pairs), *rates)
-    yield table
-    for note in report.notes:
-        yield Text(f"  note: {note}", style="yellow")
-    for reason, n in Counter(row.reason for row in skipped).items():
-        yield Text(f"  skipped: {n} × {reason}")
+        grid.add(quality.by, str(quality.accuracy), f"{quality.pairs:,}", *rates)
+    yield grid
+    reasons = Counter(row.reason for row in skipped)
+    if warnings := [*report.notes, *(f"skipped: {count:,} × {reason}" for reason, count in reasons.items())]:
+        yield heading("Warnings")
+        yield listed("!", warnings, "yellow")
+    yield Text("")

@@ -1,19 +1,22 @@
 """`cai sweep`."""
 
 import tempfile
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
-from cai.cli.console import line, resumable, whole
+from cai.cli.console import line, resumable
 from cai.cli.options import DEFAULT_RUNS, DryRun, Replace, RunsFolder, Settings
+from cai.cli.tables import Grid, show
 from cai.feedback.metrics import FILTERED, LABEL_P, REVISION_WORDS, WIN_RATE
 from cai.inference.cache import Cache
 from cai.inference.progress import Reporter
+from cai.runs.dry_run import Line
 from cai.runs.dry_run import dry_run as forecast
 from cai.runs.metrics import summary_metrics
 from cai.runs.pipeline import execute
@@ -50,7 +53,7 @@ def _run_all(file: Path, settings: list[str], replace: bool, runs: Path) -> bool
         failed = run_members(
             name, members, runs, lambda plan: execute(plan, reporter, replace), lambda text: line(console, text)
         )
-    whole(console, _results(members))
+    show(console, _results(members))
     line(console, f"  runs and index: {runs / name}/; compare runs: cai compare {name}/…")
     return not failed
 
@@ -58,13 +61,11 @@ def _run_all(file: Path, settings: list[str], replace: bool, runs: Path) -> bool
 COLUMNS = (REVISION_WORDS, FILTERED, LABEL_P, WIN_RATE)
 
 
-def _results(members: list[Member]) -> Table:
-    table = Table(box=None, padding=(0, 1, 0, 2))
-    for column in ("run", *(metric.name for metric in COLUMNS)):
-        table.add_column(column, justify="left" if column == "run" else "right", no_wrap=True)
+def _results(members: list[Member]) -> Grid:
+    grid = Grid(["run", *(metric.name for metric in COLUMNS)])
     for member in members:
-        table.add_row(member.name, *_metrics(last_folder(member.plan).summary()))
-    return table
+        grid.add(member.name, *_metrics(last_folder(member.plan).summary()))
+    return grid
 
 
 def _metrics(summary: dict[str, Any] | None) -> tuple[str, ...]:
@@ -79,23 +80,22 @@ def _forecast(file: Path, settings: list[str], runs: Path) -> None:
     console = Console()
     with tempfile.TemporaryDirectory(prefix="cai-") as aside:
         name, members = make_sweep(file, settings, runs, Path(aside))
-        table = Table(box=None, padding=(0, 1, 0, 2))
-        for column in (f"run of {name}", "calls", "cache hits", "new calls", "tokens", "time"):
-            table.add_column(column, justify="left" if column.startswith("run") else "right", no_wrap=True)
+        grid = Grid([f"run of {name}", "calls", "cache hits", "new calls", "tokens", "time"])
         with closing(Cache(Path(aside) / "counted.sqlite")) as cache:
             forecasts = [forecast(member.plan, cache) for member in members]
-        for member, calls in zip(members, forecasts, strict=True):
-            table.add_row(member.name, *_cost(calls.lines, calls.seconds))
-        seconds = [calls.seconds for calls in forecasts]
+        for member, expected in zip(members, forecasts, strict=True):
+            grid.add(member.name, *_cost(expected.lines, expected.seconds))
+        seconds = [expected.seconds for expected in forecasts]
         known = None if None in seconds else sum(filter(None, seconds))
-        table.add_row("total", *_cost([each for calls in forecasts for each in calls.lines], known), style="bold")
-        whole(console, table)
-        trained = sum(len(calls.untrained) for calls in forecasts)
+        total = _cost([calls for expected in forecasts for calls in expected.lines], known)
+        grid.add(*(Text(cell, style="bold") for cell in ("total", *total)))
+        show(console, grid)
+        trained = sum(len(expected.untrained) for expected in forecasts)
         if trained:
             line(console, f"  plus {counted(trained, 'training stages')}, not included in the time")
 
 
-def _cost(lines: Any, seconds: float | None) -> tuple[str, ...]:
-    misses, hits = sum(each.cache_misses for each in lines), sum(each.cache_hits for each in lines)
-    counts = tuple(f"{n:,.0f}" for n in (misses + hits, hits, misses, sum(each.tokens for each in lines)))
+def _cost(lines: Sequence[Line], seconds: float | None) -> tuple[str, ...]:
+    misses, hits = sum(calls.cache_misses for calls in lines), sum(calls.cache_hits for calls in lines)
+    counts = tuple(f"{n:,.0f}" for n in (misses + hits, hits, misses, sum(calls.tokens for calls in lines)))
     return (*counts, "unknown" if seconds is None else span(seconds))

@@ -61,7 +61,10 @@ class Grid:
 
 
 def _broken(heading: str) -> str:
-    return "\n".join(textwrap.wrap(heading, HEADING)) if len(heading) > NAME - HEADING else heading
+    """A long heading on several lines."""
+    if len(heading) <= NAME - HEADING:
+        return heading
+    return "\n".join(textwrap.wrap(heading, HEADING, break_long_words=False, break_on_hyphens=False))
 
 
 def result_console() -> Console:

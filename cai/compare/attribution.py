@@ -176,6 +176,8 @@ def _findings(matrix: Attribution) -> Iterator[str]:
     """At most LINES lines: what is significant, the surest first, then the nearest of the rest."""
     effects = [(row.principle_id, name, effect) for row in matrix.rows for name, effect in row.effects.items()]
     significant = sorted((e for e in effects if e[2].significant), key=lambda e: e[2].adjusted or 0.0)
+    if not significant:
+        yield f"no effect of {len(matrix.rows)} principles on {len(matrix.outcomes)} outcomes is significant"
     for principle, name, effect in significant[: LINES - 2]:
         what = principle if matrix.how == "leave-one-out" else f"{principle} alone, against all together"
         yield f"{what}, {name}: significant, {difference(effect)}"
@@ -185,6 +187,4 @@ def _findings(matrix: Attribution) -> Iterator[str]:
     nearest = max(rest, key=lambda e: detected_share(e[2]), default=None)
     if nearest and len(significant) < LINES - 1:
         principle, name, effect = nearest
-        yield f"nearest of the others: {principle}, {name} {difference(effect)}; {insignificance(effect)}"
-    if not significant:
-        yield f"no effect of {len(matrix.rows)} principles on {len(matrix.outcomes)} outcomes is significant"
+        yield f"nearest to significance: {principle}, {name} {difference(effect)}; {insignificance(effect)}"

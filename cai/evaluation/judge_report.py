@@ -9,7 +9,7 @@ from pydantic import PlainSerializer
 
 from cai.config.hashing import uniform
 from cai.data.records import Preference, Row, Verdict
-from cai.feedback.metrics import NON_OPTION_MASS, NON_OPTION_MASS_MEANING, POSITION_BIAS, mean_over_prompts
+from cai.feedback.metrics import NON_OPTION_MASS, POSITION_BIAS, mean_over_prompts
 from cai.stats.agreement import Agreement, agreement
 from cai.stats.calibration import (
     COOLEST,
@@ -399,11 +399,11 @@ def figures(report: JudgeReport) -> list[Figure]:
         Figure("log loss", number(report.log_loss), "0.693 without an opinion"),
         Figure(POSITION_BIAS, number(report.position_bias), "published: 0.18 to 0.56"),
         Figure("shown first", number(report.shown_first), "its probability; even is 0.5"),
-        Figure(NON_OPTION_MASS, number(report.non_option_mass), NON_OPTION_MASS_MEANING),
+        Figure(NON_OPTION_MASS, number(report.non_option_mass), "outside the options"),
         Figure("prefers the longer", estimate(length.judge_prefers_longer), ""),
         Figure("labels prefer it", estimate(length.labels_prefer_longer), ""),
-        Figure("accuracy on longer", estimate(length.accuracy_longer), "where the longer is better"),
-        Figure("accuracy on shorter", estimate(length.accuracy_shorter), "where the shorter is better"),
+        Figure("accuracy on longer", estimate(length.accuracy_longer), "where longer is better"),
+        Figure("accuracy on shorter", estimate(length.accuracy_shorter), "where shorter is better"),
         Figure("length correlation", number(length.correlation), "with the judge's log-odds"),
         Figure("cost of a pair", _cost(report), ""),
     ]
