@@ -284,6 +284,6 @@ def effect_map(title: str, rows: Sequence[str], columns: Sequence[str], tiles: S
         "xaxis": {"side": "top", "type": "category", "showgrid": False},
         "yaxis": {"autorange": "reversed", "automargin": True, "type": "category", "showgrid": False},
         "margin": {"t": 40, "b": 10},
-        "height": 110 + 24 * len(rows),
+        "height": max(200, 110 + 24 * len(rows)),  # room for the colour bar
     }
     return Plot(title, f"{title}: {len(rows)} rows, {len(columns)} columns; the table has the values.", data, layout)
