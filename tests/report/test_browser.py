@@ -264,7 +264,7 @@ def test_hostile_text_does_nothing_in_a_comparison(tab: Tab, tmp_path: Path) -> 
     folders = [hostile(tmp_path / name) for name in ("a<b>&\u202e", "b\"'")]
     file = tmp_path / "comparison.html"
     contents = read_comparison(compare_runs(folders), folders)
-    assert contents.comparison.doubts and contents.comparison.pairs[0].figures
+    assert contents.comparison.flips and contents.comparison.pairs[0].metrics
     file.write_text(comparison_report(contents), encoding="utf-8")
     stays_text(tab.open(file.as_uri()))
 
