@@ -50,9 +50,5 @@ class Tab:
 
     @property
     def address(self) -> str:
-        """The address that the page itself knows.
-
-        `page.url` is a copy that follows replaceState by an event of its own, on a busy machine after the text on the
-        page has changed.
-        """
+        """The address that the page itself knows; `page.url` is a copy, which follows by an event of its own."""
         return str(self.page.evaluate("location.href"))
