@@ -105,10 +105,10 @@ def seconds_to_open(file: Path) -> tuple[float, int]:
             page.goto(file.as_uri(), timeout=60_000)
             page.wait_for_selector("html[data-ready=yes]")
             taken.append(page.evaluate("performance.getEntriesByName('examples')[0].startTime / 1000"))
-            told = page.locator("#matches").inner_text()
+            matches = page.locator("#matches").inner_text()
             page.close()
         browser.close()
-    return statistics.median(taken), int(told.split(" of ")[1].split(" ")[0].replace(",", ""))
+    return statistics.median(taken), int(matches.split(" of ")[1].split(" ")[0].replace(",", ""))
 
 
 def main() -> None:

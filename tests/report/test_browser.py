@@ -243,7 +243,7 @@ def hostile(path: Path) -> RunFolder:
         ids=lambda number: f"{HOSTILE}&open=x#/../{number}",
         principle_id=HOSTILE,
     )
-    folder.eval.mkdir()
+    folder.eval.mkdir(exist_ok=True)
     evaluation = full().model_dump_json()
     for name in ("before", "run", "harmless", "few", "words", "only 4 prompts"):
         evaluation = evaluation.replace(f'"{name}"', json.dumps(f"{HOSTILE} {name}"))

@@ -86,7 +86,7 @@ def test_monitors_are_side_by_side(tmp_path: Path) -> None:
     ]
     assert monitors([a, b], ["before", "run"]) == []
     assert "Reward-hacking monitors" not in text_of(comparison_report(compared(a, b)))
-    a.eval.mkdir()  # the evaluation may lie in the other run's folder
+    a.eval.mkdir(exist_ok=True)  # the evaluation may lie in the other run's folder
     (a.eval / "evaluation.json").write_text(full().model_dump_json(), encoding="utf-8")
     warns, fine = monitors([a, b], ["before", "run"])
     assert warns == ("length", "≥ 0.2", ["–", "0.250 [0.100, 0.400] warns"], [False, True])
