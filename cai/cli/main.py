@@ -186,7 +186,7 @@ def _end_misused(error: Any) -> NoReturn:
         near = difflib.get_close_matches(option, getattr(error, "possibilities", None) or [], n=1)
         message = f"no such option {option}" + (f"; did you mean {near[0]}?" if near else "")
     else:
-        message = error.format_message().strip().rstrip(".")
+        message = error.format_message().strip().rstrip(".").replace(". Did you", "; did you")
         message = message[:1].lower() + message[1:]
     _echo_error(f"{path}: {message}")
     typer.echo(f"See {path} --help", err=True)

@@ -43,7 +43,7 @@ def run(
     resumes: cached model calls are not repeated.
     """
     if gpu_rate is not None and not dry_run:
-        raise CaiError("--gpu-rate: only a forecast uses it; add --dry-run")
+        raise CaiError("--gpu-rate applies to --dry-run only; add --dry-run")
     plan = make_plan(run_file, settings or [], name, runs)
     console = Console()
     if dry_run:

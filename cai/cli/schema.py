@@ -23,7 +23,7 @@ def schema_text(kind: str) -> str:
     elif kind == "sweep":
         from cai.runs.sweep import SweepConfig as model
     else:
-        raise CaiError(f"{kind}: expected constitution, run or sweep")
+        raise CaiError(f"unknown kind '{kind}'; expected constitution, run or sweep")
     document = {"$schema": DRAFT, **model.model_json_schema()}
     return json.dumps(document, ensure_ascii=False, indent=2) + "\n"
 

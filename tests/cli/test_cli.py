@@ -116,7 +116,7 @@ def test_a_run_is_carried_out_shown_listed_and_compared(
         (["show", "x", "--limt", "3"], "cai show: no such option --limt; did you mean --limit?"),
         (["rnu"], "cai: no such command 'rnu'; did you mean 'run'?"),
         (["comparre", "a", "b"], "cai: no such command 'comparre'; did you mean 'compare'?"),
-        (["constitution", "lnit"], "cai constitution: no such command 'lnit'. Did you mean 'lint'?"),
+        (["constitution", "lnit"], "cai constitution: no such command 'lnit'; did you mean 'lint'?"),
         (["judge", "--model", "x"], "cai judge: --model is now --judge"),
         (["judge-eval", "--model", "x"], "cai judge-eval: --model is now --judge"),
         (["report", "x", "--html", "y"], "cai report: --html is now --out"),

@@ -95,7 +95,7 @@ def test_a_schema_is_printed_or_written(
     assert (tmp_path / "deep/run.json").read_text(encoding="utf-8") == schema_text("run")
     assert "yaml-language-server: $schema=" in capsys.readouterr().out
     assert cai("runs") == 2
-    assert "runs: expected constitution, run or sweep" in capsys.readouterr().err
+    assert "unknown kind 'runs'; expected constitution, run or sweep" in capsys.readouterr().err
     assert cai("run", "--out", tmp_path / "deep/run.json/x.json") == 2
     assert "x.json: cannot be written" in capsys.readouterr().err
 
