@@ -395,27 +395,25 @@ def figures(report: JudgeReport) -> list[Figure]:
         Figure("accuracy", str(report.accuracy), "chance is 0.5"),
         Figure("with one order", str(report.one_order), "had only one been asked"),
         Figure("κ with the labels", kappa, f"same verdict on {percent(human.observed)}"),
-        Figure("calibration error", number(report.ece), "confidence against outcome"),
+        Figure("calibration error", number(report.ece), "confidence vs outcome"),
         Figure("log loss", number(report.log_loss), "0.693 without an opinion"),
         Figure(POSITION_BIAS, number(report.position_bias), "published: 0.18 to 0.56"),
-        Figure("shown first", number(report.shown_first), "its probability; even is 0.5"),
+        Figure("shown first", number(report.shown_first), "probability; even is 0.5"),
         Figure(NON_OPTION_MASS, number(report.non_option_mass), "outside the options"),
         Figure("prefers the longer", estimate(length.judge_prefers_longer), ""),
         Figure("labels prefer it", estimate(length.labels_prefer_longer), ""),
         Figure("accuracy on longer", estimate(length.accuracy_longer), "where longer is better"),
         Figure("accuracy on shorter", estimate(length.accuracy_shorter), "where shorter is better"),
-        Figure("length correlation", number(length.correlation), "with the judge's log-odds"),
-        Figure("cost of a pair", _cost(report), ""),
+        Figure("length correlation", number(length.correlation), "with the log-odds"),
+        Figure("cost per pair", f"{number(report.calls_per_pair, 1)} calls", _time_and_tokens(report)),
     ]
     if report.identical:
         found.append(Figure("identical answers", str(report.identical), "not asked, p = 0.5"))
     return found + (_calibrated(report.calibration) if report.calibration else [])
 
 
-def _cost(report: JudgeReport) -> str:
-    parts = [f"{number(report.calls_per_pair, 1)} calls"]
-    if report.seconds_per_pair is not None:
-        parts.append(f"{report.seconds_per_pair:.2f} s")
+def _time_and_tokens(report: JudgeReport) -> str:
+    parts = [] if report.seconds_per_pair is None else [f"{report.seconds_per_pair:.2f} s"]
     if report.tokens_per_pair:
         parts.append(f"{report.tokens_per_pair:.0f} tokens written")
     return ", ".join(parts)

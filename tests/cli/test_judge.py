@@ -74,7 +74,7 @@ def test_a_judge_is_set_against_labels_and_the_report_is_printed(
         r"κ with the labels +-?0\.\d+ \[",
         r"position bias +0\.286 ",
         r"non-option probability mass +0\.200 ",
-        r"cost of a pair +2\.0 calls, 0\.\d\d s",
+        r"cost per pair +2\.0 calls +0\.\d\d s",
         r"identical answers +1 +not asked, p = 0\.5",
         r"temperature +\d+\.\d+ +fitted on \d pairs",
         r"! ",
