@@ -35,7 +35,7 @@ from cai.constitution.principles import Constitution, Principle, assign, load_co
 from cai.constitution.templates import Templates
 from cai.data.prompts import read_prompts
 from cai.data.records import Message, Prompt
-from cai.feedback.revise import ReviseConfig, respond, revise
+from cai.feedback.revise import ReviseConfig, Reviser
 from cai.inference.cache import Cache, CachedEngine, Tally
 from cai.inference.engine import Completion, Engine, Generate
 from cai.inference.models import resolve_model
@@ -94,8 +94,8 @@ async def loop(c: Constitution, given: list[Prompt], cache: Cache, open_model: C
     engine, templates = CachedEngine("benchmark", cache, open_model), Templates(ROOT / "prompts/default")
 
     async def one(prompt: Prompt) -> None:
-        draft = await respond(prompt, engine, seed=0, max_tokens=SETTINGS.max_tokens, temperature=SETTINGS.temperature)
-        await revise(prompt, draft, c, templates, engine, SETTINGS, 0)
+        reviser = Reviser(templates, engine, SETTINGS, seed=0)
+        await reviser.rounds(prompt, await reviser.respond(prompt), c)
 
     async for _ in run_concurrently(one, given, AT_ONCE):
         pass

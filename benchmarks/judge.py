@@ -33,7 +33,7 @@ from cai.constitution.templates import Templates
 from cai.data.preferences import read_preferences
 from cai.data.records import Preference
 from cai.evaluation.judge_eval import evaluate_judge
-from cai.feedback.judge import JudgeConfig, judge
+from cai.feedback.judge import Judge, JudgeConfig
 from cai.feedback.label import LabelJob, label_file
 from cai.inference.engine import Choose, Generate
 from cai.inference.models import resolve_model
@@ -83,7 +83,7 @@ async def cost(way: str, file: Path, count: int, folder: Path) -> dict[str, floa
 
     async def compare(pair: Preference) -> None:
         if way != "written":
-            await judge(pair.messages, (pair.chosen, pair.rejected), asked, templates, engine)
+            await Judge(templates, engine).compare(pair.messages, (pair.chosen, pair.rejected), asked)
             return
         for options in ({"A": pair.chosen, "B": pair.rejected}, {"A": pair.rejected, "B": pair.chosen}):
             question = templates.judge_thought(asked[0], pair.messages, options)

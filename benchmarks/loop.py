@@ -28,7 +28,7 @@ from cai.constitution.principles import assign, load_constitution
 from cai.constitution.templates import Templates
 from cai.data.prompts import read_prompts
 from cai.data.records import Message, Prompt
-from cai.feedback.revise import ReviseConfig, respond, revise
+from cai.feedback.revise import ReviseConfig, Reviser, respond
 from cai.inference.cache import Cache, CachedEngine
 from cai.inference.engine import Completion, Generate
 from cai.inference.models import resolve_model
@@ -66,7 +66,7 @@ async def ours(count: int) -> dict[str, float]:
 
         async def one(prompt: Prompt) -> None:
             draft = await respond(prompt, engine, seed=0, max_tokens=1, temperature=TEMPERATURE)
-            await revise(prompt, draft, principles, templates, engine, settings, seed=0)
+            await Reviser(templates, engine, settings, seed=0).rounds(prompt, draft, principles)
 
         busy, start = model.busy_seconds, time.perf_counter()
         async for _ in run_concurrently(one, prompts, AT_ONCE):

@@ -45,10 +45,10 @@ from cai.constitution.principles import (
     word_changes,
 )
 from cai.constitution.templates import OF_TESTS, Templates
-from cai.evaluation.judge_report import Cost
 from cai.inference.endpoints import resolve_judges
 from cai.inference.models import SMALL_MODEL
 from cai.inference.progress import Reporter
+from cai.inference.scheduler import Cost
 from cai.runs.folder import CACHE_FILE
 from cai.stats.formatting import counted
 from cai.workbench.principle_tests import Outcome, Result, read_tests, run_tests

@@ -11,13 +11,15 @@ from cai.data.jsonl import RowWriter
 from cai.data.manifest import Output, claimed
 from cai.data.preferences import Candidates
 from cai.data.records import Preference, Skipped
-from cai.evaluation.judge_report import Judged, JudgeReport, hit, judge_report, judged
-from cai.feedback.judge import Verdicts
+from cai.evaluation.judge_report import Judged, JudgeReport, judge_report, judged
+from cai.feedback.judge import JudgedAnswers, Verdicts
 from cai.feedback.label import JudgePanel, LabelJob, count_work, label_claim, labelled, write_judge_json
 from cai.inference.cache import Cache
+from cai.inference.engine import EngineConfig
 from cai.inference.progress import Reporter
-from cai.inference.scheduler import EngineWork, OpenEngine, open_model
+from cai.inference.scheduler import EngineWork, OpenEngine, Scheduler, open_model
 from cai.report.judge import write_judge_page
+from cai.stats.agreement import hit
 
 MISTAKES = 5  # the surest ones, which are shown
 
@@ -45,10 +47,11 @@ def evaluate_judge(
     extent, folder = count_work(judging), out.folder
     claim = label_claim("cai judge-eval", judging, folder, calibrate=calibrate)
     with claimed(claim, out.replace), reporter.logging_to(folder / "log.txt"), closing(Cache(cache)) as store:
-        panel = JudgePanel(judging, extent, store, reporter, open_engine)
+        scheduler = Scheduler(EngineConfig(), store, reporter, open_engine)
+        panel = JudgePanel(judging, extent, scheduler)
         begun = time.monotonic()
         rows, mistakes, skipped = asyncio.run(_judge(judging, panel, folder))
-        cost = panel.cost(time.monotonic() - begun)
+        cost = scheduler.cost(time.monotonic() - begun)
         if not rows:
             raise CaiError(f"{judging.data}: no pair could be judged; the reasons are in {folder / 'skipped.jsonl'}")
         report = judge_report(rows, cost, calibrate, judging.settings.temperature)
@@ -68,8 +71,8 @@ async def _judge(
     mistakes: list[Preference] = []
     skipped: list[Skipped] = []
     with RowWriter(out / "verdicts.jsonl") as verdicts, RowWriter(out / "skipped.jsonl") as others:
-        async for item, said in panel.verdicts(out, skipped.append):
-            pair = _seen(item, said, judging, panel.name)
+        async for item, by_pair in panel.verdicts(out, skipped.append):
+            pair = _labelled_pair(item, by_pair, judging, panel.name)
             if isinstance(pair, Skipped):
                 skipped.append(pair)
                 continue
@@ -82,10 +85,12 @@ async def _judge(
     return rows, mistakes, skipped
 
 
-def _seen(item: Candidates, said: Verdicts | RequestRefused, judging: LabelJob, judge: str) -> Preference | Skipped:
-    """A labelled pair as the judge labels it; equal answers are worth the same and were not asked about."""
-    if isinstance(said, RequestRefused):
-        return Skipped(prompt_id=item.prompt.id, stage=item.place, reason=str(said), failed=True)
+def _labelled_pair(
+    item: Candidates, verdicts: Verdicts | RequestRefused, judging: LabelJob, judge: str
+) -> Preference | Skipped:
+    """A pair with the judge's label; equal answers are a tie without verdicts."""
+    if isinstance(verdicts, RequestRefused):
+        return Skipped(prompt_id=item.prompt.id, stage=item.place, reason=str(verdicts), failed=True)
     first, second = item.answers
     if first and first == second:
         return Preference(
@@ -93,5 +98,6 @@ def _seen(item: Candidates, said: Verdicts | RequestRefused, judging: LabelJob, 
             rejected=second, p=0.5, source="judge", model=item.model, judge=judge, seeds=[judging.seed],
             input_p=item.input_p,
         )  # fmt: skip
-    [pair] = labelled(item, said, judging, judge)
-    return pair if isinstance(pair, Preference) else Skipped(prompt_id=item.prompt.id, stage=item.place, reason=pair)
+    judged_answers = JudgedAnswers(item.prompt, item.answers, verdicts, item.model, judge, judging.seed)
+    [pair] = labelled(item, judged_answers, judging.settings)
+    return pair

@@ -10,7 +10,8 @@ from pydantic import PlainSerializer
 from cai.config.hashing import uniform
 from cai.data.records import Preference, Row, Verdict
 from cai.feedback.metrics import NON_OPTION_MASS, POSITION_BIAS, mean_over_prompts
-from cai.stats.agreement import Agreement, agreement
+from cai.inference.scheduler import Cost
+from cai.stats.agreement import Agreement, agreement, hit
 from cai.stats.calibration import (
     COOLEST,
     HOTTEST,
@@ -67,11 +68,6 @@ def _opinion(v: Verdict) -> Opinion:
         raise ValueError(f"{v.principle_id}: the pair was judged in one order alone")
     by = f"{v.principle_id} @{v.judge[:6]}" if v.judge else v.principle_id
     return Opinion(by, v.p, v.p_forward, v.p_reverse, v.non_option_mass, v.weight)
-
-
-def hit(p: float, label: float) -> float:
-    """1 where both name the same winner, 0 where they name different ones, one half where either calls it a tie."""
-    return 1.0 - abs(win(p) - win(label))
 
 
 def over_prompts(values: Iterable[tuple[str, float]]) -> Estimate:
@@ -174,15 +170,6 @@ def between_principles(pairs: Sequence[Judged]) -> list[PrinciplePair]:
 
 NAMED = 3  # pairs of principles in a note; all are in the report
 HIGHEST_PUBLISHED_BIAS = 0.56  # of the smallest judge of Lee et al. 2023 (arXiv:2309.00267 §2.2); 0.18 of the largest
-
-
-class Cost(NamedTuple):
-    """What judging cost: cache misses (calls to a model), cache hits, tokens generated, seconds."""
-
-    cache_misses: int
-    cache_hits: int
-    tokens: int
-    seconds: float
 
 
 Curve = list[Annotated[Bin, PlainSerializer(lambda b: b._asdict())]]

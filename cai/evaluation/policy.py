@@ -36,13 +36,12 @@ from cai.evaluation.probes import (
     red_team_probes,
     views,
 )
-from cai.feedback.judge import judge, soft_label
+from cai.feedback.judge import Judge, soft_label
 from cai.feedback.revise import respond
 from cai.inference.cache import CachedEngine, Tally
 from cai.inference.engine import EngineConfig
 from cai.inference.models import Model
-from cai.inference.progress import Reporter
-from cai.inference.scheduler import Amount, EngineWork, each_with_progress
+from cai.inference.scheduler import EngineWork, Scheduler, Stage
 
 OVERALL, HELPFUL, SAFE = "overall", "helpful", "safe"
 ALL_PAIRS = 6  # policies that are all compared with each other; of more, each with the reference
@@ -148,22 +147,17 @@ class Step(NamedTuple):
     calls: int
 
 
-EngineOf = Callable[[Model], CachedEngine]
-"""The engine of a model; the same one for all folders of the same content."""
-
-
 class PolicyEvaluation:
     """An evaluation in progress, and the rows so far."""
 
-    def __init__(self, plan: EvaluationPlan, engine_of: EngineOf, reporter: Reporter) -> None:
+    def __init__(self, plan: EvaluationPlan, scheduler: Scheduler) -> None:
         self.plan = plan
         self.answers: list[Answer] = []
         self.judgements: list[Judgement] = []
         self.replies: list[Reply] = []
         self.samples: list[Sampled] = []
         self.skipped: list[Skipped] = [*plan.prompts_skipped]
-        self.work: list[EngineWork] = []
-        self._engine_of, self._reporter = engine_of, reporter
+        self._scheduler, self._work_before = scheduler, len(scheduler.work)
 
     async def run(self) -> None:
         """All calls, in this order: each policy's answers, the reference's last; then the judge's."""
@@ -172,10 +166,10 @@ class PolicyEvaluation:
             policy = plan.policies[1]
             self.samples, skipped = read_samples(samples, policy.folder, policy.training_prompts)
             self.skipped += skipped
-        judging = self._engine_of(plan.judge)
+        judging = self._scheduler.engine(plan.judge)
         try:
             for policy in [*plan.policies[1:], plan.reference]:
-                engine = self._engine_of(policy.folder)
+                engine = self._scheduler.engine(policy.folder)
                 try:
                     await self._answer(policy, engine)
                 finally:
@@ -189,6 +183,11 @@ class PolicyEvaluation:
             await self._judge_samples(judging)
         finally:
             await judging.close()
+
+    @property
+    def work(self) -> list[EngineWork]:
+        """What this evaluation's stages did so far."""
+        return self._scheduler.work[self._work_before :]
 
     def calls(self) -> Tally:
         """All calls together."""
@@ -299,7 +298,8 @@ class PolicyEvaluation:
             return {axis: [] for axis in axes}
         by_axis = [(axis, principle) for axis in axes for principle in plan.axes[axis].principles]
         principles = [principle for _, principle in by_axis]
-        verdicts = (await judge(pair.prompt.messages, (pair.own, pair.other), principles, plan.templates, engine))[0, 1]
+        judge = Judge(plan.templates, engine)
+        verdicts = (await judge.compare(pair.prompt.messages, (pair.own, pair.other), principles))[0, 1]
         return {
             axis: [verdict for (of, _), verdict in zip(by_axis, verdicts, strict=True) if of == axis] for axis in axes
         }
@@ -362,15 +362,14 @@ class PolicyEvaluation:
         """Every item's result, in order; what the engine refuses is skipped as failed."""
         if not items:
             return []
-        results, limit, engine = [], self.plan.engine.concurrency, step.engine
-        amount = Amount(len(items), "items", step.calls)
-        async for item, result in each_with_progress(step.name, items, amount, function, engine, limit, self._reporter):
+        results = []
+        stage = Stage(step.name, step.engine, len(items), step.calls, "items")
+        async for item, result in self._scheduler.run(stage, items, function):
             if isinstance(result, RequestRefused):
                 row = Skipped(prompt_id=prompt_id(item), stage=step.name, reason=str(result), failed=True)
                 self.skipped.append(row)
             else:
                 results.append(result)
-        self.work.append(EngineWork(engine.fingerprint, engine.work[-1]))
         return results
 
 

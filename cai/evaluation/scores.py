@@ -14,11 +14,12 @@ from cai.config.errors import CaiError
 from cai.config.hashing import fingerprint
 from cai.data.jsonl import file_fingerprint, read_rows, write_text
 from cai.data.records import Row, Scored
-from cai.evaluation.judge_report import Interval, hit
+from cai.evaluation.judge_report import Interval
 from cai.evaluation.monitors import Monitor, measured, unmeasured
 from cai.evaluation.policy import HELD_OUT, EvaluationPlan
 from cai.inference.models import folder_fingerprint
 from cai.inference.progress import Reporter
+from cai.stats.agreement import hit
 from cai.stats.calibration import mean_log_loss
 from cai.stats.intervals import RESAMPLES, Estimate, bootstrap_mean, percentiles, resampled, share
 from cai.stats.logistic import sigmoid

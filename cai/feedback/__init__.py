@@ -1,1 +1,1 @@
-"""The critique–revise loop, AI judging, and the hygiene of what they produce."""
+"""Feedback of a model: the critique–revise loop, AI judging, and the filters of what they write."""

@@ -1,14 +1,15 @@
 """The AI judge: which of several answers a principle prefers, as probabilities (Bai et al. 2022, §4.1).
 
 The judge reads the conversation and the answers, and its next token is the verdict: the log-probabilities of the
-letters, renormalised. Each answer stands in each place once (two answers: both orders), since small judges lean to a
-position (Lee et al. 2023, §2.2); orders are averaged in log-odds, which cancels a constant leaning. Labels stay soft.
+letters, renormalised. Each answer stands in each place once (two answers: both orders), since small judges have a
+position bias (Lee et al. 2023, §2.2); orders are averaged in log-odds, which cancels a constant bias. Labels stay soft.
 """
 
 import asyncio
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 from string import ascii_uppercase
 from typing import Annotated, Literal, NamedTuple
@@ -20,14 +21,14 @@ from cai.config.hashing import derive_seed
 from cai.config.yaml_files import Section
 from cai.constitution.principles import Constitution, Principle, assign
 from cai.constitution.templates import Templates
-from cai.data.records import Messages, Preference, Prompt, Ranking, Verdict
+from cai.data.records import Messages, Preference, Prompt, Ranking, Skipped, Verdict
 from cai.inference.engine import Choose, Engine, Generate
 from cai.stats.logistic import bradley_terry, logit, sigmoid
 
 Pair = tuple[int, int]
 Verdicts = dict[Pair, list[Verdict]]
-"""What was said of each pair of answers, by their numbers; the probabilities are those of the first."""
-LEAST = -30.0  # nats: log-probabilities below it carry no more opinion
+"""The verdicts on each pair of answers, by their numbers; the probabilities are those of the first."""
+MIN_LOG_PROB = -30.0  # nats: log-probabilities below it carry no more information
 
 
 class JudgeConfig(Section):
@@ -36,15 +37,15 @@ class JudgeConfig(Section):
     samples: Annotated[int, Field(ge=0, le=len(ascii_uppercase))] = 2
     """Answers sampled for each prompt, all pairs of which are judged; the draft is the first. 0 or 1 judges none."""
     principles: Annotated[int, Field(ge=1)] | Literal["all"] = 4
-    """Principles asked about each pair, drawn by weight; `all` asks every one and counts it by its weight."""
+    """Principles per pair, drawn by weight; `all` takes every one and weights its verdict."""
     model: str | Annotated[list[str], Field(min_length=1)] | None = None
-    """Who judges; null: the run's own model. A list is a panel, whose first is also the eval judge."""
+    """The judge; null: the run's own model. A list is a panel, whose first is also the eval judge."""
     ask: Literal["pairs", "choice"] = "pairs"
-    """`choice` puts all answers to the judge at once in place of pairs."""
+    """`choice` shows the judge all answers at once instead of pairs."""
     swap: bool = True
-    """false shows each pair in one order alone."""
+    """false shows each pair in one order only."""
     revisions: bool = True
-    """Ask too whether revisions are better than drafts by the principles they were made by; labels nothing."""
+    """Also judge whether revisions are better than drafts, by the principles of their rounds; changes no label."""
     cot_samples: Annotated[int, Field(ge=0)] = 0
     """Chains of thought sampled before each verdict, whose verdicts are averaged; 0 judges without reasoning."""
     cot_max_tokens: Annotated[int, Field(ge=1)] = 256
@@ -55,41 +56,82 @@ class JudgeConfig(Section):
     """Divides a label's log-odds: above 1 labels are softer."""
 
 
-class Thinking(NamedTuple):
-    """How a judge reasons before its verdict: how often, in how many tokens, and under which seed."""
+class _OrderVerdict(NamedTuple):
+    """The verdict on answers in the order shown: of each its log-probability, renormalised."""
 
-    samples: int
-    tokens: int
-    seed: int
+    logps: list[float]
+    non_option_mass: float
+    cot: list[str]
 
 
-async def judge(
-    conversation: Messages,
-    answers: Sequence[str],
-    principles: Sequence[Principle],
-    templates: Templates,
-    engine: Engine,
-    thinking: Thinking | None = None,
-    swap: bool = True,
-) -> Verdicts:
-    """A verdict a principle on every pair of 2 to 26 answers: as many calls a principle as there are answers.
+class Judge:
+    """One model as judge: its questions, in every order, each after as many chains of thought as the settings say.
 
-    Without `swap` one call, which shows the answers as they are given.
-
-    Raises: CaiError for more answers than letters.
+    Of the settings only `principles`, `ask`, `swap` and those of the chain of thought matter here. `seed` decides which
+    principles a prompt meets, and the sampling of chains of thought.
     """
-    if not 2 <= len(answers) <= len(ascii_uppercase):
-        raise CaiError(f"a judge chooses among 2 to {len(ascii_uppercase)} answers, not {len(answers)}")
-    starts = range(len(answers)) if swap else [0]
-    orders = [[*range(start, len(answers)), *range(start)] for start in starts]
-    pairs = list(itertools.combinations(range(len(answers)), 2))
 
-    async def verdicts(principle: Principle) -> list[Verdict]:
-        shown = [dict(zip(ascii_uppercase, (answers[i] for i in order), strict=False)) for order in orders]
-        asked = await asyncio.gather(
-            *(_ask(principle, conversation, options, templates, engine, thinking) for options in shown)
-        )
-        logps = [dict(zip(order, found.logps, strict=True)) for order, found in zip(orders, asked, strict=True)]
+    def __init__(
+        self, templates: Templates, engine: Engine, settings: JudgeConfig | None = None, seed: int = 0
+    ) -> None:
+        self.engine = engine
+        self._templates, self._settings, self._seed = templates, settings or JudgeConfig(), seed
+
+    async def compare(
+        self, conversation: Messages, answers: Sequence[str], principles: Sequence[Principle], cot_seed: int = 0
+    ) -> Verdicts:
+        """A verdict a principle on every pair of 2 to 26 answers: as many calls a principle as there are answers.
+
+        Without `swap` one call, which shows the answers in the order they come in.
+
+        Raises: CaiError for more answers than letters.
+        """
+        if not 2 <= len(answers) <= len(ascii_uppercase):
+            raise CaiError(f"a judge chooses among 2 to {len(ascii_uppercase)} answers, not {len(answers)}")
+        starts = range(len(answers)) if self._settings.swap else [0]
+        orders = [[*range(start, len(answers)), *range(start)] for start in starts]
+
+        async def verdicts(principle: Principle) -> list[Verdict]:
+            shown = [dict(zip(ascii_uppercase, (answers[i] for i in order), strict=False)) for order in orders]
+            by_order = await asyncio.gather(
+                *(self._ask(principle, conversation, options, cot_seed) for options in shown)
+            )
+            return self._pair_verdicts(principle, orders, by_order)
+
+        pairs = itertools.combinations(range(len(answers)), 2)
+        by_principle = await asyncio.gather(*(verdicts(principle) for principle in principles))
+        return dict(zip(pairs, map(list, zip(*by_principle, strict=True)), strict=True))
+
+    async def judge_answers(self, prompt: Prompt, answers: Sequence[str], constitution: Constitution) -> Verdicts:
+        """The verdicts on the pairs of different, non-empty answers to a prompt, by the principles it meets."""
+        principles = principles_met(constitution, self._seed, prompt.id, self._settings)
+        cot_seed = self._cot_seed(prompt.id)
+        distinct = [i for i, text in enumerate(answers) if text and text not in answers[:i]]
+
+        async def compare(numbers: Sequence[int]) -> Verdicts:
+            texts = [answers[i] for i in numbers]
+            verdicts = await self.compare(prompt.messages, texts, principles, cot_seed)
+            return {(numbers[i], numbers[j]): of_pair for (i, j), of_pair in verdicts.items()}
+
+        if self._settings.ask == "choice":
+            return await compare(distinct) if len(distinct) > 1 else {}
+        parts = await asyncio.gather(*(compare(pair) for pair in itertools.combinations(distinct, 2)))
+        return {pair: verdicts for part in parts for pair, verdicts in part.items()}
+
+    async def judge_revision(self, pair: Preference, constitution: Constitution) -> Verdicts:
+        """Whether a revision is better than its draft, by each principle of its rounds; its label stays as it is."""
+        principles = [principle for principle in constitution.principles if principle.id in pair.principle_ids]
+        cot_seed = self._cot_seed(pair.prompt_id)
+        return await self.compare(pair.messages, (pair.chosen, pair.rejected), principles, cot_seed)
+
+    def _cot_seed(self, prompt_id: str) -> int:
+        return derive_seed(self._seed, prompt_id, "thoughts")  # part of cache keys: the word stays
+
+    def _pair_verdicts(
+        self, principle: Principle, orders: Sequence[list[int]], by_order: Sequence[_OrderVerdict]
+    ) -> list[Verdict]:
+        """One principle's verdict on every pair of answers, from those on the orders they were shown in."""
+        logps = [dict(zip(order, shown.logps, strict=True)) for order, shown in zip(orders, by_order, strict=True)]
 
         def side(i: int, j: int) -> float | None:
             """P(i is better than j) over the orders that show i before j."""
@@ -104,70 +146,81 @@ async def judge(
                 principle_hash=principle.fingerprint,
                 weight=principle.weight,
                 p_forward=side(i, j),
-                p_reverse=_other(side(j, i)),
-                share_forward=1 - (j - i) / len(orders) if swap else 1.0,
-                non_option_mass=fmean(found.non_option_mass for found in asked),
-                cot=[text for found in asked for text in found.cot],
+                p_reverse=_complement(side(j, i)),
+                share_forward=1 - (j - i) / len(orders) if self._settings.swap else 1.0,
+                non_option_mass=fmean(shown.non_option_mass for shown in by_order),
+                cot=[text for shown in by_order for text in shown.cot],
             )
-            for i, j in pairs
+            for i, j in itertools.combinations(range(len(orders[0])), 2)
         ]
 
-    by_principle = await asyncio.gather(*(verdicts(principle) for principle in principles))
-    return dict(zip(pairs, map(list, zip(*by_principle, strict=True)), strict=True))
+    async def _ask(
+        self, principle: Principle, conversation: Messages, options: dict[str, str], cot_seed: int
+    ) -> _OrderVerdict:
+        """One question about the answers as shown; several chains of thought give the mean of their verdicts."""
+        samples, max_tokens = self._settings.cot_samples, self._settings.cot_max_tokens
+
+        async def choose(cot: str | None) -> _OrderVerdict:
+            messages = self._templates.judge(principle, conversation, options, cot)
+            return _OrderVerdict(*await choose_letter(messages, options, self.engine), cot=[])
+
+        if not samples:
+            return await choose(None)
+
+        async def think(number: int) -> str:
+            question = self._templates.judge_thought(principle, conversation, options)
+            temperature = 1.0 if samples > 1 else 0.0
+            seed = derive_seed(cot_seed, principle.id, list(options.values()), number)
+            request = Generate(question, max_tokens, temperature, seed, "chain_of_thought")
+            return (await self.engine.generate(request)).text
+
+        chains = await asyncio.gather(*(think(number) for number in range(samples)))
+        verdicts = await asyncio.gather(*(choose(cot) for cot in chains))
+        by_option = zip(*(verdict.logps for verdict in verdicts), strict=True)
+        mean = [math.log(fmean(math.exp(x) for x in logps)) for logps in by_option]
+        return _OrderVerdict(mean, fmean(verdict.non_option_mass for verdict in verdicts), list(chains))
 
 
-def _other(p: float | None) -> float | None:
-    """P(the other one is better)."""
+def _complement(p: float | None) -> float | None:
+    """P(the second is better)."""
     return None if p is None else 1.0 - p
 
 
-class _Asked(NamedTuple):
-    logps: list[float]  # of each answer in the order shown, renormalised
-    non_option_mass: float
-    cot: list[str]
-
-
-async def _ask(
-    principle: Principle,
-    conversation: Messages,
-    options: dict[str, str],
-    templates: Templates,
-    engine: Engine,
-    thinking: Thinking | None,
-) -> _Asked:
-    """One question about the answers as they are shown; several chains of thought give the mean of their verdicts."""
-
-    async def choose(thought: str | None) -> _Asked:
-        logps, non_option_mass = await choose_letter(
-            templates.judge(principle, conversation, options, thought), options, engine
-        )
-        return _Asked(logps, non_option_mass, [])
-
-    if thinking is None:
-        return await choose(None)
-
-    async def think(number: int) -> str:
-        question = templates.judge_thought(principle, conversation, options)
-        temperature = 1.0 if thinking.samples > 1 else 0.0
-        seed = derive_seed(thinking.seed, principle.id, list(options.values()), number)
-        return (await engine.generate(Generate(question, thinking.tokens, temperature, seed, "chain_of_thought"))).text
-
-    thoughts = await asyncio.gather(*(think(number) for number in range(thinking.samples)))
-    found = await asyncio.gather(*(choose(thought) for thought in thoughts))
-    mean = [math.log(fmean(math.exp(x) for x in logps)) for logps in zip(*(f.logps for f in found), strict=True)]
-    return _Asked(mean, fmean(f.non_option_mass for f in found), list(thoughts))
-
-
 async def choose_letter(messages: Messages, letters: Iterable[str], engine: Engine) -> tuple[list[float], float]:
-    """The log-probability of each letter as the end of the last message, renormalised, and the mass outside them."""
-    found = await engine.choose(Choose(messages, tuple(f" {letter}" for letter in letters)))
-    kept = [max(x, LEAST) for x in found]
+    """The log-probability of each letter as the end of the last message, renormalised; and the non-option mass."""
+    logps = await engine.choose(Choose(messages, tuple(f" {letter}" for letter in letters)))
+    kept = [max(x, MIN_LOG_PROB) for x in logps]
     total = max(kept) + math.log(sum(math.exp(x - max(kept)) for x in kept))
     return [x - total for x in kept], min(1.0, max(0.0, 1.0 - math.exp(total)))
 
 
+def principles_met(constitution: Constitution, seed: int, prompt_id: str, settings: JudgeConfig) -> list[Principle]:
+    """The principles that judge a prompt's answers.
+
+    Where all do, each counts by its weight; where some are drawn, the weight decided the draw, and they count alike.
+    """
+    if settings.principles == "all" or settings.principles >= len(constitution.principles):
+        return constitution.principles
+    drawn = assign(constitution, seed, prompt_id, "judge", settings.principles)
+    return [principle.model_copy(update={"weight": 1.0}) for principle in drawn]
+
+
+def calls_for_answers(settings: JudgeConfig, principles: int, answers: int) -> int:
+    """How many requests one judge gets to judge `answers` under a constitution of `principles`."""
+    met = principles if settings.principles == "all" else min(settings.principles, principles)
+    orders = 1 if not settings.swap else answers if settings.ask == "choice" else 2
+    questions = orders if settings.ask == "choice" else orders * math.comb(answers, 2)
+    return met * questions * (2 * settings.cot_samples or 1) if answers > 1 else 0
+
+
+def calls_for_revision(settings: JudgeConfig, rounds: int) -> int:
+    """How many requests one judge gets about a revision of so many rounds, at most: a principle may be drawn twice."""
+    questions = rounds * (2 if settings.swap else 1) * (2 * settings.cot_samples or 1)
+    return questions if settings.revisions else 0
+
+
 def soft_label(verdicts: Sequence[Verdict], temperature: float = 1.0, clamp: tuple[float, float] = (0.0, 1.0)) -> float:
-    """P(first is better), in [0, 1]: the mean of the verdicts by weight, each clamped to `clamp`.
+    """P(first is better), in [0, 1]: the mean of the verdicts by weight, each within `clamp`.
 
     `temperature` divides the mean's log-odds.
     """
@@ -177,97 +230,49 @@ def soft_label(verdicts: Sequence[Verdict], temperature: float = 1.0, clamp: tup
 
 
 def label(verdicts: Sequence[Verdict], settings: JudgeConfig) -> float:
-    """`soft_label` as a run file's `judge:` asks for it."""
+    """`soft_label` with the temperature and the clamp of a run file's `judge:`."""
     return soft_label(verdicts, settings.temperature, settings.cot_clamp if settings.cot_samples else (0.0, 1.0))
 
 
-async def judge_answers(
-    prompt: Prompt,
-    answers: Sequence[str],
-    constitution: Constitution,
-    templates: Templates,
-    engine: Engine,
-    settings: JudgeConfig,
-    seed: int,
-) -> Verdicts:
-    """One judge's verdicts on the pairs of different, non-empty answers to a prompt, by the principles it meets."""
-    principles = principles_met(constitution, seed, prompt.id, settings)
-    thinking = _thinking(settings, seed, prompt.id)
-    distinct = [i for i, text in enumerate(answers) if text and text not in answers[:i]]
-
-    async def ask(numbers: Sequence[int]) -> Verdicts:
-        texts = [answers[i] for i in numbers]
-        found = await judge(prompt.messages, texts, principles, templates, engine, thinking, settings.swap)
-        return {(numbers[i], numbers[j]): verdicts for (i, j), verdicts in found.items()}
-
-    if settings.ask == "choice":
-        return await ask(distinct) if len(distinct) > 1 else {}
-    found = await asyncio.gather(*(ask(pair) for pair in itertools.combinations(distinct, 2)))
-    return {pair: verdicts for part in found for pair, verdicts in part.items()}
+def panel_verdicts(parts: Sequence[tuple[str, Verdicts]]) -> Verdicts:
+    """The verdicts of several judges, each with its engine's fingerprint, on the same pairs."""
+    joined: Verdicts = {}
+    for judge_fingerprint, by_pair in parts:
+        for pair, verdicts in by_pair.items():
+            if len(parts) > 1:
+                verdicts = [v.model_copy(update={"judge": judge_fingerprint}) for v in verdicts]
+            joined[pair] = joined.get(pair, []) + verdicts
+    return joined
 
 
-async def judge_revision(
-    pair: Preference, constitution: Constitution, templates: Templates, engine: Engine, settings: JudgeConfig, seed: int
-) -> Verdicts:
-    """Whether a revision is better than its draft, by each principle it was revised by; its label is left alone."""
-    met = [principle for principle in constitution.principles if principle.id in pair.principle_ids]
-    thinking = _thinking(settings, seed, pair.prompt_id)
-    return await judge(pair.messages, (pair.chosen, pair.rejected), met, templates, engine, thinking, settings.swap)
+@dataclass(frozen=True)
+class JudgedAnswers:
+    """A prompt's answers, the verdicts of all judges on their pairs, and which engines both come from."""
+
+    prompt: Prompt
+    answers: Sequence[str]
+    verdicts: Verdicts
+    model: str  # engine fingerprint of who answered
+    judge: str  # of who judged; of a panel joined by `+`
+    seed: int
 
 
-def _thinking(settings: JudgeConfig, seed: int, prompt_id: str) -> Thinking | None:
-    if not settings.cot_samples:
-        return None
-    return Thinking(settings.cot_samples, settings.cot_max_tokens, derive_seed(seed, prompt_id, "thoughts"))
+def judged_preferences(judged: JudgedAnswers, settings: JudgeConfig, stage: str) -> list[Preference | Skipped]:
+    """Each pair of answers as a preference, the likelier one as `chosen`, or why there is none."""
+    answers, prompt = judged.answers, judged.prompt
 
+    def skipped(reason: str) -> Skipped:
+        return Skipped(prompt_id=prompt.id, stage=stage, reason=reason)
 
-def principles_met(constitution: Constitution, seed: int, prompt_id: str, settings: JudgeConfig) -> list[Principle]:
-    """The principles that judge a prompt's answers. Where all do, each counts by its weight; where some are drawn, the
-    weight has had its say in the drawing, and they count alike.
-    """
-    if settings.principles == "all" or settings.principles >= len(constitution.principles):
-        return constitution.principles
-    drawn = assign(constitution, seed, prompt_id, "judge", settings.principles)
-    return [principle.model_copy(update={"weight": 1.0}) for principle in drawn]
-
-
-def calls(settings: JudgeConfig, principles: int, answers: int) -> int:
-    """How many requests one judge gets to judge `answers` under a constitution of `principles`."""
-    met = principles if settings.principles == "all" else min(settings.principles, principles)
-    orders = 1 if not settings.swap else answers if settings.ask == "choice" else 2
-    questions = orders if settings.ask == "choice" else orders * math.comb(answers, 2)
-    return met * questions * (2 * settings.cot_samples or 1) if answers > 1 else 0
-
-
-def calls_of_revisions(settings: JudgeConfig, rounds: int) -> int:
-    """How many requests one judge gets about a revision of so many rounds, at most: a principle may be drawn twice."""
-    asked = rounds * (2 if settings.swap else 1) * (2 * settings.cot_samples or 1)
-    return asked if settings.revisions else 0
-
-
-def joined(parts: Sequence[tuple[str, Verdicts]]) -> Verdicts:
-    """What several judges, each with its engine's fingerprint, say of the same pairs."""
-    found: Verdicts = {}
-    for judge_fingerprint, verdicts in parts:
-        for pair, said in verdicts.items():
-            named = said if len(parts) == 1 else [v.model_copy(update={"judge": judge_fingerprint}) for v in said]
-            found[pair] = found.get(pair, []) + named
-    return found
-
-
-def judged_preferences(
-    prompt: Prompt, answers: Sequence[str], verdicts: Verdicts, model: str, judge: str, settings: JudgeConfig, seed: int
-) -> list[Preference | str]:
-    """Each pair of answers as a preference, the likelier one as `chosen`, or the reason why there is none."""
-
-    def preference(i: int, j: int) -> Preference | str:
+    def preference(i: int, j: int) -> Preference | Skipped:
         if not answers[i] or not answers[j]:
-            return "a sample is empty"
+            return skipped("a sample is empty")
         if answers[i] == answers[j]:
-            return "samples identical"
-        if (i, j) not in verdicts:  # a choice was asked of the first among equals
-            return "one of two identical samples, of which the other is judged"
-        p = label(verdicts[i, j], settings)
+            return skipped("samples identical")
+        if (i, j) not in judged.verdicts:  # a choice among distinct answers names the first of equal ones
+            return skipped("one of two identical samples, of which the other is judged")
+        verdicts = judged.verdicts[i, j]
+        p = label(verdicts, settings)
         swap = p < 0.5
         chosen, rejected = (answers[j], answers[i]) if swap else (answers[i], answers[j])
         return Preference(
@@ -278,31 +283,28 @@ def judged_preferences(
             rejected=rejected,
             p=1.0 - p if swap else p,
             source="judge",
-            verdicts=[swapped(v) for v in verdicts[i, j]] if swap else verdicts[i, j],
-            model=model,
-            judge=judge,
-            seeds=[seed],
+            verdicts=[swapped(v) for v in verdicts] if swap else verdicts,
+            model=judged.model,
+            judge=judged.judge,
+            seeds=[judged.seed],
         )
 
     return [preference(i, j) for i, j in itertools.combinations(range(len(answers)), 2)]
 
 
 def swapped(verdict: Verdict) -> Verdict:
-    """The same verdict said of the other answer: P(other) in each order."""
+    """The same verdict on the pair in reverse: P(second is better) in each order."""
     return verdict.model_copy(
         update={
-            "p_forward": _other(verdict.p_reverse),
-            "p_reverse": _other(verdict.p_forward),
+            "p_forward": _complement(verdict.p_reverse),
+            "p_reverse": _complement(verdict.p_forward),
             "share_forward": 1.0 - verdict.share_forward,
         }
     )
 
 
-# Whether a critique points out a problem: the model's next token is Yes or No, so the answer is a probability.
-
-
 class ProblemFound(NamedTuple):
-    """`p`, P(Yes) beside No, and `outside`, the probability of anything else; both in [0, 1]."""
+    """Whether a critique points out a problem: `p` is P(Yes) against No, in [0, 1]."""
 
     p: float
     non_option_mass: float
@@ -313,23 +315,26 @@ async def finds_problem(
 ) -> ProblemFound:
     """Ask whether the critique of `answer` by a principle points out a problem in it: one call."""
     messages = templates.finds(principle, request, answer, critique)
-    yes, no = (max(logp, LEAST) for logp in await engine.choose(Choose(messages, (" Yes", " No"))))
+    yes, no = (max(logp, MIN_LOG_PROB) for logp in await engine.choose(Choose(messages, (" Yes", " No"))))
     return ProblemFound(sigmoid(yes - no), min(1.0, max(0.0, 1.0 - math.exp(yes) - math.exp(no))))
 
 
-def ranking(
-    prompt: Prompt, answers: Sequence[str], labels: Mapping[Pair, float], model: str, judge: str, seed: int
-) -> Ranking:
-    """The answers that the labels compare, best first; of equals the earlier one."""
+def rank_answers(judged: JudgedAnswers, labels: Mapping[Pair, float]) -> Ranking:
+    """The answers that the labels of pairs compare, best first; of equals the earlier one."""
     strengths = bradley_terry(labels)
     order = sorted(strengths, key=lambda number: (-strengths[number], number))
     return Ranking(
-        prompt_id=prompt.id,
-        messages=prompt.messages,
-        tags=prompt.tags,
-        responses=[answers[number] for number in order],
+        prompt_id=judged.prompt.id,
+        messages=judged.prompt.messages,
+        tags=judged.prompt.tags,
+        responses=[judged.answers[number] for number in order],
         strengths=[strengths[number] for number in order],
-        model=model,
-        judge=judge,
-        seed=seed,
+        model=judged.model,
+        judge=judged.judge,
+        seed=judged.seed,
     )
+
+
+def rank_judged(judged: JudgedAnswers, settings: JudgeConfig) -> Ranking:
+    """The answers ranked by the labels that the settings make of their verdicts."""
+    return rank_answers(judged, {pair: label(verdicts, settings) for pair, verdicts in judged.verdicts.items()})

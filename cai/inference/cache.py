@@ -1,4 +1,4 @@
-"""A content-addressed memory under every engine: no call is paid for twice.
+"""A content-addressed cache under every engine: no call is made twice.
 
 One SQLite file in WAL mode serves all runs and processes of a workspace. Every answer is committed as it arrives,
 so a killed process loses only the calls in flight, and resuming a run is running it again.
@@ -53,7 +53,7 @@ class Work:
 
 
 class Cache:
-    """The store: answers by key, as JSON text; and what work with an engine took, to forecast more of it."""
+    """The store: answers by key, as JSON text; and what stages of work took, from which dry runs forecast."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,20 +67,20 @@ class Cache:
             raise CaiError(f"{path}: not a usable cache ({error}); move the file away to start a new one") from error
 
     def get(self, key: bytes) -> Any | None:
-        """The remembered answer, or None."""
+        """The cached answer, or None."""
         row = self._db.execute("SELECT answer FROM calls WHERE key = ?", (key,)).fetchone()
         return None if row is None else json.loads(row[0])
 
     def put(self, key: bytes, answer: Any) -> None:
-        """Remember an answer; it is on disk when this returns."""
+        """Store an answer; it is on disk when this returns."""
         self._db.execute("INSERT OR REPLACE INTO calls VALUES (?, ?)", (key, json.dumps(answer)))
 
     def add_work(self, engine: str, work: Work) -> None:
-        """Remember what a stage took."""
+        """Store what a stage took."""
         self._db.execute("INSERT INTO work VALUES (?, ?)", (engine, json.dumps(dataclasses.asdict(work))))
 
     def work(self, engine: str) -> list[Work]:
-        """What the stages of an engine took so far."""
+        """What the stages of an engine took so far, in order."""
         rows = self._db.execute("SELECT work FROM work WHERE engine = ?", (engine,)).fetchall()
         return [_work(json.loads(row[0])) for row in rows]
 
@@ -106,12 +106,12 @@ class OverlayCache:
         self.put, self.work = upper.put, below.work
 
     def get(self, key: bytes) -> Any | None:
-        """The remembered answer of either, or None."""
+        """The cached answer of either, or None."""
         answer = self._below.get(key)
         return self._upper.get(key) if answer is None else answer
 
     def add_work(self, engine: str, work: Work) -> None:
-        """Nothing is remembered of work that was not done."""
+        """Stores nothing: a forecast is no measurement."""
 
 
 AnyCache = Cache | OverlayCache
@@ -137,7 +137,7 @@ class CachedEngine:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Account for the calls of the block, as `work`; what it asked of the model the cache keeps for forecasts."""
+        """Add the calls of the block to `work`; of blocks with cache misses the cache keeps a copy for forecasts."""
         before = {step: dataclasses.replace(tally) for step, tally in self.steps.items()}
         opened, begun = self._opened, time.monotonic()
         try:
@@ -151,7 +151,7 @@ class CachedEngine:
                 self._cache.add_work(self.fingerprint, work)
 
     async def generate(self, request: Generate) -> Completion:
-        """As Engine.generate; the same request is asked once, however many wait for it."""
+        """As Engine.generate; equal concurrent requests share one call."""
 
         async def ask() -> dict[str, Any]:
             completion = await self._model().generate(request)
@@ -160,18 +160,18 @@ class CachedEngine:
             tally.tokens += completion.completion_tokens
             return dataclasses.asdict(completion)
 
-        return Completion(**await self._remember(request, ask))
+        return Completion(**await self._cached(request, ask))
 
     async def choose(self, request: Choose) -> list[float]:
-        """As Engine.choose, remembered."""
+        """As Engine.choose, cached."""
 
         async def ask() -> list[float]:
             return await self._model().choose(request)
 
-        return list(await self._remember(request, ask))
+        return list(await self._cached(request, ask))
 
     async def close(self) -> None:
-        """Close the model if it was ever opened; the cache stays open."""
+        """Close the model if it is open; the cache stays open."""
         if self._engine is not None:
             await self._engine.close()
             self._engine = None
@@ -183,14 +183,14 @@ class CachedEngine:
         return self._engine
 
     def _key(self, request: Generate | Choose) -> bytes:
-        asks = {name: value for name, value in vars(request).items() if name != "step"}
-        content = canonical_json([self.fingerprint, type(request).__name__, asks])
+        content_of = {name: value for name, value in vars(request).items() if name != "step"}
+        content = canonical_json([self.fingerprint, type(request).__name__, content_of])
         return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
-    async def _remember(self, request: Generate | Choose, ask: Callable[[], Awaitable[Any]]) -> Any:
+    async def _cached(self, request: Generate | Choose, ask: Callable[[], Awaitable[Any]]) -> Any:
         key = self._key(request)
-        if (asked_already := self._in_flight.get(key)) is not None:
-            answer = await asyncio.shield(asked_already)
+        if (pending := self._in_flight.get(key)) is not None:
+            answer = await asyncio.shield(pending)
             self.steps[request.step].cache_hits += 1
             return answer
         if (answer := self._cache.get(key)) is not None:
@@ -208,7 +208,7 @@ class CachedEngine:
         except BaseException as error:
             if not isinstance(error, asyncio.CancelledError):
                 self._in_flight[key].set_exception(error)
-                self._in_flight[key].exception()  # read here, so that it is no fault if nobody else waits
+                self._in_flight[key].exception()  # read, so that asyncio reports none if nobody waits
             else:
                 self._in_flight[key].cancel()
             raise

@@ -1,7 +1,7 @@
-"""A model behind an OpenAI-compatible server, as a judge: vLLM's, llama.cpp's, OpenAI's own.
+"""A model behind an OpenAI-compatible server, as a judge: vLLM, llama.cpp, OpenAI.
 
 Verdicts are read from `top_logprobs` of the first token (https://platform.openai.com/docs/api-reference/chat). vLLM
-goes on with the judge's unfinished turn (`continue_final_message`); a server that refuses that is asked without it.
+continues the judge's unfinished turn (`continue_final_message`); a server that refuses that gets the turn left out.
 """
 
 import asyncio
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 
-MOST_LOGPROBS = 20  # that OpenAI and, unless told otherwise, vLLM give of a token
-RETRIES = 6  # with exponential back-off: a server under load refuses for a while
-SECONDS = 600.0  # that one answer may take
+TOP_LOGPROBS = 20  # the most that OpenAI and, by default, vLLM return for a token
+RETRIES = 6  # with exponential back-off, for a server under load
+TIMEOUT = 600.0  # seconds for one answer
 
 
 class ServerEngine:
-    """A server's model; see cai.engines.base.Engine. The key is $OPENAI_API_KEY, if one is needed.
+    """A server's model; see cai.inference.engine.Engine. The key is $OPENAI_API_KEY, if one is needed.
 
     Raises: CaiError when the server cannot be reached, does not know the model, or gives no log-probabilities.
     """
@@ -40,25 +40,25 @@ class ServerEngine:
 
     async def generate(self, request: Generate) -> Completion:
         """The assistant's next turn; the seed holds as far as the server keeps to it."""
-        found = await self._ask(
+        response = await self._post(
             request.messages, max_tokens=request.max_tokens, temperature=request.temperature, seed=request.seed
         )
-        choice = found.choices[0]
+        choice = response.choices[0]
         return Completion(
             text=(choice.message.content or "").strip(),
             finish="length" if choice.finish_reason == "length" else "stop",
-            prompt_tokens=found.usage.prompt_tokens if found.usage else 0,
-            completion_tokens=found.usage.completion_tokens if found.usage else 0,
+            prompt_tokens=response.usage.prompt_tokens if response.usage else 0,
+            completion_tokens=response.usage.completion_tokens if response.usage else 0,
         )
 
     async def choose(self, request: Choose) -> list[float]:
-        """Log-probabilities of the options, each summed over the tokens that say it, with or without a space.
+        """Log-probabilities of the options, each summed over its tokens with and without a leading space.
 
-        An option that is not among the likeliest MOST_LOGPROBS tokens gets the probability of the last of those.
+        An option that is not among the likeliest TOP_LOGPROBS tokens gets the probability of the last of those.
         """
-        wanted = {"max_tokens": 1, "temperature": 0.0, "logprobs": True, "top_logprobs": MOST_LOGPROBS}
-        found = await self._continued(request.messages, wanted)
-        logprobs = found.choices[0].logprobs
+        wanted = {"max_tokens": 1, "temperature": 0.0, "logprobs": True, "top_logprobs": TOP_LOGPROBS}
+        response = await self._continued(request.messages, wanted)
+        logprobs = response.choices[0].logprobs
         if logprobs is None or not logprobs.content or not logprobs.content[0].top_logprobs:
             raise self._no_logprobs()
         top = [(entry.token.strip(), entry.logprob) for entry in logprobs.content[0].top_logprobs]
@@ -81,35 +81,35 @@ class ServerEngine:
         if self._continues:
             try:
                 more = {"continue_final_message": True, "add_generation_prompt": False}
-                return await self._ask(messages, extra_body=more, **wanted)
-            except RequestRefused:  # of the request itself, or of what only vLLM knows: the second try tells
-                answer = await self._ask(messages[:-1], **wanted)
+                return await self._post(messages, extra_body=more, **wanted)
+            except RequestRefused:  # because of the request, or of vLLM's own parameters: the second try shows which
+                answer = await self._post(messages[:-1], **wanted)
                 self._continues = False
                 return answer
-        return await self._ask(messages[:-1], **wanted)
+        return await self._post(messages[:-1], **wanted)
 
-    async def _ask(self, messages: Messages, **settings: Any) -> Any:
+    async def _post(self, messages: Messages, **settings: Any) -> Any:
         import openai
 
         if self._client is None:
             self._client = _connect(self._server.url)
         try:
             async with self._slots:
-                asked: Any = messages
+                untyped: Any = messages
                 return await self._client.chat.completions.create(
-                    model=self._server.name, messages=asked, timeout=SECONDS, **settings
+                    model=self._server.name, messages=untyped, timeout=TIMEOUT, **settings
                 )
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
             if "logprob" in str(error).lower() and "logprobs" in settings:
                 raise self._no_logprobs() from error
-            raise RequestRefused(f"the server refuses the request: {_said(error)}") from error
+            raise RequestRefused(f"the server refuses the request: {_message(error)}") from error
         except openai.OpenAIError as error:
-            raise CaiError(f"model '{self._server}': {_said(error)}") from error
+            raise CaiError(f"model '{self._server}': {_message(error)}") from error
 
     def _no_logprobs(self) -> CaiError:
         return CaiError(
-            f"model '{self._server}': the server gives no log-probabilities, and a judge's verdict is read "
-            "from them; servers of vLLM and llama.cpp give them, and OpenAI's chat models do"
+            f"model '{self._server}': the server returns no log-probabilities, from which a judge's verdict "
+            "is read; vLLM, llama.cpp and OpenAI's chat models return them"
         )
 
 
@@ -120,32 +120,32 @@ def _connect(url: str) -> "AsyncOpenAI":
     return AsyncOpenAI(base_url=url, api_key=_key(), max_retries=RETRIES)
 
 
-def resolve_server(given: str) -> Server:
+def resolve_server(address: str) -> Server:
     """A server's model from `URL#NAME`, or from the address alone where the server has one model.
 
-    Raises: CaiError when the server cannot be asked, or has no such model.
+    Raises: CaiError when the server does not list its models, or has no such model.
     """
     import openai
 
-    url, _, name = given.partition("#")
+    url, _, name = address.partition("#")
     try:
         with openai.OpenAI(base_url=url, api_key=_key(), max_retries=1, timeout=20.0) as server:
             known = [model.id for model in server.models.list()]
     except openai.OpenAIError as error:
-        raise CaiError(f"model '{given}': the server cannot be asked for its models: {_said(error)}") from error
+        raise CaiError(f"model '{address}': the server does not list its models: {_message(error)}") from error
     if name in known or (not name and len(known) == 1):
         return Server(url, name or known[0])
     near = difflib.get_close_matches(name, known, n=5, cutoff=0.3) or known[:5]
     wanted = f"the server has no model '{name}'" if name else f"the server has {len(known)} models; name one behind a #"
-    raise CaiError(f"model '{given}': {wanted}: {', '.join(near) or 'none at all'}")
+    raise CaiError(f"model '{address}': {wanted}: {', '.join(near) or 'none at all'}")
 
 
 def _key() -> str:
     return os.environ.get("OPENAI_API_KEY") or "none"
 
 
-def _said(error: Exception) -> str:
-    """What a server said of a fault, in one line."""
+def _message(error: Exception) -> str:
+    """A server's error message, in one line."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 

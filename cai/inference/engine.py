@@ -19,7 +19,7 @@ class EngineConfig(Section):
 
 
 Step = Literal["answer", "critique", "revision", "chain_of_thought", "verdict", "other"]
-"""What a request is for. It decides nothing: it is there for the account of a run's calls."""
+"""What a request is for: a label for the account of a run's calls, without effect on the answer."""
 
 
 @dataclass(frozen=True)

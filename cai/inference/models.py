@@ -68,12 +68,12 @@ def _download(name: str) -> Path:
 
 
 def model_fingerprint(model: Model) -> str:
-    """Of a folder's content. A server's model is known by its name alone: it stays the same when the server moves."""
+    """Of a folder's content; of a server's model its name alone, so that it stays the same when the server moves."""
     return fingerprint("server", model.name) if isinstance(model, Server) else folder_fingerprint(model)
 
 
 def folder_fingerprint(folder: Path) -> str:
-    """Of every file a model is read from, by content; remembered by path, size and time in the cache folder."""
+    """Of the content of every file a model is read from; cached by path, size and time in the cache folder."""
     files = sorted(
         p
         for p in folder.rglob("*")

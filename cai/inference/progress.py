@@ -15,28 +15,28 @@ PLAIN_SECONDS = 15.0  # between two plain lines
 
 
 class Task:
-    """Work of a known amount, under way."""
+    """Work of a known amount in progress."""
 
     def __init__(self, reporter: "Reporter", name: str, total: int, unit: str) -> None:
         self._reporter, self.name, self.total, self.unit = reporter, name, total, unit
-        self.done = 0
+        self.done = self.cache_hits = 0
         self._start = self._last = time.monotonic()
         self._first: tuple[float, int] | None = None  # when work was first seen to have cost time, and how much of it
         self._bar = reporter.bars.add_task(name, total=total, text="") if reporter.bars else None
 
-    def update(self, done: int, total: int, note: str = "", free: int = 0) -> None:
-        """`done` of `total` are done, `free` of them without work; `note` is shown beside the rate."""
+    def update(self, done: int, total: int, note: str = "", cache_hits: int = 0) -> None:
+        """`done` of `total` units are done, `cache_hits` of them without work; `note` stands beside the rate."""
         self.done, self.total = done, total
-        now, rate = time.monotonic(), self._rate(done - free)
+        self.cache_hits = cache_hits
+        now, rate = time.monotonic(), self._rate(done - cache_hits)
         speed = "" if rate is None else f"{rate:.1f} {self.unit}/s" if rate >= 1 else f"{1 / rate:.1f} s each"
         if self._reporter.bars and self._bar is not None:
-            self._reporter.bars.update(
-                self._bar, completed=done, total=total, text=", ".join(filter(None, [speed, note]))
-            )
+            text = ", ".join(filter(None, [speed, self._hits(), note]))
+            self._reporter.bars.update(self._bar, completed=done, total=total, text=text)
         elif now - self._last >= PLAIN_SECONDS and 0 < done < total:
             self._last = now
             left = "" if rate is None else f"about {span((total - done) / rate)} left"
-            parts = (f"{done}/{total} {self.unit}", speed, note, left)
+            parts = (f"{done}/{total} {self.unit}", speed, self._hits(), note, left)
             self._reporter.say(f"  {self.name}: " + ", ".join(filter(None, parts)))
 
     def _rate(self, paid: int) -> float | None:
@@ -48,17 +48,20 @@ class Task:
             return None
         return (paid - self._first[1]) / (now - self._first[0])
 
-    def close(self, note: str = "") -> None:
+    def _hits(self) -> str:
+        return counted(self.cache_hits, "cache hits") if self.cache_hits else ""
+
+    def close(self) -> None:
         """The work ended; one line of it stays."""
         if self._reporter.bars and self._bar is not None:
             self._reporter.bars.remove_task(self._bar)
         if self.total:
-            took = f"in {span(time.monotonic() - self._start)}"
-            self._reporter.say(f"  {self.name}: {counted(self.done, self.unit)} {took}" + (f", {note}" if note else ""))
+            parts = (f"{counted(self.done, self.unit)} in {span(time.monotonic() - self._start)}", self._hits())
+            self._reporter.say(f"  {self.name}: " + ", ".join(filter(None, parts)))
 
 
 class Reporter:
-    """Says what happens to the console and to a log file."""
+    """Writes progress and messages to the console and to a log file."""
 
     def __init__(self, console: Console, log: Path | None = None) -> None:
         self.console, self.log = console, log
@@ -74,7 +77,7 @@ class Reporter:
             self.log = before
 
     def say(self, text: str) -> None:
-        """One line, printed and logged."""
+        """Print and log one line."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
         if self.log is not None:
             with self.log.open("a", encoding="utf-8") as file:

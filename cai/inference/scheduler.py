@@ -1,13 +1,20 @@
-"""Many examples through one async function: bounded in number, results in order, no barrier between their steps."""
+"""Everything that asks a model goes through here: engines over one cache, bounded concurrency, progress, accounts.
+
+Examples run through one async function each, a bounded number at a time and with no barrier between their steps;
+results come in the order of the items. Engines do the batching (see cai/inference/engine.py).
+"""
 
 import asyncio
+import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple, TypeVar
 
 from cai.config.errors import RequestRefused
 from cai.config.hashing import fingerprint
-from cai.inference.cache import AnyCache, CachedEngine, Work
+from cai.data.records import Skipped
+from cai.inference.cache import AnyCache, CachedEngine, Tally, Work
 from cai.inference.endpoints import ServerEngine
 from cai.inference.engine import Engine, EngineConfig
 from cai.inference.models import Model, Server, model_fingerprint
@@ -16,22 +23,24 @@ from cai.inference.vllm import VllmEngine, vllm_build
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+OpenEngine = Callable[[Model, str, EngineConfig], Engine]
+PROGRESS_SECONDS = 0.5
 
 
 async def run_concurrently(
     function: Callable[[Item], Awaitable[Result]], items: Iterable[Item], limit: int
 ) -> AsyncIterator[tuple[Item, Result]]:
-    """Every item with its result, in the items' order, at most `limit` being worked on at a time.
+    """Every item with its result, in the items' order; at most `limit` run at a time.
 
-    The first error cancels what is under way and is raised.
+    The first error cancels the others and is raised.
     """
     waiting: deque[tuple[Item, asyncio.Task[Result]]] = deque()
-    alive: set[asyncio.Task[Result]] = set()
+    running: set[asyncio.Task[Result]] = set()
     source = iter(items)
     exhausted = False
     try:
         while True:
-            while len(alive) < limit and not exhausted:
+            while len(running) < limit and not exhausted:
                 try:
                     item = next(source)
                 except StopIteration:
@@ -39,93 +48,46 @@ async def run_concurrently(
                     break
                 task = asyncio.ensure_future(function(item))
                 waiting.append((item, task))
-                alive.add(task)
+                running.add(task)
             while waiting and waiting[0][1].done():
                 item, task = waiting.popleft()
                 yield item, task.result()
             if not waiting and exhausted:
                 return
-            if alive:
-                done, alive = await asyncio.wait(alive, return_when=asyncio.FIRST_COMPLETED)
+            if running:
+                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     task.result()
     finally:
-        for task in alive:
+        for task in running:
             task.cancel()
-        await asyncio.gather(*alive, return_exceptions=True)
-
-
-OpenEngine = Callable[[Model, str, EngineConfig], Engine]
-PROGRESS_SECONDS = 0.5
+        await asyncio.gather(*running, return_exceptions=True)
 
 
 def open_model(model: Model, fingerprint: str, settings: EngineConfig) -> Engine:
-    """vLLM on a model folder, which loads in the background; or the server."""
+    """vLLM on a model folder, which loads in the background; or a client of the server."""
     if isinstance(model, Server):
         return ServerEngine(model, fingerprint, settings.concurrency)
     return VllmEngine(model, fingerprint, settings.max_model_len, settings.concurrency)
 
 
-def cached_engine(model: Model, settings: EngineConfig, cache: AnyCache, open_engine: OpenEngine) -> CachedEngine:
-    """The engine of a model, which is itself opened at the first call the cache cannot answer."""
+def engine_fingerprint(model: Model, settings: EngineConfig) -> str:
+    """What decides a model's answers: content, `max_model_len` and vLLM's build; of a server its name alone."""
     identity = model_fingerprint(model)
-    if not isinstance(model, Server):  # what a server runs with is not ours to know
-        identity = fingerprint(identity, settings.max_model_len, vllm_build())
-    return CachedEngine(identity, cache, lambda: open_engine(model, identity, settings))
+    if isinstance(model, Server):
+        return identity
+    return fingerprint(identity, settings.max_model_len, vllm_build())
 
 
-class Amount(NamedTuple):
-    """How much work there is: so many items, which are expected to take so many calls of the engine together."""
+class Stage(NamedTuple):
+    """One batch of items for one engine, as progress and accounts name it."""
 
+    name: str
+    engine: CachedEngine
     items: int
-    unit: str
-    calls: int
-
-
-async def each_with_progress(
-    name: str,
-    items: Iterable[Item],
-    amount: Amount,
-    function: Callable[[Item], Awaitable[Result]],
-    engine: CachedEngine,
-    limit: int,
-    reporter: Reporter,
-) -> AsyncIterator[tuple[Item, Result | RequestRefused]]:
-    """Every item with its result, in order, or with the refusal of a request it made; at most `limit` are under way.
-
-    Progress is told in calls of `engine`: an item is slow to finish while others are under way with it, so that
-    counting items would mislead at first.
-    """
-    before = engine.tally
-    finished = 0
-
-    async def guarded(item: Item) -> Result | RequestRefused:
-        nonlocal finished
-        try:
-            return await function(item)
-        except RequestRefused as refusal:
-            return refusal
-        finally:
-            finished += 1
-
-    def cache_hits() -> int:
-        return engine.tally.cache_hits - before.cache_hits
-
-    async def show_progress(task: Task) -> None:
-        while True:
-            done = engine.tally.cache_misses - before.cache_misses + cache_hits()
-            task.update(done, max(done, amount.calls), f"{finished}/{amount.items} {amount.unit}", cache_hits())
-            await asyncio.sleep(PROGRESS_SECONDS)
-
-    with engine.stage(name), reporter.task(name, amount.calls, "calls") as task:
-        progress = asyncio.ensure_future(show_progress(task))
-        try:
-            async for found in run_concurrently(guarded, items, limit):
-                yield found
-        finally:
-            progress.cancel()
-        task.update(engine.tally.cache_misses - before.cache_misses + cache_hits(), task.total)
-        task.close(f"{cache_hits()} of them cache hits")
+    calls: int  # expected of the engine, for all items together
+    unit: str = "prompts"  # what an item is
+    concurrency: int | None = None  # items at a time; None: as the engine's settings have it
 
 
 class EngineWork(NamedTuple):
@@ -133,3 +95,127 @@ class EngineWork(NamedTuple):
 
     engine: str
     work: Work
+
+
+class Cost(NamedTuple):
+    """Calls to models (cache misses), calls answered from the cache, tokens generated, and seconds."""
+
+    cache_misses: int
+    cache_hits: int
+    tokens: int
+    seconds: float
+
+
+class Scheduler:
+    """The models of one command, opened when the cache first misses, and what was done with them.
+
+    `work` is what each finished stage did, `skipped` the rows that were not used and why, `seconds` the duration of
+    the blocks under `timed`. Without a reporter nothing is shown.
+    """
+
+    def __init__(
+        self,
+        settings: EngineConfig,
+        cache: AnyCache,
+        reporter: Reporter | None = None,
+        open_engine: OpenEngine = open_model,
+    ) -> None:
+        self.settings, self.reporter = settings, reporter
+        self.work: list[EngineWork] = []
+        self.skipped: list[Skipped] = []
+        self.seconds: dict[str, float] = {}
+        self._cache, self._open_engine = cache, open_engine
+        self._engines: dict[str, CachedEngine] = {}
+
+    def engine(self, model: Model) -> CachedEngine:
+        """The engine of a model; one for all folders of the same content."""
+        identity = engine_fingerprint(model, self.settings)
+        if identity not in self._engines:
+            self._engines[identity] = CachedEngine(
+                identity, self._cache, lambda: self._open_engine(model, identity, self.settings)
+            )
+        return self._engines[identity]
+
+    async def run(
+        self, stage: Stage, items: Iterable[Item], function: Callable[[Item], Awaitable[Result]]
+    ) -> AsyncIterator[tuple[Item, Result | RequestRefused]]:
+        """Every item with its result, in order, or with the refusal of one of its requests.
+
+        Progress counts calls: an item takes long to finish while others run beside it, so that a count of finished
+        items would mislead at first.
+        """
+        finished = 0
+
+        async def guarded(item: Item) -> Result | RequestRefused:
+            nonlocal finished
+            try:
+                return await function(item)
+            except RequestRefused as refusal:
+                return refusal
+            finally:
+                finished += 1
+
+        before, engine = stage.engine.tally, stage.engine
+
+        def show(task: Task) -> None:
+            calls = engine.tally - before
+            done = calls.cache_misses + calls.cache_hits
+            note = f"{finished}/{stage.items} {stage.unit}"
+            task.update(done, max(done, stage.calls), note, calls.cache_hits)
+
+        limit = stage.concurrency or self.settings.concurrency
+        with engine.stage(stage.name), self._task(stage) as task:
+            progress = asyncio.ensure_future(_repeat(show, task)) if task else None
+            try:
+                async for item, result in run_concurrently(guarded, items, limit):
+                    yield item, result
+            finally:
+                if progress is not None:
+                    progress.cancel()
+            if task is not None:
+                show(task)
+                task.close()
+        self.work.append(EngineWork(engine.fingerprint, engine.work[-1]))
+
+    async def each(
+        self,
+        stage: Stage,
+        items: Iterable[Item],
+        function: Callable[[Item], Awaitable[Result]],
+        prompt_id: Callable[[Item], str],
+    ) -> AsyncIterator[tuple[Item, Result]]:
+        """As `run`, without the refused items: they are added to `skipped` as failed."""
+        async for item, result in self.run(stage, items, function):
+            if isinstance(result, RequestRefused):
+                self.skipped.append(
+                    Skipped(prompt_id=prompt_id(item), stage=stage.name, reason=str(result), failed=True)
+                )
+            else:
+                yield item, result
+
+    def tally(self) -> Tally:
+        """The calls of all engines together."""
+        return sum((engine.tally for engine in self._engines.values()), Tally())
+
+    def cost(self, seconds: float) -> Cost:
+        """The calls of all engines together, and the seconds they took."""
+        tally = self.tally()
+        return Cost(tally.cache_misses, tally.cache_hits, tally.tokens, seconds)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Record the seconds the block takes."""
+        start = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - start, 1)
+
+    @contextmanager
+    def _task(self, stage: Stage) -> Iterator[Task | None]:
+        with self.reporter.task(stage.name, stage.calls, "calls") if self.reporter else nullcontext() as task:
+            yield task
+
+
+async def _repeat(show: Callable[[Task], None], task: Task) -> None:
+    while True:
+        show(task)
+        await asyncio.sleep(PROGRESS_SECONDS)

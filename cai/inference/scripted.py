@@ -18,7 +18,7 @@ def indifferent(request: Choose) -> Sequence[float]:
 
 
 class ScriptedEngine:
-    """Answers with `answer(request)` and `weigh(request)`, after `delay` seconds; counts what it was asked."""
+    """Answers with `answer(request)` and `weigh(request)`, after `delay` seconds; `requests` lists all it got."""
 
     def __init__(
         self,

@@ -47,11 +47,11 @@ Job = tuple[Request, "asyncio.Future[Any]"]
 
 
 class SharedStart(Exception):
-    """Options that begin with the same token: one token does not tell them apart."""
+    """Options that begin with the same token: one token does not distinguish them."""
 
 
 class VllmEngine:
-    """A model folder served by vLLM; see cai.engines.base.Engine.
+    """A model folder served by vLLM; see cai.inference.engine.Engine.
 
     Args: fingerprint of the model; `max_model_len` in tokens (None: the model's own, at most 8192); `concurrency`, how
     many requests may run together. `busy_seconds` is the time spent inside vLLM's step; of `prompt_tokens` read,
@@ -120,7 +120,7 @@ class VllmEngine:
             self._unload(running)
 
     def _take_jobs(self, running: dict[str, Job]) -> bool:
-        """Move queued jobs into the batch, waiting for one when it is empty; False once asked to close.
+        """Move queued jobs into the batch, waiting for one when it is empty; False once close() was called.
 
         Those that nobody waits for any more are dropped.
         """
@@ -217,7 +217,7 @@ class VllmEngine:
 
     def _unload(self, running: dict[str, Job]) -> None:
         for _, future in running.values():
-            _tell(future, future.cancel)
+            _settle_in_loop(future, future.cancel)
         llm = self.__dict__.pop("_llm", None)
         if llm is not None:
             from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
@@ -233,7 +233,7 @@ def _resolve(future: "asyncio.Future[Any]", answer: Any) -> None:
         if not future.done():  # it is done when its caller gave up waiting
             future.set_result(answer)
 
-    _tell(future, settle)
+    _settle_in_loop(future, settle)
 
 
 def _reject(future: "asyncio.Future[Any]", error: BaseException) -> None:
@@ -241,10 +241,10 @@ def _reject(future: "asyncio.Future[Any]", error: BaseException) -> None:
         if not future.done():
             future.set_exception(error)
 
-    _tell(future, settle)
+    _settle_in_loop(future, settle)
 
 
-def _tell(future: "asyncio.Future[Any]", settle: Callable[[], Any]) -> None:
+def _settle_in_loop(future: "asyncio.Future[Any]", settle: Callable[[], Any]) -> None:
     with suppress(RuntimeError):  # its loop is closed: an interrupt has ended all that waited
         future.get_loop().call_soon_threadsafe(settle)
 

@@ -10,8 +10,9 @@ from cai.config.errors import CaiError
 from cai.data.jsonl import each_row, read_rows, write_text
 from cai.data.manifest import MANIFEST_JSON, read_json
 from cai.data.records import Preference, Skipped
-from cai.evaluation.judge_report import JudgeReport, figures, hit
+from cai.evaluation.judge_report import JudgeReport, figures
 from cai.report.html import render
+from cai.stats.agreement import hit
 from cai.stats.calibration import Bin
 
 JUDGE_JSON, VERDICTS, SKIPPED, PAGE = "judge.json", "verdicts.jsonl", "skipped.jsonl", "judge.html"

@@ -19,17 +19,16 @@ from cai.data.jsonl import write_text
 from cai.data.records import Skipped
 from cai.evaluation.policy import Policy, PolicyEvaluation
 from cai.feedback.label import JudgePanel, LabelJob, count_work
+from cai.feedback.pipeline import collect_feedback
 from cai.inference.cache import Cache, OverlayCache, Work
 from cai.inference.engine import Choose, Completion, Engine, EngineConfig, Generate
 from cai.inference.models import Model
 from cai.inference.progress import Reporter
-from cai.inference.scheduler import EngineWork
-from cai.runs.collect import collect_feedback
+from cai.inference.scheduler import EngineWork, Scheduler
 from cai.runs.evaluate import plan_of_run
 from cai.runs.folder import CACHE_FILE, RunFolder
-from cai.runs.pipeline import train_policy
+from cai.runs.pipeline import feedback_job, train_policy
 from cai.runs.plan import Plan
-from cai.runs.session import Session
 from cai.training.settings import TrainConfig
 from cai.training.stage import is_trained
 
@@ -97,17 +96,17 @@ def dry_run(plan: Plan, counted: Cache | None = None) -> DryRun:
             closing(Cache(existing if existing.exists() else Path(temporary) / "none.sqlite")) as below,
             closing(Cache(Path(temporary) / "cache.sqlite")) as upper,
         ):
-            quiet = Reporter(Console(quiet=True))
             cache = OverlayCache(below, counted or upper)
-            session = Session(replace(plan, folder=folder), quiet, cache, open_placeholders)
+            scheduler = Scheduler(plan.config.engine, cache, open_engine=open_placeholders)
             if plan.gate is not None:
-                session.work += asyncio.run(_gate(plan.gate, Path(temporary), cache, quiet))
-            asyncio.run(collect_feedback(session))
-            untrained = _evaluate(session, plan, Path(temporary))
-            known = {engine: below.work(engine) for engine in {done.engine for done in session.work}}
-            own = session.engine(plan.model).fingerprint
-    lines, seconds = _expected(session.work, known, known.get(own, []))
-    tallies = [tally for done in session.work for tally in done.work.steps.values()]
+                scheduler.work += asyncio.run(_gate(plan.gate, Path(temporary), cache))
+            aside_plan = replace(plan, folder=folder)
+            asyncio.run(collect_feedback(feedback_job(aside_plan), scheduler))
+            untrained = _evaluate(aside_plan, scheduler, plan.folder, Path(temporary))
+            known = {engine: below.work(engine) for engine in {done.engine for done in scheduler.work}}
+            own = scheduler.engine(plan.model).fingerprint
+    lines, seconds = _expected(scheduler.work, known, known.get(own, []))
+    tallies = [tally for done in scheduler.work for tally in done.work.steps.values()]
     read = sum(tally.characters for tally in tallies) / CHARACTERS
     return DryRun(lines, read, seconds, untrained, plan.config.iterations - 1)
 
@@ -117,9 +116,10 @@ def open_placeholders(model: Model, fingerprint: str, settings: EngineConfig) ->
     return Placeholders(fingerprint)
 
 
-async def _gate(judging: LabelJob, aside: Path, cache: OverlayCache, reporter: Reporter) -> list[EngineWork]:
+async def _gate(judging: LabelJob, aside: Path, cache: OverlayCache) -> list[EngineWork]:
     """Count the calls of the judge's gate."""
-    panel = JudgePanel(judging, count_work(judging), cache, reporter, open_placeholders)
+    scheduler = Scheduler(EngineConfig(), cache, open_engine=open_placeholders)
+    panel = JudgePanel(judging, count_work(judging), scheduler)
     async for _ in panel.verdicts(aside, lambda _: None):
         pass
     return panel.work("gate")
@@ -129,8 +129,8 @@ class _Untrained(Exception):
     """A stage of training, by its name, that is not finished."""
 
 
-def _evaluate(session: Session, plan: Plan, aside: Path) -> list[str]:
-    """Count the calls of the evaluation: of the trained policy, or of an unknown one that has no cached calls.
+def _evaluate(plan: Plan, scheduler: Scheduler, existing: RunFolder, aside: Path) -> list[str]:
+    """Count the calls of the evaluation: of the policy in the existing folder, or of one without cached calls.
 
     Returns: the training stages that are not finished.
     """
@@ -146,14 +146,14 @@ def _evaluate(session: Session, plan: Plan, aside: Path) -> list[str]:
         reward: Path | None,
         launcher: str,
     ) -> tuple[Path, list[Skipped]]:
-        trained = plan.folder.train / name
+        trained = existing.train / name
         if not is_trained(settings, data, model, trained, seed, reward):
             raise _Untrained(name)
         return trained / "model", []
 
     untrained: list[str] = []
     try:
-        policy = train_policy(session, look)
+        policy = train_policy(plan, scheduler, Reporter(Console(quiet=True)), look)
     except _Untrained as first:
         names = [f"{number}-{settings.stage}" for number, settings in enumerate(plan.train, start=1)]
         untrained = names[names.index(str(first)) :]
@@ -161,10 +161,8 @@ def _evaluate(session: Session, plan: Plan, aside: Path) -> list[str]:
         policy.mkdir()
         write_text(policy / "config.json", str(aside))  # a folder of a fingerprint of its own
     if policy != plan.model and plan.held_out:
-        evaluation_plan = plan_of_run(plan, Policy(plan.folder.name, policy))
-        evaluation = PolicyEvaluation(evaluation_plan, session.engine, session.reporter)
-        asyncio.run(evaluation.run())
-        session.work += evaluation.work
+        evaluation_plan = plan_of_run(plan, Policy(existing.name, policy))
+        asyncio.run(PolicyEvaluation(evaluation_plan, scheduler).run())
     return untrained
 
 

@@ -33,12 +33,12 @@ from cai.evaluation.policy_report import (
 )
 from cai.evaluation.probes import Probes, read_probes
 from cai.evaluation.scores import score_answers
-from cai.inference.cache import Cache, CachedEngine
+from cai.inference.cache import Cache
 from cai.inference.endpoints import resolve_judges
 from cai.inference.engine import EngineConfig
-from cai.inference.models import Model, folder_fingerprint, model_fingerprint
+from cai.inference.models import folder_fingerprint, model_fingerprint
 from cai.inference.progress import Reporter
-from cai.inference.scheduler import OpenEngine, cached_engine, open_model
+from cai.inference.scheduler import OpenEngine, Scheduler, open_model
 from cai.runs.find import FoundPolicy, check_base, find_policy, policy_of_model
 from cai.runs.plan import Plan
 
@@ -207,13 +207,8 @@ def evaluate_policies(
     Raises: CaiError, also for a finished evaluation with other options in `out`, unless `replace`.
     """
     with closing(Cache(cache)) as store:
-        engines: dict[str, CachedEngine] = {}
-
-        def engine_of(model: Model) -> CachedEngine:
-            engine = cached_engine(model, plan.engine, store, open_engine)
-            return engines.setdefault(engine.fingerprint, engine)
-
-        return evaluate_into(Output(out, replace), PolicyEvaluation(plan, engine_of, reporter), reporter)
+        scheduler = Scheduler(plan.engine, store, reporter, open_engine)
+        return evaluate_into(Output(out, replace), PolicyEvaluation(plan, scheduler), reporter)
 
 
 class NothingCompared(CaiError):

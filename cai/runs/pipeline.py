@@ -14,17 +14,16 @@ from cai.data.records import Skipped
 from cai.evaluation.judge_eval import evaluate_judge
 from cai.evaluation.judge_report import JudgeReport
 from cai.evaluation.policy import Policy, PolicyEvaluation
+from cai.feedback.pipeline import FeedbackJob, collect_feedback
 from cai.inference.cache import Cache
 from cai.inference.progress import Reporter
-from cai.inference.scheduler import EngineWork, OpenEngine, open_model
-from cai.runs.collect import collect_feedback
+from cai.inference.scheduler import EngineWork, OpenEngine, Scheduler, open_model
 from cai.runs.evaluate import NothingCompared, evaluate_into, evaluation_claim, kept_evaluation, plan_of_run
 from cai.runs.find import find_policy
 from cai.runs.folder import CACHE_FILE, RunFolder
 from cai.runs.metrics import summarise
 from cai.runs.plan import Plan, iteration, start_folder
 from cai.runs.run_file import GateConfig
-from cai.runs.session import Session
 from cai.stats.formatting import counted
 from cai.training.settings import Online, TrainConfig
 from cai.training.stage import run_stage
@@ -74,13 +73,13 @@ def train_stage(
 TrainOne = Callable[..., tuple[Path, list[Skipped]]]
 
 
-def train_policy(session: Session, train: TrainOne = train_stage) -> Path:
+def train_policy(plan: Plan, scheduler: Scheduler, reporter: Reporter, train: TrainOne = train_stage) -> Path:
     """Run the stages of `train:`, each on the policy of the one before; returns the last policy.
 
     A reward stage makes no policy: its result is what the stages after it are rewarded by. `train` is called in place
     of `train_stage`, with the same arguments.
     """
-    plan, folder = session.plan, session.plan.folder
+    folder = plan.folder
     data = {"revisions": folder.revisions_jsonl, "preferences": folder.preferences_jsonl}
     if any(isinstance(settings, Online) for settings in plan.train):
         data["prompts"] = folder.train / "prompts.jsonl"
@@ -92,7 +91,7 @@ def train_policy(session: Session, train: TrainOne = train_stage) -> Path:
         reward = None
         if isinstance(settings, Online):
             reward = Path(settings.reward) if settings.reward else last_reward
-        with session.timed(name):
+        with scheduler.timed(name):
             result, skipped = train(
                 name,
                 settings,
@@ -100,11 +99,11 @@ def train_policy(session: Session, train: TrainOne = train_stage) -> Path:
                 policy,
                 folder.train / name,
                 plan.config.seed,
-                session.reporter,
+                reporter,
                 reward,
                 plan.config.launcher,
             )
-        session.skipped += skipped
+        scheduler.skipped += skipped
         if settings.stage == "reward":
             last_reward = result
         else:
@@ -174,7 +173,9 @@ def execute(
             current, gate_work = pass_gate(current, reporter, open_engine)
             cache = Cache(plan.runs / CACHE_FILE)
             try:
-                policy = _run_steps(Session(current, reporter, cache, open_engine, gate_work), replace)
+                scheduler = Scheduler(current.config.engine, cache, reporter, open_engine)
+                scheduler.work += gate_work
+                policy = _run_stages(current, scheduler, reporter, replace)
             finally:
                 cache.close()
     return folders
@@ -187,44 +188,65 @@ def _first_line(plan: Plan) -> str:
     )
 
 
-def _run_steps(session: Session, replace: bool) -> Path:
-    plan, folder = session.plan, session.plan.folder
-    with session.timed("feedback"):
-        asyncio.run(collect_feedback(session))
-    write_rows(folder.skipped_jsonl, session.skipped)
-    policy = train_policy(session)
+def feedback_job(plan: Plan) -> FeedbackJob:
+    """The feedback stage of a plan."""
+    config, folder = plan.config, plan.folder
+    return FeedbackJob(
+        prompts=plan.training,
+        constitution=plan.constitution,
+        templates=plan.templates,
+        revise=config.revise,
+        judge=config.judge,
+        seed=config.seed,
+        model=plan.model,
+        judges=plan.judge_models,
+        input_preferences=plan.preferences,
+        input_skipped=plan.preferences_skipped,
+        revisions_jsonl=folder.revisions_jsonl,
+        preferences_jsonl=folder.preferences_jsonl,
+        rankings_jsonl=folder.rankings_jsonl,
+    )
+
+
+def _run_stages(plan: Plan, scheduler: Scheduler, reporter: Reporter, replace: bool) -> Path:
+    """Feedback, training, evaluation and summary of one iteration; returns its policy."""
+    folder = plan.folder
+    scheduler.skipped += plan.prompts_skipped
+    with scheduler.timed("feedback"):
+        asyncio.run(collect_feedback(feedback_job(plan), scheduler))
+    write_rows(folder.skipped_jsonl, scheduler.skipped)
+    policy = train_policy(plan, scheduler, reporter)
     if policy != plan.model and plan.held_out:
-        _evaluate(session, policy, replace)
-    write_rows(folder.skipped_jsonl, session.skipped)
-    calls = session.calls()
+        _evaluate(plan, scheduler, reporter, policy, replace)
+    write_rows(folder.skipped_jsonl, scheduler.skipped)
+    calls = scheduler.tally()
     account = {
         "calls": {"cache_misses": calls.cache_misses, "cache_hits": calls.cache_hits, "tokens": calls.tokens},
-        "work": [dataclasses.asdict(done.work) for done in session.work],
-        "seconds": session.seconds,
+        "work": [dataclasses.asdict(done.work) for done in scheduler.work],
+        "seconds": scheduler.seconds,
     }
     summary = summarise(folder) | account
     write_text(folder.summary_json, json.dumps(summary, indent=1) + "\n")
     return policy
 
 
-def _evaluate(session: Session, folder: Path, replace: bool) -> None:
-    """The run's own `cai eval`; see `kept_evaluation` for one that stays."""
-    plan, out = session.plan, session.plan.folder.eval
+def _evaluate(plan: Plan, scheduler: Scheduler, reporter: Reporter, folder: Path, replace: bool) -> None:
+    """The run's own `cai eval` of the policy in `folder`; see `kept_evaluation` for one that stays."""
+    out = plan.folder.eval
     policy = Policy(plan.folder.name, folder, plan.config.model, plan.training)
     if plan.config.evaluate.probes:
         policy = find_policy(str(plan.folder.path), plan.runs).policy
-    evaluation = PolicyEvaluation(plan_of_run(plan, policy), session.engine, session.reporter)
+    evaluation = PolicyEvaluation(plan_of_run(plan, policy), scheduler)
     changes = None if replace else kept_evaluation(evaluation_claim(evaluation.plan, out))
     if changes is not None:
         if changes:
-            session.reporter.say(
+            reporter.say(
                 f"{out}: keeps its evaluation with other options ({'; '.join(changes)}); --replace overwrites it"
             )
         return
-    with session.timed("evaluation"):
+    with scheduler.timed("evaluation"):
         try:
-            evaluate_into(Output(out, replace=True), evaluation, session.reporter)
+            evaluate_into(Output(out, replace=True), evaluation, reporter)
         except NothingCompared as error:
-            session.reporter.say(f"evaluation: {error}")
-    session.work += evaluation.work
-    session.skipped += evaluation.skipped
+            reporter.say(f"evaluation: {error}")
+    scheduler.skipped += evaluation.skipped

@@ -8,6 +8,11 @@ from cai.stats.intervals import wilson
 from cai.stats.win_rate import win
 
 
+def hit(p: float, label: float) -> float:
+    """1 where both name the same winner, 0 where they name different ones, one half where either calls it a tie."""
+    return 1.0 - abs(win(p) - win(label))
+
+
 class Agreement(NamedTuple):
     """Of two judges on `n` pairs: the share with the same winner, and Cohen's κ with its 95 % interval.
 

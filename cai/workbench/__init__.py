@@ -1,1 +1,1 @@
-"""Trying constitutions out: `cai try`, `cai constitution test`."""
+"""Working on constitutions: `cai try`, `cai constitution test`."""

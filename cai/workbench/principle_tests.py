@@ -1,7 +1,7 @@
 """`cai constitution test`: what principles make of drafts, against what their authors expect.
 
-Every text is the likeliest one (temperature 0) and every call is remembered, so that a test which has not changed says
-the same again and costs nothing.
+Every text is the likeliest one (temperature 0) and every call is cached, so that a test which has not changed gives the
+same result again and costs nothing.
 """
 
 import asyncio
@@ -19,15 +19,14 @@ from cai.config.validation import Location
 from cai.constitution.principles import EXPECTATIONS, Constitution, Phrases, Principle, PrincipleTest, find_principle
 from cai.constitution.templates import Templates
 from cai.data.records import Message, Messages, Prompt, Verdict
-from cai.evaluation.judge_report import Cost
 from cai.feedback.filters import FILTERS, failed_filters
-from cai.feedback.judge import finds_problem, judge
-from cai.feedback.revise import ReviseConfig, criticise, rewrite
+from cai.feedback.judge import Judge, finds_problem
+from cai.feedback.revise import ReviseConfig, Reviser
 from cai.inference.cache import Cache, CachedEngine
 from cai.inference.engine import Completion, EngineConfig
 from cai.inference.models import Model
 from cai.inference.progress import Reporter
-from cai.inference.scheduler import Amount, OpenEngine, cached_engine, each_with_progress, open_model
+from cai.inference.scheduler import Cost, OpenEngine, Scheduler, Stage, open_model
 from cai.stats.win_rate import win
 
 SETTINGS = ReviseConfig(rounds=1, max_tokens=256, temperature=0)
@@ -46,18 +45,18 @@ class Placed(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of one expectation."""
+    """The outcome of one expectation."""
 
     expects: str  # the test's field
     passed: bool
     reason: str  # why it failed; "" when it passed
     p: float | None = None  # of what is expected; None for a revision, whose words decide
     non_option_mass: float | None = None  # probability of anything but the options
-    verdict: Verdict | None = None  # the judge's; it speaks of the answer that is to win
+    verdict: Verdict | None = None  # the judge's; p is that of the answer that is to win
 
 
 class Result(NamedTuple):
-    """A test carried out: what became of each expectation, and the texts that were made on the way."""
+    """A test that was run: the outcome of each expectation, and the texts written on the way."""
 
     placed: Placed
     outcomes: list[Outcome]
@@ -106,27 +105,26 @@ def run_tests(
     reporter: Reporter,
     open_engine: OpenEngine = open_model,
 ) -> tuple[list[Result], Cost]:
-    """Carry out tests on one model; `templates` are those OF_TESTS. Returns: the tests in order, and what they cost."""
+    """Run tests on one model; `templates` are those OF_TESTS. Returns: the tests in order, and what they cost."""
     begun = time.monotonic()
     with closing(Cache(cache)) as store:
-        engine = cached_engine(model, EngineConfig(), store, open_engine)
-        found = asyncio.run(_run(tests, templates, engine, reporter))
-    tally = engine.tally
-    return found, Cost(tally.cache_misses, tally.cache_hits, tally.tokens, time.monotonic() - begun)
+        scheduler = Scheduler(EngineConfig(), store, reporter, open_engine)
+        results = asyncio.run(_run(tests, templates, scheduler, scheduler.engine(model)))
+    return results, scheduler.cost(time.monotonic() - begun)
 
 
-async def _run(tests: Sequence[Placed], templates: Templates, engine: CachedEngine, reporter: Reporter) -> list[Result]:
-    async def one(placed: Placed) -> Result:
-        return await carry_out(placed, templates, engine)
+async def _run(
+    tests: Sequence[Placed], templates: Templates, scheduler: Scheduler, engine: CachedEngine
+) -> list[Result]:
+    async def run_one(placed: Placed) -> Result:
+        return await run_test(placed, templates, engine)
 
-    amount = Amount(len(tests), "tests", sum(calls(placed.test) for placed in tests))
-    found = []
-    async for placed, result in each_with_progress(
-        "testing", tests, amount, one, engine, EngineConfig().concurrency, reporter
-    ):
-        found.append(_refused(placed, result) if isinstance(result, RequestRefused) else result)
+    stage = Stage("testing", engine, len(tests), sum(calls(placed.test) for placed in tests), "tests")
+    results = []
+    async for placed, result in scheduler.run(stage, tests, run_one):
+        results.append(_refused(placed, result) if isinstance(result, RequestRefused) else result)
     await engine.close()  # not after an interrupt, which would wait for a model that is still loading
-    return found
+    return results
 
 
 def calls(test: PrincipleTest) -> int:
@@ -141,8 +139,8 @@ def _refused(placed: Placed, refusal: RequestRefused) -> Result:
     return Result(placed, [Outcome(name, False, f"not answered: {refusal}") for name in expected])
 
 
-async def carry_out(placed: Placed, templates: Templates, engine: CachedEngine) -> Result:
-    """One test: the draft's critique and revision, and what the judge says of it; side by side."""
+async def run_test(placed: Placed, templates: Templates, engine: CachedEngine) -> Result:
+    """One test: the draft's critique and revision, and the judge's verdicts on it, at the same time."""
     compared = [name for name in ("better", "worse") if getattr(placed.test, name) is not None]
     written, judged = await asyncio.gather(
         _written(placed, templates, engine),
@@ -156,22 +154,19 @@ async def _written(placed: Placed, templates: Templates, engine: CachedEngine) -
     principle, test, outcomes = placed.principle, placed.test, list[Outcome]()
     if test.critique is None and test.revision is None:
         return Result(placed, outcomes)
-    messages = _conversation(test)
-    prompt, args = (
-        Prompt(id=fingerprint(messages), messages=messages),
-        (1, principle, templates, engine, SETTINGS, SEED),
-    )
-    critique, revision = await criticise(prompt, test.draft, *args), None
+    messages, reviser = _conversation(test), Reviser(templates, engine, SETTINGS, SEED)
+    prompt = Prompt(id=fingerprint(messages), messages=messages)
+    critique, revision = await reviser.critique(prompt, test.draft, principle), None
     if test.critique is not None:
-        found = await finds_problem(principle, test.prompt, test.draft, critique.text, templates, engine)
-        p = found.p if test.critique == "finds" else 1 - found.p
-        outcomes.append(_by_probability("critique", p, test.least, found.non_option_mass))
+        problem = await finds_problem(principle, test.prompt, test.draft, critique.text, templates, engine)
+        p = problem.p if test.critique == "finds" else 1 - problem.p
+        outcomes.append(_by_probability("critique", p, test.least, problem.non_option_mass))
     if test.revision is not None:
-        revision = await rewrite(prompt, test.draft, critique.text, *args)
-        found_flags = failed_filters(test.draft, critique.text, revision.text)
+        revision = await reviser.revise(prompt, test.draft, critique.text, principle)
+        flags = failed_filters(test.draft, critique.text, revision.text)
         if test.critique == "finds nothing":  # then the draft is best left alone
-            found_flags = [flag for flag in found_flags if flag != "unchanged"]
-        reasons = [*(FILTERS[flag] for flag in found_flags), *missed(test.revision, revision.text)]
+            flags = [flag for flag in flags if flag != "unchanged"]
+        reasons = [*(FILTERS[flag] for flag in flags), *missed(test.revision, revision.text)]
         outcomes.append(Outcome("revision", not reasons, "; ".join(reasons)))
     return Result(placed, outcomes, critique, revision)
 
@@ -180,7 +175,8 @@ async def _judged(placed: Placed, expects: str, templates: Templates, engine: Ca
     """The judge's verdict on the draft and another answer, the one that is to win first."""
     draft, other = placed.test.draft, getattr(placed.test, expects)
     answers = (other, draft) if expects == "better" else (draft, other)
-    [verdict] = (await judge(_conversation(placed.test), answers, [placed.principle], templates, engine))[0, 1]
+    verdicts = await Judge(templates, engine).compare(_conversation(placed.test), answers, [placed.principle])
+    [verdict] = verdicts[0, 1]
     return _by_probability(expects, verdict.p, placed.test.least, verdict.non_option_mass, verdict)
 
 
@@ -198,9 +194,9 @@ def _by_probability(
 
 def missed(expected: Phrases, text: str) -> list[str]:
     """Which phrases a text misses or should not hold, a reason each."""
-    said = _plain(text)
-    reasons = [f"“{phrase}” is not in it" for phrase in expected.contains if _plain(phrase) not in said]
-    return reasons + [f"“{phrase}” is in it" for phrase in expected.lacks if _plain(phrase) in said]
+    plain = _plain(text)
+    reasons = [f"“{phrase}” is not in it" for phrase in expected.contains if _plain(phrase) not in plain]
+    return reasons + [f"“{phrase}” is in it" for phrase in expected.lacks if _plain(phrase) in plain]
 
 
 def _plain(text: str) -> str:

@@ -1,4 +1,7 @@
-"""Doing something anew whenever files change."""
+"""`cai try`: prompts answered, and the answers criticised and revised by one principle after another.
+
+With `--watch` a pass over them runs again whenever a file changes; the texts that changed are the events of a pass.
+"""
 
 import asyncio
 import itertools
@@ -14,11 +17,11 @@ from cai.constitution.principles import Principle
 from cai.constitution.templates import Templates
 from cai.data.records import Prompt
 from cai.feedback.filters import failed_filters
-from cai.feedback.revise import ReviseConfig, criticise, respond, rewrite
-from cai.inference.cache import Cache
+from cai.feedback.revise import ReviseConfig, Reviser
+from cai.inference.cache import Cache, CachedEngine
 from cai.inference.engine import Completion, Engine, EngineConfig
 from cai.inference.models import Model, Server
-from cai.inference.scheduler import OpenEngine, cached_engine, open_model, run_concurrently
+from cai.inference.scheduler import OpenEngine, Scheduler, Stage, open_model
 
 POLL_SECONDS = 0.1
 GONE_POLLS = 10  # editors that save by renaming leave a moment without the file
@@ -56,32 +59,29 @@ async def once() -> AsyncIterator[None]:
 
 
 async def restarted(occasions: AsyncIterator[None], work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Do the work on each occasion, leaving off what is still under way; returns when the last work is done.
+    """Start the work on each occasion and cancel what is still running; returns when the last work is done.
 
     The first error of the work is raised.
     """
-    under_way: asyncio.Task[None] | None = None
+    running: asyncio.Task[None] | None = None
     try:
         async with asyncio.TaskGroup() as tasks:
             async for _ in occasions:
-                if under_way is not None and under_way.cancel():
-                    await asyncio.wait([under_way])
-                under_way = tasks.create_task(work())
+                if running is not None and running.cancel():
+                    await asyncio.wait([running])
+                running = tasks.create_task(work())
     except ExceptionGroup as group:
         raise group.exceptions[0] from None
 
 
-# `cai try`: prompts answered, and the answers criticised and revised by one principle after another, text by text.
-
-
 SEED = 0
 Key = tuple[str, str, int, str]
-ALIVE = 3 * EngineConfig().concurrency  # texts, of which most wait for the one they answer
+CONCURRENCY = 3 * EngineConfig().concurrency  # texts, of which most wait for the one they answer
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What is tried: each prompt with each principle."""
+    """Each prompt with each principle."""
 
     prompts: list[Prompt]
     principles: list[Principle]
@@ -104,7 +104,7 @@ class Step(NamedTuple):
 
 
 class Written(NamedTuple):
-    """A text, the answer it criticises or revises ("" for a draft), and a revision's hygiene."""
+    """A text, the answer it criticises or revises ("" for a draft), and the filters that a revision fails."""
 
     completion: Completion
     about: str = ""
@@ -112,7 +112,7 @@ class Written(NamedTuple):
 
 
 class News(NamedTuple):
-    """A text that is new, or not what it was: `before`, None where there was none."""
+    """A text that is new or changed; `before` is the earlier one, None where there was none."""
 
     step: Step
     written: Written | RequestRefused
@@ -138,7 +138,7 @@ class Done(NamedTuple):
 
 
 Event = Begun | Loading | News | CaiError | Done
-"""What happens while a file is tried; the error is one that its author can mend while it is watched."""
+"""What happens in a pass; the error is one that the file's author can fix while it is watched."""
 
 
 def try_out(
@@ -146,10 +146,10 @@ def try_out(
     occasions: AsyncIterator[None],
     model: Model,
     cache: Path,
-    tell: Callable[[Event], None],
+    show: Callable[[Event], None],
     open_engine: OpenEngine = open_model,
 ) -> None:
-    """On each occasion load the trial and tell what is new in its texts; one that comes early breaks off the last.
+    """On each occasion load the trial and show its new and changed texts; an early occasion cancels the last pass.
 
     The model stays loaded from one occasion to the next. Raises: CaiError when the model cannot be used.
     """
@@ -158,22 +158,22 @@ def try_out(
 
     async def one_pass() -> None:
         nonlocal again
-        tell(Begun(again))
+        show(Begun(again))
         again = True
         begun, misses, count = time.monotonic(), engine.tally.cache_misses, 0
         try:
             trial = load()
         except CaiError as error:
-            tell(error)
+            show(error)
             return
-        async for item in news(trial, engine, known):
+        async for item in news(trial, scheduler, engine, known):
             count += 1
-            tell(item)
-        tell(Done(count, engine.tally.cache_misses - misses, time.monotonic() - begun))
+            show(item)
+        show(Done(count, engine.tally.cache_misses - misses, time.monotonic() - begun))
 
     def opened(model: Model, identity: str, settings: EngineConfig) -> Engine:
         if not isinstance(model, Server):
-            tell(Loading())
+            show(Loading())
         return open_engine(model, identity, settings)
 
     async def all_passes() -> None:
@@ -181,36 +181,36 @@ def try_out(
         await engine.close()  # not after an interrupt, which would wait for a model that is still loading
 
     with closing(Cache(cache)) as store:
-        engine = cached_engine(model, EngineConfig(), store, opened)
+        scheduler = Scheduler(EngineConfig(), store, open_engine=opened)
+        engine = scheduler.engine(model)
         asyncio.run(all_passes())
 
 
 def steps(trial: Trial) -> list[Step]:
     """The places of all texts, in the order of a transcript: prompt by prompt, and in it principle by principle."""
-    found = []
+    listed = []
     for prompt in trial.prompts:
-        found.append(Step(prompt, None, 0, "draft"))
+        listed.append(Step(prompt, None, 0, "draft"))
         for principle, round in itertools.product(trial.principles, range(1, trial.settings.rounds + 1)):
             if trial.settings.critique:
-                found.append(Step(prompt, principle, round, "critique"))
-            found.append(Step(prompt, principle, round, "revision"))
-    return found
+                listed.append(Step(prompt, principle, round, "critique"))
+            listed.append(Step(prompt, principle, round, "revision"))
+    return listed
 
 
-async def news(trial: Trial, engine: Engine, known: dict[Key, str]) -> AsyncIterator[News]:
-    """Every text that is not as `known` has it, in order, as soon as it and those before it are there.
+async def news(trial: Trial, scheduler: Scheduler, engine: CachedEngine, known: dict[Key, str]) -> AsyncIterator[News]:
+    """Every text that is not as in `known`, in order, as soon as it and those before it are there.
 
-    `known` is brought up to date. Where a request is refused, what would follow from it is left out.
+    `known` is brought up to date. Where a request is refused, what would follow from it is skipped.
     """
+    reviser, all_steps = Reviser(trial.templates, engine, trial.settings, SEED), steps(trial)
 
-    async def one(step: Step) -> Written | RequestRefused:
-        try:
-            return await write(step, trial, engine)
-        except RequestRefused as refusal:
-            return refusal
+    async def write_one(step: Step) -> Written:
+        return await write(step, trial.settings, reviser)
 
     refused: set[tuple[str, str]] = set()
-    async for step, written in run_concurrently(one, steps(trial), ALIVE):
+    stage = Stage("trying", engine, len(all_steps), len(all_steps), "texts", CONCURRENCY)
+    async for step, written in scheduler.run(stage, all_steps, write_one):
         if isinstance(written, RequestRefused):
             place = step.key[:2]
             if not refused & {place, (step.prompt.id, "")}:
@@ -223,19 +223,16 @@ async def news(trial: Trial, engine: Engine, known: dict[Key, str]) -> AsyncIter
             yield News(step, written, before)
 
 
-async def write(step: Step, trial: Trial, engine: Engine) -> Written:
-    """One text, with those that it follows from: an engine that remembers is asked for none of them twice."""
+async def write(step: Step, settings: ReviseConfig, reviser: Reviser) -> Written:
+    """One text, with those that it follows from; the cache answers the requests that several texts share."""
     prompt, principle, round, text = step
-    settings = trial.settings
     if principle is None:
-        most, temperature = settings.max_tokens, settings.temperature
-        return Written(await respond(prompt, engine, seed=SEED, max_tokens=most, temperature=temperature))
+        return Written(await reviser.respond(prompt))
     last = Step(prompt, principle, round - 1, "revision") if round > 1 else Step(prompt, None, 0, "draft")
-    about = (await write(last, trial, engine)).completion.text
-    args = (round, principle, trial.templates, engine, settings, SEED)
-    critique = await criticise(prompt, about, *args) if settings.critique else None
+    about = (await write(last, settings, reviser)).completion.text
+    critique = await reviser.critique(prompt, about, principle, round) if settings.critique else None
     if text == "critique" and critique is not None:
         return Written(critique, about)
     critique_text = critique.text if critique else None
-    revision = await rewrite(prompt, about, critique_text, *args)
+    revision = await reviser.revise(prompt, about, critique_text, principle, round)
     return Written(revision, about, tuple(failed_filters(about, critique_text, revision.text)))

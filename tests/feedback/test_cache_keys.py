@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from cai.constitution.principles import load_constitution
 from cai.constitution.templates import OF_TESTS, Templates
+from cai.data.manifest import Output
 from cai.data.records import Message, Prompt
-from cai.feedback.label import label_file
+from cai.feedback.judge import JudgeConfig
+from cai.feedback.label import LabelJob, label_file
 from cai.feedback.revise import ReviseConfig
 from cai.inference.progress import Reporter
 from cai.runs.pipeline import execute
@@ -140,10 +143,6 @@ def test_principle_tests_ask_under_the_keys_of_earlier_versions(workspace: Path)
 
 
 def test_labelling_a_file_asks_under_the_keys_of_earlier_versions(workspace: Path) -> None:
-    from cai.constitution.principles import load_constitution
-    from cai.feedback.judge import JudgeConfig
-    from cai.feedback.label import LabelJob
-
     data = workspace / "candidates.jsonl"
     rows = [{"prompt": f"Question {i}?", "responses": ["one", "two", f"answer {i}"]} for i in range(3)]
     data.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
@@ -157,6 +156,5 @@ def test_labelling_a_file_asks_under_the_keys_of_earlier_versions(workspace: Pat
         settings=JudgeConfig(principles=2),
         seed=3,
     )
-    (workspace / "out").mkdir()
-    label_file(job, workspace / "out", workspace / "cache.sqlite", quiet(), scripted())
+    label_file(job, Output(workspace / "out"), workspace / "cache.sqlite", quiet(), scripted())
     assert digest(workspace / "cache.sqlite") == DIGESTS["labelled file"]

@@ -25,7 +25,7 @@ def test_each_fault_is_recognised(revision: str, expected: list[str]) -> None:
     assert failed_filters(DRAFT, CRITIQUE, revision) == expected
 
 
-def test_words_that_the_draft_had_already_are_not_lifted_from_a_critique_that_quotes_them() -> None:
+def test_words_that_the_draft_had_already_are_not_copied_from_a_critique_that_quotes_them() -> None:
     assert failed_filters(DRAFT, f'It says "{DRAFT}" and that is wrong.', DRAFT.replace("nine", "ten")) == []
 
 

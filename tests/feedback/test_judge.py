@@ -13,16 +13,15 @@ from hypothesis import strategies as st
 from cai.config.errors import CaiError
 from cai.constitution.principles import Constitution, Principle, load_constitution
 from cai.constitution.templates import Templates
-from cai.data.records import Preference, Verdict
+from cai.data.records import Preference, Skipped, Verdict
 from cai.feedback.judge import (
+    Judge,
     JudgeConfig,
-    Thinking,
-    calls,
-    joined,
-    judge,
-    judge_answers,
+    JudgedAnswers,
+    calls_for_answers,
     judged_preferences,
     label,
+    panel_verdicts,
     principles_met,
     soft_label,
     swapped,
@@ -39,7 +38,7 @@ def shown_first(request: Choose, text: str) -> bool:
 def two(
     answers: tuple[str, str], principles: Sequence[Principle], templates: Templates, engine: ScriptedEngine
 ) -> list[Verdict]:
-    return asyncio.run(judge(prompt().messages, answers, principles, templates, engine))[0, 1]
+    return asyncio.run(Judge(templates, engine).compare(prompt().messages, answers, principles))[0, 1]
 
 
 def verdicts(weigh: object, harmless: Constitution, templates: Templates, count: int = 3) -> list[Verdict]:
@@ -63,13 +62,13 @@ def test_without_a_swap_one_order_is_asked_and_its_leaning_stays(harmless: Const
     engine = ScriptedEngine(weigh=lambda _: (0.9, 0.1))
     settings = JudgeConfig(principles=2, swap=False)
     answers = ("one", "two", "three")
-    found = asyncio.run(judge_answers(prompt(), answers, harmless, templates, engine, settings, 0))
-    assert len(engine.requests) == calls(settings, 16, 3) == 6
+    found = asyncio.run(Judge(templates, engine, settings).judge_answers(prompt(), answers, harmless))
+    assert len(engine.requests) == calls_for_answers(settings, 16, 3) == 6
     for said in found.values():
         assert [(v.p, v.p_forward, v.p_reverse, v.position_bias) for v in said] == [
             (pytest.approx(0.9), pytest.approx(0.9), None, None)
         ] * 2
-    for pair in judged_preferences(prompt(), ("one", "two"), found, "m", "j", settings, 0):
+    for pair in judged_preferences(JudgedAnswers(prompt(), ("one", "two"), found, "m", "j", 0), settings, "stage"):
         assert isinstance(pair, Preference)
         assert (pair.chosen, pair.p) == ("one", pytest.approx(0.9))
     turned = swapped(found[0, 1][0])
@@ -90,8 +89,11 @@ def labelled(
     weigh: object, texts: Sequence[str], harmless: Constitution, templates: Templates, **given: Any
 ) -> list[Preference | str]:
     engine, settings = ScriptedEngine(weigh=weigh), JudgeConfig.model_validate({"principles": 2, **given})  # type: ignore[arg-type]
-    said = asyncio.run(judge_answers(prompt(), texts, harmless, templates, engine, settings, 0))
-    return judged_preferences(prompt(), texts, said, "writer", engine.fingerprint, settings, 0)
+    said = asyncio.run(Judge(templates, engine, settings).judge_answers(prompt(), texts, harmless))
+    judged = JudgedAnswers(prompt(), texts, said, "writer", engine.fingerprint, 0)
+    rows = judged_preferences(judged, settings, "stage")
+    assert all(row.stage == "stage" and not row.failed for row in rows if isinstance(row, Skipped))
+    return [row.reason if isinstance(row, Skipped) else row for row in rows]
 
 
 def test_the_likelier_answer_is_chosen_and_its_verdicts_speak_of_it(
@@ -166,13 +168,11 @@ def test_no_liking_for_a_place_gets_into_the_labels(bias: list[float], ask: str)
 def test_the_number_of_calls_is_known_before_they_are_made(given: dict[str, Any]) -> None:
     constitution, templates = shipped()
     engine, settings = ScriptedEngine(), JudgeConfig.model_validate(given)
-    asyncio.run(judge_answers(prompt(), list(STRENGTHS), constitution, templates, engine, settings, 0))
-    assert len(engine.requests) == calls(settings, len(constitution.principles), 4)
+    asyncio.run(Judge(templates, engine, settings).judge_answers(prompt(), list(STRENGTHS), constitution))
+    assert len(engine.requests) == calls_for_answers(settings, len(constitution.principles), 4)
 
 
-def test_a_judge_reasons_first_and_its_verdict_is_kept_within_the_band(
-    harmless: Constitution, templates: Templates
-) -> None:
+def test_a_judge_reasons_first_and_its_verdict_is_clamped(harmless: Constitution, templates: Templates) -> None:
     def weigh(request: Choose) -> Sequence[float]:
         assert "Think first" in request.messages[0]["content"]
         assert "Now answer with one letter" in request.messages[2]["content"]
@@ -182,7 +182,7 @@ def test_a_judge_reasons_first_and_its_verdict_is_kept_within_the_band(
 
     engine = ScriptedEngine(answer=lambda request: f"because {request.seed}", weigh=weigh)
     settings = JudgeConfig(principles=1, cot_samples=2)
-    said = asyncio.run(judge_answers(prompt(), ["good", "bad"], harmless, templates, engine, settings, 0))
+    said = asyncio.run(Judge(templates, engine, settings).judge_answers(prompt(), ["good", "bad"], harmless))
     [verdict] = said[0, 1]
     assert len(set(verdict.cot)) == 4  # two in each order, all different
     assert verdict.p == pytest.approx(0.9)
@@ -191,16 +191,16 @@ def test_a_judge_reasons_first_and_its_verdict_is_kept_within_the_band(
 
 
 @pytest.mark.parametrize(("cot_samples", "temperature"), [(1, 0.0), (2, 1.0), (5, 1.0)])
-def test_one_thought_is_the_likeliest_and_several_are_sampled(
+def test_one_chain_of_thought_is_the_likeliest_and_several_are_sampled(
     cot_samples: int, temperature: float, harmless: Constitution, templates: Templates
 ) -> None:
     engine, settings = ScriptedEngine(), JudgeConfig(principles=1, cot_samples=cot_samples, cot_max_tokens=9)
-    asyncio.run(judge_answers(prompt(), ["good", "bad"], harmless, templates, engine, settings, 0))
+    asyncio.run(Judge(templates, engine, settings).judge_answers(prompt(), ["good", "bad"], harmless))
     asked = [request for request in engine.requests if isinstance(request, Generate)]
     assert [(r.temperature, r.max_tokens) for r in asked] == [(temperature, 9)] * (2 * cot_samples)
 
 
-def test_several_thoughts_are_averaged(harmless: Constitution, templates: Templates) -> None:
+def test_verdicts_after_several_chains_of_thought_are_averaged(harmless: Constitution, templates: Templates) -> None:
     def weigh(request: Choose) -> Sequence[float]:
         sure = int(request.messages[1]["content"].split()[-1]) % 2
         first = (0.9, 0.1) if sure else (0.5, 0.5)
@@ -208,9 +208,9 @@ def test_several_thoughts_are_averaged(harmless: Constitution, templates: Templa
 
     numbers = itertools.count()
     engine = ScriptedEngine(answer=lambda _: f"thought {next(numbers)}", weigh=weigh)
-    thinking = Thinking(samples=2, tokens=8, seed=0)
-    said = asyncio.run(judge(prompt().messages, ("good", "bad"), harmless.principles[:1], templates, engine, thinking))
-    assert said[0, 1][0].p == pytest.approx(0.7)
+    judge = Judge(templates, engine, JudgeConfig(cot_samples=2, cot_max_tokens=8))
+    verdicts = asyncio.run(judge.compare(prompt().messages, ("good", "bad"), harmless.principles[:1]))
+    assert verdicts[0, 1][0].p == pytest.approx(0.7)
 
 
 def verdict(p: float, weight: float = 1.0) -> Verdict:
@@ -236,10 +236,10 @@ def test_where_all_principles_judge_their_weights_count_and_where_some_are_drawn
 
 
 def test_a_panel_counts_each_judge_alike_and_names_them() -> None:
-    said = joined([("first", {(0, 1): [verdict(0.9)]}), ("second", {(0, 1): [verdict(0.5)]})])
-    assert [v.judge for v in said[0, 1]] == ["first", "second"]
-    assert soft_label(said[0, 1]) == pytest.approx(0.7)
-    assert joined([("alone", {(0, 1): [verdict(0.9)]})])[0, 1][0].judge == ""
+    verdicts = panel_verdicts([("first", {(0, 1): [verdict(0.9)]}), ("second", {(0, 1): [verdict(0.5)]})])
+    assert [v.judge for v in verdicts[0, 1]] == ["first", "second"]
+    assert soft_label(verdicts[0, 1]) == pytest.approx(0.7)
+    assert panel_verdicts([("alone", {(0, 1): [verdict(0.9)]})])[0, 1][0].judge == ""
 
 
 def test_a_choice_is_asked_of_different_answers_only(harmless: Constitution, templates: Templates) -> None:
@@ -262,7 +262,7 @@ def test_a_choice_is_asked_of_different_answers_only(harmless: Constitution, tem
 def test_more_answers_than_letters_are_refused(harmless: Constitution, templates: Templates) -> None:
     answers = [f"answer {i}" for i in range(27)]
     with pytest.raises(CaiError, match="among 2 to 26 answers, not 27"):
-        asyncio.run(judge(prompt().messages, answers, harmless.principles, templates, ScriptedEngine()))
+        asyncio.run(Judge(templates, ScriptedEngine()).compare(prompt().messages, answers, harmless.principles))
 
 
 def shipped() -> tuple[Constitution, Templates]:

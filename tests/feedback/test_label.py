@@ -365,14 +365,14 @@ def test_nothing_of_a_row_is_kept_once_it_is_written(
     from cai.feedback import label as labelling
 
     most = 0
-    count = labelling.count
+    add_pair = labelling.Totals.add_pair
 
     def counting(totals: Any, row: Preference) -> None:
         nonlocal most
-        count(totals, row)
+        add_pair(totals, row)
         if totals.pairs % 50 == 0:
             most = max(most, sum(isinstance(o, Candidates) for o in gc.get_objects()))
 
-    monkeypatch.setattr(labelling, "count", counting)
+    monkeypatch.setattr(labelling.Totals, "add_pair", counting)
     label(judging(*[pair(i) for i in range(400)], principles=1), tmp_path)
     assert 0 < most <= 2 * EngineConfig().concurrency

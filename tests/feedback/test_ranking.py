@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cai.feedback.judge import Pair, ranking
+from cai.feedback.judge import JudgedAnswers, Pair, rank_answers
 from cai.stats.logistic import bradley_terry, sigmoid
 from tests.conftest import prompt
 
@@ -99,8 +99,12 @@ def test_certain_labels_and_answers_never_compared_have_finite_strengths() -> No
 
 
 def test_a_ranking_holds_the_compared_answers_best_first() -> None:
-    row = ranking(prompt(), ["c", "", "a", "b"], {(0, 2): 0.2, (0, 3): 0.4, (2, 3): 0.7}, "writer", "judge", 3)
+    row = rank_answers(
+        JudgedAnswers(prompt(), ["c", "", "a", "b"], {}, "writer", "judge", 3), {(0, 2): 0.2, (0, 3): 0.4, (2, 3): 0.7}
+    )
     assert row.responses == ["a", "b", "c"]
     assert (row.model, row.judge, row.seed, row.tags) == ("writer", "judge", 3, ["test"])
-    even = ranking(prompt(), ["x", "y", "z"], {(0, 1): 0.5, (0, 2): 0.5, (1, 2): 0.5}, "", "", 0)
+    even = rank_answers(
+        JudgedAnswers(prompt(), ["x", "y", "z"], {}, "", "", 0), {(0, 1): 0.5, (0, 2): 0.5, (1, 2): 0.5}
+    )
     assert even.responses == ["x", "y", "z"]

@@ -2,8 +2,8 @@ import asyncio
 
 from cai.constitution.principles import Constitution, assign
 from cai.constitution.templates import Templates
-from cai.data.records import Message, Preference, Prompt, Revision
-from cai.feedback.revise import ReviseConfig, revise, revision_preference
+from cai.data.records import Message, Preference, Prompt, Revision, Skipped
+from cai.feedback.revise import ReviseConfig, Reviser, revision_preference
 from cai.inference.engine import Completion, Generate
 from cai.inference.scripted import ScriptedEngine
 from tests.conftest import prompt
@@ -16,7 +16,7 @@ def run(
 ) -> tuple[list[Revision], ScriptedEngine]:
     engine = ScriptedEngine(answer=lambda request: f"answer {len(request.messages)} {request.seed}")
     config = ReviseConfig.model_validate(settings)
-    return asyncio.run(revise(p, DRAFT, harmless, templates, engine, config, seed=7)), engine
+    return asyncio.run(Reviser(templates, engine, config, seed=7).rounds(p, DRAFT, harmless)), engine
 
 
 def test_each_round_criticises_then_revises_and_starts_from_the_last_revision(
@@ -83,6 +83,8 @@ def test_the_pair_prefers_the_last_revision_to_the_draft(harmless: Constitution,
 
 def test_an_unfit_revision_makes_no_pair_and_says_why(harmless: Constitution, templates: Templates) -> None:
     rows, _ = run(prompt(), harmless, templates, rounds=2)
-    assert revision_preference([rows[0], rows[1].model_copy(update={"revision": "The draft."})]) == "revision unchanged"
+    unchanged = rows[1].model_copy(update={"revision": "The draft."})
     copied = rows[1].model_copy(update={"flags": ["copied_critique"]})
-    assert revision_preference([rows[0], copied]) == "revision copied critique"
+    for row, reason in ((unchanged, "revision unchanged"), (copied, "revision copied critique")):
+        skipped = revision_preference([rows[0], row])
+        assert skipped == Skipped(prompt_id="p1", stage="revision pairs", reason=reason)

@@ -122,10 +122,10 @@ def test_a_server_that_cannot_go_on_with_a_turn_is_asked_without_it_from_then_on
 
 def test_a_server_without_log_probabilities_is_no_judge(service: Service) -> None:
     service.answer = lambda asked: (200, completion("A", None))
-    with pytest.raises(CaiError, match=r"#big': the server gives no log-probabilities"):
+    with pytest.raises(CaiError, match=r"#big': the server returns no log-probabilities"):
         ask(service, Choose(JUDGING, (" A", " B")))
     service.answer = lambda asked: (400, {"error": {"message": "logprobs is not supported with this model"}})
-    with pytest.raises(CaiError, match=r"#big': the server gives no log-probabilities"):
+    with pytest.raises(CaiError, match=r"#big': the server returns no log-probabilities"):
         ask(service, Choose(JUDGING, (" A", " B")))
 
 
@@ -154,7 +154,7 @@ def test_a_servers_model_is_found_by_address_and_name(service: Service, monkeypa
     service.models.append("small")
     with pytest.raises(CaiError, match=r"has 2 models; name one behind a #: big, small"):
         resolve_server(service.url)
-    with pytest.raises(CaiError, match="the server cannot be asked for its models"):
+    with pytest.raises(CaiError, match="the server does not list its models"):
         resolve_server("http://127.0.0.1:9/v1")
     assert model_fingerprint(Server("http://here/v1", "big")) == model_fingerprint(Server("http://there/v1", "big"))
 

@@ -1,4 +1,4 @@
-"""What is said of long work while it goes on."""
+"""Progress lines of long work."""
 
 import io
 
@@ -9,19 +9,19 @@ from cai.inference import progress
 from cai.inference.progress import Reporter
 
 
-def test_neither_loading_nor_remembered_work_counts_as_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_loading_nor_cache_hits_count_as_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(progress.time, "monotonic", lambda: now)
     console = Console(file=io.StringIO(), width=200)
     with Reporter(console).task("answers", 100, "calls") as task:
-        for now, done, free in ((20.0, 40, 40), (60.0, 50, 40), (80.0, 60, 40), (100.0, 70, 50)):  # noqa: B007
-            task.update(done, 100, free=free)
+        for now, done, hits in ((20.0, 40, 40), (60.0, 50, 40), (80.0, 60, 40), (100.0, 70, 50)):  # noqa: B007
+            task.update(done, 100, cache_hits=hits)
     lines = console.file.getvalue().splitlines()
     assert lines == [
-        "  answers: 40/100 calls",  # all of them remembered, the model is loading
-        "  answers: 50/100 calls",
-        "  answers: 60/100 calls, 2.0 s each, about 1 min 20 s left",
-        "  answers: 70/100 calls, 4.0 s each, about 2 min 00 s left",
+        "  answers: 40/100 calls, 40 cache hits",  # the model is loading
+        "  answers: 50/100 calls, 40 cache hits",
+        "  answers: 60/100 calls, 2.0 s each, 40 cache hits, about 1 min 20 s left",
+        "  answers: 70/100 calls, 4.0 s each, 50 cache hits, about 2 min 00 s left",
     ]
 
 

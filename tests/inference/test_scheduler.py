@@ -1,10 +1,21 @@
 import asyncio
+import io
+import shutil
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
-from cai.inference.scheduler import run_concurrently
+from cai.config.errors import RequestRefused
+from cai.data.records import Message, Skipped
+from cai.inference.cache import Cache
+from cai.inference.engine import EngineConfig, Generate
+from cai.inference.progress import Reporter
+from cai.inference.scheduler import Scheduler, Stage, run_concurrently
+from cai.inference.scripted import ScriptedEngine
+from tests.conftest import scripted
 
 
 @given(st.lists(st.integers(0, 5), max_size=30), st.integers(1, 8))
@@ -61,3 +72,65 @@ def test_the_first_error_cancels_the_rest() -> None:
     with pytest.raises(ValueError, match="one"):
         asyncio.run(collect())
     assert sorted(cancelled) == [0, 2]
+
+
+def scheduler(folder: Path, engines: list[ScriptedEngine], console: Console | None = None) -> Scheduler:
+    reporter = Reporter(console) if console else None
+    return Scheduler(EngineConfig(concurrency=2), Cache(folder / "cache.sqlite"), reporter, scripted(engines))
+
+
+def generate(text: str, seed: int = 0) -> Generate:
+    return Generate([Message(role="user", content=text)], 9, 1.0, seed)
+
+
+def run_stage(scheduler: Scheduler, model: Path, items: list[str]) -> list[str]:
+    engine = scheduler.engine(model)
+
+    async def work(item: str) -> str:
+        if item == "refused":
+            raise RequestRefused("too long")
+        return (await engine.generate(generate(item))).text
+
+    async def collect() -> list[str]:
+        stage = Stage("stage", engine, len(items), len(items))
+        return [item async for item, _ in scheduler.each(stage, items, work, lambda item: f"id of {item}")]
+
+    return asyncio.run(collect())
+
+
+def test_a_refused_item_is_listed_as_skipped_and_the_others_go_on(tmp_path: Path, model_folder: Path) -> None:
+    engines: list[ScriptedEngine] = []
+    stages = scheduler(tmp_path, engines)
+    assert run_stage(stages, model_folder, ["a", "refused", "b"]) == ["a", "b"]
+    assert stages.skipped == [Skipped(prompt_id="id of refused", stage="stage", reason="too long", failed=True)]
+
+
+def test_a_stage_is_accounted_for_by_engine_with_cache_hits_and_misses(tmp_path: Path, model_folder: Path) -> None:
+    stages = scheduler(tmp_path, [])
+    run_stage(stages, model_folder, ["a", "b"])
+    run_stage(stages, model_folder, ["a", "b", "c"])
+    first, second = stages.work
+    assert first.engine == stages.engine(model_folder).fingerprint
+    assert [(t.cache_misses, t.cache_hits) for t in first.work.steps.values()] == [(2, 0)]
+    assert [(t.cache_misses, t.cache_hits) for t in second.work.steps.values()] == [(1, 2)]
+    assert stages.cost(1.0)[:2] == (3, 2)
+
+
+def test_folders_of_the_same_content_share_one_engine(tmp_path: Path, model_folder: Path) -> None:
+    engines: list[ScriptedEngine] = []
+    stages = scheduler(tmp_path, engines)
+    copy = shutil.copytree(model_folder, tmp_path / "copy")
+    assert stages.engine(model_folder) is stages.engine(copy)
+    run_stage(stages, model_folder, ["a"])
+    run_stage(stages, copy, ["b"])
+    assert len(engines) == 1
+
+
+def test_the_last_line_of_a_stage_counts_its_calls_and_cache_hits(tmp_path: Path, model_folder: Path) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    stages = scheduler(tmp_path, [], console)
+    run_stage(stages, model_folder, ["a", "b"])
+    run_stage(stages, model_folder, ["a", "b", "c"])
+    last = console.file.getvalue().splitlines()[-1]
+    assert last.startswith("  stage: 3 calls in ")
+    assert last.endswith(", 2 cache hits")

@@ -71,7 +71,7 @@ def test_the_card_names_what_the_data_was_made_from_and_how_good_it_is(run: RunF
         assert content in card
     principle = run.constitution().principles[0]
     assert principle.id in card
-    assert "| copied critique: most of the revision is lifted from the critique |" in card
+    assert "| copied critique: most of the revision is copied from the critique |" in card
     assert "| position bias: verdicts that prefer the same position in both orders |" in card
     assert run.revisions()[0].revision in card
     assert "this data set: cc-by-4.0" in card

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from cai.config.hashing import canonical_json, fingerprint
 from cai.constitution.principles import Constitution, Principle, load_constitution
 from cai.constitution.templates import Templates
-from cai.feedback.judge import JudgeConfig, judge_answers
-from cai.feedback.revise import ReviseConfig, respond, revise
+from cai.feedback.judge import Judge, JudgeConfig
+from cai.feedback.revise import ReviseConfig, Reviser
 from cai.inference.cache import Cache, CachedEngine
 from cai.inference.engine import Choose, Generate
 from cai.inference.scripted import ScriptedEngine
@@ -29,10 +29,11 @@ async def carry_out(c: Constitution, templates: Templates, cache: Cache) -> Requ
     model = ScriptedEngine(answer=lambda request: fingerprint(request.messages, request.seed))
     engine = CachedEngine("scripted", cache, lambda: model)
     for each in PROMPTS:
-        drafts = [await respond(each, engine, seed=0, max_tokens=9, temperature=1.0, sample=n) for n in range(2)]
-        await revise(each, drafts[0], c, templates, engine, ReviseConfig(rounds=2), 0)
+        reviser = Reviser(templates, engine, ReviseConfig(rounds=2, max_tokens=9), seed=0)
+        drafts = [await reviser.respond(each, number) for number in range(2)]
+        await reviser.rounds(each, drafts[0], c)
         answers = [draft.text for draft in drafts]
-        await judge_answers(each, answers, c, templates, engine, JudgeConfig(principles=2), 0)
+        await Judge(templates, engine, JudgeConfig(principles=2)).judge_answers(each, answers, c)
     return {rendered(request) for request in model.requests}
 
 

@@ -18,15 +18,14 @@ from cai.evaluation.policy_report import PolicyReport, read_report
 from cai.inference.engine import Choose, Engine, EngineConfig, Generate
 from cai.inference.models import folder_fingerprint
 from cai.inference.progress import Reporter
-from cai.inference.scheduler import OpenEngine
+from cai.inference.scheduler import OpenEngine, Scheduler
 from cai.inference.scripted import ScriptedEngine
 from cai.runs import pipeline
 from cai.runs.dry_run import account, dry_run
 from cai.runs.evaluate import Options, evaluate_policies, plan_evaluation
 from cai.runs.folder import RunFolder
-from cai.runs.plan import make_plan
+from cai.runs.plan import Plan, make_plan
 from cai.runs.run_file import RunConfig
-from cai.runs.session import Session
 from tests.conftest import ROOT, remembered, scripted, write_workspace
 
 QUIET = Reporter(Console(quiet=True))
@@ -393,8 +392,8 @@ def test_a_run_may_end_with_its_evaluation_which_is_forecast_and_accounted_for(
     )
     plan = make_plan(run_file, [], None, tmp_path / "runs")
 
-    def trained(session: Session) -> Path:
-        stage = session.plan.folder.train / "1-dpo"
+    def trained(plan: Plan, scheduler: Scheduler, reporter: Reporter) -> Path:
+        stage = plan.folder.train / "1-dpo"
         policy = model(stage / "model", "trained")
         (stage / "stage.json").write_text("{}", encoding="utf-8")
         return policy
@@ -431,8 +430,8 @@ def test_a_run_leaves_a_finished_evaluation_of_its_policy_alone_unless_carried_o
     plan = make_plan(write_workspace(tmp_path, model_folder, extra=extra), [], None, tmp_path / "runs")
     names = ["first"]
 
-    def trained(session: Session) -> Path:
-        stage = session.plan.folder.train / "1-dpo"
+    def trained(plan: Plan, scheduler: Scheduler, reporter: Reporter) -> Path:
+        stage = plan.folder.train / "1-dpo"
         policy = model(stage / "model", names[-1])
         (stage / "stage.json").write_text("{}", encoding="utf-8")
         return policy
@@ -463,11 +462,11 @@ def test_a_run_leaves_a_finished_evaluation_of_its_policy_alone_unless_carried_o
     assert limit() is None  # that was of a policy that is no more
 
 
-def trained_as(name: str) -> Callable[[Session], Path]:
+def trained_as(name: str) -> Callable[[Plan, Scheduler, Reporter], Path]:
     """In place of training: a stage's folder whose model passes for one."""
 
-    def train(session: Session) -> Path:
-        stage = session.plan.folder.train / "1-dpo"
+    def train(plan: Plan, scheduler: Scheduler, reporter: Reporter) -> Path:
+        stage = plan.folder.train / "1-dpo"
         policy = model(stage / "model", name)
         (stage / "stage.json").write_text("{}", encoding="utf-8")
         return policy

@@ -121,7 +121,7 @@ def test_the_principle_under_test_is_the_one_that_is_asked(run) -> None:
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("", "the revision has no words"), ("That is dangerous, dangerous it is.", "is lifted from the critique")],
+    [("", "the revision has no words"), ("That is dangerous, dangerous it is.", "is copied from the critique")],
 )
 def test_an_empty_or_copied_revision_fails_whatever_it_lacks(run, text: str, reason: str) -> None:
     def answer(request: Generate) -> str:
