@@ -24,7 +24,7 @@ from cai.inference.scripted import ScriptedEngine
 from cai.report.comparison import comparison_report, read_comparison
 from cai.report.run import read_run, run_report
 from cai.runs.folder import RunFolder
-from cai.runs.frames import load
+from cai.runs.frames import load_run
 from cai.runs.metrics import summary_metrics, training_lines, training_warnings
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan
@@ -112,7 +112,7 @@ def test_every_surface_shows_the_same_value_under_the_same_name(
         assert re.search(rf"^\| {re.escape(name)}: .* \| {re.escape(shown)} \|$", card, re.MULTILINE), name
 
     differences = {metric.key: metric for metric in found.pairs[0].metrics}
-    values = load(run.path).metric_values.to_pylist()
+    values = load_run(run.path).metric_values.to_pylist()
     for key, metric in RUN_METRICS.items():
         expected = pytest.approx(estimates[key].mean, abs=1e-12)
         assert (differences[key].name, differences[key].a, differences[key].b) == (metric.name, expected, expected)
