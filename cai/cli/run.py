@@ -10,7 +10,7 @@ from rich.text import Text
 
 from cai.cli.console import line, resumable
 from cai.cli.options import DEFAULT_RUNS, DryRun, Replace, RunsFolder, Settings, setting
-from cai.cli.tables import Grid, heading, listed, result_console, show
+from cai.cli.tables import Grid, heading, listed, result_console, show, tail
 from cai.config.errors import CaiError
 from cai.feedback.metrics import RUN_METRICS
 from cai.inference.progress import Reporter
@@ -115,7 +115,7 @@ def calls_grid(lines: Sequence[Line]) -> Grid:
     """Model calls by stage and step, and their sum."""
     grid = Grid(["stage", "calls for", "total", "cache hits", "new calls", "tokens written"], left=2)
     for calls in lines:
-        grid.add(calls.stage, calls.step, *_counts(calls.cache_misses, calls.cache_hits, calls.tokens))
+        grid.add(tail(calls.stage), calls.step, *_counts(calls.cache_misses, calls.cache_hits, calls.tokens))
     misses, hits = sum(calls.cache_misses for calls in lines), sum(calls.cache_hits for calls in lines)
     total = ("total", "", *_counts(misses, hits, sum(calls.tokens for calls in lines)))
     grid.add(*(Text(cell, style="bold") for cell in total))
