@@ -34,6 +34,7 @@ from cai.evaluation.judge_report import JudgeReport
 from cai.feedback.label import JUDGE_JSON
 from cai.feedback.metrics import NON_OPTION_MASS, POSITION_BIAS
 from cai.inference.progress import Reporter
+from cai.report.judge import write_judge_page
 from cai.runs.folder import CACHE_FILE
 from cai.stats.formatting import counted, number
 
@@ -61,9 +62,10 @@ def judge_eval(
     console = Console()
     with resumable(console):
         evaluated = evaluate_judge(job, Output(out, replace), runs / CACHE_FILE, Reporter(console), calibrate)
+    page = write_judge_page(out)
     for part in judge_report_parts(evaluated.report, evaluated.skipped):
         show(console, part)
-    line(console, f"  the page is {out / 'judge.html'}; figures and rows: {JUDGE_JSON}, verdicts.jsonl")
+    line(console, f"  the page is {page}; metrics and rows: {JUDGE_JSON}, verdicts.jsonl")
 
 
 def judge_report_parts(report: JudgeReport, skipped: Sequence[Skipped]) -> Iterator[RenderableType | Grid]:

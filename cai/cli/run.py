@@ -14,13 +14,14 @@ from cai.cli.tables import Grid, heading, listed, result_console, show, tail
 from cai.config.errors import CaiError
 from cai.feedback.metrics import RUN_METRICS
 from cai.inference.progress import Reporter
+from cai.report.judge import JUDGE_JSON, write_judge_page
 from cai.runs.dry_run import DryRun as Forecast
 from cai.runs.dry_run import Line, account
 from cai.runs.dry_run import dry_run as forecast
 from cai.runs.folder import RunFolder
 from cai.runs.metrics import summary_metrics, summary_warnings, training_lines
 from cai.runs.pipeline import execute
-from cai.runs.plan import make_plan
+from cai.runs.plan import Plan, iteration, make_plan
 from cai.runs.run_file import RunConfig
 from cai.stats.formatting import counted, number, span
 from cai.stats.intervals import Estimate
@@ -52,9 +53,20 @@ def run(
             show(console, part)
         return
     with resumable(console):
-        folders = execute(plan, Reporter(console), replace)
+        folders = execute_with_pages(plan, Reporter(console), replace)
     for folder in folders:
         print_summary(result_console(), folder)
+
+
+def execute_with_pages(plan: Plan, reporter: Reporter, replace: bool) -> list[RunFolder]:
+    """`execute`, and the page of the judge gate in every folder that has one, also when the judge fails the gate."""
+    try:
+        return execute(plan, reporter, replace)
+    finally:
+        for number in range(1, plan.config.iterations + 1):
+            folder = iteration(plan, number, plan.model).folder.judge
+            if (folder / JUDGE_JSON).exists():
+                write_judge_page(folder)
 
 
 def print_summary(console: Console, folder: RunFolder) -> None:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from cai.cli.console import line, resumable
 from cai.cli.options import DEFAULT_RUNS, DryRun, Replace, RunsFolder, Settings
+from cai.cli.run import execute_with_pages
 from cai.cli.tables import Grid, show
 from cai.feedback.metrics import FILTERED, LABEL_P, REVISION_WORDS, WIN_RATE
 from cai.inference.cache import Cache
@@ -19,7 +20,6 @@ from cai.inference.progress import Reporter
 from cai.runs.dry_run import Line
 from cai.runs.dry_run import dry_run as forecast
 from cai.runs.metrics import summary_metrics
-from cai.runs.pipeline import execute
 from cai.runs.sweep import Member, last_folder, make_sweep, refuse_other_runs, run_members
 from cai.stats.formatting import counted, span
 
@@ -51,7 +51,11 @@ def _run_all(file: Path, settings: list[str], replace: bool, runs: Path) -> bool
     reporter = Reporter(console)
     with resumable(console):
         failed = run_members(
-            name, members, runs, lambda plan: execute(plan, reporter, replace), lambda text: line(console, text)
+            name,
+            members,
+            runs,
+            lambda plan: execute_with_pages(plan, reporter, replace),
+            lambda text: line(console, text),
         )
     show(console, _results(members))
     line(console, f"  runs and index: {runs / name}/; compare runs: cai compare {name}/…")

@@ -18,17 +18,12 @@ from cai.inference.cache import Cache
 from cai.inference.engine import EngineConfig
 from cai.inference.progress import Reporter
 from cai.inference.scheduler import EngineWork, OpenEngine, Scheduler, open_model
-from cai.report.judge import write_judge_page
-from cai.stats.agreement import hit
-
-MISTAKES = 5  # the surest ones, which are shown
 
 
-class Evaluated(NamedTuple):
-    """A judge's report, its surest mistakes, what could not be judged, and the calls that took."""
+class JudgeEvaluation(NamedTuple):
+    """A judge's report, the pairs that could not be judged, and the calls made."""
 
     report: JudgeReport
-    mistakes: list[Preference]  # the label is for the rejected answer; the surest first
     skipped: list[Skipped]
     work: list[EngineWork]
 
@@ -40,8 +35,8 @@ def evaluate_judge(
     reporter: Reporter,
     calibrate: bool = False,
     open_engine: OpenEngine = open_model,
-) -> Evaluated:
-    """Write verdicts.jsonl, skipped.jsonl, judge.json and judge.html. Raises: CaiError."""
+) -> JudgeEvaluation:
+    """Write verdicts.jsonl, skipped.jsonl and judge.json; see cai/report/judge.py for their page. Raises: CaiError."""
     if not judging.settings.swap:
         raise CaiError("judge.swap: a judge's report asks both orders, and says what one alone would have given")
     extent, folder = count_work(judging), out.folder
@@ -50,25 +45,21 @@ def evaluate_judge(
         scheduler = Scheduler(EngineConfig(), store, reporter, open_engine)
         panel = JudgePanel(judging, extent, scheduler)
         begun = time.monotonic()
-        rows, mistakes, skipped = asyncio.run(_judge(judging, panel, folder))
+        rows, skipped = asyncio.run(_judge(judging, panel, folder))
         cost = scheduler.cost(time.monotonic() - begun)
         if not rows:
             raise CaiError(f"{judging.data}: no pair could be judged; the reasons are in {folder / 'skipped.jsonl'}")
         report = judge_report(rows, cost, calibrate, judging.settings.temperature)
-        evaluated = Evaluated(report, mistakes, skipped, panel.work("gate"))
+        evaluated = JudgeEvaluation(report, skipped, panel.work("gate"))
         content = {"cost": cost._asdict(), **report.model_dump(mode="json")}
         if report.calibration is not None:
             content["temperature"] = report.calibration.temperature
         write_judge_json(folder, content)
-    write_judge_page(folder)
     return evaluated
 
 
-async def _judge(
-    judging: LabelJob, panel: JudgePanel, out: Path
-) -> tuple[list[Judged], list[Preference], list[Skipped]]:
+async def _judge(judging: LabelJob, panel: JudgePanel, out: Path) -> tuple[list[Judged], list[Skipped]]:
     rows: list[Judged] = []
-    mistakes: list[Preference] = []
     skipped: list[Skipped] = []
     with RowWriter(out / "verdicts.jsonl") as verdicts, RowWriter(out / "skipped.jsonl") as others:
         async for item, by_pair in panel.verdicts(out, skipped.append):
@@ -78,11 +69,9 @@ async def _judge(
                 continue
             verdicts.write(pair)
             rows.append(judged(pair))
-            if hit(rows[-1].p, rows[-1].label) == 0.0:
-                mistakes = sorted([*mistakes, pair], key=lambda m: -m.p)[:MISTAKES]
         for row in skipped:
             others.write(row)
-    return rows, mistakes, skipped
+    return rows, skipped
 
 
 def _labelled_pair(

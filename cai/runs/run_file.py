@@ -72,7 +72,7 @@ class RunConfig(Section):
     revise: ReviseConfig = ReviseConfig()
     """Critique and revision of drafts."""
     judge: JudgeConfig = JudgeConfig()
-    """BeforeAfter of answers by a judge."""
+    """Comparison of answers by a judge."""
     judge_gate: GateConfig | None = None
     """Requirements on the judge, checked before any other call."""
     preferences: PreferencesConfig | None = None

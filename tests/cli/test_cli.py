@@ -1,4 +1,5 @@
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cai.cli.main import COMMANDS, app, main
+from cai.inference.engine import Choose
 from cai.runs.pipeline import execute
 from cai.runs.run_file import RunConfig
 from tests.conftest import ROOT, scripted, write_workspace
@@ -298,3 +300,25 @@ def test_an_interrupt_ends_with_one_line_and_status_130(
     monkeypatch.setattr("cai.cli.runs.all_runs", interrupted)
     assert cai(monkeypatch, "runs", "--runs", workspace) == 130
     assert capsys.readouterr().err == "Interrupted.\n"
+
+
+def test_a_gate_leaves_the_page_of_the_judge_whether_it_passes_or_not(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = [{"prompt": f"q{i}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(5)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
+    gate = f"judge_gate: {{data: {tmp_path / 'pairs.jsonl'}, accuracy: 0.9}}\n"
+    run_file = write_workspace(tmp_path, model_folder, extra=gate)
+    page = tmp_path / "runs/test/judge/judge.html"
+    for weights, passes in (((0.5, 0.5), False), (None, True)):
+        engine = scripted(weigh=lambda request, weights=weights: weights or likes_good(request))
+        monkeypatch.setattr(execute, "__defaults__", (False, engine))
+        result = CliRunner().invoke(app, ["run", str(run_file), "--runs", str(tmp_path / "runs"), "--replace"])
+        assert (result.exit_code == 0) == passes, result.output
+        assert "accuracy" in page.read_text(encoding="utf-8")
+        page.unlink()
+        (tmp_path / "runs/cache.sqlite").unlink()
+
+
+def likes_good(request: Choose) -> tuple[float, float]:
+    return (0.9, 0.1) if "Answer A: good" in request.messages[0]["content"] else (0.1, 0.9)

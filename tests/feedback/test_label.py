@@ -20,13 +20,14 @@ from cai.data.jsonl import read_rows
 from cai.data.manifest import Output
 from cai.data.preferences import read_preferences
 from cai.data.records import Preference, Ranking, Skipped
-from cai.evaluation.judge_eval import Evaluated, evaluate_judge
+from cai.evaluation.judge_eval import JudgeEvaluation, evaluate_judge
 from cai.feedback.judge import JudgeConfig
 from cai.feedback.label import LabelJob, count_work, label_file
 from cai.inference.engine import Choose, Engine, EngineConfig
 from cai.inference.progress import Reporter
 from cai.inference.scheduler import OpenEngine
 from cai.inference.scripted import ScriptedEngine
+from cai.report.judge import judge_page, most_confident_mistakes
 from tests.conftest import ROOT, remembered, scripted
 
 QUIET = Reporter(Console(quiet=True))
@@ -75,7 +76,7 @@ def label(
     return label_file(judging, Output(folder / "out", replace), folder / "runs/cache.sqlite", QUIET, opened)
 
 
-def evaluate(judging: LabelJob, folder: Path, calibrate: bool = False, **opened: Any) -> Evaluated:
+def evaluate(judging: LabelJob, folder: Path, calibrate: bool = False, **opened: Any) -> JudgeEvaluation:
     opened = opened or {"open_engine": scripted(weigh=by_goodness)}
     return evaluate_judge(judging, Output(folder / "out"), folder / "runs/cache.sqlite", QUIET, calibrate, **opened)
 
@@ -327,21 +328,21 @@ def test_a_judge_is_set_against_labels_in_figures_rows_and_a_page(
     rows = [pair(i, *((2, 0) if i % 4 else (0, 1))) for i in range(40)]
     rows += [{**pair(40), "rejected": "is 2"}, {**pair(41), "chosen": " "}, {**pair(42), "p": 0.25}]
     rows.append({**pair(43), "chosen": "", "rejected": " "})  # alike, but not worth a tie
-    report, mistakes, skipped, _ = evaluate(judging(*rows, ranked=True), tmp_path, calibrate=True)
+    report, skipped, _ = evaluate(judging(*rows, ranked=True), tmp_path, calibrate=True)
     assert report.accuracy.mean == pytest.approx((30 + 0.5 + 0) / 42)
     assert (report.pairs, report.identical) == (42, 1)
     assert [row.reason for row in skipped] == ["a sample is empty"] * 2
     verdicts = read_rows(tmp_path / "out/verdicts.jsonl", Preference)
     assert len(verdicts) == 42
     assert (verdicts[40].p, verdicts[40].verdicts, verdicts[40].input_p) == (0.5, [], 1.0)
-    assert [m.prompt_id for m in mistakes][:2] == ["q42", "q0"]  # the surest first
+    assert [m.prompt_id for m in most_confident_mistakes(tmp_path / "out")][:2] == ["q42", "q0"]
     found = json.loads((tmp_path / "out/judge.json").read_text(encoding="utf-8"))
     assert found["accuracy"]["mean"] == report.accuracy.mean
     assert report.calibration is not None
     assert found["temperature"] == report.calibration.temperature
     assert found["cost"]["cache_misses"] == 41 * 4
     assert report.calls_per_pair == 4
-    page = (tmp_path / "out/judge.html").read_text(encoding="utf-8")
+    page = judge_page(tmp_path / "out")
     assert "q42" in page
     assert "<svg" in page
 
