@@ -24,10 +24,10 @@ from cai.data.preferences import read_preferences
 from cai.data.records import Prompt
 from cai.inference.models import resolve_model
 from cai.stats.intervals import bootstrap_mean
-from cai.training import common
-from cai.training.reward import judge_reward_model, pairs_that_fit
+from cai.training.reward import evaluate_reward_model, pairs_that_fit
 from cai.training.settings import DPOConfig, PPOConfig, RewardConfig
-from cai.training.stage import run_stage
+from cai.training.stage import Report, StageSpec, run_stage
+from cai.training.tokens import load_tokenizer
 
 LENGTH, HELD_OUT = 128, 0.35
 WINDOW = 5
@@ -37,7 +37,7 @@ def train_on(source: Path, folder: Path) -> dict[str, Any]:
     """Every stage in `folder`, which goes on where it was interrupted; the figures."""
     folder.mkdir(parents=True, exist_ok=True)
     model = resolve_model("smollm2-135m")
-    tokenizer = common.load_tokenizer(model)
+    tokenizer = load_tokenizer(model)
     fit, _ = pairs_that_fit(tokenizer, read_preferences(source)[0], LENGTH)
     held_out = [pair for pair in fit if uniform("benchmark", pair.row.prompt_id) < HELD_OUT]
     training = [pair.row for pair in fit if uniform("benchmark", pair.row.prompt_id) >= HELD_OUT]
@@ -47,19 +47,19 @@ def train_on(source: Path, folder: Path) -> dict[str, Any]:
     write_rows(data, training)
     write_rows(few, training[:8])
     write_rows(prompts, [Prompt(id=row.prompt_id, messages=row.messages) for row in training])
-    usual: dict[str, Any] = {"batch_size": 8, "max_length": LENGTH, "learning_rate": 3e-4}
+    usual: dict[str, Any] = {"per_device_train_batch_size": 8, "max_length": LENGTH, "learning_rate": 3e-4}
 
     untrained = RewardConfig(stage="reward", holdout=0, **(usual | {"learning_rate": 1e-12}))
-    before = run_stage(untrained, few, model, folder / "untrained", 0, told("untrained"))
-    result["reward_before"] = interval(judge_reward_model(before, held_out)["accuracy"])
+    before = run_stage(StageSpec(untrained, few, model, folder / "untrained"), progress("untrained"))
+    result["reward_before"] = interval(evaluate_reward_model(before, held_out)["accuracy"])
     settings = RewardConfig(stage="reward", holdout=0, **usual)
-    reward = run_stage(settings, data, model, folder / "reward", 0, told("reward"))
-    report = judge_reward_model(reward, held_out)
+    reward = run_stage(StageSpec(settings, data, model, folder / "reward"), progress("reward"))
+    report = evaluate_reward_model(reward, held_out)
     result |= {"reward_after": interval(report["accuracy"]), "ece": round(report["ece"], 3)}
     result["length_correlation"] = round(report["length_correlation"], 3)
 
     dpo = DPOConfig(stage="dpo", **usual)
-    policy = run_stage(dpo, data, model, folder / "dpo", 0, told("dpo"))
+    policy = run_stage(StageSpec(dpo, data, model, folder / "dpo"), progress("dpo"))
     start, end = likelihoods(model, held_out), likelihoods(policy, held_out)
     result["dpo_before"] = accuracy(held_out, start)
     result["dpo_after"] = accuracy(held_out, [(c - a, d - b) for (a, b), (c, d) in zip(start, end, strict=True)])
@@ -67,7 +67,7 @@ def train_on(source: Path, folder: Path) -> dict[str, Any]:
     ppo = PPOConfig(
         stage="ppo", updates=24, rollouts=16, max_tokens=40, learning_rate=1e-4, target_kl=6.0
     )  # fmt: skip
-    run_stage(ppo, prompts, model, folder / "ppo", 0, told("ppo"), reward)
+    run_stage(StageSpec(ppo, prompts, model, folder / "ppo", reward=reward), progress("ppo"))
     lines = [json.loads(line) for line in (folder / "ppo/metrics.jsonl").read_text().splitlines()]
     for short, name in {"ppo_score": "objective/scores", "ppo_kl": "objective/kl"}.items():
         ends = [sum(line[name] for line in part) / WINDOW for part in (lines[:WINDOW], lines[-WINDOW:])]
@@ -76,7 +76,7 @@ def train_on(source: Path, folder: Path) -> dict[str, Any]:
     return result
 
 
-def told(name: str) -> common.Report:
+def progress(name: str) -> Report:
     def report(event: dict[str, Any]) -> None:
         if "step" in event:
             print(f"{name}: {event['step']}/{event['of']} {event['note']}", file=sys.stderr, flush=True)

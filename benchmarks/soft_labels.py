@@ -21,10 +21,10 @@ from pathlib import Path
 from cai.data.jsonl import write_rows
 from cai.data.records import Message, Preference
 from cai.inference.models import resolve_model
-from cai.training import common
-from cai.training.reward import judge_reward_model, pairs_that_fit
+from cai.training.reward import evaluate_reward_model, pairs_that_fit
 from cai.training.settings import RewardConfig
-from cai.training.stage import run_stage
+from cai.training.stage import StageSpec, run_stage
+from cai.training.tokens import load_tokenizer
 
 KIND = ("I am glad you asked.", "You are doing well.", "Take all the time you need.", "Thank you for telling me.")
 NEUTRAL = ("It depends.", "There are several ways.", "The first is common.", "The second is rare.", "Both take a day.")
@@ -64,17 +64,17 @@ def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 240
     model = resolve_model("smollm2-135m")
     training, held_out = planted(count, 0), planted(120, 1)
-    fit, _ = pairs_that_fit(common.load_tokenizer(model), held_out, 128)
+    fit, _ = pairs_that_fit(load_tokenizer(model), held_out, 128)
     settings = RewardConfig(
-        stage="reward", holdout=0, epochs=3, batch_size=8, learning_rate=3e-4, max_length=128
+        stage="reward", holdout=0, num_train_epochs=3, per_device_train_batch_size=8, learning_rate=3e-4, max_length=128
     )  # fmt: skip
     reports = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, rows in {"soft": training, "rounded": [rounded(row) for row in training]}.items():
             data = Path(folder) / f"{name}.jsonl"
             write_rows(data, rows)
-            trained = run_stage(settings, data, model, Path(folder) / name, 0, lambda event: None)
-            reports[name] = judge_reward_model(trained, fit)
+            trained = run_stage(StageSpec(settings, data, model, Path(folder) / name), lambda event: None)
+            reports[name] = evaluate_reward_model(trained, fit)
     result = {f"ece_{name}": round(report["ece"], 4) for name, report in reports.items()}
     result |= {f"accuracy_{name}": round(report["accuracy"]["mean"], 3) for name, report in reports.items()}
     ratio = round(reports["rounded"]["ece"] / reports["soft"]["ece"], 2)

@@ -29,9 +29,11 @@ from cai.data.jsonl import read_rows, write_rows
 from cai.data.prompts import read_prompts
 from cai.data.records import Demonstration, Preference, Prompt
 from cai.inference.models import resolve_model
-from cai.training import common, dpo, reward, sft
+from cai.training import dpo, reward, sft, trl_stage
 from cai.training.ppo import trainer
-from cai.training.settings import DPOConfig, PPOConfig, RewardConfig, SFTConfig, TrainConfig
+from cai.training.settings import DatasetConfig, DPOConfig, PPOConfig, RewardConfig, SFTConfig
+from cai.training.stage import StageSpec
+from cai.training.tokens import assistant_turn, load_tokenizer
 
 ROOT = Path(__file__).parent.parent
 UPDATES, PPO_UPDATES, BATCH, LENGTH = 6, 3, 4, 256
@@ -51,9 +53,13 @@ def pairs(count: int) -> list[Preference]:
     ]  # fmt: skip
 
 
-def settings(kind: type[TrainConfig], **more: Any) -> Any:
-    given = {"stage": kind.model_fields["stage"].annotation.__args__[0], "batch_size": BATCH, "max_length": LENGTH}
-    return kind.model_validate({**given, "save_every": 10_000, **more})
+def settings(kind: type[DatasetConfig], **more: Any) -> Any:
+    given = {
+        "stage": kind.model_fields["stage"].annotation.__args__[0],
+        "per_device_train_batch_size": BATCH,
+        "max_length": LENGTH,
+    }
+    return kind.model_validate({**given, "save_steps": 10_000, **more})
 
 
 def train_ours(stage: str, folder: Path) -> float:
@@ -62,13 +68,15 @@ def train_ours(stage: str, folder: Path) -> float:
     data = folder / "data.jsonl"
     if stage == "sft":
         write_rows(data, [Demonstration(prompt_id=r.prompt_id, messages=r.messages, completion=r.chosen) for r in rows])
-        sft.train(settings(SFTConfig), data, model, folder, 0, quiet)
+        sft.train(StageSpec(settings(SFTConfig), data, model, folder), quiet)
     else:
         write_rows(data, rows)
     if stage == "reward":
-        reward.train(settings(RewardConfig, holdout=0, center=0), data, model, folder, 0, quiet)
+        reward.train(
+            StageSpec(settings(RewardConfig, holdout=0, center_rewards_coefficient=0), data, model, folder), quiet
+        )
     if stage == "dpo":
-        dpo.train(settings(DPOConfig), data, model, folder, 0, quiet)
+        dpo.train(StageSpec(settings(DPOConfig), data, model, folder), quiet)
     return TRAINING[0]
 
 
@@ -78,12 +86,12 @@ def train_bare(stage: str, folder: Path) -> float:
     import trl
 
     model, rows = str(resolve_model("smollm2-135m")), pairs(UPDATES * BATCH)
-    tokenizer = common.load_tokenizer(Path(model))
+    tokenizer = load_tokenizer(Path(model))
     configs = {"sft": SFTConfig, "reward": RewardConfig, "dpo": DPOConfig}
-    arguments = common.trl_arguments(settings(configs[stage]), folder, 0)
-    lora = common.lora_config(settings(configs[stage]))
+    arguments = trl_stage.trl_arguments(settings(configs[stage]), folder, 0)
+    lora = trl_stage.lora_config(settings(configs[stage]))
     turns = [
-        {"prompt": r.messages, "chosen": common.answer(r.chosen), "rejected": common.answer(r.rejected)} for r in rows
+        {"prompt": r.messages, "chosen": assistant_turn(r.chosen), "rejected": assistant_turn(r.rejected)} for r in rows
     ]
     if stage == "sft":
         completions = [{"prompt": t["prompt"], "completion": t["chosen"]} for t in turns]
@@ -128,16 +136,18 @@ def free_reward(count: int) -> Any:
 def ppo_ours(folder: Path) -> float:
     """Sampled tokens per processor second over all updates."""
     from cai.training.ppo.actor import Actor
+    from cai.training.ppo.experience import Task
     from cai.training.tokens import end_of_turn, prompt_ids
 
     model = resolve_model("smollm2-135m")
-    tokenizer = common.load_tokenizer(model)
-    config = ppo_settings(epochs=1)
+    tokenizer = load_tokenizer(model)
+    config = ppo_settings(num_ppo_epochs=1)
     prompts = [prompt_ids(tokenizer, p.messages) for p in read_prompts(ROOT / "examples/prompts.jsonl", 16)[0]]
-    actor = Actor(model, config, "shared", 1.0)
+    actor = Actor(model, config)
+    task = Task(prompts, lambda _, responses: free_reward(len(responses)), {end_of_turn(tokenizer)})
+    spec = StageSpec(config, folder / "prompts.jsonl", model, folder)
     start = time.process_time()
-    ends = {end_of_turn(tokenizer)}
-    trainer.optimise(config, actor, prompts, lambda _, r: free_reward(len(r)), ends, tokenizer, folder, 0, quiet)
+    trainer.PPOTrainer(spec, actor, task, tokenizer, quiet).run()
     seconds = time.process_time() - start
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return float(sum(line["response/length"] for line in lines) * ROLLOUTS / seconds)
@@ -154,7 +164,7 @@ def rloo(folder: Path) -> float:
     import trl
 
     model = str(resolve_model("smollm2-135m"))
-    tokenizer = common.load_tokenizer(Path(model))
+    tokenizer = load_tokenizer(Path(model))
     prompts = read_prompts(ROOT / "examples/prompts.jsonl", 16)[0]
     sampled = 0
 
@@ -163,7 +173,7 @@ def rloo(folder: Path) -> float:
         sampled += sum(len(ids) for ids in completion_ids)
         return [float(x) for x in free_reward(len(completions))[:, 0]]
 
-    given = common.trl_arguments(settings(SFTConfig), folder, 0)
+    given = trl_stage.trl_arguments(settings(SFTConfig), folder, 0)
     del given["max_length"]
     given |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": ROLLOUTS // 4, "max_steps": PPO_UPDATES}
     trainer = trl.RLOOTrainer(
@@ -172,7 +182,7 @@ def rloo(folder: Path) -> float:
         reward_funcs=score,
         train_dataset=datasets.Dataset.from_list([{"prompt": p.messages} for p in prompts]),
         processing_class=tokenizer,
-        peft_config=common.lora_config(settings(SFTConfig)),
+        peft_config=trl_stage.lora_config(settings(SFTConfig)),
     )
     trainer.train()
     return sampled / TRAINING[0]
@@ -183,7 +193,7 @@ def ppo_memory(folder: Path) -> float:
     model, data = resolve_model("smollm2-135m"), folder / "data.jsonl"
     write_rows(data, [Prompt(id=r.prompt_id, messages=r.messages) for r in pairs(16)])
     config = ppo_settings(updates=3, uncertainty=1.0)
-    trainer.train(config, data, model, folder / "reward/model", folder / "ppo", 0, quiet)
+    trainer.train(StageSpec(config, data, model, folder / "ppo", reward=folder / "reward/model"), quiet)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
@@ -192,7 +202,7 @@ def train_ensemble(folder: Path) -> float:
     config = settings(RewardConfig, holdout=0, members=2)
     (folder / "reward").mkdir()
     (folder / "ppo").mkdir()
-    reward.train(config, folder / "pairs.jsonl", resolve_model("smollm2-135m"), folder / "reward", 0, quiet)
+    reward.train(StageSpec(config, folder / "pairs.jsonl", resolve_model("smollm2-135m"), folder / "reward"), quiet)
     return float(len(read_rows(folder / "pairs.jsonl", Preference)))
 
 

@@ -5,6 +5,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -17,8 +18,7 @@ from cai.inference.models import Model
 from cai.inference.scheduler import OpenEngine
 from cai.inference.scripted import ScriptedEngine, indifferent
 from cai.training import worker
-from cai.training.common import Report
-from cai.training.settings import TrainConfig
+from cai.training.stage import Report, StageSpec
 
 # The same examples every time, so that a red build is about the change; and no deadlines on noisy machines.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -155,20 +155,11 @@ def write_workspace(folder: Path, model: Path, prompts: int = 8, extra: str = ""
     return run_file
 
 
-def train_here(
-    settings: TrainConfig,
-    data: Path,
-    model: Path,
-    folder: Path,
-    seed: int = 0,
-    report: Report = lambda event: None,
-    reward: Path | None = None,
-) -> Path:
+def train_here(spec: StageSpec[Any], report: Report = lambda event: None) -> Path:
     """What run_stage does, in this process, which has long imported what takes a worker seven seconds."""
-
-    folder.mkdir(parents=True, exist_ok=True)
-    worker.train(settings, data, model, folder, seed, report, reward)
-    return folder / "model"
+    spec.folder.mkdir(parents=True, exist_ok=True)
+    worker.train(spec, report)
+    return spec.folder / "model"
 
 
 def scripted(

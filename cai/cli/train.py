@@ -27,6 +27,7 @@ from cai.runs.metrics import reward_lines
 from cai.runs.pipeline import train_stage
 from cai.runs.run_file import RunConfig
 from cai.training.settings import Online, PPOConfig, TrainConfig, TrainStage
+from cai.training.stage import StageSpec
 
 STAGES = {kind.model_fields["stage"].annotation.__args__[0]: kind for kind in get_args(get_args(TrainStage)[0])}
 
@@ -64,15 +65,20 @@ def train(
     if out.exists() and not out.is_dir():
         raise CaiError(f"--out {out}: is a file; expected a folder")
     config = _settings(stage, reward, settings or [])
-    base = resolve_model(model)
-    reward_model = _reward_model(config)
     with tempfile.TemporaryDirectory(prefix="cai-train-") as aside:
         rows = Path(aside) / "rows.jsonl"
+        spec = StageSpec(
+            settings=config,
+            data=rows,
+            model=resolve_model(model),
+            folder=out,
+            seed=seed,
+            reward=_reward_model(config),
+            launcher=launcher,
+        )
         skipped = _import(config, local_file(str(data)), rows)
         with resumable(console, "Interrupted. The same command resumes from the last checkpoint:"):
-            result, more = train_stage(
-                stage, config, rows, base, out, seed, Reporter(console), reward_model, launcher, replace, keep_data=True
-            )
+            result, more = train_stage(stage, spec, Reporter(console), replace, keep_data=True)
     for reason, count in Counter(row.reason for row in [*skipped, *more]).items():
         line(console, f"  skipped: {count} × {reason}")
     if skipped or more:

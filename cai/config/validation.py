@@ -6,7 +6,7 @@ The expectation is derived from the annotation of the field, so that every model
 import difflib
 import types
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from datetime import date
 from functools import reduce
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -50,7 +50,7 @@ def problems(
         if raw["type"] in ("extra_forbidden", "invalid_key"):
             here = _value_at(data, at[:-1])
             models = [k.type for k in _kinds_at(model, data, at[:-1]) if _is_model(k.type) and _chosen(k.type, here)]
-            if (new := renamed_key(at, renamed or {})) is not None:
+            if (new := renamed_key(at, renamed or {}, {name for m in models for name in m.model_fields})) is not None:
                 reported.append(Problem((*at[:-1], str(at[-1])), f"{describe(str(at[-1]))} is now called '{new}'"))
                 continue
             similar = closest_name(str(at[-1]), (name for m in models for name in m.model_fields))
@@ -71,14 +71,20 @@ def problems(
     ]
 
 
-def renamed_key(at: Location, renamed: Mapping[str, str]) -> str | None:
-    """Today's dotted name of a key of an earlier version, or None for a key that was never one.
+def renamed_key(at: Location, renamed: Mapping[str, str], fields: Container[str]) -> str | None:
+    """Today's name of a key of an earlier version, or None for a key that was never one.
 
-    The file may hold one section alone (`thoughts` for `judge.thoughts`), and list positions do not count.
+    The file may hold one section alone (`thoughts` for `judge.thoughts`), and list positions do not count. A new name
+    without a dot stands in the same place, and counts only among the `fields` there.
     """
     dotted = ".".join(step for step in at if isinstance(step, str))
     return next(
-        (new for old, new in renamed.items() if f".{dotted}".endswith(f".{old}") or old.endswith(f".{dotted}")), None
+        (
+            new
+            for old, new in renamed.items()
+            if (f".{dotted}".endswith(f".{old}") or old.endswith(f".{dotted}")) and ("." in new or new in fields)
+        ),
+        None,
     )
 
 

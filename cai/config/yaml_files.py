@@ -30,13 +30,28 @@ USED_BY: dict[Kind, str] = {  # what a file of each kind is for
     "sweep": "`cai sweep {path}` runs it",
 }
 
-RENAMED: dict[str, str] = {  # keys of earlier versions, and where each stands now
+RENAMED: dict[str, str] = {  # keys of earlier versions, and their new dotted name; without a dot, in the same place
     "engine.context": "engine.max_model_len",
     "engine.max_in_flight": "engine.concurrency",
     "evaluate.referee": "evaluate.constitution",
     "judge.band": "judge.cot_clamp",
     "judge.thought_tokens": "judge.cot_max_tokens",
     "judge.thoughts": "judge.cot_samples",
+    "train.accumulate": "gradient_accumulation_steps",
+    "train.batch_size": "per_device_train_batch_size",
+    "train.center": "center_rewards_coefficient",
+    "train.clip": "cliprange",
+    "train.epochs": "num_train_epochs",
+    "epochs": "num_ppo_epochs",  # in PPO, which has no num_train_epochs
+    "train.gae_lambda": "lam",
+    "train.generations": "num_generations",
+    "train.lora_rank": "lora_r",
+    "train.loss": "loss_type",
+    "train.sample_every": "sample_steps",
+    "train.sampler": "use_vllm",
+    "train.save_every": "save_steps",
+    "train.value_clip": "cliprange_value",
+    "train.value_coef": "vf_coef",
 }
 
 

@@ -29,8 +29,7 @@ from cai.runs.evaluate import plan_of_run
 from cai.runs.folder import CACHE_FILE, RunFolder
 from cai.runs.pipeline import feedback_job, train_policy
 from cai.runs.plan import Plan
-from cai.training.settings import TrainConfig
-from cai.training.stage import is_trained
+from cai.training.stage import StageSpec, is_trained
 
 CHARACTERS = 4.0  # per token of English, roughly; sizes placeholders and the estimate of tokens read
 
@@ -135,19 +134,9 @@ def _evaluate(plan: Plan, scheduler: Scheduler, existing: RunFolder, aside: Path
     Returns: the training stages that are not finished.
     """
 
-    def look(
-        name: str,
-        settings: TrainConfig,
-        data: Path,
-        model: Path,
-        folder: Path,
-        seed: int,
-        reporter: Reporter,
-        reward: Path | None,
-        launcher: str,
-    ) -> tuple[Path, list[Skipped]]:
+    def look(name: str, spec: StageSpec[Any], reporter: Reporter) -> tuple[Path, list[Skipped]]:
         trained = existing.train / name
-        if not is_trained(settings, data, model, trained, seed, reward):
+        if not is_trained(replace(spec, folder=trained)):
             raise _Untrained(name)
         return trained / "model", []
 

@@ -25,26 +25,16 @@ from cai.runs.metrics import summarise
 from cai.runs.plan import Plan, iteration, start_folder
 from cai.runs.run_file import GateConfig
 from cai.stats.formatting import counted
-from cai.training.settings import Online, TrainConfig
-from cai.training.stage import run_stage
+from cai.training.settings import Online
+from cai.training.stage import StageSpec, run_stage
 
 UNDECIDED = "p is 0.5, and this loss knows only which answer is better"
 
 
 def train_stage(
-    name: str,
-    settings: TrainConfig,
-    data: Path,
-    model: Path,
-    folder: Path,
-    seed: int,
-    reporter: Reporter,
-    reward: Path | None,
-    launcher: str,
-    replace: bool = True,
-    keep_data: bool = False,
+    name: str, spec: StageSpec[Any], reporter: Reporter, replace: bool = True, keep_data: bool = False
 ) -> tuple[Path, list[Skipped]]:
-    """Train one stage, telling how it goes; returns its result and the rows it could not use."""
+    """Train one stage and show its progress; returns its result and the rows it could not use."""
     skipped: list[Skipped] = []
     with reporter.task(name, 0, "updates") as task:
 
@@ -52,7 +42,7 @@ def train_stage(
             if "step" in event:
                 task.update(event["step"], event["of"], event["note"])
             reasons = {
-                "too_long": f"longer than max_length, {settings.max_length} tokens",
+                "too_long": f"longer than max_length, {spec.settings.max_length} tokens",
                 "undecided": UNDECIDED,
             }
             for key, reason in reasons.items():
@@ -65,19 +55,18 @@ def train_stage(
             if "done" in event:
                 reporter.say(f"  {name}: {event['done']}")
 
-        result = run_stage(settings, data, model, folder, seed, report, reward, launcher, replace, keep_data)
+        result = run_stage(spec, report, replace, keep_data)
         task.close()
     return result, skipped
 
 
-TrainOne = Callable[..., tuple[Path, list[Skipped]]]
+TrainOne = Callable[[str, StageSpec[Any], Reporter], tuple[Path, list[Skipped]]]
 
 
 def train_policy(plan: Plan, scheduler: Scheduler, reporter: Reporter, train: TrainOne = train_stage) -> Path:
     """Run the stages of `train:`, each on the policy of the one before; returns the last policy.
 
-    A reward stage makes no policy: its result is what the stages after it are rewarded by. `train` is called in place
-    of `train_stage`, with the same arguments.
+    A reward stage trains the reward model of the stages after it. `train` is called in place of `train_stage`.
     """
     folder = plan.folder
     data = {"revisions": folder.revisions_jsonl, "preferences": folder.preferences_jsonl}
@@ -91,18 +80,17 @@ def train_policy(plan: Plan, scheduler: Scheduler, reporter: Reporter, train: Tr
         reward = None
         if isinstance(settings, Online):
             reward = Path(settings.reward) if settings.reward else last_reward
+        spec = StageSpec(
+            settings=settings,
+            data=data[settings.data],
+            model=policy,
+            folder=folder.train / name,
+            seed=plan.config.seed,
+            reward=reward,
+            launcher=plan.config.launcher,
+        )
         with scheduler.timed(name):
-            result, skipped = train(
-                name,
-                settings,
-                data[settings.data],
-                policy,
-                folder.train / name,
-                plan.config.seed,
-                reporter,
-                reward,
-                plan.config.launcher,
-            )
+            result, skipped = train(name, spec, reporter)
         scheduler.skipped += skipped
         if settings.stage == "reward":
             last_reward = result

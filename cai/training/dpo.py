@@ -1,7 +1,11 @@
-"""trl's DPOTrainer with a soft label and a weight for each pair. Imports trl: import this only where one trains."""
+"""Direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290), each pair with its soft label and weight.
+
+trl's DPOTrainer, its loss extended. Imports trl: import this module only where a stage trains.
+
+    cai train dpo --data pairs.jsonl --model smollm2-135m
+"""
 
 import statistics
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,9 +15,10 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from cai.data.jsonl import read_rows
 from cai.data.records import Preference
-from cai.training import common
-from cai.training.common import read_hard_pairs
+from cai.training import trl_stage
 from cai.training.settings import SOFT, DPOConfig
+from cai.training.stage import Report, StageSpec
+from cai.training.tokens import assistant_turn, load_tokenizer
 
 
 class SoftDPOTrainer(DPOTrainer):  # type: ignore[misc]
@@ -42,15 +47,15 @@ class SoftDPOTrainer(DPOTrainer):  # type: ignore[misc]
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         p, weight = inputs.pop("p"), inputs.pop("weight")
-        seen: list[Any] = []
+        outputs: list[Any] = []
 
         def recording(**kwargs: Any) -> Any:
-            seen.append(model(**kwargs))
-            return seen[-1]
+            outputs.append(model(**kwargs))
+            return outputs[-1]
 
         result = super()._compute_loss(recording, inputs, return_outputs)
         tokens = inputs["completion_mask"].size(1) - 1
-        chosen, rejected = seen[0].log_probs[:, -tokens:].sum(dim=1).chunk(2)
+        chosen, rejected = outputs[0].log_probs[:, -tokens:].sum(dim=1).chunk(2)
         loss, flipped = self._pair_losses(
             chosen - inputs["ref_chosen_logps"], rejected - inputs["ref_rejected_logps"], inputs["completion_mask"]
         )
@@ -84,43 +89,38 @@ class SoftPreferenceCollator(DataCollatorForPreference):  # type: ignore[misc]
         return batch
 
 
-# Direct preference optimisation on AI labels (Rafailov et al. 2023, arXiv:2305.18290), each pair with its soft p.
-
-
-def train(settings: DPOConfig, data: Path, model: Path, folder: Path, seed: int, report: common.Report) -> None:
-    """Train `model` on a file of Preference rows; writes folder/model, checkpoints and metrics.jsonl."""
+def train(spec: StageSpec[DPOConfig], report: Report) -> None:
+    """Train on a file of Preference rows; writes `model/`, checkpoints and metrics.jsonl."""
     import trl
 
-    pass
-
-    tokenizer = common.load_tokenizer(model)
-    soft = settings.loss in SOFT
+    settings, tokenizer = spec.settings, load_tokenizer(spec.model)
+    soft = settings.loss_type in SOFT
     if soft:
-        rows, undecided = read_rows(data, Preference), list[str]()
+        rows, undecided = read_rows(spec.data, Preference), list[str]()
     else:
-        rows, undecided = read_hard_pairs(data, f"dpo with the loss {settings.loss}")
-    kept, too_long = common.fit_for_length(tokenizer, rows, settings.max_length, lambda row: row)
+        rows, undecided = trl_stage.read_hard_pairs(spec.data, f"dpo with loss_type {settings.loss_type}")
+    kept, too_long = trl_stage.fit_for_length(tokenizer, rows, settings.max_length, lambda row: row)
     report({"examples": len(kept), "too_long": too_long, "undecided": undecided})
     mean_weight = statistics.fmean(row.weight for row in kept)  # equal weights become 1 to the bit, in float32
 
     def example(row: Preference) -> dict[str, Any]:
-        chosen, rejected = common.answer(row.chosen), common.answer(row.rejected)
+        chosen, rejected = assistant_turn(row.chosen), assistant_turn(row.rejected)
         labels = {"p": row.p, "weight": row.weight / mean_weight} if soft else {}
         return {"prompt": row.messages, "chosen": chosen, "rejected": rejected, **labels}
 
     arguments = trl.DPOConfig(
-        **common.trl_arguments(settings, folder, seed),
+        **trl_stage.trl_arguments(settings, spec.folder, spec.seed),
         beta=settings.beta,
-        loss_type=settings.loss,
+        loss_type=settings.loss_type,
         label_smoothing=settings.label_smoothing,
         precompute_ref_log_probs=True,  # once for each pair in place of once for each epoch
     )
     trainer = (SoftDPOTrainer if soft else trl.DPOTrainer)(
-        model=str(model),
+        model=str(spec.model),
         args=arguments,
         data_collator=SoftPreferenceCollator(tokenizer.pad_token_id, settings.max_length) if soft else None,
-        train_dataset=common.shared_dataset([example(row) for row in kept], folder),
+        train_dataset=trl_stage.shared_dataset([example(row) for row in kept], spec.folder),
         processing_class=tokenizer,
-        peft_config=common.lora_config(settings),
+        peft_config=trl_stage.lora_config(settings),
     )
-    common.train_and_save(trainer, tokenizer, settings, folder, report)
+    trl_stage.train_and_save(trainer, tokenizer, spec, report)

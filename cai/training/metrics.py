@@ -1,4 +1,8 @@
-"""metrics.jsonl: what a training logs, a line an update, added while it trains."""
+"""Metrics of a training: metrics.jsonl, trackers such as TensorBoard, and signs that the reward model is exploited.
+
+Over-optimisation of a proxy shows against KL (Gao et al. 2023, arXiv:2210.10760), and first in length (Singhal et al.
+2024, arXiv:2310.03716). The bounds of `runaway` are cai's own: they mean "read the samples", and are no proof.
+"""
 
 import json
 import math
@@ -10,6 +14,14 @@ from typing import Any, Literal
 from cai.config.errors import CaiError, reading
 from cai.data.jsonl import write_text
 
+Tracker = Literal["tensorboard", "wandb", "trackio"]
+PROJECT = "cai"
+"""Name of the project in the trackers."""
+WINDOW = 5  # updates averaged at the start and at the end
+RUNAWAY_KL = 30.0  # nats an answer, where no target is set
+TARGETS = 2.0  # times the target KL
+LENGTH_FACTOR = 1.5  # longer, or shorter, than at the start
+
 
 def add_metrics(path: Path, line: dict[str, Any]) -> None:
     """Append one line to a metrics file."""
@@ -20,15 +32,14 @@ def add_metrics(path: Path, line: dict[str, Any]) -> None:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics file, each with its `step`; [] where there is none.
 
-    A last line that is cut short is left out: it is being written, or the disk was full.
-    Values may be no finite number.
-    Raises: CaiError naming the line for any other that is no JSON object.
+    An incomplete last line is skipped: it is being written, or the disk was full. Values may be nan or infinite.
+    Raises: CaiError naming any other line that is not a JSON object.
     """
     if not path.exists():
         return []
     with reading(path):
         written = path.read_text(encoding="utf-8")
-    found, lines = [], written.splitlines()
+    entries, lines = [], written.splitlines()
     for number, text in enumerate(lines, start=1):
         if not text.strip():
             continue
@@ -41,44 +52,45 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         if not isinstance(line, dict):
             raise CaiError(f"{path}:{number}: expected a JSON object, found {text[:60]}")
         step = line.get("step")
-        found.append({**line, "step": int(step) if isinstance(step, int | float) and math.isfinite(step) else number})
-    return found
+        entries.append({**line, "step": int(step) if isinstance(step, int | float) and math.isfinite(step) else number})
+    return entries
 
 
 def drop_metrics_after(path: Path, step: int) -> None:
-    """Drop the lines of updates after `step`, which will be made again."""
+    """Drop the lines of updates after `step`, which a resumed training repeats."""
     if path.exists():
         kept = [line for line in read_metrics(path) if line["step"] <= step]
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
-# Where metrics go beside metrics.jsonl, through accelerate's trackers; nowhere unless `report_to` says so.
-
-
-Tracker = Literal["tensorboard", "wandb", "trackio"]
-PROJECT = "cai"
-
-
 def check_installed(names: Sequence[Tracker]) -> list[Tracker]:
-    """The names, each once; raises ValueError for one whose package is not there, before anything is paid for."""
+    """The names, each once; raises ValueError for one whose package is not installed, before any model runs."""
     for name in names:
         if find_spec(name) is None:
             raise ValueError(f"the package of {name} is not installed: pip install {name}")
     return list(dict.fromkeys(names))
 
 
+def not_finite(name: str, step: int) -> CaiError:
+    """The error for a training whose loss or gradient is no longer finite."""
+    return CaiError(
+        f"{name} is no finite number at update {step}: training stopped, and the last checkpoint before it is kept; "
+        "a lower learning_rate usually helps"
+    )
+
+
 class Trackers:
-    """Open until `finish`; TensorBoard's files lie beside the metrics, in `tensorboard/`."""
+    """accelerate's trackers, open until `finish`; TensorBoard's files lie beside the metrics, in `tensorboard/`."""
 
     def __init__(self, names: Sequence[Tracker], metrics: Path, start: int) -> None:
-        """`start` is the update that a resumed training goes on from: what TensorBoard has of later ones is dropped."""
+        """`start` is the update that a resumed training continues from: TensorBoard's later events are purged."""
         self._open: list[Any] = []
         if not names:
             return
         from accelerate import PartialState
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-        PartialState()  # which decides whose process speaks
+        PartialState()  # decides which process logs
         for name in names:
             if name == "tensorboard":
                 settings: dict[str, Any] = {
@@ -93,13 +105,13 @@ class Trackers:
             self._open.append(tracker)
 
     def log(self, line: dict[str, Any]) -> None:
-        """One line of metrics; what is no number stays in the file alone."""
+        """One line of metrics; values that are not numbers stay in the file alone."""
         numbers = {key: value for key, value in line.items() if key != "step" and isinstance(value, int | float)}
         for tracker in self._open:
             tracker.log(numbers, step=line["step"])
 
     def finish(self) -> None:
-        """Send what waits, and close."""
+        """Flush and close."""
         for tracker in self._open:
             tracker.finish()
 
@@ -109,18 +121,6 @@ def _run_name(metrics: Path) -> str:
     folder = metrics.parent.resolve()
     parts = [folder.parent.parent.name, folder.name] if folder.parent.name == "train" else [folder.name]
     return "/".join(parts) + metrics.stem.removeprefix("metrics")
-
-
-# Signs that a policy exploits its reward model: the proxy climbs while KL or length runs away.
-#
-# Over-optimisation of a proxy shows against KL (Gao et al. 2023, arXiv:2210.10760), and first of all in length (Singhal
-# et al. 2024, arXiv:2310.03716). The bounds below are ours: they mean "look at the samples", not "it is proven".
-
-
-WINDOW = 5  # updates averaged at the start and at the end
-RUNAWAY_KL = 30.0  # nats an answer, where no target is set
-TARGETS = 2.0  # times the target KL
-LENGTH_FACTOR = 1.5  # longer, or shorter, than at the start
 
 
 def runaway(history: Sequence[dict[str, Any]], target_kl: float | None) -> dict[str, str]:

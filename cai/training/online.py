@@ -8,16 +8,17 @@ others to the same prompt; online DPO makes a pair of two answers, the one with 
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from cai.config.errors import CaiError
 from cai.data.jsonl import read_rows
 from cai.data.records import Messages, Prompt
-from cai.training import common
-from cai.training.settings import GRPOConfig, OnlineDPOConfig, RLOOConfig, _OnlineConfig
-from cai.training.tokens import end_of_turn, prompt_ids, prompts_that_fit, whole_turn
+from cai.training import distributed, trl_stage
+from cai.training.settings import GRPOConfig, OnlineConfig, OnlineDPOConfig, RLOOConfig
+from cai.training.stage import Report, StageSpec
+from cai.training.tokens import end_of_turn, load_tokenizer, prompt_ids, prompts_that_fit, whole_turn
 
+OnlineStage = RLOOConfig | GRPOConfig | OnlineDPOConfig
 Reward = Callable[..., list[float]]
 
 
@@ -28,68 +29,60 @@ class _Start(NamedTuple):
     reward: Reward
 
 
-def train(
-    settings: RLOOConfig | GRPOConfig | OnlineDPOConfig,
-    data: Path,
-    model: Path,
-    reward: Path,
-    folder: Path,
-    seed: int,
-    report: common.Report,
-) -> None:
-    """Train `model` on a file of Prompt rows; writes folder/model, checkpoints and metrics.jsonl.
+def train(spec: StageSpec[OnlineStage], report: Report) -> None:
+    """Train on a file of Prompt rows; writes `model/`, checkpoints and metrics.jsonl.
 
-    Raises: CaiError when the prompts do not fill one update, or `reward` reads another vocabulary.
+    Raises: CaiError when the prompts do not fill one update, or the reward model reads another vocabulary.
     """
-    start = _prepare(settings, data, model, reward, report)
-    trainer, arguments = _trainer(settings, folder, seed)
-    if not isinstance(settings, OnlineDPOConfig):  # trl leaves out what does not fill an update, and trains on nothing
-        needed = arguments.generation_batch_size // settings.generations
+    settings, start = spec.settings, _prepare(spec, report)
+    trainer, arguments = _trainer(spec)
+    if not isinstance(settings, OnlineDPOConfig):  # trl drops what does not fill an update, and would train on nothing
+        needed = arguments.generation_batch_size // settings.num_generations
         if len(start.prompts) < needed:
             raise CaiError(f"nothing to train on: an update takes {needed} prompts, and there are {len(start.prompts)}")
-    common.train_and_save(
+    trl_stage.train_and_save(
         trainer(
             model=start.policy,
             reward_funcs=start.reward,
             args=arguments,
             train_dataset=start.prompts,
             processing_class=start.tokenizer,
-            peft_config=common.lora_config(settings),
+            peft_config=trl_stage.lora_config(settings),
         ),
         start.tokenizer,
-        settings,
-        folder,
+        spec,
         report,
     )
 
 
-def _prepare(settings: _OnlineConfig, data: Path, model: Path, reward: Path, report: common.Report) -> _Start:
+def _prepare(spec: StageSpec[OnlineStage], report: Report) -> _Start:
     import datasets
     import torch
     from transformers import AutoModelForCausalLM
 
     from cai.training.reward_model import RewardModel, check_vocabulary
 
-    tokenizer = common.load_tokenizer(model)
-    check_vocabulary(reward, tokenizer, model)
-    rows = read_rows(data, Prompt)
+    assert spec.reward is not None, "an online stage has a reward model"
+    settings, tokenizer = spec.settings, load_tokenizer(spec.model)
+    check_vocabulary(spec.reward, tokenizer, spec.model)
+    rows = read_rows(spec.data, Prompt)
     _, too_long = prompts_that_fit(tokenizer, rows, settings.max_length - settings.max_tokens)
     fitting = [{"prompt": row.messages} for row in rows if row.id not in set(too_long)]
     report({"examples": len(fitting), "too_long": too_long})
-    policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    end, known = end_of_turn(tokenizer), policy.generation_config.eos_token_id
-    ends = {end, tokenizer.eos_token_id, *(known if isinstance(known, list) else [known])} - {None}
-    policy.generation_config.eos_token_id = sorted(ends)  # trl stops where the model says
-    judge = RewardModel(reward, device=common.device())
+    policy = AutoModelForCausalLM.from_pretrained(spec.model, dtype=torch.float32)
+    end, declared = end_of_turn(tokenizer), policy.generation_config.eos_token_id
+    ends = {end, tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])} - {None}
+    policy.generation_config.eos_token_id = sorted(ends)  # where trl stops sampling
+    reward_model = RewardModel(spec.reward, device=distributed.device())
     return _Start(
-        tokenizer, policy, datasets.Dataset.from_list(fitting), reward_function(settings, judge, tokenizer, ends)
+        tokenizer, policy, datasets.Dataset.from_list(fitting), reward_function(settings, reward_model, tokenizer, ends)
     )
 
 
-def reward_function(settings: _OnlineConfig, judge: Any, tokenizer: Any, ends: set[int]) -> Reward:
-    """A reward for trl's trainers: that of the RewardModel `judge` for the very ids that the policy wrote.
+def reward_function(settings: OnlineConfig, reward_model: Any, tokenizer: Any, ends: set[int]) -> Reward:
+    """A reward for trl's trainers: the RewardModel's score of the token ids that the policy sampled.
 
-    What follows the first of `ends` is padding. An answer that has none gets its end here, and the penalty.
+    Tokens after the first of `ends` are padding. An answer without one gets its end here, and the penalty.
     """
     import torch
 
@@ -101,7 +94,7 @@ def reward_function(settings: _OnlineConfig, judge: Any, tokenizer: Any, ends: s
         answers = [_up_to_end(ids, ends) for ids in completion_ids]
         asked = [prompt_ids(tokenizer, messages) for messages in prompts]
         whole = [whole_turn(p, a, ends, end) for p, a in zip(asked, answers, strict=True)]
-        scores = combined(judge.scores(whole), settings.uncertainty)
+        scores = combined(reward_model.scores(whole), settings.uncertainty)
         scores -= settings.missing_eos_penalty * torch.tensor([a[-1] not in ends for a in answers])
         result: list[float] = scores.tolist()
         return result
@@ -114,10 +107,11 @@ def _up_to_end(ids: list[int], ends: set[int]) -> list[int]:
     return ids[:stop]
 
 
-def _trainer(settings: RLOOConfig | GRPOConfig | OnlineDPOConfig, folder: Path, seed: int) -> tuple[Any, Any]:
-    """trl's trainer for the stage, and its arguments."""
-    arguments = common.trl_arguments(settings, folder, seed)
-    del arguments["model_init_kwargs"], arguments["max_length"]  # these trainers are given the policy itself
+def _trainer(spec: StageSpec[OnlineStage]) -> tuple[Any, Any]:
+    """trl's trainer class for the stage, and its arguments."""
+    settings = spec.settings
+    arguments = trl_stage.trl_arguments(settings, spec.folder, spec.seed)
+    del arguments["model_init_kwargs"], arguments["max_length"]  # these trainers take the loaded policy
     arguments |= {"temperature": settings.temperature, "beta": settings.beta}
     if isinstance(settings, OnlineDPOConfig):
         from trl.experimental import online_dpo
@@ -128,7 +122,7 @@ def _trainer(settings: RLOOConfig | GRPOConfig | OnlineDPOConfig, folder: Path, 
         )
     import trl
 
-    arguments |= {"num_generations": settings.generations, "max_completion_length": settings.max_tokens}
+    arguments |= {"num_generations": settings.num_generations, "max_completion_length": settings.max_tokens}
     if isinstance(settings, RLOOConfig):
         return trl.RLOOTrainer, trl.RLOOConfig(**arguments)
     return trl.GRPOTrainer, trl.GRPOConfig(**arguments)

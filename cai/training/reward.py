@@ -1,4 +1,10 @@
-"""trl's RewardTrainer with soft labels and rankings. Imports trl: import this only where training happens."""
+"""A reward model on human and AI labels (Ouyang et al. 2022, arXiv:2203.02155 §3.5): trl's RewardTrainer, labels soft.
+
+Simplified against the paper: the trunk has the policy's own size, and starts from the policy. Imports trl: import this
+module only where a stage trains.
+
+    cai train reward --data pairs.jsonl --model smollm2-135m
+"""
 
 import itertools
 import json
@@ -21,10 +27,20 @@ from cai.data.records import Preference
 from cai.inference.models import folder_fingerprint
 from cai.stats.calibration import expected_calibration_error, reliability
 from cai.stats.intervals import bootstrap_mean
-from cai.training import common
-from cai.training.reward_model import right_padded
+from cai.training import distributed, trl_stage
+from cai.training.reward_model import RewardModel, right_padded
 from cai.training.settings import RewardConfig
-from cai.training.tokens import end_of_turn, padding, prompt_ids, turn_ids
+from cai.training.stage import Report, StageSpec
+from cai.training.tokens import (
+    end_of_turn,
+    load_tokenizer,
+    padding,
+    prompt_ids,
+    turn_ids,
+    vocabulary_fingerprint,
+)
+
+MAX_RESPONSES = 9  # in one batch element; InstructGPT §3.5 ranks 4 to 9
 
 
 def soft_preference_loss(delta: Tensor, p: Tensor, weight: Tensor) -> Tensor:
@@ -113,14 +129,6 @@ class RankingCollator:
         }
 
 
-# A reward model on human and AI labels (Ouyang et al. 2022, arXiv:2203.02155 §3.5): trl's RewardTrainer, labels soft.
-#
-# Simplified against the paper: the trunk is the policy's own size, and starts from the policy.
-
-
-MAX_RESPONSES = 9  # in one batch element; InstructGPT §3.5 ranks 4 to 9
-
-
 class Pair(NamedTuple):
     """A preference as token ids that end with the end of the turn, and the length of each answer in tokens."""
 
@@ -130,23 +138,23 @@ class Pair(NamedTuple):
     answer_tokens: tuple[int, int]
 
 
-def train(settings: RewardConfig, data: Path, model: Path, folder: Path, seed: int, report: common.Report) -> None:
-    """Train on a file of Preference rows; writes folder/model (a reward model), report.json and metrics.jsonl."""
-    tokenizer = common.load_tokenizer(model)
-    pairs, too_long = pairs_that_fit(tokenizer, read_rows(data, Preference), settings.max_length)
+def train(spec: StageSpec[RewardConfig], report: Report) -> None:
+    """Train on a file of Preference rows; writes `model/` (a reward model), report.json and metrics.jsonl."""
+    settings, folder, tokenizer = spec.settings, spec.folder, load_tokenizer(spec.model)
+    pairs, too_long = pairs_that_fit(tokenizer, read_rows(spec.data, Preference), settings.max_length)
     held_out, training = _split(pairs, settings.holdout)
     report({"examples": len(training), "too_long": too_long, "held_out": len(held_out)})
-    parts = folder / "members"
+    elements = batch_elements(training)
     for number in range(1, settings.members + 1):
-        if not (parts / f"member-{number}").is_dir():
-            _train_member(settings, training, model, tokenizer, folder, number, seed, report)
-    if common.is_first_process():
-        _assemble(settings, model, tokenizer, parts, folder / "model.part")
+        if not (folder / "members" / f"member-{number}").is_dir():
+            _train_member(spec, elements, tokenizer, number, report)
+    if distributed.is_first_process():
+        _assemble(spec, tokenizer, folder / "model.part")
         if held_out:
-            findings = judge_reward_model(folder / "model.part", held_out)
-            write_text(folder / "report.json", json.dumps(findings, indent=1) + "\n")
+            metrics = evaluate_reward_model(folder / "model.part", held_out)
+            write_text(folder / "report.json", json.dumps(metrics, indent=1) + "\n")
         (folder / "model.part").rename(folder / "model")
-        shutil.rmtree(parts)
+        shutil.rmtree(folder / "members")
 
 
 def pairs_that_fit(tokenizer: Any, rows: Sequence[Preference], max_length: int) -> tuple[list[Pair], list[str]]:
@@ -202,32 +210,24 @@ def bootstrap(elements: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]
 
 
 def _train_member(
-    settings: RewardConfig,
-    training: list[Pair],
-    model: Path,
-    tokenizer: Any,
-    folder: Path,
-    number: int,
-    seed: int,
-    report: common.Report,
+    spec: StageSpec[RewardConfig], elements: list[dict[str, Any]], tokenizer: Any, number: int, report: Report
 ) -> None:
+    """Train one member of the ensemble, from 1, into `members/member-N`; the first has the stage's own seed."""
     import datasets
     import trl
 
-    pass
-
-    own_seed = seed if number == 1 else derive_seed(seed, "member", number) % 2**31
-    elements = batch_elements(training)
+    settings, members = spec.settings, spec.folder / "members"
+    seed = spec.seed if number == 1 else derive_seed(spec.seed, "member", number) % 2**31
     if settings.members > 1:
-        elements = bootstrap(elements, own_seed)
-    work = folder / "members" / f"{number}"
-    arguments = common.trl_arguments(settings, work, own_seed)
-    lora = common.lora_config(settings)
+        elements = bootstrap(elements, seed)
+    work = members / f"{number}"
+    arguments = trl_stage.trl_arguments(settings, work, seed)
+    lora = trl_stage.lora_config(settings)
     if lora is not None:
         lora.task_type, lora.modules_to_save = "SEQ_CLS", ["score"]
     trainer = SoftRewardTrainer(
-        model=str(model),
-        args=trl.RewardConfig(**arguments, center_rewards_coefficient=settings.center or None),
+        model=str(spec.model),
+        args=trl.RewardConfig(**arguments, center_rewards_coefficient=settings.center_rewards_coefficient or None),
         data_collator=RankingCollator(padding(tokenizer, end_of_turn(tokenizer))),
         train_dataset=datasets.Dataset.from_list(elements),
         processing_class=tokenizer,
@@ -240,41 +240,42 @@ def _train_member(
         report({**event, "step": done + event["step"], "of": settings.members * event["of"]})
 
     metrics = "metrics.jsonl" if number == 1 else f"metrics-{number}.jsonl"
-    trained = common.train(trainer, settings, folder / metrics, report_all)
+    trained = trl_stage.train(trainer, settings.report_to, spec.folder / metrics, report_all)
     if trainer.is_world_process_zero():
         if lora is not None:
             trained.peft_config["default"].base_model_name_or_path = "../base"  # not a path of this machine
         trained.save_pretrained(work / "result")
-        (work / "result").rename(folder / "members" / f"member-{number}")
+        (work / "result").rename(members / f"member-{number}")
         shutil.rmtree(work)
 
 
-def _assemble(settings: RewardConfig, model: Path, tokenizer: Any, parts: Path, target: Path) -> None:
+def _assemble(spec: StageSpec[RewardConfig], tokenizer: Any, target: Path) -> None:
+    """Put the trained members, the base and reward.json together in `target`."""
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
-    members = [f"member-{number}" for number in range(1, settings.members + 1)]
+    members = [f"member-{number}" for number in range(1, spec.settings.members + 1)]
     for name in members:
-        shutil.copytree(parts / name, target / name)
-    if settings.lora_rank is not None:
-        shutil.copytree(model, target / "base")
+        shutil.copytree(spec.folder / "members" / name, target / name)
+    base = None
+    if spec.settings.lora_r is not None:
+        shutil.copytree(spec.model, target / "base")
+        base = folder_fingerprint(spec.model)
     tokenizer.save_pretrained(target)
-    base = folder_fingerprint(model) if settings.lora_rank is not None else None
-    about = {"members": members, "base": base, "vocabulary": common.vocabulary(tokenizer)}
+    about = {"members": members, "base": base, "vocabulary": vocabulary_fingerprint(tokenizer)}
     write_text(target / "reward.json", json.dumps(about, indent=1) + "\n")
 
 
-def judge_reward_model(folder: Path, pairs: Sequence[Pair]) -> dict[str, Any]:
-    """What a reward model is worth on labelled pairs it has not seen, from the scores PPO would get.
+def evaluate_reward_model(folder: Path, pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Metrics of a reward model on held-out labelled pairs, from the scores that PPO would get.
 
     Accuracy over pairs with p other than one half, with a bootstrap interval over prompts; calibration of σ(Δ) against
-    the labels; Pearson correlation of the reward with the answer's length in tokens; how often longer won by the
-    labels; and how often two members of an ensemble agree on the winner (None without an ensemble).
+    the labels; Pearson correlation of the reward with the answer's length in tokens; share of pairs whose longer answer
+    the labels prefer; and share of pairs on whose winner two members of an ensemble agree (None without an ensemble).
     """
-    import torch
 
-    from cai.training.reward_model import RewardModel
-
-    scores = RewardModel(folder, device=common.device()).scores([ids for p in pairs for ids in (p.chosen, p.rejected)])
+    scores = RewardModel(folder, device=distributed.device()).scores(
+        [ids for p in pairs for ids in (p.chosen, p.rejected)]
+    )
     rewards = scores.mean(dim=1).tolist()
     deltas = [a - b for a, b in zip(rewards[::2], rewards[1::2], strict=True)]
     labels = [pair.row.p for pair in pairs]
@@ -286,7 +287,11 @@ def judge_reward_model(folder: Path, pairs: Sequence[Pair]) -> dict[str, Any]:
     predicted = torch.sigmoid(torch.tensor(deltas)).tolist()
     curve = reliability(predicted, labels)
     lengths = [n for pair in pairs for n in pair.answer_tokens]
-    longer = [float((n > m) == (p > 0.5)) for (n, m), p in _lengths(pairs) if n != m and p != 0.5]
+    longer = [
+        float((n > m) == (pair.row.p > 0.5))
+        for pair in pairs
+        if (n := pair.answer_tokens[0]) != (m := pair.answer_tokens[1]) and pair.row.p != 0.5
+    ]
     winners = scores[::2] > scores[1::2]  # (pairs, members)
     agreements = [
         (winners[:, i] == winners[:, j]).float().mean().item()
@@ -301,10 +306,6 @@ def judge_reward_model(folder: Path, pairs: Sequence[Pair]) -> dict[str, Any]:
         "longer_preferred": statistics.mean(longer) if longer else None,
         "ensemble_agreement": statistics.mean(agreements) if agreements else None,
     }
-
-
-def _lengths(pairs: Sequence[Pair]) -> list[tuple[tuple[int, int], float]]:
-    return [(pair.answer_tokens, pair.row.p) for pair in pairs]
 
 
 def _correlation(x: Sequence[float], y: Sequence[float]) -> float | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cai.config.errors import CaiError
 from cai.inference.models import folder_fingerprint
-from cai.training.common import vocabulary
+from cai.training.tokens import vocabulary_fingerprint
 
 HEAD = "score.weight"
 
@@ -49,9 +49,9 @@ class RewardModel:
         else:
             self._model = on
             for name in about["members"]:
-                given = LoraConfig.from_pretrained(folder / name)
+                saved = LoraConfig.from_pretrained(folder / name)
                 config = LoraConfig(
-                    r=given.r, lora_alpha=given.lora_alpha, target_modules=given.target_modules, inference_mode=True
+                    r=saved.r, lora_alpha=saved.lora_alpha, target_modules=saved.target_modules, inference_mode=True
                 )
                 adapter = f"reward-{name}"
                 if self._model is None:
@@ -111,7 +111,7 @@ def combined(scores: Tensor, uncertainty: float) -> Tensor:
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """What reward.json says: `members` (folder names), `base` (fingerprint, or null) and `vocabulary` (fingerprint)."""
+    """reward.json: `members` (folder names), `base` (a fingerprint, or null) and `vocabulary` (a fingerprint)."""
     try:
         about: dict[str, Any] = json.loads((folder / "reward.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -120,8 +120,8 @@ def read_about(folder: Path) -> dict[str, Any]:
 
 
 def check_vocabulary(folder: Path, tokenizer: Any, model: Path) -> None:
-    """Raises: CaiError when the reward model reads token ids otherwise than `model`, whose tokenizer is given."""
-    if read_about(folder)["vocabulary"] != vocabulary(tokenizer):
+    """Raises: CaiError when the vocabulary of the reward model is not that of `model`, whose tokenizer is passed."""
+    if read_about(folder)["vocabulary"] != vocabulary_fingerprint(tokenizer):
         raise CaiError(f"the reward model {folder} reads other tokens than {model} writes: train it from that model")
 
 

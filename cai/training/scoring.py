@@ -1,8 +1,7 @@
-"""Log-probabilities and rewards of answers that are already written, in a process of its own:
-`python -m cai.training.scoring SPEC.json`.
+"""Log-probabilities and rewards of existing answers, in a process: `python -m cai.training.scoring SPEC.json`.
 
-An answer is read as its chat template writes it. A sampler that chose other tokens for the same text, which is rare,
-is not followed. One model is in memory at a time.
+An answer is tokenized by its chat template, also where a sampler chose other tokens for the same text, which is rare.
+One model is in memory at a time.
 """
 
 import json
@@ -15,8 +14,9 @@ from typing import Any, Literal, NamedTuple
 from cai.config.yaml_files import Section
 from cai.data.jsonl import read_rows, write_rows
 from cai.data.records import Answer, Messages, Preference, Scored
-from cai.training.common import Report, load_tokenizer, vocabulary
-from cai.training.tokens import end_of_turn, prompt_ids, turn_ids
+from cai.training.distributed import device
+from cai.training.stage import Report
+from cai.training.tokens import end_of_turn, load_tokenizer, prompt_ids, turn_ids, vocabulary_fingerprint
 from cai.training.worker import serve
 
 BATCH = 4  # answers whose logits are in memory at once
@@ -30,13 +30,13 @@ class Writer(Section):
 
 
 class ScoringSpec(Section):
-    """What to score: the answers in a file to some prompts, and the first pairs of a file of preferences.
+    """What to score: the answers in a file to one set of prompts, and the first pairs of a file of preferences.
 
     Without `policies`, no log-probabilities; without `reward`, no rewards.
     """
 
     answers: Path
-    prompts: str  # the set of prompts whose answers count
+    prompts: str  # the set of prompts whose answers are scored
     reference: Path
     policies: list[Writer]
     temperature: float  # that the answers were sampled at: log-probabilities are those of the distribution sampled from
@@ -65,72 +65,76 @@ def score(spec: ScoringSpec, report: Report) -> None:
     for number, pair in enumerate(pairs):
         texts.append(Text("chosen", "pairs", str(number), pair.messages, pair.chosen, False))
         texts.append(Text("rejected", "pairs", str(number), pair.messages, pair.rejected, False))
-    told: list[dict[str, Any]] = [{"tokens": 0} for _ in texts]
+    scored: list[dict[str, Any]] = [{"tokens": 0} for _ in texts]
     steps = len(spec.policies) + 2
 
-    def telling(folder: Path, field: str, chosen: Sequence[int]) -> None:
-        found = log_probabilities(folder, [texts[i] for i in chosen], spec.temperature)
-        for i, (tokens, nats, reason) in zip(chosen, found, strict=True):
+    def add_log_probabilities(folder: Path, field: str, chosen: Sequence[int]) -> None:
+        likelihoods = log_probabilities(folder, [texts[i] for i in chosen], spec.temperature)
+        for i, (tokens, nats, reason) in zip(chosen, likelihoods, strict=True):
             finite = nats is not None and math.isfinite(nats)
             odd = "" if finite or reason else f"its log-probability is {nats}"
-            told[i] |= {"tokens": tokens, field: nats if finite else None, "reason": reason or odd}
+            scored[i] |= {"tokens": tokens, field: nats if finite else None, "reason": reason or odd}
 
     comparable = []
     for step, policy in enumerate(spec.policies, start=1):
         own = [i for i, text in enumerate(texts) if text.of == "answers" and text.policy == policy.name]
         if same_tokens(policy.folder, spec.reference):
-            telling(policy.folder, "logp", own)
+            add_log_probabilities(policy.folder, "logp", own)
             comparable += own
         else:
             for i in own:
-                told[i]["reason"] = "the policy and the reference read different tokens"
+                scored[i]["reason"] = "the policy and the reference read different tokens"
         report({"step": step, "of": steps, "note": policy.name})
     if comparable:
-        telling(spec.reference, "reference_logp", comparable)
+        add_log_probabilities(spec.reference, "reference_logp", comparable)
     report({"step": steps - 1, "of": steps, "note": "the reference"})
     if spec.reward is not None:
         for i, (tokens, rewards) in enumerate(rewards_of(spec.reward, texts)):
             finite = all(map(math.isfinite, rewards))
-            told[i] |= {"tokens": tokens, "rewards": rewards if finite else []}
+            scored[i] |= {"tokens": tokens, "rewards": rewards if finite else []}
             if not finite:
-                told[i]["reason"] = f"its rewards are {', '.join(map(str, rewards))}"
+                scored[i]["reason"] = f"its rewards are {', '.join(map(str, rewards))}"
         report({"step": steps, "of": steps, "note": "the reward model"})
     write_rows(
         spec.out,
-        (Scored(policy=t.policy, of=t.of, prompt_id=t.prompt_id, **more) for t, more in zip(texts, told, strict=True)),
+        (
+            Scored(policy=t.policy, of=t.of, prompt_id=t.prompt_id, **more)
+            for t, more in zip(texts, scored, strict=True)
+        ),
     )
 
 
-class Found(NamedTuple):
-    """How many tokens an answer has, and their log-probability together, or why there is none."""
+class Likelihood(NamedTuple):
+    """An answer's length in tokens and the sum of their log-probabilities, or the reason why there is none."""
 
     tokens: int
     nats: float | None
     reason: str
 
 
-def log_probabilities(model: Path, texts: Sequence[Text], temperature: float) -> list[Found]:
-    """Of each answer under a model at a temperature above 0, in the order given."""
+def log_probabilities(model: Path, texts: Sequence[Text], temperature: float) -> list[Likelihood]:
+    """The likelihood of each text under a model at a temperature above 0, in the order of `texts`."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    from cai.training.common import device
     from cai.training.ppo.actor import chosen_logps
     from cai.training.ppo.sampling import padded
 
     tokenizer, where = load_tokenizer(model), device()
     end = end_of_turn(tokenizer)
-    found = [Found(0, None, "")] * len(texts)
+    likelihoods = [Likelihood(0, None, "")] * len(texts)
     split: dict[int, tuple[list[int], list[int]]] = {}
     for index, text in enumerate(texts):
         before, whole = prompt_ids(tokenizer, text.messages), turn_ids(tokenizer, text.messages, text.text, end)
         answer = whole[len(before) :]
         if text.truncated:
-            answer = answer[:-1]  # it did not say that it had ended
+            answer = answer[:-1]  # a truncated answer has no end token
         if whole[: len(before)] != before:
-            found[index] = Found(0, None, "the chat template writes a conversation otherwise once it is answered")
+            likelihoods[index] = Likelihood(
+                0, None, "the chat template renders the prompt otherwise once it is answered"
+            )
         elif not answer:
-            found[index] = Found(0, None, "the answer is empty")
+            likelihoods[index] = Likelihood(0, None, "the answer is empty")
         else:
             split[index] = (before, answer)
     network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).to(where).eval()
@@ -145,18 +149,17 @@ def log_probabilities(model: Path, texts: Sequence[Text], temperature: float) ->
                 attention_mask=batch.attention,
                 position_ids=batch.positions,
                 use_cache=False,
-                logits_to_keep=most + 1,  # with those that choose the first token of an answer
+                logits_to_keep=most + 1,  # including those that predict the first token of an answer
             ).logits
             logits = out[:, :-1].float() / temperature
             sums = (chosen_logps(logits, batch.responses) * batch.mask).sum(dim=1).tolist()
         for i, total in zip(part, sums, strict=True):
-            found[i] = Found(len(split[i][1]), total, "")
-    return found
+            likelihoods[i] = Likelihood(len(split[i][1]), total, "")
+    return likelihoods
 
 
 def rewards_of(folder: Path, texts: Sequence[Text]) -> list[tuple[int, list[float]]]:
     """(tokens of the whole turn, rewards by member) of each answer, read as in the reward model's training."""
-    from cai.training.common import device
     from cai.training.reward_model import RewardModel
 
     tokenizer = load_tokenizer(folder)
@@ -168,15 +171,15 @@ def rewards_of(folder: Path, texts: Sequence[Text]) -> list[tuple[int, list[floa
 
 
 def same_tokens(policy: Path, reference: Path) -> bool:
-    """Whether two models read and write the same tokens, so that their probabilities can be compared."""
-    return vocabulary(load_tokenizer(policy)) == vocabulary(load_tokenizer(reference))
+    """Whether two models have the same vocabulary, so that their probabilities can be compared."""
+    return vocabulary_fingerprint(load_tokenizer(policy)) == vocabulary_fingerprint(load_tokenizer(reference))
 
 
 def main() -> int:
     """Score what SPEC.json asks for; returns the exit status."""
     path = Path(sys.argv[1])
     spec: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    del spec["identity"]  # by which the parent knows what was scored already
+    del spec["identity"]  # the parent's, to know what is scored already
     return serve(lambda report: score(ScoringSpec.model_validate(spec), report), path.parent)
 
 

@@ -7,46 +7,48 @@ from typing import Any, Literal
 from cai.data.jsonl import read_objects, read_rows
 from cai.data.prompts import read_completions
 from cai.data.records import Demonstration, Revision, Skipped
-from cai.training import common
+from cai.training import trl_stage
 from cai.training.settings import SFTConfig
+from cai.training.stage import Report, StageSpec
+from cai.training.tokens import assistant_turn, load_tokenizer
 
 
-def train(settings: SFTConfig, data: Path, model: Path, folder: Path, seed: int, report: common.Report) -> None:
-    """Train `model` on a file of revisions or completions; writes folder/model, checkpoints and metrics.jsonl."""
+def train(spec: StageSpec[SFTConfig], report: Report) -> None:
+    """Train on a file of revisions or completions; writes `model/`, checkpoints and metrics.jsonl."""
     import datasets
     import trl
 
-    tokenizer = common.load_tokenizer(model)
+    settings, tokenizer = spec.settings, load_tokenizer(spec.model)
 
     def example(row: Demonstration) -> dict[str, Any]:
-        return {"prompt": row.messages, "completion": common.answer(row.completion)}
+        return {"prompt": row.messages, "completion": assistant_turn(row.completion)}
 
-    answers, skipped = _answers(data, settings.rounds)
-    examples, too_long = common.fit_for_length(tokenizer, answers, settings.max_length, example)
+    answers, skipped = _answers(spec.data, settings.rounds)
+    examples, too_long = trl_stage.fit_for_length(tokenizer, answers, settings.max_length, example)
     mixed: dict[str, Any] = {}
     if settings.mix is not None:
-        helpful, not_helpful = read_completions(Path(settings.mix))
-        skipped = [*skipped, *not_helpful]
-        fit, more_too_long = common.fit_for_length(tokenizer, helpful, settings.max_length, example)
+        helpful, unusable = read_completions(Path(settings.mix))
+        skipped = [*skipped, *unusable]
+        fit, more_too_long = trl_stage.fit_for_length(tokenizer, helpful, settings.max_length, example)
         wanted = round(len(examples) * settings.mix_share / (1 - settings.mix_share))
-        drawn = random.Random(seed).sample(fit, min(wanted, len(fit)))
+        drawn = random.Random(spec.seed).sample(fit, min(wanted, len(fit)))
         examples, too_long = examples + drawn, too_long + more_too_long
         mixed = {"mixed": len(drawn), "mix_share": len(drawn) / len(examples)}
     report({"examples": len(examples), "too_long": too_long, **mixed})
     if skipped:
         report({"skipped": [row.model_dump() for row in skipped]})
     trainer = trl.SFTTrainer(
-        model=str(model),
-        args=trl.SFTConfig(**common.trl_arguments(settings, folder, seed), completion_only_loss=True),
+        model=str(spec.model),
+        args=trl.SFTConfig(**trl_stage.trl_arguments(settings, spec.folder, spec.seed), completion_only_loss=True),
         train_dataset=datasets.Dataset.from_list(examples),
         processing_class=tokenizer,
-        peft_config=common.lora_config(settings),
+        peft_config=trl_stage.lora_config(settings),
     )
-    common.train_and_save(trainer, tokenizer, settings, folder, report)
+    trl_stage.train_and_save(trainer, tokenizer, spec, report)
 
 
 def _answers(data: Path, rounds: Literal["all", "last"]) -> tuple[list[Demonstration], list[Skipped]]:
-    """The answers to learn and what is left out of them; the first row's fields tell which kind of file it is."""
+    """The answers to learn and what is skipped; the fields of the first row tell the kind of file."""
     _, first = next(read_objects(data), (0, dict[str, Any]()))
     if "principle_id" not in first:
         return read_completions(data)
@@ -54,7 +56,7 @@ def _answers(data: Path, rounds: Literal["all", "last"]) -> tuple[list[Demonstra
 
 
 def fit_revisions(revisions: list[Revision], rounds: Literal["all", "last"]) -> list[Demonstration]:
-    """The revisions that hygiene finds fit, as answers to learn."""
+    """The revisions that pass the filters, as answers to learn."""
     last = {row.prompt_id: row.round for row in sorted(revisions, key=lambda row: row.round)}
     return [
         Demonstration(prompt_id=row.prompt_id, messages=row.messages, tags=row.tags, completion=row.revision)

@@ -1,4 +1,4 @@
-"""Running a training stage from outside: start its worker, follow its progress, and skip what is already done."""
+"""One training stage from outside: its specification, the worker process that trains it, and whether it is finished."""
 
 import json
 import os
@@ -6,102 +6,137 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
+
+from pydantic import TypeAdapter
 
 from cai.config.errors import CaiError
 from cai.config.hashing import fingerprint
 from cai.data.jsonl import write_text
 from cai.inference.models import folder_fingerprint
-from cai.training.common import Report
-from cai.training.settings import TrainConfig
+from cai.training.settings import TrainConfig, TrainStage
+
+Report = Callable[[dict[str, Any]], None]
+"""Takes a stage's events: progress (`step`, `of`, `note`), what it learns from (`examples`, …), `warning`, `done`."""
+Settings = TypeVar("Settings", bound=TrainConfig, covariant=True)
 
 
-def run_stage(
-    settings: TrainConfig,
-    data: Path,
-    model: Path,
-    folder: Path,
-    seed: int,
-    report: Report,
-    reward: Path | None = None,
-    launcher: str = "",
-    replace: bool = True,
-    keep_data: bool = False,
-) -> Path:
-    """Train one stage into `folder` and return the folder of the policy or reward model, `folder/model`.
+@dataclass(frozen=True)
+class StageSpec(Generic[Settings]):
+    """What to train, from what, and where."""
 
-    A stage that is finished, with the same settings, data, models and seed, is not trained again; one that was
-    interrupted goes on from its last checkpoint; one whose inputs changed starts afresh, if `replace`. `launcher`
-    starts the worker in place of Python: `torchrun --nproc_per_node 2`, `accelerate launch --config_file FILE`. With
-    `keep_data` the stage learns from a copy of the data that stays in its folder, `rows.jsonl`.
-    Raises: CaiError when the worker fails, whose log is `folder/train.log`, or the folder holds something else.
+    settings: Settings
+    data: Path
+    """A JSONL file of the rows that the stage learns from."""
+    model: Path
+    """The folder of the policy that training starts from."""
+    folder: Path
+    """Where the stage writes; the result is `folder/model`."""
+    seed: int = 0
+    reward: Path | None = None
+    """The folder of the reward model, for the stages that need one."""
+    launcher: str = ""
+    """A command that starts the worker in place of Python, such as `torchrun --nproc_per_node 2`."""
+
+    @classmethod
+    def read(cls, path: Path) -> "StageSpec[Any]":
+        """The specification that a stage.json holds; the launcher is not part of it."""
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        settings: TrainConfig = TypeAdapter(TrainStage).validate_python(fields["settings"])
+        data, model, folder = (Path(fields[key]) for key in ("data", "model", "folder"))
+        reward = Path(fields["reward"]) if fields["reward"] else None
+        return StageSpec(settings, data, model, folder, fields["seed"], reward)
+
+    def write(self, path: Path, identity: str) -> None:
+        """Write stage.json, with the identity of everything that decides the stage's result."""
+        fields = {
+            "settings": self.settings.model_dump(),
+            "seed": self.seed,
+            "identity": identity,
+            "data": str(self.data),
+            "model": str(self.model),
+            "folder": str(self.folder),
+            "reward": str(self.reward) if self.reward else None,
+        }
+        write_text(path, json.dumps(fields, indent=2))
+
+    def identity(self) -> str:
+        """A fingerprint of everything that decides the stage's result; files count by content, not by name."""
+        contents = [folder_fingerprint(self.model), self.data.read_text(encoding="utf-8")]
+        if self.reward is not None:
+            contents.append(folder_fingerprint(self.reward))
+        if (mix := getattr(self.settings, "mix", None)) is not None:
+            contents.append(Path(mix).read_text(encoding="utf-8"))
+        return fingerprint(self.settings.model_dump(exclude={"reward", "mix", "report_to"}), self.seed, contents)
+
+
+def run_stage(spec: StageSpec[Any], report: Report, replace: bool = True, keep_data: bool = False) -> Path:
+    """Train one stage in a worker process; returns the folder of the policy or reward model.
+
+    A finished stage with the same settings, data, models and seed is not trained again; an interrupted one resumes from
+    its last checkpoint; one whose inputs changed starts afresh, if `replace`. With `keep_data` the stage learns from a
+    copy of the data that stays in its folder, `rows.jsonl`.
+    Raises: CaiError when the worker fails, whose log is `train.log` in the folder, or the folder holds something else.
     """
-    spec: dict[str, Any] = {"settings": settings.model_dump(), "seed": seed}
-    identity = _identity(settings, data, model, seed, reward)
-    stage_file, data_file, result = folder / "stage.json", folder / "data.json", folder / "model"
-    known = _known(folder)
-    if known.get("identity") != identity:
-        if not known and folder.exists() and any(folder.iterdir()):
-            raise CaiError(f"{folder} is not empty and holds no training stage; choose another folder")
-        if known and not replace:
-            raise CaiError(
-                f"{folder} holds a stage trained with other settings, data or models; write over it with "
-                "--replace, or choose another --out"
-            )
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-    elif result.is_dir():
-        report(json.loads(data_file.read_text(encoding="utf-8")))
+    folder, identity = spec.folder, spec.identity()
+    if not _claim(folder, identity, replace):
+        report(json.loads((folder / "data.json").read_text(encoding="utf-8")))
         report({"done": "already trained"})
-        return result
+        return folder / "model"
+    data = spec.data
     if keep_data:
         beside = folder / "rows.jsonl.part"
         shutil.copyfile(data, beside)
         data = beside.replace(folder / "rows.jsonl")
-    spec |= {"identity": identity, "data": str(data), "model": str(model), "folder": str(folder)}
-    spec["reward"] = str(reward) if reward else None
-    write_text(stage_file, json.dumps(spec, indent=2))
+    stage_file = folder / "stage.json"
+    StageSpec(spec.settings, data, spec.model, folder, spec.seed, spec.reward).write(stage_file, identity)
 
-    def remember(event: dict[str, Any]) -> None:
-        if "examples" in event:  # what was used and what not must be known when the stage is not trained again
-            write_text(data_file, json.dumps(event))
+    def keep_counts(event: dict[str, Any]) -> None:
+        if "examples" in event:  # reported again when the finished stage is not trained again
+            write_text(folder / "data.json", json.dumps(event))
         report(event)
 
-    follow([*_start(launcher), "-m", "cai.training.worker", str(stage_file)], folder / "train.log", remember)
+    command = [*_python(spec.launcher), "-m", "cai.training.worker", str(stage_file)]
+    follow(command, folder / "train.log", keep_counts)
     for spent in ("checkpoints", "dataset"):  # large, and of no use once the policy is saved
         shutil.rmtree(folder / spent, ignore_errors=True)
-    return result
+    return folder / "model"
 
 
-def is_trained(
-    settings: TrainConfig, data: Path, model: Path, folder: Path, seed: int, reward: Path | None = None
-) -> bool:
+def is_trained(spec: StageSpec[Any]) -> bool:
     """Whether `run_stage` would find the stage finished."""
-    return (
-        _known(folder).get("identity") == _identity(settings, data, model, seed, reward) and (folder / "model").is_dir()
-    )
+    known = _read_stage_file(spec.folder)
+    return known.get("identity") == spec.identity() and (spec.folder / "model").is_dir()
 
 
-def _identity(settings: TrainConfig, data: Path, model: Path, seed: int, reward: Path | None) -> str:
-    """Of everything that decides a stage's result."""
-    contents = [folder_fingerprint(model), data.read_text(encoding="utf-8")]
-    if reward is not None:
-        contents.append(folder_fingerprint(reward))
-    if (mix := getattr(settings, "mix", None)) is not None:
-        contents.append(Path(mix).read_text(encoding="utf-8"))
-    decided = settings.model_dump(exclude={"reward", "mix", "report_to"})  # files by content, not by name
-    return fingerprint(decided, seed, contents)
+def _claim(folder: Path, identity: str, replace: bool) -> bool:
+    """Make `folder` ready for a stage; False when it holds that very stage, finished."""
+    known = _read_stage_file(folder)
+    if known.get("identity") == identity:
+        return not (folder / "model").is_dir()
+    if not known and folder.exists() and any(folder.iterdir()):
+        raise CaiError(f"{folder} is not empty and holds no training stage; choose another folder")
+    if known and not replace:
+        raise CaiError(
+            f"{folder} holds a stage trained with other settings, data or models; overwrite it with --replace, or "
+            "choose another --out"
+        )
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return True
 
 
-def _known(folder: Path) -> dict[str, Any]:
-    """What a folder's stage was made from; empty where there is none."""
+def _read_stage_file(folder: Path) -> dict[str, Any]:
+    """The folder's stage.json; empty where there is none."""
     path = folder / "stage.json"
-    known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return known
+    fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return fields
 
 
-def _start(launcher: str) -> list[str]:
+def _python(launcher: str) -> list[str]:
     if not launcher.strip():
         return [sys.executable]
     first, *others = shlex.split(launcher)
@@ -113,13 +148,13 @@ def _start(launcher: str) -> list[str]:
 
 
 def follow(command: list[str], log: Path, report: Report) -> None:
-    """Run a worker process to its end, its events through `report` and what it prints into `log`.
+    """Run a worker process to its end, its events through `report` and its output into `log`.
 
     Raises: CaiError when it fails.
     """
-    with log.open("a", encoding="utf-8") as errors:
+    with log.open("a", encoding="utf-8") as output:
         worker = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, encoding="utf-8"
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output, text=True, encoding="utf-8"
         )
         fault = ""
         try:

@@ -1,11 +1,32 @@
-"""Conversations as token ids, the same for reward models, their evaluation and PPO."""
+"""Tokenizers, and conversations as token ids: the same for reward models, their evaluation and online training."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from cai.config.errors import CaiError
+from cai.config.hashing import fingerprint
 from cai.data.records import Message, Messages, Prompt
-from cai.training.common import answer
+
+
+def load_tokenizer(model: Path) -> Any:
+    """The model's tokenizer; its end token pads where it has no padding token of its own."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def vocabulary_fingerprint(tokenizer: Any) -> str:
+    """A fingerprint of which token has which id."""
+    return fingerprint(tokenizer.get_vocab())
+
+
+def assistant_turn(text: str) -> list[Message]:
+    """A completion in trl's conversational format: the turns that follow the prompt."""
+    return [Message(role="assistant", content=text)]
 
 
 def prompt_ids(tokenizer: Any, messages: Messages) -> list[int]:
@@ -19,7 +40,7 @@ def turn_ids(tokenizer: Any, messages: Messages, text: str, end: int) -> list[in
     What a chat template writes after the end of a turn (often a newline) is cut: a reward model that reads its score
     at the last token would learn it there, where no policy ever arrives.
     """
-    ids = list(tokenizer.apply_chat_template([*messages, *answer(text)], return_dict=True)["input_ids"])
+    ids = list(tokenizer.apply_chat_template([*messages, *assistant_turn(text)], return_dict=True)["input_ids"])
     while ids and ids[-1] != end:
         ids.pop()
     return ids
@@ -35,7 +56,7 @@ def end_of_turn(tokenizer: Any) -> int:
 
     Raises: CaiError when the chat template marks no end.
     """
-    conversation = [Message(role="user", content="a"), *answer("b")]
+    conversation = [Message(role="user", content="a"), *assistant_turn("b")]
     start = len(prompt_ids(tokenizer, conversation[:1]))
     ids = list(tokenizer.apply_chat_template(conversation, return_dict=True)["input_ids"])
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}

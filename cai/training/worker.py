@@ -1,8 +1,8 @@
 """One training stage in a process of its own: `python -m cai.training.worker STAGE.json`.
 
-The parent reads one JSON object a line from standard output (progress, and `error` for what the user can mend);
-everything libraries print goes to standard error. When the parent dies, so does the worker: its standard input ends.
-Under torchrun or accelerate launch every process runs this, and the first alone speaks.
+The parent reads one JSON object a line from standard output (progress, and `error` for what the user can fix); output
+of libraries goes to standard error. When the parent dies, the worker's standard input ends and it exits. Under torchrun
+or accelerate launch every process runs this, and the first alone writes events.
 """
 
 import json
@@ -15,10 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from cai.config.errors import CaiError
-from cai.training.common import Report, is_first_process
+from cai.training import distributed
 from cai.training.settings import (
     DPOConfig,
     GRPOConfig,
@@ -29,43 +27,34 @@ from cai.training.settings import (
     RewardConfig,
     RLOOConfig,
     SFTConfig,
-    TrainConfig,
-    TrainStage,
 )
+from cai.training.stage import Report, StageSpec
 
 NEARLY_FULL = 2**18  # bytes
 
 
 def main() -> int:
     """Run the stage that a stage.json describes; returns the exit status."""
-    spec = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-
-    def work(report: Report) -> None:
-        settings = TypeAdapter(TrainStage).validate_python(spec["settings"])
-        data, model, folder = (Path(spec[key]) for key in ("data", "model", "folder"))
-        train(settings, data, model, folder, spec["seed"], report, Path(spec["reward"]) if spec["reward"] else None)
-
-    return serve(work, Path(spec["folder"]))
+    spec = StageSpec.read(Path(sys.argv[1]))
+    return serve(lambda report: train(spec, report), spec.folder)
 
 
 def serve(work: Callable[[Report], None], folder: Path) -> int:
-    """Do a worker's work and tell its parent of it; returns the exit status. `folder` is where it writes."""
+    """Run `work`, its events on standard output; returns the exit status. `folder` is where it writes."""
     events = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
-    os.dup2(2, 1)  # libraries that print must not speak between the events
+    os.dup2(2, 1)  # what libraries print must not stand between the events
 
     def report(event: dict[str, Any]) -> None:
-        if is_first_process():
+        if distributed.is_first_process():
             events.write(json.dumps(event) + "\n")
 
     if not sys.stdin.isatty():
         threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
         work(report)
-        from cai.training import distributed  # brings torch, which whoever starts a worker does not need
-
         distributed.leave()
     except Exception as error:
-        text = _mendable(error, folder)
+        text = _user_message(error, folder)
         if text is not None:
             report({"error": text})
         traceback.print_exc()  # into the log
@@ -73,8 +62,8 @@ def serve(work: Callable[[Report], None], folder: Path) -> int:
     return 0
 
 
-def _mendable(error: Exception, folder: Path) -> str | None:
-    """What to tell the user of an error that they can mend; None for a fault of ours or of a library."""
+def _user_message(error: Exception, folder: Path) -> str | None:
+    """The message for an error that the user can fix; None for a defect of cai or of a library."""
     if isinstance(error, CaiError):
         return str(error)
     if "No space left" in str(error) or shutil.disk_usage(folder).free < NEARLY_FULL:  # torch does not say why it fails
@@ -82,30 +71,26 @@ def _mendable(error: Exception, folder: Path) -> str | None:
     return f"{error.filename or folder}: {error}" if isinstance(error, OSError) else None
 
 
-def train(
-    settings: TrainConfig, data: Path, model: Path, folder: Path, seed: int, report: Report, judge: Path | None = None
-) -> None:
-    """Train one stage in this process; `judge` is the reward model of those that need one."""
+def train(spec: StageSpec[Any], report: Report) -> None:
+    """Train one stage in this process."""
     from cai.training import dpo, kto, online, orpo, reward, sft  # they bring torch and trl
     from cai.training.ppo import trainer
 
-    common = (folder, seed, report)
-    judge = judge or Path("no reward model")
-    match settings:
+    match spec.settings:
         case SFTConfig():
-            sft.train(settings, data, model, *common)
+            sft.train(spec, report)
         case RewardConfig():
-            reward.train(settings, data, model, *common)
+            reward.train(spec, report)
         case DPOConfig():
-            dpo.train(settings, data, model, *common)
+            dpo.train(spec, report)
         case KTOConfig():
-            kto.train(settings, data, model, *common)
+            kto.train(spec, report)
         case ORPOConfig():
-            orpo.train(settings, data, model, *common)
+            orpo.train(spec, report)
         case PPOConfig():
-            trainer.train(settings, data, model, judge, *common)
+            trainer.train(spec, report)
         case RLOOConfig() | GRPOConfig() | OnlineDPOConfig():
-            online.train(settings, data, model, judge, *common)
+            online.train(spec, report)
 
 
 def _die_with_parent() -> None:

@@ -13,6 +13,7 @@ from cai.config.errors import CaiError
 from cai.data.files import table_writer
 from cai.data.jsonl import read_rows
 from cai.data.records import Demonstration, Preference, Revision, Skipped
+from cai.training.stage import StageSpec
 
 
 def invoke(*args: str | Path) -> Result:
@@ -35,7 +36,7 @@ def pairs(folder: Path, *more: dict[str, Any]) -> Path:
 def test_a_reward_model_and_ppo_from_files_alone(tmp_path: Path, tiny_model: Path) -> None:
     data = pairs(tmp_path, {"prompt": "Same?", "chosen": "a", "rejected": "a"})
     out = tmp_path / "out/reward"
-    given = ("--data", data, "--model", tiny_model, "--out", out, "--set", "lora_rank=2", "--set", "holdout=0.25")
+    given = ("--data", data, "--model", tiny_model, "--out", out, "--set", "lora_r=2", "--set", "holdout=0.25")
     result = invoke("reward", *given)
     assert result.exit_code == 0, result.output
     assert "skipped: 1 × chosen equals rejected" in result.output
@@ -50,7 +51,7 @@ def test_a_reward_model_and_ppo_from_files_alone(tmp_path: Path, tiny_model: Pat
 
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": f"Question {i}?"}) + "\n" for i in range(4)))
-    small = [f"--set={s}" for s in ("lora_rank=2", "updates=1", "rollouts=2", "max_tokens=4")]
+    small = [f"--set={s}" for s in ("lora_r=2", "updates=1", "rollouts=2", "max_tokens=4")]
     asked = ("ppo", "--data", prompts, "--model", tiny_model, "--out", tmp_path / "out/ppo", *small)
     assert "not a reward model" in fault(*asked, "--reward", tiny_model)
     result = invoke(*asked, "--reward", out / "model")
@@ -65,12 +66,14 @@ def test_a_reward_model_and_ppo_from_files_alone(tmp_path: Path, tiny_model: Pat
         ("ppoo", (), "unknown stage 'ppoo'; did you mean 'ppo'?"),
         ("learn", (), "unknown stage 'learn'; expected one of sft, reward, ppo, dpo"),
         ("dpo", ("--reward", "x"), "--reward x: dpo takes no reward model; ppo, rloo, grpo and online_dpo do"),
+        ("dpo", ("--set", "epochs=1"), "--set epochs: 'epochs' is now called 'num_train_epochs'"),
+        ("ppo", ("--set", "epochs=1"), "--set epochs: 'epochs' is now called 'num_ppo_epochs'"),
         ("dpo", ("--set", "lr=1"), "--set lr: unknown key 'lr'; did you mean 'learning_rate'?"),
         (
             "orpo",
             ("--set", "gamma=1"),
-            "unknown key 'gamma'; known keys: epochs, learning_rate, batch_size, accumulate, lora_rank, max_length, "
-            "save_every, report_to, beta",
+            "unknown key 'gamma'; known keys: learning_rate, per_device_train_batch_size, gradient_accumulation_steps, "
+            "lora_r, max_length, save_steps, report_to, num_train_epochs, beta",
         ),
         ("dpo", ("--set", "train.0.beta=1"), "`cai train` trains one stage; omit the prefix: --set beta=1"),
         ("dpo", ("--set", "betta=1"), "--set betta: unknown key 'betta'; did you mean 'beta'?"),
@@ -106,11 +109,11 @@ def test_a_stage_gets_rows_of_ours_whatever_file_they_came_in(
 ) -> None:
     handed: list[Path] = []
 
-    def train_stage(*args: Any, keep_data: bool) -> tuple[Path, list[Skipped]]:
+    def train_stage(name: str, spec: StageSpec[Any], *_: Any, keep_data: bool) -> tuple[Path, list[Skipped]]:
         assert keep_data
-        args[4].mkdir(parents=True)
-        handed.append(args[2].rename(args[4] / "rows.jsonl"))
-        return args[4], []
+        spec.folder.mkdir(parents=True)
+        handed.append(spec.data.rename(spec.folder / "rows.jsonl"))
+        return spec.folder, []
 
     monkeypatch.setattr("cai.cli.train.train_stage", train_stage)
     turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "so"}]

@@ -177,7 +177,17 @@ def test_a_renamed_key_leads_to_one_that_exists() -> None:
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [("evaluate: {referee: x.yaml}", "evaluate.referee: 'referee' is now called 'evaluate.constitution'")],
+    [
+        ("evaluate: {referee: x.yaml}", "evaluate.referee: 'referee' is now called 'evaluate.constitution'"),
+        ("train: [{stage: dpo, epochs: 2}]", "train[0].epochs: 'epochs' is now called 'num_train_epochs'"),
+        ("train: [{stage: ppo, epochs: 2}]", "train[0].epochs: 'epochs' is now called 'num_ppo_epochs'"),
+        ("train: [{stage: dpo, loss: ipo}]", "train[0].loss: 'loss' is now called 'loss_type'"),
+        ("train: [{stage: sft, loss: ipo}]", "train[0].loss: unknown key 'loss'"),
+        (
+            "train: [{stage: rloo, generations: 2}]",
+            "train[0].generations: 'generations' is now called 'num_generations'",
+        ),
+    ],
 )
 def test_a_key_of_an_earlier_version_is_answered_with_its_new_name(tmp_path: Path, old: str, new: str) -> None:
     path = tmp_path / "run.yaml"

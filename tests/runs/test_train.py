@@ -17,8 +17,8 @@ from tests.conftest import scripted, write_workspace
 
 TRAIN = """
 train:
-  - {stage: reward, lora_rank: 2, epochs: 1, holdout: 0.25, learning_rate: 1.0e-3}
-  - {stage: ppo, lora_rank: 2, updates: 2, rollouts: 4, batch_size: 4, max_tokens: 6, learning_rate: 1.0e-2}
+  - {stage: reward, lora_r: 2, num_train_epochs: 1, holdout: 0.25, learning_rate: 1.0e-3}
+  - {stage: ppo, lora_r: 2, updates: 2, rollouts: 4, per_device_train_batch_size: 4, max_tokens: 6, learning_rate: 1.0e-2}
 """
 
 
@@ -130,8 +130,8 @@ def test_weights_that_a_loss_cannot_count_are_refused_before_anything_is_paid(
         ("train=[{stage: grpo}, {stage: reward}]", "train[0]: grpo needs a reward model"),
         ("train=[{stage: ppo, reward: none}]", "train[0].reward: 'none' not found"),
         ("train=[{stage: sft, mix: none.jsonl}]", "train[0].mix: 'none.jsonl' not found"),
-        ("train=[{stage: reward, members: 2, lora_rank: null}]", "members above 1 need a lora_rank"),
-        ("iterations=2", "iterations: each needs a stage beside sft and reward"),
+        ("train=[{stage: reward, members: 2, lora_r: null}]", "members above 1 need a lora_r"),
+        ("iterations=2", "iterations: needs a stage that trains on preferences or rewards"),
         ("preferences={source: none.jsonl}", "preferences.source: 'none.jsonl' not found"),
         ("train=[{stage: ppoo}]", "expected one of 'sft', 'reward', 'ppo', 'dpo'"),
     ],

@@ -7,6 +7,7 @@ from cai.config.errors import CaiError
 from cai.data.jsonl import write_rows
 from cai.training.dpo import train
 from cai.training.settings import DPOConfig
+from cai.training.stage import StageSpec
 from tests.conftest import train_here
 from tests.training.policies import BETTER, WORSE, pair, preferred_by, write_pairs
 
@@ -15,14 +16,21 @@ WEIGHTS = "model.safetensors"
 
 def dpo(**settings: Any) -> DPOConfig:
     return DPOConfig.model_validate(
-        {"stage": "dpo", "epochs": 4, "batch_size": 4, "learning_rate": 1e-2, "max_length": 100, **settings}
+        {
+            "stage": "dpo",
+            "num_train_epochs": 4,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 1e-2,
+            "max_length": 100,
+            **settings,
+        }
     )
 
 
 def test_a_loss_without_soft_labels_learns_the_likelier_answers(tmp_path: Path, tiny_model: Path) -> None:
     said: list[dict[str, Any]] = []
     data = write_pairs(tmp_path / "preferences.jsonl")
-    policy = train_here(dpo(loss="apo_zero"), data, tiny_model, tmp_path / "dpo", 0, said.append)
+    policy = train_here(StageSpec(dpo(loss_type="apo_zero"), data, tiny_model, tmp_path / "dpo"), said.append)
     assert said[0] == {"examples": 8, "too_long": ["p9"], "undecided": ["p8"]}
     assert preferred_by(policy) > preferred_by(tiny_model) + 1
 
@@ -32,7 +40,7 @@ def test_of_two_contrary_pairs_the_heavier_wins(tmp_path: Path, tiny_model: Path
     write_rows(
         data, [p for i in range(4) for p in (pair(i, BETTER, WORSE, weight=9), pair(i, WORSE, BETTER, weight=0.5))]
     )
-    policy = train_here(dpo(), data, tiny_model, tmp_path / "dpo", 0, lambda event: None)
+    policy = train_here(StageSpec(dpo(), data, tiny_model, tmp_path / "dpo"))
     assert preferred_by(policy) > preferred_by(tiny_model) + 1
 
 
@@ -41,12 +49,12 @@ def test_weights_that_are_equal_change_nothing(tmp_path: Path, tiny_model: Path)
     for weight in (1.0, 0.1):
         data = tmp_path / f"{weight}.jsonl"
         write_rows(data, [pair(i, BETTER, WORSE, weight=weight) for i in range(3)])
-        policies.append(train_here(dpo(), data, tiny_model, tmp_path / str(weight), 0, lambda event: None))
+        policies.append(train_here(StageSpec(dpo(), data, tiny_model, tmp_path / str(weight))))
     assert (policies[0] / WEIGHTS).read_bytes() == (policies[1] / WEIGHTS).read_bytes()
 
 
 def test_a_loss_that_cannot_weigh_pairs_refuses_different_weights(tmp_path: Path, tiny_model: Path) -> None:
     data = tmp_path / "preferences.jsonl"
     write_rows(data, [pair(0, BETTER, WORSE), pair(1, BETTER, WORSE, weight=2.5)])
-    with pytest.raises(CaiError, match=r"^dpo with the loss hinge: the preferences have weights from 1 to 2\.5"):
-        train(dpo(loss="hinge"), data, tiny_model, tmp_path / "dpo", 0, lambda event: None)
+    with pytest.raises(CaiError, match=r"^dpo with loss_type hinge: the preferences have weights from 1 to 2\.5"):
+        train(StageSpec(dpo(loss_type="hinge"), data, tiny_model, tmp_path / "dpo"), lambda event: None)

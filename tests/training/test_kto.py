@@ -8,20 +8,28 @@ from cai.config.errors import CaiError
 from cai.data.jsonl import write_rows
 from cai.training.kto import train
 from cai.training.settings import KTOConfig
+from cai.training.stage import StageSpec
 from tests.conftest import train_here
 from tests.training.policies import BETTER, WORSE, pair, preferred_by, write_pairs
 
 
 def kto(**settings: Any) -> KTOConfig:
     return KTOConfig.model_validate(
-        {"stage": "kto", "epochs": 4, "batch_size": 4, "learning_rate": 1e-2, "max_length": 100, **settings}
+        {
+            "stage": "kto",
+            "num_train_epochs": 4,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 1e-2,
+            "max_length": 100,
+            **settings,
+        }
     )
 
 
 def test_kto_learns_the_likelier_answers_and_tells_what_it_skipped(tmp_path: Path, tiny_model: Path) -> None:
     said: list[dict[str, Any]] = []
     data = write_pairs(tmp_path / "preferences.jsonl")
-    policy = train_here(kto(), data, tiny_model, tmp_path / "kto", 0, said.append)
+    policy = train_here(StageSpec(kto(), data, tiny_model, tmp_path / "kto"), said.append)
     assert said[0] == {"examples": 16, "too_long": ["p9"], "undecided": ["p8"]}
     assert preferred_by(policy) > preferred_by(tiny_model) + 1
 
@@ -41,19 +49,19 @@ def test_answers_of_one_prompt_do_not_stand_side_by_side(tmp_path: Path, tiny_mo
     orders = []
     for seed in (0, 0, 1):
         with pytest.raises(Seen) as caught:
-            train(kto(), data, tiny_model, tmp_path / "kto", seed, lambda event: None)
+            train(StageSpec(kto(), data, tiny_model, tmp_path / "kto", seed), lambda event: None)
         orders.append(caught.value.args[0])
     assert orders[0] == orders[1] != orders[2]
     assert sum(a == b for a, b in zip(orders[0], orders[0][1:], strict=False)) <= 5
 
 
 def test_kto_needs_two_examples_a_batch() -> None:
-    with pytest.raises(ValidationError, match="batch_size"):
-        kto(batch_size=1)
+    with pytest.raises(ValidationError, match="per_device_train_batch_size"):
+        kto(per_device_train_batch_size=1)
 
 
 def test_kto_refuses_pairs_of_different_weight(tmp_path: Path, tiny_model: Path) -> None:
     data = tmp_path / "preferences.jsonl"
     write_rows(data, [pair(0, BETTER, WORSE), pair(1, BETTER, WORSE, weight=2.5)])
     with pytest.raises(CaiError, match=r"^kto: the preferences have weights from 1 to 2\.5"):
-        train(kto(), data, tiny_model, tmp_path / "kto", 0, lambda event: None)
+        train(StageSpec(kto(), data, tiny_model, tmp_path / "kto"), lambda event: None)

@@ -3,7 +3,7 @@
 import json
 import shutil
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,12 @@ from pydantic import ValidationError
 from cai.config.errors import CaiError
 from cai.data.jsonl import write_rows
 from cai.training import online, reward, settings
-from cai.training.common import load_tokenizer
 from cai.training.online import reward_function
 from cai.training.ppo import trainer
 from cai.training.reward_model import RewardModel, combined
 from cai.training.settings import GRPOConfig, OnlineDPOConfig, RewardConfig, RLOOConfig
-from cai.training.tokens import end_of_turn, prompt_ids, turn_ids
+from cai.training.stage import StageSpec
+from cai.training.tokens import end_of_turn, load_tokenizer, prompt_ids, turn_ids
 from tests.conftest import prompt
 from tests.training.test_reward import planted
 
@@ -27,23 +27,20 @@ STAGES: dict[str, Any] = {"rloo": RLOOConfig, "grpo": GRPOConfig, "online_dpo": 
 WEIGHTS = "model/model.safetensors"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads gain a tiny model nothing, and wait long for each other where other processes run."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def judges(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """The folder of an ensemble of two that likes exclamation marks and dislikes question marks."""
     folder = tmp_path_factory.mktemp("reward")
     settings = RewardConfig(
-        stage="reward", members=2, batch_size=8, learning_rate=2e-2, lora_rank=4, holdout=0.2, epochs=2
+        stage="reward",
+        members=2,
+        per_device_train_batch_size=8,
+        learning_rate=2e-2,
+        lora_r=4,
+        holdout=0.2,
+        num_train_epochs=2,
     )
-    reward.train(settings, planted(folder / "preferences.jsonl"), tiny_model, folder, 0, lambda event: None)
+    reward.train(StageSpec(settings, planted(folder / "preferences.jsonl"), tiny_model, folder), lambda event: None)
     return folder / "model"
 
 
@@ -63,9 +60,9 @@ def run(
     **given: Any,
 ) -> list[dict[str, Any]]:
     """Train in this process; returns the lines of metrics.jsonl that speak of updates."""
-    usual = {"stage": stage, "lora_rank": None, "learning_rate": 1e-2, "max_tokens": 4, "save_every": 1000}
+    usual = {"stage": stage, "lora_r": None, "learning_rate": 1e-2, "max_tokens": 4, "save_steps": 1000}
     config = STAGES[stage].model_validate({**usual, **given})
-    online.train(config, prompts(folder, count), model, judges, folder, 0, report)
+    online.train(StageSpec(config, prompts(folder, count), model, folder, reward=judges), report)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if "loss" in line]
 
@@ -88,9 +85,9 @@ def test_the_reward_models_score_of_the_policys_answers_rises(
     tmp_path: Path, tiny_model: Path, judges: Path, stage: str
 ) -> None:
     said: list[dict[str, Any]] = []
-    size: dict[str, Any] = {"epochs": 8, "batch_size": 32}
+    size: dict[str, Any] = {"num_train_epochs": 8, "per_device_train_batch_size": 32}
     if stage == "online_dpo":  # whose batches count prompts
-        size = {"epochs": 16, "batch_size": 16}
+        size = {"num_train_epochs": 16, "per_device_train_batch_size": 16}
     lines = run(stage, tiny_model, judges, tmp_path, report=said.append, missing_eos_penalty=0.0, **size)
     assert said[0] == {"examples": 32, "too_long": []}
     assert len(lines) == 32
@@ -137,7 +134,7 @@ def test_the_pull_to_the_starting_policy_is_on_unless_switched_off(
     found = {}
     given: dict[str, dict[str, Any]] = {"default": {}, "0.05": {"beta": 0.05}, "off": {"beta": 0.0}}
     for name, more in given.items():
-        lines = run(stage, tiny_model, judges, tmp_path / name, count=4, epochs=2, **more)
+        lines = run(stage, tiny_model, judges, tmp_path / name, count=4, num_train_epochs=2, **more)
         found[name] = (tmp_path / name / WEIGHTS).read_bytes()
         assert ("kl" in lines[-1]) == (name != "off")
     assert found["default"] == found["0.05"] != found["off"]
@@ -147,7 +144,7 @@ def test_online_dpo_pulls_to_the_starting_policy(tmp_path: Path, tiny_model: Pat
     kl = {}
     given: dict[str, dict[str, Any]] = {"default": {}, "strong": {"beta": 100.0}}
     for name, more in given.items():
-        lines = run("online_dpo", tiny_model, judges, tmp_path / name, learning_rate=3e-3, epochs=4, **more)
+        lines = run("online_dpo", tiny_model, judges, tmp_path / name, learning_rate=3e-3, num_train_epochs=4, **more)
         kl[name] = abs(statistics.mean(line["objective/kl"] for line in lines[-4:]))
     assert lines[0]["beta"] == 100.0
     assert OnlineDPOConfig(stage="online_dpo").beta == 0.1
@@ -163,7 +160,10 @@ def test_a_reward_model_of_another_vocabulary_is_refused(
     (foreign / "reward.json").write_text(json.dumps({**about, "vocabulary": "another"}))
     with pytest.raises(CaiError, match="reads other tokens than"):
         if stage == "ppo":
-            trainer.train(settings.PPOConfig(stage="ppo"), prompts(tmp_path), tiny_model, foreign, tmp_path, 0, print)
+            trainer.train(
+                StageSpec(settings.PPOConfig(stage="ppo"), prompts(tmp_path), tiny_model, tmp_path, reward=foreign),
+                print,
+            )
         else:
             run(stage, tiny_model, foreign, tmp_path)
 
@@ -176,7 +176,12 @@ def test_resumed_is_undisturbed_to_the_bit(
         if event.get("step") == 3:  # after the checkpoint of update 2, whose successor is made again
             raise KeyboardInterrupt
 
-    given: dict[str, Any] = {"lora_rank": lora, "save_every": 2, "batch_size": 4, "accumulate": 2}
+    given: dict[str, Any] = {
+        "lora_r": lora,
+        "save_steps": 2,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+    }
     given["count"] = 32 if stage == "online_dpo" else 8
     whole = run(stage, tiny_model, judges, tmp_path / "whole", **given)
     with pytest.raises(KeyboardInterrupt):
@@ -189,20 +194,22 @@ def test_resumed_is_undisturbed_to_the_bit(
 
 def test_an_update_that_would_tear_a_prompts_answers_apart_is_refused() -> None:
     for config, stage in ((RLOOConfig, "rloo"), (GRPOConfig, "grpo")):
-        config.model_validate({"stage": stage, "batch_size": 3, "accumulate": 4, "generations": 6})
+        config.model_validate(
+            {"stage": stage, "per_device_train_batch_size": 3, "gradient_accumulation_steps": 4, "num_generations": 6}
+        )
         with pytest.raises(ValidationError, match="an update on 6 answers cannot hold all 4 of each prompt"):
-            config.model_validate({"stage": stage, "batch_size": 3, "accumulate": 2})
+            config.model_validate({"stage": stage, "per_device_train_batch_size": 3, "gradient_accumulation_steps": 2})
 
 
 def test_prompts_that_fill_no_update_and_those_without_room_are_named(
     tmp_path: Path, tiny_model: Path, judges: Path
 ) -> None:
     with pytest.raises(CaiError, match="an update takes 4 prompts, and there are 3"):
-        run("rloo", tiny_model, judges, tmp_path, count=3, batch_size=16)
+        run("rloo", tiny_model, judges, tmp_path, count=3, per_device_train_batch_size=16)
     write_rows(tmp_path / "prompts.jsonl", [prompt("long", "hi " * 50), *(prompt(f"p{i}", "hi") for i in range(2))])
     said: list[dict[str, Any]] = []
     config = GRPOConfig(stage="grpo", max_tokens=4, max_length=60)
-    online.train(config, tmp_path / "prompts.jsonl", tiny_model, judges, tmp_path, 0, said.append)
+    online.train(StageSpec(config, tmp_path / "prompts.jsonl", tiny_model, tmp_path, reward=judges), said.append)
     assert said[0] == {"examples": 2, "too_long": ["long"]}
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from cai.config.errors import CaiError
 from cai.data.jsonl import write_rows
-from cai.training.common import read_hard_pairs
+from cai.training.trl_stage import read_hard_pairs
 from tests.training.policies import BETTER, WORSE, pair
 
 

@@ -24,6 +24,7 @@ from cai.training.reward import (
 )
 from cai.training.reward_model import RewardModel, combined, shares_weights
 from cai.training.settings import RewardConfig
+from cai.training.stage import StageSpec
 from cai.training.tokens import end_of_turn, padding, prompt_ids, turn_ids
 from tests.conftest import train_here
 
@@ -45,7 +46,14 @@ def planted(path: Path, count: int = 60) -> Path:
 
 
 def config(**settings: Any) -> RewardConfig:
-    usual = {"stage": "reward", "batch_size": 8, "learning_rate": 2e-2, "lora_rank": 4, "holdout": 0.2, "epochs": 3}
+    usual = {
+        "stage": "reward",
+        "per_device_train_batch_size": 8,
+        "learning_rate": 2e-2,
+        "lora_r": 4,
+        "holdout": 0.2,
+        "num_train_epochs": 3,
+    }
     return RewardConfig.model_validate({**usual, **settings})
 
 
@@ -156,15 +164,15 @@ def test_an_ensemble_trains_each_member_on_a_bootstrap_of_its_own(
 
     monkeypatch.setattr("cai.training.reward.bootstrap", watched)
     for members in (1, 2):
-        settings = config(members=members, epochs=1, holdout=0)
-        train_here(settings, planted(tmp_path / "p.jsonl", 8), tiny_model, tmp_path / f"{members}", 0)
+        settings = config(members=members, num_train_epochs=1, holdout=0)
+        train_here(StageSpec(settings, planted(tmp_path / "p.jsonl", 8), tiny_model, tmp_path / f"{members}"))
     assert len(set(seeds)) == len(seeds) == 2
 
 
 def test_planted_preferences_are_recovered_by_every_member(tmp_path: Path, tiny_model: Path) -> None:
     data = planted(tmp_path / "preferences.jsonl")
     said: list[dict[str, Any]] = []
-    folder = train_here(config(members=2), data, tiny_model, tmp_path / "reward", 0, said.append)
+    folder = train_here(StageSpec(config(members=2), data, tiny_model, tmp_path / "reward"), said.append)
     assert said[0] == {"examples": 48, "too_long": [], "held_out": 12}
     report = json.loads((tmp_path / "reward/report.json").read_text())
     assert report["accuracy"]["mean"] == 1.0
@@ -200,7 +208,7 @@ def test_planted_preferences_are_recovered_by_every_member(tmp_path: Path, tiny_
 
 def test_training_and_scoring_read_the_score_at_the_same_token(tmp_path: Path, tiny_model: Path) -> None:
     folder = train_here(
-        config(lora_rank=None, holdout=0), planted(tmp_path / "p.jsonl", 16), tiny_model, tmp_path / "rm", 0, print
+        StageSpec(config(lora_r=None, holdout=0), planted(tmp_path / "p.jsonl", 16), tiny_model, tmp_path / "rm"), print
     )
     from transformers import AutoModelForSequenceClassification
 
@@ -223,17 +231,20 @@ def test_training_and_scoring_read_the_score_at_the_same_token(tmp_path: Path, t
 
 
 def test_interrupted_and_resumed_is_undisturbed(tmp_path: Path, tiny_model: Path) -> None:
-    data, settings = planted(tmp_path / "p.jsonl", 20), config(members=2, save_every=2, epochs=2, batch_size=4)
+    data, settings = (
+        planted(tmp_path / "p.jsonl", 20),
+        config(members=2, save_steps=2, num_train_epochs=2, per_device_train_batch_size=4),
+    )
 
     def interrupt(event: dict[str, Any]) -> None:
         if event.get("step") == 11:  # of the second member
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_here(settings, data, tiny_model, tmp_path / "a", 0, interrupt)
+        train_here(StageSpec(settings, data, tiny_model, tmp_path / "a"), interrupt)
     assert (tmp_path / "a/members/member-1").is_dir()
     for name in "ab":
-        train_here(settings, data, tiny_model, tmp_path / name, 0, lambda event: None)
+        train_here(StageSpec(settings, data, tiny_model, tmp_path / name))
     for member in ("member-1", "member-2"):
         weights = [(tmp_path / n / "model" / member / "adapter_model.safetensors").read_bytes() for n in "ab"]
         assert weights[0] == weights[1]
@@ -250,7 +261,7 @@ def test_length_control_makes_the_reward_depend_less_on_length(tmp_path: Path, t
     write_rows(data, rows)
     found = {}
     for weight in (0.0, 3.0):
-        train_here(config(length_control=weight), data, tiny_model, tmp_path / f"{weight}", 0, lambda event: None)
+        train_here(StageSpec(config(length_control=weight), data, tiny_model, tmp_path / f"{weight}"))
         found[weight] = json.loads((tmp_path / f"{weight}/report.json").read_text())
     assert abs(found[3.0]["length_correlation"]) < abs(found[0.0]["length_correlation"]) - 0.1
 
@@ -259,18 +270,18 @@ def test_over_long_pairs_are_named_and_none_left_is_an_error(tmp_path: Path, tin
     data = tmp_path / "p.jsonl"
     write_rows(data, [preference(0, "yes", "no"), preference(1, "long " * 40, "no"), preference(2, "yes", "never")])
     said: list[dict[str, Any]] = []
-    train_here(config(max_length=100, holdout=0), data, tiny_model, tmp_path / "a", 0, said.append)
+    train_here(StageSpec(config(max_length=100, holdout=0), data, tiny_model, tmp_path / "a"), said.append)
     assert said[0] == {"examples": 2, "too_long": ["p1"], "held_out": 0}
     with pytest.raises(CaiError, match="3 pairs, none within max_length, 8 tokens"):
-        train_here(config(max_length=8), data, tiny_model, tmp_path / "b", 0, said.append)
+        train_here(StageSpec(config(max_length=8), data, tiny_model, tmp_path / "b"), said.append)
 
 
 def test_a_loss_that_is_no_number_stops_the_training_and_keeps_the_last_checkpoint(
     tmp_path: Path, tiny_model: Path
 ) -> None:
-    settings = config(learning_rate=1e30, lora_rank=None, save_every=1, epochs=3)
+    settings = config(learning_rate=1e30, lora_r=None, save_steps=1, num_train_epochs=3)
     with pytest.raises(CaiError, match=r"(loss|grad_norm) is no finite number at update \d+"):
-        train_here(settings, planted(tmp_path / "p.jsonl"), tiny_model, tmp_path / "rm", 0, lambda event: None)
+        train_here(StageSpec(settings, planted(tmp_path / "p.jsonl"), tiny_model, tmp_path / "rm"))
     from safetensors.torch import load_file
 
     kept = sorted((tmp_path / "rm/members/1/checkpoints").glob("checkpoint-*"))
@@ -287,8 +298,8 @@ def test_pessimism_takes_the_spread_of_the_members_off_their_mean() -> None:
 
 
 def test_an_ensemble_without_lora_is_refused() -> None:
-    with pytest.raises(ValueError, match="members above 1 need a lora_rank"):
-        config(members=2, lora_rank=None)
+    with pytest.raises(ValueError, match="members above 1 need a lora_r"):
+        config(members=2, lora_r=None)
 
 
 def test_a_folder_that_is_no_reward_model_is_named(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from cai.data.records import Answer, Message, Messages, Preference, Scored
 from cai.training.reward_model import RewardModel
 from cai.training.scoring import ScoringSpec, Text, Writer, log_probabilities, score
 from cai.training.settings import RewardConfig
+from cai.training.stage import StageSpec
 from tests.conftest import train_here
 
 
@@ -123,8 +124,8 @@ def test_rewards_are_the_reward_models_and_pairs_are_scored_beside_the_answers(
         for i in range(6)
     ]
     write_rows(tmp_path / "pairs.jsonl", pairs)
-    settings = RewardConfig(stage="reward", members=2, epochs=1, lora_rank=2)
-    reward = train_here(settings, tmp_path / "pairs.jsonl", tiny_model, tmp_path / "reward")
+    settings = RewardConfig(stage="reward", members=2, num_train_epochs=1, lora_r=2)
+    reward = train_here(StageSpec(settings, tmp_path / "pairs.jsonl", tiny_model, tmp_path / "reward"))
     score(spec(tmp_path, tiny_model, [], reward=reward, pairs=tmp_path / "pairs.jsonl"), lambda event: None)
     rows = read_rows(tmp_path / "scores.jsonl", Scored)
     assert [(r.of, r.policy, r.prompt_id) for r in rows][6:] == [

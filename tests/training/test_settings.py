@@ -7,9 +7,9 @@ import pytest
 from cai.config.errors import CaiError
 from cai.data.jsonl import write_rows
 from cai.data.records import Preference, Revision
-from cai.training.common import last_checkpoint
 from cai.training.settings import DPOConfig, SFTConfig
-from cai.training.stage import run_stage
+from cai.training.stage import StageSpec, run_stage
+from cai.training.trl_stage import last_checkpoint
 from tests.conftest import prompt
 
 WEIGHTS = "model/model.safetensors"
@@ -35,7 +35,7 @@ def preferences(path: Path, count: int = 8) -> Path:
 
 def dpo(**settings: Any) -> DPOConfig:
     return DPOConfig.model_validate(
-        {"stage": "dpo", "batch_size": 2, "learning_rate": 1e-2, "save_every": 2, **settings}
+        {"stage": "dpo", "per_device_train_batch_size": 2, "learning_rate": 1e-2, "save_steps": 2, **settings}
     )
 
 
@@ -44,18 +44,18 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_dpo_interrupted_and_resumed_is_dpo_undisturbed(tmp_path: Path, tiny_model: Path) -> None:
-    data, settings = preferences(tmp_path / "preferences.jsonl"), dpo(epochs=2)
+    data, settings = preferences(tmp_path / "preferences.jsonl"), dpo(num_train_epochs=2)
 
     def interrupt(event: dict[str, Any]) -> None:
         if event.get("step") == 5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_stage(settings, data, tiny_model, tmp_path / "interrupted", 0, interrupt)
+        run_stage(StageSpec(settings, data, tiny_model, tmp_path / "interrupted"), interrupt)
     assert last_checkpoint(tmp_path / "interrupted/checkpoints") is not None
     assert not (tmp_path / "interrupted/model").exists()
     for name in ("interrupted", "undisturbed"):
-        run_stage(settings, data, tiny_model, tmp_path / name, 0, lambda event: None)
+        run_stage(StageSpec(settings, data, tiny_model, tmp_path / name), lambda event: None)
     a, b = ((tmp_path / name / WEIGHTS).read_bytes() for name in ("interrupted", "undisturbed"))
     assert a == b
     steps = [
@@ -65,9 +65,9 @@ def test_dpo_interrupted_and_resumed_is_dpo_undisturbed(tmp_path: Path, tiny_mod
 
     # A finished stage is not trained again, unless what goes into it changes.
     said: list[dict[str, Any]] = []
-    run_stage(settings, data, tiny_model, tmp_path / "undisturbed", 0, said.append)
+    run_stage(StageSpec(settings, data, tiny_model, tmp_path / "undisturbed"), said.append)
     assert said == [{"examples": 8, "too_long": [], "undecided": []}, {"done": "already trained"}]
-    run_stage(dpo(epochs=2, lora_rank=None), data, tiny_model, tmp_path / "undisturbed", 0, said.append)
+    run_stage(StageSpec(dpo(num_train_epochs=2, lora_r=None), data, tiny_model, tmp_path / "undisturbed"), said.append)
     assert (tmp_path / "undisturbed" / WEIGHTS).read_bytes() != b
 
 
@@ -83,10 +83,16 @@ def test_sft_learns_the_revisions_and_leaves_out_the_unfit(tmp_path: Path, tiny_
     data = tmp_path / "revisions.jsonl"
     write_rows(data, [row(i, ["unchanged"] if i % 4 == 0 else []) for i in range(8)])
     settings = SFTConfig.model_validate(
-        {"stage": "sft", "epochs": 30, "batch_size": 2, "learning_rate": 2e-2, "lora_rank": None}
+        {
+            "stage": "sft",
+            "num_train_epochs": 30,
+            "per_device_train_batch_size": 2,
+            "learning_rate": 2e-2,
+            "lora_r": None,
+        }
     )
     said: list[dict[str, Any]] = []
-    policy = run_stage(settings, data, tiny_model, tmp_path / "sft", 0, said.append)
+    policy = run_stage(StageSpec(settings, data, tiny_model, tmp_path / "sft"), said.append)
     assert said[0] == {"examples": 6, "too_long": []}
     losses = [line["loss"] for line in metrics(tmp_path / "sft") if "loss" in line]
     assert losses[-1] < losses[0] / 2
@@ -107,13 +113,13 @@ def test_prompts_that_leave_no_room_are_told_and_none_at_all_is_an_error(tmp_pat
     rows[1]["messages"][0]["content"] = "long " * 60
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     said: list[dict[str, Any]] = []
-    run_stage(dpo(max_length=100), data, tiny_model, tmp_path / "dpo", 0, said.append)
+    run_stage(StageSpec(dpo(max_length=100), data, tiny_model, tmp_path / "dpo"), said.append)
     assert said[0] == {"examples": 2, "too_long": ["p1"], "undecided": []}
     again: list[dict[str, Any]] = []
-    run_stage(dpo(max_length=100), data, tiny_model, tmp_path / "dpo", 0, again.append)
+    run_stage(StageSpec(dpo(max_length=100), data, tiny_model, tmp_path / "dpo"), again.append)
     assert again == [said[0], {"done": "already trained"}]
     with pytest.raises(CaiError, match="no prompt is shorter than max_length, 8 tokens"):
-        run_stage(dpo(max_length=8), data, tiny_model, tmp_path / "short", 0, said.append)
+        run_stage(StageSpec(dpo(max_length=8), data, tiny_model, tmp_path / "short"), said.append)
 
 
 def test_a_half_written_checkpoint_is_passed_over(tmp_path: Path) -> None:
@@ -133,4 +139,4 @@ def test_a_worker_that_fails_is_reported_with_its_log(tmp_path: Path, tiny_model
     broken = Path(shutil.copytree(tiny_model, tmp_path / "broken"))
     (broken / "config.json").write_text('{"model_type": "nonsense"}')
     with pytest.raises(CaiError, match=r"training stopped with status 1; .*train\.log ends"):
-        run_stage(dpo(), data, broken, tmp_path / "dpo", 0, lambda event: None)
+        run_stage(StageSpec(dpo(), data, broken, tmp_path / "dpo"), lambda event: None)

@@ -9,6 +9,7 @@ from cai.data.jsonl import write_rows
 from cai.data.records import Revision
 from cai.training import sft
 from cai.training.settings import SFTConfig
+from cai.training.stage import StageSpec
 from tests.conftest import prompt, train_here
 
 
@@ -29,7 +30,7 @@ def answers(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     def run(data: Path, seed: int = 0, **settings: Any) -> tuple[list[str], dict[str, Any]]:
         said: list[dict[str, Any]] = []
         with pytest.raises(Seen) as caught:
-            sft.train(stage(**settings), data, tiny_model, tmp_path / "sft", seed, said.append)
+            sft.train(StageSpec(stage(**settings), data, tiny_model, tmp_path / "sft", seed), said.append)
         return caught.value.args[0], said[0]
 
     return run
@@ -93,13 +94,13 @@ def test_a_mixed_file_with_too_few_answers_gives_all_and_the_share_reached_is_to
 def test_a_mixed_file_that_is_missing_is_an_error_that_names_it(tmp_path: Path, tiny_model: Path) -> None:
     data = revisions(tmp_path / "revisions.jsonl")
     with pytest.raises(CaiError, match=r"nowhere\.jsonl: no such file"):
-        sft.train(stage(mix="nowhere.jsonl"), data, tiny_model, tmp_path / "sft", 0, lambda event: None)
+        sft.train(StageSpec(stage(mix="nowhere.jsonl"), data, tiny_model, tmp_path / "sft"), lambda event: None)
 
 
 def test_a_file_of_completions_is_learned_in_place_of_revisions(tmp_path: Path, tiny_model: Path) -> None:
     data, said = helpful(tmp_path / "helpful.jsonl", 6), list[dict[str, Any]]()
-    settings = stage(epochs=20, learning_rate=2e-2, lora_rank=None)
-    train_here(settings, data, tiny_model, tmp_path / "sft", 0, said.append)
+    settings = stage(num_train_epochs=20, learning_rate=2e-2, lora_r=None)
+    train_here(StageSpec(settings, data, tiny_model, tmp_path / "sft"), said.append)
     assert said[0] == {"examples": 6, "too_long": []}
     losses = [json.loads(line).get("loss") for line in (tmp_path / "sft/metrics.jsonl").read_text().splitlines()][:-1]
     assert losses[-1] < losses[0] / 2

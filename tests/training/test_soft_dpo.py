@@ -5,7 +5,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import ValidationError
 
-from cai.training.settings import SMOOTHED, SOFT, DPOConfig, Loss
+from cai.training.settings import SMOOTHED, SOFT, DPOConfig, LossType
 
 torch = pytest.importorskip("torch")
 BETA, NOISE = 0.3, 0.2
@@ -144,7 +144,7 @@ def test_labels_and_weights_reach_the_batch_unrounded(trainers: Any) -> None:
     assert loaded["p"].shape == loaded["weight"].shape == (3,)
 
 
-@pytest.mark.parametrize("loss", get_args(Loss))
+@pytest.mark.parametrize("loss", get_args(LossType))
 def test_every_loss_we_offer_is_one_that_trl_can_learn_from(trainers: Any, loss: str) -> None:
     _, trls = trainers(loss)
     value = trls.compute_loss(trls.model, batch(trls))
@@ -153,20 +153,20 @@ def test_every_loss_we_offer_is_one_that_trl_can_learn_from(trainers: Any, loss:
 
 
 def test_label_smoothing_is_refused_where_the_loss_ignores_it() -> None:
-    for loss in get_args(Loss):
+    for loss in get_args(LossType):
         if loss in SMOOTHED:
-            DPOConfig(stage="dpo", loss=loss, label_smoothing=0.1)
+            DPOConfig(stage="dpo", loss_type=loss, label_smoothing=0.1)
         else:
             with pytest.raises(ValidationError, match=f"label_smoothing: the loss {loss} ignores it; only robust, "):
-                DPOConfig(stage="dpo", loss=loss, label_smoothing=0.1)
-            DPOConfig(stage="dpo", loss=loss)
+                DPOConfig(stage="dpo", loss_type=loss, label_smoothing=0.1)
+            DPOConfig(stage="dpo", loss_type=loss)
     with pytest.raises(ValidationError, match="the loss exo_pair needs it above 0"):
-        DPOConfig(stage="dpo", loss="exo_pair")
+        DPOConfig(stage="dpo", loss_type="exo_pair")
     with pytest.raises(ValidationError, match=r"less than 0\.5"):
-        DPOConfig(stage="dpo", loss="robust", label_smoothing=0.5)
+        DPOConfig(stage="dpo", loss_type="robust", label_smoothing=0.5)
 
 
-@pytest.mark.parametrize("loss", get_args(Loss))
+@pytest.mark.parametrize("loss", get_args(LossType))
 def test_the_losses_that_use_label_smoothing_are_those_named(trainers: Any, loss: str) -> None:
     _, trls = trainers(loss)
     values = []

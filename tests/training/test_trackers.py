@@ -10,7 +10,7 @@ from cai.runs.run_file import load_run_file
 from cai.training import metrics
 from cai.training.metrics import Trackers
 from cai.training.settings import SFTConfig
-from cai.training.stage import _identity
+from cai.training.stage import StageSpec
 from tests.conftest import train_here, write_workspace
 from tests.training.test_sft import revisions
 
@@ -59,7 +59,7 @@ def test_trackers_get_the_numbers_of_the_metrics_file(
 ) -> None:
     settings = SFTConfig(stage="sft", max_length=100, report_to=["wandb", "tensorboard", "wandb"])
     folder = tmp_path / "run" / "train" / "1-sft"
-    train_here(settings, revisions(tmp_path / "r.jsonl"), tiny_model, folder)
+    train_here(StageSpec(settings, revisions(tmp_path / "r.jsonl"), tiny_model, folder))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     wandb, tensorboard = recorded
     assert wandb.said == tensorboard.said == [(line.pop("step"), line) for line in lines]
@@ -81,7 +81,7 @@ def test_where_metrics_go_changes_neither_the_run_nor_its_stage(
     plans = [make_plan(run_file, extra, None, tmp_path) for extra in ([], ["train.0.report_to=[wandb]"])]
     assert manifest(plans[0]) == manifest(plans[1])
     data = revisions(tmp_path / "r.jsonl")
-    first, second = (_identity(plan.train[0], data, model_folder, 0, None) for plan in plans)
+    first, second = (StageSpec(plan.train[0], data, model_folder, tmp_path / "stage").identity() for plan in plans)
     assert first == second
 
 

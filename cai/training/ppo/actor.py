@@ -4,23 +4,24 @@ import contextlib
 import copy
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from cai.training import common
+from cai.training import distributed
 from cai.training.ppo.sampling import Batch
-from cai.training.settings import TrainConfig
+from cai.training.settings import PPOConfig
+from cai.training.trl_stage import lora_config
 
 
 class Evaluated(NamedTuple):
-    """What a forward pass says of the response tokens, each of shape (sequences, tokens)."""
+    """Outputs of a forward pass for the response tokens, each of shape (sequences, tokens)."""
 
     logps: Tensor
     values: Tensor
-    entropy: Any  # a Tensor too, or None where it was not asked for
+    entropy: Any  # a Tensor too, or None without `with_entropy`
 
 
 class Actor:
@@ -28,12 +29,12 @@ class Actor:
     function has an adapter of its own. Without LoRA the reference and a separate value function are copies.
     """
 
-    def __init__(
-        self, folder: Path, settings: TrainConfig, value: Literal["shared", "separate"], temperature: float
-    ) -> None:
+    def __init__(self, folder: Path, settings: PPOConfig) -> None:
+        """Load the policy that training starts from."""
         from transformers import AutoModelForCausalLM
 
-        self.device, self._temperature, self._separate = common.device(), temperature, value == "separate"
+        self.device, self._temperature = distributed.device(), settings.temperature
+        self._separate = settings.value == "separate"
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(self.device)
         self.generation_ends = _ids(model.generation_config.eos_token_id)
         self._reference: Any = None
@@ -42,18 +43,18 @@ class Actor:
         torch.nn.init.zeros_(self.value_head.weight)
         torch.nn.init.zeros_(self.value_head.bias)
         self.peft: Any = None
-        if (lora := common.lora_config(settings)) is not None:
+        if (lora := lora_config(settings)) is not None:
             from peft import get_peft_model
 
             self.peft = get_peft_model(model, lora, adapter_name="policy")
             if self._separate:
-                self.peft.add_adapter("value", common.lora_config(settings))
+                self.peft.add_adapter("value", lora_config(settings))
             self.peft.set_adapter("policy")
         else:
             self._reference = copy.deepcopy(model).requires_grad_(False).eval()
             if self._separate:
                 self._value_model = copy.deepcopy(model)
-        self.model = model.eval()  # no dropout: the ratio of new to old must be 1 where nothing was learnt
+        self.model = model.eval()  # no dropout: the ratio of new to old must be 1 before the first step
 
     @property
     def trunk(self) -> Any:
@@ -67,17 +68,17 @@ class Actor:
 
     def trainable(self) -> dict[str, Any]:
         """Every parameter that PPO changes, by name."""
-        found = {f"value_head.{name}": p for name, p in self.value_head.named_parameters()}
+        parameters = {f"value_head.{name}": p for name, p in self.value_head.named_parameters()}
         for name, p in self.model.named_parameters():
             if self.peft is None or ".policy." in name or ".value." in name:
-                found[name] = p
+                parameters[name] = p
         if self._value_model is not None:
             trunk = getattr(self._value_model, self._value_model.base_model_prefix)
-            found |= {f"value_model.{name}": p for name, p in trunk.named_parameters()}
-        return found
+            parameters |= {f"value_model.{name}": p for name, p in trunk.named_parameters()}
+        return parameters
 
     def evaluate(self, batch: Batch, with_entropy: bool) -> Evaluated:
-        """The policy's and the value function's word on a batch, with gradients where they are enabled."""
+        """The policy's and the value function's outputs on a batch, with gradients where they are enabled."""
         hidden = self._hidden(self.trunk, batch)
         logits = self._logits(hidden, self.head)
         values = self.values(batch) if self._separate else self._values(hidden)
@@ -115,7 +116,7 @@ class Actor:
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The policy's weights as they stand under a plain model's names, one at a time; the actor is left as it is."""
+        """The policy's weights as they stand under a plain model's names, one at a time; the actor does not change."""
         for name, module in self.model.named_modules():
             if hasattr(module, "get_delta_weight"):
                 yield f"{name}.weight", module.base_layer.weight + module.get_delta_weight("policy")

@@ -31,16 +31,16 @@ def save(folder: Path, parameters: dict[str, Any], optimizer: Any, state: State)
 
 
 def restore(folder: Path, parameters: dict[str, Any], optimizer: Any, start: State) -> State:
-    """Load the newest checkpoint into the parameters and the optimizer, if there is one; returns where it stood."""
-    found = _complete(folder)
-    if not found:
+    """Load the newest checkpoint into the parameters and the optimizer; returns its state, or `start` without one."""
+    checkpoints = _complete(folder)
+    if not checkpoints:
         return start
-    tensors = load_file(found[-1] / "state.safetensors")
+    tensors = load_file(checkpoints[-1] / "state.safetensors")
     for name, p in parameters.items():
         p.data.copy_(tensors[name])
         if f"{name}#step" in tensors:
             optimizer.state[p] = {m: tensors[f"{name}#{m}"].to(p.device if m != "step" else "cpu") for m in MOMENTS}
-    state = json.loads((found[-1] / "state.json").read_text(encoding="utf-8"))
+    state = json.loads((checkpoints[-1] / "state.json").read_text(encoding="utf-8"))
     return state["update"], state["kl_coef"]
 
 

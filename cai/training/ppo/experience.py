@@ -1,8 +1,8 @@
-"""What an update of PPO learns from: rollouts with their scores, advantages and returns. Imports torch."""
+"""The rollouts that an update of PPO learns from, with their scores, advantages and returns. Imports torch."""
 
 import random
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -19,50 +19,67 @@ Score = Callable[[list[list[int]], list[list[int]]], Any]
 """(prompts, responses) as token ids → scores of shape (responses, members)."""
 
 
-def collect(
-    settings: PPOConfig,
-    actor: Actor,
-    prompts: Sequence[list[int]],
-    score: Score,
-    ends: set[int],
-    update: int,
-    seed: int,
-    vllm: VllmSampler | None = None,
-) -> list[Rollout]:
-    """The update's rollouts, each with its score, log-probabilities and values; all processes get all of them."""
-    asked = [prompts[i] for i in drawn(len(prompts), settings.rollouts, update, seed)]
-    rows = distributed.own(list(range(settings.rollouts)))
-    own_prompts = [asked[i] for i in rows]
-    if vllm is None:
-        generator = torch.Generator().manual_seed(derive_seed(seed, "rollouts", update) % 2**63)
+class Task(NamedTuple):
+    """What the policy answers and how it is rewarded."""
+
+    prompts: Sequence[list[int]]
+    """As token ids."""
+    score: Score
+    ends: set[int]
+    """The tokens that end a response."""
+
+
+class Collector:
+    """Samples the rollouts of each update from the policy as it stands."""
+
+    def __init__(
+        self, settings: PPOConfig, actor: Actor, task: Task, seed: int, vllm: VllmSampler | None = None
+    ) -> None:
+        self.settings, self.actor, self.task, self.seed, self.vllm = settings, actor, task, seed, vllm
+
+    def collect(self, update: int) -> list[Rollout]:
+        """The update's rollouts, each with its score, log-probabilities and values; all processes get all of them."""
+        settings = self.settings
+        chosen = drawn(len(self.task.prompts), settings.rollouts, update, self.seed)
+        rows = distributed.shard(list(range(settings.rollouts)))
+        prompts = [self.task.prompts[chosen[row]] for row in rows]
+        responses = self._sample(prompts, rows, update)
+        scores = self.task.score(prompts, responses)
+        by_length = sorted(range(len(rows)), key=lambda i: len(prompts[i]) + len(responses[i]))  # little padding
+        rollouts: dict[int, Rollout] = {}
+        size = settings.per_device_train_batch_size
+        for start in range(0, len(rows), size):
+            part = by_length[start : start + size]
+            batch = padded([(prompts[i], responses[i]) for i in part], self.actor.device)
+            with torch.no_grad():
+                outputs = self.actor.evaluate(batch, with_entropy=True)
+                reference = self.actor.reference_logps(batch)
+            for row, i in enumerate(part):
+                n = len(responses[i])
+                rollouts[i] = Rollout(
+                    prompt=prompts[i],
+                    response=responses[i],
+                    finished=responses[i][-1] in self.task.ends,
+                    logps=outputs.logps[row, :n].cpu(),
+                    reference_logps=reference[row, :n].cpu(),
+                    values=outputs.values[row, :n].cpu(),
+                    entropy=outputs.entropy[row, :n].mean().item(),
+                    scores=scores[i].tolist(),
+                )
+        return distributed.gather([rollouts[i] for i in range(len(rows))])
+
+    def _sample(self, prompts: list[list[int]], rows: list[int], update: int) -> list[list[int]]:
+        """A response to each prompt; `rows` are their places among the update's rollouts, which decide the seeds."""
+        settings, actor, ends = self.settings, self.actor, self.task.ends
+        if self.vllm is not None:
+            seeds = [derive_seed(self.seed, "rollout", update, row) % 2**63 for row in rows]
+            limits = settings.max_tokens, settings.temperature, ends
+            sampled: list[list[int]] = self.vllm.generate(actor.weights(), prompts, seeds, *limits)
+            return sampled
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "rollouts", update) % 2**63)
         uniforms = torch.rand(settings.rollouts, settings.max_tokens, generator=generator)[rows].to(actor.device)
-        responses = generate(actor.trunk, actor.head, own_prompts, uniforms, settings.temperature, ends)
-    else:
-        seeds = [derive_seed(seed, "rollout", update, row) % 2**63 for row in rows]
-        limits = settings.max_tokens, settings.temperature, ends
-        responses = vllm.generate(actor.weights(), own_prompts, seeds, *limits)
-    scores = score(own_prompts, responses)
-    rollouts: dict[int, Rollout] = {}
-    by_length = sorted(range(len(rows)), key=lambda i: len(own_prompts[i]) + len(responses[i]))  # little padding
-    for start in range(0, len(rows), settings.batch_size):
-        part = by_length[start : start + settings.batch_size]
-        batch = padded([(own_prompts[i], responses[i]) for i in part], actor.device)
-        with torch.no_grad():
-            seen = actor.evaluate(batch, with_entropy=True)
-            reference = actor.reference_logps(batch)
-        for row, i in enumerate(part):
-            n = len(responses[i])
-            rollouts[i] = Rollout(
-                prompt=own_prompts[i],
-                response=responses[i],
-                finished=responses[i][-1] in ends,
-                logps=seen.logps[row, :n].cpu(),
-                reference_logps=reference[row, :n].cpu(),
-                values=seen.values[row, :n].cpu(),
-                entropy=seen.entropy[row, :n].mean().item(),
-                scores=scores[i].tolist(),
-            )
-    return distributed.gathered([rollouts[i] for i in range(len(rows))])
+        responses: list[list[int]] = generate(actor.trunk, actor.head, prompts, uniforms, settings.temperature, ends)
+        return responses
 
 
 def drawn(prompts: int, rollouts: int, update: int, seed: int) -> list[int]:
@@ -86,7 +103,7 @@ def prepare(settings: PPOConfig, rollouts: list[Rollout], kl_coef: float) -> Non
     scores = combined(torch.tensor([r.scores for r in rollouts]), settings.uncertainty)
     scores -= settings.missing_eos_penalty * torch.tensor([not r.finished for r in rollouts])
     rewards = token_rewards(scores, logps, reference, mask, kl_coef)
-    advantages, returns = generalised_advantages(rewards, values, mask, settings.gamma, settings.gae_lambda)
+    advantages, returns = generalised_advantages(rewards, values, mask, settings.gamma, settings.lam)
     advantages = whitened(advantages, mask)
     for i, rollout in enumerate(rollouts):
         n = len(rollout.response)
@@ -94,7 +111,7 @@ def prepare(settings: PPOConfig, rollouts: list[Rollout], kl_coef: float) -> Non
 
 
 def describe(rollouts: list[Rollout], kl_coef: float) -> dict[str, float]:
-    """What the policy does before the update learns from it; means over the rollouts."""
+    """Metrics of the rollouts, before the update learns from them; means over the rollouts."""
 
     def mean(values: Sequence[float]) -> float:
         return sum(values) / len(values)

@@ -1,4 +1,4 @@
-"""Sampling answers from the policy in training, and what is known of them. Imports torch: import this lazily."""
+"""Sampling answers from the policy in training, by its own forward passes or by vLLM. Imports torch: import lazily."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -12,6 +12,8 @@ from transformers import DynamicCache
 
 from cai.inference.vllm import load_engine
 from cai.training import distributed
+
+GPU_SHARE = 0.3  # of the GPU's memory for vLLM: training needs the rest
 
 
 @dataclass
@@ -62,7 +64,7 @@ def generate(
     temperature: float,
     ends: set[int],
 ) -> list[list[int]]:
-    """A sampled response to each prompt, in one batch with a key-value cache; rows that are finished leave the batch.
+    """A sampled response to each prompt, in one batch with a key-value cache; finished rows leave the batch.
 
     Args: uniforms of shape (prompts, tokens at most), in [0, 1): the randomness of each token, so that what is sampled
     for a prompt does not depend on its neighbours. A response ends with a token of `ends` or at the limit.
@@ -104,27 +106,21 @@ def sampled(logits: Tensor, uniforms: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, point, right=True)[:, 0].clamp_max(logits.shape[-1] - 1)
 
 
-# PPO's rollouts sampled by a vLLM engine in this process. Imports torch: import this lazily.
-
-
-GPU_SHARE = 0.3  # of the GPU's memory for the engine: training needs the rest
-
-
 class VllmSampler:
-    """A second copy of the policy, which takes over its weights before each batch.
+    """A vLLM engine in this process: a second copy of the policy, which loads its weights before each batch.
 
-    Args: folder of the model that training starts from; max_length in tokens of prompt and response; `concurrency`,
-    how many responses may be sampled together.
+    Args: folder of the model that training starts from; max_length in tokens of prompt and response; `concurrency`, the
+    most responses sampled together.
     Raises: CaiError when vLLM is missing or cannot hold `max_length`.
     """
 
     def __init__(self, folder: Path, max_length: int, concurrency: int) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process weights are handed over in memory
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # training needs the same cores
-        more: dict[str, Any] = {"gpu_memory_utilization": GPU_SHARE}
-        if distributed.count() > 1:
-            more["distributed_executor_backend"] = "external_launcher"  # torchrun's processes, not vLLM's own
-        self._llm = load_engine(folder, max_length, concurrency, **more)
+        options: dict[str, Any] = {"gpu_memory_utilization": GPU_SHARE}
+        if distributed.process_count() > 1:
+            options["distributed_executor_backend"] = "external_launcher"  # torchrun's processes, not vLLM's own
+        self._llm = load_engine(folder, max_length, concurrency, **options)
 
     def generate(
         self,
@@ -143,7 +139,7 @@ class VllmSampler:
         from vllm.sampling_params import RequestOutputKind
 
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
-        self._llm.reset_prefix_cache()  # what it holds was computed by older weights
+        self._llm.reset_prefix_cache()  # its entries were computed by older weights
         for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
             sampling = SamplingParams(
                 max_tokens=max_tokens,
@@ -155,8 +151,8 @@ class VllmSampler:
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
             self._llm.add_request(str(i), {"prompt_token_ids": prompt}, sampling)
-        found: dict[int, list[int]] = {}
+        responses: dict[int, list[int]] = {}
         while self._llm.has_unfinished_requests():
             for output in self._llm.step():
-                found[int(output.request_id.split("-")[0])] = list(output.outputs[0].token_ids)
-        return [found[i] for i in range(len(prompts))]
+                responses[int(output.request_id.split("-")[0])] = list(output.outputs[0].token_ids)
+        return [responses[i] for i in range(len(prompts))]

@@ -16,17 +16,17 @@ def changed_actor(model: Path, **given: Any) -> Actor:
     """A policy that an update has moved."""
     config = PPOConfig.model_validate({"stage": "ppo", **given})
     torch.manual_seed(0)
-    actor = Actor(model, config, config.value, 1.0)
+    actor = Actor(model, config)
     with torch.no_grad():
         for name, parameter in actor.trainable().items():
-            if "lora_B" in name or config.lora_rank is None:
+            if "lora_B" in name or config.lora_r is None:
                 parameter.add_(torch.randn_like(parameter) * 0.02)
     return actor
 
 
-@pytest.mark.parametrize("lora_rank", [4, None])
-def test_an_actors_weights_are_those_of_the_policy_it_saves(tiny_model: Path, lora_rank: int | None) -> None:
-    actor = changed_actor(tiny_model, lora_rank=lora_rank, value="separate")
+@pytest.mark.parametrize("lora_r", [4, None])
+def test_an_actors_weights_are_those_of_the_policy_it_saves(tiny_model: Path, lora_r: int | None) -> None:
+    actor = changed_actor(tiny_model, lora_r=lora_r, value="separate")
     given = {name: tensor.clone() for name, tensor in actor.weights()}
     saved = dict(actor.merged().named_parameters())
     assert given.keys() == saved.keys()
@@ -37,9 +37,8 @@ def test_an_actors_weights_are_those_of_the_policy_it_saves(tiny_model: Path, lo
 def test_vllm_samples_from_the_weights_it_is_given(real_model: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    from cai.training.common import load_tokenizer
     from cai.training.ppo.sampling import VllmSampler
-    from cai.training.tokens import end_of_turn, prompt_ids
+    from cai.training.tokens import end_of_turn, load_tokenizer, prompt_ids
 
     tokenizer = load_tokenizer(real_model)
     prompt, ends = prompt_ids(tokenizer, [{"role": "user", "content": PROMPT}]), {end_of_turn(tokenizer)}

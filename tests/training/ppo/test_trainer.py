@@ -16,10 +16,11 @@ from cai.training import tokens
 from cai.training.metrics import runaway
 from cai.training.ppo import checkpoint
 from cai.training.ppo.actor import Actor
-from cai.training.ppo.experience import collect, drawn, prepare
+from cai.training.ppo.experience import Collector, Task, drawn, prepare
 from cai.training.ppo.sampling import generate, padded, sampled
-from cai.training.ppo.trainer import _accumulate, learn, optimise
+from cai.training.ppo.trainer import PPOTrainer
 from cai.training.settings import PPOConfig
+from cai.training.stage import StageSpec
 from tests.conftest import prompt
 
 LETTERS = range(60, 90)  # ids of the tiny tokenizer: thirty of its 259 tokens are "good"
@@ -28,8 +29,8 @@ PROMPTS = [[1, 70, 71], [1, 100], [1, 90, 91, 92, 93]]
 
 def settings(**given: Any) -> PPOConfig:
     usual = {
-        "stage": "ppo", "lora_rank": None, "learning_rate": 1e-2, "rollouts": 128, "batch_size": 128, "epochs": 4,
-        "max_tokens": 1, "missing_eos_penalty": 0.0, "kl_stop": None, "updates": 60, "save_every": 1000,
+        "stage": "ppo", "lora_r": None, "learning_rate": 1e-2, "rollouts": 128, "per_device_train_batch_size": 128, "num_ppo_epochs": 4,
+        "max_tokens": 1, "missing_eos_penalty": 0.0, "kl_stop": None, "updates": 60, "save_steps": 1000,
     }  # fmt: skip
     return PPOConfig.model_validate({**usual, **given})
 
@@ -41,7 +42,21 @@ def good_tokens(prompts: list[list[int]], responses: list[list[int]]) -> torch.T
 
 def actor_of(model: Path, config: PPOConfig) -> Actor:
     torch.manual_seed(0)
-    return Actor(model, config, config.value, config.temperature)
+    return Actor(model, config)
+
+
+def trainer(
+    model: Path,
+    folder: Path,
+    config: PPOConfig,
+    actor: Actor,
+    score: Callable[..., torch.Tensor] = good_tokens,
+    report: Callable[[dict[str, Any]], None] = lambda event: None,
+) -> PPOTrainer:
+    from transformers import AutoTokenizer
+
+    spec = StageSpec(config, folder / "prompts.jsonl", model, folder)
+    return PPOTrainer(spec, actor, Task(PROMPTS, score, {2}), AutoTokenizer.from_pretrained(model), report)
 
 
 def run(
@@ -53,9 +68,7 @@ def run(
 ) -> tuple[Actor, list[dict[str, Any]]]:
     folder.mkdir(exist_ok=True)
     actor = actor_of(model, config)
-    from transformers import AutoTokenizer
-
-    optimise(config, actor, PROMPTS, score, {2}, AutoTokenizer.from_pretrained(model), folder, 0, report)
+    trainer(model, folder, config, actor, score, report).run()
     return actor, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -116,7 +129,7 @@ def test_an_entropy_bonus_keeps_the_policy_from_narrowing(tmp_path: Path, tiny_m
 
 
 def test_the_value_function_learns_to_explain_the_returns(tmp_path: Path, tiny_model: Path) -> None:
-    config = settings(max_tokens=6, value="separate", value_coef=1.0, updates=25, kl_coef=0.5, value_clip=10.0)
+    config = settings(max_tokens=6, value="separate", vf_coef=1.0, updates=25, kl_coef=0.5, cliprange_value=10.0)
     _, lines = run(tiny_model, tmp_path / "a", config)
     assert lines[0]["val/explained_variance"] == pytest.approx(0, abs=1e-5)  # a head of zeros
     assert late(lines, "val/explained_variance") > 0.2
@@ -127,8 +140,14 @@ def test_resumed_is_undisturbed_to_the_bit(tmp_path: Path, tiny_model: Path, lor
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        given: dict[str, Any] = {"lora_rank": lora, "value": value, "max_tokens": 5, "rollouts": 8, "batch_size": 4}
-        config = settings(**given, updates=5, save_every=2, target_kl=1.0)
+        given: dict[str, Any] = {
+            "lora_r": lora,
+            "value": value,
+            "max_tokens": 5,
+            "rollouts": 8,
+            "per_device_train_batch_size": 4,
+        }
+        config = settings(**given, updates=5, save_steps=2, target_kl=1.0)
 
         def interrupt(event: dict[str, Any]) -> None:
             if event.get("step") == 3:  # after the checkpoint of update 2, whose successor is made again
@@ -154,7 +173,7 @@ def test_resumed_is_undisturbed_to_the_bit(tmp_path: Path, tiny_model: Path, lor
 def test_both_functions_learn_and_the_reference_stays(
     tmp_path: Path, tiny_model: Path, lora: int | None, value: str
 ) -> None:
-    config = settings(lora_rank=lora, value=value, max_tokens=4, rollouts=16, batch_size=8, updates=3)
+    config = settings(lora_r=lora, value=value, max_tokens=4, rollouts=16, per_device_train_batch_size=8, updates=3)
     before = actor_of(tiny_model, config)
     after, lines = run(tiny_model, tmp_path / "a", config)
     batch = padded([(PROMPTS[0], [70, 71]), (PROMPTS[1], [80, 81, 82])], "cpu")
@@ -172,7 +191,7 @@ def test_both_functions_learn_and_the_reference_stays(
 
 
 def test_the_first_step_after_sampling_sees_a_ratio_of_1(tmp_path: Path, tiny_model: Path) -> None:
-    _, [line] = run(tiny_model, tmp_path / "a", settings(max_tokens=6, updates=1, epochs=1))
+    _, [line] = run(tiny_model, tmp_path / "a", settings(max_tokens=6, updates=1, num_ppo_epochs=1))
     assert line["val/ratio"] == pytest.approx(1, abs=1e-5)
     assert line["policy/approxkl"] == pytest.approx(0, abs=1e-6)
     assert line["policy/clipfrac"] == 0
@@ -193,14 +212,15 @@ def test_every_figure_that_is_expected_is_logged(tmp_path: Path, tiny_model: Pat
 def test_accumulating_changes_the_memory_and_not_the_gradient(tmp_path: Path, tiny_model: Path) -> None:
     actor = actor_of(tiny_model, settings())
     torch.nn.init.normal_(actor.value_head.weight)
-    config = settings(rollouts=8, batch_size=8, accumulate=1, max_tokens=6)
-    rollouts = collect(config, actor, PROMPTS, good_tokens, {2}, 1, 0)
+    config = settings(rollouts=8, per_device_train_batch_size=8, gradient_accumulation_steps=1, max_tokens=6)
+    rollouts = Collector(config, actor, Task(PROMPTS, good_tokens, {2}), 0).collect(1)
     prepare(config, rollouts, 0.1)
     gradients = []
     for batch, accumulate in ((8, 1), (2, 4)):
         for parameter in actor.trainable().values():
             parameter.grad = None
-        _accumulate(settings(batch_size=batch, accumulate=accumulate), actor, rollouts)
+        config = settings(per_device_train_batch_size=batch, gradient_accumulation_steps=accumulate)
+        trainer(tiny_model, tmp_path, config, actor).accumulate_gradients(rollouts)
         gradients.append({name: p.grad.clone() for name, p in actor.trainable().items() if p.grad is not None})
     whole, accumulated = gradients
     assert whole.keys() == accumulated.keys()
@@ -210,12 +230,19 @@ def test_accumulating_changes_the_memory_and_not_the_gradient(tmp_path: Path, ti
         rounding = 200 * torch.finfo(torch.float32).eps * gradient.abs().max().item()
         torch.testing.assert_close(accumulated[name], gradient, atol=rounding, rtol=0)
     for batch, accumulate in ((8, 1), (2, 4)):
-        config = settings(updates=1, rollouts=16, batch_size=batch, accumulate=accumulate, max_tokens=6, epochs=2)
+        config = settings(
+            updates=1,
+            rollouts=16,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulate,
+            max_tokens=6,
+            num_ppo_epochs=2,
+        )
         assert run(tiny_model, tmp_path / f"{batch}", config)[1][0]["steps"] == 4
 
 
 def test_gradients_are_clipped(tmp_path: Path, tiny_model: Path) -> None:
-    small = settings(updates=1, epochs=1, max_grad_norm=1e-9, rollouts=8, batch_size=8)
+    small = settings(updates=1, num_ppo_epochs=1, max_grad_norm=1e-9, rollouts=8, per_device_train_batch_size=8)
     norms: list[float] = []
     clip = torch.nn.utils.clip_grad_norm_
 
@@ -233,26 +260,29 @@ def test_gradients_are_clipped(tmp_path: Path, tiny_model: Path) -> None:
 
 
 def test_passes_are_broken_off_where_the_policy_moved_too_far(tmp_path: Path, tiny_model: Path) -> None:
-    config = settings(updates=1, epochs=20, learning_rate=0.1, kl_stop=0.01, rollouts=32, batch_size=16)
+    config = settings(
+        updates=1, num_ppo_epochs=20, learning_rate=0.1, kl_stop=0.01, rollouts=32, per_device_train_batch_size=16
+    )
     _, [line] = run(tiny_model, tmp_path / "a", config)
     assert line["stopped_early"] == 1
     assert line["steps"] < 20  # of as many
 
 
-def test_a_first_step_is_always_taken_even_where_sampling_and_learning_disagree(tiny_model: Path) -> None:
-    config = settings(kl_stop=0.01, rollouts=32, batch_size=16, max_tokens=4)
+def test_a_first_step_is_always_taken_even_where_sampling_and_learning_disagree(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    config = settings(kl_stop=0.01, rollouts=32, per_device_train_batch_size=16, max_tokens=4)
     actor = actor_of(tiny_model, config)
-    rollouts = collect(config, actor, PROMPTS, good_tokens, {2}, 1, 0)
+    rollouts = Collector(config, actor, Task(PROMPTS, good_tokens, {2}), 0).collect(1)
     for rollout in rollouts:
         rollout.logps -= 0.5
     prepare(config, rollouts, 0.0)
-    parameters = actor.trainable()
-    line = learn(config, actor, torch.optim.AdamW(parameters.values()), parameters, rollouts, 1, 0)
+    line = trainer(tiny_model, tmp_path, config, actor).learn(rollouts, 1)
     assert (line["steps"], line["stopped_early"]) == (1, 1)
 
 
 def test_an_answer_without_an_end_is_worth_less(tmp_path: Path, tiny_model: Path) -> None:
-    config = settings(max_tokens=8, rollouts=64, missing_eos_penalty=5.0, lora_rank=None, updates=30, kl_coef=0.01)
+    config = settings(max_tokens=8, rollouts=64, missing_eos_penalty=5.0, lora_r=None, updates=30, kl_coef=0.01)
     _, lines = run(tiny_model, tmp_path / "a", config, score=lambda asked, answers: torch.zeros(len(answers), 1))
     assert lines[0]["response/eos_rate"] < 0.15
     assert late(lines, "response/eos_rate") > 0.6
@@ -295,10 +325,10 @@ def test_every_prompt_is_answered_equally_often() -> None:
 
 
 def test_logps_and_values_of_a_padded_batch_are_those_of_each_answer_alone(tiny_model: Path) -> None:
-    config = settings(max_tokens=7, rollouts=6, batch_size=6)
+    config = settings(max_tokens=7, rollouts=6, per_device_train_batch_size=6)
     actor = actor_of(tiny_model, config)
     torch.nn.init.normal_(actor.value_head.weight)
-    for rollout in collect(config, actor, PROMPTS, good_tokens, set(range(100, 140)), 1, 0):
+    for rollout in Collector(config, actor, Task(PROMPTS, good_tokens, set(range(100, 140))), 0).collect(1):
         with torch.no_grad():
             alone = actor.evaluate(padded([(rollout.prompt, rollout.response)], "cpu"), with_entropy=True)
             logits = actor.model(torch.tensor([rollout.prompt + rollout.response])).logits[0]

@@ -1,0 +1,202 @@
+"""What the stages that trl trains share: arguments, LoRA, rows that fit, checkpoints, metrics, the saved policy."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cai.config.errors import CaiError
+from cai.data.jsonl import read_rows
+from cai.data.records import Preference
+from cai.training.metrics import Tracker, Trackers, add_metrics, drop_metrics_after, not_finite
+from cai.training.settings import DatasetConfig, TrainConfig
+from cai.training.stage import Report, StageSpec
+
+LORA_ALPHA = 2.0  # times the rank, as is usual since Hu et al. 2021 (arXiv:2106.09685)
+
+
+def trl_arguments(settings: DatasetConfig, folder: Path, seed: int) -> dict[str, Any]:
+    """The arguments that trl's configs of all stages take, for this machine; checkpoints go below `folder`."""
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    return {
+        "output_dir": str(folder / "checkpoints"),
+        "num_train_epochs": settings.num_train_epochs,
+        "learning_rate": settings.learning_rate,
+        # Up to the full rate over the first tenth of the updates, from a share of it and not from 0 as plain `cosine`,
+        # which wastes the first update and so all of a training that has one; then down to a tenth of the rate.
+        "lr_scheduler_type": "cosine_warmup_with_min_lr",
+        "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
+        "warmup_steps": 0.1,
+        "per_device_train_batch_size": settings.per_device_train_batch_size,
+        "gradient_accumulation_steps": settings.gradient_accumulation_steps,
+        "max_length": settings.max_length,
+        "save_strategy": "steps",
+        "save_steps": settings.save_steps,
+        "save_total_limit": 2,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # a loss that is not finite must show
+        "seed": seed,
+        "bf16": on_gpu,
+        "use_cpu": not on_gpu,
+        "gradient_checkpointing": on_gpu,
+        "model_init_kwargs": {"dtype": torch.float32},
+        "report_to": [],  # trackers are fed by our own callback, as in PPO
+        "disable_tqdm": True,
+    }
+
+
+def lora_config(settings: TrainConfig) -> Any:
+    """peft's config of a LoRA on every linear layer, or None to train all weights."""
+    if settings.lora_r is None:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=settings.lora_r,
+        lora_alpha=int(LORA_ALPHA * settings.lora_r),
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+
+
+def fit_for_length(
+    tokenizer: Any, rows: Iterable[Any], max_length: int, to_example: Callable[[Any], Any]
+) -> tuple[list[Any], list[str]]:
+    """(`to_example` of each row whose prompt is shorter than `max_length` tokens, prompt ids of the others).
+
+    Raises: CaiError when no row is left.
+    """
+    examples, too_long = [], []
+    for row in rows:
+        ids = tokenizer.apply_chat_template(row.messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+        if len(ids) < max_length:
+            examples.append(to_example(row))
+        else:
+            too_long.append(row.prompt_id)
+    if not examples and not too_long:
+        raise CaiError("nothing to train on: the feedback has no usable rows; skipped.jsonl has the reasons")
+    if not examples:
+        raise CaiError(f"nothing to train on: no prompt is shorter than max_length, {max_length} tokens")
+    return examples, too_long
+
+
+def read_hard_pairs(data: Path, stage: str) -> tuple[list[Preference], list[str]]:
+    """Labelled pairs for a loss that knows neither soft labels nor weights; see Returns.
+
+    Verdicts are dropped, as they speak of the answer that was `chosen` in the file.
+    Returns: the pairs, the likelier answer as `chosen` and p = 1, and the prompt ids of pairs with p = 0.5.
+    Raises: CaiError naming the stage when pairs have different weights, or when p is 0.5 in all of them.
+    """
+    hard, undecided, weights = [], [], set()
+    for row in read_rows(data, Preference):
+        weights.add(row.weight)
+        if row.p == 0.5:
+            undecided.append(row.prompt_id)
+            continue
+        chosen, rejected = (row.chosen, row.rejected) if row.p > 0.5 else (row.rejected, row.chosen)
+        hard.append(row.model_copy(update={"chosen": chosen, "rejected": rejected, "p": 1.0, "verdicts": []}))
+    if len(weights) > 1:
+        raise CaiError(
+            f"{stage}: the preferences have weights from {min(weights):g} to {max(weights):g}, and this loss counts "
+            "all pairs alike; dpo with loss_type sigmoid, ipo or robust weighs them"
+        )
+    if undecided and not hard:
+        raise CaiError(f"{stage}: nothing to train on: all {len(undecided)} preferences have p = 0.5")
+    return hard, undecided
+
+
+def shared_dataset(examples: list[dict[str, Any]], folder: Path) -> Any:
+    """The examples as a dataset; with several processes on disk, where all read what one of them precomputes.
+
+    Call it after creating the trainer's arguments, which open the process group.
+    """
+    import datasets
+    from accelerate import PartialState
+
+    dataset = datasets.Dataset.from_list(examples)
+    state = PartialState()
+    if state.num_processes == 1:
+        return dataset
+    if state.is_main_process:
+        dataset.save_to_disk(folder / "dataset")
+    state.wait_for_everyone()
+    return datasets.load_from_disk(folder / "dataset")
+
+
+def train_and_save(trainer: Any, tokenizer: Any, spec: StageSpec[Any], report: Report) -> None:
+    """Train from the last complete checkpoint, if there is one, and save the policy as `model/` of the stage."""
+    model = train(trainer, spec.settings.report_to, spec.folder / "metrics.jsonl", report)
+    if trainer.is_world_process_zero():
+        if hasattr(model, "merge_and_unload"):
+            model = model.merge_and_unload()
+        save_policy(model, tokenizer, spec.folder / "model")
+
+
+def train(trainer: Any, report_to: Sequence[Tracker], metrics: Path, report: Report) -> Any:
+    """Train from the last complete checkpoint, if there is one; returns the trained model."""
+    checkpoint = last_checkpoint(Path(trainer.args.output_dir))
+    start = int(checkpoint.name.removeprefix("checkpoint-")) if checkpoint else 0
+    trainer.add_callback(_metrics_callback(metrics, start, report, report_to))
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return trainer.accelerator.unwrap_model(trainer.model)
+
+
+def save_policy(model: Any, tokenizer: Any, target: Path) -> None:
+    """Save a folder that transformers and vLLM load; written beside `target` and renamed."""
+    beside = target.with_name(target.name + ".part")
+    shutil.rmtree(beside, ignore_errors=True)
+    model.save_pretrained(beside)
+    tokenizer.save_pretrained(beside)
+    shutil.rmtree(target, ignore_errors=True)
+    beside.rename(target)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint; half-written ones are removed (the trainer's state is written last)."""
+    complete: list[tuple[int, Path]] = []
+    for path in folder.glob("checkpoint-*"):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            complete.append((int(path.name.removeprefix("checkpoint-")), path))
+        except (OSError, ValueError):
+            shutil.rmtree(path, ignore_errors=True)
+    return max(complete)[1] if complete else None
+
+
+def _metrics_callback(path: Path, start: int, report: Report, report_to: Sequence[Tracker]) -> Any:
+    """A callback that appends the trainer's logs to metrics.jsonl and the trackers, and stops at a loss not finite.
+
+    Lines that a resume will repeat are dropped. Logging precedes saving, so that no checkpoint holds weights that a
+    broken update has spoiled.
+    """
+    from transformers import TrainerCallback
+
+    drop_metrics_after(path, start)
+    trackers = Trackers(report_to, path, start)
+
+    class Metrics(TrainerCallback):  # type: ignore[misc]
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+            for name in ("loss", "grad_norm"):
+                if logs and not math.isfinite(logs.get(name, 0.0)):
+                    raise not_finite(name, state.global_step)
+            if state.is_world_process_zero and logs:
+                add_metrics(path, {"step": state.global_step, **logs})
+                trackers.log({"step": state.global_step, **logs})
+                if logs.get("loss") is not None:
+                    report({"step": state.global_step, "of": state.max_steps, "note": _progress_note(logs)})
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            trackers.finish()
+
+    return Metrics()
+
+
+def _progress_note(logs: dict[str, float]) -> str:
+    """The metric of a progress line: the reward of online stages, whose losses stay near 0, else the loss."""
+    if "reward" in logs:
+        return f"reward {logs['reward']:.3f}" + (f", KL {logs['kl']:.2f}" if "kl" in logs else "")
+    return f"loss {logs['loss']:.3f}"
