@@ -21,7 +21,7 @@ from cai.inference.progress import Reporter
 from cai.runs.evaluate import Options, evaluate_policies, plan_evaluation
 from cai.runs.find import find_policy
 from cai.runs.folder import CACHE_FILE
-from cai.stats.formatting import counted
+from cai.stats.formatting import counted, estimate, number
 from cai.stats.intervals import Estimate
 
 STYLES = {"warns": "bold yellow", "unclear": "dim", "fine": "green", "not measured": "dim"}
@@ -152,7 +152,7 @@ def _monitors(report: PolicyReport, policy: str) -> Iterator[Table | Text]:
     for m in monitors:
         if m.state != "not measured":
             state = Text(m.state, style=STYLES[m.state])
-            table.add_row(state, m.name, _shown(m.value), _number(m.here), _number(m.reference), bound_told(m))
+            table.add_row(state, m.name, estimate(m.value), number(m.here), number(m.reference), bound_told(m))
     yield table
     for m in monitors:
         if m.state == "warns":
@@ -171,13 +171,13 @@ def _rewards(report: PolicyReport) -> Iterator[Table | Text]:
         yield _heading("The reward model on these answers")
         table = _table("", "score", "over the reference", "eval judge agrees")
         for row in scored:
-            table.add_row(_text(row.policy), _shown(row.score), _shown(row.gain), _rate(row.agrees))
+            table.add_row(_text(row.policy), estimate(row.score), estimate(row.gain), _rate(row.agrees))
         yield table
     if report.gold_vs_proxy:
         yield _heading("The course of PPO: its samples by the reward model and by the eval judge")
         table = _table("updates", "samples", "reward", "KL", "win rate")
         for part in report.gold_vs_proxy:
-            cells = (str(part.samples), _shown(part.proxy), _number(part.kl), _rate(part.gold))
+            cells = (str(part.samples), estimate(part.proxy), number(part.kl), _rate(part.gold))
             table.add_row(f"{part.first} to {part.last}", *cells)
         yield table
 
@@ -193,20 +193,6 @@ def _text(text: str) -> Text:
     return Text(visible(text))
 
 
-def _rate(estimate: Estimate | None) -> str:
+def _rate(rate: Estimate | None) -> str:
     """A share."""
-    return _shown(estimate, digits=2)
-
-
-def _shown(estimate: Estimate | None, digits: int = 3) -> str:
-    if estimate is None:
-        return "–"
-    mean, low, high = (_number(value, digits) for value in estimate[:3])
-    return f"{mean} (n={estimate.n})" if estimate.low is None and estimate.high is None else f"{mean} [{low}, {high}]"
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    """A number with so many digits behind the point, and with one from ten on."""
-    if value is None:
-        return "–"
-    return f"{value:.{digits}f}" if abs(value) < 10 else f"{value:.1f}"
+    return estimate(rate, digits=2)
