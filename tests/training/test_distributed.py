@@ -25,6 +25,7 @@ def nothing(event: dict[str, Any]) -> None:
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["reward", "dpo"])
 def test_two_processes_give_the_loss_of_one(tmp_path: Path, tiny_model: Path, stage: str) -> None:
     data = planted(tmp_path / "p.jsonl", 12)
@@ -38,6 +39,7 @@ def test_two_processes_give_the_loss_of_one(tmp_path: Path, tiny_model: Path, st
     assert two == pytest.approx(one, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_ppo_in_two_processes_gives_the_curves_of_one(tmp_path: Path, tiny_model: Path) -> None:
     reward = run_stage(StageSpec(RewardConfig(stage="reward", lora_r=2, members=2, holdout=0), planted(tmp_path / "p.jsonl", 12), tiny_model, tmp_path / "reward"), nothing)  # fmt: skip
     prompts = tmp_path / "prompts.jsonl"

@@ -80,6 +80,7 @@ def mean_score(policy: Path, judges: Path) -> float:
     return float(RewardModel(judges).scores([[*ids, end] for ids in sampled.tolist()]).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_reward_models_score_of_the_policys_answers_rises(
     tmp_path: Path, tiny_model: Path, judges: Path, stage: str

@@ -153,6 +153,7 @@ def test_a_bootstrap_is_as_large_and_repeats_some_for_others() -> None:
     assert drawn == bootstrap(elements, 1) != bootstrap(elements, 2)
 
 
+@pytest.mark.slow
 def test_an_ensemble_trains_each_member_on_a_bootstrap_of_its_own(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +170,7 @@ def test_an_ensemble_trains_each_member_on_a_bootstrap_of_its_own(
     assert len(set(seeds)) == len(seeds) == 2
 
 
+@pytest.mark.slow
 def test_planted_preferences_are_recovered_by_every_member(tmp_path: Path, tiny_model: Path) -> None:
     data = planted(tmp_path / "preferences.jsonl")
     said: list[dict[str, Any]] = []
@@ -230,6 +232,7 @@ def test_training_and_scoring_read_the_score_at_the_same_token(tmp_path: Path, t
     assert RewardModel(folder).scores(batch)[0, 0].item() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_is_undisturbed(tmp_path: Path, tiny_model: Path) -> None:
     data, settings = (
         planted(tmp_path / "p.jsonl", 20),
@@ -250,6 +253,7 @@ def test_interrupted_and_resumed_is_undisturbed(tmp_path: Path, tiny_model: Path
         assert weights[0] == weights[1]
 
 
+@pytest.mark.slow
 def test_length_control_makes_the_reward_depend_less_on_length(tmp_path: Path, tiny_model: Path) -> None:
     rng = random.Random(1)
     rows = []

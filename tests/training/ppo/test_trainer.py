@@ -93,6 +93,7 @@ def late(lines: list[dict[str, Any]], name: str) -> float:
     return sum(line[name] for line in lines[-10:]) / 10
 
 
+@pytest.mark.slow
 def test_the_policy_comes_near_the_optimum_that_the_kl_coefficient_allows(tmp_path: Path, tiny_model: Path) -> None:
     found = {}
     for beta in (1.0, 0.1):
@@ -104,6 +105,7 @@ def test_the_policy_comes_near_the_optimum_that_the_kl_coefficient_allows(tmp_pa
     assert found[0.1][1] > 5 * found[1.0][1]
 
 
+@pytest.mark.slow
 def test_without_a_kl_penalty_the_policy_hacks_the_reward(tmp_path: Path, tiny_model: Path) -> None:
     said: list[dict[str, Any]] = []
     config = settings(kl_coef=0.0, max_tokens=6, updates=40, target_kl=None)
@@ -114,12 +116,14 @@ def test_without_a_kl_penalty_the_policy_hacks_the_reward(tmp_path: Path, tiny_m
     assert late(lines, "objective/kl") > 5 * late(held, "objective/kl")
 
 
+@pytest.mark.slow
 def test_an_adaptive_coefficient_brings_the_kl_to_its_target(tmp_path: Path, tiny_model: Path) -> None:
     _, lines = run(tiny_model, tmp_path / "a", settings(kl_coef=0.15, target_kl=0.5, updates=90))
     assert late(lines, "objective/kl") == pytest.approx(0.5, abs=0.2)
     assert lines[-1]["kl_coef"] > 1.5 * lines[0]["kl_coef"]
 
 
+@pytest.mark.slow
 def test_an_entropy_bonus_keeps_the_policy_from_narrowing(tmp_path: Path, tiny_model: Path) -> None:
     found = {}
     for bonus in (0.0, 1.0):
@@ -128,6 +132,7 @@ def test_an_entropy_bonus_keeps_the_policy_from_narrowing(tmp_path: Path, tiny_m
     assert found[0.0] < 3.5 < 4.5 < found[1.0]  # ln 30 = 3.4 for all good tokens alike, ln 259 = 5.6 at most
 
 
+@pytest.mark.slow
 def test_the_value_function_learns_to_explain_the_returns(tmp_path: Path, tiny_model: Path) -> None:
     config = settings(max_tokens=6, value="separate", vf_coef=1.0, updates=25, kl_coef=0.5, cliprange_value=10.0)
     _, lines = run(tiny_model, tmp_path / "a", config)
@@ -281,6 +286,7 @@ def test_a_first_step_is_always_taken_even_where_sampling_and_learning_disagree(
     assert (line["steps"], line["stopped_early"]) == (1, 1)
 
 
+@pytest.mark.slow
 def test_an_answer_without_an_end_is_worth_less(tmp_path: Path, tiny_model: Path) -> None:
     config = settings(max_tokens=8, rollouts=64, missing_eos_penalty=5.0, lora_r=None, updates=30, kl_coef=0.01)
     _, lines = run(tiny_model, tmp_path / "a", config, score=lambda asked, answers: torch.zeros(len(answers), 1))
