@@ -7,6 +7,8 @@ from scipy.stats import binomtest
 
 from cai.stats.agreement import agreement, cohen_kappa
 
+pytestmark = pytest.mark.numeric
+
 raters = st.integers(1, 30).flatmap(
     lambda n: st.tuples(*[st.lists(st.sampled_from("xyz"), min_size=n, max_size=n)] * 2)
 )

@@ -16,6 +16,8 @@ from cai.stats.calibration import (
 )
 from cai.stats.logistic import sigmoid
 
+pytestmark = pytest.mark.numeric
+
 pairs = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=40)
 
 

@@ -8,6 +8,8 @@ from scipy import stats
 from cai.stats import significance
 from cai.stats.significance import ALPHA, Effect, contrasts, corrected
 
+pytestmark = pytest.mark.numeric
+
 
 def of(group: list[float], rest: list[float]) -> Effect:
     return contrasts(["k"] * len(group) + ["other"] * len(rest), {"x": [*group, *rest]})["k", "x"]

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from cai.stats.intervals import FEW, Estimate, bootstrap_mean, paired_change, percentiles, share
 from cai.stats.win_rate import win
 
+pytestmark = pytest.mark.numeric
+
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=20))
 @example([-7.695758614205866e-17, -7.695758614205866e-17])  # whose interpolated bounds round past each other

@@ -6,6 +6,8 @@ from scipy.optimize import minimize
 
 from cai.stats.logistic import fit_logistic
 
+pytestmark = pytest.mark.numeric
+
 
 def loss(beta: np.ndarray, design: np.ndarray, labels: np.ndarray, weights: np.ndarray, ridge: float) -> float:
     x = design @ beta

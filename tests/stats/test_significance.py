@@ -8,6 +8,8 @@ from scipy import stats
 
 from cai.stats.significance import ALPHA, Effect, corrected, holm, minimum_detectable, paired
 
+pytestmark = pytest.mark.numeric
+
 differences = st.lists(st.integers(-4, 4).map(lambda x: x / 4), min_size=2, max_size=10)
 
 

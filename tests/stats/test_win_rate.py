@@ -3,6 +3,8 @@ import pytest
 
 from cai.stats.win_rate import at_equal_length
 
+pytestmark = pytest.mark.numeric
+
 
 def planted(
     rng: np.random.Generator, n: int, quality: float, length: float, shift: float

@@ -7,6 +7,8 @@ from pydantic import ValidationError
 
 from cai.training.settings import SMOOTHED, SOFT, DPOConfig, LossType
 
+pytestmark = pytest.mark.numeric
+
 torch = pytest.importorskip("torch")
 BETA, NOISE = 0.3, 0.2
 ALIKE = [1.0, 1.0, 1.0]

@@ -18,6 +18,8 @@ from cai.training.ppo.losses import (
     whitened,
 )
 
+pytestmark = pytest.mark.numeric
+
 small = st.floats(-3, 3)
 rate = st.floats(0, 1)
 

@@ -214,6 +214,7 @@ def test_every_figure_that_is_expected_is_logged(tmp_path: Path, tiny_model: Pat
     assert samples[0].keys() == {"step", "prompt", "response", "score", "kl", "tokens"}
 
 
+@pytest.mark.numeric
 def test_accumulating_changes_the_memory_and_not_the_gradient(tmp_path: Path, tiny_model: Path) -> None:
     actor = actor_of(tiny_model, settings())
     torch.nn.init.normal_(actor.value_head.weight)
