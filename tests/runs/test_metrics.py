@@ -29,6 +29,7 @@ from cai.runs.metrics import summary_metrics, training_lines, training_warnings
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan
 from cai.runs.publish import write_dataset
+from cai.training.stage import StageSpec
 from tests.conftest import write_workspace
 
 SAMPLES = "judge: {samples: 3, principles: 3}\ntrain: [{stage: dpo}]\n"
@@ -55,9 +56,10 @@ def weigh(request: Choose) -> list[float]:
 def run(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     """A run with two rounds, three samples and a policy that was evaluated; its training writes a folder and a log."""
 
-    def train(settings: Any, data: Path, model: Path, folder: Path, *others: Any) -> Path:
+    def train(spec: StageSpec[Any], *others: Any) -> Path:
+        folder = spec.folder
         (folder / "model").mkdir(parents=True)
-        for file in model.iterdir():
+        for file in spec.model.iterdir():
             (folder / "model" / file.name).write_text('{"trained": true}', encoding="utf-8")
         lines = ({"step": step, "loss": 1 / step} for step in range(1, 7))
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
