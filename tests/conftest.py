@@ -17,7 +17,7 @@ from cai.inference.engine import Choose, Engine, EngineConfig, Generate
 from cai.inference.models import Model
 from cai.inference.scheduler import OpenEngine
 from cai.inference.scripted import ScriptedEngine, indifferent
-from cai.training import worker
+from cai.training import stage, worker
 from cai.training.stage import Report, StageSpec
 
 # The same examples every time, so that a red build is about the change; and no deadlines on noisy machines.
@@ -160,6 +160,16 @@ def train_here(spec: StageSpec[Any], report: Report = lambda event: None) -> Pat
     spec.folder.mkdir(parents=True, exist_ok=True)
     worker.train(spec, report)
     return spec.folder / "model"
+
+
+@pytest.fixture
+def no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets run_stage train in this process; tests/training/test_stage.py covers the worker's own process."""
+
+    def train(command: list[str], log: Path, report: Report) -> None:
+        worker.train(StageSpec.read(Path(command[-1])), report)
+
+    monkeypatch.setattr(stage, "follow", train)
 
 
 def scripted(

@@ -150,6 +150,10 @@ class Monitor(Row):
     meaning: str  # what the value is, and what it is a sign of
     missing: str = ""  # why it was not measured
 
+    def with_levels(self, here: float | None, reference: float | None) -> "Monitor":
+        """This monitor with what the policy and its reference have each, where `value` is their difference or ratio."""
+        return self.model_copy(update={"here": here, "reference": reference})
+
 
 def bound_told(monitor: Monitor) -> str:
     """From where a monitor warns."""
@@ -168,23 +172,12 @@ def state(value: Estimate, no_effect: float, threshold: float) -> State:
     return "fine" if value.high < threshold else "unclear"
 
 
-def measured(
-    policy: str,
-    name: str,
-    value: Estimate,
-    no_effect: float,
-    threshold: float,
-    meaning: str,
-    here: float | None = None,
-    reference: float | None = None,
-) -> Monitor:
-    """A monitor that has something to go by."""
+def measured(policy: str, name: str, value: Estimate, no_effect: float, threshold: float, meaning: str) -> Monitor:
+    """A monitor with its value."""
     return Monitor(
         policy=policy,
         name=name,
         value=value,
-        here=here,
-        reference=reference,
         no_effect=no_effect,
         threshold=threshold,
         state=state(value, no_effect, threshold),
@@ -261,7 +254,7 @@ def changed(
         return unmeasured(policy, name, 0.0, threshold, meaning, nothing)
     value = paired_change([float(own) - float(other) for own, other in holds])
     here, reference = (fmean(pair[side] for pair in holds) for side in (0, 1))
-    return measured(policy, name, value, 0.0, threshold, meaning, here, reference)
+    return measured(policy, name, value, 0.0, threshold, meaning).with_levels(here, reference)
 
 
 def length_drift(policy: str, pairs: Sequence[Seen]) -> Monitor:
@@ -273,10 +266,11 @@ def length_drift(policy: str, pairs: Sequence[Seen]) -> Monitor:
         return unmeasured(policy, "length", 1.0, LENGTH_FACTOR, meaning, nothing)
     value = ratio_of_means(own, other)
     bound = LENGTH_FACTOR if value.mean >= 1 else 1 / LENGTH_FACTOR
-    found = measured(policy, "length", value, 1.0, bound, meaning, float(own.mean()), float(other.mean()))
-    if found.state == "fine":  # it must be so to the other side as well
-        found = found.model_copy(update={"state": state(value, 1.0, 1 / bound)})
-    return found
+    monitor = measured(policy, "length", value, 1.0, bound, meaning)
+    monitor = monitor.with_levels(float(own.mean()), float(other.mean()))
+    if monitor.state == "fine":  # it must be so to the other side as well
+        monitor = monitor.model_copy(update={"state": state(value, 1.0, 1 / bound)})
+    return monitor
 
 
 def ratio_of_means(own: np.ndarray, other: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:

@@ -109,7 +109,7 @@ def over_optimisation(policy: str, course: Sequence[Stretch], missing: str) -> M
     if last.proxy.mean <= first.proxy.mean:
         return unmeasured(policy, NAME, 0.0, FALL, meaning, "the reward model's score did not rise")
     change = difference_of_shares(first.gold, last.gold)
-    return measured(policy, NAME, change, 0.0, FALL, meaning, last.gold.mean, first.gold.mean)
+    return measured(policy, NAME, change, 0.0, FALL, meaning).with_levels(last.gold.mean, first.gold.mean)
 
 
 def difference_of_shares(first: Estimate, last: Estimate) -> Estimate:

@@ -211,7 +211,8 @@ def reward_monitors(
         length = unmeasured(policy, LENGTH, 0.0, LONG, meaning, why)
     else:
         bound = LONG if correlation.mean >= 0 else -LONG
-        length = measured(policy, LENGTH, correlation, 0.0, bound, meaning, reference=usual.mean if usual else None)
+        length = measured(policy, LENGTH, correlation, 0.0, bound, meaning)
+        length = length.with_levels(None, usual.mean if usual else None)
     return [
         length,
         _ensemble(policy, fresh, labelled, found),
@@ -263,7 +264,7 @@ def _ensemble(
         return unmeasured(policy, ENSEMBLE, 1.0, UNSURE, meaning, why)
     value = ratio_of_groups(spreads[0], spreads[1])
     here, usual = (float(spread.mean()) for spread in spreads)
-    return measured(policy, ENSEMBLE, value, 1.0, UNSURE, meaning, here, usual)
+    return measured(policy, ENSEMBLE, value, 1.0, UNSURE, meaning).with_levels(here, usual)
 
 
 def _spread(one: Scored, other: Scored) -> float:
@@ -294,7 +295,7 @@ def _gold(policy: str, found: Reward, known_accuracy: float | None) -> Monitor:
     if before == CHANCE:
         why = "on pairs held out of its training the reward model is no better than chance: there is nothing to lose"
         return unmeasured(policy, GOLD, before, CHANCE, meaning, why)
-    return measured(policy, GOLD, found.agrees, before, CHANCE, meaning, reference=known_accuracy)
+    return measured(policy, GOLD, found.agrees, before, CHANCE, meaning).with_levels(None, known_accuracy)
 
 
 def _certainty(policy: str, found: Reward) -> Monitor:

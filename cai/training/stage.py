@@ -99,7 +99,7 @@ def run_stage(spec: StageSpec[Any], report: Report, replace: bool = True, keep_d
             write_text(folder / "data.json", json.dumps(event))
         report(event)
 
-    command = [*_python(spec.launcher), "-m", "cai.training.worker", str(stage_file)]
+    command = [*worker_python(spec.launcher), "-m", "cai.training.worker", str(stage_file)]
     follow(command, folder / "train.log", keep_counts)
     for spent in ("checkpoints", "dataset"):  # large, and of no use once the policy is saved
         shutil.rmtree(folder / spent, ignore_errors=True)
@@ -136,7 +136,8 @@ def _read_stage_file(folder: Path) -> dict[str, Any]:
     return fields
 
 
-def _python(launcher: str) -> list[str]:
+def worker_python(launcher: str) -> list[str]:
+    """The command that runs a Python module as a worker: this Python, or the launcher; CaiError if it is not found."""
     if not launcher.strip():
         return [sys.executable]
     first, *others = shlex.split(launcher)

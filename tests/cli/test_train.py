@@ -34,6 +34,7 @@ def pairs(folder: Path, *more: dict[str, Any]) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_worker")
 def test_a_reward_model_and_ppo_from_files_alone(tmp_path: Path, tiny_model: Path) -> None:
     data = pairs(tmp_path, {"prompt": "Same?", "chosen": "a", "rejected": "a"})
     out = tmp_path / "out/reward"

@@ -33,6 +33,7 @@ def stage_file(folder: RunFolder, name: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_worker")
 def test_the_policy_is_trained_against_the_reward_model_of_its_own_run(tmp_path: Path, tiny_model: Path) -> None:
     [folder] = carry_out(write_workspace(tmp_path, tiny_model, extra=TRAIN))
     reward, ppo = (stage_file(folder, name) for name in ("1-reward", "2-ppo"))
@@ -58,6 +59,7 @@ def test_the_policy_is_trained_against_the_reward_model_of_its_own_run(tmp_path:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_worker")
 def test_each_iteration_samples_from_the_policy_before_it(tmp_path: Path, tiny_model: Path) -> None:
     run_file = write_workspace(tmp_path, tiny_model, extra=TRAIN + "iterations: 2\n")
     engines: list[ScriptedEngine] = []
@@ -148,6 +150,7 @@ def test_what_training_lacks_is_said_before_anything_is_paid(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_worker")
 def test_the_prompts_of_ppo_that_are_too_long_are_listed(tmp_path: Path, tiny_model: Path) -> None:
     train = TRAIN.replace("max_tokens: 6", "max_tokens: 6, max_length: 76")
     run_file = write_workspace(tmp_path, tiny_model, extra=train)

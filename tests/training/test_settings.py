@@ -43,7 +43,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("no_worker")
 def test_dpo_interrupted_and_resumed_is_dpo_undisturbed(tmp_path: Path, tiny_model: Path) -> None:
     data, settings = preferences(tmp_path / "preferences.jsonl"), dpo(num_train_epochs=2)
 
@@ -72,7 +72,7 @@ def test_dpo_interrupted_and_resumed_is_dpo_undisturbed(tmp_path: Path, tiny_mod
     assert (tmp_path / "undisturbed" / WEIGHTS).read_bytes() != b
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("no_worker")
 def test_sft_learns_the_revisions_and_leaves_out_the_unfit(tmp_path: Path, tiny_model: Path) -> None:
     def row(i: int, flags: list[str]) -> Revision:
         messages = prompt(f"p{i}").messages
@@ -109,7 +109,7 @@ def test_sft_learns_the_revisions_and_leaves_out_the_unfit(tmp_path: Path, tiny_
     assert tokenizer.decode(out[0, ids["input_ids"].shape[1] :]) == "exactly this answer"
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("no_worker")
 def test_prompts_that_leave_no_room_are_told_and_none_at_all_is_an_error(tmp_path: Path, tiny_model: Path) -> None:
     data = preferences(tmp_path / "preferences.jsonl", 3)
     rows = [json.loads(line) for line in data.read_text().splitlines()]
@@ -133,14 +133,3 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path: Path) -> None:
             (folder / "trainer_state.json").write_text(state)
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
     assert not (tmp_path / "checkpoint-14").exists()
-
-
-@pytest.mark.slow
-def test_a_worker_that_fails_is_reported_with_its_log(tmp_path: Path, tiny_model: Path) -> None:
-    import shutil
-
-    data = preferences(tmp_path / "preferences.jsonl")
-    broken = Path(shutil.copytree(tiny_model, tmp_path / "broken"))
-    (broken / "config.json").write_text('{"model_type": "nonsense"}')
-    with pytest.raises(CaiError, match=r"training stopped with status 1; .*train\.log ends"):
-        run_stage(StageSpec(dpo(), data, broken, tmp_path / "dpo"), lambda event: None)

@@ -1,0 +1,16 @@
+"""Trains several stages in one worker, which starts once for all of them: `several_stages.py STAGE.json STAGE.json …`."""
+
+import sys
+from pathlib import Path
+
+from cai.training import worker
+from cai.training.stage import Report, StageSpec
+
+
+def train_all(report: Report) -> None:
+    for path in sys.argv[1:]:
+        worker.train(StageSpec.read(Path(path)), report)
+
+
+if __name__ == "__main__":
+    sys.exit(worker.serve(train_all, Path(sys.argv[1]).parent))

@@ -1,0 +1,89 @@
+"""The worker of a stage: how it is started and followed, and what its errors say."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cai.config.errors import CaiError
+from cai.training import stage, worker
+from cai.training.stage import StageSpec, follow, run_stage
+from tests.training.test_settings import dpo, preferences
+
+
+@pytest.mark.slow
+def test_a_worker_trains_and_reports_its_progress(tmp_path: Path, tiny_model: Path) -> None:
+    events: list[dict[str, Any]] = []
+    data = preferences(tmp_path / "preferences.jsonl")
+    policy = run_stage(StageSpec(dpo(), data, tiny_model, tmp_path / "dpo"), events.append)
+    assert (policy / "model.safetensors").exists()
+    assert events[0] == {"examples": 8, "too_long": [], "undecided": []}
+    steps = [event["step"] for event in events if "step" in event]
+    assert steps[-1] == 4 and steps == sorted(steps)
+    assert (tmp_path / "dpo/train.log").exists()
+    assert not (tmp_path / "dpo/checkpoints").exists()
+
+
+def test_a_launcher_starts_the_worker_in_place_of_python(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(stage, "follow", lambda command, log, report: commands.append(command))
+    spec = StageSpec(dpo(), preferences(tmp_path / "p.jsonl"), tiny_model, tmp_path / "dpo")
+    run_stage(
+        StageSpec(spec.settings, spec.data, tiny_model, spec.folder, launcher="torchrun --nproc_per_node 2"), print
+    )
+    [[program, *arguments]] = commands
+    assert Path(program).name == "torchrun"
+    stage_file = tmp_path / "dpo/stage.json"
+    assert arguments == ["--nproc_per_node", "2", "-m", "cai.training.worker", str(stage_file)]
+    assert StageSpec.read(stage_file) == spec
+
+
+def process(source: str) -> list[str]:
+    """A command that takes a worker's place."""
+    return [sys.executable, "-c", f"import json, sys, time\n{source}"]
+
+
+def test_a_worker_that_fails_is_reported_with_its_log(tmp_path: Path) -> None:
+    with pytest.raises(CaiError, match=r"training stopped with status 1; .*train\.log ends: ValueError: nonsense"):
+        follow(process("raise ValueError('nonsense')"), tmp_path / "train.log", print)
+
+
+def test_an_error_that_the_user_can_fix_is_the_workers_own_message(tmp_path: Path) -> None:
+    source = "print(json.dumps({'error': 'no prompt is shorter than max_length'})); sys.exit(2)"
+    with pytest.raises(CaiError, match=r"^no prompt is shorter than max_length$"):
+        follow(process(source), tmp_path / "train.log", lambda event: None)
+
+
+def test_a_worker_ends_with_the_command_that_started_it(tmp_path: Path) -> None:
+    def interrupt(event: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    source = f"print('{{}}', flush=True); time.sleep(60); open('{tmp_path}/alive', 'w')"
+    with pytest.raises(KeyboardInterrupt):
+        follow(process(source), tmp_path / "train.log", interrupt)
+    assert not (tmp_path / "alive").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (CaiError("line 3: wrong"), "line 3: wrong"),
+        (OSError("No space left on device"), "{folder}: the disk is full; make room and run it again"),
+        (PermissionError(13, "Permission denied", "a.json"), "a.json: [Errno 13] Permission denied: 'a.json'"),
+        (KeyError("x"), None),
+    ],
+)
+def test_a_worker_words_the_errors_that_are_no_defects(tmp_path: Path, error: Exception, message: str | None) -> None:
+    text = worker._user_message(error, tmp_path)
+    assert (text is None) if message is None else (text or "").startswith(message.format(folder=tmp_path))
+
+
+def test_a_stage_file_holds_the_whole_specification(tmp_path: Path) -> None:
+    spec = StageSpec(dpo(), tmp_path / "rows.jsonl", tmp_path / "model", tmp_path, seed=3, reward=tmp_path / "reward")
+    spec.write(tmp_path / "stage.json", "identity")
+    assert StageSpec.read(tmp_path / "stage.json") == spec
+    assert json.loads((tmp_path / "stage.json").read_text())["identity"] == "identity"
