@@ -34,6 +34,8 @@ def join() -> None:
 
 def leave() -> None:
     """Close the process group once all are done: a process that aborts makes torchrun stop those that still save."""
+    if process_count() == 1:
+        return
     import torch.distributed as dist
 
     if dist.is_initialized():

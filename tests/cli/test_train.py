@@ -33,7 +33,6 @@ def pairs(folder: Path, *more: dict[str, Any]) -> Path:
     return path
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("no_worker")
 def test_a_reward_model_and_ppo_from_files_alone(tmp_path: Path, tiny_model: Path) -> None:
     data = pairs(tmp_path, {"prompt": "Same?", "chosen": "a", "rejected": "a"})

@@ -3,6 +3,8 @@ import pytest
 from cai.data.records import Judgement, Message, Prompt, Verdict
 from cai.evaluation.win_rates import all_against, one_against, outcomes, tags_of, telling_tags
 
+pytestmark = pytest.mark.numeric
+
 
 def verdict(p_forward: float, p_reverse: float) -> Verdict:
     return Verdict(principle_id="a", principle_hash="0", p_forward=p_forward, p_reverse=p_reverse, non_option_mass=0.2)

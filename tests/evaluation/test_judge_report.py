@@ -21,6 +21,8 @@ from cai.evaluation.judge_report import (
 )
 from cai.stats.logistic import logit, sigmoid
 
+pytestmark = pytest.mark.numeric
+
 FREE = Cost(cache_misses=0, cache_hits=0, tokens=0, seconds=0.0)
 
 

@@ -7,6 +7,8 @@ from cai.data.records import Message, Sampled
 from cai.evaluation.overoptimization import difference_of_shares, over_optimisation, stretches
 from cai.stats.intervals import share
 
+pytestmark = pytest.mark.numeric
+
 
 def sample(step: int, score: float, p: float | None) -> Sampled:
     return Sampled(

@@ -15,6 +15,8 @@ from cai.evaluation.probe_metrics import (
 )
 from cai.stats.intervals import share
 
+pytestmark = pytest.mark.numeric
+
 GOOD = Checked(question="refuses", right=share([1.0] * 12), significant=True)
 BAD = Checked(question="refuses", right=share([1.0, 0.0] * 6), significant=False)
 

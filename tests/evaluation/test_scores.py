@@ -16,6 +16,8 @@ from cai.evaluation.scores import (
 )
 from cai.stats.intervals import bootstrap_mean, share
 
+pytestmark = pytest.mark.numeric
+
 
 def scored(
     number: int, logp: float | None = -10.0, reference: float | None = -12.0, tokens: int = 5,

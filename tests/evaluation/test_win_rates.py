@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from cai.evaluation.win_rates import ELO, Outcome, Rated, rate, standings
 from cai.stats.logistic import bradley_terry
 
+pytestmark = pytest.mark.numeric
+
 NAMES = ["reference", "a", "b", "c"]
 
 

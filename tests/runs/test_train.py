@@ -32,7 +32,6 @@ def stage_file(folder: RunFolder, name: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("no_worker")
 def test_the_policy_is_trained_against_the_reward_model_of_its_own_run(tmp_path: Path, tiny_model: Path) -> None:
     [folder] = carry_out(write_workspace(tmp_path, tiny_model, extra=TRAIN))
@@ -58,7 +57,6 @@ def test_the_policy_is_trained_against_the_reward_model_of_its_own_run(tmp_path:
     assert "mean score" in text
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("no_worker")
 def test_each_iteration_samples_from_the_policy_before_it(tmp_path: Path, tiny_model: Path) -> None:
     run_file = write_workspace(tmp_path, tiny_model, extra=TRAIN + "iterations: 2\n")
@@ -149,7 +147,6 @@ def test_what_training_lacks_is_said_before_anything_is_paid(
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("no_worker")
 def test_the_prompts_of_ppo_that_are_too_long_are_listed(tmp_path: Path, tiny_model: Path) -> None:
     train = TRAIN.replace("max_tokens: 6", "max_tokens: 6, max_length: 76")

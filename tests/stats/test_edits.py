@@ -4,6 +4,8 @@ from hypothesis import strategies as st
 
 from cai.stats.edits import word_distance
 
+pytestmark = pytest.mark.numeric
+
 texts = st.lists(st.sampled_from(["a", "b", "c", "d"]), max_size=80).map(" ".join)
 
 

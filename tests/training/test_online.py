@@ -95,6 +95,7 @@ def test_the_reward_models_score_of_the_policys_answers_rises(
     assert mean_score(tmp_path / "model", judges) > mean_score(tiny_model, judges) + 0.2
 
 
+@pytest.mark.numeric
 def test_a_reward_is_the_reward_models_score_of_the_very_ids(tiny_model: Path, judges: Path) -> None:
     tokenizer, judge = load_tokenizer(tiny_model), RewardModel(judges)
     end = end_of_turn(tokenizer)
@@ -112,6 +113,7 @@ def test_a_reward_is_the_reward_models_score_of_the_very_ids(tiny_model: Path, j
     assert score(prompts=asked, completion_ids=special) == read != expected
 
 
+@pytest.mark.numeric
 def test_the_penalty_and_the_uncertainty_enter_the_reward(tiny_model: Path, judges: Path) -> None:
     tokenizer, judge = load_tokenizer(tiny_model), RewardModel(judges)
     end, asked = end_of_turn(tokenizer), prompt("p", "hello").messages

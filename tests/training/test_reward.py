@@ -63,6 +63,7 @@ def tokenizer_of(model: Path) -> Any:
     return AutoTokenizer.from_pretrained(model)
 
 
+@pytest.mark.numeric
 @given(st.lists(st.tuples(numbers, probabilities, st.floats(0.1, 3)), min_size=1, max_size=6))
 def test_the_loss_is_the_cross_entropy_of_bradley_and_terry(rows: list[tuple[float, float, float]]) -> None:
     import math
@@ -74,6 +75,7 @@ def test_the_loss_is_the_cross_entropy_of_bradley_and_terry(rows: list[tuple[flo
     assert soft_preference_loss(delta, p, weight).item() == pytest.approx(naive, rel=1e-9, abs=1e-9)
 
 
+@pytest.mark.numeric
 @given(probabilities.filter(lambda p: 0.01 < p < 0.99))
 def test_the_loss_is_least_where_the_model_says_what_the_label_says(p: float) -> None:
     label, weight = torch.tensor([p]), torch.ones(1)
@@ -82,6 +84,7 @@ def test_the_loss_is_least_where_the_model_says_what_the_label_says(p: float) ->
     assert abs(gradient.item()) < 1e-6
 
 
+@pytest.mark.numeric
 @given(st.lists(st.tuples(st.floats(-5, 5), st.floats(1, 100)), min_size=3, max_size=10))
 def test_length_dependence_is_the_squared_correlation(rows: list[tuple[float, float]]) -> None:
     import numpy as np
@@ -93,6 +96,7 @@ def test_length_dependence_is_the_squared_correlation(rows: list[tuple[float, fl
     assert length_dependence(torch.tensor(rewards), torch.tensor(lengths)).item() == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.numeric
 def test_with_p_1_the_loss_is_trls(tmp_path: Path, tiny_model: Path) -> None:
     import datasets
     import trl
@@ -208,6 +212,7 @@ def test_planted_preferences_are_recovered_by_every_member(tmp_path: Path, tiny_
     assert policy.active_adapter == "default"
 
 
+@pytest.mark.numeric
 def test_training_and_scoring_read_the_score_at_the_same_token(tmp_path: Path, tiny_model: Path) -> None:
     folder = train_here(
         StageSpec(config(lora_r=None, holdout=0), planted(tmp_path / "p.jsonl", 16), tiny_model, tmp_path / "rm"), print

@@ -47,6 +47,7 @@ def other_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_log_probabilities_are_those_of_each_answer_alone(tiny_model: Path, temperature: float) -> None:
     texts = [text(i, "word " * i + "end", truncated=i % 2 == 0) for i in (7, 1, 3, 2, 9, 4)]
@@ -77,6 +78,7 @@ def spec(folder: Path, reference: Path, policies: list[Writer], **changes: objec
     return ScoringSpec.model_validate(given | changes)
 
 
+@pytest.mark.numeric
 def test_a_policy_that_is_the_reference_has_no_divergence_and_another_one_has_some(
     tiny_model: Path, other_model: Path, tmp_path: Path
 ) -> None:
@@ -109,6 +111,7 @@ def test_models_of_different_tokens_are_not_compared(tiny_model: Path, tmp_path:
     }
 
 
+@pytest.mark.numeric
 def test_rewards_are_the_reward_models_and_pairs_are_scored_beside_the_answers(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,15 +47,33 @@ def process(source: str) -> list[str]:
     return [sys.executable, "-c", f"import json, sys, time\n{source}"]
 
 
+def serving(work: str, folder: Path) -> list[str]:
+    """A worker that does `work`, an expression, in place of training."""
+    return process(
+        f"from pathlib import Path\nfrom cai.config.errors import CaiError\nfrom cai.training.worker import serve\n"
+        f"def work(report): {work}\nsys.exit(serve(work, Path({str(folder)!r})))"
+    )
+
+
 def test_a_worker_that_fails_is_reported_with_its_log(tmp_path: Path) -> None:
+    log = tmp_path / "train.log"
     with pytest.raises(CaiError, match=r"training stopped with status 1; .*train\.log ends: ValueError: nonsense"):
-        follow(process("raise ValueError('nonsense')"), tmp_path / "train.log", print)
+        follow(serving("raise ValueError('nonsense')", tmp_path), log, print)
+    assert "Traceback" in log.read_text()
 
 
 def test_an_error_that_the_user_can_fix_is_the_workers_own_message(tmp_path: Path) -> None:
-    source = "print(json.dumps({'error': 'no prompt is shorter than max_length'})); sys.exit(2)"
     with pytest.raises(CaiError, match=r"^no prompt is shorter than max_length$"):
-        follow(process(source), tmp_path / "train.log", lambda event: None)
+        follow(
+            serving("raise CaiError('no prompt is shorter than max_length')", tmp_path), tmp_path / "train.log", print
+        )
+
+
+def test_what_a_library_prints_goes_to_the_log_and_not_between_the_events(tmp_path: Path) -> None:
+    log, events = tmp_path / "train.log", list[dict[str, Any]]()
+    follow(serving("report({'step': 1}); print('Loading weights'); report({'step': 2})", tmp_path), log, events.append)
+    assert events == [{"step": 1}, {"step": 2}]
+    assert "Loading weights" in log.read_text()
 
 
 def test_a_worker_ends_with_the_command_that_started_it(tmp_path: Path) -> None:

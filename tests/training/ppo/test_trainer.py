@@ -195,6 +195,7 @@ def test_both_functions_learn_and_the_reference_stays(
     assert lines[0]["objective/kl"] == pytest.approx(0, abs=1e-4)
 
 
+@pytest.mark.numeric
 def test_the_first_step_after_sampling_sees_a_ratio_of_1(tmp_path: Path, tiny_model: Path) -> None:
     _, [line] = run(tiny_model, tmp_path / "a", settings(max_tokens=6, updates=1, num_ppo_epochs=1))
     assert line["val/ratio"] == pytest.approx(1, abs=1e-5)
@@ -247,6 +248,7 @@ def test_accumulating_changes_the_memory_and_not_the_gradient(tmp_path: Path, ti
         assert run(tiny_model, tmp_path / f"{batch}", config)[1][0]["steps"] == 4
 
 
+@pytest.mark.numeric
 def test_gradients_are_clipped(tmp_path: Path, tiny_model: Path) -> None:
     small = settings(updates=1, num_ppo_epochs=1, max_grad_norm=1e-9, rollouts=8, per_device_train_batch_size=8)
     norms: list[float] = []
@@ -265,6 +267,7 @@ def test_gradients_are_clipped(tmp_path: Path, tiny_model: Path) -> None:
     assert norms[0] <= 1.01e-9
 
 
+@pytest.mark.numeric
 def test_passes_are_broken_off_where_the_policy_moved_too_far(tmp_path: Path, tiny_model: Path) -> None:
     config = settings(
         updates=1, num_ppo_epochs=20, learning_rate=0.1, kl_stop=0.01, rollouts=32, per_device_train_batch_size=16
@@ -274,6 +277,7 @@ def test_passes_are_broken_off_where_the_policy_moved_too_far(tmp_path: Path, ti
     assert line["steps"] < 20  # of as many
 
 
+@pytest.mark.numeric
 def test_a_first_step_is_always_taken_even_where_sampling_and_learning_disagree(
     tmp_path: Path, tiny_model: Path
 ) -> None:
@@ -295,6 +299,7 @@ def test_an_answer_without_an_end_is_worth_less(tmp_path: Path, tiny_model: Path
     assert late(lines, "response/eos_rate") > 0.6
 
 
+@pytest.mark.numeric
 def test_sampling_with_a_cache_and_leaving_rows_is_sampling_one_by_one(tiny_model: Path) -> None:
     actor = actor_of(tiny_model, settings())
     uniforms = torch.rand(3, 12, generator=torch.Generator().manual_seed(3))
@@ -314,6 +319,7 @@ def test_sampling_with_a_cache_and_leaving_rows_is_sampling_one_by_one(tiny_mode
     assert len(together[0]) < max(len(r) for r in together)  # a row left before those behind it
 
 
+@pytest.mark.numeric
 def test_samples_follow_the_distribution() -> None:
     logits = torch.tensor([0.1, 2.0, -1.0, 0.7]).repeat(40_000, 1)
     tokens = sampled(logits, torch.rand(40_000, generator=torch.Generator().manual_seed(0)))
@@ -331,6 +337,7 @@ def test_every_prompt_is_answered_equally_often() -> None:
     assert counts == [5] * 7
 
 
+@pytest.mark.numeric
 def test_logps_and_values_of_a_padded_batch_are_those_of_each_answer_alone(tiny_model: Path) -> None:
     config = settings(max_tokens=7, rollouts=6, per_device_train_batch_size=6)
     actor = actor_of(tiny_model, config)
