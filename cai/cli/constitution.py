@@ -23,7 +23,6 @@ from cai.cli.options import (
     PrincipleId,
     RunsFolder,
     TemplatesFolder,
-    find_constitution,
 )
 from cai.config.characters import visible
 from cai.config.errors import CaiError
@@ -49,6 +48,7 @@ from cai.inference.endpoints import resolve_judges
 from cai.inference.models import SMALL_MODEL
 from cai.inference.progress import Reporter
 from cai.inference.scheduler import Cost
+from cai.runs.find import find_constitution
 from cai.runs.folder import CACHE_FILE
 from cai.stats.formatting import counted
 from cai.workbench.principle_tests import Outcome, Result, read_tests, run_tests

@@ -22,7 +22,6 @@ from cai.cli.options import (
     Seed,
     Settings,
     TemplatesFolder,
-    find_constitution,
 )
 from cai.cli.tables import Grid, heading, listed, show
 from cai.config.errors import CaiError, reading
@@ -35,6 +34,7 @@ from cai.feedback.judge import JudgeConfig
 from cai.feedback.label import JUDGE_JSON, JUDGE_METRICS, LabelJob, label_file
 from cai.inference.endpoints import resolve_judges
 from cai.inference.progress import Reporter
+from cai.runs.find import find_constitution
 from cai.runs.folder import CACHE_FILE
 from cai.stats.formatting import counted, span
 from cai.stats.intervals import Estimate

@@ -4,16 +4,12 @@ An option that stands for a setting of a run file takes its help, bounds and def
 """
 
 import re
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from pydantic import BaseModel
 
-from cai.config.errors import CaiError
-from cai.config.locate import find_file, suggestion
-from cai.runs.folder import is_run, open_run, runs_meant
 from cai.runs.run_file import RunConfig
 
 
@@ -64,19 +60,3 @@ Data = Annotated[
 ]
 Limit = Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Use only the first N rows.")]
 PrincipleId = Annotated[str | None, typer.Option("--principle", metavar="ID", help="Use this principle alone.")]
-
-
-def find_constitution(name: str, runs: Path | None) -> Path:
-    """The file that a path, the name of a shipped file, or a run's name or folder stands for; CaiError for none."""
-    path = Path(name)
-    if path.is_file():
-        return path
-    if runs is not None and any(is_run(folder) for folder in (runs / name, path)):
-        return open_run(name, runs).constitution_yaml
-    with suppress(CaiError):
-        shipped = find_file("constitution", name, path)
-        if shipped.is_file():
-            return shipped
-    what = "a folder without a run" if path.is_dir() else "no such file"
-    known = f", nor a run in {runs}/ ({runs_meant(name, runs)})" if runs else ""
-    raise CaiError(f"{name}: {what}{known}{suggestion(name, path)}")

@@ -5,7 +5,7 @@ import re
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -14,22 +14,16 @@ from cai.cli.console import line, resumable
 from cai.cli.options import DEFAULT_RUNS, DEFAULT_SEED, ModelName, Replace, Seed, Settings, default, setting
 from cai.config.errors import CaiError
 from cai.config.locate import local_file
-from cai.config.validation import closest_name
 from cai.config.yaml_files import YamlSource, apply_overrides, validate
-from cai.data.files import rows as rows_of
-from cai.data.jsonl import parse_row, write_rows
-from cai.data.preferences import read_preferences
-from cai.data.prompts import read_completions, read_prompts
-from cai.data.records import Revision, Skipped
+from cai.data.jsonl import write_rows
 from cai.inference.models import resolve_model
 from cai.inference.progress import Reporter
 from cai.runs.metrics import reward_lines
 from cai.runs.pipeline import train_stage
 from cai.runs.run_file import RunConfig
-from cai.training.settings import Online, PPOConfig, TrainConfig, TrainStage
+from cai.training.inputs import convert_data, reward_model, stage_settings_class
+from cai.training.settings import Online, PPOConfig, TrainConfig
 from cai.training.stage import StageSpec
-
-STAGES = {kind.model_fields["stage"].annotation.__args__[0]: kind for kind in get_args(get_args(TrainStage)[0])}
 
 Reward = Annotated[str | None, setting(PPOConfig, "reward", "--reward", "DIR")]
 Launcher = Annotated[str, setting(RunConfig, "launcher", "--launcher", "COMMAND")]
@@ -73,10 +67,10 @@ def train(
             model=resolve_model(model),
             folder=out,
             seed=seed,
-            reward=_reward_model(config),
+            reward=reward_model(config, "--reward"),
             launcher=launcher,
         )
-        skipped = _import(config, local_file(str(data)), rows)
+        skipped = convert_data(config, local_file(str(data)), rows)
         with resumable(console, "Interrupted. The same command resumes from the last checkpoint:"):
             result, more = train_stage(stage, spec, Reporter(console), replace, keep_data=True)
     for reason, count in Counter(row.reason for row in [*skipped, *more]).items():
@@ -89,26 +83,9 @@ def train(
     line(console, f"  {'reward model' if stage == 'reward' else 'policy'} in {result}, metrics in {out}/metrics.jsonl")
 
 
-def _reward_model(config: TrainConfig) -> Path | None:
-    """The folder of the reward model that an online stage needs; None for other stages."""
-    if not isinstance(config, Online):
-        return None
-    if config.reward is None:
-        raise CaiError(f"{config.stage} needs a reward model: --reward DIR, as written by `cai train reward`")
-    folder = Path(config.reward)
-    if not (folder / "reward.json").exists():
-        raise CaiError(
-            f"--reward {folder}: not a reward model; expected the `model` folder that `cai train reward` writes"
-        )
-    return folder
-
-
 def _settings(stage: str, reward: str | None, overrides: list[str]) -> TrainConfig:
-    if stage not in STAGES:
-        near = closest_name(stage, STAGES)
-        hint = f"did you mean '{near}'?" if near else f"expected one of {', '.join(STAGES)}"
-        raise CaiError(f"unknown stage '{stage}'; {hint}")
-    if reward and not issubclass(STAGES[stage], Online):
+    kind = stage_settings_class(stage)
+    if reward and not issubclass(kind, Online):
         raise CaiError(f"--reward {reward}: {stage} takes no reward model; ppo, rloo, grpo and online_dpo do")
     for override in overrides:
         if prefix := re.match(r"train\.\d+\.", override):
@@ -117,32 +94,4 @@ def _settings(stage: str, reward: str | None, overrides: list[str]) -> TrainConf
             )
     named = {"reward": reward} if reward else {}
     source = apply_overrides(YamlSource(Path("cai train"), {"stage": stage, **named}, {}), overrides)
-    settings: TrainConfig = validate(source, STAGES[stage])
-    return settings
-
-
-def _import(settings: TrainConfig, data: Path, target: Path) -> list[Skipped]:
-    """Convert the stage's data to cai's rows; returns the skipped rows."""
-    kind = settings.model_dump()["data"]
-    if kind == "preferences":
-        pairs, skipped = read_preferences(data)
-        if not pairs:
-            raise CaiError(f"{data}: no usable pair: {_reasons(skipped)}")
-        write_rows(target, pairs)
-        return skipped
-    if kind == "prompts":
-        prompts, skipped = read_prompts(data)
-        write_rows(target, prompts)
-        return skipped
-    if "principle_id" in next(rows_of(data), (None, dict[str, Any]()))[1]:  # revisions of a run, already filtered
-        write_rows(target, (parse_row(place, value, Revision) for place, value in rows_of(data)))
-        return []
-    answers, skipped = read_completions(data)
-    if not answers:
-        raise CaiError(f"{data}: no usable completion: {_reasons(skipped)}")
-    write_rows(target, answers)
-    return skipped
-
-
-def _reasons(skipped: list[Skipped]) -> str:
-    return ", ".join(f"{n} × {reason}" for reason, n in Counter(row.reason for row in skipped).items())
+    return validate(source, kind)

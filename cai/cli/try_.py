@@ -19,7 +19,6 @@ from cai.cli.options import (
     RunsFolder,
     Settings,
     TemplatesFolder,
-    find_constitution,
 )
 from cai.config import locate
 from cai.config.characters import visible
@@ -34,6 +33,7 @@ from cai.data.records import Message, Prompt
 from cai.feedback.revise import ReviseConfig
 from cai.inference.endpoints import resolve_judges
 from cai.inference.models import SMALL_MODEL
+from cai.runs.find import find_constitution
 from cai.runs.folder import CACHE_FILE
 from cai.stats.formatting import counted
 from cai.workbench.trial import Begun, Event, Loading, News, Trial, changes, once, try_out

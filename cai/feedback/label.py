@@ -259,13 +259,14 @@ def label_file(
     ):
         scheduler = Scheduler(EngineConfig(), store, reporter, open_engine)
         begun, totals = time.monotonic(), Totals()
-        asyncio.run(_label(job, JudgePanel(job, extent, scheduler), folder, extent.most > 2, totals))
+        asyncio.run(label_rows(job, JudgePanel(job, extent, scheduler), folder, extent.most > 2, totals))
         content = totals.summary() | {"cost": scheduler.cost(time.monotonic() - begun)._asdict()}
         write_judge_json(folder, content)
     return content
 
 
-async def _label(job: LabelJob, panel: JudgePanel, out: Path, ranks: bool, totals: Totals) -> None:
+async def label_rows(job: LabelJob, panel: JudgePanel, out: Path, ranks: bool, totals: Totals) -> None:
+    """Write preferences.jsonl, skipped.jsonl and, if `ranks`, rankings.jsonl into the folder `out`."""
     with ExitStack() as files:
         preferences, skipped = (files.enter_context(RowWriter(out / f"{n}.jsonl")) for n in ("preferences", "skipped"))
         rankings = files.enter_context(RowWriter(out / "rankings.jsonl")) if ranks else None

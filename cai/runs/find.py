@@ -1,17 +1,19 @@
-"""Finding a policy by name: of a run, of a `cai train` folder, or any model."""
+"""Finding a policy by name (of a run, of a `cai train` folder, or any model), and a constitution."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
 from cai.config.errors import CaiError
+from cai.config.locate import find_file, suggestion
 from cai.data.jsonl import read_rows
 from cai.data.manifest import MANIFEST_JSON, read_json
 from cai.data.records import Prompt
 from cai.evaluation.policy import Policy
 from cai.inference.models import folder_fingerprint, resolve_model
-from cai.runs.folder import ITERATION, RunFolder, is_run, runs_meant
+from cai.runs.folder import ITERATION, RunFolder, is_run, open_run, runs_meant
 from cai.runs.run_file import RunConfig
 
 SAMPLES = "samples.jsonl"  # answers sampled during PPO
@@ -127,3 +129,23 @@ def check_base(found: FoundPolicy, reference: Path) -> None:
             f"{found.run.path}: the model '{found.policy.base}' has changed since the run started from it; name the "
             "one to compare with by --reference"
         )
+
+
+def find_constitution(name: str, runs: Path | None) -> Path:
+    """The file that a path, the name of a shipped constitution (`plain`), or a run's name or folder stands for.
+
+    Raises: CaiError for none, with a similar name if there is one.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    if runs is not None and any(is_run(folder) for folder in (runs / name, path)):
+        return open_run(name, runs).constitution_yaml
+    for shipped_name in (name, f"constitutions/{name}.yaml"):
+        with suppress(CaiError):
+            shipped = find_file("constitution", shipped_name, path)
+            if shipped.is_file():
+                return shipped
+    what = "a folder without a run" if path.is_dir() else "no such file"
+    known = f", nor a run in {runs}/ ({runs_meant(name, runs)})" if runs else ""
+    raise CaiError(f"{name}: {what}{known}{suggestion(name, path)}")

@@ -4,7 +4,7 @@ run = load_run("runs/quickstart")
 run.revisions.to_pandas().groupby("principle_id").size()
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from cai.config.errors import CaiError
+from cai.constitution.principles import Constitution
 from cai.data.files import arrow_schema
 from cai.data.jsonl import each_row
 from cai.data.records import BeforeAfter, Preference, Prompt, Ranking, Revision, Skipped
 from cai.evaluation.policy_report import each_before_after
 from cai.feedback.metrics import RUN_METRICS
 from cai.runs.folder import RunFolder, open_run
-from cai.runs.metrics import values_by_prompt
+from cai.runs.metrics import run_estimates, summary_metrics, values_by_prompt
+from cai.stats.intervals import Estimate
 from cai.training.metrics import read_metrics
 
 if TYPE_CHECKING:
@@ -54,6 +57,11 @@ class Run:
         return self.folder.summary()
 
     @cached_property
+    def constitution(self) -> Constitution:
+        """The run's constitution."""
+        return self.folder.constitution()
+
+    @cached_property
     def prompts(self) -> "pyarrow.Table":
         """All prompts, training and held out."""
         return _table(self.folder.prompts_jsonl, Prompt)
@@ -76,7 +84,7 @@ class Run:
     @cached_property
     def evaluation(self) -> "pyarrow.Table":
         """One row per held-out prompt, answered before and after training."""
-        return _table_of(each_before_after(self.folder.eval), BeforeAfter)
+        return rows_table(each_before_after(self.folder.eval), BeforeAfter)
 
     @cached_property
     def skipped(self) -> "pyarrow.Table":
@@ -100,21 +108,56 @@ class Run:
 
     @cached_property
     def metrics(self) -> "pyarrow.Table":
-        """One row per logged update: `stage`, `step`, and every number that any stage logs (null elsewhere)."""
+        """A row a metric: `key`, `name`, `mean`, `low` and `high` (its 95 % interval, or null), `n` prompts.
+
+        The summary's metrics, of those that any row says something about.
+        """
         import pyarrow
 
-        rows = [row for path in sorted(self.folder.train.glob("*/metrics.jsonl")) for row in _metrics(path)]
-        names = dict.fromkeys(name for row in rows for name in row if name not in ("stage", "step"))
-        fields = [("stage", pyarrow.string()), ("step", pyarrow.int64())]
-        schema = pyarrow.schema([*fields, *((name, pyarrow.float64()) for name in names)])
-        return pyarrow.Table.from_pylist(rows, schema=schema)
+        rows = [
+            {"key": key, "name": RUN_METRICS[key].name, **estimate._asdict()}
+            for key, estimate in self._estimates().items()
+            if estimate is not None
+        ]
+        fields = [("key", pyarrow.string()), ("name", pyarrow.string())]
+        fields += [(name, pyarrow.float64()) for name in ("mean", "low", "high")]
+        return pyarrow.Table.from_pylist(rows, schema=pyarrow.schema([*fields, ("n", pyarrow.int64())]))
+
+    @cached_property
+    def updates(self) -> "pyarrow.Table":
+        """One row per logged update of every stage, see `updates_table`."""
+        return updates_table(sorted(self.folder.train.glob("*/metrics.jsonl")))
+
+    def _estimates(self) -> Mapping[str, Estimate | None]:
+        summary, folder = self.summary, self.folder
+        if summary is None:
+            return run_estimates(folder.revisions(), folder.preferences(), folder.evaluation())
+        try:
+            return summary_metrics(summary)
+        except (KeyError, TypeError):
+            raise CaiError(f"{folder.summary_json}: not a summary of this version of cai; run it again") from None
+
+
+def updates_table(logs: Iterable[Path]) -> "pyarrow.Table":
+    """One row per logged update: `stage`, `step`, and every number that any stage logs (null elsewhere).
+
+    The stage of a metrics.jsonl is the name of its folder.
+    """
+    import pyarrow
+
+    rows = [row for path in logs for row in _metrics(path)]
+    names = dict.fromkeys(name for row in rows for name in row if name not in ("stage", "step"))
+    fields = [("stage", pyarrow.string()), ("step", pyarrow.int64())]
+    schema = pyarrow.schema([*fields, *((name, pyarrow.float64()) for name in names)])
+    return pyarrow.Table.from_pylist(rows, schema=schema)
 
 
 def _table(path: Path, model: type[BaseModel]) -> "pyarrow.Table":
-    return _table_of(each_row(path, model) if path.exists() else (), model)
+    return rows_table(each_row(path, model) if path.exists() else (), model)
 
 
-def _table_of(rows: Iterable[BaseModel], model: type[BaseModel]) -> "pyarrow.Table":
+def rows_table(rows: Iterable[BaseModel], model: type[BaseModel]) -> "pyarrow.Table":
+    """Rows of one kind as an Arrow table, a column a field."""
     import pyarrow
 
     schema, groups, remaining = arrow_schema(model), [], iter(rows)

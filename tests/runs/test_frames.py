@@ -6,7 +6,9 @@ import pytest
 
 from cai.config.errors import CaiError
 from cai.data.records import Preference
+from cai.feedback.metrics import RUN_METRICS
 from cai.runs import load_run
+from cai.runs.metrics import run_estimates
 from tests.compare.made import make_run, principles, write_metrics
 
 CONSTITUTION = principles("calm", "short")
@@ -36,15 +38,15 @@ def test_a_data_frame_groups_by_principle(tmp_path: Path) -> None:
 def test_what_a_run_does_not_have_is_a_table_without_rows(tmp_path: Path) -> None:
     make_run(tmp_path / "x", CONSTITUTION, lambda i, drawn: i)
     tables = load_run(tmp_path / "x")
-    assert (tables.evaluation.num_rows, tables.rankings.num_rows, tables.metrics.num_rows) == (0, 0, 0)
+    assert (tables.evaluation.num_rows, tables.rankings.num_rows, tables.updates.num_rows) == (0, 0, 0)
     assert "p" in tables.evaluation.column_names
 
 
-def test_metrics_of_all_stages_are_one_table(tmp_path: Path) -> None:
+def test_updates_of_all_stages_are_one_table(tmp_path: Path) -> None:
     run = make_run(tmp_path / "x", CONSTITUTION, lambda i, drawn: i)
     write_metrics(run, "1-sft", [{"step": 1, "loss": 2.5}])
     write_metrics(run, "2-ppo", [{"step": 1, "objective/kl": math.nan, "note": "text"}, {"step": 2, "objective/kl": 3}])
-    rows = load_run(tmp_path / "x").metrics.to_pylist()
+    rows = load_run(tmp_path / "x").updates.to_pylist()
     assert [(row["stage"], row["step"], row["loss"]) for row in rows] == [
         ("1-sft", 1, 2.5),
         ("2-ppo", 1, None),
@@ -61,3 +63,20 @@ def test_an_invalid_row_is_named(tmp_path: Path) -> None:
         _ = load_run(tmp_path / "x").prompts
     with pytest.raises(CaiError, match="no run 'y'"):
         load_run("y", runs=tmp_path)
+
+
+def test_metrics_are_those_of_the_summary(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "x", CONSTITUTION, lambda i, drawn: f"{i} {drawn}", verdict=lambda i, drawn: 0.75)
+    with pytest.raises(CaiError, match="not a summary of this version"):
+        _ = load_run(tmp_path / "x").metrics
+    run.summary_json.unlink()
+    unfinished = load_run(tmp_path / "x").metrics.to_pylist()
+    estimates = run_estimates(run.revisions(), run.preferences(), run.evaluation())
+    metrics = {key: estimate and estimate._asdict() for key, estimate in estimates.items()}
+    run.summary_json.write_text(json.dumps({"metrics": metrics}))
+    assert unfinished == load_run(tmp_path / "x").metrics.to_pylist()
+    assert {row["key"]: row["mean"] for row in unfinished} == {
+        key: estimate.mean for key, estimate in estimates.items() if estimate is not None
+    }
+    assert all(row["name"] == RUN_METRICS[row["key"]].name for row in unfinished)
+    assert load_run(tmp_path / "x").constitution == run.constitution()

@@ -1,0 +1,325 @@
+"""The Python API: what `import cai` offers notebooks and scripts.
+
+The functions do what the commands of the same names do, with the same models, cache and settings, and return rows in
+place of files. They run from plain Python as well as inside an event loop, as in Jupyter. An interrupt cancels the
+requests in flight and closes the model; the cache keeps every answer, so calling again continues.
+"""
+
+import asyncio
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from operator import attrgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+from pydantic import BaseModel
+from rich.console import Console
+
+from cai.config.errors import CaiError
+from cai.config.locate import find_file, local_file
+from cai.config.validation import describe
+from cai.config.yaml_files import AnySection, YamlSource, validate
+from cai.constitution import principles
+from cai.constitution.principles import Constitution
+from cai.constitution.templates import Templates
+from cai.data.jsonl import read_rows, write_text
+from cai.data.prompts import read_prompts
+from cai.data.records import Messages, Preference, Prompt, Revision, Row, Skipped
+from cai.feedback.judge import JudgeConfig
+from cai.feedback.label import JudgePanel, LabelJob, Totals, count_work, label_rows
+from cai.feedback.revise import ReviseConfig, Reviser, calls_of_loop
+from cai.inference.cache import Cache
+from cai.inference.endpoints import resolve_judges
+from cai.inference.engine import EngineConfig
+from cai.inference.models import SMALL_MODEL, resolve_model
+from cai.inference.progress import Reporter
+from cai.inference.scheduler import OpenEngine, Scheduler, Stage, open_model
+from cai.runs.find import find_constitution
+from cai.runs.folder import CACHE_FILE
+from cai.runs.frames import Run, load_run, rows_table, updates_table
+from cai.runs.pipeline import train_stage
+from cai.training.inputs import convert_data, reward_model, stage_settings_class
+from cai.training.stage import StageSpec
+
+if TYPE_CHECKING:
+    import pandas
+    import pyarrow
+
+__all__ = ["Rows", "Run", "Trained", "judge", "load_constitution", "load_run", "revise", "train"]
+
+AnyRow = TypeVar("AnyRow", bound=Row)
+Result = TypeVar("Result")
+Data = str | Path | Iterable[str | Messages | dict[str, Any] | Row]
+"""A file or Hub id; or rows: texts, conversations, dicts in any known format, or records of cai."""
+
+
+class Rows(list[AnyRow], Generic[AnyRow]):
+    """A list of records; `skipped` are the inputs without one, and why."""
+
+    def __init__(self, rows: Iterable[AnyRow], kind: type[AnyRow], skipped: Sequence[Skipped]) -> None:
+        super().__init__(rows)
+        self.kind, self.skipped = kind, list(skipped)
+
+    def to_table(self) -> "pyarrow.Table":
+        """The rows as an Arrow table, a column a field."""
+        return rows_table(self, self.kind)
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """The rows as a data frame, a column a field."""
+        return self.to_table().to_pandas()
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained stage."""
+
+    model: Path
+    """The folder of the policy, or of the reward model."""
+    folder: Path
+    skipped: list[Skipped]
+    """The rows that the stage could not use, and why."""
+
+    @property
+    def metrics(self) -> "pyarrow.Table":
+        """One row per logged update: `stage`, `step`, and every number that the stage logs."""
+        return updates_table([self.folder / "metrics.jsonl"])
+
+
+class ReviseSettings(ReviseConfig):
+    """Settings of `cai.revise`: those of `revise:` in a run file, and these."""
+
+    seed: int = 0
+    """Random seed; decides samples and principle draws."""
+    templates: str = "prompts/default"
+    """Folder of prompt templates."""
+    engine: EngineConfig = EngineConfig()
+    """As `engine:` in a run file."""
+
+
+class JudgeSettings(JudgeConfig):
+    """Settings of `cai.judge`: those of `judge:` in a run file, and these."""
+
+    seed: int = 0
+    """Random seed; decides principle draws and the sampling of chains of thought."""
+    templates: str = "prompts/default"
+    """Folder of prompt templates."""
+    engine: EngineConfig = EngineConfig()
+    """As `engine:` in a run file."""
+
+
+def load_constitution(name: str | Path) -> Constitution:
+    """The constitution in a file, shipped under a name (`"plain"`), or of a run in `runs`.
+
+    Raises: CaiError with file and line.
+    """
+    return principles.load_constitution(find_constitution(str(name), Path("runs")))
+
+
+def revise(
+    prompts: Data,
+    constitution: Constitution | str | Path,
+    model: str | Path = SMALL_MODEL,
+    runs: str | Path = "runs",
+    open_engine: OpenEngine = open_model,
+    **settings: Any,
+) -> Rows[Revision]:
+    """Answer prompts, criticise the answers by principles and rewrite them: a row per prompt and round.
+
+    `settings` are those of `revise:` in a run file (`rounds`, `temperature`, …), `seed`, `templates` and `engine`.
+    Answers are cached in `runs`, as those of the command line.
+    Raises: CaiError naming the setting, file or row.
+    """
+    chosen = _settings("cai.revise", ReviseSettings, settings)
+    source, templates = _constitution(constitution), _templates("cai.revise", chosen.templates)
+    with _file_of("prompts", prompts) as path:
+        inputs, skipped = read_prompts(path)
+    folder = resolve_model(str(model))
+
+    async def work(scheduler: Scheduler) -> list[Revision]:
+        engine = scheduler.engine(folder)
+        reviser = Reviser(templates, engine, chosen, chosen.seed)
+
+        async def revisions(prompt: Prompt) -> list[Revision]:
+            return await reviser.rounds(prompt, await reviser.respond(prompt), source)
+
+        stage = Stage("revising", engine, len(inputs), (1 + calls_of_loop(chosen)) * len(inputs))
+        scheduler.skipped += skipped
+        try:
+            of_prompts = scheduler.each(stage, inputs, revisions, attrgetter("id"))
+            return [row async for _, rows in of_prompts for row in rows]
+        finally:
+            await engine.close()
+
+    return _ask(work, Revision, _Engines(chosen.engine, Path(runs), open_engine))
+
+
+def judge(
+    answers: Data,
+    constitution: Constitution | str | Path,
+    model: str | Path | Sequence[str | Path] = SMALL_MODEL,
+    runs: str | Path = "runs",
+    open_engine: OpenEngine = open_model,
+    **settings: Any,
+) -> Rows[Preference]:
+    """Label pairs of answers with an AI judge: a row a pair, `p` the probability that `chosen` is preferred.
+
+    Rows of `answers` are pairs (`prompt`, `chosen`, `rejected`), or sets (`prompt`, `responses`) of which all pairs are
+    judged; a Revision stands for its draft and its revision. Several models are a panel.
+    `settings` are those of `judge:` in a run file (`principles`, `swap`, …), `seed`, `templates` and `engine`.
+    Raises: CaiError naming the setting, file or row.
+    """
+    chosen = _settings("cai.judge", JudgeSettings, settings)
+    if "samples" in chosen.model_fields_set:
+        raise CaiError("cai.judge: samples: no responses are sampled; it judges those in the rows")
+    source, templates = _constitution(constitution), _templates("cai.judge", chosen.templates)
+    names = [model] if isinstance(model, str | Path) else model
+    with _file_of("answers", answers) as data, tempfile.TemporaryDirectory(prefix="cai-judge-") as aside:
+        judges, out = resolve_judges([str(name) for name in names]), Path(aside)
+        job = LabelJob(data, False, None, judges, source, templates, chosen, chosen.seed)
+        extent = count_work(job)
+
+        async def work(scheduler: Scheduler) -> list[Preference]:
+            await label_rows(job, JudgePanel(job, extent, scheduler), out, False, Totals())
+            scheduler.skipped += read_rows(out / "skipped.jsonl", Skipped)
+            return read_rows(out / "preferences.jsonl", Preference)
+
+        return _ask(work, Preference, _Engines(chosen.engine, Path(runs), open_engine))
+
+
+def train(
+    stage: str,
+    data: Data,
+    out: str | Path,
+    model: str | Path = SMALL_MODEL,
+    seed: int = 0,
+    replace: bool = False,
+    **settings: Any,
+) -> Trained:
+    """Train one stage (`sft`, `reward`, `dpo`, …) into the folder `out`, or resume it.
+
+    `settings` are those of the stage in `train:` of a run file; the stages that need a reward model take its folder as
+    `reward`. A finished stage with the same settings and data is not trained again; results of others are overwritten
+    with `replace` alone.
+    Raises: CaiError naming the setting, file or row, or when the training fails.
+    """
+    kind, fields = stage_settings_class(stage), {"stage": stage, **_plain(settings)}
+    config = validate(YamlSource(Path("cai.train"), fields, {}), kind)
+    folder, reporter = Path(out), Reporter(Console())
+    with _file_of("data", data) as source, tempfile.TemporaryDirectory(prefix="cai-train-") as aside:
+        rows = Path(aside) / "rows.jsonl"
+        reward = reward_model(config, "reward")
+        spec = StageSpec(config, rows, resolve_model(str(model)), folder, seed, reward)
+        skipped = convert_data(config, source, rows)
+        result, more = train_stage(stage, spec, reporter, replace, keep_data=True)
+    _report(reporter, [*skipped, *more])
+    return Trained(result, folder, [*skipped, *more])
+
+
+@dataclass(frozen=True)
+class _Engines:
+    """How the engines of a call are opened, and where the cache is."""
+
+    settings: EngineConfig
+    runs: Path
+    open_engine: OpenEngine
+
+
+def _ask(
+    work: Callable[[Scheduler], Coroutine[Any, Any, list[AnyRow]]], kind: type[AnyRow], engines: _Engines
+) -> Rows[AnyRow]:
+    """The rows of work that asks models, with its progress and what it skipped printed."""
+    reporter = Reporter(Console())
+
+    async def with_cache() -> Rows[AnyRow]:
+        with closing(Cache(engines.runs / CACHE_FILE)) as cache:  # SQLite's connection belongs to this thread
+            scheduler = Scheduler(engines.settings, cache, reporter, engines.open_engine)
+            return Rows(await work(scheduler), kind, scheduler.skipped)
+
+    rows = run_async(with_cache)
+    _report(reporter, rows.skipped)
+    return rows
+
+
+def run_async(function: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
+    """The result of a coroutine function, also where an event loop runs already: then in a thread with its own loop.
+
+    An interrupt cancels the coroutine, and is raised once the coroutine has ended.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(function())
+    started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Result]]] = Future()
+
+    async def main() -> Result:
+        started.set_result((asyncio.get_running_loop(), cast("asyncio.Task[Result]", asyncio.current_task())))
+        return await function()
+
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="cai") as thread:
+        running = thread.submit(lambda: asyncio.run(main()))
+        try:
+            return running.result()
+        except KeyboardInterrupt:
+            loop, task = started.result()
+            with suppress(RuntimeError):  # the loop is closed: the coroutine has just ended
+                loop.call_soon_threadsafe(task.cancel)
+            raise
+
+
+def _report(reporter: Reporter, skipped: Sequence[Skipped]) -> None:
+    for reason, count in Counter(row.reason for row in skipped).items():
+        reporter.say(f"  skipped: {count} × {reason}")
+
+
+def _constitution(constitution: Constitution | str | Path) -> Constitution:
+    return constitution if isinstance(constitution, Constitution) else load_constitution(constitution)
+
+
+def _templates(function: str, name: str) -> Templates:
+    return Templates(find_file("templates", name, Path(function)))
+
+
+def _settings(function: str, kind: type[AnySection], settings: dict[str, Any]) -> AnySection:
+    """Keyword arguments as settings; an error names the function."""
+    return validate(YamlSource(Path(function), _plain(settings), {}), kind)
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as YAML has them, where paths are texts."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
+
+
+@contextmanager
+def _file_of(argument: str, data: Data) -> Iterator[Path]:
+    """The file that `data` names, or a temporary one of its rows, which errors call by the argument's name."""
+    if isinstance(data, str | Path):
+        yield local_file(str(data))
+        return
+    with tempfile.TemporaryDirectory(prefix="cai-") as aside:
+        path = Path(aside) / f"{argument}.jsonl"
+        lines = (json.dumps(_fields(argument, row), default=str) + "\n" for row in data)
+        write_text(path, "".join(lines))
+        try:
+            yield path
+        except CaiError as error:
+            raise CaiError(str(error).replace(str(path), argument)) from error.__cause__
+
+
+def _fields(argument: str, row: Any) -> dict[str, Any]:
+    """A row as the object that a line of a file holds."""
+    if isinstance(row, Revision) and argument == "answers":  # asks whether the revision is better than the draft
+        return {**row.model_dump(include={"prompt_id", "messages", "tags"}), "responses": [row.draft, row.revision]}
+    if isinstance(row, BaseModel):
+        return row.model_dump(mode="json")
+    if isinstance(row, str):
+        return {"prompt": row}
+    if isinstance(row, list):
+        return {"messages": row}
+    if isinstance(row, dict):
+        return row
+    raise CaiError(f"{argument}: expected rows as texts, conversations, dicts or records of cai, found {describe(row)}")

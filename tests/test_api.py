@@ -1,0 +1,212 @@
+"""The Python API, on scripted models and, for training, the tiny one."""
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cai
+from cai.api import run_async
+from cai.config.errors import CaiError, RequestRefused
+from cai.data.records import Message, Preference, Prompt, Revision
+from cai.inference.engine import Choose, Generate
+from cai.inference.scripted import ScriptedEngine
+from tests.conftest import scripted
+
+PROMPTS = ["How do I boil an egg?", [Message(role="user", content="Why do cats purr?")], {"id": "c", "prompt": "Why?"}]
+
+
+@pytest.fixture(autouse=True)
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_importing_cai_loads_nothing_heavy() -> None:
+    heavy = "('torch', 'transformers', 'pyarrow', 'pydantic', 'rich', 'yaml')"
+    code = f"import sys, cai; print([name for name in {heavy} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert set(cai.__all__) <= set(dir(cai))
+    with pytest.raises(AttributeError, match="no attribute 'revize'"):
+        _ = cai.revize  # type: ignore[attr-defined]
+
+
+def test_importing_the_api_loads_no_torch() -> None:
+    code = "import sys; from cai import revise, train; print([n for n in ('torch', 'pyarrow') if n in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_constitution_loads_by_file_or_shipped_name(tmp_path: Path) -> None:
+    plain = cai.load_constitution("plain")
+    assert plain == cai.load_constitution("constitutions/plain.yaml")
+    Path("mine.yaml").write_text("name: mine\nprinciples: [{id: a, critique: b, revision: c, judge: d}]\n")
+    assert cai.load_constitution(Path("mine.yaml")).name == "mine"
+    with pytest.raises(CaiError, match="plaim: no such file"):
+        cai.load_constitution("plaim")
+
+
+def test_revise_returns_a_row_per_prompt_and_round(model_folder: Path) -> None:
+    rows = cai.revise(PROMPTS, "plain", model_folder, open_engine=scripted(), rounds=2, max_tokens=32)
+    assert [(row.messages[-1]["content"], row.round) for row in rows] == [
+        ("How do I boil an egg?", 1), ("How do I boil an egg?", 2),
+        ("Why do cats purr?", 1), ("Why do cats purr?", 2), ("Why?", 1), ("Why?", 2),
+    ]  # fmt: skip
+    assert all(isinstance(row, Revision) for row in rows) and rows.skipped == []
+    assert rows.to_pandas().groupby("prompt_id").size().tolist() == [2, 2, 2]
+
+
+def test_calling_again_is_answered_by_the_cache(model_folder: Path) -> None:
+    engines: list[ScriptedEngine] = []
+    first = cai.revise(PROMPTS, "plain", model_folder, open_engine=scripted(engines), rounds=1)
+    again = cai.revise(PROMPTS, "plain", model_folder, open_engine=scripted(engines), rounds=1)
+    assert first == again and len(engines) == 1 and Path("runs/cache.sqlite").exists()
+    cai.revise(PROMPTS, "plain", model_folder, runs="elsewhere", open_engine=scripted(engines), rounds=1)
+    assert len(engines) == 2 and Path("elsewhere/cache.sqlite").exists()
+
+
+def test_a_refused_prompt_is_skipped_with_its_reason(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def answer(request: Generate) -> str:
+        if "cats" in request.messages[0]["content"]:
+            raise RequestRefused("too long")
+        return f"answer {request.seed}"
+
+    rows = cai.revise([*PROMPTS, "Why?"], "plain", model_folder, open_engine=scripted(answer=answer), rounds=1)
+    assert len(rows) == 2 + 1
+    assert [row.reason for row in rows.skipped] == ["too long"]
+    assert "skipped: 1 × too long" in capsys.readouterr().out
+
+
+def test_judge_labels_pairs_sets_and_revisions_softly(model_folder: Path) -> None:
+    def weigh(request: Choose) -> list[float]:
+        return [0.6, 0.2]  # of the answer shown first
+
+    pair = {"prompt": "Why?", "chosen": "Because.", "rejected": "No."}
+    one_set = {"prompt": "How?", "responses": ["a", "b", "c"]}
+    revision = cai.revise(["Why?"], "plain", model_folder, open_engine=scripted(), rounds=1)[0]
+    rows = cai.judge(
+        [pair, one_set, revision, {**pair, "rejected": "Because."}], "plain", model_folder,
+        open_engine=scripted(weigh=weigh), principles=1,
+    )  # fmt: skip
+    assert len(rows) == 1 + 3 + 1 and all(isinstance(row, Preference) for row in rows)
+    assert [row.reason for row in rows.skipped] == ["samples identical"]
+    assert {rows[-1].chosen, rows[-1].rejected} == {revision.draft, revision.revision}
+    for row in rows:  # a judge that follows the position alone prefers neither
+        assert row.p == pytest.approx(0.5)
+        assert row.verdicts[0].p_forward == pytest.approx(0.75) and row.verdicts[0].position_bias
+    assert (
+        cai.judge(rows, "plain", model_folder, open_engine=scripted(weigh=weigh), principles=1)[0].input_p == rows[0].p
+    )
+
+
+def test_errors_name_the_function_the_setting_or_the_row(model_folder: Path) -> None:
+    with pytest.raises(CaiError, match=r"cai.revise: round: unknown key 'round'; did you mean 'rounds'\?"):
+        cai.revise(["Why?"], "plain", model_folder, round=1)
+    with pytest.raises(CaiError, match=r"cai.revise: rounds: expected a whole number of at least 0, found -1"):
+        cai.revise(["Why?"], "plain", model_folder, rounds=-1)
+    with pytest.raises(CaiError, match=r"^prompts:2: .*empty"):
+        cai.revise(["Why?", " "], "plain", model_folder)
+    with pytest.raises(CaiError, match=r"prompts: expected rows as texts, .* found 7"):
+        cai.revise([7], "plain", model_folder)  # type: ignore[list-item]
+    with pytest.raises(CaiError, match=r"cai.judge: samples: no responses are sampled"):
+        cai.judge([], "plain", model_folder, samples=3)
+    with pytest.raises(CaiError, match=r"^answers:1: "):
+        cai.judge([{"prompt": "Why?"}], "plain", model_folder)
+    with pytest.raises(CaiError, match="unknown stage 'dpoo'; did you mean 'dpo'"):
+        cai.train("dpoo", [], out="x", model=model_folder)
+    with pytest.raises(CaiError, match=r"cai.train: lr: unknown key 'lr'; did you mean 'learning_rate'"):
+        cai.train("dpo", [], out="x", model=model_folder, lr=1)
+    with pytest.raises(CaiError, match=r"^ppo needs a reward model: reward DIR"):
+        cai.train("ppo", ["Why?"], out="x", model=model_folder)
+
+
+def test_the_api_works_inside_a_running_loop(model_folder: Path) -> None:
+    async def cell() -> list[Any]:
+        rows = cai.revise(PROMPTS, "plain", model_folder, open_engine=scripted(), rounds=1)
+        return [rows, cai.judge(rows, "plain", model_folder, open_engine=scripted(), principles=1)]
+
+    rows, labels = asyncio.run(cell())
+    assert len(rows) == len(labels) == 3
+    assert rows == cai.revise(PROMPTS, "plain", model_folder, open_engine=scripted(), rounds=1)
+
+
+@pytest.mark.parametrize("running_loop", [True, False])
+def test_an_interrupt_cancels_the_work_and_leaves_no_thread(running_loop: bool) -> None:
+    events: list[str] = []
+
+    async def work() -> None:
+        events.append("started")
+        try:
+            await asyncio.sleep(60)
+        finally:
+            events.append("closed")
+
+    def interrupt() -> None:
+        while not events:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        signal.raise_signal(signal.SIGINT)
+
+    async def cell() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a notebook's kernel
+        run_async(work)
+
+    threads = threading.active_count()
+    interrupter = threading.Thread(target=interrupt)
+    interrupter.start()
+    with pytest.raises(KeyboardInterrupt):
+        if running_loop:
+            loop = asyncio.new_event_loop()
+            try:
+                loop.run_until_complete(cell())
+            finally:
+                loop.close()
+        else:
+            run_async(work)
+    interrupter.join()
+    assert events == ["started", "closed"]
+    assert threading.active_count() == threads
+
+
+def test_an_error_inside_a_running_loop_reaches_the_caller() -> None:
+    async def work() -> None:
+        raise CaiError("no such thing")
+
+    async def cell() -> None:
+        run_async(work)
+
+    with pytest.raises(CaiError, match="no such thing"):
+        asyncio.run(cell())
+
+
+@pytest.mark.slow
+def test_train_returns_the_policy_and_its_metrics(tiny_model: Path) -> None:
+    rows = [
+        Preference(prompt_id=f"p{i}", messages=[Message(role="user", content=f"Question {i}?")],
+                   chosen="!" * (i + 1), rejected="?" * (i + 1), p=0.9, source="judge")
+        for i in range(4)
+    ]  # fmt: skip
+    same = rows[0].model_copy(update={"rejected": rows[0].chosen})
+    settings: dict[str, Any] = {"num_train_epochs": 1, "lora_r": 2, "per_device_train_batch_size": 2}
+    trained = cai.train("dpo", [*rows, same], out="policy", model=tiny_model, **settings)
+    assert (trained.model / "model.safetensors").exists()
+    assert [row.reason for row in trained.skipped] == ["chosen equals rejected"]
+    metrics = trained.metrics.to_pylist()
+    assert metrics[0]["stage"] == "policy" and metrics[0]["step"] == 1 and metrics[0]["loss"] > 0
+    assert len(Path("policy/rows.jsonl").read_text().splitlines()) == 4
+    began = time.monotonic()
+    assert cai.train("dpo", rows, out="policy", model=tiny_model, **settings).model == trained.model
+    assert time.monotonic() - began < 3  # it is trained already
+
+
+def test_rows_of_a_file_are_those_of_a_list(model_folder: Path) -> None:
+    path = Path("prompts.jsonl")
+    path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ("Why?", "How?")))
+    from_file = cai.revise(path, "plain", model_folder, open_engine=scripted(), rounds=1)
+    prompts = [Prompt(id=row.prompt_id, messages=row.messages) for row in from_file]
+    assert from_file == cai.revise(prompts, "plain", model_folder, open_engine=scripted(), rounds=1)
