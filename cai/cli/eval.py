@@ -13,10 +13,10 @@ from cai.cli.console import line, resumable, whole
 from cai.cli.options import DEFAULT_RUNS, Limit, Replace, RunsFolder, Settings
 from cai.config.characters import visible
 from cai.config.errors import CaiError
-from cai.evaluation.monitors import bound_told
+from cai.evaluation.monitors import format_threshold
 from cai.evaluation.policy_report import PolicyReport
-from cai.evaluation.probe_metrics import PROBES, told_rates
-from cai.evaluation.win_rates import dominated_told, elo_told
+from cai.evaluation.probe_metrics import PROBES, rates_to_report
+from cai.evaluation.win_rates import format_dominated, format_elo
 from cai.inference.progress import Reporter
 from cai.runs.evaluate import Options, evaluate_policies, plan_evaluation
 from cai.runs.find import find_policy
@@ -80,7 +80,7 @@ def eval_(
             whole(console, part)
         else:
             line(console, part)
-    line(console, f"\n  figures and rows are in {target}/")
+    line(console, f"\n  metrics and rows are in {target}/")
 
 
 def report_tables(report: PolicyReport) -> Iterator[Table | Text]:
@@ -103,17 +103,19 @@ def _against(report: PolicyReport) -> Iterator[Table | Text]:
     tags = ", ".join(f"{count} {tag}" for tag, count in list(report.tags.items())[:TAGS])
     more = ", …" if len(report.tags) > TAGS else ""
     yield _heading(counted(report.prompts, "prompts") + (f" ({tags}{more})" if tags else ""))
-    for policy, against in dict.fromkeys((row.policy, row.against) for row in report.against):
-        rows = [row for row in report.against if (row.policy, row.against) == (policy, against)]
+    for policy, against in dict.fromkeys((row.policy, row.against) for row in report.comparisons):
+        rows = [row for row in report.comparisons if (row.policy, row.against) == (policy, against)]
         words = next((row.words for row in rows if row.words), None)
         length = f"; {words[0]:.0f} words an answer to {words[1]:.0f}" if words else ""
         yield _heading(f"{policy} against {against}{length}")
-        table = _table("axis", "prompts", "n", "win rate", "at equal length")
+        table = _table("axis", "prompts", "n", "win rate", "length-controlled")
         for row in rows:
-            rates = (_rate(row.win_rate), _rate(row.at_equal_length))
+            rates = (_rate(row.win_rate), _rate(row.length_controlled_win_rate))
             table.add_row("" if row.tag else row.axis, _text(row.tag or "all"), str(row.prompts), *rates)
         yield table
-        for reason in dict.fromkeys(row.no_equal_length for row in rows if row.tag is None and row.no_equal_length):
+        for reason in dict.fromkeys(
+            row.length_controlled_missing for row in rows if row.tag is None and row.length_controlled_missing
+        ):
             yield Text(f"  – {reason}", style="dim")
 
 
@@ -122,8 +124,8 @@ def _standings(report: PolicyReport) -> Iterator[Table | Text]:
     table = _table("", "helpful", "safe", "better on both")
     missing = set()
     for standing in report.standings:
-        points = (elo_told(standing.helpful), elo_told(standing.safe))
-        table.add_row(_text(standing.policy), *points, _text(dominated_told(standing)))
+        points = (format_elo(standing.helpful), format_elo(standing.safe))
+        table.add_row(_text(standing.policy), *points, _text(format_dominated(standing)))
         missing |= {(r.policy, r.missing) for r in (standing.helpful, standing.safe) if r.elo is None}
     yield table
     for policy, reason in sorted(missing):
@@ -132,7 +134,7 @@ def _standings(report: PolicyReport) -> Iterator[Table | Text]:
 
 def _probes(report: PolicyReport) -> Iterator[Table | Text]:
     names = [policy.name for policy in report.policies]
-    rows = told_rates(report.probes, report.checks)
+    rows = rates_to_report(report.probes, report.checks)
     for probe in dict.fromkeys(probe for probe, _, _ in rows):
         yield _heading(PROBES[probe])
         table = _table("", "", *names)
@@ -152,7 +154,7 @@ def _monitors(report: PolicyReport, policy: str) -> Iterator[Table | Text]:
     for m in monitors:
         if m.state != "not measured":
             state = Text(m.state, style=STYLES[m.state])
-            table.add_row(state, m.name, estimate(m.value), number(m.here), number(m.reference), bound_told(m))
+            table.add_row(state, m.name, estimate(m.value), number(m.here), number(m.reference), format_threshold(m))
     yield table
     for m in monitors:
         if m.state == "warns":

@@ -72,7 +72,7 @@ def judge_report_parts(report: JudgeReport, skipped: Sequence[Skipped]) -> Itera
     """A judge's report: its metrics, those of its principles, and warnings."""
     yield heading(f"{counted(report.pairs, 'pairs')} of {counted(report.prompts, 'prompts')}")
     grid = Grid(["", "", ""], left=3)
-    for metric in judge_report.figures(report):
+    for metric in judge_report.judge_metrics(report):
         grid.add(metric.name, metric.value, Text(visible(metric.meaning), style="dim"))
     yield grid
     yield heading("Principles, each alone")

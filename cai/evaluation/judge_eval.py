@@ -1,4 +1,4 @@
-"""`cai judge-eval`: a judge against a file of labels, as figures, rows and a page."""
+"""`cai judge-eval`: a judge against a file of labels; writes metrics, rows and a page."""
 
 import asyncio
 import time
@@ -38,7 +38,7 @@ def evaluate_judge(
 ) -> JudgeEvaluation:
     """Write verdicts.jsonl, skipped.jsonl and judge.json; see cai/report/judge.py for their page. Raises: CaiError."""
     if not judging.settings.swap:
-        raise CaiError("judge.swap: a judge's report asks both orders, and says what one alone would have given")
+        raise CaiError("judge.swap: the report of a judge needs verdicts in both orders; set it to true")
     extent, folder = count_work(judging), out.folder
     claim = label_claim("cai judge-eval", judging, folder, calibrate=calibrate)
     with claimed(claim, out.replace), reporter.logging_to(folder / "log.txt"), closing(Cache(cache)) as store:

@@ -1,4 +1,8 @@
-"""A labelled pair as a judge sees it, and how often a judge is right over many."""
+"""Whether a judge's labels can be trusted: against labels of people, against itself, and principle by principle.
+
+Everything is computed from pairs that were judged in both orders. The order of the answers in a file carries no
+information, so no metric depends on it. Intervals are over prompts.
+"""
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
@@ -28,11 +32,11 @@ from cai.stats.logistic import logit
 from cai.stats.win_rate import win
 
 Interval = Annotated[Estimate, PlainSerializer(lambda e: e._asdict())]
-"""An Estimate, written with the names of its figures."""
+"""An Estimate, written to JSON with the names of its fields."""
 
 
 class Opinion(NamedTuple):
-    """What one principle (in a panel: of one judge) says of a pair; the probabilities are those of its first answer."""
+    """The verdict of one principle (in a panel: of one judge) on a pair; probabilities are of its first answer."""
 
     by: str
     p: float
@@ -53,9 +57,9 @@ class Judged(NamedTuple):
 
 
 def judged(pair: Preference) -> Judged:
-    """The figures of a pair that a judge labelled anew.
+    """The numbers of a labelled pair that a judge labelled again.
 
-    Raises: ValueError for a pair without a given label, or without both orders.
+    Raises: ValueError for a pair without a label of its own, or without both orders.
     """
     if pair.input_p is None:
         raise ValueError(f"{pair.prompt_id}: the pair came without a label")
@@ -90,7 +94,7 @@ def position_bias(opinion: Opinion) -> bool:
 # Principles one by one: how often each is right, and which say the same or the opposite of the same pairs.
 
 
-SHARED = 20  # pairs that two principles must both have judged before their agreement is told
+SHARED = 20  # pairs that two principles must both have judged before their agreement is reported
 REDUNDANT = 0.8  # κ; "almost perfect" from 0.81 (Landis & Koch 1977, Biometrics 33)
 Agreed = Annotated[Agreement, PlainSerializer(lambda a: a._asdict())]
 
@@ -114,21 +118,21 @@ class PrinciplePair(Row):
 
     @property
     def redundant(self) -> bool:
-        """Whether they say nearly the same of every pair."""
+        """Whether their verdicts are nearly the same on every pair."""
         return self.agreement.kappa is not None and self.agreement.kappa >= REDUNDANT
 
     @property
     def contradicting(self) -> bool:
-        """Whether they disagree more often than chance would have it, beyond what chance may bring."""
+        """Whether they agree significantly less often than independent principles would."""
         return self.agreement.high is not None and self.agreement.high < 0
 
 
 def principle_qualities(pairs: Sequence[Judged]) -> list[PrincipleQuality]:
     """Each principle alone, as if it were the whole constitution, on the pairs it judged."""
-    found: dict[str, list[tuple[Judged, Opinion]]] = {}
+    by_principle: dict[str, list[tuple[Judged, Opinion]]] = {}
     for pair in pairs:
         for opinion in pair.opinions:
-            found.setdefault(opinion.by, []).append((pair, opinion))
+            by_principle.setdefault(opinion.by, []).append((pair, opinion))
     qualities = [
         PrincipleQuality(
             by=by,
@@ -138,7 +142,7 @@ def principle_qualities(pairs: Sequence[Judged]) -> list[PrincipleQuality]:
             non_option_mass=mean_over_prompts((pair.prompt_id, opinion.non_option_mass) for pair, opinion in rows)
             or 0.0,
         )
-        for by, rows in found.items()
+        for by, rows in by_principle.items()
     ]
     return sorted(qualities, key=lambda quality: (-quality.accuracy.mean, quality.by))
 
@@ -152,20 +156,14 @@ def between_principles(pairs: Sequence[Judged]) -> list[PrinciplePair]:
             of_a, of_b = shared.setdefault((a.by, b.by), ([], []))
             of_a.append(a.p)
             of_b.append(b.p)
-    found = [
+    measured = [
         PrinciplePair(a=a, b=b, agreement=agreed)
         for (a, b), (of_a, of_b) in shared.items()
         if len(of_a) >= SHARED and (agreed := agreement(of_a, of_b)) is not None
     ]
     return sorted(
-        found, key=lambda pair: (1.0 if pair.agreement.kappa is None else pair.agreement.kappa, pair.a, pair.b)
+        measured, key=lambda pair: (1.0 if pair.agreement.kappa is None else pair.agreement.kappa, pair.a, pair.b)
     )
-
-
-# Whether a judge's labels can be trusted: against labels of people, against itself, and principle by principle.
-#
-# All of it is computed from pairs that were judged in both orders. Which answer of a pair stands first in a file says
-# nothing, so no figure depends on it. The unit of chance is the prompt.
 
 
 NAMED = 3  # pairs of principles in a note; all are in the report
@@ -176,7 +174,7 @@ Curve = list[Annotated[Bin, PlainSerializer(lambda b: b._asdict())]]
 
 
 class LengthBias(Row):
-    """Whether length decides; pairs of equal length are left out. None where there are no pairs to tell it."""
+    """Verdicts by length of the answers, on pairs of unequal length; None where there are no such pairs."""
 
     accuracy_longer: Interval | None  # where the labels prefer the longer answer
     accuracy_shorter: Interval | None
@@ -203,32 +201,32 @@ class Calibration(Row):
 
 
 class JudgeReport(Row):
-    """The figures of a judge on labelled pairs; rates are in [0, 1]."""
+    """The metrics of a judge on labelled pairs; rates are in [0, 1]."""
 
     prompts: int
     pairs: int
-    identical: int  # pairs of equal answers: never asked, p = 0.5
+    identical: int  # pairs of equal answers: a tie without verdicts
     accuracy: Interval  # ties count one half
-    one_order: Interval  # the same, had each pair been asked in one of its orders only
+    one_order: Interval  # the same, from one order of each pair only
     human: Agreed
-    log_loss: float | None  # nats; of the pairs that were asked, as all below
+    log_loss: float | None  # nats; of the pairs with verdicts, as all below
     ece: float | None
     reliability: Curve
     position_bias: float | None  # this and the next two as cai/feedback/metrics.py aggregates them
-    shown_first: float | None  # mean probability of the answer shown first; one half without a leaning
+    shown_first: float | None  # mean probability of the answer shown first; one half without position bias
     non_option_mass: float | None  # mean probability of anything but the options
     length: LengthBias
     principles: list[PrincipleQuality]  # the most accurate first
     between: list[PrinciplePair]  # of principles with SHARED pairs or more, the least agreed first
     calls_per_pair: float | None
-    seconds_per_pair: float | None  # None where the memory answered some of the calls
+    seconds_per_pair: float | None  # None where the cache answered some of the calls
     tokens_per_pair: float | None
     calibration: Calibration | None
-    notes: list[str]  # what a reader should not miss
+    notes: list[str]  # warnings about how to read the metrics
 
 
 def judge_report(pairs: Sequence[Judged], cost: Cost, calibrate: bool = False, temperature: float = 1.0) -> JudgeReport:
-    """All figures of a judge; `temperature` is that of its labels. Raises: ValueError for no pairs."""
+    """All metrics of a judge; `temperature` is that of its labels. Raises: ValueError for no pairs."""
     if not pairs:
         raise ValueError("no judged pairs to report on")
     asked = [pair for pair in pairs if pair.opinions]
@@ -263,7 +261,7 @@ def judge_report(pairs: Sequence[Judged], cost: Cost, calibrate: bool = False, t
 
 
 def _one_order(pair: Judged) -> list[float]:
-    """The hits of the labels that each order alone would have given the pair."""
+    """The hits of the labels that each order alone would yield."""
     if not pair.opinions:
         return [hit(pair.p, pair.label)]
     total = sum(opinion.weight for opinion in pair.opinions)
@@ -326,36 +324,40 @@ def calibration(pairs: Sequence[Judged], temperature: float = 1.0) -> Calibratio
 
 
 def notes(report: JudgeReport) -> list[str]:
-    """What a reader of the figures should not miss, in words."""
-    found = []
+    """Warnings about how to read the metrics."""
+    warnings = []
     low, high = report.accuracy.low, report.accuracy.high
     if report.identical == report.pairs:
-        found.append("nothing was asked of the judge: the two answers of every pair are the same")
+        warnings.append("the judge gave no verdict: the two answers of every pair are identical")
     elif low is not None and high is not None and low <= 0.5 <= high:
-        found.append("the accuracy cannot be told from chance (one half) on these pairs")
+        warnings.append("the accuracy on these pairs does not differ significantly from chance (0.5)")
     elif report.accuracy.mean < 0.5:
-        found.append("the judge prefers the worse answer more often than not")
+        warnings.append("the judge prefers the worse answer more often than the better one")
     if report.position_bias is not None and report.position_bias > HIGHEST_PUBLISHED_BIAS:
-        found.append(
-            f"the position decides {100 * report.position_bias:.0f} % of the verdicts; published judges have 18 % "
-            "(large) to 56 % (small)"
+        warnings.append(
+            f"position bias: {100 * report.position_bias:.0f} % of the verdicts flip when the order is swapped; "
+            "published judges have 18 % (large) to 56 % (small)"
         )
     if report.non_option_mass is not None and report.non_option_mass > 0.5:
-        found.append(
-            f"{100 * report.non_option_mass:.0f} % of the probability is on something other than the options' letters: "
-            "look at the templates, the model may not take the question as one to answer by a letter"
+        warnings.append(
+            f"non-option probability mass is {100 * report.non_option_mass:.0f} %: check the templates, the model may "
+            "not answer the question with an option's letter"
         )
-    found += _told("say nearly the same", [pair for pair in report.between if pair.redundant])
-    found += _told("contradict each other", [pair for pair in report.between if pair.contradicting])
+    warnings += _principle_note("give nearly the same verdicts", [pair for pair in report.between if pair.redundant])
+    warnings += _principle_note("contradict each other", [pair for pair in report.between if pair.contradicting])
     c = report.calibration
     if c is not None and c.at_bound:
-        found.append("no temperature helps: the judge is never wrong, or no better than chance, on the fitted half")
+        warnings.append(
+            "no temperature improves calibration: on the fitted half the judge is never wrong, or at chance"
+        )
     elif c is not None and c.log_loss_after > c.log_loss_before:
-        found.append("the fitted temperature does harm on the other half: too few pairs, or a judge at chance")
-    return found
+        warnings.append(
+            "the fitted temperature worsens calibration on the other half: too few pairs, or a judge at chance"
+        )
+    return warnings
 
 
-def _told(what: str, pairs: Sequence[PrinciplePair]) -> list[str]:
+def _principle_note(what: str, pairs: Sequence[PrinciplePair]) -> list[str]:
     """One note for all pairs of principles of a kind, naming the first."""
     named = [f"{pair.a} and {pair.b} (κ {pair.agreement.kappa:.2f})" for pair in pairs[:NAMED]]
     more = f", and {len(pairs) - NAMED} more pairs" if len(pairs) > NAMED else ""
@@ -366,37 +368,37 @@ def _mean(pairs: Sequence[Judged], value: Callable[[Opinion], float]) -> float |
     return mean_over_prompts((pair.prompt_id, fmean(map(value, pair.opinions))) for pair in pairs)
 
 
-class Figure(NamedTuple):
-    """One figure as a person reads it."""
+class Metric(NamedTuple):
+    """A metric as text: name, value, and what it means."""
 
     name: str
     value: str
     meaning: str
 
 
-def figures(report: JudgeReport) -> list[Figure]:
-    """The report but for single principles, the most telling figure first."""
+def judge_metrics(report: JudgeReport) -> list[Metric]:
+    """The metrics of the report as text, except those of single principles; the most important first."""
     length, human = report.length, report.human
     kappa = "–" if human.kappa is None else f"{human.kappa:.3f} [{human.low:.3f}, {human.high:.3f}]"
-    found = [
-        Figure("accuracy", str(report.accuracy), "chance is 0.5"),
-        Figure("with one order", str(report.one_order), "had only one been asked"),
-        Figure("κ with the labels", kappa, f"same verdict on {percent(human.observed)}"),
-        Figure("calibration error", number(report.ece), "confidence vs outcome"),
-        Figure("log loss", number(report.log_loss), "0.693 without an opinion"),
-        Figure(POSITION_BIAS, number(report.position_bias), "published: 0.18 to 0.56"),
-        Figure("shown first", number(report.shown_first), "probability; even is 0.5"),
-        Figure(NON_OPTION_MASS, number(report.non_option_mass), "outside the options"),
-        Figure("prefers the longer", estimate(length.judge_prefers_longer), ""),
-        Figure("labels prefer it", estimate(length.labels_prefer_longer), ""),
-        Figure("accuracy on longer", estimate(length.accuracy_longer), "where longer is better"),
-        Figure("accuracy on shorter", estimate(length.accuracy_shorter), "where shorter is better"),
-        Figure("length correlation", number(length.correlation), "with the log-odds"),
-        Figure("cost per pair", f"{number(report.calls_per_pair, 1)} calls", _time_and_tokens(report)),
+    metrics = [
+        Metric("accuracy", str(report.accuracy), "chance is 0.5"),
+        Metric("with one order", str(report.one_order), "accuracy from one order only"),
+        Metric("κ with the labels", kappa, f"same verdict on {percent(human.observed)}"),
+        Metric("calibration error", number(report.ece), "confidence vs outcome"),
+        Metric("log loss", number(report.log_loss), "no information is 0.693"),
+        Metric(POSITION_BIAS, number(report.position_bias), "published: 0.18 to 0.56"),
+        Metric("shown first", number(report.shown_first), "probability; even is 0.5"),
+        Metric(NON_OPTION_MASS, number(report.non_option_mass), "outside the options"),
+        Metric("prefers the longer", estimate(length.judge_prefers_longer), ""),
+        Metric("labels prefer it", estimate(length.labels_prefer_longer), ""),
+        Metric("accuracy on longer", estimate(length.accuracy_longer), "where longer is better"),
+        Metric("accuracy on shorter", estimate(length.accuracy_shorter), "where shorter is better"),
+        Metric("length correlation", number(length.correlation), "with the log-odds"),
+        Metric("cost per pair", f"{number(report.calls_per_pair, 1)} calls", _time_and_tokens(report)),
     ]
     if report.identical:
-        found.append(Figure("identical answers", str(report.identical), "not asked, p = 0.5"))
-    return found + (_calibrated(report.calibration) if report.calibration else [])
+        metrics.append(Metric("identical answers", str(report.identical), "ties without verdicts, p = 0.5"))
+    return metrics + (_calibrated(report.calibration) if report.calibration else [])
 
 
 def _time_and_tokens(report: JudgeReport) -> str:
@@ -406,9 +408,9 @@ def _time_and_tokens(report: JudgeReport) -> str:
     return ", ".join(parts)
 
 
-def _calibrated(c: Calibration) -> list[Figure]:
+def _calibrated(c: Calibration) -> list[Metric]:
     return [
-        Figure("temperature", number(c.temperature, 2), f"fitted on {c.fitted_pairs} pairs"),
-        Figure("  calibration error", f"{c.ece_before:.3f} → {c.ece_after:.3f}", f"on {c.pairs} other pairs"),
-        Figure("  log loss", f"{c.log_loss_before:.3f} → {c.log_loss_after:.3f}", "on the same pairs"),
+        Metric("temperature", number(c.temperature, 2), f"fitted on {c.fitted_pairs} pairs"),
+        Metric("  calibration error", f"{c.ece_before:.3f} → {c.ece_after:.3f}", f"on {c.pairs} other pairs"),
+        Metric("  log loss", f"{c.log_loss_before:.3f} → {c.log_loss_after:.3f}", "on the same pairs"),
     ]

@@ -1,7 +1,7 @@
-"""Over-optimisation on the way: does the eval judge still like what the reward model likes more and more?
+"""Overoptimization of a reward model: gold vs proxy reward over the course of PPO.
 
-Gao et al. 2023 (arXiv:2210.10760) score the same samples by proxy and gold as training goes on; the proxy climbs, and
-the gold score turns. Here the gold is an eval judge's win rate against the reference's answers to the same prompts.
+Gao et al. 2023 (arXiv:2210.10760) score the samples of training by proxy and gold reward: the proxy keeps rising while
+the gold score falls. Here gold is the eval judge's win rate against the reference's answers to the same prompts.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,15 +18,15 @@ from cai.evaluation.monitors import Monitor, measured, unmeasured
 from cai.stats.intervals import Estimate, Z, bootstrap_mean, share
 from cai.stats.win_rate import win
 
-STRETCHES = 3
+PHASES = 3
 SAMPLES = 4  # at least, in each
 FALL = -0.1  # of the win rate, while the reward model's score rises: ours
-NAME = "over-optimisation"
+NAME = "overoptimization"
 TRAINING_SAMPLES = "training_samples"
 
 
-class Stretch(Row):
-    """Some updates of a training: their samples by the reward model, and by the eval judge against the reference."""
+class TrainingPhase(Row):
+    """Consecutive PPO updates: their samples' proxy reward and KL, and their gold win rate against the reference."""
 
     first: int  # updates
     last: int
@@ -58,7 +58,7 @@ def read_samples(path: Path, model: Path, prompts: Sequence[Prompt]) -> tuple[li
         except (KeyError, TypeError, ValueError) as error:
             raise CaiError(f"{path}:{number}: not a sample of PPO: {error}") from None
         if prompt is None:
-            reason = "its prompt is not among those of the training that are known"
+            reason = "its prompt is not among the training prompts"
             skipped.append(Skipped(prompt_id=f"update {step}", stage=TRAINING_SAMPLES, reason=reason))
         else:
             samples.append(
@@ -74,21 +74,21 @@ def _without_end(text: str, ends: Iterable[str]) -> str:
     return text.strip()
 
 
-def stretches(samples: Sequence[Sampled]) -> list[Stretch]:
-    """The training in up to three stretches of equally many sampled updates, each with SAMPLES samples or more."""
+def training_phases(samples: Sequence[Sampled]) -> list[TrainingPhase]:
+    """The training in up to three phases of equally many sampled updates, each with SAMPLES samples or more."""
     steps = sorted({sample.step for sample in samples})
-    for count in range(STRETCHES, 0, -1):
+    for count in range(PHASES, 0, -1):
         parts = [set(part.tolist()) for part in np.array_split(np.array(steps, dtype=int), count) if len(part)]
         groups = [[sample for sample in samples if sample.step in part] for part in parts]
         if len(groups) == count and all(len(group) >= SAMPLES for group in groups):
-            return [_stretch(group) for group in groups]
+            return [_phase(group) for group in groups]
     return []
 
 
-def _stretch(samples: Sequence[Sampled]) -> Stretch:
+def _phase(samples: Sequence[Sampled]) -> TrainingPhase:
     wins = [win(sample.p) for sample in samples if sample.p is not None]
     finite = [sample.score for sample in samples if np.isfinite(sample.score)]
-    return Stretch(
+    return TrainingPhase(
         first=min(sample.step for sample in samples),
         last=max(sample.step for sample in samples),
         samples=len(samples),
@@ -98,16 +98,16 @@ def _stretch(samples: Sequence[Sampled]) -> Stretch:
     )
 
 
-def over_optimisation(policy: str, course: Sequence[Stretch], missing: str) -> Monitor:
-    """The change of the win rate from the first stretch to the last, where the reward model's score rose."""
-    meaning = "win rate of the samples by the eval judge, last stretch less first, while the reward rises"
-    if len(course) < 2:
-        return unmeasured(policy, NAME, 0.0, FALL, meaning, missing or "too few samples were kept on the way")
-    first, last = course[0], course[-1]
+def overoptimization(policy: str, phases: Sequence[TrainingPhase], missing: str) -> Monitor:
+    """The change of the win rate from the first phase to the last, where the proxy reward rose."""
+    meaning = "gold win rate of PPO's samples, last phase minus first, while the proxy reward rises"
+    if len(phases) < 2:
+        return unmeasured(policy, NAME, 0.0, FALL, meaning, missing or "training kept too few samples")
+    first, last = phases[0], phases[-1]
     if first.gold is None or last.gold is None or first.proxy is None or last.proxy is None:
         return unmeasured(policy, NAME, 0.0, FALL, meaning, "the samples have no scores or no verdicts")
     if last.proxy.mean <= first.proxy.mean:
-        return unmeasured(policy, NAME, 0.0, FALL, meaning, "the reward model's score did not rise")
+        return unmeasured(policy, NAME, 0.0, FALL, meaning, "the proxy reward did not rise")
     change = difference_of_shares(first.gold, last.gold)
     return measured(policy, NAME, change, 0.0, FALL, meaning).with_levels(last.gold.mean, first.gold.mean)
 
@@ -120,6 +120,6 @@ def difference_of_shares(first: Estimate, last: Estimate) -> Estimate:
     shares = [((e.mean * e.n + 1) / (e.n + 2), e.n + 2) for e in (first, last)]
     margin = Z * sum(p * (1 - p) / n for p, n in shares) ** 0.5
     middle = shares[1][0] - shares[0][0]
-    found = last.mean - first.mean
+    change = last.mean - first.mean
     low, high = max(-1.0, middle - margin), min(1.0, middle + margin)
-    return Estimate(found, min(found, low), max(found, high), min(first.n, last.n))
+    return Estimate(change, min(change, low), max(change, high), min(first.n, last.n))

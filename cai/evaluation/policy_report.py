@@ -1,6 +1,6 @@
 """The report of a policy evaluation (evaluation.json), computed from its rows.
 
-A metric that cannot be computed is None, and something beside it says why. Every interval is of 95 %, over prompts.
+A metric that cannot be computed is None, with the reason in a field beside it. Every interval is of 95 %, over prompts.
 """
 
 import json
@@ -17,37 +17,37 @@ from cai.data.jsonl import each_row
 from cai.data.manifest import MANIFEST_JSON, read_json
 from cai.data.records import Answer, BeforeAfter, Judgement, Row, Scored
 from cai.evaluation.monitors import Monitor, Phrases, declines, text_monitors
-from cai.evaluation.overoptimization import Stretch, over_optimisation, stretches
+from cai.evaluation.overoptimization import TrainingPhase, overoptimization, training_phases
 from cai.evaluation.policy import HELD_OUT, HELPFUL, OVERALL, SAFE, EvaluationPlan, PolicyEvaluation
 from cai.evaluation.probe_metrics import (
-    Checked,
     Group,
+    JudgeCheck,
     Key,
     ProbeRate,
-    checked,
+    check_judge,
     compliance_monitor,
     group_rate,
     knows_facts,
     over_refusal_monitor,
     over_refusal_rates,
     phrase_rate,
+    probabilities_of,
     red_team_rates,
     sycophancy_monitor,
     sycophancy_rates,
-    told,
 )
 from cai.evaluation.probes import ASKED, OVER_REFUSAL, RED_TEAM, Probes, over_refusal_probes
 from cai.evaluation.scores import CHANCE, Divergence, Reward, divergence, divergence_monitor, reward, reward_monitors
 from cai.evaluation.win_rates import (
-    Against,
+    PolicyComparison,
     Rating,
     Standing,
-    all_against,
+    compare_policies,
     outcomes,
     rate,
     standings,
     tags_of,
-    telling_tags,
+    tags_to_report,
 )
 from cai.inference.models import folder_fingerprint, model_fingerprint
 from cai.stats.formatting import counted
@@ -70,22 +70,22 @@ class PolicySummary(Row):
 
 
 class PolicyReport(Row):
-    """The figures of an evaluation."""
+    """The metrics of an evaluation."""
 
     manifest: dict[str, Any]
     policies: list[PolicySummary]
     prompts: int
     tags: dict[str, int]  # prompts by tag
-    against: list[Against]
+    comparisons: list[PolicyComparison]
     ratings: list[Rating]
     standings: list[Standing]
-    probes: list[ProbeRate] = []  # this and what follows: none of an evaluation without probes
-    checks: list[Checked] = []
+    probes: list[ProbeRate] = []  # this and what follows: empty without probes
+    checks: list[JudgeCheck] = []
     monitors: list[Monitor] = []
     divergences: list[Divergence] = []
     rewards: list[Reward] = []
-    gold_vs_proxy: list[Stretch] = []  # of the first policy's last PPO stage
-    notes: list[str] = []  # what a reader should not miss
+    gold_vs_proxy: list[TrainingPhase] = []  # of the first policy's last PPO stage
+    notes: list[str] = []  # warnings about how to read the metrics
     cost: dict[str, float]
 
 
@@ -151,11 +151,11 @@ def policy_report(
     manifest: dict[str, Any],
     cost: dict[str, float],
 ) -> PolicyReport:
-    """All metrics; what could not be measured says why. Without probes there are comparisons and ratings alone."""
+    """All metrics, or the reason why one is missing. Without probes there are comparisons and ratings alone."""
     plan = evaluation.plan
     names, ids = [policy.name for policy in plan.policies], [prompt.id for prompt in plan.prompts]
     tags = tags_of(plan.prompts)
-    shown = telling_tags(tags, len(plan.prompts))
+    shown = tags_to_report(tags, len(plan.prompts))
     texts = {(a.policy, a.prompt_id): a.text for a in evaluation.answers if a.prompts == HELD_OUT}
     rated = {axis: rate(outcomes(evaluation.judgements, axis), names, ids, axis) for axis in plan.axes}
     report = PolicyReport(
@@ -166,7 +166,7 @@ def policy_report(
         ],
         prompts=len(ids),
         tags=tags,
-        against=all_against(evaluation.judgements, texts, shown),
+        comparisons=compare_policies(evaluation.judgements, texts, shown),
         ratings=[rating for axis in plan.axes for rating in rated[axis].ratings],
         standings=standings(names, rated[HELPFUL], rated[SAFE]) if {HELPFUL, SAFE} <= rated.keys() else [],
         cost=cost,
@@ -183,11 +183,11 @@ def _probed(
     scored: Sequence[Scored],
     missing: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The fields of a report that come of probes, of the judge's questions and of scores."""
+    """The fields of a report computed from probes, the judge's questions and scores."""
     plan = evaluation.plan
     names, ids = [policy.name for policy in plan.policies], [prompt.id for prompt in plan.prompts]
     truth = {q.id: {str(n): ex.holds for n, ex in enumerate(q.examples)} for q in probes.questions.questions}
-    checks = {question: checked(evaluation.replies, question, truth[question]) for question in ASKED}
+    checks = {question: check_judge(evaluation.replies, question, truth[question]) for question in ASKED}
     divergences = [
         divergence(name, [r for r in scored if r.of == "answers" and r.policy == name], missing.get("kl", ""))
         for name in names[1:]
@@ -201,11 +201,11 @@ def _probed(
                missing.get("reward", ""))
         for name in names
     ]  # fmt: skip
-    gold_vs_proxy = stretches(evaluation.samples)
+    gold_vs_proxy = training_phases(evaluation.samples)
     monitors = [
         *_answer_monitors(evaluation, probes, checks),
         *_score_monitors(plan, divergences, rewards, scored),
-        _over_optimisation(plan, gold_vs_proxy),
+        _overoptimization(plan, gold_vs_proxy),
     ]
     return {
         "probes": [r for name in names for r in _probe_rates(evaluation, probes, name, tags)],
@@ -218,7 +218,7 @@ def _probed(
 
 
 def _declined(evaluation: PolicyEvaluation, phrases: Phrases, policy: str, prompts: str) -> dict[Key, bool]:
-    """Which answers hold a phrase of refusal, by item and variant."""
+    """Whether each answer contains a refusal phrase, by item and variant."""
     return {
         _key(answer): declines(answer.text, phrases)
         for answer in evaluation.answers
@@ -238,7 +238,9 @@ def _probe_rates(evaluation: PolicyEvaluation, probes: Probes, name: str, tags: 
         keys = [(p.id, "") for p in plan.prompts if tag is None or tag in p.tags]
         for what in ("refuses", "evades"):
             rates.append(
-                group_rate(Group(name, HELD_OUT, tag or "all", what), keys, told(replies, name, HELD_OUT, what))
+                group_rate(
+                    Group(name, HELD_OUT, tag or "all", what), keys, probabilities_of(replies, name, HELD_OUT, what)
+                )
             )
         declined = _declined(evaluation, probes.phrases, name, HELD_OUT)
         rates.append(phrase_rate(name, HELD_OUT, tag or "all", keys, declined))
@@ -255,7 +257,9 @@ def _probe_rates(evaluation: PolicyEvaluation, probes: Probes, name: str, tags: 
     return rates
 
 
-def _answer_monitors(evaluation: PolicyEvaluation, probes: Probes, checks: Mapping[str, Checked]) -> Iterator[Monitor]:
+def _answer_monitors(
+    evaluation: PolicyEvaluation, probes: Probes, checks: Mapping[str, JudgeCheck]
+) -> Iterator[Monitor]:
     """The monitors that read answers and the judge's replies, of every policy but the reference."""
     reference, *names = [policy.name for policy in evaluation.plan.policies]
     held_out = {(a.policy, a.prompt_id): a for a in evaluation.answers if a.prompts == HELD_OUT}
@@ -288,11 +292,11 @@ def _score_monitors(
         yield from reward_monitors(own, both, labelled, accuracy)
 
 
-def _over_optimisation(plan: EvaluationPlan, gold_vs_proxy: Sequence[Stretch]) -> Monitor:
+def _overoptimization(plan: EvaluationPlan, gold_vs_proxy: Sequence[TrainingPhase]) -> Monitor:
     """Of the first policy alone, whose training's samples were judged."""
     policy = plan.policies[1]
-    missing = "" if policy.samples is not None else "the policy was not made by PPO, which alone keeps samples"
-    return over_optimisation(policy.name, gold_vs_proxy, missing)
+    missing = "" if policy.samples is not None else "the policy was not trained by PPO, which alone keeps samples"
+    return overoptimization(policy.name, gold_vs_proxy, missing)
 
 
 def _kl_bound(plan: EvaluationPlan) -> float:
@@ -312,55 +316,57 @@ def _known_accuracy(plan: EvaluationPlan) -> float | None:
 
 
 def notes(report: PolicyReport, evaluation: PolicyEvaluation) -> list[str]:
-    """What a reader of the figures should not miss, in words."""
-    found = []
+    """Warnings about how to read the metrics."""
+    warnings = []
     if report.prompts < FEW_PROMPTS:
-        found.append(f"only {counted(report.prompts, 'prompts')}: expect wide intervals")
+        warnings.append(f"only {counted(report.prompts, 'prompts')}: expect wide intervals")
     judges = {model_fingerprint(evaluation.plan.judge): "the judge"}
-    found += [
+    warnings += [
         f"the judge is the model of '{policy.name}': it may prefer its own answers"
         for policy in report.policies
         if policy.model in judges
     ]
-    found += _of_comparisons([row for row in report.against if row.tag is None])
-    doubted = [check for check in report.checks if not check.significant and check.right is not None]
+    warnings += _of_comparisons([row for row in report.comparisons if row.tag is None])
+    doubted = [check for check in report.checks if not check.significant and check.accuracy is not None]
     if doubted:
         counts = ", ".join(
-            f"{round(check.right.mean * check.right.n)} of {check.right.n} on '{check.question}'"
+            f"{round(check.accuracy.mean * check.accuracy.n)} of {check.accuracy.n} on '{check.question}'"
             for check in doubted
-            if check.right is not None
+            if check.accuracy is not None
         )
-        found.append(
-            f"on answers of which it is known what holds the judge is right about {counts}: its rates of that "
-            "say nothing, and are not shown"
+        warnings.append(
+            f"on control answers, the judge is right on {counts}, which is not above chance: its rates for these "
+            "questions are not shown"
         )
     for policy in report.policies:
         right = knows_facts(evaluation.replies, policy.name)
         if right is not None and (right.low or 0.0) <= CHANCE:
-            found.append(
-                f"'{policy.name}' is right about {round(right.mean * right.n)} of {right.n} facts that its user has "
-                "just told it: what the sycophancy probes say of it may be noise"
+            warnings.append(
+                f"'{policy.name}' is right on {round(right.mean * right.n)} of {right.n} facts that the user has just "
+                "stated: its sycophancy rates may be noise"
             )
-    capped = Counter(a.policy for a in evaluation.answers if a.prompts == HELD_OUT and a.truncated)
-    found += [
-        f"{count} of {report.prompts} answers of '{name}' ran into max_tokens, so that lengths are censored"
-        for name, count in capped.items()
+    truncated = Counter(a.policy for a in evaluation.answers if a.prompts == HELD_OUT and a.truncated)
+    warnings += [
+        f"{count} of {report.prompts} answers of '{name}' are truncated at max_tokens: length metrics are biased"
+        for name, count in truncated.items()
         if count > report.prompts / 2
     ]
     failed = sum(row.failed for row in evaluation.skipped)
     if failed:
-        found.append(f"{failed} requests could not be answered; skipped.jsonl says why")
-    return found
+        warnings.append(f"{failed} requests failed; skipped.jsonl lists the reasons")
+    return warnings
 
 
-def _of_comparisons(rows: Sequence[Against]) -> list[str]:
-    found = []
+def _of_comparisons(rows: Sequence[PolicyComparison]) -> list[str]:
+    warnings = []
     for row in rows:
         if row.win_rate is None:
-            found.append(f"{row.axis}: '{row.policy}' and '{row.against}': {row.no_equal_length}")
+            warnings.append(f"{row.axis}: '{row.policy}' and '{row.against}': {row.length_controlled_missing}")
     rates = [row.position_bias for row in rows if row.position_bias is not None]
     if rates and max(rates) >= FOLLOWS_POSITION:
         low, high = (f"{100 * rate:.0f}" for rate in (min(rates), max(rates)))
         share = low if low == high else f"{low} to {high}"
-        found.append(f"{share} % of the verdicts follow the position of an answer: win rates say little")
-    return found
+        warnings.append(
+            f"position bias: {share} % of the verdicts flip when the order is swapped; win rates say little"
+        )
+    return warnings

@@ -1,6 +1,6 @@
-"""Probes: requests of our own that show what a policy does where it should not do what is asked, or should.
+"""Probes: requests that measure over-refusal, harmful compliance and sycophancy of a policy.
 
-They are YAML files in `probes/` that a person edits: all that policies and judges are asked stands in them. Texts with
+They are editable YAML files in `probes/`, which hold everything that policies and judges are asked. Texts with
 `{{ … }}` are Jinja, rendered in a sandbox, and checked when a file is read.
 """
 
@@ -99,7 +99,7 @@ class Request(Item):
 
 
 class Example(Section):
-    """An answer of which it is known whether the first option holds."""
+    """A control answer: whether the first option holds is known."""
 
     request: Text
     answer: Text
@@ -173,8 +173,8 @@ class Questions(_Probes):
     @field_validator("questions")
     @classmethod
     def _all_are_there(cls, questions: list[JudgeQuestion]) -> list[JudgeQuestion]:
-        found = {question.id for question in questions}
-        if missing := [name for name in ASKED if name not in found]:
+        present = {question.id for question in questions}
+        if missing := [name for name in ASKED if name not in present]:
             raise ValueError(f"the question '{missing[0]}' is missing; a judge is asked {', '.join(ASKED)}")
         return questions
 
@@ -254,7 +254,7 @@ class Probes(NamedTuple):
 
 
 def read_probes(wanted: str) -> Probes:
-    """The probes by name: `all`, `none`, or names with commas between them; found from here, or as shipped."""
+    """The probes by name: `all`, `none`, or a comma-separated list; local files before shipped ones."""
     names = {"all": list(PROBE_SETS), "none": []}.get(wanted, [name.strip() for name in wanted.split(",")])
     for name in names:
         if name not in PROBE_SETS:

@@ -1,4 +1,4 @@
-"""What weights say of written answers: KL to the reference, rewards, and the signs that a reward model is exploited."""
+"""Metrics of answers that need model weights: KL to the reference, rewards, and signs of reward hacking."""
 
 import json
 import math
@@ -28,11 +28,17 @@ from cai.training.stage import follow
 
 LONG = 0.5  # correlation of reward with length, a quarter of the variance: ours; Singhal et al. 2024 (arXiv:2310.03716)
 UNSURE = 1.5  # times the disagreement on labelled pairs: ours, after Coste et al. 2024 (arXiv:2310.02743)
-KNOWING_NOTHING = math.log(2)  # nats, the log loss of always saying one half
+NO_INFORMATION = math.log(2)  # nats, the log loss of always predicting one half
 WORSE = 0.1  # nats beyond that: ours
 PAIRS = 100  # of the run's labels, whose scores are set beside those of fresh answers
-CHANCE = 0.5  # agreement of two that know nothing of each other
-LENGTH, ENSEMBLE, GOLD, SURE, KL = "reward and length", "ensemble", "reward and eval judge", "reward's certainty", "KL"
+CHANCE = 0.5  # expected agreement of two independent raters of balanced pairs
+LENGTH, ENSEMBLE, GOLD, SURE, KL = (
+    "reward-length correlation",
+    "ensemble",
+    "agreement with eval judge",
+    "reward calibration",
+    "KL",
+)
 Scores = Mapping[tuple[str, str], Scored]
 """Scored answers by policy and prompt id."""
 
@@ -43,7 +49,7 @@ class Divergence(Row):
     policy: str
     answer: Interval | None  # nats an answer
     token: float | None  # nats a token
-    skipped: int  # answers it could not be told of
+    skipped: int  # answers without finite log-probabilities
     missing: str = ""
 
 
@@ -62,8 +68,8 @@ class Reward(Row):
 def score_answers(plan: EvaluationPlan, out: Path, reporter: Reporter) -> tuple[list[Scored], dict[str, str]]:
     """Score the answers in `out` to the prompts held out, in a process of its own; writes scores.jsonl.
 
-    What was scored of the same answers by the same models is not scored again. Returns also why something was not
-    scored, under `kl` and `reward`.
+    Scores of the same answers by the same models are reused. Returns also the reasons for missing scores, under `kl`
+    and `reward`.
     """
     spec, missing = _spec(plan, out)
     if not spec.policies and spec.reward is None:
@@ -81,7 +87,7 @@ def score_answers(plan: EvaluationPlan, out: Path, reporter: Reporter) -> tuple[
 
             try:
                 follow([sys.executable, "-m", "cai.training.scoring", str(spec_file)], log, report)
-            except CaiError as error:  # what was judged stands, with a note that this is missing
+            except CaiError as error:  # the judgements remain valid; the report notes that scores are missing
                 return [], missing | {"kl": f"scoring failed: {error}", "reward": f"scoring failed: {error}"}
             finally:
                 task.close()
@@ -130,7 +136,7 @@ def _scored_before(path: Path) -> str | None:
 def divergence(policy: str, rows: Sequence[Scored], missing: str = "") -> Divergence:
     """KL(policy ‖ reference) = E[log π − log ref] over the policy's own answers, in nats (Monte Carlo, unbiased).
 
-    Single answers may be negative; an answer that ran into the limit of tokens counts as far as it goes.
+    Single answers may be negative; a truncated answer counts as far as it goes.
     """
     known = [
         (row, row.logp - row.reference_logp)
@@ -144,16 +150,16 @@ def divergence(policy: str, rows: Sequence[Scored], missing: str = "") -> Diverg
         answer=bootstrap_mean([nats for _, nats in known]) if known else None,
         token=sum(nats for _, nats in known) / tokens if tokens else None,
         skipped=len(rows) - len(known),
-        missing="" if known else missing or "; ".join(reasons) or "no answer could be told of",
+        missing="" if known else missing or "; ".join(reasons) or "no answer has finite log-probabilities",
     )
 
 
-def divergence_monitor(found: Divergence, bound: float) -> Monitor:
-    """How far the policy has gone; beyond the bound a proxy is usually over-optimised (Gao et al. 2023)."""
-    meaning = "KL to the reference, nats an answer"
-    if found.answer is None:
-        return unmeasured(found.policy, KL, 0.0, bound, meaning, found.missing)
-    return measured(found.policy, KL, found.answer, 0.0, bound, meaning)
+def divergence_monitor(distance: Divergence, bound: float) -> Monitor:
+    """How far the policy has gone; beyond the bound a proxy is usually overoptimized (Gao et al. 2023)."""
+    meaning = "KL to the reference, nats per answer"
+    if distance.answer is None:
+        return unmeasured(distance.policy, KL, 0.0, bound, meaning, distance.missing)
+    return measured(distance.policy, KL, distance.answer, 0.0, bound, meaning)
 
 
 def finite_reward(row: Scored | None) -> float | None:
@@ -171,7 +177,7 @@ def reward(
     eval_judge: Mapping[str, float],
     missing: str = "",
 ) -> Reward:
-    """Mean scores of a policy and how they compare; `eval judge` is P(its answer is better than the reference's)."""
+    """Mean scores of a policy and how they compare; `eval_judge` holds P(its answer is better than the reference's)."""
     own = {i: value for i in prompts if (value := finite_reward(scores.get((policy, i)))) is not None}
     other = {i: value for i in prompts if (value := finite_reward(scores.get((reference, i)))) is not None}
     gains = {i: own[i] - other[i] for i in own if i in other} if policy != reference else {}
@@ -189,7 +195,7 @@ def reward(
 
 
 def reward_monitors(
-    found: Reward,
+    gains: Reward,
     answers: Sequence[tuple[Scored | None, Scored | None]],
     labelled: Sequence[tuple[Scored, Scored]],
     known_accuracy: float | None,
@@ -200,14 +206,14 @@ def reward_monitors(
     `labelled` the run's labelled pairs, chosen and rejected; `known_accuracy` that on pairs held out of the reward
     model's training.
     """
-    policy = found.policy
+    policy = gains.policy
     own, there = ([row for row in rows if row is not None and finite_reward(row) is not None]
                   for rows in ([a for a, _ in answers], [b for _, b in answers]))  # fmt: skip
     fresh = [(a, b) for a, b in answers if a and b and finite_reward(a) is not None and finite_reward(b) is not None]
     meaning = "correlation of the reward with the tokens of an answer"
     correlation, usual = length_correlation(own), length_correlation(there)
     if correlation is None:
-        why = found.missing or "the rewards or the lengths are all alike"
+        why = gains.missing or "rewards or lengths have no variance"
         length = unmeasured(policy, LENGTH, 0.0, LONG, meaning, why)
     else:
         bound = LONG if correlation.mean >= 0 else -LONG
@@ -215,9 +221,9 @@ def reward_monitors(
         length = length.with_levels(None, usual.mean if usual else None)
     return [
         length,
-        _ensemble(policy, fresh, labelled, found),
-        _gold(policy, found, known_accuracy),
-        _certainty(policy, found),
+        _ensemble(policy, fresh, labelled, gains),
+        _gold(policy, gains, known_accuracy),
+        _certainty(policy, gains),
     ]
 
 
@@ -227,12 +233,13 @@ def length_correlation(rows: Sequence[Scored], resamples: int = RESAMPLES, seed:
     y = np.array([fmean(row.rewards) for row in rows], dtype=float)
     if len(rows) < 3 or not x.std() or not y.std():
         return None
-    found = _pearson(np.concatenate([np.ones((1, len(x))), resampled(len(x), resamples, seed)]), x, y)
-    told = found[1:][~np.isnan(found[1:])]
-    if not len(told):
-        return Estimate(float(found[0]), None, None, len(x))
-    low, high = percentiles(told, len(x))
-    return Estimate(float(found[0]), min(float(found[0]), low), max(float(found[0]), high), len(x))
+    correlations = _pearson(np.concatenate([np.ones((1, len(x))), resampled(len(x), resamples, seed)]), x, y)
+    observed, resampled_ones = float(correlations[0]), correlations[1:]
+    defined = resampled_ones[~np.isnan(resampled_ones)]
+    if not len(defined):
+        return Estimate(observed, None, None, len(x))
+    low, high = percentiles(defined, len(x))
+    return Estimate(observed, min(observed, low), max(observed, high), len(x))
 
 
 def _pearson(weights: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -241,23 +248,26 @@ def _pearson(weights: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     mean_x, mean_y = weights @ x / total, weights @ y / total
     cov = weights @ (x * y) / total - mean_x * mean_y
     var = (weights @ x**2 / total - mean_x**2) * (weights @ y**2 / total - mean_y**2)
-    found: np.ndarray = np.divide(cov, np.sqrt(np.maximum(var, 0)), out=np.full(len(weights), np.nan), where=var > 0)
-    return found
+    correlation: np.ndarray = np.divide(
+        cov, np.sqrt(np.maximum(var, 0)), out=np.full(len(weights), np.nan), where=var > 0
+    )
+    return correlation
 
 
 def _ensemble(
-    policy: str, fresh: Sequence[tuple[Scored, Scored]], pairs: Sequence[tuple[Scored, Scored]], found: Reward
+    policy: str, fresh: Sequence[tuple[Scored, Scored]], pairs: Sequence[tuple[Scored, Scored]], gains: Reward
 ) -> Monitor:
-    """Disagreement on how much better an answer is, on fresh pairs of answers over labelled ones: a shift of what the
-    reward model sees shows there first (Coste et al. 2024).
+    """Ensemble disagreement about reward differences on fresh pairs, relative to labelled pairs.
+
+    Distribution shift for the reward model shows there first (Coste et al. 2024).
     """
-    meaning = "ensemble's spread over fresh pairs of answers: times that over the run's labelled pairs"
+    meaning = "ensemble disagreement on fresh pairs of answers, relative to the run's labelled pairs"
     spreads = [np.array([_spread(one, other) for one, other in some]) for some in (fresh, pairs)]
-    why = found.missing
+    why = gains.missing
     if not why and not all(len(spread) for spread in spreads):
         why = "there are no labelled pairs to compare with" if len(spreads[0]) else "no prompt has two finite scores"
     if not why and np.isnan(spreads[0]).all():
-        why = "the reward model has one member: nothing can disagree"
+        why = "the reward model has one member, so there is no disagreement to measure"
     if not why and not np.nanmean(spreads[1]):
         why = "the members agree on every labelled pair"
     if why:
@@ -285,26 +295,26 @@ def ratio_of_groups(a: np.ndarray, b: np.ndarray, resamples: int = RESAMPLES, se
     return Estimate(ratio, min(ratio, low), max(ratio, high) if math.isfinite(high) else None, len(a))
 
 
-def _gold(policy: str, found: Reward, known_accuracy: float | None) -> Monitor:
-    """Whether the reward model still knows which of two answers is better, now that they are the policy's own."""
-    meaning = "fresh pairs of answers whose better one by reward is also the eval judge's"
+def _gold(policy: str, gains: Reward, known_accuracy: float | None) -> Monitor:
+    """Whether the reward model still ranks answers correctly when they are the trained policy's own."""
+    meaning = "fresh pairs of answers on which reward model and eval judge prefer the same one"
     before = 1.0 if known_accuracy is None else max(known_accuracy, CHANCE)
-    if found.agrees is None:
-        why = found.missing or "no pair has both a finite score and a verdict"
+    if gains.agrees is None:
+        why = gains.missing or "no pair has both a finite score and a verdict"
         return unmeasured(policy, GOLD, before, CHANCE, meaning, why)
     if before == CHANCE:
-        why = "on pairs held out of its training the reward model is no better than chance: there is nothing to lose"
+        why = "on its held-out pairs the reward model is no better than chance, so no decline can be measured"
         return unmeasured(policy, GOLD, before, CHANCE, meaning, why)
-    return measured(policy, GOLD, found.agrees, before, CHANCE, meaning).with_levels(None, known_accuracy)
+    return measured(policy, GOLD, gains.agrees, before, CHANCE, meaning).with_levels(None, known_accuracy)
 
 
-def _certainty(policy: str, found: Reward) -> Monitor:
-    """Calibration on fresh pairs: whether the reward model's certainty does more harm than knowing nothing."""
+def _certainty(policy: str, gains: Reward) -> Monitor:
+    """Calibration on fresh pairs: whether the reward model's probabilities are worse than no information."""
     meaning = (
-        "log loss of the reward model's probabilities by the eval judge, nats a fresh pair; knowing nothing is 0.693"
+        "log loss of the reward model's probabilities against the eval judge, nats per pair; no information is 0.693"
     )
-    bound = KNOWING_NOTHING + WORSE
-    if found.log_loss is None:
-        why = found.missing or "no pair has both a finite score and a verdict"
-        return unmeasured(policy, SURE, KNOWING_NOTHING, bound, meaning, why)
-    return measured(policy, SURE, found.log_loss, KNOWING_NOTHING, bound, meaning)
+    bound = NO_INFORMATION + WORSE
+    if gains.log_loss is None:
+        why = gains.missing or "no pair has both a finite score and a verdict"
+        return unmeasured(policy, SURE, NO_INFORMATION, bound, meaning, why)
+    return measured(policy, SURE, gains.log_loss, NO_INFORMATION, bound, meaning)

@@ -1,4 +1,7 @@
-"""Many policies on one scale: Elo points by a Bradley–Terry fit to all comparisons, and who is better on both axes."""
+"""Win rates between policies by axis and tag, Elo ratings of all of them, and who is better on both axes.
+
+Elo points come from a Bradley–Terry fit to all comparisons.
+"""
 
 import math
 from collections import Counter
@@ -14,7 +17,7 @@ from cai.evaluation.monitors import LEAST
 from cai.feedback.metrics import mean_over_prompts, non_option_mass, position_bias, words
 from cai.stats.intervals import RESAMPLES, bootstrap_mean, percentiles, resampled, share
 from cai.stats.logistic import fit_logistic
-from cai.stats.win_rate import at_equal_length, win
+from cai.stats.win_rate import length_controlled_win_rate, win
 
 ELO = 400 / math.log(10)  # points a log-odd: 400 points are ten wins to one loss (Elo 1978, The Rating of Chessplayers)
 EVEN = 1e-6  # log-odds that rounding may leave between two that are even
@@ -127,21 +130,25 @@ def _rating(axis: str, policy: str, strengths: np.ndarray, prompts: int, referen
     if reference:
         return Rating(axis=axis, policy=policy, elo=0.0, low=0.0, high=0.0, prompts=prompts)
     best, samples = float(strengths[0]), strengths[1:]
-    told = samples[~np.isnan(samples)]
-    low, high = percentiles(told, prompts) if len(told) > len(samples) / 2 and prompts > 1 else (-math.inf, math.inf)
+    defined = samples[~np.isnan(samples)]
+    low, high = (
+        percentiles(defined, prompts) if len(defined) > len(samples) / 2 and prompts > 1 else (-math.inf, math.inf)
+    )
     missing = ""
     if math.isnan(best):
-        missing = "no comparison with the reference, direct or by way of others"
+        missing = "no comparison with the reference, directly or through other policies"
     elif math.isinf(best):
-        missing = f"it never {'lost' if best > 0 else 'won'}, not by way of others either: no finite rating fits best"
+        missing = (
+            f"it never {'lost' if best > 0 else 'won'}, directly or through other policies: its rating is unbounded"
+        )
     elif prompts < 2:
         missing = "one prompt has no interval"
     points = {name: ELO * x if math.isfinite(x) else None for name, x in (("elo", best), ("low", low), ("high", high))}
     return Rating(axis=axis, policy=policy, prompts=prompts, missing=missing, **points)
 
 
-def elo_told(rating: Rating) -> str:
-    """Points with their interval; a bound that nothing bounds is a dash."""
+def format_elo(rating: Rating) -> str:
+    """Elo points with their interval; an infinite bound is a dash."""
     if rating.elo is None:
         return "–"
     if rating.low == rating.high == rating.elo:  # the reference
@@ -153,11 +160,11 @@ def elo_told(rating: Rating) -> str:
     return f"{points} [{low}, {high}]"
 
 
-def dominated_told(standing: Standing) -> str:
-    """The policies that are better on both axes, and how sure that is."""
+def format_dominated(standing: Standing) -> str:
+    """The policies that are better on both axes, with the share of resamples that agree."""
 
     def sure(share: float | None) -> str:
-        return "too few prompts to be sure" if share is None else f"{100 * share:.0f} % of resamples"
+        return "too few prompts" if share is None else f"{100 * share:.0f} % of resamples"
 
     return ", ".join(f"{d.by} ({sure(d.share)})" for d in standing.dominated) or "none"
 
@@ -168,7 +175,7 @@ def standings(policies: Sequence[str], helpful: Rated, safe: Rated) -> list[Stan
     The axes' ratings must come from the same prompts and seed. A share of 0.95 or more is significant; of fewer than
     LEAST prompts there is none, since all resamples of three wins agree, which chance brings once in eight times.
     """
-    found = []
+    standing = []
     for i, name in enumerate(policies):
         dominated = []
         for j, other in enumerate(policies):
@@ -176,31 +183,28 @@ def standings(policies: Sequence[str], helpful: Rated, safe: Rated) -> list[Stan
                 both = [rated.samples[:, j] > rated.samples[:, i] + EVEN for rated in (helpful, safe)]
                 few = min(rated.ratings[k].prompts for rated in (helpful, safe) for k in (i, j)) < LEAST
                 dominated.append(Dominated(by=other, share=None if few else float(np.mean(both[0] & both[1]))))
-        found.append(Standing(policy=name, helpful=helpful.ratings[i], safe=safe.ratings[i], dominated=dominated))
-    return found
+        standing.append(Standing(policy=name, helpful=helpful.ratings[i], safe=safe.ratings[i], dominated=dominated))
+    return standing
 
 
-# Policies against each other, by what a judge said of their answers: win rates by axis and tag.
-
-
-TAGGED = 8  # prompts of a tag, below which it has no figures of its own
+TAGGED = 8  # prompts of a tag, below which it has no win rate of its own
 Texts = Mapping[tuple[str, str], str]
 """Answers by policy and prompt id."""
 
 
-class Against(Row):
-    """One policy against another on one axis, on all prompts or those with a tag; figures are those of `policy`."""
+class PolicyComparison(Row):
+    """One policy against another on one axis, on all prompts or those with a tag; metrics are those of `policy`."""
 
     axis: str
     tag: str | None  # None: all prompts
     policy: str
     against: str
     prompts: int
-    identical: int  # prompts with equal answers: ties that nobody was asked about
+    identical: int  # prompts with equal answers: ties without verdicts
     win_rate: Interval | None  # ties count one half
     mean_p: Interval | None
-    at_equal_length: Interval | None  # the win rate a logistic regression predicts for answers of one length
-    no_equal_length: str = ""  # why there is none
+    length_controlled_win_rate: Interval | None  # the win rate a logistic regression predicts for answers of one length
+    length_controlled_missing: str = ""  # why there is none
     words: tuple[float, float] | None  # mean, of `policy` and of `against`
     position_bias: float | None  # of verdicts: the same position wins in both orders
     non_option_mass: float | None  # mean probability outside the options
@@ -211,34 +215,34 @@ def tags_of(prompts: Sequence[Prompt]) -> dict[str, int]:
     return dict(Counter(tag for prompt in prompts for tag in dict.fromkeys(prompt.tags)).most_common())
 
 
-def telling_tags(tags: Mapping[str, int], prompts: int) -> list[str]:
-    """The tags of enough prompts, but not of all."""
+def tags_to_report(tags: Mapping[str, int], prompts: int) -> list[str]:
+    """The tags of at least TAGGED prompts, but not of all."""
     return [tag for tag, count in tags.items() if TAGGED <= count < prompts]
 
 
-def all_against(judgements: Sequence[Judgement], texts: Texts, tags: Sequence[str]) -> list[Against]:
-    """Every couple of policies on every axis: on all prompts, and on those with each of the tags."""
+def compare_policies(judgements: Sequence[Judgement], texts: Texts, tags: Sequence[str]) -> list[PolicyComparison]:
+    """Every pair of policies on every axis: on all prompts, and on those with each of the tags."""
     couples = dict.fromkeys((row.axis, row.policy, row.against) for row in judgements)
-    found = []
+    comparisons = []
     for axis, policy, other in couples:
         rows = [row for row in judgements if (row.axis, row.policy, row.against) == (axis, policy, other)]
         for tag in (None, *tags):
             own = [row for row in rows if tag is None or tag in row.tags]
             if own:
-                found.append(one_against(own, texts, tag))
-    return found
+                comparisons.append(compare_pair(own, texts, tag))
+    return comparisons
 
 
-def one_against(rows: Sequence[Judgement], texts: Texts, tag: str | None) -> Against:
-    """One couple on one axis; where all answers are equal nothing was compared, and there is no rate."""
+def compare_pair(rows: Sequence[Judgement], texts: Texts, tag: str | None) -> PolicyComparison:
+    """One pair of policies on one axis; there is no win rate where all answers are equal."""
     axis, policy, other = rows[0].axis, rows[0].policy, rows[0].against
     wins = [win(row.p) for row in rows]
     own, theirs = ([texts[name, row.prompt_id] for row in rows] for name in (policy, other))
     verdicts = any(row.verdicts for row in rows)
-    nothing = "" if verdicts else "all answers are equal: nothing was compared"
+    nothing = "" if verdicts else "all answers are equal: there is nothing to compare"
     longer = [float(len(a) - len(b)) for a, b in zip(own, theirs, strict=True)]
-    equal = at_equal_length(wins, longer) if verdicts else None
-    return Against(
+    equal = length_controlled_win_rate(wins, longer) if verdicts else None
+    return PolicyComparison(
         axis=axis,
         tag=tag,
         policy=policy,
@@ -247,8 +251,8 @@ def one_against(rows: Sequence[Judgement], texts: Texts, tag: str | None) -> Aga
         identical=sum(not row.verdicts for row in rows),
         win_rate=share(wins) if verdicts else None,
         mean_p=bootstrap_mean([row.p for row in rows]) if verdicts else None,
-        at_equal_length=equal.win_rate if equal else None,
-        no_equal_length=equal.missing if equal else nothing,
+        length_controlled_win_rate=equal.win_rate if equal else None,
+        length_controlled_missing=equal.missing if equal else nothing,
         words=(fmean(map(words, own)), fmean(map(words, theirs))),
         position_bias=mean_over_prompts((row.prompt_id, position_bias(row.verdicts)) for row in rows),
         non_option_mass=mean_over_prompts((row.prompt_id, non_option_mass(row.verdicts)) for row in rows),

@@ -12,7 +12,7 @@ from cai.compare.compare import by_kind
 from cai.compare.record import OUTCOMES, Attribution, HeadToHead, PairComparison, PrincipleComparison, RunComparison
 from cai.config.errors import CaiError
 from cai.constitution.principles import TEXTS
-from cai.evaluation.monitors import Monitor, bound_told
+from cai.evaluation.monitors import Monitor, format_threshold
 from cai.evaluation.policy_report import PolicyReport
 from cai.feedback.metrics import RUN_METRICS
 from cai.inference.models import folder_fingerprint
@@ -150,7 +150,7 @@ def monitors(folders: Sequence[RunFolder], names: Sequence[str]) -> list[MetricR
     ]
     thresholds: dict[str, dict[str, None]] = {}  # evaluations may have used different ones
     for monitor in (m for of_run in by_run for m in of_run.values() if m.value is not None):
-        thresholds.setdefault(monitor.name, {})[bound_told(monitor)] = None
+        thresholds.setdefault(monitor.name, {})[format_threshold(monitor)] = None
     return [
         MetricRow(
             name,

@@ -10,7 +10,7 @@ from cai.config.errors import CaiError
 from cai.data.jsonl import each_row, read_rows, write_text
 from cai.data.manifest import MANIFEST_JSON, read_json
 from cai.data.records import Preference, Skipped
-from cai.evaluation.judge_report import JudgeReport, figures
+from cai.evaluation.judge_report import JudgeReport, judge_metrics
 from cai.report.html import render
 from cai.stats.agreement import hit
 from cai.stats.calibration import Bin
@@ -47,7 +47,7 @@ def judge_page(folder: Path) -> str:
     return render(
         "judge.html.jinja",
         report=report,
-        metrics=figures(report),
+        metrics=judge_metrics(report),
         curves=[(colour, name, bins, [_dot(b, bins) for b in bins]) for colour, name, bins in curves],
         mistakes=most_confident_mistakes(folder),
         skipped=Counter(row.reason for row in read_rows(folder / SKIPPED, Skipped)),

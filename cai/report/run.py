@@ -12,11 +12,11 @@ from typing import NamedTuple, TypeVar
 from cai.config.errors import CaiError
 from cai.constitution.principles import Constitution, Principle, shares
 from cai.data.records import Revision
-from cai.evaluation.judge_report import JudgeReport, figures
-from cai.evaluation.monitors import bound_told
+from cai.evaluation.judge_report import JudgeReport, judge_metrics
+from cai.evaluation.monitors import format_threshold
 from cai.evaluation.policy_report import PolicyReport
-from cai.evaluation.probe_metrics import PROBES, told_rates
-from cai.evaluation.win_rates import Against, Rating, dominated_told, elo_told
+from cai.evaluation.probe_metrics import PROBES, rates_to_report
+from cai.evaluation.win_rates import PolicyComparison, Rating, format_dominated, format_elo
 from cai.feedback.metrics import FILTERED, ROUND_METRICS, VERDICT_METRICS, PrincipleVerdict, PromptMeans
 from cai.report.examples import COLUMNS, FACETS, Example, Examples, run_detail, run_line
 from cai.report.html import Content, render_report
@@ -117,7 +117,9 @@ def evaluation_plots(report: PolicyReport) -> list[Plot]:
     """Win rates by axis and tag, the two axes, gold and proxy reward by update: those that the evaluation has."""
     plots = []
     for policy, against in _pairs(report):
-        rates = [i for row in report.against if (row.policy, row.against) == (policy, against) for i in _interval(row)]
+        rates = [
+            i for row in report.comparisons if (row.policy, row.against) == (policy, against) for i in _interval(row)
+        ]
         if rates:
             plots.append(intervals(f"{policy} vs {against}", "win rate", rates, no_effect=0.5, marks=WIN_RATE_MARKS))
     points = [
@@ -138,10 +140,10 @@ def evaluation_plots(report: PolicyReport) -> list[Plot]:
 
 
 def _pairs(report: PolicyReport) -> list[tuple[str, str]]:
-    return list(dict.fromkeys((row.policy, row.against) for row in report.against))
+    return list(dict.fromkeys((row.policy, row.against) for row in report.comparisons))
 
 
-def _interval(row: Against) -> Iterator[Interval]:
+def _interval(row: PolicyComparison) -> Iterator[Interval]:
     rate = row.win_rate
     if rate is not None and rate.low is not None and rate.high is not None:
         name = f"{row.axis}, {row.tag}" if row.tag else row.axis
@@ -159,17 +161,19 @@ def _grid(title: str, head: list[str], rows: list[list[str]], notes: Sequence[st
 def _against(report: PolicyReport) -> Iterator[Grid]:
     head = ["axis", "tag", "prompts", "win rate", "length-controlled", "words, of both"]
     for policy, against in _pairs(report):
-        rows = [row for row in report.against if (row.policy, row.against) == (policy, against)]
+        rows = [row for row in report.comparisons if (row.policy, row.against) == (policy, against)]
         cells = []
         for row in rows:
-            rates = [estimate(row.win_rate), estimate(row.at_equal_length)]
+            rates = [estimate(row.win_rate), estimate(row.length_controlled_win_rate)]
             words = ", ".join(number(mean, 1) for mean in row.words) if row.words else NONE
             cells.append([row.axis, row.tag or "all", str(row.prompts), *rates, words])
-        yield _grid(f"{policy} vs {against}", head, cells, [row.no_equal_length for row in rows if not row.tag])
+        yield _grid(
+            f"{policy} vs {against}", head, cells, [row.length_controlled_missing for row in rows if not row.tag]
+        )
 
 
 def _standings(report: PolicyReport) -> Grid:
-    rows = [[s.policy, elo_told(s.helpful), elo_told(s.safe), dominated_told(s)] for s in report.standings]
+    rows = [[s.policy, format_elo(s.helpful), format_elo(s.safe), format_dominated(s)] for s in report.standings]
     missing = [f"{s.policy}: {r.missing}" for s in report.standings for r in (s.helpful, s.safe) if r.missing]
     head = ["policy", "helpful", "safe", "better on both"]
     return _grid("Elo points against the reference", head, rows, missing)
@@ -177,7 +181,7 @@ def _standings(report: PolicyReport) -> Grid:
 
 def _probes(report: PolicyReport) -> Iterator[Grid]:
     names = [policy.name for policy in report.policies]
-    rates = told_rates(report.probes, report.checks)
+    rates = rates_to_report(report.probes, report.checks)
     for probe in dict.fromkeys(probe for probe, _, _ in rates):
         rows = [
             [group, what, *(estimate(by[name].rate if name in by else None) for name in names)]
@@ -193,7 +197,7 @@ def _monitors(report: PolicyReport) -> Iterator[Grid]:
         monitors = [m for m in report.monitors if m.policy == policy.name]
         rows = []
         for m in monitors:
-            values = [estimate(m.value), number(m.here), number(m.reference), bound_told(m)]
+            values = [estimate(m.value), number(m.here), number(m.reference), format_threshold(m)]
             rows.append([m.name, m.state, *values, m.missing or m.meaning])
         grid = _grid(f"Reward-hacking monitors of {policy.name}", head, rows)
         yield grid._replace(warns=[m.state == "warns" for m in monitors])
@@ -312,7 +316,7 @@ def run_report(folder: RunFolder, contents: RunContents, url: str | None = None)
         verdict_metrics=VERDICT_METRICS,
         overview=overview,
         judge=summary.judge,
-        gate=figures(gate) if gate else [],
+        gate=judge_metrics(gate) if gate else [],
         gate_notes=gate.notes if gate else [],
         gate_plots=gate_plots,
         evaluated=evaluation_grids(evaluated) if evaluated else [],

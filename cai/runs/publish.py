@@ -32,7 +32,7 @@ from cai.data.manifest import read_json
 from cai.data.preferences import iter_preferences
 from cai.data.prompts import iter_completions
 from cai.data.records import BeforeAfter, Demonstration, Messages, Preference, Prompt, Ranking, Revision, Skipped
-from cai.evaluation.judge_report import JudgeReport, figures
+from cai.evaluation.judge_report import JudgeReport, judge_metrics
 from cai.feedback.metrics import RUN_METRICS
 from cai.runs.folder import RunFolder
 from cai.runs.metrics import summarise, summary_metrics
@@ -273,7 +273,7 @@ def _gate(run: RunFolder) -> list[tuple[str, str]]:
         return []
     values = read_json(path)
     report = JudgeReport.model_validate({key: values[key] for key in JudgeReport.model_fields if key in values})
-    return [(figure.name, figure.value) for figure in figures(report)]
+    return [(metric.name, metric.value) for metric in judge_metrics(report)]
 
 
 def _sample(run: RunFolder) -> str:

@@ -28,16 +28,16 @@ SIDES = 5  # prompts at least on which the answer is the longer one, and on whic
 RIDGE = np.array([1e-6, 0.1])  # on the policy's log-odds, none to speak of; on length, a normal prior of deviation 3.2
 
 
-class EqualLength(NamedTuple):
+class LengthControlled(NamedTuple):
     """The win rate at equal length, or why there is none."""
 
     win_rate: Estimate | None
     missing: str = ""
 
 
-def at_equal_length(
+def length_controlled_win_rate(
     wins: Sequence[float], longer: Sequence[float], resamples: int = RESAMPLES, seed: int = 0
-) -> EqualLength:
+) -> LengthControlled:
     """σ(θ) of the fit σ(θ + φ · tanh(d / sd)), with a percentile bootstrap over prompts that fits anew each time.
 
     Args: for each prompt who won (1, 0, ties one half) and d, the answer's length less that of the other, in any unit;
@@ -45,14 +45,14 @@ def at_equal_length(
     """
     won, lengths = np.asarray(wins, dtype=float), np.asarray(longer, dtype=float)
     if len(won) < 2 * SIDES:
-        return EqualLength(None, f"{len(won)} prompts are too few, at least {2 * SIDES} are needed")
+        return LengthControlled(None, f"{len(won)} prompts are too few, at least {2 * SIDES} are needed")
     counts = {"longer": int((lengths > 0).sum()), "shorter": int((lengths < 0).sum())}
     if not any(counts.values()):
         design = np.zeros((len(won), 2))
     else:
         for side, count in counts.items():
             if count < SIDES:
-                return EqualLength(
+                return LengthControlled(
                     None,
                     f"its answers are {side} on {count} of {len(won)} prompts only, so that length cannot be told from "
                     f"quality; at least {SIDES} are needed",
@@ -63,4 +63,4 @@ def at_equal_length(
     weights = np.concatenate([np.ones((1, len(won))), resampled(len(won), resamples, seed)])
     rates = 1 / (1 + np.exp(-fit_logistic(design, won, weights, RIDGE)[:, 0]))
     rate, (low, high) = float(rates[0]), percentiles(rates[1:], len(won))
-    return EqualLength(Estimate(rate, min(rate, low), max(rate, high), len(won)))
+    return LengthControlled(Estimate(rate, min(rate, low), max(rate, high), len(won)))

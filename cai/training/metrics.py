@@ -1,6 +1,6 @@
 """Metrics of a training: metrics.jsonl, trackers such as TensorBoard, and signs that the reward model is exploited.
 
-Over-optimisation of a proxy shows against KL (Gao et al. 2023, arXiv:2210.10760), and first in length (Singhal et al.
+Overoptimization of a proxy shows against KL (Gao et al. 2023, arXiv:2210.10760), and first in length (Singhal et al.
 2024, arXiv:2310.03716). The bounds of `runaway` are cai's own: they mean "read the samples", and are no proof.
 """
 

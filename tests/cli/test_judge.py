@@ -75,7 +75,7 @@ def test_a_judge_is_set_against_labels_and_the_report_is_printed(
         r"position bias +0\.286 ",
         r"non-option probability mass +0\.200 ",
         r"cost per pair +2\.0 calls +0\.\d\d s",
-        r"identical answers +1 +not asked, p = 0\.5",
+        r"identical answers +1 +ties without verdicts, p = 0\.5",
         r"temperature +\d+\.\d+ +fitted on \d pairs",
         r"! ",
     ):
@@ -147,7 +147,7 @@ def test_a_file_of_equal_answers_alone_is_said_to_show_nothing(
 ) -> None:
     written(tmp_path, *[pair(i, 1, 1) for i in range(3)])
     assert cai(monkeypatch, "judge-eval", *given) == 0
-    assert "! nothing was asked of the judge: the two answers of every pair are the same" in capsys.readouterr().out
+    assert "! the judge gave no verdict: the two answers of every pair are identical" in capsys.readouterr().out
 
 
 def test_a_row_of_no_known_form_is_named_with_its_line(

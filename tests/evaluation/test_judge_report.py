@@ -156,7 +156,7 @@ def test_principles_are_told_apart_and_set_against_each_other() -> None:
         ("foe", "good"): (-1.0, False, True),
         ("foe", "twin"): (-1.0, False, True),
     }
-    assert "principles that say nearly the same: good and twin (κ 1.00)" in report.notes
+    assert "principles that give nearly the same verdicts: good and twin (κ 1.00)" in report.notes
     contradicting = "foe and good (κ -1.00), foe and twin (κ -1.00)"
     assert f"principles that contradict each other: {contradicting}" in report.notes
 
@@ -219,18 +219,18 @@ def test_what_a_reader_must_not_miss_is_said_in_words() -> None:
         return " | ".join(judge_report(rows, FREE, calibrate).notes)
 
     chance = [pair(float(i % 2), opinion(0.9, 0.4, non_option_mass=0.7), prompt=f"{i}") for i in range(20)]
-    assert "cannot be told from chance" in told(*chance)
-    assert "the position decides 100 % of the verdicts" in told(*chance)
-    assert "70 % of the probability is on something other" in told(*chance)
+    assert "does not differ significantly from chance" in told(*chance)
+    assert "position bias: 100 % of the verdicts flip" in told(*chance)
+    assert "non-option probability mass is 70 %" in told(*chance)
     assert "prefers the worse answer" in told(*[pair(0.0, opinion(0.9), prompt=f"{i}") for i in range(20)])
     perfect = [pair(1.0, opinion(0.9), prompt=f"{i}") for i in range(20)]
     assert told(*perfect) == ""
-    assert "no temperature helps" in told(*perfect, calibrate=True)
+    assert "no temperature improves calibration" in told(*perfect, calibrate=True)
     luck = [
         pair(float(i % 10 > 0 if uniform("calibration", f"{i}") < 0.5 else i % 2), opinion(0.7), prompt=f"{i}")
         for i in range(100)
     ]
-    assert "the fitted temperature does harm on the other half" in told(*luck, calibrate=True)
+    assert "the fitted temperature worsens calibration on the other half" in told(*luck, calibrate=True)
     assert "temperature" not in told(*overconfident(3.0), calibrate=True)
     assert told(*[pair(1.0, prompt=f"{i}") for i in range(3)]).startswith("nothing was asked of the judge")
 

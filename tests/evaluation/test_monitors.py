@@ -90,7 +90,7 @@ def test_endings_of_answers_that_were_cut_off_are_not_compared() -> None:
     pairs = [(answer("It is so. And all of this", i, truncated=True), answer("No.", i)) for i in range(9)]
     found = monitors(pairs)["shared endings"]
     assert (found.state, found.value) == ("not measured", None)
-    assert "cut off" in found.missing
+    assert "truncated" in found.missing
 
 
 def test_no_answers_at_all_measure_nothing() -> None:

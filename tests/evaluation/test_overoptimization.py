@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cai.data.records import Message, Sampled
-from cai.evaluation.overoptimization import difference_of_shares, over_optimisation, stretches
+from cai.evaluation.overoptimization import difference_of_shares, overoptimization, training_phases
 from cai.stats.intervals import share
 
 pytestmark = pytest.mark.numeric
@@ -22,8 +22,10 @@ def sample(step: int, score: float, p: float | None) -> Sampled:
     )
 
 
-def test_a_training_is_told_in_three_stretches_of_its_updates() -> None:
-    found = stretches([sample(step, step / 10, 0.9 if step < 6 else 0.1) for step in range(1, 10) for _ in range(2)])
+def test_a_training_is_reported_in_three_phases_of_its_updates() -> None:
+    found = training_phases(
+        [sample(step, step / 10, 0.9 if step < 6 else 0.1) for step in range(1, 10) for _ in range(2)]
+    )
     assert [(s.first, s.last, s.samples) for s in found] == [(1, 3, 6), (4, 6, 6), (7, 9, 6)]
     assert [s.gold.mean for s in found if s.gold is not None] == pytest.approx([1, 2 / 3, 0])
     assert [s.proxy.mean for s in found if s.proxy is not None] == pytest.approx([0.2, 0.5, 0.8])
@@ -31,17 +33,17 @@ def test_a_training_is_told_in_three_stretches_of_its_updates() -> None:
 
 
 @pytest.mark.parametrize(("samples", "parts"), [(0, 0), (3, 0), (4, 1), (8, 2), (11, 2), (12, 3)])
-def test_few_samples_make_fewer_stretches(samples: int, parts: int) -> None:
-    assert len(stretches([sample(step, 0.0, 0.5) for step in range(samples)])) == parts
+def test_few_samples_make_fewer_phases(samples: int, parts: int) -> None:
+    assert len(training_phases([sample(step, 0.0, 0.5) for step in range(samples)])) == parts
 
 
 def test_a_rising_reward_while_the_referee_turns_away_is_over_optimisation() -> None:
     rows = [sample(step, step / 10, 0.9 if step < 30 else 0.1) for step in range(90)]
-    found = over_optimisation("run", stretches(rows), "")
+    found = overoptimization("run", training_phases(rows), "")
     assert found.value is not None
     assert (found.state, found.value.mean, found.here, found.reference) == ("warns", -1.0, 0.0, 1.0)
     liked = [sample(step, step / 10, 0.9 if step > 20 or step % 2 else 0.1) for step in range(90)]
-    assert over_optimisation("run", stretches(liked), "").state == "fine"
+    assert overoptimization("run", training_phases(liked), "").state == "fine"
 
 
 @pytest.mark.parametrize(
@@ -55,7 +57,7 @@ def test_a_rising_reward_while_the_referee_turns_away_is_over_optimisation() -> 
     ],
 )
 def test_what_cannot_be_told_says_why(rows: list[Sampled], said: str) -> None:
-    found = over_optimisation("run", stretches(rows), "not by PPO")
+    found = overoptimization("run", training_phases(rows), "not by PPO")
     assert found.state == "not measured"
     assert said in found.missing
 

@@ -7,7 +7,7 @@ import pytest
 from cai.config.errors import CaiError
 from cai.evaluation.monitors import Monitor
 from cai.evaluation.policy_report import PolicyReport, PolicySummary, read_report
-from cai.evaluation.win_rates import Against, Rating, Standing, elo_told
+from cai.evaluation.win_rates import PolicyComparison, Rating, Standing, format_elo
 from cai.stats.intervals import Estimate
 
 
@@ -23,10 +23,10 @@ def report(**changes: Any) -> PolicyReport:
         ],
         "prompts": 4,
         "tags": {"harmless": 4},
-        "against": [
-            Against(
+        "comparisons": [
+            PolicyComparison(
                 axis="overall", tag=None, policy="run", against="before", prompts=4, identical=0, win_rate=estimate,
-                mean_p=estimate, at_equal_length=None, no_equal_length="few", words=(10.0, 12.5), position_bias=0.25,
+                mean_p=estimate, length_controlled_win_rate=None, length_controlled_missing="few", words=(10.0, 12.5), position_bias=0.25,
                 non_option_mass=0.5,
             )
         ],
@@ -53,7 +53,7 @@ def test_a_report_comes_back_from_its_file_as_it_was_written(tmp_path: Path) -> 
     path = tmp_path / "evaluation.json"
     path.write_text(report().model_dump_json(), encoding="utf-8")
     assert read_report(path) == report()
-    assert json.loads(path.read_text(encoding="utf-8"))["against"][0]["win_rate"] == {
+    assert json.loads(path.read_text(encoding="utf-8"))["comparisons"][0]["win_rate"] == {
         "mean": 0.75, "low": 0.5, "high": 1.0, "n": 4
     }  # fmt: skip
 
@@ -82,4 +82,4 @@ def test_a_file_that_is_no_report_is_an_error_that_names_it(tmp_path: Path, text
 def test_points_have_a_sign_unless_they_are_zero(
     elo: float | None, low: float | None, high: float | None, told: str
 ) -> None:
-    assert elo_told(Rating(axis="safe", policy="run", elo=elo, low=low, high=high, prompts=4)) == told
+    assert format_elo(Rating(axis="safe", policy="run", elo=elo, low=low, high=high, prompts=4)) == told

@@ -104,16 +104,16 @@ NOTHING = Reward(policy="run", score=None, gain=None, agrees=None, skipped=0, mi
 def test_a_reward_that_is_length_is_warned_of() -> None:
     rng = np.random.default_rng(0)
     tokens = rng.integers(10, 100, 40).tolist()
-    long = monitors([(t / 10,) for t in tokens], tokens, [], NOTHING, None)["reward and length"]
+    long = monitors([(t / 10,) for t in tokens], tokens, [], NOTHING, None)["reward-length correlation"]
     assert long.value is not None and (long.state, long.value.mean) == ("warns", pytest.approx(1.0))
-    short = monitors([(-t / 10,) for t in tokens], tokens, [], NOTHING, None)["reward and length"]
+    short = monitors([(-t / 10,) for t in tokens], tokens, [], NOTHING, None)["reward-length correlation"]
     assert (short.state, short.threshold) == ("warns", -0.5)
     even = monitors(
         [(float(rng.normal()),) for _ in range(400)], rng.integers(10, 100, 400).tolist(), [], NOTHING, None
     )
-    assert even["reward and length"].state == "fine"
-    alike = monitors([(1.0,)] * 20, tokens[:20], [], NOTHING, None)["reward and length"]
-    assert (alike.state, alike.missing) == ("not measured", "the rewards or the lengths are all alike")
+    assert even["reward-length correlation"].state == "fine"
+    alike = monitors([(1.0,)] * 20, tokens[:20], [], NOTHING, None)["reward-length correlation"]
+    assert (alike.state, alike.missing) == ("not measured", "rewards or lengths have no variance")
 
 
 def test_the_correlation_is_pearsons() -> None:
@@ -149,13 +149,13 @@ def test_members_that_disagree_more_on_fresh_answers_than_on_labelled_ones_are_w
 def test_a_reward_model_that_no_longer_knows_what_the_referee_likes_is_warned_of() -> None:
     def state(agrees: list[float], accuracy: float | None) -> Monitor:
         found = NOTHING.model_copy(update={"agrees": share(agrees), "score": bootstrap_mean([1.0])})
-        return monitors([(1.0,)] * 3, [1, 2, 3], [], found, accuracy)["reward and eval judge"]
+        return monitors([(1.0,)] * 3, [1, 2, 3], [], found, accuracy)["agreement with eval judge"]
 
     assert state([1.0] * 10 + [0.0] * 30, 0.8).state == "warns"
     assert state([1.0] * 38 + [0.0] * 2, 0.8).state == "fine"
     assert state([1.0] * 5 + [0.0] * 5, 0.7).state == "unclear"
     assert "no better than chance" in state([0.0] * 40, 0.45).missing
-    assert "finite score" in monitors([(1.0,)] * 3, [1, 2, 3], [], NOTHING, 0.8)["reward and eval judge"].missing
+    assert "finite score" in monitors([(1.0,)] * 3, [1, 2, 3], [], NOTHING, 0.8)["agreement with eval judge"].missing
 
 
 def test_ratios_of_two_groups_hold_the_truth_as_often_as_they_say() -> None:

@@ -1,9 +1,9 @@
 from pathlib import Path
 
 from cai.evaluation.monitors import Monitor
-from cai.evaluation.overoptimization import Stretch
+from cai.evaluation.overoptimization import TrainingPhase
 from cai.evaluation.policy_report import PolicyReport, PolicySummary
-from cai.evaluation.probe_metrics import Checked, ProbeRate
+from cai.evaluation.probe_metrics import JudgeCheck, ProbeRate
 from cai.evaluation.scores import Divergence, Reward
 from cai.evaluation.win_rates import Rating, Standing
 from cai.report.run import evaluation_grids, evaluation_plots, read_run, run_report
@@ -21,17 +21,17 @@ def full() -> PolicyReport:
         probes=[
             ProbeRate(policy=policy, probe="over_refusal", group="harmless", what=what, rate=RATE, mean_p=None)
             for policy in ("before", "run")
-            for what in ("refuses", "refuses, by phrases", "evades")
+            for what in ("refuses", "refuses (phrases)", "evades")
         ],
         checks=[
-            Checked(question="refuses", right=RATE, significant=False),
-            Checked(question="evades", right=RATE, significant=True),
+            JudgeCheck(question="refuses", accuracy=RATE, significant=False),
+            JudgeCheck(question="evades", accuracy=RATE, significant=True),
         ],
         divergences=[Divergence(policy="run", answer=Estimate(7.5, 4.0, 11.0, 4), token=0.1, skipped=1)],
         rewards=[Reward(policy="run", score=RATE, gain=RATE, agrees=RATE, skipped=0)],
         gold_vs_proxy=[
-            Stretch(first=1, last=5, samples=8, proxy=RATE, kl=0.5, gold=None),
-            Stretch(first=6, last=10, samples=8, proxy=RATE, kl=1.5, gold=RATE),
+            TrainingPhase(first=1, last=5, samples=8, proxy=RATE, kl=0.5, gold=None),
+            TrainingPhase(first=6, last=10, samples=8, proxy=RATE, kl=1.5, gold=RATE),
         ],
         monitors=[
             Monitor(
@@ -60,7 +60,7 @@ def test_every_part_of_an_evaluation_is_a_table() -> None:
 
 def test_a_judge_that_did_not_prove_itself_gives_way_to_phrases() -> None:
     [probes] = [grid for grid in evaluation_grids(full()) if "Over-refusal" in grid.title]
-    assert [row[1] for row in probes.rows] == ["refuses, by phrases", "evades"]
+    assert [row[1] for row in probes.rows] == ["refuses (phrases)", "evades"]
 
 
 def test_plots_are_drawn_of_what_there_is() -> None:
@@ -75,7 +75,7 @@ def test_plots_are_drawn_of_what_there_is() -> None:
     assert plane.data[0]["error_x"]["arrayminus"] == [0, 0]  # unbounded below
     assert (scores.data[0]["x"], gold.data[0]["x"]) == ([5, 10], [10])
     alone = {
-        "against": [],
+        "comparisons": [],
         "standings": [],
         "gold_vs_proxy": [],
         "policies": [PolicySummary(name="a", folder="a", model="0")],

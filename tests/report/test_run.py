@@ -158,7 +158,7 @@ def test_the_gate_of_a_run_is_shown_with_its_figures(tmp_path: Path) -> None:
     text = report(folder)
     assert "Judge gate: accuracy on labelled pairs before the run" in text
     assert "accuracy 0.500" in text
-    assert "cannot be told from chance" in text
+    assert "does not differ significantly from chance" in text
 
 
 def test_the_command_writes_the_page_and_says_where(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def weigh(request: Choose) -> Sequence[float]:
     text = request.messages[0]["content"]
     if "I am quite sure" in text or "If you ask me" in text or "I have always" in text or "Everybody" in text:
         named = re.split(r"[:;] ", text.split("\n\n")[0])[-1].rstrip(".")
-        odds = 1.0 if f"A: {named}" in text else -1.0  # this policy goes with its user
+        odds = 1.0 if f"A: {named}" in text else -1.0  # this policy agrees with the user
     elif "What does the answer do" in text:
         declines = any(
             phrase in text
@@ -151,12 +151,12 @@ def test_a_run_is_evaluated_from_its_folder_with_all_figures_that_can_be_had(tmp
         ("good", str(tmp_path / "base")),
     ]
     assert (report.prompts, report.tags) == (14, {"even": 7, "odd": 7})
-    assert {(row.axis, row.tag) for row in report.against} == {
+    assert {(row.axis, row.tag) for row in report.comparisons} == {
         ("overall", None),
         ("helpful", None),
         ("safe", None),
     }
-    for row in report.against:
+    for row in report.comparisons:
         assert row.win_rate is not None and row.win_rate.mean == 1.0
         assert row.mean_p is not None and row.mean_p.mean == pytest.approx(1 / (1 + math.exp(-2)))  # the place cancels
         assert row.non_option_mass == pytest.approx(0.1)
@@ -167,17 +167,17 @@ def test_a_run_is_evaluated_from_its_folder_with_all_figures_that_can_be_had(tmp
     rates = {(r.policy, r.probe, r.group, r.what): r.rate.mean for r in report.probes if r.rate is not None}
     assert rates["good", "over_refusal", "harmful", "refuses"] == pytest.approx(1 / 14)
     assert rates["good", "over_refusal", "harmless", "refuses"] == 0.0
-    assert rates["good", "over_refusal", "harmful", "refuses, by phrases"] == pytest.approx(1 / 14)
-    assert rates["good", "sycophancy", "opinions", "goes with its user"] == 1.0
+    assert rates["good", "over_refusal", "harmful", "refuses (phrases)"] == pytest.approx(1 / 14)
+    assert rates["good", "sycophancy", "opinions", "agrees with the user"] == 1.0
     monitors = {m.name: m for m in report.monitors}
     assert monitors["sycophancy"].state == "warns"
     assert monitors["length"].value is not None and monitors["length"].value.mean > 1.1
     assert {m.name for m in report.monitors if m.state == "not measured"} == {
-        "harmful compliance", "KL", "reward and length", "ensemble", "reward and eval judge", "reward's certainty", "over-optimisation"
+        "harmful compliance", "KL", "reward-length correlation", "ensemble", "agreement with eval judge", "reward calibration", "overoptimization"
     }  # fmt: skip
     assert all(m.missing for m in report.monitors if m.state == "not measured")
     assert any("only 14 prompts" in note for note in report.notes)
-    assert any("is right about 5 of 10 on 'evades', 5 of 10 on 'complies'" in note for note in report.notes)
+    assert any("is right on 5 of 10 on 'evades', 5 of 10 on 'complies'" in note for note in report.notes)
     assert any("the judge is the model of" in note for note in report.notes)
 
 
@@ -206,7 +206,7 @@ def test_many_policies_share_one_scale_and_who_is_worse_on_both_axes_is_dominate
     make_run(runs, "good", prompts=16)
     make_run(runs, "bad", prompts=16)
     report = evaluate(runs, Options("good", ["bad"], probes="none"))
-    couples = {(row.policy, row.against) for row in report.against}
+    couples = {(row.policy, row.against) for row in report.comparisons}
     base = "base"
     assert couples == {("good", base), ("bad", base), ("bad", "good")}
     by_name = {standing.policy: standing for standing in report.standings}
@@ -216,7 +216,7 @@ def test_many_policies_share_one_scale_and_who_is_worse_on_both_axes_is_dominate
     }  # fmt: skip
     assert by_name["bad"].helpful.elo is None  # it lost always, which is no number
     assert all(rate.probe == "held_out" for rate in report.probes)
-    assert {row.tag for row in report.against} == {None, "even", "odd"}
+    assert {row.tag for row in report.comparisons} == {None, "even", "odd"}
 
 
 def test_a_request_that_is_refused_is_listed_and_the_rest_stands(tmp_path: Path) -> None:
@@ -225,9 +225,9 @@ def test_a_request_that_is_refused_is_listed_and_the_rest_stands(tmp_path: Path)
     report = evaluate(runs, Options("good", probes="none"), refuse="Question 3?")
     rows = read_rows(run.eval / "skipped.jsonl", Skipped)
     assert [(r.prompt_id, r.failed, r.reason) for r in rows] == [("p3", True, "too long")] * 2
-    assert {row.prompts for row in report.against} == {11}
+    assert {row.prompts for row in report.comparisons} == {11}
     assert any(r.missing == 1 for r in report.probes)
-    assert any("2 requests could not be answered" in note for note in report.notes)
+    assert any("2 requests failed" in note for note in report.notes)
 
 
 def test_policies_that_say_the_same_are_no_win_rate_of_one_half(
@@ -237,10 +237,10 @@ def test_policies_that_say_the_same_are_no_win_rate_of_one_half(
     make_run(runs, "good")
     monkeypatch.setattr("tests.runs.test_evaluate.spoken", lambda name: lambda request: "The same.")
     report = evaluate(runs, Options("good", probes="none"))
-    assert {(row.win_rate, row.mean_p, row.at_equal_length, row.identical) for row in report.against} == {
-        (None, None, None, 12)
-    }
-    assert any("all answers are equal: nothing was compared" in note for note in report.notes)
+    assert {
+        (row.win_rate, row.mean_p, row.length_controlled_win_rate, row.identical) for row in report.comparisons
+    } == {(None, None, None, 12)}
+    assert any("all answers are equal: there is nothing to compare" in note for note in report.notes)
     console = Console(width=200, record=True, quiet=True)
     for part in report_tables(report):
         console.print(part)
@@ -250,10 +250,10 @@ def test_one_prompt_gives_figures_without_intervals_that_would_mislead(tmp_path:
     runs = tmp_path / "runs"
     make_run(runs, "good")
     report = evaluate(runs, Options("good", limit=1, probes="none"))
-    [row] = [row for row in report.against if row.axis == "overall"]
+    [row] = [row for row in report.comparisons if row.axis == "overall"]
     assert row.win_rate is not None and row.win_rate.low is not None and row.win_rate.low < 0.3
     assert row.mean_p is not None and row.mean_p.low is None
-    assert "too few" in row.no_equal_length
+    assert "too few" in row.length_controlled_missing
     assert {m.state for m in report.monitors} <= {"unclear", "not measured"}
 
 
@@ -272,7 +272,7 @@ def test_a_finished_evaluation_is_replaced_by_another_only_when_asked_to(tmp_pat
     assert (run.eval / "scores.jsonl").exists()
     assert run.policy_report() == first
     again = evaluate(runs, Options("good", limit=2))  # the same goes on
-    assert again.against == first.against
+    assert again.comparisons == first.comparisons
     evaluate(runs, other, out=tmp_path / "elsewhere")
     evaluate(runs, other, replace=True)
     assert not (run.eval / "scores.jsonl").exists()
@@ -380,7 +380,7 @@ def test_the_report_is_printed_whole_and_hidden_characters_are_shown(tmp_path: P
         console.print(part)
     text = console.export_text()
     for said in ("Two axes, in Elo points", "Over-refusal: requests", "Signs of reward hacking in good", "not measured: KL: answers are greedy",
-                 "good against ", "note: only 14 prompts", "a \\x1b[31m note", "warning: sycophancy: questions whose"):  # fmt: skip
+                 "good against ", "note: only 14 prompts", "a \\x1b[31m note", "warning: sycophancy: questions answered"):  # fmt: skip
         assert said in text
 
 
@@ -484,13 +484,13 @@ def test_a_run_compares_before_and_after_and_an_evaluation_on_demand_adds_to_it(
     pipeline.execute(plan, QUIET, False, by_name())
     report, rows = plan.folder.policy_report(), plan.folder.evaluation()
     assert report is not None
-    assert ({row.axis for row in report.against}, report.probes, report.monitors) == ({"overall"}, [], [])
+    assert ({row.axis for row in report.comparisons}, report.probes, report.monitors) == ({"overall"}, [], [])
     assert [row.prompt_id for row in rows] == [prompt.id for prompt in plan.held_out]
     assert all(row.before.startswith("base says") and row.after.startswith("good says") for row in rows)
-    assert report.against[0].win_rate is not None and report.against[0].win_rate.mean == 1.0
+    assert report.comparisons[0].win_rate is not None and report.comparisons[0].win_rate.mean == 1.0
     asked = remembered(plan.runs / "cache.sqlite")
     more = evaluate(plan.runs, Options("test", probes="none"))
-    assert {row.axis for row in more.against} == {"overall", "helpful", "safe"}
+    assert {row.axis for row in more.comparisons} == {"overall", "helpful", "safe"}
     assert plan.folder.evaluation() == rows  # the same answers and verdicts, from the cache
     assert more.cost["cache_hits"] == 2 * len(rows) + 2 * len(rows) * len(plan.eval_constitution.principles)
     assert remembered(plan.runs / "cache.sqlite") == asked + more.cost["cache_misses"]

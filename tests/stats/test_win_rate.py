@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cai.stats.win_rate import at_equal_length
+from cai.stats.win_rate import length_controlled_win_rate
 
 pytestmark = pytest.mark.numeric
 
@@ -17,7 +17,7 @@ def planted(
 
 def test_without_differences_in_length_it_is_the_win_rate() -> None:
     wins = [1.0] * 8 + [0.5] * 2 + [0.0] * 5
-    found = at_equal_length(wins, [0.0] * 15).win_rate
+    found = length_controlled_win_rate(wins, [0.0] * 15).win_rate
     assert found is not None
     assert found.mean == pytest.approx(9 / 15, abs=1e-6)
 
@@ -25,14 +25,14 @@ def test_without_differences_in_length_it_is_the_win_rate() -> None:
 def test_where_length_does_not_matter_it_is_near_the_win_rate() -> None:
     # every length as often on won prompts as on lost ones
     wins, longer = [1.0, 1.0, 0.0] * 20, [float(d) for d in (-30, -10, 10, 50) for _ in range(15)]
-    found = at_equal_length(wins, longer).win_rate
+    found = length_controlled_win_rate(wins, longer).win_rate
     assert found is not None
     assert found.mean == pytest.approx(2 / 3, abs=1e-6)
 
 
 def test_a_judge_that_goes_by_length_alone_gives_one_half_though_the_win_rate_is_high() -> None:
     wins, longer = planted(np.random.default_rng(3), 400, 0.0, 3.0, 1.0)
-    found = at_equal_length(wins, longer).win_rate
+    found = length_controlled_win_rate(wins, longer).win_rate
     assert found is not None
     assert np.mean(wins) > 0.75
     assert found.mean == pytest.approx(0.5, abs=0.06)
@@ -41,7 +41,7 @@ def test_a_judge_that_goes_by_length_alone_gives_one_half_though_the_win_rate_is
 
 def test_planted_quality_is_found_beside_planted_length() -> None:
     wins, longer = planted(np.random.default_rng(5), 3000, 1.0, -2.0, 0.5)
-    found = at_equal_length(wins, longer, resamples=200).win_rate
+    found = length_controlled_win_rate(wins, longer, resamples=200).win_rate
     assert found is not None
     assert np.mean(wins) < 0.6
     assert found.mean == pytest.approx(1 / (1 + np.exp(-1.0)), abs=0.03)
@@ -49,8 +49,8 @@ def test_planted_quality_is_found_beside_planted_length() -> None:
 
 def test_the_figure_of_the_other_answer_is_one_less_it() -> None:
     wins, longer = planted(np.random.default_rng(6), 60, 0.5, 1.0, 0.2)
-    one = at_equal_length(wins, longer).win_rate
-    other = at_equal_length([1 - w for w in wins], [-d for d in longer]).win_rate
+    one = length_controlled_win_rate(wins, longer).win_rate
+    other = length_controlled_win_rate([1 - w for w in wins], [-d for d in longer]).win_rate
     assert one is not None and other is not None
     assert (one.mean, one.low) == pytest.approx((1 - other.mean, 1 - (other.high or 0)), abs=2e-3)
 
@@ -66,7 +66,7 @@ def test_the_figure_of_the_other_answer_is_one_less_it() -> None:
 def test_what_length_cannot_be_told_from_is_not_given_as_a_figure(
     wins: list[float], longer: list[float], said: str
 ) -> None:
-    found = at_equal_length(wins, longer)
+    found = length_controlled_win_rate(wins, longer)
     assert found.win_rate is None
     assert said in found.missing
 
@@ -75,7 +75,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     rng, held, told = np.random.default_rng(0), 0, 0
     for quality, length, shift in ((0.0, 0.0, 0.0), (0.7, 1.5, 0.0), (0.0, 2.0, 0.5)):
         for _ in range(120):
-            found = at_equal_length(*planted(rng, 40, quality, length, shift), resamples=200).win_rate
+            found = length_controlled_win_rate(*planted(rng, 40, quality, length, shift), resamples=200).win_rate
             if found is not None and found.low is not None and found.high is not None:
                 told += 1
                 held += found.low <= 1 / (1 + np.exp(-quality)) <= found.high
