@@ -232,7 +232,7 @@ def test_what_a_reader_must_not_miss_is_said_in_words() -> None:
     ]
     assert "the fitted temperature worsens calibration on the other half" in told(*luck, calibrate=True)
     assert "temperature" not in told(*overconfident(3.0), calibrate=True)
-    assert told(*[pair(1.0, prompt=f"{i}") for i in range(3)]).startswith("nothing was asked of the judge")
+    assert told(*[pair(1.0, prompt=f"{i}") for i in range(3)]).startswith("the judge gave no verdict")
 
 
 def test_the_report_is_written_with_the_names_of_its_figures_and_read_back() -> None:
