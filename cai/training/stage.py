@@ -14,13 +14,14 @@ from typing import Any, Generic, TypeVar
 from pydantic import TypeAdapter
 
 from cai.config.errors import CaiError
-from cai.config.hashing import fingerprint
-from cai.data.jsonl import write_text
+from cai.data.jsonl import file_fingerprint, write_text
+from cai.data.manifest import Claim, exclusive, read_manifest, take, versions
 from cai.inference.models import folder_fingerprint
 from cai.training.settings import TrainConfig, TrainStage
 
 Report = Callable[[dict[str, Any]], None]
 """Takes a stage's events: progress (`step`, `of`, `note`), what it learns from (`examples`, …), `warning`, `done`."""
+MODEL = "model"  # the folder of the trained policy or reward model, which the worker writes last
 Settings = TypeVar("Settings", bound=TrainConfig, covariant=True)
 
 
@@ -50,12 +51,11 @@ class StageSpec(Generic[Settings]):
         reward = Path(fields["reward"]) if fields["reward"] else None
         return StageSpec(settings, data, model, folder, fields["seed"], reward)
 
-    def write(self, path: Path, identity: str) -> None:
-        """Write stage.json, with the identity of everything that decides the stage's result."""
+    def write(self, path: Path) -> None:
+        """Write stage.json, which the worker reads."""
         fields = {
             "settings": self.settings.model_dump(),
             "seed": self.seed,
-            "identity": identity,
             "data": str(self.data),
             "model": str(self.model),
             "folder": str(self.folder),
@@ -63,14 +63,23 @@ class StageSpec(Generic[Settings]):
         }
         write_text(path, json.dumps(fields, indent=2))
 
-    def identity(self) -> str:
-        """A fingerprint of everything that decides the stage's result; files count by content, not by name."""
-        contents = [folder_fingerprint(self.model), self.data.read_text(encoding="utf-8")]
-        if self.reward is not None:
-            contents.append(folder_fingerprint(self.reward))
-        if (mix := getattr(self.settings, "mix", None)) is not None:
-            contents.append(Path(mix).read_text(encoding="utf-8"))
-        return fingerprint(self.settings.model_dump(exclude={"reward", "mix", "report_to"}), self.seed, contents)
+    def claim(self) -> Claim:
+        """The stage's folder with its manifest; files count by content, not by name."""
+        mix = getattr(self.settings, "mix", None)
+        files = {"data": self.data, "mix": Path(mix) if mix else None}
+        models = {"model": self.model, "reward": self.reward}
+        contents = {key: file_fingerprint(path) for key, path in files.items() if path is not None}
+        contents |= {key: folder_fingerprint(path) for key, path in models.items() if path is not None}
+        manifest = {
+            "command": "cai train",
+            "settings": self.settings.model_dump(mode="json", exclude={"reward", "mix", "report_to"}),
+            "seed": self.seed,
+            **contents,
+            "where": {key: str(path) for key, path in models.items() if path is not None},
+            "versions": versions(),
+        }
+        inputs = [path for path in (*files.values(), *models.values()) if path is not None]
+        return Claim(self.folder, manifest, MODEL, inputs)
 
 
 def run_stage(spec: StageSpec[Any], report: Report, replace: bool = True, keep_data: bool = False) -> Path:
@@ -79,61 +88,43 @@ def run_stage(spec: StageSpec[Any], report: Report, replace: bool = True, keep_d
     A finished stage with the same settings, data, models and seed is not trained again; an interrupted one resumes from
     its last checkpoint; one whose inputs changed starts afresh, if `replace`. With `keep_data` the stage learns from a
     copy of the data that stays in its folder, `rows.jsonl`.
-    Raises: CaiError when the worker fails, whose log is `train.log` in the folder, or the folder holds something else.
+    Raises: CaiError when the worker fails, whose log is `train.log` in the folder; and as `take` does for a folder of
+    something else, or of a finished stage with other inputs without `replace`.
     """
-    folder, identity = spec.folder, spec.identity()
-    if not _claim(folder, identity, replace):
-        report(json.loads((folder / "data.json").read_text(encoding="utf-8")))
-        report({"done": "already trained"})
-        return folder / "model"
-    data = spec.data
-    if keep_data:
-        beside = folder / "rows.jsonl.part"
-        shutil.copyfile(data, beside)
-        data = beside.replace(folder / "rows.jsonl")
-    stage_file = folder / "stage.json"
-    StageSpec(spec.settings, data, spec.model, folder, spec.seed, spec.reward).write(stage_file, identity)
+    folder, claim = spec.folder, spec.claim()
+    with exclusive(folder):
+        if _is_finished(claim):
+            report(json.loads((folder / "data.json").read_text(encoding="utf-8")))
+            report({"done": "already trained"})
+            return folder / MODEL
+        take(claim, replace)
+        data = spec.data
+        if keep_data:
+            beside = folder / "rows.jsonl.part"
+            shutil.copyfile(data, beside)
+            data = beside.replace(folder / "rows.jsonl")
+        stage_file = folder / "stage.json"
+        StageSpec(spec.settings, data, spec.model, folder, spec.seed, spec.reward).write(stage_file)
 
-    def keep_counts(event: dict[str, Any]) -> None:
-        if "examples" in event:  # reported again when the finished stage is not trained again
-            write_text(folder / "data.json", json.dumps(event))
-        report(event)
+        def keep_counts(event: dict[str, Any]) -> None:
+            if "examples" in event:  # reported again when the finished stage is not trained again
+                write_text(folder / "data.json", json.dumps(event))
+            report(event)
 
-    command = [*worker_python(spec.launcher), "-m", "cai.training.worker", str(stage_file)]
-    follow(command, folder / "train.log", keep_counts)
-    for spent in ("checkpoints", "dataset"):  # large, and of no use once the policy is saved
-        shutil.rmtree(folder / spent, ignore_errors=True)
-    return folder / "model"
+        command = [*worker_python(spec.launcher), "-m", "cai.training.worker", str(stage_file)]
+        follow(command, folder / "train.log", keep_counts)
+        for spent in ("checkpoints", "dataset"):  # large, and of no use once the policy is saved
+            shutil.rmtree(folder / spent, ignore_errors=True)
+    return folder / MODEL
 
 
 def is_trained(spec: StageSpec[Any]) -> bool:
     """Whether `run_stage` would find the stage finished."""
-    known = _read_stage_file(spec.folder)
-    return known.get("identity") == spec.identity() and (spec.folder / "model").is_dir()
+    return _is_finished(spec.claim())
 
 
-def _claim(folder: Path, identity: str, replace: bool) -> bool:
-    """Make `folder` ready for a stage; False when it holds that very stage, finished."""
-    known = _read_stage_file(folder)
-    if known.get("identity") == identity:
-        return not (folder / "model").is_dir()
-    if not known and folder.exists() and any(folder.iterdir()):
-        raise CaiError(f"{folder} is not empty and holds no training stage; choose another folder")
-    if known and not replace:
-        raise CaiError(
-            f"{folder} holds a stage trained with other settings, data or models; overwrite it with --replace, or "
-            "choose another --out"
-        )
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return True
-
-
-def _read_stage_file(folder: Path) -> dict[str, Any]:
-    """The folder's stage.json; empty where there is none."""
-    path = folder / "stage.json"
-    fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return fields
+def _is_finished(claim: Claim) -> bool:
+    return claim.is_finished() and read_manifest(claim.folder) is not None and not claim.changes()
 
 
 def worker_python(launcher: str) -> list[str]:

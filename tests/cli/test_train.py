@@ -47,7 +47,9 @@ def test_a_reward_model_and_ppo_from_files_alone(tmp_path: Path, tiny_model: Pat
     assert len((out / "rows.jsonl").read_text().splitlines()) == 8
     assert json.loads((out / "stage.json").read_text())["data"] == str(out / "rows.jsonl")
 
-    assert "--replace, or choose another --out" in fault("reward", *given, "--seed", "1")
+    message = fault("reward", *given, "--seed", "1")
+    assert "holds finished results of `cai train` with other settings:\n  seed: 0 → 1\n" in message
+    assert "(--out FOLDER), or overwrite this one (--replace)" in message
     assert "needs a reward model: --reward DIR" in fault("ppo", *given[:6])
 
     prompts = tmp_path / "prompts.jsonl"
@@ -94,7 +96,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, tiny_model: Pa
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("mine")
     message = fault("dpo", "--data", data, "--model", tiny_model, "--out", tmp_path / "mine")
-    assert "is not empty and holds no training stage" in message
+    assert "is not empty and holds no results of `cai train`" in message
     assert (tmp_path / "mine/thesis.txt").exists()
 
 

@@ -49,7 +49,7 @@ def test_two_processes_give_the_curves_of_one(tmp_path: Path, tiny_model: Path) 
         shared = replace(spec, settings=settings, folder=tmp_path / "two" / spec.folder.name)
         shared.folder.mkdir(parents=True)
         stage_files.append(shared.folder / "stage.json")
-        shared.write(stage_files[-1], "")
+        shared.write(stage_files[-1])
     command = [*worker_python("torchrun --nproc_per_node 2"), str(STAGES), *map(str, stage_files)]
     steps = []
     follow(command, tmp_path / "train.log", lambda event: steps.append(event.get("step")))

@@ -1,15 +1,16 @@
 """The worker of a stage: how it is started and followed, and what its errors say."""
 
-import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cai.config.errors import CaiError
+from cai.data.manifest import exclusive, read_manifest
 from cai.training import stage, worker
-from cai.training.stage import StageSpec, follow, run_stage
+from cai.training.stage import StageSpec, follow, is_trained, run_stage
 from tests.training.test_settings import dpo, preferences
 
 
@@ -102,6 +103,40 @@ def test_a_worker_words_the_errors_that_are_no_defects(tmp_path: Path, error: Ex
 
 def test_a_stage_file_holds_the_whole_specification(tmp_path: Path) -> None:
     spec = StageSpec(dpo(), tmp_path / "rows.jsonl", tmp_path / "model", tmp_path, seed=3, reward=tmp_path / "reward")
-    spec.write(tmp_path / "stage.json", "identity")
+    spec.write(tmp_path / "stage.json")
     assert StageSpec.read(tmp_path / "stage.json") == spec
-    assert json.loads((tmp_path / "stage.json").read_text())["identity"] == "identity"
+
+
+@pytest.mark.usefixtures("no_worker")
+def test_a_stage_is_finished_until_what_decides_it_changes(tmp_path: Path, tiny_model: Path) -> None:
+    data = preferences(tmp_path / "preferences.jsonl")
+    spec = StageSpec(dpo(), data, tiny_model, tmp_path / "dpo")
+    assert not is_trained(spec)
+    run_stage(spec, print)
+    copied = data.rename(tmp_path / "elsewhere.jsonl")
+    assert is_trained(replace(spec, data=copied))
+    assert is_trained(replace(spec, data=copied, settings=dpo(report_to=["tensorboard"])))
+    assert not is_trained(replace(spec, data=copied, seed=1))
+    manifest = read_manifest(tmp_path / "dpo")
+    assert manifest is not None and manifest["command"] == "cai train"
+    preferences(copied, 9)
+    assert not is_trained(replace(spec, data=copied))
+    with pytest.raises(CaiError, match=r"holds finished results of `cai train` with other settings:\n  data: content"):
+        run_stage(replace(spec, data=copied), print, replace=False)
+
+
+@pytest.mark.usefixtures("no_worker")
+def test_a_stage_that_learns_from_a_file_in_its_own_folder_does_not_clear_it(tmp_path: Path, tiny_model: Path) -> None:
+    spec = StageSpec(dpo(), preferences(tmp_path / "p.jsonl"), tiny_model, tmp_path / "dpo")
+    run_stage(spec, print)
+    own = preferences(tmp_path / "dpo/more.jsonl", 9)
+    with pytest.raises(CaiError, match="which would be cleared; copy it elsewhere first"):
+        run_stage(replace(spec, data=own), print)
+    assert own.exists()
+    assert is_trained(spec)
+
+
+def test_two_commands_do_not_train_in_one_folder(tmp_path: Path, tiny_model: Path) -> None:
+    spec = StageSpec(dpo(), preferences(tmp_path / "p.jsonl"), tiny_model, tmp_path / "dpo")
+    with exclusive(spec.folder), pytest.raises(CaiError, match="another process is working in this folder"):
+        run_stage(spec, print)
