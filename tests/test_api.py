@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from cai.config.errors import CaiError, RequestRefused
 from cai.data.records import Message, Preference, Prompt, Revision
 from cai.inference.engine import Choose, Generate
 from cai.inference.scripted import ScriptedEngine
-from tests.conftest import scripted
+from tests.compare.made import make_run, principles
+from tests.conftest import ROOT, scripted
 
 PROMPTS = ["How do I boil an egg?", [Message(role="user", content="Why do cats purr?")], {"id": "c", "prompt": "Why?"}]
 
@@ -210,3 +213,23 @@ def test_rows_of_a_file_are_those_of_a_list(model_folder: Path) -> None:
     from_file = cai.revise(path, "plain", model_folder, open_engine=scripted(), rounds=1)
     prompts = [Prompt(id=row.prompt_id, messages=row.messages) for row in from_file]
     assert from_file == cai.revise(prompts, "plain", model_folder, open_engine=scripted(), rounds=1)
+
+
+@pytest.mark.slow
+def test_every_snippet_of_the_documentation_runs(monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> None:
+    page = (ROOT / "docs/python.md").read_text(encoding="utf-8")
+    make_run(Path("runs/quickstart"), principles("calm", "short"), lambda i, drawn: i).summary_json.unlink()
+    for module in ("cai.api", "cai.inference.endpoints"):
+        monkeypatch.setattr(f"{module}.resolve_model", lambda name: tiny_model)
+    weigh = lambda request: [0.6, 0.2]  # noqa: E731
+    for name in ("revise", "judge"):
+        function = partial(getattr(cai, name), open_engine=scripted(weigh=weigh))
+        monkeypatch.setattr(cai, name, function, raising=False)
+    names: dict[str, Any] = {}
+    snippets = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    for snippet in snippets:
+        exec(snippet, names)
+    assert len(snippets) == 5
+    assert len(names["labels"]) == 3 and names["trained"].metrics.num_rows > 0
+    attributes = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)))
+    assert all(hasattr(names["run"], name) for name in attributes) and "updates" in attributes
