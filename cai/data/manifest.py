@@ -93,6 +93,15 @@ def refuse_old_format(folder: Path) -> None:
             )
 
 
+def check_format(path: Path, values: dict[str, Any], expected: int, command: str) -> None:
+    """Raises: CaiError for a report whose `format` is not `expected`; a report without one is of format 1."""
+    if (found := values.get("format", 1)) != expected:
+        raise CaiError(
+            f"{path}: expected a report of format {expected}, found format {brief(found)}, written by another version "
+            f"of cai; run `{command} --replace` again: the answers in the cache are reused"
+        )
+
+
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
     """Hold a folder, creating it, for this process alone; raises CaiError when another one works in it."""

@@ -6,12 +6,15 @@ information, so no metric depends on it. Intervals are over prompts.
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import Annotated, NamedTuple
 
 from pydantic import PlainSerializer
 
+from cai.config.errors import CaiError
 from cai.config.hashing import uniform
+from cai.data.manifest import check_format, read_json
 from cai.data.records import Preference, Row, Verdict
 from cai.feedback.metrics import NON_OPTION_MASS, POSITION_BIAS, mean_over_prompts
 from cai.inference.scheduler import Cost
@@ -31,6 +34,7 @@ from cai.stats.intervals import Estimate, bootstrap_mean, share
 from cai.stats.logistic import logit
 from cai.stats.win_rate import win
 
+FORMAT = 2  # of judge.json from `cai judge-eval`; 1, without a number, has other field names
 Interval = Annotated[Estimate, PlainSerializer(lambda e: e._asdict())]
 """An Estimate, written to JSON with the names of its fields."""
 
@@ -89,9 +93,6 @@ def over_prompts(values: Iterable[tuple[str, float]]) -> Estimate:
 def position_bias(opinion: Opinion) -> bool:
     """Whether the same position wins in both orders; as Verdict.position_bias."""
     return (opinion.forward > 0.5) != (opinion.reverse > 0.5)
-
-
-# Principles one by one: how often each is right, and which say the same or the opposite of the same pairs.
 
 
 SHARED = 20  # pairs that two principles must both have judged before their agreement is reported
@@ -223,6 +224,7 @@ class JudgeReport(Row):
     tokens_per_pair: float | None
     calibration: Calibration | None
     notes: list[str]  # warnings about how to read the metrics
+    format: int = FORMAT
 
 
 def judge_report(pairs: Sequence[Judged], cost: Cost, calibrate: bool = False, temperature: float = 1.0) -> JudgeReport:
@@ -258,6 +260,19 @@ def judge_report(pairs: Sequence[Judged], cost: Cost, calibrate: bool = False, t
         notes=[],
     )
     return report.model_copy(update={"notes": notes(report)})
+
+
+def read_judge_report(path: Path) -> JudgeReport:
+    """The report in judge.json. Raises: CaiError for another format, or a file that is not of `cai judge-eval`."""
+    values = read_json(path)
+    if "accuracy" in values:
+        check_format(path, values, FORMAT, "cai judge-eval")
+    try:
+        return JudgeReport.model_validate({name: values[name] for name in JudgeReport.model_fields})
+    except KeyError as error:
+        raise CaiError(f"{path}: expected a finished report of `cai judge-eval`; {error} is missing") from None
+    except ValueError as error:
+        raise CaiError(f"{path}: expected a report of `cai judge-eval`: {error}") from None
 
 
 def _one_order(pair: Judged) -> list[float]:

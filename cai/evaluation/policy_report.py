@@ -12,9 +12,8 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from cai.config.errors import CaiError
-from cai.config.yaml_files import read_text
 from cai.data.jsonl import each_row
-from cai.data.manifest import MANIFEST_JSON, read_json
+from cai.data.manifest import MANIFEST_JSON, check_format, read_json
 from cai.data.records import Answer, BeforeAfter, Judgement, Row, Scored
 from cai.evaluation.monitors import Monitor, Phrases, declines, text_monitors
 from cai.evaluation.overoptimization import TrainingPhase, overoptimization, training_phases
@@ -58,6 +57,7 @@ from cai.training.metrics import RUNAWAY_KL, TARGETS
 ANSWERS, COMPARISONS, PROBES, SKIPPED = "answers.jsonl", "comparisons.jsonl", "probes.jsonl", "skipped.jsonl"
 SAMPLES, SCORES = "training_samples.jsonl", "scores.jsonl"
 REPORT = "evaluation.json"  # written last: the evaluation is finished
+FORMAT = 2  # of evaluation.json; 1, without a number, has other field names
 
 
 class PolicySummary(Row):
@@ -72,6 +72,7 @@ class PolicySummary(Row):
 class PolicyReport(Row):
     """The metrics of an evaluation."""
 
+    format: int = FORMAT
     manifest: dict[str, Any]
     policies: list[PolicySummary]
     prompts: int
@@ -90,14 +91,16 @@ class PolicyReport(Row):
 
 
 def read_report(path: Path) -> PolicyReport:
-    """A report back from its file; raises CaiError for one that is damaged or was written by another version."""
+    """A report back from its file; raises CaiError for one that is damaged or of another format."""
+    values = read_json(path)
+    check_format(path, values, FORMAT, "cai eval")
     try:
-        return PolicyReport.model_validate_json(read_text(path))
+        return PolicyReport.model_validate(values)
     except ValidationError as error:
         fault = error.errors()[0]
         field = ".".join(str(step) for step in fault["loc"])
         raise CaiError(
-            f"{path}: {field + ': ' if field else ''}{fault['msg']}; make it again with `cai eval`"
+            f"{path}: {field + ': ' if field else ''}{fault['msg']}; run `cai eval --replace` again"
         ) from None
 
 

@@ -6,11 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cai.config.errors import CaiError
 from cai.data.jsonl import each_row, read_rows, write_text
 from cai.data.manifest import MANIFEST_JSON, read_json
 from cai.data.records import Preference, Skipped
-from cai.evaluation.judge_report import JudgeReport, judge_metrics
+from cai.evaluation.judge_report import JudgeReport, judge_metrics, read_judge_report
 from cai.report.html import render
 from cai.stats.agreement import hit
 from cai.stats.calibration import Bin
@@ -59,15 +58,7 @@ def judge_page(folder: Path) -> str:
 
 def read_judge_evaluation(folder: Path) -> JudgeEvaluation:
     """What judge.json holds. Raises: CaiError for a file that is not the finished report of `cai judge-eval`."""
-    file = folder / JUDGE_JSON
-    values = read_json(file)
-    try:
-        report = JudgeReport.model_validate({name: values[name] for name in JudgeReport.model_fields})
-        return JudgeEvaluation(report, read_json(folder / MANIFEST_JSON))
-    except KeyError as error:
-        raise CaiError(f"{file}: expected a finished report of `cai judge-eval`; {error} is missing") from None
-    except ValueError as error:
-        raise CaiError(f"{file}: expected a report of `cai judge-eval`: {error}") from None
+    return JudgeEvaluation(read_judge_report(folder / JUDGE_JSON), read_json(folder / MANIFEST_JSON))
 
 
 def most_confident_mistakes(folder: Path, most: int = MISTAKES) -> list[Preference]:

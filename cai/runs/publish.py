@@ -28,11 +28,10 @@ from cai.data.evaluation_formats import alpaca_entries
 from cai.data.exports import EXPORTS, exported, extras
 from cai.data.files import table_writer
 from cai.data.jsonl import read_rows
-from cai.data.manifest import read_json
 from cai.data.preferences import iter_preferences
 from cai.data.prompts import iter_completions
 from cai.data.records import BeforeAfter, Demonstration, Messages, Preference, Prompt, Ranking, Revision, Skipped
-from cai.evaluation.judge_report import JudgeReport, judge_metrics
+from cai.evaluation.judge_report import judge_metrics, read_judge_report
 from cai.feedback.metrics import RUN_METRICS
 from cai.runs.folder import RunFolder
 from cai.runs.metrics import summarise, summary_metrics
@@ -271,9 +270,7 @@ def _gate(run: RunFolder) -> list[tuple[str, str]]:
     path = run.judge / "judge.json"
     if not path.exists():
         return []
-    values = read_json(path)
-    report = JudgeReport.model_validate({key: values[key] for key in JudgeReport.model_fields if key in values})
-    return [(metric.name, metric.value) for metric in judge_metrics(report)]
+    return [(metric.name, metric.value) for metric in judge_metrics(read_judge_report(path))]
 
 
 def _sample(run: RunFolder) -> str:

@@ -60,12 +60,20 @@ def test_a_report_comes_back_from_its_file_as_it_was_written(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("{", "Invalid JSON"), ('{"prompts": 3}', "manifest: Field required"), ("[]", "should be an object")],
+    [
+        ("{", "not valid JSON"),
+        ('{"format": 2, "prompts": 3}', "manifest: Field required; run `cai eval --replace` again"),
+        ("[]", "expected a JSON object"),
+        (
+            '{"prompts": 3, "against": []}',
+            "expected a report of format 2, found format 1.*run `cai eval --replace` again",
+        ),
+    ],
 )
 def test_a_file_that_is_no_report_is_an_error_that_names_it(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "evaluation.json"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(CaiError, match=rf"evaluation\.json: .*{said}.*make it again"):
+    with pytest.raises(CaiError, match=rf"evaluation\.json:.*{said}"):
         read_report(path)
 
 

@@ -59,6 +59,16 @@ def test_the_page_shows_the_mistakes_that_the_judge_is_most_confident_of(folder:
     assert "chosen 1" not in html
 
 
+def test_a_report_of_another_format_is_refused_with_what_to_do(folder: Path) -> None:
+    report = json.loads((folder / "judge.json").read_text(encoding="utf-8"))
+    del report["format"]
+    (folder / "judge.json").write_text(json.dumps(report), encoding="utf-8")
+    with pytest.raises(
+        CaiError, match=r"judge\.json: expected .* format 2, found format 1.* `cai judge-eval --replace`"
+    ):
+        write_judge_page(folder)
+
+
 def test_an_unfinished_report_is_refused_by_name(folder: Path) -> None:
     (folder / "judge.json").write_text("{}", encoding="utf-8")
     with pytest.raises(CaiError, match=r"judge\.json: expected a finished report of `cai judge-eval`; 'prompts'"):
