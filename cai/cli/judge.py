@@ -31,7 +31,8 @@ from cai.constitution.principles import load_constitution
 from cai.constitution.templates import Templates
 from cai.data.manifest import Output
 from cai.feedback.judge import JudgeConfig
-from cai.feedback.label import JUDGE_JSON, JUDGE_METRICS, LabelJob, label_file
+from cai.feedback.label import JUDGE_JSON, LabelJob, label_file
+from cai.feedback.metrics import JUDGE_METRICS
 from cai.inference.endpoints import resolve_judges
 from cai.inference.progress import Reporter
 from cai.runs.find import find_constitution

@@ -18,13 +18,15 @@ from cai.data.manifest import check_format, read_json
 from cai.data.records import Preference, Row, Verdict
 from cai.feedback.metrics import NON_OPTION_MASS, POSITION_BIAS, mean_over_prompts
 from cai.inference.scheduler import Cost
-from cai.stats.agreement import Agreement, agreement, hit
-from cai.stats.calibration import (
+from cai.stats.agreement import (
     COOLEST,
     HOTTEST,
+    Agreement,
     Bin,
+    agreement,
     expected_calibration_error,
     fit_temperature,
+    hit,
     mean_log_loss,
     reliability,
     tempered,

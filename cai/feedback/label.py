@@ -33,13 +33,12 @@ from cai.feedback.judge import (
     panel_verdicts,
     rank_judged,
 )
-from cai.feedback.metrics import LABEL_METRICS, Metric, PromptMeans
+from cai.feedback.metrics import JUDGE_METRICS, PromptMeans
 from cai.inference.cache import Cache, CachedEngine
 from cai.inference.engine import EngineConfig
 from cai.inference.models import Model, model_fingerprint
 from cai.inference.progress import Reporter
 from cai.inference.scheduler import EngineWork, OpenEngine, Scheduler, Stage, open_model
-from cai.stats.agreement import hit
 
 JUDGE_JSON = "judge.json"  # metrics; written last
 
@@ -204,13 +203,6 @@ def label_claim(command: str, job: LabelJob, folder: Path, **options: Any) -> Cl
 def write_judge_json(folder: Path, content: dict[str, Any]) -> None:
     """Write judge.json, which finishes the folder of `cai judge` or `cai judge-eval`."""
     write_text(folder / JUDGE_JSON, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-
-
-AGREEMENT = Metric[Preference](
-    "agreement", "agreement with the input labels", "same winner; ties count one half", "share",
-    lambda pair: None if pair.input_p is None else hit(pair.p, pair.input_p),
-)  # fmt: skip
-JUDGE_METRICS = (*LABEL_METRICS, AGREEMENT)
 
 
 @dataclass

@@ -17,6 +17,7 @@ from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 from cai.data.records import BeforeAfter, Preference, Revision, Verdict
 from cai.feedback.filters import FILTERS
+from cai.stats.agreement import hit
 from cai.stats.edits import word_distance
 from cai.stats.formatting import number
 from cai.stats.intervals import Estimate, bootstrap_mean, share
@@ -125,22 +126,19 @@ def mean_over_prompts(values: Iterable[tuple[str, float | None]]) -> float | Non
     return fmean(fmean(of_prompt) for of_prompt in by_prompt.values()) if by_prompt else None
 
 
-# The functions of a row.
-
-
 def words(text: str) -> int:
     """How many words a text has, split at white space."""
     return len(text.split())
 
 
 def position_bias(verdicts: Iterable[Verdict]) -> float | None:
-    """The share of verdicts that prefer the same position in both orders; None where none was asked in both."""
+    """The share of verdicts that prefer the same position in both orders; None where no verdict has both."""
     flips = [verdict.position_bias for verdict in verdicts if verdict.position_bias is not None]
     return sum(flips) / len(flips) if flips else None
 
 
 def non_option_mass(verdicts: Sequence[Verdict]) -> float | None:
-    """The mean probability that the judge gave to anything but the options; None without verdicts."""
+    """The mean probability that the judge assigns to anything but the options; None without verdicts."""
     return sum(verdict.non_option_mass for verdict in verdicts) / len(verdicts) if verdicts else None
 
 
@@ -155,14 +153,11 @@ def edit_distance(before: str, after: str) -> float:
     return word_distance(before, after)
 
 
-# The tables.
-
-
 POSITION_BIAS = "position bias"
 POSITION_BIAS_MEANING = "verdicts that prefer the same position in both orders"
 NON_OPTION_MASS = "non-option probability mass"
 NON_OPTION_MASS_MEANING = "probability on anything but the options"
-TRUNCATED = "texts that ran into max_tokens"
+TRUNCATED = "texts truncated at max_tokens"
 MOST = 0.5  # of texts or of the probability
 
 
@@ -231,6 +226,12 @@ JUDGE_NON_OPTION_MASS = Metric[Preference](
 )  # fmt: skip
 LABEL_METRICS: tuple[Metric[Preference], ...] = (LABEL_P, JUDGE_POSITION_BIAS, JUDGE_NON_OPTION_MASS)
 """Of the pairs in preferences.jsonl that the judge labelled (`source: judge`)."""
+AGREEMENT = Metric[Preference](
+    "agreement", "agreement with the input labels", "same winner; ties count one half", "share",
+    lambda pair: None if pair.input_p is None else hit(pair.p, pair.input_p),
+)  # fmt: skip
+JUDGE_METRICS = (*LABEL_METRICS, AGREEMENT)
+"""Of the pairs that `cai judge` labels."""
 
 REVISION_BETTER = Metric[Preference](
     "revision_better", "P(revision better)", "than the draft, by the judge", "share", lambda row: mean_p(row.verdicts)
@@ -281,7 +282,7 @@ ROUND_METRICS: tuple[Metric[Revision], ...] = (
     Metric("words", "words added", "words of the revision less those of that answer", "words",
            lambda row: words(row.revision) - words(row.before)),
     FILTERED,
-    Metric("truncated", "truncated", "the revision ran into max_tokens", "share",
+    Metric("truncated", "truncated", "the revision was truncated at max_tokens", "share",
            lambda row: "revision" in row.truncated),
 )  # fmt: skip
 """Of a principle, over the rounds of revision that drew it."""

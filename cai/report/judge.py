@@ -11,8 +11,7 @@ from cai.data.manifest import MANIFEST_JSON, read_json
 from cai.data.records import Preference, Skipped
 from cai.evaluation.judge_report import JudgeReport, judge_metrics, read_judge_report
 from cai.report.html import render
-from cai.stats.agreement import hit
-from cai.stats.calibration import Bin
+from cai.stats.agreement import Bin, hit
 
 JUDGE_JSON, VERDICTS, SKIPPED, PAGE = "judge.json", "verdicts.jsonl", "skipped.jsonl", "judge.html"
 MISTAKES = 5  # most confident mistakes on the page

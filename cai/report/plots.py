@@ -130,7 +130,7 @@ def bars(title: str, axis: str, names: Sequence[str], series: Mapping[str, Seque
 
 
 def reliability(title: str, series: Mapping[str, Sequence[Mapping[str, float]]]) -> Plot:
-    """Confidence against accuracy, from the bins of cai/stats/calibration.py; larger dots hold more pairs."""
+    """Confidence against accuracy, from the bins of cai/stats/agreement.py; larger dots hold more pairs."""
     data: list[dict[str, Any]] = [
         {
             "type": "scatter", "mode": "lines", "name": "calibrated", "x": [0.5, 1], "y": [0.5, 1],

@@ -7,9 +7,8 @@ import yaml
 from cai.config.errors import CaiError
 from cai.feedback.metrics import RUN_METRICS
 from cai.runs.folder import RunFolder
-from cai.runs.metrics import summarise, summary_metrics, training_lines, training_warnings
+from cai.runs.metrics import summarise, summary_metrics, summary_warnings, training_lines, training_warnings
 from cai.stats.formatting import counted, number, span
-from cai.stats.win_rate import FEW_PROMPTS
 
 JUDGE_METRICS = ("label_p", "position_bias", "non_option_mass", "eval_position_bias", "eval_non_option_mass")
 """Keys of the metrics of judge and eval judge."""
@@ -71,7 +70,7 @@ def _contents(summary: dict[str, Any], finished: bool) -> SummaryContents:
         metrics=_metrics(summary),
         judge=_judge_metrics(summary),
         monitors=monitors,
-        notes=_notes(summary, monitors, finished),
+        notes=_notes(summary, finished),
         skipped=summary["skipped"]["reasons"],
         training={stage: training_lines(results) for stage, results in stages.items()},
         calibration={stage: report["reliability"] for stage, report in reports.items()},
@@ -125,15 +124,10 @@ def _monitors(summary: dict[str, Any]) -> list[Warned]:
     return monitors
 
 
-def _notes(summary: dict[str, Any], monitors: list[Warned], finished: bool) -> list[str]:
-    notes = [] if finished else ["The run is unfinished: this page shows what it had written when the page was made."]
-    warnings = [f"{m.name} {m.value}" if m.threshold else f"{m.name}: {m.value}" for m in monitors if m.warns]
-    if warnings:
-        notes.append("Warnings: " + "; ".join(warnings) + ".")
-    win_rate = summary_metrics(summary).get("win_rate")
-    if win_rate and win_rate.n < FEW_PROMPTS:
-        notes.append(f"Only {counted(win_rate.n, 'held-out prompts')}: the interval of the win rate is wide.")
-    return notes
+def _notes(summary: dict[str, Any], finished: bool) -> list[str]:
+    """The warnings of the summary, one note each."""
+    unfinished = [] if finished else ["The run is unfinished: this page shows what was written when the page was made"]
+    return unfinished + summary_warnings(summary)
 
 
 def provenance(manifest: dict[str, Any]) -> dict[str, str]:

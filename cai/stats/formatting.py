@@ -1,4 +1,7 @@
-"""Numbers as text: one format for terminal, pages and cards. A value that is None is shown as a dash."""
+"""Numbers as text: one format for terminal, pages and cards.
+
+A value that is None is shown as a dash. `z` in a format: what rounds to zero has no minus sign.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -16,12 +19,12 @@ def percent(rate: float | None) -> str:
 
 def number(value: float | None, digits: int = 3) -> str:
     """A number with so many decimals below ten, and one from ten on: `0.312`, `57.3`."""
-    return NONE if value is None else f"{value:.{_digits(digits, value)}f}"
+    return NONE if value is None else f"{value:z.{_digits(digits, value)}f}"
 
 
 def signed(value: float | None, digits: int = 3) -> str:
     """A difference: `number` with its sign."""
-    return NONE if value is None else f"{value:+.{_digits(digits, value)}f}"
+    return NONE if value is None else f"{value:+z.{_digits(digits, value)}f}"
 
 
 def _digits(digits: int, *values: float | None) -> int:
@@ -34,7 +37,7 @@ def estimate(value: "Estimate | None", digits: int = 3) -> str:
     if value is None:
         return NONE
     decimals = _digits(digits, value.mean, value.low, value.high)
-    mean, low, high = (NONE if bound is None else f"{bound:.{decimals}f}" for bound in value[:3])
+    mean, low, high = (NONE if bound is None else f"{bound:z.{decimals}f}" for bound in value[:3])
     return f"{mean} (n={value.n})" if value.low is None and value.high is None else f"{mean} [{low}, {high}]"
 
 
@@ -42,8 +45,8 @@ def difference(effect: "Effect") -> str:
     """A difference with its 95 % interval and the prompts it is of: `+0.312 [+0.125, +0.562], n=16`."""
     decimals = _digits(3, effect.mean, effect.low, effect.high)
     known = effect.low is not None and effect.high is not None
-    interval = f" [{effect.low:+.{decimals}f}, {effect.high:+.{decimals}f}]" if known else ""
-    return f"{effect.mean:+.{decimals}f}{interval}, n={effect.n}"
+    interval = f" [{effect.low:+z.{decimals}f}, {effect.high:+z.{decimals}f}]" if known else ""
+    return f"{effect.mean:+z.{decimals}f}{interval}, n={effect.n}"
 
 
 def counted(number: int, things: str) -> str:

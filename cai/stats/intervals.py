@@ -7,13 +7,13 @@ import numpy as np
 
 from cai.stats.formatting import estimate
 
-FEW = 5000  # values that are resampled; a bootstrap of more takes minutes to say what the normal distribution says
+FEW = 5000  # values that are resampled; beyond, the bootstrap takes minutes and agrees with the normal distribution
 Z = 1.96  # standard errors that hold 95 % of a normal distribution
 RESAMPLES = 1000  # of prompts, where a model is fitted to each
 
 
 class Estimate(NamedTuple):
-    """A mean (or what its name says) over `n` prompts with its 95 % interval; none where nothing can be said."""
+    """A mean (or what its name says) over `n` prompts with its 95 % interval; no interval where n is too small."""
 
     mean: float
     low: float | None

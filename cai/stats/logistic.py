@@ -1,11 +1,11 @@
-"""Probabilities and their log-odds."""
+"""Log-odds, and logistic regression on soft labels, for one weighting of the rows or for the many of a bootstrap."""
 
 import math
 from collections.abc import Mapping
 
 import numpy as np
 
-NEAREST = 1e-12  # to 0 and 1: log-odds beyond carry no more opinion
+NEAREST = 1e-12  # to 0 and 1: log-odds are clipped beyond
 
 
 def logit(p: float) -> float:
@@ -17,9 +17,6 @@ def logit(p: float) -> float:
 def sigmoid(x: float) -> float:
     """1 / (1 + e^−x), whatever the size of x."""
     return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
-
-
-# Logistic regression on soft labels, for one weighting of the rows or for many at once, as a bootstrap has them.
 
 
 STEPS = 100  # of Newton's method; two answers of which one always wins take about twenty
@@ -82,9 +79,9 @@ def bradley_terry(labels: Mapping[tuple[int, int], float]) -> dict[int, float]:
     """Strengths s, in log-odds, such that σ(s_i − s_j) comes closest to each label P(i is better than j).
 
     Closest in cross-entropy, summed over pairs: with labels of 0 and 1 the maximum likelihood of Bradley & Terry 1952,
-    with soft labels its expectation. RIDGE/2 · Σ s² is added. It makes strengths unique and of mean 0, keeps those of
-    an answer that always wins finite (near 12 for two answers), sets groups of answers that were never compared with
-    each other side by side, each around 0, and moves two answers labelled within [0.01, 0.99] by less than 0.001.
+    with soft labels its expectation. The penalty STRENGTH_RIDGE/2 · Σ s² makes strengths unique and of mean 0, keeps
+    those of an answer that always wins finite (near 12 for two answers), places groups of answers without a comparison
+    between them side by side, each around 0, and moves two answers labelled within [0.01, 0.99] by less than 0.001.
 
     Args: P in [0, 1] by pair of answers' numbers; at least one. Returns: a strength for each answer that is named.
     """

@@ -1,4 +1,11 @@
-"""Paired and grouped differences: permutation tests, intervals, Holm's correction, minimum detectable differences."""
+"""Paired and grouped differences: permutation tests, intervals, Holm's correction, minimum detectable differences.
+
+`paired` compares two policies or runs on the same prompts; `contrasts` compares groups of rows with the rest, where
+chance decided which row came into which group. scipy.stats.permutation_test gives the same p for `paired` where all
+signs are enumerated (tests/stats/test_significance.py), but no interval: the bounds here invert the same test, ties
+included, so that the interval excludes 0 exactly where p ≤ 0.05. scipy.stats.bootstrap has neither the expanded
+percentile of `intervals.percentiles` nor resampling of whole prompts (clusters) with a model refitted to each resample.
+"""
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
@@ -52,10 +59,10 @@ class Effect(BaseModel):
 def paired(differences: Sequence[float] | Floats) -> Effect:
     """The mean of one difference a prompt, tested by flipping signs (Fisher 1935, §21).
 
-    Had the two runs nothing to tell them apart, A and B could be swapped at every prompt, and each difference would
+    If the two runs did not differ, A and B could be swapped at every prompt, and each difference would
     have come with either sign equally often. The interval holds the θ for which the differences less θ pass the same
     test: those between the mean of a random half of the prompts and the mean of the rest, in more than 5 % of halves
-    (Hartigan 1969, JASA 64). So it leaves out 0 exactly where p ≤ 0.05.
+    (Hartigan 1969, JASA 64). So it excludes 0 exactly where p ≤ 0.05.
     Raises: ValueError for no differences.
     """
     values = np.asarray(differences, dtype=float)
@@ -71,10 +78,10 @@ def paired(differences: Sequence[float] | Floats) -> Effect:
     signed = values[values != 0]
     if n > FEW and len(signed) > FEW:
         return by_normal(mean, se, n)
-    inside, non_option_mass = _halves(values) if n <= FEW else _halves_with_ties(signed, n - len(signed))
-    low, high = np.fmin(inside, non_option_mass), np.fmax(inside, non_option_mass)
-    low[np.isnan(inside) | np.isnan(non_option_mass)] = -math.inf  # all prompts in one half: it rejects nothing
-    high[np.isnan(inside) | np.isnan(non_option_mass)] = math.inf
+    inside, outside = _halves(values) if n <= FEW else _halves_with_ties(signed, n - len(signed))
+    low, high = np.fmin(inside, outside), np.fmax(inside, outside)
+    low[np.isnan(inside) | np.isnan(outside)] = -math.inf  # all prompts in one half: it rejects nothing
+    high[np.isnan(inside) | np.isnan(outside)] = math.inf
     near = ROUNDING * float(np.abs(values).max())
     extreme = int(np.sum((low <= near) & (high >= -near)))
     p = extreme / len(low)
@@ -108,7 +115,7 @@ def _halves_with_ties(values: Floats, ties: int) -> tuple[Floats, Floats]:
     return _ratio(sums, sizes), _ratio(values.sum() - sums, len(values) + ties - sizes)
 
 
-@lru_cache(maxsize=4)  # figures on the same prompts draw the same halves
+@lru_cache(maxsize=4)  # metrics on the same prompts draw the same halves
 def _subsets(n: int) -> Floats:
     """Rows of 0 and 1, (draws, n): every subset of up to EXACT, else the whole and random ones."""
     if n <= EXACT:
@@ -152,9 +159,11 @@ def corrected(effects: Mapping[Key, Effect]) -> dict[Key, Effect]:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p values that may be held against α all at once, in the order given (Holm 1979, Scand. J. Stat. 6).
+    """Adjusted p values that may all be compared with α, in the order of the arguments (Holm 1979, Scand. J. Stat. 6).
 
-    The smallest of m is multiplied by m, the next by m − 1 …, each is at least the one before and at most 1.
+    The smallest of m is multiplied by m, the next by m − 1 …, each is at least the one before and at most 1. scipy has
+    no Holm correction (false_discovery_control controls another rate), and statsmodels would add 67 MB for these lines;
+    a test compares them with the values of statsmodels.stats.multitest.multipletests.
     """
     m, adjusted, largest = len(p_values), [0.0] * len(p_values), 0.0
     for rank, index in enumerate(sorted(range(m), key=lambda i: p_values[i])):
@@ -176,9 +185,6 @@ def minimum_detectable(effect: Effect, tests: int = 1) -> float | None:
     return (_normal.inv_cdf(1 - alpha / 2) + _normal.inv_cdf(POWER)) * effect.se
 
 
-# Groups of rows against the rest, where chance decided which row came into which group.
-
-
 CHUNK = 500  # permutations at once: what fits in a few tens of megabytes
 
 
@@ -191,7 +197,7 @@ def contrasts(groups: Sequence[str], outcomes: Mapping[str, Sequence[float] | Fl
     closed form (Fisher's exact test); any other by Welch's t, so that a group of few rows with a wider spread does not
     pass for one with another mean (Janssen 1997, Stat. Probab. Lett. 36), over DRAWS permutations, or for more than FEW
     rows by Student's distribution, with an interval of as many standard errors as 5 % of the draws exceed.
-    A group of one row, or of all rows but one, is left out.
+    A group of one row, or of all rows but one, is skipped.
     """
     names, labels = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
     n = len(labels)
@@ -199,7 +205,7 @@ def contrasts(groups: Sequence[str], outcomes: Mapping[str, Sequence[float] | Fl
     columns -= columns.mean(axis=0)
     both = np.hstack([columns, columns**2])
     drawn, totals = _sums_by_group(labels, both, DRAWS if n <= FEW else 1), both.sum(axis=0)
-    found: dict[tuple[str, str], Effect] = {}
+    effects: dict[tuple[str, str], Effect] = {}
     for group, size in enumerate(np.bincount(labels).tolist()):
         if size < 2 or n - size < 2:
             continue
@@ -208,13 +214,13 @@ def contrasts(groups: Sequence[str], outcomes: Mapping[str, Sequence[float] | Fl
             distinct = np.unique(columns[:, column])
             if len(distinct) == 2:
                 has = columns[:, column] == distinct[1]
-                found[key] = _two_valued(
+                effects[key] = _two_valued(
                     float(np.ptp(distinct)), int(has[labels == group].sum()), int(has.sum()), size, n
                 )
             else:
                 pick = [column, column + len(outcomes)]
-                found[key] = _by_t(drawn[:, group, pick], totals[pick], size, n)
-    return found
+                effects[key] = _by_t(drawn[:, group, pick], totals[pick], size, n)
+    return effects
 
 
 def _two_valued(unit: float, inside: int, all_of_them: int, size: int, n: int) -> Effect:
@@ -226,8 +232,8 @@ def _two_valued(unit: float, inside: int, all_of_them: int, size: int, n: int) -
     from scipy.special import gammaln
 
     def log_choose(of: Floats | int, these: Floats) -> Floats:
-        found: Floats = gammaln(of + 1) - gammaln(these + 1) - gammaln(of - these + 1)
-        return found
+        choices: Floats = gammaln(of + 1) - gammaln(these + 1) - gammaln(of - these + 1)
+        return choices
 
     could = np.arange(max(0, size + all_of_them - n), min(size, all_of_them) + 1, dtype=float)
     log_p = log_choose(all_of_them, could) + log_choose(n - all_of_them, size - could)
@@ -259,8 +265,8 @@ def _sums_by_group(labels: NDArray[np.int64], columns: Floats, draws: int) -> Fl
         drawn[first:] = rng.permuted(drawn[first:], axis=1)
         cells = (drawn + groups * np.arange(rows)[:, None]).ravel()
         for column in range(columns.shape[1]):
-            found = np.bincount(cells, np.tile(columns[:, column], rows), minlength=rows * groups)
-            sums[start : start + rows, :, column] = found.reshape(rows, groups)
+            group_sums = np.bincount(cells, np.tile(columns[:, column], rows), minlength=rows * groups)
+            sums[start : start + rows, :, column] = group_sums.reshape(rows, groups)
     return sums
 
 

@@ -1,9 +1,9 @@
-"""The win rate at equal length: what a judge would say had both answers the same length (Dubois et al. 2024).
+"""Win rates, and the length-controlled win rate: the predicted one for answers of equal length (Dubois et al. 2024).
 
 Their regression (arXiv:2404.04475 §3) has a term for the model, one for the difference in length and one for the
-difficulty of the instruction. The last is left out: it is told apart from the first by many models answering the same
-instructions, which a comparison of two does not have; at equal lengths its mean is 0, so that it would change the
-interval and not the figure's meaning. What is regressed here is who won, so that the figure stands beside the win rate.
+difficulty of the instruction. The last is omitted: separating it from the first needs many models that answer the same
+instructions, and this compares two. At equal lengths its mean is 0, so it would change the interval and not the
+meaning of the rate. The outcome regressed here is the winner, so that the rate is comparable with the win rate.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,9 @@ from cai.stats.intervals import RESAMPLES, Estimate, percentiles, resampled
 from cai.stats.logistic import fit_logistic
 
 FEW_PROMPTS = 30  # a win rate of fewer has an interval wider than ± 0.18
-FOLLOWS_POSITION = 0.5  # share of verdicts; the smallest judges of Lee et al. 2023 (§2.2) reach 0.56
+FOLLOWS_POSITION = (
+    0.5  # position bias from which win rates say little; the smallest judges of Lee et al. 2023 (§2.2) reach 0.56
+)
 TIE = 1e-9  # what rounding may leave of an exact tie between two orders
 
 
@@ -29,7 +31,7 @@ RIDGE = np.array([1e-6, 0.1])  # on the policy's log-odds, none to speak of; on 
 
 
 class LengthControlled(NamedTuple):
-    """The win rate at equal length, or why there is none."""
+    """A length-controlled win rate, or the reason why there is none."""
 
     win_rate: Estimate | None
     missing: str = ""

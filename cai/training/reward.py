@@ -25,7 +25,7 @@ from cai.config.hashing import derive_seed, fingerprint, uniform
 from cai.data.jsonl import read_rows, write_text
 from cai.data.records import Preference
 from cai.inference.models import folder_fingerprint
-from cai.stats.calibration import expected_calibration_error, reliability
+from cai.stats.agreement import expected_calibration_error, reliability
 from cai.stats.intervals import bootstrap_mean
 from cai.training import distributed, trl_stage
 from cai.training.reward_model import RewardModel, right_padded

@@ -17,6 +17,12 @@ def test_a_number_has_three_decimals_below_ten_and_one_from_ten_on(value: float,
     assert signed(value) == (text if value < 0 else f"+{text}")
 
 
+def test_a_number_that_rounds_to_zero_has_no_minus_sign() -> None:
+    assert (signed(-0.0001), signed(-0.0), number(-0.0004)) == ("+0.000", "+0.000", "0.000")
+    assert estimate(Estimate(-0.0001, -0.0004, 0.0002, 9)) == "0.000 [0.000, 0.000]"
+    assert difference(Effect(mean=-0.0001, se=0.1, low=-0.0002, high=0.5, n=9, p=0.9)) == "+0.000 [+0.000, +0.500], n=9"
+
+
 def test_an_estimate_is_printed_as_its_own_text_says() -> None:
     with_interval, without = Estimate(0.625, 0.386, 0.815, 16), Estimate(57.25, None, None, 1)
     assert (estimate(with_interval), estimate(without)) == ("0.625 [0.386, 0.815]", "57.2 (n=1)")

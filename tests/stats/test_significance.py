@@ -96,6 +96,8 @@ def test_an_interval_of_twelve_skewed_prompts_holds_the_truth_as_often_as_it_say
 def test_holms_correction_is_the_published_one() -> None:
     # https://en.wikipedia.org/wiki/Holm–Bonferroni_method#Example: at 0.05, 0.01 and 0.005 are rejected of four
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    # statsmodels 0.14, multipletests(method="holm")
+    assert holm([0.011, 0.0004, 0.3, 0.02, 0.02, 0.049]) == pytest.approx([0.055, 0.0024, 0.3, 0.08, 0.08, 0.098])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
     assert holm([]) == []
 
