@@ -100,14 +100,14 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, tiny_model: Pa
     assert (tmp_path / "mine/thesis.txt").exists()
 
 
-def test_a_file_in_which_nothing_can_teach_is_refused_with_the_reasons(tmp_path: Path, tiny_model: Path) -> None:
+def test_a_file_without_a_usable_row_is_refused_with_the_reasons(tmp_path: Path, tiny_model: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_text(json.dumps({"prompt": "Same?", "chosen": "a", "rejected": "a"}) + "\n")
     message = fault("dpo", "--data", path, "--model", tiny_model, "--out", tmp_path / "out")
     assert "no usable pair: 1 × chosen equals rejected" in message
 
 
-def test_a_stage_gets_rows_of_ours_whatever_file_they_came_in(
+def test_a_stage_gets_rows_in_cai_format_from_every_input_format(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handed: list[Path] = []

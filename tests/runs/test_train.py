@@ -22,19 +22,19 @@ train:
 """
 
 
-def carry_out(run_file: Path, *overrides: str, engines: list[ScriptedEngine] | None = None) -> list[RunFolder]:
+def execute_run(run_file: Path, *overrides: str, engines: list[ScriptedEngine] | None = None) -> list[RunFolder]:
     plan = make_plan(run_file, list(overrides), None, run_file.parent / "runs")
     return execute(plan, Reporter(Console(quiet=True)), False, scripted(engines))
 
 
 def stage_file(folder: RunFolder, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder.train / name / "stage.json").read_text())
-    return found
+    specification: dict[str, Any] = json.loads((folder.train / name / "stage.json").read_text())
+    return specification
 
 
 @pytest.mark.usefixtures("no_worker")
 def test_the_policy_is_trained_against_the_reward_model_of_its_own_run(tmp_path: Path, tiny_model: Path) -> None:
-    [folder] = carry_out(write_workspace(tmp_path, tiny_model, extra=TRAIN))
+    [folder] = execute_run(write_workspace(tmp_path, tiny_model, extra=TRAIN))
     reward, ppo = (stage_file(folder, name) for name in ("1-reward", "2-ppo"))
     assert ppo["reward"] == str(folder.train / "1-reward/model")
     assert reward["model"] == ppo["model"] == str(tiny_model)  # a reward model is no policy
@@ -61,7 +61,7 @@ def test_the_policy_is_trained_against_the_reward_model_of_its_own_run(tmp_path:
 def test_each_iteration_samples_from_the_policy_before_it(tmp_path: Path, tiny_model: Path) -> None:
     run_file = write_workspace(tmp_path, tiny_model, extra=TRAIN + "iterations: 2\n")
     engines: list[ScriptedEngine] = []
-    first, second = carry_out(run_file, engines=engines)
+    first, second = execute_run(run_file, engines=engines)
     assert [folder.name for folder in (first, second)] == ["test/iteration-1", "test/iteration-2"]
     assert all(folder.summary() is not None for folder in (first, second))
     assert first.revisions()
@@ -79,7 +79,7 @@ def test_each_iteration_samples_from_the_policy_before_it(tmp_path: Path, tiny_m
     assert {folder.name for folder in all_runs(runs)} == {"test/iteration-1", "test/iteration-2"}
     assert open_run("test/iteration-2", runs).summary() is not None
     before = len(engines)
-    carry_out(run_file, engines=engines)
+    execute_run(run_file, engines=engines)
     assert len(engines) == before  # nothing was asked again
 
 
@@ -95,7 +95,7 @@ def test_human_labels_join_the_runs_own_by_weight(tmp_path: Path, model_folder: 
         {"id": "leak", "prompt": held_out, "chosen": "so", "rejected": "no"},
     ]
     (tmp_path / "human.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    [folder] = carry_out(run_file)
+    [folder] = execute_run(run_file)
     human = [row for row in folder.preferences() if row.source == "human"]
     assert [(row.chosen, row.weight) for row in human] == [("so", 3.0), ("a", 2.0), ("a", 2.0), ("b", 2.0)]
     reasons = [row.reason for row in folder.skipped()]
@@ -114,14 +114,12 @@ def make_held_out(run_file: Path) -> str:
     return text
 
 
-def test_weights_that_a_loss_cannot_count_are_refused_before_anything_is_paid(
-    tmp_path: Path, model_folder: Path
-) -> None:
+def test_weights_that_a_loss_cannot_count_are_refused_before_any_call(tmp_path: Path, model_folder: Path) -> None:
     human = tmp_path / "human.jsonl"
     human.write_text(json.dumps({"prompt": "Why?", "chosen": "so", "rejected": "no"}))
     extra = f"preferences: {{source: {human}, weight: 2.0}}\ntrain: [{{stage: kto}}]\n"
     with pytest.raises(CaiError, match="the stage 'kto' counts all alike"):
-        carry_out(write_workspace(tmp_path, model_folder, extra=extra))
+        execute_run(write_workspace(tmp_path, model_folder, extra=extra))
     assert not (tmp_path / "runs").exists()
 
 
@@ -138,11 +136,11 @@ def test_weights_that_a_loss_cannot_count_are_refused_before_anything_is_paid(
         ("train=[{stage: ppoo}]", "expected one of 'sft', 'reward', 'ppo', 'dpo'"),
     ],
 )
-def test_what_training_lacks_is_said_before_anything_is_paid(
+def test_what_training_lacks_is_reported_before_any_call(
     tmp_path: Path, model_folder: Path, override: str, expected: str
 ) -> None:
     with pytest.raises(CaiError) as caught:
-        carry_out(write_workspace(tmp_path, model_folder), override)
+        execute_run(write_workspace(tmp_path, model_folder), override)
     assert expected in str(caught.value)
     assert not (tmp_path / "runs").exists()
 
@@ -156,8 +154,8 @@ def test_the_prompts_of_ppo_that_are_too_long_are_listed(tmp_path: Path, tiny_mo
     for row in write[:3]:
         row["prompt"] = "A much longer question, which will not fit into the limit. " + row["prompt"]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in write))
-    [folder] = carry_out(run_file, "train.0.max_length=1024")
-    found = [row for row in folder.skipped() if row.stage == "2-ppo"]
+    [folder] = execute_run(run_file, "train.0.max_length=1024")
+    skipped = [row for row in folder.skipped() if row.stage == "2-ppo"]
     training = {p.id for p in folder.prompts()} - set(folder.manifest()["held_out"])
-    assert {row.prompt_id for row in found} == {"p0", "p1", "p2"} & training
-    assert all("longer than max_length, 76 tokens" in row.reason for row in found)
+    assert {row.prompt_id for row in skipped} == {"p0", "p1", "p2"} & training
+    assert all("longer than max_length, 76 tokens" in row.reason for row in skipped)

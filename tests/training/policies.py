@@ -1,4 +1,4 @@
-"""What tests of the preference stages share: rows that mean the same said in different ways, and what a policy prefers."""
+"""What tests of the preference stages share: the same preferences in several forms of label, and what a policy prefers."""
 
 from pathlib import Path
 from typing import Any

@@ -28,10 +28,10 @@ def dpo(**settings: Any) -> DPOConfig:
 
 
 def test_a_loss_without_soft_labels_learns_the_likelier_answers(tmp_path: Path, tiny_model: Path) -> None:
-    said: list[dict[str, Any]] = []
+    events: list[dict[str, Any]] = []
     data = write_pairs(tmp_path / "preferences.jsonl")
-    policy = train_here(StageSpec(dpo(loss_type="apo_zero"), data, tiny_model, tmp_path / "dpo"), said.append)
-    assert said[0] == {"examples": 8, "too_long": ["p9"], "undecided": ["p8"]}
+    policy = train_here(StageSpec(dpo(loss_type="apo_zero"), data, tiny_model, tmp_path / "dpo"), events.append)
+    assert events[0] == {"examples": 8, "too_long": ["p9"], "undecided": ["p8"]}
     assert preferred_by(policy) > preferred_by(tiny_model) + 1
 
 

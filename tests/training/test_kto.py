@@ -27,10 +27,10 @@ def kto(**settings: Any) -> KTOConfig:
 
 
 def test_kto_learns_the_likelier_answers_and_tells_what_it_skipped(tmp_path: Path, tiny_model: Path) -> None:
-    said: list[dict[str, Any]] = []
+    events: list[dict[str, Any]] = []
     data = write_pairs(tmp_path / "preferences.jsonl")
-    policy = train_here(StageSpec(kto(), data, tiny_model, tmp_path / "kto"), said.append)
-    assert said[0] == {"examples": 16, "too_long": ["p9"], "undecided": ["p8"]}
+    policy = train_here(StageSpec(kto(), data, tiny_model, tmp_path / "kto"), events.append)
+    assert events[0] == {"examples": 16, "too_long": ["p9"], "undecided": ["p8"]}
     assert preferred_by(policy) > preferred_by(tiny_model) + 1
 
 

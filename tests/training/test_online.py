@@ -57,11 +57,11 @@ def run(
     folder: Path,
     count: int = 32,
     report: Callable[[dict[str, Any]], None] = lambda event: None,
-    **given: Any,
+    **options: Any,
 ) -> list[dict[str, Any]]:
     """Train in this process; returns the lines of metrics.jsonl that speak of updates."""
     usual = {"stage": stage, "lora_r": None, "learning_rate": 1e-2, "max_tokens": 4, "save_steps": 1000}
-    config = STAGES[stage].model_validate({**usual, **given})
+    config = STAGES[stage].model_validate({**usual, **options})
     online.train(StageSpec(config, prompts(folder, count), model, folder, reward=judges), report)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if "loss" in line]
@@ -85,12 +85,12 @@ def mean_score(policy: Path, judges: Path) -> float:
 def test_the_reward_models_score_of_the_policys_answers_rises(
     tmp_path: Path, tiny_model: Path, judges: Path, stage: str
 ) -> None:
-    said: list[dict[str, Any]] = []
+    events: list[dict[str, Any]] = []
     size: dict[str, Any] = {"num_train_epochs": 8, "per_device_train_batch_size": 32}
     if stage == "online_dpo":  # whose batches count prompts
         size = {"num_train_epochs": 16, "per_device_train_batch_size": 16}
-    lines = run(stage, tiny_model, judges, tmp_path, report=said.append, missing_eos_penalty=0.0, **size)
-    assert said[0] == {"examples": 32, "too_long": []}
+    lines = run(stage, tiny_model, judges, tmp_path, report=events.append, missing_eos_penalty=0.0, **size)
+    assert events[0] == {"examples": 32, "too_long": []}
     assert len(lines) == 32
     assert mean_score(tmp_path / "model", judges) > mean_score(tiny_model, judges) + 0.2
 
@@ -120,8 +120,8 @@ def test_the_penalty_and_the_uncertainty_enter_the_reward(tiny_model: Path, judg
     start, other_end = prompt_ids(tokenizer, asked), 60
     config = GRPOConfig(stage="grpo", uncertainty=0.7, missing_eos_penalty=3.0)
     score = reward_function(config, judge, tokenizer, {end, other_end})
-    given = [[70, end], [70], [70, other_end]]
-    finished, open_ended, otherwise = score(prompts=[asked] * 3, completion_ids=given)
+    completions = [[70, end], [70], [70, other_end]]
+    finished, open_ended, otherwise = score(prompts=[asked] * 3, completion_ids=completions)
     scores = judge.scores([[*start, 70, end]])
     [expected] = combined(scores, 0.7).tolist()
     assert finished == pytest.approx(expected)
@@ -135,8 +135,8 @@ def test_the_pull_to_the_starting_policy_is_on_unless_switched_off(
     tmp_path: Path, tiny_model: Path, judges: Path, stage: str
 ) -> None:
     found = {}
-    given: dict[str, dict[str, Any]] = {"default": {}, "0.05": {"beta": 0.05}, "off": {"beta": 0.0}}
-    for name, more in given.items():
+    variants: dict[str, dict[str, Any]] = {"default": {}, "0.05": {"beta": 0.05}, "off": {"beta": 0.0}}
+    for name, more in variants.items():
         lines = run(stage, tiny_model, judges, tmp_path / name, count=4, num_train_epochs=2, **more)
         found[name] = (tmp_path / name / WEIGHTS).read_bytes()
         assert ("kl" in lines[-1]) == (name != "off")
@@ -145,8 +145,8 @@ def test_the_pull_to_the_starting_policy_is_on_unless_switched_off(
 
 def test_online_dpo_pulls_to_the_starting_policy(tmp_path: Path, tiny_model: Path, judges: Path) -> None:
     kl = {}
-    given: dict[str, dict[str, Any]] = {"default": {}, "strong": {"beta": 100.0}}
-    for name, more in given.items():
+    variants: dict[str, dict[str, Any]] = {"default": {}, "strong": {"beta": 100.0}}
+    for name, more in variants.items():
         lines = run("online_dpo", tiny_model, judges, tmp_path / name, learning_rate=3e-3, num_train_epochs=4, **more)
         kl[name] = abs(statistics.mean(line["objective/kl"] for line in lines[-4:]))
     assert lines[0]["beta"] == 100.0
@@ -179,17 +179,17 @@ def test_resumed_is_undisturbed_to_the_bit(
         if event.get("step") == 3:  # after the checkpoint of update 2, whose successor is made again
             raise KeyboardInterrupt
 
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         "lora_r": lora,
         "save_steps": 2,
         "per_device_train_batch_size": 4,
         "gradient_accumulation_steps": 2,
     }
-    given["count"] = 32 if stage == "online_dpo" else 8
-    whole = run(stage, tiny_model, judges, tmp_path / "whole", **given)
+    options["count"] = 32 if stage == "online_dpo" else 8
+    whole = run(stage, tiny_model, judges, tmp_path / "whole", **options)
     with pytest.raises(KeyboardInterrupt):
-        run(stage, tiny_model, judges, tmp_path / "broken", report=interrupt, **given)
-    resumed = run(stage, tiny_model, judges, tmp_path / "broken", **given)
+        run(stage, tiny_model, judges, tmp_path / "broken", report=interrupt, **options)
+    resumed = run(stage, tiny_model, judges, tmp_path / "broken", **options)
     assert len(whole) == 4
     assert [line["loss"] for line in resumed] == [line["loss"] for line in whole]
     assert (tmp_path / "broken" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
@@ -210,10 +210,10 @@ def test_prompts_that_fill_no_update_and_those_without_room_are_named(
     with pytest.raises(CaiError, match="an update takes 4 prompts, and there are 3"):
         run("rloo", tiny_model, judges, tmp_path, count=3, per_device_train_batch_size=16)
     write_rows(tmp_path / "prompts.jsonl", [prompt("long", "hi " * 50), *(prompt(f"p{i}", "hi") for i in range(2))])
-    said: list[dict[str, Any]] = []
+    events: list[dict[str, Any]] = []
     config = GRPOConfig(stage="grpo", max_tokens=4, max_length=60)
-    online.train(StageSpec(config, tmp_path / "prompts.jsonl", tiny_model, tmp_path, reward=judges), said.append)
-    assert said[0] == {"examples": 2, "too_long": ["long"]}
+    online.train(StageSpec(config, tmp_path / "prompts.jsonl", tiny_model, tmp_path, reward=judges), events.append)
+    assert events[0] == {"examples": 2, "too_long": ["long"]}
 
 
 def test_answers_stop_at_the_end_of_turn_whatever_else_the_model_calls_its_end(

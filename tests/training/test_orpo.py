@@ -26,10 +26,10 @@ def orpo(**settings: Any) -> ORPOConfig:
 
 
 def test_orpo_learns_the_likelier_answers_and_tells_what_it_skipped(tmp_path: Path, tiny_model: Path) -> None:
-    said: list[dict[str, Any]] = []
+    events: list[dict[str, Any]] = []
     data = write_pairs(tmp_path / "preferences.jsonl")
-    policy = train_here(StageSpec(orpo(), data, tiny_model, tmp_path / "orpo"), said.append)
-    assert said[0] == {"examples": 8, "too_long": ["p9"], "undecided": ["p8"]}
+    policy = train_here(StageSpec(orpo(), data, tiny_model, tmp_path / "orpo"), events.append)
+    assert events[0] == {"examples": 8, "too_long": ["p9"], "undecided": ["p8"]}
     assert preferred_by(policy) > preferred_by(tiny_model) + 1
 
 

@@ -177,9 +177,9 @@ def test_an_ensemble_trains_each_member_on_a_bootstrap_of_its_own(
 @pytest.mark.slow
 def test_planted_preferences_are_recovered_by_every_member(tmp_path: Path, tiny_model: Path) -> None:
     data = planted(tmp_path / "preferences.jsonl")
-    said: list[dict[str, Any]] = []
-    folder = train_here(StageSpec(config(members=2), data, tiny_model, tmp_path / "reward"), said.append)
-    assert said[0] == {"examples": 48, "too_long": [], "held_out": 12}
+    events: list[dict[str, Any]] = []
+    folder = train_here(StageSpec(config(members=2), data, tiny_model, tmp_path / "reward"), events.append)
+    assert events[0] == {"examples": 48, "too_long": [], "held_out": 12}
     report = json.loads((tmp_path / "reward/report.json").read_text())
     assert report["accuracy"]["mean"] == 1.0
     assert report["ensemble_agreement"] == 1.0
@@ -278,11 +278,11 @@ def test_length_control_makes_the_reward_depend_less_on_length(tmp_path: Path, t
 def test_over_long_pairs_are_named_and_none_left_is_an_error(tmp_path: Path, tiny_model: Path) -> None:
     data = tmp_path / "p.jsonl"
     write_rows(data, [preference(0, "yes", "no"), preference(1, "long " * 40, "no"), preference(2, "yes", "never")])
-    said: list[dict[str, Any]] = []
-    train_here(StageSpec(config(max_length=100, holdout=0), data, tiny_model, tmp_path / "a"), said.append)
-    assert said[0] == {"examples": 2, "too_long": ["p1"], "held_out": 0}
+    events: list[dict[str, Any]] = []
+    train_here(StageSpec(config(max_length=100, holdout=0), data, tiny_model, tmp_path / "a"), events.append)
+    assert events[0] == {"examples": 2, "too_long": ["p1"], "held_out": 0}
     with pytest.raises(CaiError, match="3 pairs, none within max_length, 8 tokens"):
-        train_here(StageSpec(config(max_length=8), data, tiny_model, tmp_path / "b"), said.append)
+        train_here(StageSpec(config(max_length=8), data, tiny_model, tmp_path / "b"), events.append)
 
 
 def test_a_loss_that_is_no_number_stops_the_training_and_keeps_the_last_checkpoint(

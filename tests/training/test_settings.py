@@ -65,15 +65,17 @@ def test_dpo_interrupted_and_resumed_is_dpo_undisturbed(tmp_path: Path, tiny_mod
     assert steps[0] == steps[1] == list(range(1, 9))
 
     # A finished stage is not trained again, unless what goes into it changes.
-    said: list[dict[str, Any]] = []
-    run_stage(StageSpec(settings, data, tiny_model, tmp_path / "undisturbed"), said.append)
-    assert said == [{"examples": 8, "too_long": [], "undecided": []}, {"done": "already trained"}]
-    run_stage(StageSpec(dpo(num_train_epochs=2, lora_r=None), data, tiny_model, tmp_path / "undisturbed"), said.append)
+    events: list[dict[str, Any]] = []
+    run_stage(StageSpec(settings, data, tiny_model, tmp_path / "undisturbed"), events.append)
+    assert events == [{"examples": 8, "too_long": [], "undecided": []}, {"done": "already trained"}]
+    run_stage(
+        StageSpec(dpo(num_train_epochs=2, lora_r=None), data, tiny_model, tmp_path / "undisturbed"), events.append
+    )
     assert (tmp_path / "undisturbed" / WEIGHTS).read_bytes() != b
 
 
 @pytest.mark.usefixtures("no_worker")
-def test_sft_learns_the_revisions_and_leaves_out_the_unfit(tmp_path: Path, tiny_model: Path) -> None:
+def test_sft_learns_the_revisions_that_pass_the_filters_and_skips_the_others(tmp_path: Path, tiny_model: Path) -> None:
     def row(i: int, flags: list[str]) -> Revision:
         messages = prompt(f"p{i}").messages
         common: dict[str, Any] = {"principle_id": "x", "principle_hash": "h", "model": "m", "templates": "t", "seed": 0}
@@ -93,9 +95,9 @@ def test_sft_learns_the_revisions_and_leaves_out_the_unfit(tmp_path: Path, tiny_
             "lora_r": None,
         }
     )
-    said: list[dict[str, Any]] = []
-    policy = run_stage(StageSpec(settings, data, tiny_model, tmp_path / "sft"), said.append)
-    assert said[0] == {"examples": 6, "too_long": []}
+    events: list[dict[str, Any]] = []
+    policy = run_stage(StageSpec(settings, data, tiny_model, tmp_path / "sft"), events.append)
+    assert events[0] == {"examples": 6, "too_long": []}
     losses = [line["loss"] for line in metrics(tmp_path / "sft") if "loss" in line]
     assert losses[-1] < losses[0] / 2
 
@@ -110,19 +112,21 @@ def test_sft_learns_the_revisions_and_leaves_out_the_unfit(tmp_path: Path, tiny_
 
 
 @pytest.mark.usefixtures("no_worker")
-def test_prompts_that_leave_no_room_are_told_and_none_at_all_is_an_error(tmp_path: Path, tiny_model: Path) -> None:
+def test_prompts_too_long_for_an_answer_are_listed_and_no_prompt_left_is_an_error(
+    tmp_path: Path, tiny_model: Path
+) -> None:
     data = preferences(tmp_path / "preferences.jsonl", 3)
     rows = [json.loads(line) for line in data.read_text().splitlines()]
     rows[1]["messages"][0]["content"] = "long " * 60
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    said: list[dict[str, Any]] = []
-    run_stage(StageSpec(dpo(max_length=100), data, tiny_model, tmp_path / "dpo"), said.append)
-    assert said[0] == {"examples": 2, "too_long": ["p1"], "undecided": []}
+    events: list[dict[str, Any]] = []
+    run_stage(StageSpec(dpo(max_length=100), data, tiny_model, tmp_path / "dpo"), events.append)
+    assert events[0] == {"examples": 2, "too_long": ["p1"], "undecided": []}
     again: list[dict[str, Any]] = []
     run_stage(StageSpec(dpo(max_length=100), data, tiny_model, tmp_path / "dpo"), again.append)
-    assert again == [said[0], {"done": "already trained"}]
+    assert again == [events[0], {"done": "already trained"}]
     with pytest.raises(CaiError, match="no prompt is shorter than max_length, 8 tokens"):
-        run_stage(StageSpec(dpo(max_length=8), data, tiny_model, tmp_path / "short"), said.append)
+        run_stage(StageSpec(dpo(max_length=8), data, tiny_model, tmp_path / "short"), events.append)
 
 
 def test_a_half_written_checkpoint_is_passed_over(tmp_path: Path) -> None:

@@ -28,10 +28,10 @@ def answers(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(trl, "SFTTrainer", trainer)
 
     def run(data: Path, seed: int = 0, **settings: Any) -> tuple[list[str], dict[str, Any]]:
-        said: list[dict[str, Any]] = []
+        events: list[dict[str, Any]] = []
         with pytest.raises(Seen) as caught:
-            sft.train(StageSpec(stage(**settings), data, tiny_model, tmp_path / "sft", seed), said.append)
-        return caught.value.args[0], said[0]
+            sft.train(StageSpec(stage(**settings), data, tiny_model, tmp_path / "sft", seed), events.append)
+        return caught.value.args[0], events[0]
 
     return run
 
@@ -70,9 +70,9 @@ def test_all_rounds_or_each_prompts_last_are_learned(tmp_path: Path, answers: An
 
 def test_a_share_of_the_examples_comes_from_the_mixed_file(tmp_path: Path, answers: Any) -> None:
     data, mix = revisions(tmp_path / "revisions.jsonl"), helpful(tmp_path / "helpful.jsonl", 50)
-    learned, said = answers(data, mix=str(mix), mix_share=0.4)
+    learned, counts = answers(data, mix=str(mix), mix_share=0.4)
     drawn = learned[6:]
-    assert said == {"examples": 10, "too_long": [], "mixed": 4, "mix_share": 0.4}
+    assert counts == {"examples": 10, "too_long": [], "mixed": 4, "mix_share": 0.4}
     assert len(set(drawn)) == 4 and all(text.startswith("help ") for text in drawn)
     assert answers(data, mix=str(mix), mix_share=0.4)[0] == learned
     assert answers(data, seed=1, mix=str(mix), mix_share=0.4)[0] != learned
@@ -80,15 +80,15 @@ def test_a_share_of_the_examples_comes_from_the_mixed_file(tmp_path: Path, answe
     assert answers(data)[1] == {"examples": 6, "too_long": []}
 
 
-def test_a_mixed_file_with_too_few_answers_gives_all_and_the_share_reached_is_told(
+def test_a_mixed_file_with_too_few_answers_gives_all_and_reports_the_share_reached(
     tmp_path: Path, answers: Any
 ) -> None:
     data, mix = revisions(tmp_path / "revisions.jsonl"), helpful(tmp_path / "helpful.jsonl", 3)
     long = {"id": "long", "prompt": "long " * 60, "completion": "x"}
     mix.write_text(mix.read_text() + json.dumps(long) + "\n")
-    learned, said = answers(data, mix=str(mix), mix_share=0.5)
+    learned, counts = answers(data, mix=str(mix), mix_share=0.5)
     assert sorted(learned[6:]) == ["help 0", "help 1", "help 2"]
-    assert said == {"examples": 9, "too_long": ["long"], "mixed": 3, "mix_share": 3 / 9}
+    assert counts == {"examples": 9, "too_long": ["long"], "mixed": 3, "mix_share": 3 / 9}
 
 
 def test_a_mixed_file_that_is_missing_is_an_error_that_names_it(tmp_path: Path, tiny_model: Path) -> None:
@@ -98,9 +98,9 @@ def test_a_mixed_file_that_is_missing_is_an_error_that_names_it(tmp_path: Path, 
 
 
 def test_a_file_of_completions_is_learned_in_place_of_revisions(tmp_path: Path, tiny_model: Path) -> None:
-    data, said = helpful(tmp_path / "helpful.jsonl", 6), list[dict[str, Any]]()
+    data, events = helpful(tmp_path / "helpful.jsonl", 6), list[dict[str, Any]]()
     settings = stage(num_train_epochs=20, learning_rate=2e-2, lora_r=None)
-    train_here(StageSpec(settings, data, tiny_model, tmp_path / "sft"), said.append)
-    assert said[0] == {"examples": 6, "too_long": []}
+    train_here(StageSpec(settings, data, tiny_model, tmp_path / "sft"), events.append)
+    assert events[0] == {"examples": 6, "too_long": []}
     losses = [json.loads(line).get("loss") for line in (tmp_path / "sft/metrics.jsonl").read_text().splitlines()][:-1]
     assert losses[-1] < losses[0] / 2

@@ -16,10 +16,10 @@ from tests.training.test_sft import revisions
 
 
 class Recorder:
-    """A tracker that remembers what it was told, and how it was made."""
+    """A tracker that keeps what it logs and its settings."""
 
     def __init__(self, **settings: Any) -> None:
-        self.settings, self.said, self.state = settings, [], "made"
+        self.settings, self.logged, self.state = settings, [], "made"
         made.append(self)
 
     def start(self) -> None:
@@ -27,7 +27,7 @@ class Recorder:
 
     def log(self, values: dict[str, float], step: int) -> None:
         assert self.state == "started"
-        self.said.append((step, values))
+        self.logged.append((step, values))
 
     def finish(self) -> None:
         self.state = "finished"
@@ -62,13 +62,13 @@ def test_trackers_get_the_numbers_of_the_metrics_file(
     train_here(StageSpec(settings, revisions(tmp_path / "r.jsonl"), tiny_model, folder))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     wandb, tensorboard = recorded
-    assert wandb.said == tensorboard.said == [(line.pop("step"), line) for line in lines]
+    assert wandb.logged == tensorboard.logged == [(line.pop("step"), line) for line in lines]
     assert wandb.settings == {"run_name": "cai", "name": "run/1-sft"}
     assert tensorboard.settings == {"run_name": "tensorboard", "logging_dir": folder, "purge_step": 1}
     assert wandb.state == tensorboard.state == "finished"
 
 
-def test_members_of_an_ensemble_are_told_apart(recorded: list[Recorder], tmp_path: Path) -> None:
+def test_members_of_an_ensemble_are_tracked_apart(recorded: list[Recorder], tmp_path: Path) -> None:
     Trackers(["trackio", "tensorboard"], tmp_path / "reward" / "metrics-2.jsonl", 5)
     assert recorded[0].settings["name"] == "reward-2"
     assert (recorded[1].settings["run_name"], recorded[1].settings["purge_step"]) == ("tensorboard-2", 6)
@@ -81,11 +81,13 @@ def test_where_metrics_go_changes_neither_the_run_nor_its_stage(
     plans = [make_plan(run_file, extra, None, tmp_path) for extra in ([], ["train.0.report_to=[wandb]"])]
     assert manifest(plans[0]) == manifest(plans[1])
     data = revisions(tmp_path / "r.jsonl")
-    first, second = (StageSpec(plan.train[0], data, model_folder, tmp_path / "stage").identity() for plan in plans)
+    first, second = (
+        StageSpec(plan.train[0], data, model_folder, tmp_path / "stage").claim().manifest for plan in plans
+    )
     assert first == second
 
 
-def test_a_tracker_that_is_not_there_is_told_before_anything_is_paid_for(
+def test_a_tracker_that_is_not_installed_is_reported_before_any_call(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(metrics, "find_spec", lambda name: None)

@@ -12,9 +12,9 @@ from cai.training.settings import PPOConfig
 PROMPT = "Name three colours."
 
 
-def changed_actor(model: Path, **given: Any) -> Actor:
+def changed_actor(model: Path, **options: Any) -> Actor:
     """A policy that an update has moved."""
-    config = PPOConfig.model_validate({"stage": "ppo", **given})
+    config = PPOConfig.model_validate({"stage": "ppo", **options})
     torch.manual_seed(0)
     actor = Actor(model, config)
     with torch.no_grad():
@@ -27,10 +27,10 @@ def changed_actor(model: Path, **given: Any) -> Actor:
 @pytest.mark.parametrize("lora_r", [4, None])
 def test_an_actors_weights_are_those_of_the_policy_it_saves(tiny_model: Path, lora_r: int | None) -> None:
     actor = changed_actor(tiny_model, lora_r=lora_r, value="separate")
-    given = {name: tensor.clone() for name, tensor in actor.weights()}
+    handed_over = {name: tensor.clone() for name, tensor in actor.weights()}
     saved = dict(actor.merged().named_parameters())
-    assert given.keys() == saved.keys()
-    assert all(torch.allclose(given[name], saved[name], atol=1e-6) for name in saved)
+    assert handed_over.keys() == saved.keys()
+    assert all(torch.allclose(handed_over[name], saved[name], atol=1e-6) for name in saved)
 
 
 @pytest.mark.real

@@ -27,12 +27,12 @@ LETTERS = range(60, 90)  # ids of the tiny tokenizer: thirty of its 259 tokens a
 PROMPTS = [[1, 70, 71], [1, 100], [1, 90, 91, 92, 93]]
 
 
-def settings(**given: Any) -> PPOConfig:
+def settings(**options: Any) -> PPOConfig:
     usual = {
         "stage": "ppo", "lora_r": None, "learning_rate": 1e-2, "rollouts": 128, "per_device_train_batch_size": 128, "num_ppo_epochs": 4,
         "max_tokens": 1, "missing_eos_penalty": 0.0, "kl_stop": None, "updates": 60, "save_steps": 1000,
     }  # fmt: skip
-    return PPOConfig.model_validate({**usual, **given})
+    return PPOConfig.model_validate({**usual, **options})
 
 
 def good_tokens(prompts: list[list[int]], responses: list[list[int]]) -> torch.Tensor:
@@ -107,9 +107,9 @@ def test_the_policy_comes_near_the_optimum_that_the_kl_coefficient_allows(tmp_pa
 
 @pytest.mark.slow
 def test_without_a_kl_penalty_the_policy_hacks_the_reward(tmp_path: Path, tiny_model: Path) -> None:
-    said: list[dict[str, Any]] = []
+    events: list[dict[str, Any]] = []
     config = settings(kl_coef=0.0, max_tokens=6, updates=40, target_kl=None)
-    _, lines = run(tiny_model, tmp_path / "free", config, report=said.append)
+    _, lines = run(tiny_model, tmp_path / "free", config, report=events.append)
     _, held = run(tiny_model, tmp_path / "held", settings(kl_coef=1.0, max_tokens=6, updates=40))
     assert late(lines, "objective/scores") > 5.5  # of 6 possible
     assert late(held, "objective/scores") < 3
@@ -145,14 +145,14 @@ def test_resumed_is_undisturbed_to_the_bit(tmp_path: Path, tiny_model: Path, lor
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        given: dict[str, Any] = {
+        options: dict[str, Any] = {
             "lora_r": lora,
             "value": value,
             "max_tokens": 5,
             "rollouts": 8,
             "per_device_train_batch_size": 4,
         }
-        config = settings(**given, updates=5, save_steps=2, target_kl=1.0)
+        config = settings(**options, updates=5, save_steps=2, target_kl=1.0)
 
         def interrupt(event: dict[str, Any]) -> None:
             if event.get("step") == 3:  # after the checkpoint of update 2, whose successor is made again
@@ -203,7 +203,7 @@ def test_the_first_step_after_sampling_sees_a_ratio_of_1(tmp_path: Path, tiny_mo
     assert line["policy/clipfrac"] == 0
 
 
-def test_every_figure_that_is_expected_is_logged(tmp_path: Path, tiny_model: Path) -> None:
+def test_every_expected_metric_is_logged(tmp_path: Path, tiny_model: Path) -> None:
     _, lines = run(tiny_model, tmp_path / "a", settings(updates=2, rollouts=8))
     expected = {
         "step", "objective/kl", "objective/scores", "objective/rlhf_reward", "objective/entropy", "policy/approxkl",
