@@ -1,11 +1,18 @@
+import json
 import math
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
-from cai.data.records import Message, Sampled
-from cai.evaluation.overoptimization import difference_of_shares, overoptimization, training_phases
+from cai.config.errors import CaiError
+from cai.data.jsonl import each_row, write_rows
+from cai.data.records import Message, Prompt, Sampled, Skipped
+from cai.evaluation.overoptimization import difference_of_shares, overoptimization, read_samples, training_phases
 from cai.stats.intervals import share
+from cai.training.tokens import prompt_ids
 
 pytestmark = pytest.mark.numeric
 
@@ -69,3 +76,46 @@ def test_intervals_of_differences_hold_the_truth_as_often_as_they_say() -> None:
         found = difference_of_shares(one, other)
         held += found.low is not None and found.high is not None and found.low <= -0.3 <= found.high
     assert 0.92 <= held / 600 <= 0.99
+
+
+@pytest.fixture
+def trained(tiny_model: Path, tmp_path: Path) -> Path:
+    """A PPO stage with three samples: two of known prompts, one of another."""
+    prompts = [Prompt(id=f"q{n}", messages=[Message(role="user", content=f"Question {n}?")]) for n in range(3)]
+    write_rows(tmp_path / "prompts.jsonl", prompts[:2])
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    lines = [
+        {"step": 5 * n, "prompt": tokenizer.decode(prompt_ids(tokenizer, prompt.messages)), "score": n / 2, "kl": 0.1,
+         "response": f" Answer {n}.<|end|>", "tokens": 3}
+        for n, prompt in enumerate(prompts)
+    ]  # fmt: skip
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    shutil.copytree(tiny_model, tmp_path / "model")
+    return tmp_path
+
+
+def samples_of(stage: Path) -> tuple[list[Sampled], list[Skipped]]:
+    return read_samples(stage / "samples.jsonl", stage / "model", list(each_row(stage / "prompts.jsonl", Prompt)))
+
+
+def test_samples_get_back_their_prompts_and_lose_the_token_that_ended_them(trained: Path) -> None:
+    samples, skipped = samples_of(trained)
+    assert [(s.step, s.prompt_id, s.text, s.score, s.p) for s in samples] == [
+        (0, "q0", "Answer 0.", 0.0, None),
+        (5, "q1", "Answer 1.", 0.5, None),
+    ]
+    assert samples[1].messages == [Message(role="user", content="Question 1?")]
+    assert [(row.prompt_id, row.failed) for row in skipped] == [("update 10", False)]
+
+
+def test_without_its_prompts_every_sample_is_skipped(trained: Path) -> None:
+    (trained / "prompts.jsonl").write_text("", encoding="utf-8")
+    samples, skipped = samples_of(trained)
+    assert (samples, len(skipped)) == ([], 3)
+
+
+def test_a_damaged_file_of_samples_is_an_error_with_its_line(trained: Path) -> None:
+    path = trained / "samples.jsonl"
+    path.write_text(path.read_text(encoding="utf-8") + '{"step": 3}\n', encoding="utf-8")
+    with pytest.raises(CaiError, match=r"samples\.jsonl:4: not a sample of PPO: 'prompt'"):
+        samples_of(trained)
