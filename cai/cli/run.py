@@ -48,7 +48,7 @@ def run(
     plan = make_plan(run_file, settings or [], name, runs)
     console = Console()
     if dry_run:
-        line(console, f"{plan.folder.name}: nothing is asked or written; this is what `cai run` would do")
+        line(console, f"{plan.folder.name}: dry run: no model is called and nothing is written")
         for part in forecast_parts(forecast(plan), gpu_rate):
             show(console, part)
         return

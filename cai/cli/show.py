@@ -67,7 +67,7 @@ def _revisions(folder: RunFolder) -> list[Example]:
         if prompt_id in labels:
             parts.append(("label", f"p(revision preferred) = {labels[prompt_id].p:g}"))
         else:
-            parts.append(("label", f"none: {reasons.get(prompt_id, 'no pair was made')}"))
+            parts.append(("label", f"none: {reasons.get(prompt_id, 'no pair')}"))
         examples.append((prompt_id, parts))
     return examples
 
@@ -103,7 +103,7 @@ def _verdicts(verdicts: list[Verdict]) -> list[Part]:
 
 
 def _p(p: float | None) -> str:
-    return "not asked" if p is None else f"{p:.4f}"
+    return "not judged" if p is None else f"{p:.4f}"
 
 
 def _conversation(messages: Messages) -> list[Part]:

@@ -25,7 +25,7 @@ EFFECT = ("difference", "95 % interval", "n", "min. detectable")
 class Grid:
     """A table of texts; the first column is of names, the others of numbers.
 
-    `optional` are the places of the columns that are left out where the terminal is too narrow, in this order; `left`
+    `optional` are the places of the columns that are dropped where the terminal is too narrow, in this order; `left`
     so many first columns are of names, and with `last_left` the last is too. All headings empty: no line of headings.
     """
 

@@ -65,7 +65,7 @@ class Index(BaseModel):
 def attribute(folder: Path) -> list[Attribution]:
     """One matrix for each combination of the sweep's other settings.
 
-    Raises: CaiError for a folder that is no sweep, or one in which no principles are left out or alone.
+    Raises: CaiError for a folder that is no sweep, or one in which no principles are omitted or alone.
     """
     index = _index(folder / SWEEP_JSON)
     matrices = []
@@ -136,7 +136,7 @@ def _read_single(
     """The runs without one principle or with it alone, each against `whole`, and warnings: one for all runs alike."""
     warnings = [*run_warnings(whole, []), *high_metrics(whole)]
     known = {warning.removeprefix(whole.name) for warning in warnings}
-    of_pairs: dict[str, list[str]] = {}  # the other runs by what is said of them and `whole`
+    of_pairs: dict[str, list[str]] = {}  # the other runs by the warning about them and `whole`
     drawn = {one_round.principle for row in (whole.revised or {}).values() for one_round in row.rounds}
     runs: list[_SingleRun] = []
     for member in single:

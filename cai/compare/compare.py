@@ -26,7 +26,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def compare_runs(folders: Sequence[RunFolder], example_count: int = 5) -> RunComparison:
-    """The first run against each of the others, from the folders alone; what a run lacks is said in `warnings`.
+    """The first run against each of the others, from the folders alone; `warnings` name what a run lacks.
 
     Holm's correction is over the metrics of all pairs together, and over each table of principles and of win rates.
     Raises: CaiError for fewer than two runs, or more than there are letters.

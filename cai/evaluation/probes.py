@@ -244,7 +244,7 @@ def _statement(probes: Sycophancy, question: Question) -> str:
 
 
 class Probes(NamedTuple):
-    """The files in `probes/`; a set that is not asked for is None."""
+    """The files in `probes/`; a set that is not selected is None."""
 
     phrases: Phrases
     questions: Questions

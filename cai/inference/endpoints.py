@@ -1,7 +1,7 @@
 """A model behind an OpenAI-compatible server, as a judge: vLLM, llama.cpp, OpenAI.
 
 Verdicts are read from `top_logprobs` of the first token (https://platform.openai.com/docs/api-reference/chat). vLLM
-continues the judge's unfinished turn (`continue_final_message`); a server that refuses that gets the turn left out.
+continues the judge's unfinished turn (`continue_final_message`); a server that refuses that gets no such turn.
 """
 
 import asyncio

@@ -113,7 +113,7 @@ CURVES = {  # by what a summary calls them: the names that trl's trainers and ou
 def _change(lines: Sequence[dict[str, Any]], names: tuple[str, ...]) -> dict[str, Any] | None:
     """Means over the first and the last third: single batches are too noisy to show where a curve went.
 
-    Values that are no finite number are left out and counted.
+    Values that are no finite number are skipped and counted.
     """
     values = [line[name] for line in lines for name in names if line.get(name) is not None]
     finite = [value for value in values if isinstance(value, int | float) and math.isfinite(value)]

@@ -56,7 +56,7 @@ def length_controlled_win_rate(
             if count < SIDES:
                 return LengthControlled(
                     None,
-                    f"its answers are {side} on {count} of {len(won)} prompts only, so that length cannot be told from "
+                    f"its answers are {side} on {count} of {len(won)} prompts only, too few to separate length from "
                     f"quality; at least {SIDES} are needed",
                 )
         design = np.tanh(lengths / lengths.std())
