@@ -101,7 +101,7 @@ def diff(
 ) -> None:
     """Compare two constitutions, word by word.
 
-    Also prints the share of a run's calls that changes. Exit status: 0 when no run can differ, 1 when they differ, 2
+    Also prints the share of a run's calls that changes. Exit status: 0 when no run is affected, 1 when they differ, 2
     when one cannot be read.
     """
     if _compare(a, b, as_json, runs):

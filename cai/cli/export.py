@@ -51,7 +51,7 @@ def export(
 ) -> None:
     """Export a run or a file to an external format.
 
-    With --format and --out: the rows of a run or a file. With --to: a whole run as a dataset with a card.
+    With --format and --out: the rows of a run or a file. With --to: a whole run as a dataset folder with a card.
     """
     if to is not None and format is None and out is None:
         export_dataset(source, to, licence, runs)

@@ -35,7 +35,7 @@ Reasons = dict[str, list[str]]
 
 def import_(
     file: Annotated[
-        str, typer.Argument(metavar="FILE", help="File in a form of docs/formats.md, or Hub id: org/name:split.")
+        str, typer.Argument(metavar="FILE", help="File in a format of docs/formats.md, or Hub id: org/name:split.")
     ],
     target: Annotated[str, typer.Option("--as", metavar="KIND", help="prompts, preferences, completions or few-shot.")],
     out: Annotated[

@@ -54,9 +54,11 @@ PageOut = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Whe
 ConstitutionName = Annotated[
     str, typer.Option("--constitution", metavar="NAME", help="YAML file, shipped constitution, or run.")
 ]
-JudgeNames = Annotated[list[str], typer.Option("--judge", metavar="NAME", help="Judge model; repeat for a panel.")]
+JudgeNames = Annotated[
+    list[str], typer.Option("--judge", metavar="NAME", help="Judge model or server URL#NAME; repeat for a panel.")
+]
 Data = Annotated[
     Path, typer.Option("--data", metavar="FILE", help="File or Hub id: preferences, or prompt and responses.")
 ]
 Limit = Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Use only the first N rows.")]
-PrincipleId = Annotated[str | None, typer.Option("--principle", metavar="ID", help="Use this principle alone.")]
+PrincipleId = Annotated[str | None, typer.Option("--principle", metavar="ID", help="Only this principle.")]

@@ -28,7 +28,7 @@ def show(
 ) -> None:
     """Print examples of a run.
 
-    With all of their texts: prompt, draft, principle, critique, revision and label, or those of another stage.
+    Prints every text: prompt, draft, principle, critique, revision and label. --stage chooses other rows.
     """
     stages: dict[str, Callable[[RunFolder], list[Example]]] = {
         "revisions": _revisions,

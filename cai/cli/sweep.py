@@ -31,9 +31,9 @@ def sweep(
     dry_run: DryRun = False,
     runs: RunsFolder = DEFAULT_RUNS,
 ) -> None:
-    """Run variants of a run file that differ in settings.
+    """Run variants of a run file (settings or principles).
 
-    Or in principles. --set changes a setting of all runs. After an interrupt, the same command resumes. Exit status: 1
+    --set changes a setting of all runs. After an interrupt, the same command resumes. Exit status: 1
     when a run failed; the others are run all the same.
     """
     if dry_run:

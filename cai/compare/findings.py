@@ -66,7 +66,8 @@ def _not_significant(c: RunComparison, pair: PairComparison) -> Iterator[str]:
         detectable = [m for m in differ if m.effect.minimum_detectable]
         nearest = max(detectable, key=lambda m: detected_share(m.effect), default=None)
         if nearest:
-            line += f"; nearest: {nearest.name} {signed(nearest.effect.mean)}, {_detectable(nearest.effect)}"
+            change = f"{nearest.name} {signed(nearest.effect.mean)}"
+            line += f"; closest to significance: {change}, {_detectable(nearest.effect)}"
         yield line
     for overall in (row for row in pair.head_to_head if row.tag is None and not row.effect.significant):
         yield f"{_head_to_head(b, overall)}; {insignificance(overall.effect)}"
@@ -88,7 +89,8 @@ def _no_principle_effect(head: str, pair: PairComparison) -> Iterator[str]:
     if nearest:
         p, outcome, effect = nearest
         prompts = f"{effect.n} prompts with controls" if p.controls else f"the {effect.n} prompts that met it"
-        line += f"; nearest: {p.id}, {OUTCOME_NAMES[outcome]} {signed(effect.mean)} on {prompts}, {_detectable(effect)}"
+        change = f"{OUTCOME_NAMES[outcome]} {signed(effect.mean)} on {prompts}"
+        line += f"; closest to significance: {p.id}, {change}, {_detectable(effect)}"
     yield line
 
 
