@@ -153,7 +153,8 @@ def test_an_interrupt_cancels_the_work_and_leaves_no_thread(running_loop: bool) 
         while not events:
             time.sleep(0.01)
         time.sleep(0.05)
-        signal.raise_signal(signal.SIGINT)
+        # As Ctrl-C does: a signal raised in this thread would not wake the main thread from its wait.
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     async def cell() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a notebook's kernel
