@@ -30,6 +30,7 @@ from rich.console import Console
 
 from cai.constitution.principles import load_constitution
 from cai.constitution.templates import Templates
+from cai.data.manifest import Output
 from cai.data.preferences import read_preferences
 from cai.data.records import Preference
 from cai.evaluation.judge_eval import evaluate_judge
@@ -135,7 +136,7 @@ def worth(file: Path, limit: int | None) -> dict[str, Any]:
     """The real model under one plain principle on labelled pairs."""
     with tempfile.TemporaryDirectory() as folder:
         given, reporter = judging(file, resolve_model("smollm2-135m"), limit), Reporter(Console(stderr=True))
-        report = evaluate_judge(given, Path(folder) / "out", Path(folder) / "cache.sqlite", reporter).report
+        report = evaluate_judge(given, Output(Path(folder) / "out"), Path(folder) / "cache.sqlite", reporter).report
 
     def interval(estimate: Any) -> list[float]:
         return [round(value, 3) for value in (estimate.mean, estimate.low, estimate.high)]
@@ -169,7 +170,7 @@ def scripted(count: int, folder: Path) -> dict[str, float]:
     start = time.process_time()
     label_file(
         judging(data, model, None),
-        folder / "out",
+        Output(folder / "out"),
         folder / "cache.sqlite",
         Reporter(Console(quiet=True)),
         lambda _, fingerprint, __: Forgetful(fingerprint),

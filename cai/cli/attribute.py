@@ -36,7 +36,7 @@ def attribute(
     """Measure the effect of each principle in a sweep.
 
     Prints a matrix of principles and outcomes with what is significant, for a sweep with `principles: leave-one-out`
-    or `alone`. Also writes a page, attribution.html in the sweep's folder; with --json only if --out names one.
+    or `one-at-a-time`. Also writes a page, attribution.html in the sweep's folder; with --json only if --out names one.
     """
     folder = open_sweep(sweep, runs)
     matrices = attribution_matrices(folder)

@@ -187,4 +187,4 @@ def _findings(matrix: Attribution) -> Iterator[str]:
     nearest = max(rest, key=lambda e: detected_share(e[2]), default=None)
     if nearest and len(significant) < LINES - 1:
         principle, name, effect = nearest
-        yield f"nearest to significance: {principle}, {name} {difference(effect)}; {insignificance(effect)}"
+        yield f"closest to significance: {principle}, {name} {difference(effect)}; {insignificance(effect)}"
