@@ -34,11 +34,15 @@ $(VENV)/.ready: pyproject.toml requirements/cpu.txt requirements/excludes-cpu.tx
 demo:
 	@bash examples/demo.sh
 
-# Two tests at once: with more, real models would need more memory than a small machine has.
 PYTEST := $(BIN)/pytest --numprocesses=2 --dist=worksteal
+COVERAGE := --cov --cov-report=
 
+# Tests of the real model run one at a time: vLLM pins its threads to cores, and two at once take three times as long.
 test: setup lint
-	$(PYTEST) --cov --cov-report=
+	@status=0; \
+	$(BIN)/pytest -m real $(COVERAGE) || { status=1; echo "FAILED: tests of the real model; the other tests follow"; }; \
+	$(PYTEST) -m "not real" $(COVERAGE) --cov-append || status=1; \
+	exit $$status
 
 test-fast: setup
 	$(PYTEST) -m "not real and not slow"

@@ -44,11 +44,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Prints, below pytest's own summary, the coverage and how many tests of the pages were skipped."""
+    """Prints, below pytest's own summary, the coverage of all parts and how many tests of the pages were skipped."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if reporter is None or hasattr(config, "workerinput"):
         return
-    if config.pluginmanager.has_plugin("_cov"):
+    if config.getoption("cov_append", default=False):  # `make test`, whose last part this is
         print(f"coverage: {measured_coverage():.1f} % of the lines of cai/")
     skipped = sum(NO_BROWSER in str(report.longrepr) for report in reporter.stats.get("skipped", []))
     if skipped:

@@ -99,7 +99,7 @@ def read_yaml(path: Path) -> YamlSource:
             raise CaiError(f"{path}: the file is empty")
         places: dict[Location, str] = {}
         _collect_places(path, node, (), places)
-        return YamlSource(path, yaml.safe_load(text), places)
+        return YamlSource(path, yaml.constructor.SafeConstructor().construct_document(node), places)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         problem = str(error.problem or error.context)

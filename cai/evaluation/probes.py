@@ -8,6 +8,7 @@ import asyncio
 import base64
 import difflib
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -55,7 +56,13 @@ def _sees(*names: str) -> AfterValidator:
 
 def rendered(text: str, **values: str) -> str:
     """A checked text with its variables filled in."""
-    return _JINJA.from_string(text).render(values).strip()
+    return _compiled(text).render(values).strip()
+
+
+@cache
+def _compiled(text: str) -> jinja2.Template:
+    """The template of a text; compiling takes longer than a cached answer, and one text is rendered many times."""
+    return _JINJA.from_string(text)
 
 
 class Item(Section):
