@@ -1,12 +1,17 @@
 """What every engine can do, and the requests and answers that pass through it."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, Protocol
 
 from pydantic import Field
 
+from cai.config.errors import RequestRefused
 from cai.config.yaml_files import Section
 from cai.data.records import Messages
+
+LOG_PROB_ROUNDING = 1e-3  # nats above 0 that sums of rounded probabilities may reach
 
 
 class EngineConfig(Section):
@@ -54,6 +59,45 @@ class Completion:
     finish: Literal["stop", "length"]
     prompt_tokens: int
     completion_tokens: int
+
+
+class UnusableAnswer(RequestRefused):
+    """An engine returned something that is no answer, such as NaN for a log-probability: never cached, may be retried.
+
+    Uncaught, it is the refusal of its request: the row is skipped and counted as failed.
+    """
+
+
+def validate_completion(completion: Completion) -> None:
+    """Check what an engine generated, before it is cached.
+
+    An empty text is an answer: a policy that says nothing must not be spared its evaluation.
+    Raises: UnusableAnswer when the text is none that a UTF-8 file can hold, `finish` is unknown or a count negative.
+    """
+    if not isinstance(completion.text, str):
+        raise UnusableAnswer(f"the model returned {type(completion.text).__name__} in place of a text")
+    try:
+        completion.text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        found = completion.text[error.start]
+        raise UnusableAnswer(f"the model's text holds U+{ord(found):04X}, half of a surrogate pair") from None
+    if completion.finish not in ("stop", "length"):
+        raise UnusableAnswer(f"the model's text ended with {completion.finish!r}; expected stop or length")
+    for count in (completion.prompt_tokens, completion.completion_tokens):
+        if not isinstance(count, int) or count < 0:
+            raise UnusableAnswer(f"the model counted {count!r} tokens")
+
+
+def validate_choice(log_probs: Sequence[float], n_options: int) -> None:
+    """Check log-probabilities (nats), one for each of `n_options` options, before they are cached.
+
+    Raises: UnusableAnswer when there are more or fewer, or one is not a finite number of at most 0.
+    """
+    if len(log_probs) != n_options:
+        raise UnusableAnswer(f"the model returned {len(log_probs)} log-probabilities for {n_options} options")
+    for log_prob in log_probs:
+        if not isinstance(log_prob, int | float) or not math.isfinite(log_prob) or log_prob > LOG_PROB_ROUNDING:
+            raise UnusableAnswer(f"the model returned {log_prob!r} as a log-probability; expected a number up to 0")
 
 
 class Engine(Protocol):
