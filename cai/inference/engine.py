@@ -21,6 +21,8 @@ class EngineConfig(Section):
     """Maximum concurrent prompts; does not affect the run's identity."""
     max_model_len: Annotated[int, Field(ge=64)] | None = None
     """Maximum tokens of a request and its answer together; null: the model's, at most 8192."""
+    stall_minutes: Annotated[float, Field(gt=0)] = 10.0
+    """Minutes without a token, or until a server's answer, after which the engine counts as stalled."""
 
 
 Step = Literal["answer", "critique", "revision", "chain_of_thought", "verdict", "other"]

@@ -68,7 +68,7 @@ def open_model(model: Model, fingerprint: str, settings: EngineConfig) -> Engine
     """vLLM on a model folder, which loads in the background; or a client of the server."""
     if isinstance(model, Server):
         return ServerEngine(model, fingerprint, settings.concurrency)
-    return VllmEngine(model, fingerprint, settings.max_model_len, settings.concurrency)
+    return VllmEngine(model, fingerprint, settings.max_model_len, settings.concurrency, settings.stall_minutes)
 
 
 def engine_fingerprint(model: Model, settings: EngineConfig) -> str:

@@ -25,13 +25,17 @@ import jinja2
 
 from cai.config.errors import CaiError, RequestRefused
 from cai.data.records import Messages
-from cai.inference.engine import Choose, Completion, Generate
+from cai.inference.engine import Choose, Completion, Generate, UnusableAnswer
+from cai.stats.formatting import counted, span
 
 GIB = 2**30
 DEFAULT_MAX_MODEL_LEN = 8192  # tokens; long contexts cost memory whether used or not
 CPU_BLOCK_TOKENS = 32  # short prefixes must fill a block to be shared; vLLM's default of 128 never matches them
 CPU_KV_SHARE = 0.25  # of free memory
 CPU_KV_MOST = 4 * GIB
+WORK_SECONDS = 0.5  # a step of this length ran the model, a chunk of a long prompt for example
+LOAD_POLL_SECONDS = 1.0
+ABANDON_SECONDS = 0.5  # that close() waits for a thread it will not join
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,16 @@ class Score:
 
 
 Request = Generate | Choose | Score
-Job = tuple[Request, "asyncio.Future[Any]"]
+
+
+@dataclass
+class Job:
+    """A request, the future that its caller awaits, when it came, and how long its prompt is once it is known."""
+
+    request: Request
+    future: "asyncio.Future[Any]"
+    since: float
+    prompt_tokens: int = 0
 
 
 class SharedStart(Exception):
@@ -54,18 +67,34 @@ class VllmEngine:
     """A model folder served by vLLM; see cai.inference.engine.Engine.
 
     Args: fingerprint of the model; `max_model_len` in tokens (None: the model's own, at most 8192); `concurrency`, how
-    many requests may run together. `busy_seconds` is the time spent inside vLLM's step; of `prompt_tokens` read,
-    `cached_tokens` were known from prompts that began alike.
+    many requests may run together; `stall_minutes` without a token after which a loaded engine counts as stalled.
+    `busy_seconds` is the time spent inside vLLM's step; of `prompt_tokens` read, `cached_tokens` were known from
+    prompts that began alike.
+
+    Every request ends: answered, refused (RequestRefused), or with the engine's death or stall, a CaiError for all.
     Raises: CaiError from the first call when vLLM cannot load the folder.
     """
 
-    def __init__(self, folder: Path, fingerprint: str, max_model_len: int | None = None, concurrency: int = 64) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        fingerprint: str,
+        max_model_len: int | None = None,
+        concurrency: int = 64,
+        stall_minutes: float = 10.0,
+    ) -> None:
         self.fingerprint = fingerprint
         self.busy_seconds = 0.0
         self.prompt_tokens = self.cached_tokens = 0
         self._folder, self._max_model_len, self._concurrency = folder, max_model_len, concurrency
+        self._stall_seconds = 60 * stall_minutes
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._names = itertools.count()
+        self._pending: dict[int, Job] = {}  # all that await an answer, queued or running
+        self._numbers = itertools.count()
+        self._progressed: float | None = None  # when the loaded engine last moved; None while it loads
+        self._written = 0  # tokens of the running requests, when last counted
+        self._error: CaiError | None = None  # why no request can be answered any more
+        self._stuck = self._closed = False
         self._thread = threading.Thread(target=self._serve, name="vllm", daemon=True)
         self._thread.start()
 
@@ -87,14 +116,54 @@ class VllmEngine:
             return list(await asyncio.gather(*scores))
 
     async def close(self) -> None:
-        """Stop the thread and free the model's memory."""
+        """Stop the thread and free the model's memory.
+
+        A model that still loads, or a stalled one, is not waited for: its thread frees it if it ever gets there.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        abandoned = self._stuck or (self._progressed is None and self._error is None)
+        self._error = self._error or CaiError(f"{self._folder}: the engine is closed")
         self._jobs.put(None)
-        await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._thread.join, ABANDON_SECONDS if abandoned else None)
 
     async def _submit(self, request: Request) -> Any:
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._jobs.put((request, future))
-        return await future
+        """The request's answer, waited for as long as the engine moves."""
+        if self._error is not None:
+            raise self._error
+        job = Job(request, asyncio.get_running_loop().create_future(), time.monotonic())
+        number = next(self._numbers)
+        self._pending[number] = job
+        self._jobs.put(job)
+        try:
+            while True:
+                done, _ = await asyncio.wait([job.future], timeout=self._patience(job))
+                if done:
+                    return job.future.result()
+                if self._patience(job) <= 0:
+                    self._stuck = True
+                    self._error = self._error or self._stalled()
+                    raise self._error
+        finally:
+            del self._pending[number]
+            job.future.cancel()  # without effect on one that is done
+
+    def _patience(self, job: Job) -> float:
+        """Seconds until the engine counts as stalled for this request; loading and compiling take what they take."""
+        if self._progressed is None:
+            return LOAD_POLL_SECONDS
+        return max(self._progressed, job.since) + self._stall_seconds - time.monotonic()
+
+    def _stalled(self) -> CaiError:
+        now, pending = time.monotonic(), list(self._pending.values())
+        longest = max(job.prompt_tokens for job in pending)
+        return CaiError(
+            f"{self._folder}: vLLM stalled: no token for {span(self._stall_seconds)}. In flight: "
+            f"{counted(len(pending), 'requests')}, the oldest for {span(now - min(job.since for job in pending))}, "
+            f"the longest prompt {counted(longest, 'tokens')}. Run again, with a lower engine.concurrency if it stalls "
+            "again; engine.stall_minutes sets how long to wait"
+        )
 
     # Everything below runs in the engine's thread.
 
@@ -104,27 +173,58 @@ class VllmEngine:
             self._llm = load_engine(self._folder, self._max_model_len, self._concurrency)
             self._tokenizer = self._llm.get_tokenizer()
             self._limit = self._llm.model_config.max_model_len
+            self._progressed = time.monotonic()
             while self._take_jobs(running):
-                begun = time.perf_counter()
+                begun = time.monotonic()
                 outputs = self._llm.step()
-                self.busy_seconds += time.perf_counter() - begun
-                for output in outputs:
-                    if output.finished:
-                        self.prompt_tokens += len(output.prompt_token_ids)
-                        self.cached_tokens += output.num_cached_tokens or 0
-                        request, future = running.pop(output.request_id.split("-")[0])
-                        _resolve(future, self._answer(request, output))
+                took = time.monotonic() - begun
+                self.busy_seconds += took
+                self._settle(running, outputs)
+                self._note_progress(took, bool(outputs))
+                if running and not self._llm.has_unfinished_requests():
+                    raise CaiError(f"{self._folder}: vLLM lost {counted(len(running), 'requests')} without an answer")
         except BaseException as error:  # a dead engine must not leave anyone waiting
             self._fail_all(running, error)
         finally:
             self._unload(running)
 
+    def _settle(self, running: dict[str, Job], outputs: list[Any]) -> None:
+        """Answer the requests that are finished; one whose output holds no answer is refused."""
+        for output in outputs:
+            job = running.pop(output.request_id.split("-")[0], None) if output.finished else None
+            if job is None:  # unfinished, or given up meanwhile
+                continue
+            self.prompt_tokens += len(output.prompt_token_ids)
+            self.cached_tokens += output.num_cached_tokens or 0
+            try:
+                answer = self._answer(job.request, output)
+            except RequestRefused as refusal:
+                _reject(job.future, refusal)
+            except Exception as error:
+                _reject(job.future, UnusableAnswer(f"vLLM's output holds no answer: {_named(error)}"))
+            else:
+                _resolve(job.future, answer)
+
+    def _note_progress(self, seconds: float, finished: bool) -> None:
+        """Note that the engine moved, if it did: some request finished or has more tokens, or the step was real work.
+
+        A step that has nothing it can schedule returns at once, and so does not count.
+        """
+        now = time.monotonic()
+        if not finished and seconds < WORK_SECONDS:
+            states = self._llm.output_processor.request_states
+            written = sum(state.detokenizer.num_output_tokens() for state in states.values() if state.detokenizer)
+            if written == self._written:
+                return
+            self._written = written
+        self._progressed = now
+
     def _take_jobs(self, running: dict[str, Job]) -> bool:
         """Move queued jobs into the batch, waiting for one when it is empty; False once close() was called.
 
-        Those that nobody waits for any more are dropped.
+        Those that nobody waits for any more are dropped; what vLLM or the tokenizer cannot take is refused.
         """
-        if gone := [name for name, (_, future) in running.items() if future.cancelled()]:
+        if gone := [name for name, job in running.items() if job.future.cancelled()]:
             self._llm.abort_request(gone)
             for name in gone:
                 del running[name]
@@ -135,15 +235,30 @@ class VllmEngine:
                 return True
             if job is None:
                 return False
-            request, future = job
-            if future.cancelled():
+            if job.future.cancelled():
                 continue
+            name = str(next(self._numbers))
+            running[name] = job  # from here on it shares the engine's fate
             try:
-                name = str(next(self._names))
-                self._llm.add_request(name, {"prompt_token_ids": self._tokens(request)}, self._sampling(request))
-                running[name] = job
+                self._add(name, job)
             except (RequestRefused, SharedStart) as error:
-                _reject(future, error)
+                _reject(running.pop(name).future, error)
+
+    def _add(self, name: str, job: Job) -> None:
+        """Give vLLM a request. Raises: RequestRefused, SharedStart; anything else is the engine's own fault."""
+        try:
+            tokens, sampling = self._tokens(job.request), self._sampling(job.request)
+        except (RequestRefused, SharedStart):
+            raise
+        except Exception as error:  # of the tokenizer or the chat template, by this request
+            raise RequestRefused(f"the request cannot be tokenised: {_named(error)}") from error
+        job.prompt_tokens = len(tokens)
+        try:
+            self._llm.add_request(name, {"prompt_token_ids": tokens}, sampling)
+        except (ValueError, TypeError) as error:  # how vLLM refuses one request
+            with suppress(Exception):
+                self._llm.abort_request([name])
+            raise RequestRefused(f"vLLM refuses the request: {_named(error)}") from error
 
     def _tokens(self, request: Request) -> list[int]:
         unfinished = request.messages[-1]["role"] == "assistant"
@@ -194,6 +309,8 @@ class VllmEngine:
 
     def _answer(self, request: Request, output: Any) -> Completion | list[float] | float:
         sample = output.outputs[0]
+        if sample.finish_reason in ("abort", "error"):
+            raise UnusableAnswer(f"vLLM ended the request early: {sample.finish_reason}")
         if isinstance(request, Choose):
             return [sample.logprobs[0][token].logprob for token in self._first_tokens(request.options)]
         if isinstance(request, Score):
@@ -208,24 +325,45 @@ class VllmEngine:
         )
 
     def _fail_all(self, running: dict[str, Job], error: BaseException) -> None:
+        """Fail every request with one error, those that still come too, until close() is called."""
         if not isinstance(error, CaiError):
-            error = CaiError(f"{self._folder}: vLLM stopped: {error or type(error).__name__}")
-        for _, future in running.values():
-            _reject(future, error)
-        while (job := self._jobs.get()) is not None:  # until close() is called
-            _reject(job[1], error)
+            error = CaiError(f"{self._folder}: vLLM stopped: {_named(error)}{_advice(error)}")
+        self._error = self._error or error
+        for job in running.values():
+            _reject(job.future, error)
+        running.clear()
+        while (waiting := self._jobs.get()) is not None:
+            _reject(waiting.future, error)
 
     def _unload(self, running: dict[str, Job]) -> None:
-        for _, future in running.values():
-            _settle_in_loop(future, future.cancel)
+        for job in running.values():
+            _settle_in_loop(job.future, job.future.cancel)
         llm = self.__dict__.pop("_llm", None)
         if llm is not None:
-            from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
-
-            llm.engine_core.shutdown()
+            free_engine(llm)
             del llm
-            cleanup_dist_env_and_memory()
             gc.collect()
+
+
+def free_engine(llm: Any) -> None:
+    """End vLLM's engine, and its processes if it has any."""
+    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+    llm.engine_core.shutdown()
+    del llm
+    cleanup_dist_env_and_memory()
+
+
+def _named(error: BaseException) -> str:
+    """An error's kind and its message, in one line of at most 300 characters."""
+    message = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+def _advice(error: BaseException) -> str:
+    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "out of memory" in str(error).lower():
+        return "; lower engine.concurrency or engine.max_model_len, or free memory on the device"
+    return ""
 
 
 def _resolve(future: "asyncio.Future[Any]", answer: Any) -> None:
@@ -262,7 +400,7 @@ def engine_settings(folder: Path, max_model_len: int | None, concurrency: int) -
     """vLLM's arguments for a model folder: on a CPU those that were measured to matter, elsewhere its own.
 
     Also sets the environment vLLM reads when it is imported, so call this first.
-    Raises: CaiError when vLLM is missing, or `max_model_len` exceeds the model's.
+    Raises: CaiError when vLLM is missing, `max_model_len` exceeds the model's, or the model has no chat template.
     """
     if find_spec("vllm") is None:
         raise CaiError(
@@ -270,16 +408,22 @@ def engine_settings(folder: Path, max_model_len: int | None, concurrency: int) -
         )
     _quieten()
     import torch
-    from transformers import AutoConfig
+    from transformers import AutoConfig, AutoTokenizer
 
-    own = getattr(
-        AutoConfig.from_pretrained(folder).get_text_config(), "max_position_embeddings", DEFAULT_MAX_MODEL_LEN
-    )
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    own = getattr(config.get_text_config(), "max_position_embeddings", DEFAULT_MAX_MODEL_LEN)
     if max_model_len is not None and max_model_len > own:
         raise CaiError(f"engine.max_model_len: {max_model_len} tokens, but the model in {folder} takes at most {own}")
+    if AutoTokenizer.from_pretrained(folder, trust_remote_code=False).chat_template is None:
+        raise CaiError(
+            f"model {folder}: its tokenizer has no chat template, as of a base model; use a model trained on "
+            "conversations, or add a chat_template.jinja to the folder"
+        )
     length = max_model_len or min(own, DEFAULT_MAX_MODEL_LEN)
     settings: dict[str, Any] = {
         "model": str(folder),
+        "trust_remote_code": False,
+        "load_format": "safetensors",  # also where a folder holds pickles beside them
         "max_model_len": length,
         "max_num_seqs": concurrency,
         "enable_prefix_caching": True,

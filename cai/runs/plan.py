@@ -186,7 +186,7 @@ def manifest(plan: Plan) -> dict[str, Any]:
         "iterations": True,
         "train": {"__all__": {"report_to"}},
         "evaluate": {"probes"},  # the evaluation has a manifest of its own
-        "engine": {"concurrency"},
+        "engine": {"concurrency", "stall_minutes"},
     }
     settings = plan.config.model_dump(mode="json", exclude=decides_nothing)
     return {

@@ -1,4 +1,6 @@
 import asyncio
+import json
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -35,6 +37,7 @@ def test_the_real_model_answers_repeats_refuses_and_weighs(real_model: Path) -> 
     capital = Generate(user("What is the capital of France?"), 24, 0.0, 0)
     sampled = Generate(user("Tell me a short story about a fox."), 24, 1.0, 5)
     too_long = Generate(user("word " * 600), 8, 1.0, 0)
+    surrogate = Generate(user("half of a pair: \ud83d"), 8, 1.0, 0)
     options = Choose(judging("Which is an animal? Answer A: dog. Answer B: stone. Reply with A or B."), (" A", " B"))
     alike = Choose(options.messages, (" very likely A", " very likely B", " hardly"))
 
@@ -45,6 +48,7 @@ def test_the_real_model_answers_repeats_refuses_and_weighs(real_model: Path) -> 
                 engine.generate(sampled),
                 engine.generate(Generate(sampled.messages, 24, 1.0, 6)),
                 engine.generate(too_long),
+                engine.generate(surrogate),
                 engine.choose(options),
                 engine.choose(alike),
             ]
@@ -56,7 +60,7 @@ def test_the_real_model_answers_repeats_refuses_and_weighs(real_model: Path) -> 
             assert not engine._llm.has_unfinished_requests()  # what nobody waits for is not written to its end
             return [*first, again]
 
-    paris, story, other_story, refusal, logprobs, whole, again = asyncio.run(ask())
+    paris, story, other_story, refusal, untokenised, logprobs, whole, again = asyncio.run(ask())
     assert isinstance(paris, Completion)
     assert "Paris" in paris.text
     assert paris.finish == "stop"
@@ -67,6 +71,7 @@ def test_the_real_model_answers_repeats_refuses_and_weighs(real_model: Path) -> 
     assert story != other_story
     assert isinstance(refusal, RequestRefused)
     assert "the context holds 512" in str(refusal)
+    assert isinstance(untokenised, RequestRefused)
     assert isinstance(logprobs, list)
     assert logprobs == pytest.approx(_by_transformers(real_model, options), abs=2e-3)
     assert whole == pytest.approx(_by_transformers(real_model, alike), abs=5e-3)
@@ -102,6 +107,21 @@ def test_a_folder_vllm_cannot_load_is_an_error_for_everyone_who_waits(tmp_path: 
     for error in asyncio.run(ask()):
         assert isinstance(error, CaiError)
         assert "vLLM stopped" in str(error)
+
+
+def test_a_base_model_without_a_chat_template_is_named_before_it_loads(tmp_path: Path, real_model: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(real_model, base, ignore=shutil.ignore_patterns("*.safetensors", "chat_template*"))
+    settings = json.loads((base / "tokenizer_config.json").read_text(encoding="utf-8"))
+    settings.pop("chat_template", None)
+    (base / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+
+    async def ask() -> None:
+        async with opened(base) as engine:
+            await engine.generate(Generate(user("Hi"), 4, 0.0, 0))
+
+    with pytest.raises(CaiError, match="base: its tokenizer has no chat template"):
+        asyncio.run(ask())
 
 
 def test_a_context_beyond_the_models_own_is_refused(real_model: Path) -> None:

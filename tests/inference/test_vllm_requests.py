@@ -1,0 +1,218 @@
+"""Every request to vLLM ends, whatever vLLM or the tokenizer does; a stand-in takes vLLM's place."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cai.config.errors import CaiError, RequestRefused
+from cai.data.records import Message
+from cai.inference.engine import Choose, Completion, Generate, UnusableAnswer
+from cai.inference.vllm import VllmEngine
+from tests.inference.fake_vllm import FakeLLM, FakeTokenizer, install
+
+SOON = 20.0  # seconds: what takes longer hangs
+ASSISTANT = Message(role="assistant", content="=")
+
+
+def hello(text: str = "Hi", seed: int = 0) -> Generate:
+    return Generate([Message(role="user", content=text)], 8, 0.0, seed)
+
+
+def options(*texts: str) -> Choose:
+    return Choose([Message(role="user", content="?"), ASSISTANT], texts)
+
+
+def ask(*requests: Generate | Choose, stall_seconds: float = 600.0) -> list[Any]:
+    """The answers, or errors, of requests asked together."""
+
+    async def together(engine: VllmEngine) -> list[Any]:
+        return await asyncio.gather(
+            *(engine.choose(r) if isinstance(r, Choose) else engine.generate(r) for r in requests),
+            return_exceptions=True,
+        )
+
+    return with_engine(together, stall_seconds)
+
+
+def with_engine(work: Callable[[VllmEngine], Coroutine[Any, Any, Any]], stall_seconds: float = 600.0) -> Any:
+    async def opened() -> Any:
+        engine = VllmEngine(Path("model"), "fake", concurrency=8, stall_minutes=stall_seconds / 60)
+        try:
+            return await work(engine)
+        finally:
+            await engine.close()
+
+    return asyncio.run(asyncio.wait_for(opened(), SOON))
+
+
+def raising(error: BaseException) -> Callable[..., None]:
+    def fail(*_: Any) -> None:
+        raise error
+
+    return fail
+
+
+def test_requests_are_answered_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = FakeLLM()
+    install(monkeypatch, lambda: llm)
+    text, chosen = ask(hello(), options("A", "B"))
+    assert text == Completion("done", "stop", 2, 2)
+    assert chosen == [-1.0, -1.0]
+    assert llm.freed
+
+
+def test_what_cannot_be_tokenised_is_refused_and_the_others_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, FakeLLM)
+    refused, answered, choice = ask(hello("half \ud83d"), hello(), options("A", "\udc00"))
+    assert isinstance(refused, RequestRefused)
+    assert "cannot be tokenised: TypeError" in str(refused)
+    assert isinstance(answered, Completion)
+    assert isinstance(choice, RequestRefused)
+
+
+def test_any_error_of_the_chat_template_refuses_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, lambda: FakeLLM(tokenizer=FakeTokenizer(ValueError("chat_template is not set"))))
+    (refused,) = ask(hello())
+    assert isinstance(refused, RequestRefused)
+    assert "chat_template is not set" in str(refused)
+
+
+def test_what_vllm_refuses_is_refused_and_forgotten_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def short_only(prompt: list[int]) -> None:
+        if len(prompt) > 5:
+            raise ValueError("too long for vLLM")
+
+    llm = FakeLLM(on_add=short_only)
+    install(monkeypatch, lambda: llm)
+    refused, answered = ask(hello("a long one"), hello())
+    assert isinstance(refused, RequestRefused)
+    assert "vLLM refuses the request: ValueError: too long for vLLM" in str(refused)
+    assert isinstance(answered, Completion)
+    assert len(llm.aborted) == 1
+
+
+@pytest.mark.parametrize("at", ["add", "step"])
+def test_a_dead_engine_fails_all_requests_with_one_error_those_that_come_later_too(
+    monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    fail = raising(RuntimeError("engine core died"))
+    install(monkeypatch, lambda: FakeLLM(on_add=fail) if at == "add" else FakeLLM(on_step=fail))
+
+    async def twice(engine: VllmEngine) -> list[Any]:
+        first = await asyncio.gather(*(engine.generate(hello(seed=i)) for i in range(3)), return_exceptions=True)
+        return [*first, *await asyncio.gather(engine.generate(hello()), return_exceptions=True)]
+
+    errors = with_engine(twice)
+    assert {str(error) for error in errors} == {"model: vLLM stopped: RuntimeError: engine core died"}
+    assert {type(error) for error in errors} == {CaiError}
+
+
+def test_out_of_memory_says_what_to_lower(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, lambda: FakeLLM(on_step=raising(RuntimeError("CUDA out of memory. Tried to allocate"))))
+    (error,) = ask(hello())
+    assert "lower engine.concurrency or engine.max_model_len" in str(error)
+
+
+def test_an_output_without_an_answer_refuses_its_request_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_logprobs(output: Any) -> None:
+        if output.outputs[0].logprobs:
+            output.outputs[0].logprobs = [{}]
+
+    install(monkeypatch, lambda: FakeLLM(spoil=no_logprobs))
+    answered, refused = ask(hello(), options("A", "B"))
+    assert isinstance(answered, Completion)
+    assert isinstance(refused, UnusableAnswer)
+
+
+def test_a_request_that_vllm_ended_early_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def aborted(output: Any) -> None:
+        output.outputs[0].finish_reason = "error"
+
+    install(monkeypatch, lambda: FakeLLM(spoil=aborted))
+    (refused,) = ask(hello())
+    assert isinstance(refused, UnusableAnswer)
+    assert "ended the request early: error" in str(refused)
+
+
+def test_requests_that_vllm_lost_end_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, lambda: FakeLLM(on_step=lambda engine: engine.running.clear()))
+    (error,) = ask(hello())
+    assert str(error) == "model: vLLM lost 1 request without an answer"
+
+
+def test_a_blocked_engine_is_reported_with_what_is_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocked = threading.Event()
+
+    def block(_: FakeLLM) -> None:
+        blocked.wait(SOON)
+
+    install(monkeypatch, lambda: FakeLLM(on_step=block))
+    try:
+        errors = ask(hello(), hello("longer"), stall_seconds=0.3)
+    finally:
+        blocked.set()
+    for error in errors:
+        assert isinstance(error, CaiError)
+        assert "vLLM stalled: no token for 0.3 s. In flight: 2 requests, the oldest for 0." in str(error)
+        assert "the longest prompt 6 tokens" in str(error)
+
+
+def test_an_engine_that_steps_without_moving_is_stalled_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = FakeLLM()
+    llm.moves = False
+    install(monkeypatch, lambda: llm)
+    (error,) = ask(hello(), stall_seconds=0.3)
+    assert "vLLM stalled" in str(error)
+
+
+def test_a_slow_engine_that_moves_and_a_slow_load_are_no_stall(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load() -> FakeLLM:
+        time.sleep(0.9)
+        return FakeLLM(steps=15, on_step=lambda _: time.sleep(0.06))  # longer than the limit, a token a step
+
+    install(monkeypatch, load)
+    assert ask(hello(), stall_seconds=0.4) == [Completion("done", "stop", 2, 2)]
+
+
+def test_close_does_not_wait_for_a_model_that_still_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = threading.Event()
+
+    def load() -> FakeLLM:
+        loaded.wait(SOON)
+        return FakeLLM()
+
+    install(monkeypatch, load)
+
+    async def give_up(engine: VllmEngine) -> float:
+        waiting = asyncio.ensure_future(engine.generate(hello()))
+        await asyncio.sleep(0.1)
+        waiting.cancel()
+        begun = time.monotonic()
+        await engine.close()
+        return time.monotonic() - begun
+
+    try:
+        assert with_engine(give_up) < 2
+    finally:
+        loaded.set()
+
+
+def test_a_closed_engine_takes_no_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, FakeLLM)
+
+    async def late(engine: VllmEngine) -> None:
+        await engine.close()
+        await engine.generate(hello())
+
+    with pytest.raises(CaiError, match="the engine is closed"):
+        with_engine(late)
+
+
+def test_a_failed_load_is_everyones_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, raising(OSError("no weights")))
+    assert [str(e) for e in ask(hello(), hello())] == ["model: vLLM stopped: OSError: no weights"] * 2
