@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cai.config.characters import visible
-from cai.config.errors import CaiError
+from cai.config.errors import CaiError, writing
 from cai.constitution.principles import word_changes
 from cai.data.jsonl import write_text
 
@@ -78,11 +78,9 @@ def with_new_words(before: str, after: str) -> Text:
 
 def write_file(path: Path, text: str) -> None:
     """Write a text and create its folder; raises CaiError when that fails."""
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, text)
-    except OSError as error:
-        raise CaiError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def write_new(path: Path, text: str) -> None:

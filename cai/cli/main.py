@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 
 from cai import __version__
 from cai.cli.help import HelpCommand
-from cai.config.errors import CaiError
+from cai.config.errors import CaiError, os_error_text
 
 
 class Command(NamedTuple):
@@ -162,6 +162,11 @@ def main() -> None:
         if os.environ.get("CAI_DEBUG"):
             traceback.print_exc()
         _echo_error(str(error))
+        sys.exit(2)
+    except OSError as error:
+        if os.environ.get("CAI_DEBUG"):
+            raise
+        _echo_error(os_error_text(error))
         sys.exit(2)
     except Exception as error:
         if os.environ.get("CAI_DEBUG"):

@@ -1,6 +1,5 @@
 """`cai train`."""
 
-import json
 import re
 import tempfile
 from collections import Counter
@@ -16,6 +15,7 @@ from cai.config.errors import CaiError
 from cai.config.locate import local_file
 from cai.config.yaml_files import YamlSource, apply_overrides, validate
 from cai.data.jsonl import write_rows
+from cai.data.manifest import read_json
 from cai.inference.models import resolve_model
 from cai.inference.progress import Reporter
 from cai.runs.metrics import reward_lines
@@ -78,7 +78,7 @@ def train(
     if skipped or more:
         write_rows(out / "skipped.jsonl", [*skipped, *more])
     if (out / "report.json").exists():
-        for text in reward_lines(json.loads((out / "report.json").read_text(encoding="utf-8"))):
+        for text in reward_lines(read_json(out / "report.json")):
             line(console, f"  {text}")
     line(console, f"  {'reward model' if stage == 'reward' else 'policy'} in {result}, metrics in {out}/metrics.jsonl")
 

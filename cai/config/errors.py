@@ -1,10 +1,13 @@
 """The two kinds of errors: those the user can correct, and those of a single example."""
 
 import difflib
+import errno
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+FULL_DISK = "the disk is full"
 
 
 class CaiError(Exception):
@@ -30,6 +33,27 @@ def reading(path: Path) -> Iterator[None]:
         raise CaiError(f"{path}: not UTF-8 text: {error}") from None
     except (OSError, EOFError, zlib.error) as error:  # the last two: a gzipped file that is truncated or damaged
         raise CaiError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise the errors of writing a file or folder as a CaiError that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise CaiError(f"{path}: cannot be written: {write_error(error)}") from error
+
+
+def write_error(error: OSError) -> str:
+    """Why a file cannot be written, and for a full disk what to do."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{FULL_DISK}; make room and run the same command again: what is finished is kept"
+    return (error.strerror or str(error)).lower()
+
+
+def os_error_text(error: OSError) -> str:
+    """An operating system's error in one line that names the file, if it is about one."""
+    return f"{error.filename}: {write_error(error)}" if error.filename is not None else write_error(error)
 
 
 def similar(path: Path) -> Path | None:

@@ -25,8 +25,8 @@ from typing import IO, Any, Literal, NamedTuple, Union, get_args, get_origin
 from pydantic import BaseModel
 from typing_extensions import get_type_hints, is_typeddict
 
-from cai.config.errors import CaiError, reading
-from cai.data.jsonl import COMPRESSIONS, open_text, parse_json, read_objects
+from cai.config.errors import CaiError, reading, writing
+from cai.data.jsonl import COMPRESSIONS, open_text, parse_json, partial_path, read_objects
 
 BATCH = 256  # rows of a Parquet file in memory at once, read
 GROUP = 1000  # rows of a Parquet file in memory at once, written
@@ -169,20 +169,16 @@ def table_writer(path: Path, row: type) -> Iterator[Write]:
     """
     if not path.name.endswith(NAMES):
         raise CaiError(f"{path}: expected a name that ends in {', '.join(NAMES[:-1])} or {NAMES[-1]}")
-    partial = path.with_name(path.name + ".part")
     writer = _column_writer if path.suffix == ".parquet" else _line_writer
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CaiError(f"{path}: cannot be written: {error.strerror}") from error
-    try:
-        with partial.open("wb") as file, writer(path, row, file) as write:
-            yield write
-        partial.replace(path)
-    except OSError as error:
-        raise CaiError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+        partial = partial_path(path)
+        try:
+            with partial.open("wb") as file, writer(path, row, file) as write:
+                yield write
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Rows as JSON Lines: read with errors that name file and line, written atomically."""
 
+import glob
 import gzip
 import hashlib
 import io
@@ -14,11 +15,12 @@ from typing import Any, BinaryIO, Self, TextIO, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from cai.config.errors import CaiError, reading
+from cai.config.errors import CaiError, reading, writing
 from cai.config.validation import format_location, problems
 
 AnyRow = TypeVar("AnyRow", bound=BaseModel)
 COMPRESSIONS = (".gz", ".zst")
+PARTIAL = re.compile(r"\.(\d{1,10})\.part$")  # of a temporary file: the number of the process that writes it
 
 
 def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -138,30 +140,62 @@ def parse_row(place: object, value: dict[str, Any], model: type[AnyRow]) -> AnyR
         raise CaiError(f"{place}: {field + ': ' if field else ''}{problem.message}") from None
 
 
+def partial_path(path: Path) -> Path:
+    """The temporary file beside `path` that this process writes before it renames it.
+
+    Those of the same file that killed processes left are removed.
+    """
+    for beside in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
+        if is_abandoned(beside):
+            beside.unlink(missing_ok=True)
+    return path.with_name(f"{path.name}.{os.getpid()}.part")
+
+
+def is_abandoned(path: Path) -> bool:
+    """Whether a path is a temporary file, `NAME.PID.part`, of a process that is gone from this machine."""
+    number = PARTIAL.search(path.name)
+    if number is None:
+        return False
+    try:
+        os.kill(int(number[1]), 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):  # of another user; no number of a process
+        return False
+    return False
+
+
 class RowWriter:
-    """Writes rows to a temporary file, renamed to `path` when the block ends without an error."""
+    """Writes rows to a temporary file, renamed to `path` when the block ends without an error.
+
+    Raises: CaiError for a file that cannot be written, such as on a full disk.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.count = 0
 
     def __enter__(self) -> Self:
-        self._partial = self.path.with_name(self.path.name + ".part")
-        self._file = self._partial.open("w", encoding="utf-8")
+        with writing(self.path):
+            self._partial = partial_path(self.path)
+            self._file = self._partial.open("w", encoding="utf-8")
         return self
 
     def write(self, row: BaseModel) -> None:
         """Append one row."""
-        self._file.write(row.model_dump_json() + "\n")
+        with writing(self.path):
+            self._file.write(row.model_dump_json() + "\n")
         self.count += 1
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
-        if kind is None:
-            self._partial.replace(self.path)
-        else:
+        try:
+            with writing(self.path):
+                self._file.close()  # writes what is buffered
+                if kind is None:
+                    self._partial.replace(self.path)
+        finally:
             self._partial.unlink(missing_ok=True)
 
 
@@ -174,7 +208,14 @@ def write_rows(path: Path, rows: Iterable[BaseModel]) -> int:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file atomically: to a temporary one, then renamed."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    """Write a small file atomically: to a temporary one, then renamed.
+
+    Raises: CaiError for a file that cannot be written, such as on a full disk.
+    """
+    with writing(path):
+        partial = partial_path(path)
+        try:
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)

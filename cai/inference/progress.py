@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from cai.config.errors import writing
 from cai.stats.formatting import counted, span
 
 PLAIN_SECONDS = 15.0  # between two plain lines
@@ -80,7 +81,7 @@ class Reporter:
         """Print and log one line."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
         if self.log is not None:
-            with self.log.open("a", encoding="utf-8") as file:
+            with writing(self.log), self.log.open("a", encoding="utf-8") as file:
                 file.write(f"{datetime.now().isoformat(timespec='seconds')} {text}\n")
 
     @contextmanager

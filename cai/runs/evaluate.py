@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-import json
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -17,7 +16,7 @@ from cai.config.yaml_files import YamlSource
 from cai.constitution.principles import Constitution, load_constitution
 from cai.constitution.templates import Templates
 from cai.data.jsonl import write_rows, write_text
-from cai.data.manifest import MANIFEST_JSON, Claim, Output, exclusive, read_manifest, take, versions
+from cai.data.manifest import Claim, Output, exclusive, read_manifest, take, versions, write_manifest
 from cai.data.prompts import read_prompts
 from cai.data.records import Prompt, Skipped
 from cai.evaluation.policy import OVERALL, EvaluateConfig, EvaluationPlan, Policy, PolicyEvaluation, shipped_axes
@@ -231,7 +230,7 @@ def evaluate_into(output: Output, evaluation: PolicyEvaluation, reporter: Report
         asyncio.run(evaluation.run())
         for file, rows in ROWS.items():
             write_rows(out / file, getattr(evaluation, rows))
-        write_text(out / MANIFEST_JSON, json.dumps(claim.manifest, indent=1, ensure_ascii=False) + "\n")
+        write_manifest(out, claim.manifest)
         if not evaluation.judgements:
             raise NothingCompared(f"no prompt has an answer of two policies; the reasons are in {out / SKIPPED}")
         scored, missing = score_answers(plan, out, reporter) if plan.probes is not None else ([], {})

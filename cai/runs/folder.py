@@ -16,6 +16,7 @@ from cai.evaluation.policy_report import REPORT, PolicyReport, each_before_after
 ITERATION = "iteration-"
 RUN = "cai run"  # the command in a run's manifest
 CACHE_FILE = "cache.sqlite"  # beside the runs, shared by all of them
+CACHE_FILES = (CACHE_FILE, "memo.sqlite")  # how names of its files begin, and what cai 0.1 called it
 SWEEP_JSON = "sweep.json"  # in a folder of runs that are one sweep
 
 

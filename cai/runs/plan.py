@@ -1,6 +1,7 @@
 """Everything a run will need, read and checked before the first call is made or the first file written."""
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,9 +26,11 @@ from cai.feedback.label import LabelJob, count_work
 from cai.inference import models
 from cai.inference.endpoints import resolve_judges
 from cai.inference.models import Model, model_fingerprint, resolve_model
-from cai.runs.folder import ITERATION, RUN, RunFolder
+from cai.runs.folder import CACHE_FILES, ITERATION, RUN, RunFolder
 from cai.runs.run_file import RunConfig, load_run_file
 from cai.training.settings import TrainStage, weighs_pairs
+
+LONGEST_NAME = 255  # bytes of a folder's name on Linux's file systems
 
 
 @dataclass(frozen=True)
@@ -97,8 +100,17 @@ def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path
         preferences_skipped=preferences_skipped,
         train=train,
         runs=runs,
-        folder=RunFolder(runs / (config.name or run_file.stem)),
+        folder=RunFolder(runs / _folder_name(config.name or run_file.stem, run_file)),
     )
+
+
+def _folder_name(name: str, run_file: Path) -> str:
+    """A run's name, checked; raises CaiError for one that the cache has, or no file system takes."""
+    if name.startswith(CACHE_FILES):
+        raise CaiError(f"{run_file}: name: '{name}' is a name of the cache's files; choose another (--name NEW)")
+    if (size := len(os.fsencode(name))) > LONGEST_NAME:
+        raise CaiError(f"{run_file}: name: {size} bytes; expected at most {LONGEST_NAME} (--name NEW)")
+    return name
 
 
 def iteration(plan: Plan, number: int, policy: Path) -> Plan:

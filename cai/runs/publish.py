@@ -5,6 +5,8 @@ The data set has Parquet splits that `datasets` loads, the constitutions, and a 
 Markdown or HTML in it takes effect.
 """
 
+import glob
+import os
 import re
 import shutil
 import tempfile
@@ -27,7 +29,7 @@ from cai.data.chat_formats import ConversationRow, assistant_turn
 from cai.data.evaluation_formats import alpaca_entries
 from cai.data.exports import EXPORTS, exported, extras
 from cai.data.files import table_writer
-from cai.data.jsonl import read_rows
+from cai.data.jsonl import is_abandoned, read_rows
 from cai.data.preferences import iter_preferences
 from cai.data.prompts import iter_completions
 from cai.data.records import BeforeAfter, Demonstration, Messages, Preference, Prompt, Ranking, Revision, Skipped
@@ -338,7 +340,10 @@ def write_dataset(run: RunFolder, folder: Path, licence: str) -> list[Split]:
     if not any(split.config != "prompts" for split in nonempty):
         raise CaiError(f"{run.path}: this run has no revisions, preferences or evaluation yet")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}-*.part"):
+        if is_abandoned(left):
+            shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(f".{os.getpid()}.part", f".{folder.name}-", folder.parent) as temporary:
         dataset = Path(temporary) / folder.name
         for split in nonempty:
             with table_writer(dataset / split.file, split.row) as write:

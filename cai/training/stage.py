@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from cai.config.errors import CaiError
 from cai.data.jsonl import file_fingerprint, write_text
-from cai.data.manifest import Claim, exclusive, read_manifest, take, versions
+from cai.data.manifest import Claim, exclusive, read_json, read_manifest, take, versions
 from cai.inference.models import folder_fingerprint
 from cai.training.settings import TrainConfig, TrainStage
 
@@ -45,11 +45,14 @@ class StageSpec(Generic[Settings]):
     @classmethod
     def read(cls, path: Path) -> "StageSpec[Any]":
         """The specification that a stage.json holds; the launcher is not part of it."""
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        settings: TrainConfig = TypeAdapter(TrainStage).validate_python(fields["settings"])
-        data, model, folder = (Path(fields[key]) for key in ("data", "model", "folder"))
-        reward = Path(fields["reward"]) if fields["reward"] else None
-        return StageSpec(settings, data, model, folder, fields["seed"], reward)
+        fields = read_json(path)
+        try:
+            settings: TrainConfig = TypeAdapter(TrainStage).validate_python(fields["settings"])
+            data, model, folder = (Path(fields[key]) for key in ("data", "model", "folder"))
+            reward = Path(fields["reward"]) if fields["reward"] else None
+            return StageSpec(settings, data, model, folder, fields["seed"], reward)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CaiError(f"{path}: not the specification of a training stage: {error!r}") from error
 
     def write(self, path: Path) -> None:
         """Write stage.json, which the worker reads."""
@@ -94,7 +97,7 @@ def run_stage(spec: StageSpec[Any], report: Report, replace: bool = True, keep_d
     folder, claim = spec.folder, spec.claim()
     with exclusive(folder):
         if _is_finished(claim):
-            report(json.loads((folder / "data.json").read_text(encoding="utf-8")))
+            report(read_json(folder / "data.json"))
             report({"done": "already trained"})
             return folder / MODEL
         take(claim, replace)

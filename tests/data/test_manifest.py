@@ -1,4 +1,9 @@
+import errno
+import fcntl
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +92,30 @@ def test_differences_name_what_changed_shortly() -> None:
     before = {"a": [{"name": "x"}], "b": {"c": 1, "d": [1, 2]}, "gone": None}
     after = {"a": [{"name": "x"}, {"name": "y"}], "b": {"c": 1, "d": [1, 3]}, "new": "t"}
     assert differences(before, after) == ['a: ["x"] → ["x", "y"]', "b.d[1]: 2 → 3", 'new: null → "t"']
+
+
+def gone() -> int:
+    """The number of a process that has ended."""
+    return int(subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True).stdout)
+
+
+def test_what_killed_processes_left_half_written_is_removed_and_that_of_others_stays(tmp_path: Path) -> None:
+    work(claim(tmp_path, seed=0))
+    out, dead = tmp_path / "out", gone()
+    (out / f"manifest.json.{dead}.part").write_text("{")
+    (out / ".panel-x").mkdir()
+    (out / ".panel-x/0.jsonl").write_text("{}")
+    others = [f"report.html.{os.getppid()}.part", "thesis.part"]
+    for name in others:
+        (out / name).write_text("of another process")
+    with exclusive(out):
+        assert {path.name for path in out.iterdir()} == {".busy", "manifest.json", "rows.jsonl", "judge.json", *others}
+
+
+def test_a_file_system_without_locks_is_named_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(CaiError, match=r"out: cannot be locked \(no locks available\); .* copy the folder .* --runs"):
+        work(claim(tmp_path))

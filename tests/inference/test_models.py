@@ -1,4 +1,6 @@
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,3 +45,29 @@ def test_a_fingerprint_follows_the_content(model_folder: Path, tmp_path: Path) -
     assert models.folder_fingerprint(copy) != first
     (model_folder / "README.md").write_text("a card is no part of the model")
     assert models.folder_fingerprint(model_folder) == first
+
+
+def test_a_large_file_is_read_once_for_as_long_as_it_is_the_same(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(models, "LARGE", 10)
+    monkeypatch.setattr(models, "LONG_READ", 10)
+    weights = model_folder / "model.safetensors"
+    weights.write_text("0123456789")
+    first = models.folder_fingerprint(model_folder)
+    assert "to identify it" in capsys.readouterr().err
+    read = Path.open
+
+    def unread(path: Path, *args: Any, **kwargs: Any) -> Any:
+        assert path != weights, "read again"
+        return read(path, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", unread)
+        assert models.folder_fingerprint(model_folder) == first
+    assert capsys.readouterr().err == ""
+    beside = model_folder / "beside"
+    beside.write_text("9876543210")
+    os.utime(beside, ns=(weights.stat().st_atime_ns, weights.stat().st_mtime_ns))
+    beside.rename(weights)  # another file of the same size and time
+    assert models.folder_fingerprint(model_folder) != first

@@ -323,3 +323,18 @@ def test_a_refused_question_about_a_revision_leaves_its_pair(tmp_path: Path, mod
     assert all(count for prompt_id, count in pairs.items() if prompt_id != "p1")
     failed = [(row.prompt_id, row.stage) for row in folder.skipped() if row.failed]
     assert failed == [("p1", "verdicts on revisions")]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("cache.sqlite", r"name: 'cache\.sqlite' is a name of the cache's files; choose another \(--name NEW\)"),
+        ("memo.sqlite", r"'memo\.sqlite' is a name of the cache's files"),
+        ("x" * 256, r"name: 256 bytes; expected at most 255"),
+    ],
+)
+def test_a_name_that_cannot_be_a_folder_beside_the_cache_is_refused(
+    tmp_path: Path, model_folder: Path, name: str, expected: str
+) -> None:
+    with pytest.raises(CaiError, match=expected):
+        make_plan(write_workspace(tmp_path, model_folder), [], name, tmp_path / "runs")
