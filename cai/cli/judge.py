@@ -37,7 +37,7 @@ from cai.inference.endpoints import resolve_judges
 from cai.inference.progress import Reporter
 from cai.runs.find import find_constitution
 from cai.runs.folder import CACHE_FILE
-from cai.stats.formatting import counted, span
+from cai.stats.formatting import counted, duration
 from cai.stats.intervals import Estimate
 
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results.")]
@@ -88,7 +88,7 @@ def _parts(labelling: dict[str, Any]) -> Iterator[RenderableType | Grid]:
     """What `cai judge` did, from its judge.json: counts and metrics, then warnings."""
     cost, skipped = labelling["cost"], labelling["skipped"]
     ranked = f", {counted(labelling['rankings'], 'rankings')}" if labelling["rankings"] else ""
-    yield heading(f"{counted(labelling['pairs'], 'pairs')} labelled{ranked} in {span(cost['seconds'])}")
+    yield heading(f"{counted(labelling['pairs'], 'pairs')} labelled{ranked} in {duration(cost['seconds'])}")
     yield Text(f"  {counted(cost['cache_misses'], 'new calls')}, {counted(cost['cache_hits'], 'cache hits')}")
     grid = Grid(["", "", ""], optional=[2], last_left=True)
     estimates = {

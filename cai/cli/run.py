@@ -23,7 +23,7 @@ from cai.runs.metrics import summary_metrics, summary_warnings, training_lines
 from cai.runs.pipeline import execute
 from cai.runs.plan import Plan, iteration, make_plan
 from cai.runs.run_file import RunConfig
-from cai.stats.formatting import counted, number, span
+from cai.stats.formatting import counted, duration, number
 from cai.stats.intervals import Estimate
 
 
@@ -78,7 +78,7 @@ def print_summary(console: Console, folder: RunFolder) -> None:
 
 
 def _summary_parts(folder: RunFolder, summary: dict[str, Any]) -> Iterator[RenderableType | Grid]:
-    yield heading(f"{folder.name}: finished in {span(sum(summary['seconds'].values()))}")
+    yield heading(f"{folder.name}: finished in {duration(sum(summary['seconds'].values()))}")
     yield _results(summary)
     if lines := account(summary):
         yield heading("Model calls")
@@ -108,7 +108,7 @@ def _results(summary: dict[str, Any]) -> Grid:
         for place, text in enumerate(training_lines(training)):
             grid.add("" if place else stage, text)
     for place, (stage, seconds) in enumerate(summary["seconds"].items()):
-        grid.add("" if place else "time", f"{stage} {span(seconds)}")
+        grid.add("" if place else "time", f"{stage} {duration(seconds)}")
     return grid
 
 
@@ -147,7 +147,7 @@ def forecast_parts(forecast: Forecast, gpu_rate: float | None) -> Iterator[Rende
     elif forecast.seconds is None:
         yield Text("  time: unknown until a first run has measured this model here")
     else:
-        yield Text(f"  time: about {span(forecast.seconds)}, at this model's speed here so far")
+        yield Text(f"  time: about {duration(forecast.seconds)}, at this model's speed here so far")
     if misses and gpu_rate is not None:
         hours = (forecast.tokens_read + written) / gpu_rate / 3600
         tokens = f"{written:,.0f} tokens written, about {forecast.tokens_read:,.0f} read"

@@ -21,7 +21,7 @@ from cai.runs.dry_run import Line
 from cai.runs.dry_run import dry_run as forecast
 from cai.runs.metrics import summary_metrics
 from cai.runs.sweep import Member, last_folder, make_sweep, refuse_other_runs, run_members
-from cai.stats.formatting import counted, span
+from cai.stats.formatting import counted, duration
 
 
 def sweep(
@@ -102,4 +102,4 @@ def _forecast(file: Path, settings: list[str], runs: Path) -> None:
 def _cost(lines: Sequence[Line], seconds: float | None) -> tuple[str, ...]:
     misses, hits = sum(calls.cache_misses for calls in lines), sum(calls.cache_hits for calls in lines)
     counts = tuple(f"{n:,.0f}" for n in (misses + hits, hits, misses, sum(calls.tokens for calls in lines)))
-    return (*counts, "unknown" if seconds is None else span(seconds))
+    return (*counts, "unknown" if seconds is None else duration(seconds))

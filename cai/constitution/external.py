@@ -40,7 +40,7 @@ class Converted(NamedTuple):
 
 
 class Format(NamedTuple):
-    """A file format: its reader, its writer, and a check that returns (parts found, parts expected, problems)."""
+    """A file format: its reader, its writer, and a check that returns (valid parts, expected parts, problems)."""
 
     read: Callable[[Any, str], Converted]
     write: Callable[[Constitution], Converted]
@@ -60,8 +60,8 @@ def read_external(path: Path) -> tuple[str, Constitution, list[str]]:
             return name, constitution, notices
     closest = max(checked, key=lambda name: checked[name][0] / checked[name][1])
     lines = [f"{path}: unknown format of a constitution"]
-    for name, (found, expected, faults) in checked.items():
-        parts = f" (closest: {found} of {expected} parts)" if name == closest and found else ""
+    for name, (valid, expected, faults) in checked.items():
+        parts = f" (closest: {valid} of {expected} parts)" if name == closest and valid else ""
         more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
         lines.append(f"  {name}{parts}: {'; '.join(faults[:3])}{more}")
     raise CaiError("\n".join(lines))
@@ -106,7 +106,7 @@ def check_critiques(value: Any) -> tuple[int, int, list[str]]:
     """anthropic-critiques."""
     if not isinstance(value, dict) or not value:
         return 0, 1, [f"expected an object of entries, found {_describe(value)}"]
-    found, faults = 0, []
+    valid, faults = 0, []
     for key, entry in value.items():
         entry = entry if isinstance(entry, dict) else {}
         prompt = entry.get("prompt")
@@ -116,9 +116,9 @@ def check_critiques(value: Any) -> tuple[int, int, list[str]]:
             ("'edit_request', a text", entry.get("edit_request"), "Revision:"),
         ):
             good = isinstance(text, str) and bool(_unframed(text, end.replace(":", "Request:"), end))
-            found += good
+            valid += good
             faults += [] if good else [f"{key!r} has no {what}"]
-    return found, 2 * len(value), faults
+    return valid, 2 * len(value), faults
 
 
 def read_judge(value: Any, name: str) -> Converted:

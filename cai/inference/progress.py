@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cai.config.errors import writing
-from cai.stats.formatting import counted, span
+from cai.stats.formatting import counted, duration
 
 PLAIN_SECONDS = 15.0  # between two plain lines
 
@@ -36,7 +36,7 @@ class Task:
             self._reporter.bars.update(self._bar, completed=done, total=total, text=text)
         elif now - self._last >= PLAIN_SECONDS and 0 < done < total:
             self._last = now
-            left = "" if rate is None else f"about {span((total - done) / rate)} left"
+            left = "" if rate is None else f"about {duration((total - done) / rate)} left"
             parts = (f"{done}/{total} {self.unit}", speed, self._hits(), note, left)
             self._reporter.say(f"  {self.name}: " + ", ".join(filter(None, parts)))
 
@@ -57,7 +57,7 @@ class Task:
         if self._reporter.bars and self._bar is not None:
             self._reporter.bars.remove_task(self._bar)
         if self.total:
-            parts = (f"{counted(self.done, self.unit)} in {span(time.monotonic() - self._start)}", self._hits())
+            parts = (f"{counted(self.done, self.unit)} in {duration(time.monotonic() - self._start)}", self._hits())
             self._reporter.say(f"  {self.name}: " + ", ".join(filter(None, parts)))
 
 

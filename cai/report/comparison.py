@@ -123,9 +123,6 @@ def comparison_report(contents: ComparisonContents, url: str | None = None) -> s
     )
 
 
-# Metrics and monitors side by side.
-
-
 def run_metrics(folders: Sequence[RunFolder]) -> list[MetricRow]:
     """The rates for which a run's own report warns."""
     by_run = [{m.name: m for m in read_summary(folder, []).monitors} for folder in folders]
@@ -184,9 +181,6 @@ def _value(monitor: Monitor | None) -> str:
     return NONE if monitor is None or monitor.value is None else f"{estimate(monitor.value)} {monitor.state}"
 
 
-# Principles.
-
-
 def _texts(p: PrincipleComparison) -> list[PrincipleField]:
     """The texts of a principle that a model may see, and its weight, in both runs."""
     fields = (*TEXTS, "weight")
@@ -207,9 +201,6 @@ def _cells(p: PrincipleComparison) -> list[OutcomeCell]:
         effect = p.effects.get(outcome)
         cells.append(OutcomeCell(a, b, difference(effect) if effect else "", effect is not None and effect.significant))
     return cells
-
-
-# Plots.
 
 
 def _pair_plots(c: RunComparison, pair: PairComparison) -> list[Plot]:
@@ -262,9 +253,6 @@ def _curve_plots(c: RunComparison) -> list[Plot]:
             series[title] = list(zip(map(float, curve.steps), curve.values, strict=True))
         plots.append(curves(f"{stage}: {CURVE_TITLES.get(name, name)}", series, RUN_COLOURS))
     return plots
-
-
-# Attribution.
 
 
 def attribution_report(matrices: Sequence[Attribution]) -> str:

@@ -1,7 +1,7 @@
 """The examples of a run: all rows about one prompt, read from the run's files on request, as a line and as a detail.
 
-The first part finds rows in their files; the second lays out one run's examples as a table, the third the examples that
-compared runs share.
+`Examples` finds rows in their files; `run_line` and `run_detail` lay out an example of one run, `comparison_table` the
+examples that compared runs share.
 """
 
 import json
@@ -140,9 +140,6 @@ class Examples:
             for file, places in zip(self._files, self._places[prompt_id], strict=True)
             for place in places
         ) or any(needle in row.model_dump_json().lower() for row in self._evaluation.get(prompt_id, []))
-
-
-# One run.
 
 
 COLUMNS = [
@@ -285,9 +282,6 @@ def verdict_block(detail: Detail, verdicts: Sequence[Verdict], side: str) -> Non
     for v in verdicts:
         for number, thought in enumerate(v.cot, start=1):
             detail.text(f"Chain of thought {number} before the verdict of {v.principle_id}", thought)
-
-
-# Compared runs: the prompts they share, each run's texts beside those of the first.
 
 
 REVISED = "Last revision"

@@ -91,9 +91,6 @@ class PrincipleTotals:
         ]
 
 
-# The policy evaluation of `cai eval`.
-
-
 WIN_RATE_MARKS = ("interval excludes ½", "interval includes ½")
 
 
@@ -217,9 +214,6 @@ def _scores(report: PolicyReport) -> Iterator[Grid]:
     ]
     head = ["updates", "samples", "proxy reward", "KL", "win rate (gold)"]
     yield _grid("Gold and proxy reward during PPO", head, stages)
-
-
-# The page.
 
 
 PartT = TypeVar("PartT")

@@ -8,7 +8,7 @@ from cai.config.errors import CaiError
 from cai.feedback.metrics import RUN_METRICS
 from cai.runs.folder import RunFolder
 from cai.runs.metrics import summarise, summary_metrics, summary_warnings, training_lines, training_warnings
-from cai.stats.formatting import counted, number, span
+from cai.stats.formatting import counted, duration, number
 
 JUDGE_METRICS = ("label_p", "position_bias", "non_option_mass", "eval_position_bias", "eval_non_option_mass")
 """Keys of the metrics of judge and eval judge."""
@@ -97,8 +97,8 @@ def _metrics(summary: dict[str, Any]) -> list[Card]:
         total, hits = calls["cache_hits"] + calls["cache_misses"], calls["cache_hits"]
         cards.append(Card("model calls", f"{total:,}", counted(hits, "cache hits")))
     if seconds := summary.get("seconds"):
-        parts = ", ".join(f"{part} {span(taken)}" for part, taken in seconds.items())
-        cards.append(Card("time", span(sum(seconds.values())), parts))
+        parts = ", ".join(f"{part} {duration(taken)}" for part, taken in seconds.items())
+        cards.append(Card("time", duration(sum(seconds.values())), parts))
     return cards
 
 

@@ -74,7 +74,9 @@ def plan_evaluation(options: Options, runs: Path) -> EvaluationPlan:
     others = [find_policy(name, runs).policy for name in options.against]
     prompts, skipped = _prompts(options, first)
     eval_constitution = _eval_constitution(options, settings, first)
-    templates = Templates(first.run.templates if first.run is not None else _found("prompts/default"))
+    templates = Templates(
+        first.run.templates if first.run is not None else find_file("files", "prompts/default", COMMAND)
+    )
     reference = _reference(options, first)
     policies = [reference, first.policy, *others]
     _refuse_twins(policies)
@@ -95,16 +97,12 @@ def plan_evaluation(options: Options, runs: Path) -> EvaluationPlan:
     )
 
 
-def _found(name: str) -> Path:
-    return find_file("files", name, COMMAND)
-
-
 def _settings(options: Options, first: FoundPolicy) -> EvaluateConfig:
     """Those of the run, with the `--set` options laid over them."""
-    given = [setting.removeprefix("evaluate.") for setting in options.settings]
+    overrides = [setting.removeprefix("evaluate.") for setting in options.settings]
     base = first.config.evaluate if first.config is not None else EvaluateConfig()
     source = YamlSource(COMMAND, base.model_dump(exclude={"probes"}), {})
-    return yaml_files.validate(yaml_files.apply_overrides(source, given), EvaluateConfig)
+    return yaml_files.validate(yaml_files.apply_overrides(source, overrides), EvaluateConfig)
 
 
 def _prompts(options: Options, first: FoundPolicy) -> tuple[list[Prompt], list[Skipped]]:
@@ -115,10 +113,10 @@ def _prompts(options: Options, first: FoundPolicy) -> tuple[list[Prompt], list[S
             f"--prompts: '{first.policy.name}' is no run, and has no prompts held out; name a file of prompts"
         )
     held_out = set(first.run.manifest()["held_out"])
-    found = [prompt for prompt in first.run.prompts() if prompt.id in held_out]
-    if not found:
+    prompts = [prompt for prompt in first.run.prompts() if prompt.id in held_out]
+    if not prompts:
         raise CaiError(f"--prompts: {first.run.path} holds out no prompts (prompts.holdout: 0); name a file of prompts")
-    return found[: options.limit], []
+    return prompts[: options.limit], []
 
 
 def _eval_constitution(options: Options, settings: EvaluateConfig, first: FoundPolicy) -> Constitution:
@@ -137,9 +135,9 @@ def _reference(options: Options, first: FoundPolicy) -> Policy:
         raise CaiError(
             f"--reference: what '{first.policy.name}' was trained from is not known; name a model to compare with"
         )
-    found = _base(first.policy.base, first.policy)
-    check_base(first, found.folder)
-    return found
+    base = _base(first.policy.base, first.policy)
+    check_base(first, base.folder)
+    return base
 
 
 def _judges(first: FoundPolicy) -> list[str]:

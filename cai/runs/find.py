@@ -120,13 +120,13 @@ def run_config(folder: RunFolder) -> RunConfig:
     raise CaiError(f"{folder.manifest_json}: not the settings of a run of this version of cai: {problems[0]}")
 
 
-def check_base(found: FoundPolicy, reference: Path) -> None:
+def check_base(policy: FoundPolicy, reference: Path) -> None:
     """Raises: CaiError if the run's base model, found by name, has other content than when the run started."""
-    if found.run is None or found.run.path.name.startswith(ITERATION):
+    if policy.run is None or policy.run.path.name.startswith(ITERATION):
         return
-    if folder_fingerprint(reference) != found.run.manifest()["model"]:
+    if folder_fingerprint(reference) != policy.run.manifest()["model"]:
         raise CaiError(
-            f"{found.run.path}: the model '{found.policy.base}' has changed since the run started from it; name the "
+            f"{policy.run.path}: the model '{policy.policy.base}' has changed since the run started from it; name the "
             "one to compare with by --reference"
         )
 

@@ -150,8 +150,8 @@ def all_runs(runs: Path) -> list[RunFolder]:
     folders = [runs, *(path.parent for path in runs.glob(f"*/{SWEEP_JSON}"))]
     patterns = (f"*/{MANIFEST_JSON}", f"*/{ITERATION}*/{MANIFEST_JSON}")
     candidates = {manifest.parent for folder in folders for pattern in patterns for manifest in folder.glob(pattern)}
-    found = map(RunFolder, sorted(path for path in candidates if is_run(path)))
-    return sorted(found, key=lambda run: (run.started() or datetime.min).replace(tzinfo=None), reverse=True)
+    by_path = map(RunFolder, sorted(path for path in candidates if is_run(path)))
+    return sorted(by_path, key=lambda run: (run.started() or datetime.min).replace(tzinfo=None), reverse=True)
 
 
 def stage_order(stage: Path) -> tuple[int, str]:

@@ -54,7 +54,7 @@ def counted(number: int, things: str) -> str:
     return f"{number:,} {things.removesuffix('s') if number == 1 else things}"
 
 
-def span(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """A duration: `12.3 s`, `3 min 04 s`, `2 h 15 min`."""
     if seconds < 60:
         return f"{seconds:.1f} s"

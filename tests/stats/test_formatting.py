@@ -1,6 +1,6 @@
 import pytest
 
-from cai.stats.formatting import counted, difference, estimate, number, percent, signed, span
+from cai.stats.formatting import counted, difference, duration, estimate, number, percent, signed
 from cai.stats.intervals import Estimate
 from cai.stats.significance import Effect
 
@@ -46,4 +46,4 @@ def test_a_count_agrees_with_its_noun(count: int, text: str) -> None:
     ("seconds", "text"), [(0.04, "0.0 s"), (59.0, "59.0 s"), (184.9, "3 min 04 s"), (8100.0, "2 h 15 min")]
 )
 def test_a_duration_names_two_units_at_most(seconds: float, text: str) -> None:
-    assert span(seconds) == text
+    assert duration(seconds) == text
