@@ -6,7 +6,7 @@ The expectation is derived from the annotation of the field, so that every model
 import difflib
 import types
 import unicodedata
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from functools import reduce
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -17,14 +17,20 @@ from typing_extensions import is_typeddict
 
 Location = tuple[str | int, ...]
 LONGEST = 60  # characters of a value in a message
+SIMILAR = 0.6  # ratio of difflib from which names are suggested, its own default
 NUMBERS = {int: "whole number", float: "number"}
 
 
 class Problem(NamedTuple):
-    """One error and its location, the steps into the data."""
+    """One error and its location, the steps into the data; an unknown key has the known ones most like it."""
 
     at: Location
     message: str
+    similar: tuple[str, ...] = ()
+
+    def text(self, below: str = "") -> str:
+        """The message with its suggestions; `below` is what follows the key in a dotted name, such as `.samples`."""
+        return self.message + (f"; {did_you_mean([name + below for name in self.similar])}" if self.similar else "")
 
 
 class Kind(NamedTuple):
@@ -53,11 +59,8 @@ def problems(
             if (new := renamed_key(at, renamed or {}, {name for m in models for name in m.model_fields})) is not None:
                 reported.append(Problem((*at[:-1], str(at[-1])), f"{describe(str(at[-1]))} is now called '{new}'"))
                 continue
-            similar = closest_name(str(at[-1]), (name for m in models for name in m.model_fields))
-            known = dict.fromkeys(name for m in models for name in settable(m))
-            hint = f"did you mean '{similar}'?" if similar else f"known keys: {', '.join(known)}"
-            reported.append(Problem((*at[:-1], str(at[-1])), f"unknown key {describe(str(at[-1]))}; {hint}"))
-            mistyped.add((*at[:-1], similar or ""))
+            reported.append(_unknown_key((*at[:-1], str(at[-1])), models, here))
+            mistyped.update((*at[:-1], name) for name in reported[-1].similar[:1])
         else:
             reported.append(_problem(model, data, at, raw))
         if len(at) < len(raw["loc"]):
@@ -71,28 +74,53 @@ def problems(
     ]
 
 
+def _unknown_key(at: Location, models: list[type[BaseModel]], here: Any) -> Problem:
+    """A key that none of the models has; `here` is the mapping that holds it."""
+    key = str(at[-1])
+    chosen_by = [
+        f" for {name} {describe(here.get(name))}"
+        for m in models
+        for name in m.model_fields
+        if _fixed(m.model_fields[name].annotation) and here.get(name) is not None
+    ]
+    message = f"unknown key {describe(key)}{''.join(dict.fromkeys(chosen_by))}"
+    if similar := closest_names(key, (name for m in models for name in m.model_fields)):
+        return Problem(at, message, similar)
+    known = dict.fromkeys(name for m in models for name in settable(m))
+    return Problem(at, f"{message}; known keys: {', '.join(known)}")
+
+
 def renamed_key(at: Location, renamed: Mapping[str, str], fields: Container[str]) -> str | None:
     """Today's name of a key of an earlier version, or None for a key that was never one.
 
     The file may hold one section alone (`thoughts` for `judge.thoughts`), and list positions do not count. A new name
-    without a dot stands in the same place, and counts only among the `fields` there.
+    without a dot stands in the same place, and counts only among the `fields` there. A new name in the section of the
+    old one is returned without the section.
     """
     dotted = ".".join(step for step in at if isinstance(step, str))
-    return next(
-        (
-            new
-            for old, new in renamed.items()
-            if (f".{dotted}".endswith(f".{old}") or old.endswith(f".{dotted}")) and ("." in new or new in fields)
-        ),
-        None,
-    )
+    for old, new in renamed.items():
+        if (f".{dotted}".endswith(f".{old}") or old.endswith(f".{dotted}")) and ("." in new or new in fields):
+            section, _, name = new.rpartition(".")
+            return name if section and f".{dotted.rpartition('.')[0]}".endswith(f".{section}") else new
+    return None
 
 
-def closest_name(name: str, names: Iterable[str]) -> str | None:
-    """The most similar of `names`, or the one with these initials; None if none is similar."""
-    listed = list(names)
-    short = [n for n in listed if "_" in n and "".join(part[:1] for part in n.split("_")) == name]
-    return next(iter(difflib.get_close_matches(name, listed, n=1) or short), None)
+def closest_names(name: str, names: Iterable[str]) -> tuple[str, ...]:
+    """At most two of `names`, the closest first: spelt alike or with this beginning; or else those with these initials.
+
+    The second is about as close as the first: their similarities, in [0, 1], differ by 0.1 at most.
+    """
+    listed = list(dict.fromkeys(names))
+    similarity = {n: difflib.SequenceMatcher(None, n, name).ratio() for n in listed}
+    begin = {n for n in listed if len(name) > 2 and n.startswith(name)}
+    near = sorted((n for n in listed if similarity[n] >= SIMILAR or n in begin), key=lambda n: -similarity[n])
+    initials = [n for n in listed if "_" in n and "".join(part[:1] for part in n.split("_")) == name]
+    return tuple(n for n in near if similarity[n] >= similarity[near[0]] - 0.1)[:2] or tuple(initials[:1])
+
+
+def did_you_mean(names: Sequence[str]) -> str:
+    """A question that offers names: `did you mean 'samples'?`."""
+    return f"did you mean {' or '.join(map(repr, names))}?"
 
 
 def format_location(data: Any, at: Location) -> str:
@@ -154,8 +182,8 @@ def describe(value: Any) -> str:
 
 
 def _hint(kinds: list[Kind], value: Any) -> str:
-    if similar := closest_name(str(value), _values(kinds)):
-        return f"; did you mean '{similar}'?"
+    if similar := closest_names(str(value), _values(kinds)):
+        return f"; {did_you_mean(similar)}"
     is_text = any(kind.type is str for kind in kinds)
     return "; put it in quotes to mean the text" if is_text and isinstance(value, bool | int | float | date) else ""
 

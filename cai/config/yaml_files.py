@@ -1,7 +1,6 @@
 """Reading the YAML that users write into models, with errors that name file, line and field."""
 
 import copy
-import itertools
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -11,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from cai.config.errors import CaiError, reading
-from cai.config.validation import Location, Problem, bool_for_number, format_location, problems
+from cai.config.validation import Location, Problem, bool_for_number, describe, format_location, problems
 
 HINTS = {  # part of a message of PyYAML, and what to write instead
     "'\\t' that cannot start": "; put spaces in place of the tab",
@@ -22,6 +21,7 @@ HINTS = {  # part of a message of PyYAML, and what to write instead
     "undefined alias": "; put a text that begins with * in quotes, or below `>-`",
     "alphabetic or numeric character": "; put a text that begins with * or & in quotes, or below `>-`",
 }
+SET = "--set "  # begins the place of a value that an option set
 MOST_PLACES = 100_000  # values of a file, aliases expanded; a constitution of 16 principles has 400
 Kind = Literal["constitution", "run file", "sweep"]
 USED_BY: dict[Kind, str] = {  # what a file of each kind is for
@@ -172,22 +172,39 @@ def apply_overrides(source: YamlSource, overrides: list[str]) -> YamlSource:
         except yaml.YAMLError:
             raise CaiError(f"--set {override}: the value is not valid YAML") from None
         steps: list[str | int] = [int(step) if step.isdigit() else step for step in dotted.split(".")]
-        try:
-            _set_at(data, steps, value)
-        except (TypeError, IndexError):
-            raise CaiError(f"--set {override}: there is no place '{dotted}' in {source.path}") from None
+        _set_at(data, steps, value)
         at = tuple(steps)
         places = {known: place for known, place in places.items() if known[: len(at)] != at}
-        places[at] = f"--set {dotted}"
+        for n in range(1, len(at) + 1):
+            places.setdefault(at[:n], f"{SET}{dotted}")  # also of sections that the file does not have
     return YamlSource(source.path, data, places)
 
 
 def _set_at(data: Any, steps: list[str | int], value: Any) -> None:
-    for here, following in itertools.pairwise(steps):
-        if isinstance(data, dict) and data.get(here) is None:
-            data[here] = [] if isinstance(following, int) else {}
-        data = data[here]
-    data[steps[-1]] = value
+    """Set a value within data. Raises: CaiError naming the step that the data does not have."""
+    for n, step in enumerate(steps):
+        name = ".".join(map(str, steps[:n]))
+        if problem := _no_step(data, step, name):
+            raise CaiError(f"{SET}{'.'.join(map(str, steps))}: {problem}")
+        if n == len(steps) - 1:
+            data[step] = value
+        elif isinstance(data, dict) and data.get(step) is None:
+            data[step] = [] if isinstance(steps[n + 1], int) else {}
+        data = data[step]
+
+
+def _no_step(data: Any, step: str | int, name: str) -> str:
+    """Why an override cannot go one step further from the data called `name`; empty where it can."""
+    if isinstance(data, dict):
+        return ""
+    if not isinstance(data, list):
+        return f"expected a mapping at '{name}', found {describe(data)}"
+    if not isinstance(step, int):
+        return f"'{name}' is a list of {len(data)}; name an entry by its number, such as {name}.0"
+    if step < len(data):
+        return ""
+    entries = ", ".join(f"{name}.{n}" for n in range(len(data)))
+    return f"'{name}' has {f'only {entries}' if entries else 'no entries'}; to add one, set the list: {name}=[…]"
 
 
 class FileProblem(NamedTuple):
@@ -220,5 +237,8 @@ def check(source: YamlSource, model: type[AnySection]) -> AnySection | list[File
 def _located(source: YamlSource, problem: Problem) -> FileProblem:
     at = problem.at
     place = next((source.places[at[:n]] for n in range(len(at), -1, -1) if at[:n] in source.places), str(source.path))
-    name = "" if place == f"--set {'.'.join(map(str, at))}" else format_location(source.data, at)
-    return FileProblem(place, at, f"{name}: {problem.message}" if name else problem.message)
+    option = f"{SET}{'.'.join(map(str, at))}"
+    if place == option or (place.startswith(f"{option}.") and problem.message.startswith("unknown key")):
+        return FileProblem(place, at, problem.text(below=place.removeprefix(option)))
+    name = format_location(source.data, at)
+    return FileProblem(place, at, f"{name}: {problem.text()}" if name else problem.text())

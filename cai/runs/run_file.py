@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from cai.config import yaml_files
 from cai.config.yaml_files import Section
@@ -94,10 +95,8 @@ class RunConfig(Section):
         trained = False
         for number, settings in enumerate(stages):
             if isinstance(settings, Online) and settings.reward is None and not trained:
-                raise ValueError(
-                    f"train[{number}]: {settings.stage} needs a reward model: add a reward stage before it, or set "
-                    "`reward:` to a reward model's folder"
-                )
+                needs = f"{settings.stage} needs a reward model: add a reward stage before it, or set its `reward:`"
+                raise PydanticCustomError("needs_reward", "{needs}", {"needs": needs, "at": (number, "stage")})
             trained = trained or settings.stage == "reward"
         return stages
 

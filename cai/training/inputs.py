@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from cai.config.errors import CaiError
-from cai.config.validation import closest_name
+from cai.config.validation import closest_names, did_you_mean
 from cai.data.files import rows as rows_of
 from cai.data.jsonl import parse_row, write_rows
 from cai.data.preferences import read_preferences
@@ -22,8 +22,8 @@ STAGES: dict[str, type[TrainConfig]] = {
 def stage_settings_class(stage: str) -> type[TrainConfig]:
     """The settings of the stage with a name. Raises: CaiError for no stage, naming the nearest."""
     if stage not in STAGES:
-        near = closest_name(stage, STAGES)
-        hint = f"did you mean '{near}'?" if near else f"expected one of {', '.join(STAGES)}"
+        near = closest_names(stage, STAGES)
+        hint = did_you_mean(near) if near else f"expected one of {', '.join(STAGES)}"
         raise CaiError(f"unknown stage '{stage}'; {hint}")
     return STAGES[stage]
 

@@ -71,15 +71,15 @@ def test_a_reward_model_and_ppo_from_files_alone(tmp_path: Path, tiny_model: Pat
         ("dpo", ("--reward", "x"), "--reward x: dpo takes no reward model; ppo, rloo, grpo and online_dpo do"),
         ("dpo", ("--set", "epochs=1"), "--set epochs: 'epochs' is now called 'num_train_epochs'"),
         ("ppo", ("--set", "epochs=1"), "--set epochs: 'epochs' is now called 'num_ppo_epochs'"),
-        ("dpo", ("--set", "lr=1"), "--set lr: unknown key 'lr'; did you mean 'learning_rate'?"),
+        ("dpo", ("--set", "lr=1"), "--set lr: unknown key 'lr' for stage 'dpo'; did you mean 'learning_rate'?"),
         (
             "orpo",
             ("--set", "gamma=1"),
-            "unknown key 'gamma'; known keys: learning_rate, per_device_train_batch_size, gradient_accumulation_steps, "
+            "unknown key 'gamma' for stage 'orpo'; known keys: learning_rate, per_device_train_batch_size, gradient_accumulation_steps, "
             "lora_r, max_length, save_steps, report_to, num_train_epochs, beta",
         ),
         ("dpo", ("--set", "train.0.beta=1"), "`cai train` trains one stage; omit the prefix: --set beta=1"),
-        ("dpo", ("--set", "betta=1"), "--set betta: unknown key 'betta'; did you mean 'beta'?"),
+        ("dpo", ("--set", "betta=1"), "--set betta: unknown key 'betta' for stage 'dpo'; did you mean 'beta'?"),
         ("dpo", ("--set", "beta=-1"), "--set beta: expected a number above 0, found -1"),
         ("dpo", ("--launcher", "torchrunn"), "launcher: 'torchrunn' not found"),
     ],

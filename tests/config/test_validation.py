@@ -6,7 +6,7 @@ import pytest
 from pydantic import BaseModel, Field, ValidationError
 from typing_extensions import TypedDict
 
-from cai.config.validation import format_location, problems
+from cai.config.validation import closest_names, format_location, problems
 from cai.config.yaml_files import Section
 
 
@@ -61,15 +61,15 @@ class Meal(Section):
         ({"dishes": [{}]}, "dishes[0].kind: missing; expected 'egg' or 'ham'"),
         ({"dishes": [{"kind": "hamm"}]}, "dishes[0].kind: expected 'egg' or 'ham', found 'hamm'; did you mean 'ham'?"),
         ({"dishes": [{"kind": "ham", "slices": ["thin"]}]}, "dishes[0].slices[0]: expected a number, found 'thin'"),
-        ({"dishes": [{"kind": "egg", "sm": 3}]}, "dishes[0].sm: unknown key 'sm'; did you mean 'soft_minutes'?"),
-        ({"dishes": [{"kind": "egg", "oil": 3}]}, "dishes[0].oil: unknown key 'oil'; known keys: soft_minutes"),
-        ({"dishes": [{"kind": "egg", "slices": []}]}, "dishes[0].slices: unknown key 'slices'; known keys: soft_minutes"),
-        ({"dishes": [{"kind": "egg", "egg": 1}]}, "dishes[0].egg: unknown key 'egg'; known keys: soft_minutes"),
+        ({"dishes": [{"kind": "egg", "sm": 3}]}, "dishes[0].sm: unknown key 'sm' for kind 'egg'; did you mean 'soft_minutes'?"),
+        ({"dishes": [{"kind": "egg", "oil": 3}]}, "dishes[0].oil: unknown key 'oil' for kind 'egg'; known keys: soft_minutes"),
+        ({"dishes": [{"kind": "egg", "slices": []}]}, "dishes[0].slices: unknown key 'slices' for kind 'egg'; known keys: soft_minutes"),
+        ({"dishes": [{"kind": "egg", "egg": 1}]}, "dishes[0].egg: unknown key 'egg' for kind 'egg'; known keys: soft_minutes"),
         ({"dishes": [{"kynd": "egg"}]}, "dishes[0].kind: missing; expected 'egg' or 'ham'"),
         ({"side": {"kynd": "egg"}}, "side.kynd: unknown key 'kynd'; did you mean 'kind'?"),
         ({"grid": {"seed": 3}}, "grid.seed: expected a list of values that is not empty, found 3"),
         ({"siide": {}}, "siide: unknown key 'siide'; did you mean 'side'?"),
-        ({"side": {"kind": "egg", 2.5: 2}}, "side.2.5: unknown key '2.5'; known keys: soft_minutes"),
+        ({"side": {"kind": "egg", 2.5: 2}}, "side.2.5: unknown key '2.5' for kind 'egg'; known keys: soft_minutes"),
         ({1: 2}, "1: unknown key '1'; known keys: name, count, cook"),
         ({"turns": [{"who": "a"}]}, "turns[0].text: missing; expected a text"),
         ({"turns": [{"who": "z", "text": "t"}]}, "turns[0].who: expected one of 'a', 'b', 'c', found 'z'"),
@@ -85,10 +85,28 @@ def test_an_error_says_what_was_expected_and_what_was_found(data: object, expect
     with pytest.raises(ValidationError) as caught:
         Meal.model_validate(data)
     messages = [
-        f"{format_location(data, problem.at)}: {problem.message}" for problem in problems(Meal, data, caught.value)
+        f"{format_location(data, problem.at)}: {problem.text()}" for problem in problems(Meal, data, caught.value)
     ]
     assert len(messages) == 1, messages
     assert expected in messages[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("judg", ("judge",)),  # judge_gate begins so too, and is far less like it
+        ("smples", ("samples",)),
+        ("cot_", ("cot_clamp", "cot_samples")),
+        ("cot_sample", ("cot_samples",)),
+        ("jg", ("judge_gate",)),
+        ("warmth", ()),
+    ],
+)
+def test_at_most_two_names_are_suggested_the_closest_first(name: str, expected: tuple[str, ...]) -> None:
+    assert (
+        closest_names(name, ["cot_max_tokens", "cot_samples", "cot_clamp", "samples", "judge_gate", "judge"])
+        == expected
+    )
 
 
 def test_truth_values_pass_where_they_are_meant() -> None:

@@ -132,12 +132,35 @@ def test_overrides_reach_any_field(tmp_path: Path) -> None:
     assert (outer.inner.size, outer.parts[1].size, outer.name) == (7, 3, "b=c")
 
 
-@pytest.mark.parametrize("override", ["inner.size", "=3", "parts.7.size=1", "name.first=x", "inner={"])
-def test_an_override_that_fits_nowhere_is_refused(tmp_path: Path, override: str) -> None:
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("inner.size", "inner.size: expected key=value, such as judge.principles=16"),
+        ("=3", "=3: expected key=value, such as judge.principles=16"),
+        ("inner={", "inner={: the value is not valid YAML"),
+        ("parts.7.size=1", "parts.7.size: 'parts' has only parts.0, parts.1; to add one, set the list: parts=[…]"),
+        ("parts.size=1", "parts.size: 'parts' is a list of 2; name an entry by its number, such as parts.0"),
+        ("name.first=x", "name.first: expected a mapping at 'name', found 'a'"),
+        ("innr.size=1", "innr.size: unknown key 'innr'; did you mean 'inner.size'?"),
+        ("inner.sise=1", "inner.sise: unknown key 'sise'; did you mean 'size'?"),
+        ("inner.size.x=1", "inner.size.x: inner.size: expected a whole number, found a mapping"),
+    ],
+)
+def test_an_override_that_fits_nowhere_is_refused(tmp_path: Path, override: str, message: str) -> None:
     path = tmp_path / "f.yaml"
-    path.write_text("name: a\nparts: [{id: x}]\n", encoding="utf-8")
-    with pytest.raises(CaiError, match=r"--set"):
-        yaml_files.apply_overrides(yaml_files.read_yaml(path), [override])
+    path.write_text("name: a\nparts: [{id: x}, {id: y}]\n", encoding="utf-8")
+    with pytest.raises(CaiError) as raised:
+        yaml_files.validate(yaml_files.apply_overrides(yaml_files.read_yaml(path), [override]), Outer)
+    assert str(raised.value) == f"--set {message}"
+
+
+def test_a_stage_without_a_reward_model_is_reported_where_the_stage_was_set(tmp_path: Path) -> None:
+    run_file = tmp_path / "run.yaml"
+    run_file.write_text("model: m\nconstitution: c\nprompts: {source: p}\ntrain: [{stage: sft}]\n", encoding="utf-8")
+    with pytest.raises(CaiError) as raised:
+        load_run_file(run_file, ["train.0.stage=ppo"])
+    expected = "ppo needs a reward model: add a reward stage before it, or set its `reward:`"
+    assert str(raised.value) == f"--set train.0.stage: {expected}"
 
 
 @given(st.text(max_size=200))
@@ -156,9 +179,10 @@ def test_whatever_a_file_holds_the_answer_is_a_model_or_a_cai_error(text: str) -
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("judge.thoughts=2", "--set judge.thoughts: 'thoughts' is now called 'judge.cot_samples'"),
-        ("judge.band=[0, 1]", "--set judge.band: 'band' is now called 'judge.cot_clamp'"),
-        ("engine.max_in_flight=2", "--set engine.max_in_flight: 'max_in_flight' is now called 'engine.concurrency'"),
+        ("judge.thoughts=2", "--set judge.thoughts: 'thoughts' is now called 'cot_samples'"),
+        ("judge.band=[0, 1]", "--set judge.band: 'band' is now called 'cot_clamp'"),
+        ("thoughts=2", "--set thoughts: 'thoughts' is now called 'judge.cot_samples'"),
+        ("engine.max_in_flight=2", "--set engine.max_in_flight: 'max_in_flight' is now called 'concurrency'"),
     ],
 )
 def test_a_key_of_an_earlier_version_is_refused_with_its_new_name(tmp_path: Path, override: str, message: str) -> None:
@@ -178,7 +202,7 @@ def test_a_renamed_key_leads_to_one_that_exists() -> None:
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("evaluate: {referee: x.yaml}", "evaluate.referee: 'referee' is now called 'evaluate.constitution'"),
+        ("evaluate: {referee: x.yaml}", "evaluate.referee: 'referee' is now called 'constitution'"),
         ("train: [{stage: dpo, epochs: 2}]", "train[0].epochs: 'epochs' is now called 'num_train_epochs'"),
         ("train: [{stage: ppo, epochs: 2}]", "train[0].epochs: 'epochs' is now called 'num_ppo_epochs'"),
         ("train: [{stage: dpo, loss: ipo}]", "train[0].loss: 'loss' is now called 'loss_type'"),

@@ -126,8 +126,8 @@ def test_weights_that_a_loss_cannot_count_are_refused_before_any_call(tmp_path: 
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("train=[{stage: ppo}]", "train[0]: ppo needs a reward model: add a reward stage before it"),
-        ("train=[{stage: grpo}, {stage: reward}]", "train[0]: grpo needs a reward model"),
+        ("train=[{stage: ppo}]", "train[0].stage: ppo needs a reward model: add a reward stage before it"),
+        ("train=[{stage: grpo}, {stage: reward}]", "train[0].stage: grpo needs a reward model"),
         ("train=[{stage: ppo, reward: none}]", "train[0].reward: 'none' not found"),
         ("train=[{stage: sft, mix: none.jsonl}]", "train[0].mix: 'none.jsonl' not found"),
         ("train=[{stage: reward, members: 2, lora_r: null}]", "members above 1 need a lora_r"),
