@@ -96,6 +96,12 @@ def find_file(field: str, name: str, run_file: Path) -> Path:
     raise CaiError(f"{run_file}: {field}: '{name}' not found ({searched}){suggestion(name, run_file)}")
 
 
+def find_constitution_file(field: str, name: str, run_file: Path) -> Path:
+    """`find_file` for a constitution, which may also be the bare name of a shipped one, such as `plain`."""
+    places = (Path(name), run_file.parent / name, shipped_file(name), shipped_file(f"constitutions/{name}.yaml"))
+    return next((place for place in places if place.is_file()), None) or find_file(field, name, run_file)
+
+
 def shipped_file(name: str) -> Path:
     """The path of a file or folder that comes with cai: in the package, or beside it in a checkout."""
     package = Path(str(files("cai")))

@@ -62,7 +62,7 @@ class EvaluateConfig(Section):
     """`evaluate:` in a run file: the eval judge, and how both policies are sampled."""
 
     constitution: str = "constitutions/plain.yaml"
-    """The constitution by which answers before and after training are compared."""
+    """The constitution by which answers before and after training are compared; named like the run's."""
     max_tokens: Annotated[int, Field(ge=1)] = 128
     """Of a held-out answer."""
     temperature: Annotated[float, Field(ge=0)] = 1.0

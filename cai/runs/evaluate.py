@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from cai.config import locate, yaml_files
 from cai.config.errors import CaiError
 from cai.config.hashing import fingerprint
-from cai.config.locate import find_file
+from cai.config.locate import find_constitution_file, find_file
 from cai.config.yaml_files import YamlSource
 from cai.constitution.principles import Constitution, load_constitution
 from cai.constitution.templates import Templates
@@ -121,11 +121,11 @@ def _prompts(options: Options, first: FoundPolicy) -> tuple[list[Prompt], list[S
 
 def _eval_constitution(options: Options, settings: EvaluateConfig, first: FoundPolicy) -> Constitution:
     if options.constitution is not None:
-        return load_constitution(find_file("--constitution", options.constitution, COMMAND))
+        return load_constitution(find_constitution_file("--constitution", options.constitution, COMMAND))
     same = first.config is not None and settings.constitution == first.config.evaluate.constitution
     if first.run is not None and same:
         return load_constitution(first.run.eval_constitution_yaml)
-    return load_constitution(find_file("--set constitution", settings.constitution, COMMAND))
+    return load_constitution(find_constitution_file("--set constitution", settings.constitution, COMMAND))
 
 
 def _reference(options: Options, first: FoundPolicy) -> Policy:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from cai.config.errors import CaiError
-from cai.config.locate import find_file, suggestion
+from cai.config.locate import find_constitution_file, suggestion
 from cai.data.jsonl import read_rows
 from cai.data.manifest import MANIFEST_JSON, read_json
 from cai.data.records import Prompt
@@ -141,11 +141,10 @@ def find_constitution(name: str, runs: Path | None) -> Path:
         return path
     if runs is not None and any(is_run(folder) for folder in (runs / name, path)):
         return open_run(name, runs).constitution_yaml
-    for shipped_name in (name, f"constitutions/{name}.yaml"):
-        with suppress(CaiError):
-            shipped = find_file("constitution", shipped_name, path)
-            if shipped.is_file():
-                return shipped
+    with suppress(CaiError):
+        shipped = find_constitution_file("constitution", name, path)
+        if shipped.is_file():
+            return shipped
     what = "a folder without a run" if path.is_dir() else "no such file"
     known = f", nor a run in {runs}/ ({runs_meant(name, runs)})" if runs else ""
     raise CaiError(f"{name}: {what}{known}{suggestion(name, path)}")

@@ -11,7 +11,7 @@ from typing import Any
 from cai.config import locate
 from cai.config.errors import CaiError
 from cai.config.hashing import fingerprint, uniform
-from cai.config.locate import find_file
+from cai.config.locate import find_constitution_file, find_file
 from cai.config.yaml_files import read_text
 from cai.constitution.principles import Constitution, load_constitution
 from cai.constitution.templates import Templates
@@ -63,8 +63,8 @@ def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path
     """Read and check everything a run needs. Raises: CaiError naming file, line and field."""
     named = [] if name is None else [f"name={json.dumps(name)}"]  # quoted: a name like 2024 is a text too
     config = load_run_file(run_file, [*overrides, *named])
-    constitution_file = find_file("constitution", config.constitution, run_file)
-    eval_constitution_file = find_file("evaluate.constitution", config.evaluate.constitution, run_file)
+    constitution_file = find_constitution_file("constitution", config.constitution, run_file)
+    eval_constitution_file = find_constitution_file("evaluate.constitution", config.evaluate.constitution, run_file)
     prompts_file = locate.find_data("prompts.source", config.prompts.source, run_file)
     prompts, prompts_skipped = read_prompts(prompts_file, config.prompts.limit)
     training, held_out = split(prompts, config.prompts.holdout)

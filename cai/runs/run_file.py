@@ -65,7 +65,7 @@ class RunConfig(Section):
     model: str
     """Known name such as smollm2-135m, folder, or Hub id; weights are read from safetensors."""
     constitution: str
-    """YAML file; relative to the working directory or the run file, or shipped with cai."""
+    """YAML file, relative to the working directory or the run file; or the name of a shipped one, such as plain."""
     templates: str = "prompts/default"
     """Folder of prompt templates; found like the constitution."""
     prompts: PromptsConfig

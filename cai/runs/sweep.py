@@ -16,7 +16,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from cai.config import yaml_files
 from cai.config.errors import CaiError
-from cai.config.locate import find_file
+from cai.config.locate import find_constitution_file, find_file
 from cai.config.yaml_files import Section
 from cai.constitution.principles import Constitution, constitution_yaml, load_constitution
 from cai.data.jsonl import write_text
@@ -90,7 +90,7 @@ def make_sweep(
         label = "_".join(_label(key, value, sweep.grid) for key, value in varies.items())
         try:
             config = load_run_file(run_file, settings)
-            principles_file = find_file("constitution", config.constitution, run_file)
+            principles_file = find_constitution_file("constitution", config.constitution, run_file)
             whole = load_constitution(principles_file)
             for selection in _selections(whole, sweep.principles):
                 name = "_".join(filter(None, [label, _selection_label(selection, sweep.principles)]))

@@ -7,7 +7,7 @@ import huggingface_hub
 import pytest
 
 from cai.config.errors import CaiError
-from cai.config.locate import is_hub_id, local_file
+from cai.config.locate import find_constitution_file, is_hub_id, local_file
 from cai.data.files import rows
 
 
@@ -91,3 +91,20 @@ def test_a_name_that_can_be_no_data_set_is_a_missing_file(hub: SimpleNamespace, 
     assert not is_hub_id(name)
     with pytest.raises(CaiError, match="no such file; expected one, or a data set of the Hub such as org/name:split"):
         local_file(name)
+
+
+def test_a_shipped_constitution_is_found_by_its_bare_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plain").mkdir()  # such as a run's folder
+    found = find_constitution_file("constitution", "plain", tmp_path / "run.yaml")
+    assert found == find_constitution_file("constitution", "constitutions/plain.yaml", tmp_path / "run.yaml")
+    assert found.is_file()
+    with pytest.raises(
+        CaiError, match=r"run\.yaml: constitution: 'harmles' not found .*did you mean 'constitutions/harmless"
+    ):
+        find_constitution_file("constitution", "harmles", tmp_path / "run.yaml")
+
+
+def test_a_file_beside_the_run_file_comes_before_a_shipped_one(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text("name: mine\n", encoding="utf-8")
+    assert find_constitution_file("constitution", "plain", tmp_path / "run.yaml") == tmp_path / "plain"
