@@ -26,7 +26,7 @@ import jinja2
 from cai.config.errors import CaiError, RequestRefused
 from cai.data.records import Messages
 from cai.inference.engine import Choose, Completion, Generate, UnusableAnswer
-from cai.stats.formatting import counted, span
+from cai.stats.formatting import counted, duration
 
 GIB = 2**30
 DEFAULT_MAX_MODEL_LEN = 8192  # tokens; long contexts cost memory whether used or not
@@ -159,8 +159,8 @@ class VllmEngine:
         now, pending = time.monotonic(), list(self._pending.values())
         longest = max(job.prompt_tokens for job in pending)
         return CaiError(
-            f"{self._folder}: vLLM stalled: no token for {span(self._stall_seconds)}. In flight: "
-            f"{counted(len(pending), 'requests')}, the oldest for {span(now - min(job.since for job in pending))}, "
+            f"{self._folder}: vLLM stalled: no token for {duration(self._stall_seconds)}. In flight: "
+            f"{counted(len(pending), 'requests')}, the oldest for {duration(now - min(job.since for job in pending))}, "
             f"the longest prompt {counted(longest, 'tokens')}. Run again, with a lower engine.concurrency if it stalls "
             "again; engine.stall_minutes sets how long to wait"
         )
