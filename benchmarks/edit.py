@@ -37,10 +37,9 @@ from cai.data.prompts import read_prompts
 from cai.data.records import Message, Prompt
 from cai.feedback.revise import ReviseConfig, Reviser
 from cai.inference.cache import Cache, CachedEngine, Tally
-from cai.inference.engine import Completion, Engine, Generate
+from cai.inference.engine import Completion, Engine, Generate, ScriptedEngine
 from cai.inference.models import resolve_model
 from cai.inference.scheduler import run_concurrently
-from cai.inference.scripted import ScriptedEngine
 from cai.inference.vllm import VllmEngine
 
 ROOT = Path(__file__).parent.parent

@@ -36,10 +36,9 @@ from cai.data.records import Preference
 from cai.evaluation.judge_eval import evaluate_judge
 from cai.feedback.judge import Judge, JudgeConfig
 from cai.feedback.label import LabelJob, label_file
-from cai.inference.engine import Choose, Generate
+from cai.inference.engine import Choose, Generate, ScriptedEngine
 from cai.inference.models import resolve_model
-from cai.inference.progress import Reporter
-from cai.inference.scripted import ScriptedEngine
+from cai.inference.scheduler import Reporter
 from cai.inference.vllm import VllmEngine
 
 ROOT = Path(__file__).parent.parent

@@ -37,14 +37,12 @@ from cai.inference.cache import Cache
 from cai.inference.endpoints import resolve_judges
 from cai.inference.engine import EngineConfig
 from cai.inference.models import SMALL_MODEL, resolve_model
-from cai.inference.progress import Reporter
-from cai.inference.scheduler import OpenEngine, Scheduler, Stage, open_model
+from cai.inference.scheduler import OpenEngine, Reporter, Scheduler, Stage, open_model
 from cai.runs.find import find_constitution
 from cai.runs.folder import CACHE_FILE
 from cai.runs.frames import Run, load_run, rows_table, updates_table
 from cai.runs.pipeline import train_stage
-from cai.training.inputs import convert_data, reward_model, stage_settings_class
-from cai.training.stage import StageSpec
+from cai.training.stage import StageSpec, convert_data, reward_model, stage_settings_class
 
 if TYPE_CHECKING:
     import pandas

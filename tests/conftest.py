@@ -13,10 +13,9 @@ from hypothesis import settings
 from cai.constitution.principles import Constitution, load_constitution
 from cai.constitution.templates import Templates
 from cai.data.records import Message, Prompt
-from cai.inference.engine import Choose, Engine, EngineConfig, Generate
+from cai.inference.engine import Choose, Engine, EngineConfig, Generate, ScriptedEngine, indifferent
 from cai.inference.models import Model
 from cai.inference.scheduler import OpenEngine
-from cai.inference.scripted import ScriptedEngine, indifferent
 from cai.training import stage, worker
 from cai.training.stage import Report, StageSpec
 

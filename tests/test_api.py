@@ -18,8 +18,7 @@ import cai
 from cai.api import run_async
 from cai.config.errors import CaiError, RequestRefused
 from cai.data.records import Message, Preference, Prompt, Revision
-from cai.inference.engine import Choose, Generate
-from cai.inference.scripted import ScriptedEngine
+from cai.inference.engine import Choose, Generate, ScriptedEngine
 from tests.compare.made import make_run, principles
 from tests.conftest import ROOT, scripted
 

@@ -9,9 +9,20 @@ from rich.console import RenderableType
 from rich.style import Style
 from rich.text import Text
 
-from cai.cli.console import line, write_file
+from cai.cli.console import (
+    EFFECT,
+    Grid,
+    effect_cells,
+    heading,
+    line,
+    listed,
+    result_console,
+    short,
+    show,
+    starred,
+    write_file,
+)
 from cai.cli.options import DEFAULT_RUNS, AsJson, PageOut, RunsFolder
-from cai.cli.tables import EFFECT, Grid, effect_cells, heading, listed, result_console, short, show, starred
 from cai.compare.attribution import attribute as attribution_matrices
 from cai.compare.record import Attribution
 from cai.config.characters import visible

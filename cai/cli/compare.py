@@ -8,9 +8,20 @@ from rich.console import RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from cai.cli.console import line, write_file
+from cai.cli.console import (
+    EFFECT,
+    Grid,
+    effect_cells,
+    heading,
+    line,
+    listed,
+    result_console,
+    short,
+    show,
+    starred,
+    write_file,
+)
 from cai.cli.options import DEFAULT_RUNS, AsJson, PageOut, RunsFolder
-from cai.cli.tables import EFFECT, Grid, effect_cells, heading, listed, result_console, short, show, starred
 from cai.compare.compare import by_kind, compare_runs
 from cai.compare.record import (
     OUTCOME_NAMES,

@@ -1,12 +1,17 @@
-"""What commands share: printing lines, tables and changed words, writing files, and resuming after an interrupt."""
+"""What commands share: printing lines, tables and changed words, writing files, and resuming after an interrupt.
+
+A table fits the terminal: no cell is wrapped or cut; a narrow terminal gets fewer columns.
+"""
 
 import shlex
 import sys
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -14,6 +19,8 @@ from cai.config.characters import visible
 from cai.config.errors import CaiError, writing
 from cai.constitution.principles import word_changes
 from cai.data.jsonl import write_text
+from cai.stats.formatting import NONE, number, signed
+from cai.stats.significance import Effect
 
 WIDEST = 1000  # columns of a table
 COLOURS = {"added": "green", "removed": "red", "same": ""}
@@ -93,3 +100,108 @@ def refuse_existing(path: Path) -> None:
     """Raise CaiError for an existing file."""
     if path.exists():
         raise CaiError(f"{path}: already exists; choose another name or delete it first")
+
+
+WIDE = 120  # columns, beyond which lines are hard to read
+PIPED = 100  # columns of a file or a pipe
+NAME = 24  # characters of a principle or a tag
+HEADING = 11  # characters, beyond which a heading is broken
+GAP = 2  # columns between cells
+EFFECT = ("difference", "95 % interval", "n", "min. detectable")
+"""The headings of `effect_cells`."""
+
+
+class Grid:
+    """A table of texts; the first column is of names, the others of numbers.
+
+    `optional` are the places of the columns that are dropped where the terminal is too narrow, in this order; `left`
+    so many first columns are of names, and with `last_left` the last is too. All headings empty: no line of headings.
+    """
+
+    def __init__(
+        self, headings: Sequence[str], optional: Sequence[int] = (), left: int = 1, last_left: bool = False
+    ) -> None:
+        self._headings = [_broken(heading) for heading in headings]
+        self._optional = optional
+        self._left = {*range(left), *([len(headings) - 1] if last_left else [])}
+        self._rows: list[list[Text]] = []
+
+    def add(self, *cells: str | Text) -> None:
+        """Add a row, a cell for each heading or fewer; plain text may come from models."""
+        texts = [cell if isinstance(cell, Text) else Text(visible(cell)) for cell in cells]
+        self._rows.append([*texts, *(Text("") for _ in range(len(self._headings) - len(cells)))])
+
+    def table(self, width: int) -> Table:
+        """The table with the columns that fit."""
+        widths = [
+            max(0, *(cell_len(line) for line in heading.split("\n")), *(row[place].cell_len for row in self._rows))
+            for place, heading in enumerate(self._headings)
+        ]
+        places = list(range(len(widths)))
+        for place in self._optional:
+            if sum(GAP + widths[p] for p in places) > width:
+                places.remove(place)
+        table = Table(box=None, padding=(0, 0, 0, GAP), show_header=any(self._headings))
+        for place in places:
+            table.add_column(self._headings[place], justify="left" if place in self._left else "right", no_wrap=True)
+        for row in self._rows:
+            table.add_row(*(row[place] for place in places))
+        return table
+
+
+def _broken(heading: str) -> str:
+    """A long heading on several lines."""
+    if len(heading) <= NAME - HEADING:
+        return heading
+    return "\n".join(textwrap.wrap(heading, HEADING, break_long_words=False, break_on_hyphens=False))
+
+
+def result_console() -> Console:
+    """The terminal, no wider than WIDE; a file or a pipe gets lines of PIPED columns."""
+    console = Console()
+    return Console(width=min(console.width, WIDE) if console.is_terminal else PIPED)
+
+
+def show(console: Console, part: RenderableType | Grid) -> None:
+    """Print a grid with every cell in full, and all else within the console's width."""
+    if isinstance(part, Grid):
+        whole(console, part.table(console.width))
+    else:
+        console.print(part)
+
+
+def listed(mark: str, lines: Iterable[str], style: str = "") -> Table:
+    """Lines behind a mark, each broken within its own column."""
+    table = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
+    for line in lines:
+        table.add_row(Text(mark, style=style), Text(visible(line), style=style))
+    return table
+
+
+def heading(text: str) -> Text:
+    """A line in bold, after an empty one."""
+    return Text(f"\n{visible(text)}", style="bold")
+
+
+def effect_cells(effect: Effect) -> tuple[str, str, str, str]:
+    """The difference, its interval, the number of prompts, and the minimum detectable difference."""
+    if effect.mean == 0 and not effect.se:
+        return "equal ", "", str(effect.n), ""
+    known = effect.low is not None and effect.high is not None
+    interval = f"{signed(effect.low)} to {signed(effect.high)}" if known else NONE
+    return starred(signed(effect.mean), effect), interval, str(effect.n), number(effect.minimum_detectable)
+
+
+def starred(text: str, effect: Effect | None) -> str:
+    """A number, with a star where its effect is significant."""
+    return text + ("*" if effect is not None and effect.significant else " ")
+
+
+def short(name: str) -> str:
+    """A name in at most NAME characters."""
+    return name if len(name) <= NAME else name[: NAME - 1] + "…"
+
+
+def tail(name: str) -> str:
+    """The last NAME characters of a name that begins with a path."""
+    return name if len(name) <= NAME else "…" + name[1 - NAME :]

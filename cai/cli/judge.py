@@ -8,7 +8,7 @@ import typer
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from cai.cli.console import line, resumable
+from cai.cli.console import Grid, heading, line, listed, resumable, show
 from cai.cli.options import (
     DEFAULT_RUNS,
     DEFAULT_SEED,
@@ -23,7 +23,6 @@ from cai.cli.options import (
     Settings,
     TemplatesFolder,
 )
-from cai.cli.tables import Grid, heading, listed, show
 from cai.config.errors import CaiError, reading
 from cai.config.locate import find_file, local_file
 from cai.config.yaml_files import YamlSource, apply_overrides, validate
@@ -34,7 +33,7 @@ from cai.feedback.judge import JudgeConfig
 from cai.feedback.label import JUDGE_JSON, LabelJob, label_file
 from cai.feedback.metrics import JUDGE_METRICS
 from cai.inference.endpoints import resolve_judges
-from cai.inference.progress import Reporter
+from cai.inference.scheduler import Reporter
 from cai.runs.find import find_constitution
 from cai.runs.folder import CACHE_FILE
 from cai.stats.formatting import counted, duration

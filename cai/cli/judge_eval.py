@@ -8,7 +8,7 @@ import typer
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from cai.cli.console import line, resumable
+from cai.cli.console import Grid, heading, line, listed, resumable, show
 from cai.cli.judge import JudgeOptions, Out, label_job
 from cai.cli.options import (
     DEFAULT_RUNS,
@@ -24,7 +24,6 @@ from cai.cli.options import (
     Settings,
     TemplatesFolder,
 )
-from cai.cli.tables import Grid, heading, listed, show
 from cai.config.characters import visible
 from cai.data.manifest import Output
 from cai.data.records import Skipped
@@ -33,7 +32,7 @@ from cai.evaluation.judge_eval import evaluate_judge
 from cai.evaluation.judge_report import JudgeReport
 from cai.feedback.label import JUDGE_JSON
 from cai.feedback.metrics import NON_OPTION_MASS, POSITION_BIAS
-from cai.inference.progress import Reporter
+from cai.inference.scheduler import Reporter
 from cai.report.judge import write_judge_page
 from cai.runs.folder import CACHE_FILE
 from cai.stats.formatting import counted, number

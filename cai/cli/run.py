@@ -8,12 +8,11 @@ import typer
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from cai.cli.console import line, resumable
+from cai.cli.console import Grid, heading, line, listed, result_console, resumable, show, tail
 from cai.cli.options import DEFAULT_RUNS, DryRun, Replace, RunsFolder, Settings, setting
-from cai.cli.tables import Grid, heading, listed, result_console, show, tail
 from cai.config.errors import CaiError
 from cai.feedback.metrics import RUN_METRICS
-from cai.inference.progress import Reporter
+from cai.inference.scheduler import Reporter
 from cai.report.judge import JUDGE_JSON, write_judge_page
 from cai.runs.dry_run import DryRun as Forecast
 from cai.runs.dry_run import Line, account

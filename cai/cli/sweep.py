@@ -10,13 +10,12 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from cai.cli.console import line, resumable
+from cai.cli.console import Grid, line, resumable, show
 from cai.cli.options import DEFAULT_RUNS, DryRun, Replace, RunsFolder, Settings
 from cai.cli.run import execute_with_pages
-from cai.cli.tables import Grid, show
 from cai.feedback.metrics import FILTERED, LABEL_P, REVISION_WORDS, WIN_RATE
 from cai.inference.cache import Cache
-from cai.inference.progress import Reporter
+from cai.inference.scheduler import Reporter
 from cai.runs.dry_run import Line
 from cai.runs.dry_run import dry_run as forecast
 from cai.runs.metrics import summary_metrics

@@ -17,13 +17,12 @@ from cai.config.yaml_files import YamlSource, apply_overrides, validate
 from cai.data.jsonl import write_rows
 from cai.data.manifest import read_json
 from cai.inference.models import resolve_model
-from cai.inference.progress import Reporter
+from cai.inference.scheduler import Reporter
 from cai.runs.metrics import reward_lines
 from cai.runs.pipeline import train_stage
 from cai.runs.run_file import RunConfig
-from cai.training.inputs import convert_data, reward_model, stage_settings_class
 from cai.training.settings import Online, PPOConfig, TrainConfig
-from cai.training.stage import StageSpec
+from cai.training.stage import StageSpec, convert_data, reward_model, stage_settings_class
 
 Reward = Annotated[str | None, setting(PPOConfig, "reward", "--reward", "DIR")]
 Launcher = Annotated[str, setting(RunConfig, "launcher", "--launcher", "COMMAND")]

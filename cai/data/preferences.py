@@ -14,7 +14,7 @@ A row has one of the formats below; `p` (1), `weight` (1), `tags` and `id` are o
     cai-conversation    {"init_prompt", "chosen", "rejected", …} (cai/data/chat_formats.py)
     openai-preference   {"input", "preferred_output", "non_preferred_output"} (cai/data/chat_formats.py)
     alpaca-eval         {"instruction", "output_1", "output_2", "preference"} (cai/data/evaluation_formats.py)
-    annotated-pairs     {"metadata", "annotators", "comparisons"} (cai/data/annotated_pairs.py)
+    annotated-pairs     {"metadata", "annotators", "comparisons"} (cai/data/evaluation_formats.py)
     kto                 {"prompt", "completion", "label"}: every desirable with every undesirable answer to a prompt
 """
 
@@ -31,13 +31,14 @@ from typing import Any, NamedTuple
 from cai.config.errors import CaiError
 from cai.config.hashing import fingerprint
 from cai.config.validation import describe
-from cai.data import annotated_pairs, chat_formats, evaluation_formats
+from cai.data import chat_formats, evaluation_formats
 from cai.data.files import Place, RawRow
 from cai.data.formats import (
     SHARED,
     Format,
     ReadSummary,
     RowFields,
+    is_transcript,
     is_turns,
     plain_turns,
     read_row,
@@ -48,10 +49,10 @@ from cai.data.formats import (
     skipped,
     split_skipped,
     turn_problem,
+    turns,
 )
 from cai.data.jsonl import parse_row
 from cai.data.records import Messages, Preference, Prompt, Ranking, Skipped
-from cai.data.transcripts import is_transcript, turns
 from cai.stats.logistic import sigmoid
 
 LABEL = (*SHARED, "p", "weight")
@@ -86,7 +87,7 @@ def preference_rows(path: Path) -> Iterator[tuple[Place, RawRow]]:
 def single_rows(path: Path) -> Iterator[tuple[Place, RawRow]]:
     """The rows of a file; a document of annotated pairs counts as one row per comparison."""
     for place, value in rows_without_nulls(path):
-        yield from annotated_pairs.comparisons(place, value)
+        yield from evaluation_formats.annotated_comparisons(place, value)
 
 
 def skip_reason(pair: Preference) -> str | None:
@@ -247,8 +248,8 @@ FORMATS = (
     Format(
         "annotated-pairs",
         ("response_a", "response_b", "annotations"),
-        annotated_pairs.read_pair,
-        annotated_pairs.FIELDS,
+        evaluation_formats.read_annotated_pair,
+        evaluation_formats.ANNOTATED_FIELDS,
     ),
     Format("cai-conversation", ("init_prompt", "chosen", "rejected"), _pair, (*PAIR, *CONVERSATION)),
     Format("pair", ("chosen", "rejected"), _pair, PAIR, plain=True),

@@ -41,10 +41,10 @@ from cai.data.formats import (
     split_skipped,
     text,
     turn_problem,
+    turns,
 )
 from cai.data.jsonl import parse_row
 from cai.data.records import Demonstration, Message, Messages, Prompt, Skipped
-from cai.data.transcripts import turns
 
 
 def read_prompts(path: Path, limit: int | None = None) -> tuple[list[Prompt], list[Skipped]]:

@@ -16,8 +16,7 @@ from cai.feedback.judge import JudgedAnswers, Verdicts
 from cai.feedback.label import JudgePanel, LabelJob, count_work, label_claim, labelled, write_judge_json
 from cai.inference.cache import Cache
 from cai.inference.engine import EngineConfig
-from cai.inference.progress import Reporter
-from cai.inference.scheduler import EngineWork, OpenEngine, Scheduler, open_model
+from cai.inference.scheduler import EngineWork, OpenEngine, Reporter, Scheduler, open_model
 
 
 class JudgeEvaluation(NamedTuple):

@@ -37,8 +37,7 @@ from cai.feedback.metrics import JUDGE_METRICS, PromptMeans
 from cai.inference.cache import Cache, CachedEngine
 from cai.inference.engine import EngineConfig
 from cai.inference.models import Model, model_fingerprint
-from cai.inference.progress import Reporter
-from cai.inference.scheduler import EngineWork, OpenEngine, Scheduler, Stage, open_model
+from cai.inference.scheduler import EngineWork, OpenEngine, Reporter, Scheduler, Stage, open_model
 
 JUDGE_JSON = "judge.json"  # metrics; written last
 

@@ -23,8 +23,7 @@ from cai.feedback.pipeline import collect_feedback
 from cai.inference.cache import Cache, OverlayCache, Work
 from cai.inference.engine import Choose, Completion, Engine, EngineConfig, Generate
 from cai.inference.models import Model
-from cai.inference.progress import Reporter
-from cai.inference.scheduler import EngineWork, Scheduler
+from cai.inference.scheduler import EngineWork, Reporter, Scheduler
 from cai.runs.evaluate import plan_of_run
 from cai.runs.folder import CACHE_FILE, RunFolder
 from cai.runs.pipeline import feedback_job, train_policy

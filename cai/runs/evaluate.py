@@ -36,8 +36,7 @@ from cai.inference.cache import Cache
 from cai.inference.endpoints import resolve_judges
 from cai.inference.engine import EngineConfig
 from cai.inference.models import folder_fingerprint, model_fingerprint
-from cai.inference.progress import Reporter
-from cai.inference.scheduler import OpenEngine, Scheduler, open_model
+from cai.inference.scheduler import OpenEngine, Reporter, Scheduler, open_model
 from cai.runs.find import FoundPolicy, check_base, find_policy, policy_of_model
 from cai.runs.plan import Plan
 

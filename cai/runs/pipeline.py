@@ -16,8 +16,7 @@ from cai.evaluation.judge_report import JudgeReport
 from cai.evaluation.policy import Policy, PolicyEvaluation
 from cai.feedback.pipeline import FeedbackJob, collect_feedback
 from cai.inference.cache import Cache
-from cai.inference.progress import Reporter
-from cai.inference.scheduler import EngineWork, OpenEngine, Scheduler, open_model
+from cai.inference.scheduler import EngineWork, OpenEngine, Reporter, Scheduler, open_model
 from cai.runs.evaluate import NothingCompared, evaluate_into, evaluation_claim, kept_evaluation, plan_of_run
 from cai.runs.find import find_policy
 from cai.runs.folder import CACHE_FILE, RunFolder

@@ -24,10 +24,9 @@ from cai.config.errors import CaiError
 from cai.config.yaml_files import read_text
 from cai.constitution.principles import Constitution
 from cai.constitution.templates import Templates
-from cai.data import annotated_pairs
-from cai.data.chat_formats import ConversationRow, assistant_turn
+from cai.data import evaluation_formats
+from cai.data.chat_formats import EXPORTS, ConversationRow, assistant_turn, exported, extras
 from cai.data.evaluation_formats import alpaca_entries
-from cai.data.exports import EXPORTS, exported, extras
 from cai.data.files import table_writer
 from cai.data.jsonl import is_abandoned, read_rows
 from cai.data.preferences import iter_preferences
@@ -60,14 +59,14 @@ def annotated_document(source: Source, lost: Counter[str]) -> tuple[dict[str, An
         if isinstance(pair, Skipped):
             skipped.append(pair)
             continue
-        comparison = annotated_pairs.to_comparison(pair, position)
+        comparison = evaluation_formats.to_annotated_comparison(pair, position)
         if isinstance(comparison, Skipped):
             skipped.append(comparison)
         else:
             comparisons.append(comparison)
-            lost.update(set(extras(pair)) - annotated_pairs.KEEPS)
+            lost.update(set(extras(pair)) - evaluation_formats.ANNOTATED_KEEPS)
     principles = source.constitution().principles if isinstance(source, RunFolder) else []
-    return annotated_pairs.document(comparisons, source.name, {p.id: p.judge for p in principles}), skipped
+    return evaluation_formats.annotated_document(comparisons, source.name, {p.id: p.judge for p in principles}), skipped
 
 
 def alpaca_files(run: RunFolder) -> tuple[dict[str, list[dict[str, Any]]], list[Skipped]]:

@@ -25,8 +25,7 @@ from cai.feedback.revise import ReviseConfig, Reviser
 from cai.inference.cache import Cache, CachedEngine
 from cai.inference.engine import Completion, EngineConfig
 from cai.inference.models import Model
-from cai.inference.progress import Reporter
-from cai.inference.scheduler import Cost, OpenEngine, Scheduler, Stage, open_model
+from cai.inference.scheduler import Cost, OpenEngine, Reporter, Scheduler, Stage, open_model
 from cai.stats.win_rate import win
 
 SETTINGS = ReviseConfig(rounds=1, max_tokens=256, temperature=0)

@@ -5,7 +5,8 @@ import io
 from rich.console import Console
 from rich.table import Table
 
-from cai.cli.console import whole
+from cai.cli.console import Grid, effect_cells, show, whole
+from cai.stats.significance import paired
 
 
 def test_a_table_wider_than_the_terminal_has_every_cell_in_full() -> None:
@@ -19,3 +20,36 @@ def test_a_table_wider_than_the_terminal_has_every_cell_in_full() -> None:
     assert row.split() == ["0.750", "[0.375,", "1.000]", "0.188", "[0.000,", "0.500]", "last"]
     assert titles.rstrip().endswith("a third")
     assert console.width == 20
+
+
+def lines(grid: Grid, width: int) -> list[str]:
+    console = Console(record=True, width=width, file=io.StringIO())
+    show(console, grid)
+    return [line.rstrip() for line in console.export_text().splitlines()]
+
+
+def grid() -> Grid:
+    found = Grid(["", "value", "a heading of many words", "n"], optional=[3, 2])
+    found.add("a name", "1.000", "0.250 to 0.750", "24")
+    found.add("[bold]another\x1b[0m", "2.000")
+    return found
+
+
+def test_a_wide_terminal_gets_every_column_and_headings_are_broken() -> None:
+    assert lines(grid(), 60) == [
+        "                                    a heading",
+        "                                      of many",
+        "                        value           words   n",
+        "  a name                1.000  0.250 to 0.750  24",
+        "  [bold]another\\x1b[0m  2.000",
+    ]
+
+
+def test_a_narrow_terminal_gets_fewer_columns_and_no_cell_is_cut() -> None:
+    assert [line.split()[-1] for line in lines(grid(), 46)][-2:] == ["0.750", "2.000"]
+    assert "0.250" not in "".join(lines(grid(), 30))
+    assert lines(grid(), 10)[-1] == "  [bold]another\\x1b[0m  2.000"  # wider than the terminal, and whole
+
+
+def test_runs_that_are_equal_on_every_prompt_have_no_interval() -> None:
+    assert effect_cells(paired([0.0] * 8)) == ("equal ", "", "8", "")

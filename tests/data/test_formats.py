@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cai.config.errors import CaiError
-from cai.data.formats import ReadSummary
+from cai.data.formats import TURN, ReadSummary, is_transcript, transcript, transcript_problem, turns
 from cai.data.preferences import iter_preferences
 from cai.data.prompts import iter_completions, iter_prompts
-from cai.data.records import Demonstration, Preference, Prompt, Skipped
+from cai.data.records import Demonstration, Message, Messages, Preference, Prompt, Skipped
 
 
 def user(content: str) -> dict[str, str]:
@@ -324,3 +326,30 @@ def test_an_answer_that_is_not_to_be_learnt_is_skipped(tmp_path: Path) -> None:
     assert isinstance(not_learnt, Skipped)
     with pytest.raises(CaiError, match=r"rows\.jsonl:1: messages: expected turns that end with the assistant's"):
         list(iter_completions(written(tmp_path, {"messages": TALK})))
+
+
+TEXT = st.text(st.sampled_from("aé \n\t:HumanAsit\u2028"), max_size=30)  # what separators are made of, above all
+
+
+@given(st.lists(st.tuples(st.sampled_from(["Human", "Assistant"]), TEXT), min_size=1, max_size=6))
+def test_every_transcript_prints_back_byte_for_byte(said: list[tuple[str, str]]) -> None:
+    written = "".join(f"\n\n{who}: {text}" for who, text in said)
+    assert is_transcript(written)
+    printed = transcript(turns(written))
+    # A text that holds what looks like a turn may lack the space behind it, which printing puts there.
+    assert printed == TURN.sub(lambda found: f"\n\n{found[1]}: ", written)
+    if not any(TURN.search(text) for _, text in said):
+        assert printed == written
+
+
+@given(st.lists(st.tuples(st.sampled_from(["user", "assistant"]), TEXT), min_size=1, max_size=6))
+def test_a_conversation_comes_back_unless_a_turn_would_be_read_as_two(said: list[tuple[str, str]]) -> None:
+    messages: Messages = [Message(role=role, content=text) for role, text in said]  # type: ignore[typeddict-item]
+    assert (turns(transcript(messages)) == messages) == (transcript_problem(messages) is None)
+
+
+def test_turns_keep_their_white_space_and_an_empty_last_one() -> None:
+    written = "\n\nHuman:  two spaces\n\n\nAssistant: a line \n\nHuman: \n\nAssistant: "
+    assert [turn["content"] for turn in turns(written)] == [" two spaces\n", "a line ", "", ""]
+    assert transcript(turns(written)) == written
+    assert not is_transcript("Human: Hi")

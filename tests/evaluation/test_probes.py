@@ -19,8 +19,7 @@ from cai.evaluation.probes import (
     red_team_probes,
     views,
 )
-from cai.inference.engine import Choose
-from cai.inference.scripted import ScriptedEngine
+from cai.inference.engine import Choose, ScriptedEngine
 from tests.conftest import ROOT
 
 FILES = {"over_refusal": OverRefusal, "sycophancy": Sycophancy, "red_team": RedTeam, "questions": Questions}

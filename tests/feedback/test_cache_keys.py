@@ -19,7 +19,7 @@ from cai.data.records import Message, Prompt
 from cai.feedback.judge import JudgeConfig
 from cai.feedback.label import LabelJob, label_file
 from cai.feedback.revise import ReviseConfig
-from cai.inference.progress import Reporter
+from cai.inference.scheduler import Reporter
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan
 from cai.workbench.principle_tests import read_tests, run_tests

@@ -5,7 +5,7 @@ import pytest
 from cai.constitution.principles import Constitution
 from cai.constitution.templates import OF_TESTS, Templates
 from cai.feedback.judge import finds_problem
-from cai.inference.scripted import ScriptedEngine
+from cai.inference.engine import ScriptedEngine
 from tests.conftest import ROOT
 
 

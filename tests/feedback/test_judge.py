@@ -26,8 +26,7 @@ from cai.feedback.judge import (
     soft_label,
     swapped,
 )
-from cai.inference.engine import Choose, Generate
-from cai.inference.scripted import ScriptedEngine
+from cai.inference.engine import Choose, Generate, ScriptedEngine
 from tests.conftest import ROOT, prompt
 
 

@@ -23,10 +23,8 @@ from cai.data.records import Preference, Ranking, Skipped
 from cai.evaluation.judge_eval import JudgeEvaluation, evaluate_judge
 from cai.feedback.judge import JudgeConfig
 from cai.feedback.label import LabelJob, count_work, label_file
-from cai.inference.engine import Choose, Engine, EngineConfig
-from cai.inference.progress import Reporter
-from cai.inference.scheduler import OpenEngine
-from cai.inference.scripted import ScriptedEngine
+from cai.inference.engine import Choose, Engine, EngineConfig, ScriptedEngine
+from cai.inference.scheduler import OpenEngine, Reporter
 from cai.report.judge import judge_page, most_confident_mistakes
 from tests.conftest import ROOT, remembered, scripted
 

@@ -4,8 +4,7 @@ from cai.constitution.principles import Constitution, assign
 from cai.constitution.templates import Templates
 from cai.data.records import Message, Preference, Prompt, Revision, Skipped
 from cai.feedback.revise import ReviseConfig, Reviser, revision_preference
-from cai.inference.engine import Completion, Generate
-from cai.inference.scripted import ScriptedEngine
+from cai.inference.engine import Completion, Generate, ScriptedEngine
 from tests.conftest import prompt
 
 DRAFT = Completion("the draft", "length", 3, 2)

@@ -7,8 +7,7 @@ import pytest
 from cai.config.errors import CaiError, RequestRefused
 from cai.data.records import Message
 from cai.inference.cache import Cache, CachedEngine
-from cai.inference.engine import Choose, Completion, Engine, Generate
-from cai.inference.scripted import ScriptedEngine
+from cai.inference.engine import Choose, Completion, Engine, Generate, ScriptedEngine
 
 
 def generate(seed: int = 0, text: str = "hello", max_tokens: int = 9) -> Generate:

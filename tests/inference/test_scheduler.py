@@ -11,10 +11,8 @@ from rich.console import Console
 from cai.config.errors import RequestRefused
 from cai.data.records import Message, Skipped
 from cai.inference.cache import Cache
-from cai.inference.engine import EngineConfig, Generate
-from cai.inference.progress import Reporter
-from cai.inference.scheduler import Scheduler, Stage, run_concurrently
-from cai.inference.scripted import ScriptedEngine
+from cai.inference.engine import EngineConfig, Generate, ScriptedEngine
+from cai.inference.scheduler import Reporter, Scheduler, Stage, run_concurrently
 from tests.conftest import scripted
 
 
@@ -134,3 +132,29 @@ def test_the_last_line_of_a_stage_counts_its_calls_and_cache_hits(tmp_path: Path
     last = console.file.getvalue().splitlines()[-1]
     assert last.startswith("  stage: 3 calls in ")
     assert last.endswith(", 2 cache hits")
+
+
+def test_neither_loading_nor_cache_hits_count_as_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("cai.inference.scheduler.time.monotonic", lambda: now)
+    console = Console(file=io.StringIO(), width=200)
+    with Reporter(console).task("answers", 100, "calls") as task:
+        for now, done, hits in ((20.0, 40, 40), (60.0, 50, 40), (80.0, 60, 40), (100.0, 70, 50)):  # noqa: B007
+            task.update(done, 100, cache_hits=hits)
+    lines = console.file.getvalue().splitlines()
+    assert lines == [
+        "  answers: 40/100 calls, 40 cache hits",  # the model is loading
+        "  answers: 50/100 calls, 40 cache hits",
+        "  answers: 60/100 calls, 2.0 s each, 40 cache hits, about 1 min 20 s left",
+        "  answers: 70/100 calls, 4.0 s each, 50 cache hits, about 2 min 00 s left",
+    ]
+
+
+def test_work_that_goes_on_is_timed_from_where_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("cai.inference.scheduler.time.monotonic", lambda: now)
+    console = Console(file=io.StringIO(), width=200)
+    with Reporter(console).task("dpo", 0, "updates") as task:
+        for now, done in ((30.0, 90), (50.0, 92)):  # noqa: B007
+            task.update(done, 100)
+    assert console.file.getvalue().splitlines()[-1] == "  dpo: 92/100 updates, 10.0 s each, about 1 min 20 s left"

@@ -11,7 +11,7 @@ from rich.console import Console
 from cai.config.hashing import fingerprint
 from cai.inference.cache import Tally, Work
 from cai.inference.engine import Generate
-from cai.inference.progress import Reporter
+from cai.inference.scheduler import Reporter
 from cai.runs.dry_run import DryRun, account, dry_run, fit_rates
 from cai.runs.pipeline import execute
 from cai.runs.plan import Plan, make_plan

@@ -15,8 +15,7 @@ from cai.constitution.templates import Templates
 from cai.feedback.judge import Judge, JudgeConfig
 from cai.feedback.revise import ReviseConfig, Reviser
 from cai.inference.cache import Cache, CachedEngine
-from cai.inference.engine import Choose, Generate
-from cai.inference.scripted import ScriptedEngine
+from cai.inference.engine import Choose, Generate, ScriptedEngine
 from tests.conftest import ROOT, prompt
 
 PROMPTS = [prompt(f"p{i}", f"Question number {i}?") for i in range(6)]

@@ -15,11 +15,9 @@ from cai.config.hashing import fingerprint
 from cai.data.jsonl import read_rows, write_rows
 from cai.data.records import Answer, Judgement, Message, Prompt, Reply, Skipped
 from cai.evaluation.policy_report import PolicyReport, read_report
-from cai.inference.engine import Choose, Engine, EngineConfig, Generate
+from cai.inference.engine import Choose, Engine, EngineConfig, Generate, ScriptedEngine
 from cai.inference.models import folder_fingerprint
-from cai.inference.progress import Reporter
-from cai.inference.scheduler import OpenEngine, Scheduler
-from cai.inference.scripted import ScriptedEngine
+from cai.inference.scheduler import OpenEngine, Reporter, Scheduler
 from cai.runs import pipeline
 from cai.runs.dry_run import account, dry_run
 from cai.runs.evaluate import Options, evaluate_policies, plan_evaluation

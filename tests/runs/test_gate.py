@@ -9,9 +9,8 @@ import pytest
 from rich.console import Console
 
 from cai.config.errors import CaiError
-from cai.inference.engine import Choose, Generate
-from cai.inference.progress import Reporter
-from cai.inference.scripted import ScriptedEngine
+from cai.inference.engine import Choose, Generate, ScriptedEngine
+from cai.inference.scheduler import Reporter
 from cai.runs.folder import RunFolder
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan

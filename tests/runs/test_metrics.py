@@ -17,10 +17,9 @@ from cai.cli.compare import compare
 from cai.cli.run import print_summary
 from cai.compare.compare import compare_runs
 from cai.feedback.metrics import RUN_METRICS
-from cai.inference.engine import Choose, Engine, EngineConfig, Generate
+from cai.inference.engine import Choose, Engine, EngineConfig, Generate, ScriptedEngine
 from cai.inference.models import Model
-from cai.inference.progress import Reporter
-from cai.inference.scripted import ScriptedEngine
+from cai.inference.scheduler import Reporter
 from cai.report.comparison import comparison_report, read_comparison
 from cai.report.run import read_run, run_report
 from cai.runs.folder import RunFolder

@@ -13,10 +13,8 @@ from cai.config.errors import CaiError, RequestRefused
 from cai.data.jsonl import read_rows
 from cai.data.manifest import exclusive
 from cai.data.records import Ranking
-from cai.inference.engine import Choose, Completion, Generate
-from cai.inference.progress import Reporter
-from cai.inference.scheduler import OpenEngine
-from cai.inference.scripted import ScriptedEngine
+from cai.inference.engine import Choose, Completion, Generate, ScriptedEngine
+from cai.inference.scheduler import OpenEngine, Reporter
 from cai.runs.folder import RunFolder
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan, split

@@ -10,8 +10,8 @@ from rich.console import Console
 from cai.config.errors import CaiError
 from cai.constitution.principles import load_constitution
 from cai.inference.cache import Cache
-from cai.inference.progress import Reporter
-from cai.inference.scripted import ScriptedEngine
+from cai.inference.engine import ScriptedEngine
+from cai.inference.scheduler import Reporter
 from cai.runs.dry_run import dry_run
 from cai.runs.folder import all_runs, open_run
 from cai.runs.pipeline import execute

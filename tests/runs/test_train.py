@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 
 from cai.config.errors import CaiError
-from cai.inference.progress import Reporter
-from cai.inference.scripted import ScriptedEngine
+from cai.inference.engine import ScriptedEngine
+from cai.inference.scheduler import Reporter
 from cai.runs.folder import RunFolder, all_runs, open_run
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan

@@ -7,9 +7,8 @@ from rich.console import Console
 from cai.config.errors import CaiError, RequestRefused
 from cai.constitution.principles import Phrases, load_constitution
 from cai.constitution.templates import OF_TESTS, Templates
-from cai.inference.engine import Choose, Generate
-from cai.inference.progress import Reporter
-from cai.inference.scripted import ScriptedEngine
+from cai.inference.engine import Choose, Generate, ScriptedEngine
+from cai.inference.scheduler import Reporter
 from cai.workbench.principle_tests import Result, calls, missed, read_tests, run_tests
 from tests.conftest import ROOT, scripted
 

@@ -9,9 +9,8 @@ from cai.config.errors import CaiError, RequestRefused
 from cai.constitution.principles import load_constitution
 from cai.constitution.templates import Templates
 from cai.feedback.revise import ReviseConfig
-from cai.inference.engine import Generate
+from cai.inference.engine import Generate, ScriptedEngine
 from cai.inference.models import Server
-from cai.inference.scripted import ScriptedEngine
 from cai.workbench.trial import Begun, Done, Event, Loading, News, Trial, Written, once, try_out
 from tests.conftest import ROOT, prompt, scripted
 

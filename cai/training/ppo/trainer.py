@@ -3,17 +3,22 @@ Ouyang et al. 2022, arXiv:2203.02155 §3.5; Bai et al. 2022, arXiv:2212.08073 §
 
 Each update samples answers to a batch of prompts, scores them, and takes several passes of clipped policy and value
 steps over them. Simplified against the papers: no mixing in of pretraining data, and the value function starts from the
-policy, not from the reward model. Imports torch: import this module only where a stage trains.
+policy, not from the reward model. A checkpoint is the trainable
+weights and the optimizer's state, as safetensors. Imports torch: import this module only where a stage trains.
 
     cai train ppo --data prompts.jsonl --model smollm2-135m --reward FOLDER
 """
 
+import json
 import math
 import random
+import shutil
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn.utils.rnn import pad_sequence
 
 from cai.config.hashing import derive_seed
@@ -21,7 +26,6 @@ from cai.data.jsonl import read_rows
 from cai.data.records import Prompt
 from cai.training import distributed
 from cai.training.metrics import Trackers, add_metrics, drop_metrics_after, not_finite, read_metrics, runaway
-from cai.training.ppo import checkpoint
 from cai.training.ppo.actor import Actor
 from cai.training.ppo.experience import Collector, Task, describe, prepare, shown
 from cai.training.ppo.losses import adapted_kl_coef, approximate_kl, explained_variance, policy_loss, value_loss
@@ -31,6 +35,47 @@ from cai.training.settings import PPOConfig
 from cai.training.stage import Report, StageSpec
 from cai.training.tokens import end_of_turn, load_tokenizer, prompts_that_fit, whole_turn
 from cai.training.trl_stage import save_policy
+
+KEPT_CHECKPOINTS = 2
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+UpdateState = tuple[int, float]
+"""(updates done, the KL coefficient of the next)."""
+
+
+def save_checkpoint(folder: Path, parameters: dict[str, Any], optimizer: Any, state: UpdateState) -> None:
+    """Write `folder/update-N`, beside and renamed, and remove all but the last two."""
+    target = folder / f"update-{state[0]:06d}"
+    beside = target.with_suffix(".part")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    tensors = {name: p.detach().contiguous() for name, p in parameters.items()}
+    for name, p in parameters.items():
+        tensors |= {f"{name}#{m}": optimizer.state[p][m].contiguous() for m in MOMENTS if p in optimizer.state}
+    save_file(tensors, beside / "state.safetensors")
+    (beside / "state.json").write_text(json.dumps({"update": state[0], "kl_coef": state[1]}), encoding="utf-8")
+    shutil.rmtree(target, ignore_errors=True)
+    beside.rename(target)
+    for old in _complete_checkpoints(folder)[:-KEPT_CHECKPOINTS]:
+        shutil.rmtree(old)
+
+
+def restore_checkpoint(folder: Path, parameters: dict[str, Any], optimizer: Any, start: UpdateState) -> UpdateState:
+    """Load the newest checkpoint into the parameters and the optimizer; returns its state, or `start` without one."""
+    checkpoints = _complete_checkpoints(folder)
+    if not checkpoints:
+        return start
+    tensors = load_file(checkpoints[-1] / "state.safetensors")
+    for name, p in parameters.items():
+        p.data.copy_(tensors[name])
+        if f"{name}#step" in tensors:
+            optimizer.state[p] = {m: tensors[f"{name}#{m}"].to(p.device if m != "step" else "cpu") for m in MOMENTS}
+    state = json.loads((checkpoints[-1] / "state.json").read_text(encoding="utf-8"))
+    return state["update"], state["kl_coef"]
+
+
+def _complete_checkpoints(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("update-*") if path.suffix != ".part")
+
 
 SAMPLES = 4  # answers written to samples.jsonl each time
 
@@ -83,7 +128,7 @@ class PPOTrainer:
     def run(self) -> None:
         """All updates, from the last checkpoint on."""
         settings, checkpoints = self.settings, self.folder / "checkpoints"
-        done, kl_coef = checkpoint.restore(checkpoints, self.parameters, self.optimizer, (0, settings.kl_coef))
+        done, kl_coef = restore_checkpoint(checkpoints, self.parameters, self.optimizer, (0, settings.kl_coef))
         metrics, samples = self.folder / "metrics.jsonl", self.folder / "samples.jsonl"
         for path in (metrics, samples):
             drop_metrics_after(path, done)
@@ -105,7 +150,7 @@ class PPOTrainer:
                         warned.add(kind)
                         self.report({"warning": text})
                 if update % settings.save_steps == 0 and update < settings.updates:
-                    checkpoint.save(checkpoints, self.parameters, self.optimizer, (update, kl_coef))
+                    save_checkpoint(checkpoints, self.parameters, self.optimizer, (update, kl_coef))
             note = f"score {line['objective/scores']:.3f}, KL {line['objective/kl']:.2f}"
             self.report({"step": update, "of": settings.updates, "note": note})
         trackers.finish()

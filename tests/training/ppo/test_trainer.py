@@ -14,11 +14,10 @@ import torch
 from cai.config.errors import CaiError
 from cai.training import tokens
 from cai.training.metrics import runaway
-from cai.training.ppo import checkpoint
 from cai.training.ppo.actor import Actor
 from cai.training.ppo.experience import Collector, Task, drawn, prepare
 from cai.training.ppo.sampling import generate, padded, sampled
-from cai.training.ppo.trainer import PPOTrainer
+from cai.training.ppo.trainer import PPOTrainer, restore_checkpoint, save_checkpoint
 from cai.training.settings import PPOConfig
 from cai.training.stage import StageSpec
 from tests.conftest import prompt
@@ -378,13 +377,13 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path: Pa
     actor = actor_of(tiny_model, settings())
     parameters = actor.trainable()
     optimizer = torch.optim.AdamW(parameters.values())
-    checkpoint.save(tmp_path, parameters, optimizer, (2, 0.1))
+    save_checkpoint(tmp_path, parameters, optimizer, (2, 0.1))
     half = tmp_path / "update-000004.part"
     shutil.copytree(tmp_path / "update-000002", half)
     (half / "state.safetensors").write_bytes(b"half")
-    assert checkpoint.restore(tmp_path, parameters, optimizer, (0, 1.0)) == (2, 0.1)
-    checkpoint.save(tmp_path, parameters, optimizer, (4, 0.2))
-    checkpoint.save(tmp_path, parameters, optimizer, (6, 0.3))
+    assert restore_checkpoint(tmp_path, parameters, optimizer, (0, 1.0)) == (2, 0.1)
+    save_checkpoint(tmp_path, parameters, optimizer, (4, 0.2))
+    save_checkpoint(tmp_path, parameters, optimizer, (6, 0.3))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["update-000004", "update-000006"]
 
 
@@ -392,15 +391,15 @@ def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(tmp_path: Path, t
 
     parameters = actor_of(tiny_model, settings()).trainable()
     optimizer = torch.optim.AdamW(parameters.values())
-    checkpoint.save(tmp_path, parameters, optimizer, (2, 0.1))
+    save_checkpoint(tmp_path, parameters, optimizer, (2, 0.1))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
     try:
         with pytest.raises(Exception, match="too large"):
-            checkpoint.save(tmp_path, parameters, optimizer, (4, 0.2))
+            save_checkpoint(tmp_path, parameters, optimizer, (4, 0.2))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert checkpoint.restore(tmp_path, parameters, optimizer, (0, 1.0)) == (2, 0.1)
+    assert restore_checkpoint(tmp_path, parameters, optimizer, (0, 1.0)) == (2, 0.1)
 
 
 def test_a_prompt_without_room_for_its_answer_is_named(tiny_model: Path) -> None:

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cai.config.errors import CaiError
-from cai.data import annotated_pairs
-from cai.data.exports import EXPORTS, exported, likelier
+from cai.data import evaluation_formats
+from cai.data.chat_formats import EXPORTS, exported, likelier
 from cai.data.files import table_writer
+from cai.data.formats import TURN
 from cai.data.preferences import iter_preferences
 from cai.data.prompts import iter_completions
 from cai.data.records import Demonstration, Message, Preference, Skipped, Verdict
-from cai.data.transcripts import TURN
 
 TEXT = st.text(st.sampled_from("ab:? \né„Human:Assistant:"), min_size=1, max_size=12).filter(lambda t: bool(t.strip()))
 
@@ -112,9 +112,9 @@ def test_the_likelier_answer_is_the_chosen_one() -> None:
 
 @given(pairs=PAIRS)
 def test_annotated_pairs_come_back_as_the_default_annotator_has_them(pairs: list[Preference]) -> None:
-    made = [annotated_pairs.to_comparison(pair, number) for number, pair in enumerate(pairs)]
+    made = [evaluation_formats.to_annotated_comparison(pair, number) for number, pair in enumerate(pairs)]
     written = [pair for pair, row in zip(pairs, made, strict=True) if not isinstance(row, Skipped)]
-    document = annotated_pairs.document([row for row in made if not isinstance(row, Skipped)], "d", {})
+    document = evaluation_formats.annotated_document([row for row in made if not isinstance(row, Skipped)], "d", {})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pairs.json"
         path.write_text(json.dumps(document), encoding="utf-8")
@@ -140,7 +140,7 @@ def test_the_probability_beside_annotated_pairs_is_read_of_our_own_documents_alo
     pair = Preference(
         prompt_id="x", messages=asked, chosen="so", rejected="no", p=0.25, source="judge", verdicts=[said]
     )
-    document = annotated_pairs.document([annotated_pairs.to_comparison(pair, 0)], "d", {})  # type: ignore[list-item]
+    document = evaluation_formats.annotated_document([evaluation_formats.to_annotated_comparison(pair, 0)], "d", {})  # type: ignore[list-item]
     document["metadata"] |= change
     path = tmp_path / "pairs.json"
     path.write_text(json.dumps(document), encoding="utf-8")
@@ -153,12 +153,12 @@ def test_the_probability_beside_annotated_pairs_is_read_of_our_own_documents_alo
 def test_an_invalid_probability_in_a_document_of_cai_is_an_error(tmp_path: Path) -> None:
     asked: list[Message] = [Message(role="user", content="Why?")]
     pair = Preference(prompt_id="x", messages=asked, chosen="so", rejected="no", p=1, source="judge")
-    row = annotated_pairs.to_comparison(pair, 0)
+    row = evaluation_formats.to_annotated_comparison(pair, 0)
     assert isinstance(row, dict)
     path = tmp_path / "pairs.json"
     for wrong in ({"p": "two"}, {"p": "2"}, {"p": "nan"}, {}):
         changed = {**row, "metadata": {"source": "judge", **wrong}}
-        path.write_text(json.dumps(annotated_pairs.document([changed], "d", {})), encoding="utf-8")
+        path.write_text(json.dumps(evaluation_formats.annotated_document([changed], "d", {})), encoding="utf-8")
         with pytest.raises(CaiError, match=r"comparison 1: metadata\.p: expected a number from 0 to 1"):
             list(iter_preferences(path))
 
@@ -171,9 +171,9 @@ def test_verdicts_become_annotators_by_the_words_of_their_principle() -> None:
         prompt_id="x", messages=asked, chosen="so", rejected="no", p=0.75, source="judge", verdicts=[said, tie]
     )
     alone = Preference(prompt_id="y", messages=asked, chosen="so", rejected="no", p=1, source="human")
-    listed = [annotated_pairs.to_comparison(pair, n) for n, pair in enumerate([both, alone])]
+    listed = [evaluation_formats.to_annotated_comparison(pair, n) for n, pair in enumerate([both, alone])]
     assert not any(isinstance(row, Skipped) for row in listed)
-    document = annotated_pairs.document(listed, "d", {"a": "Which is kinder?"})  # type: ignore[arg-type]
+    document = evaluation_formats.annotated_document(listed, "d", {"a": "Which is kinder?"})  # type: ignore[arg-type]
     assert [(a["description"], a["type"]) for a in document["annotators"].values()][1:] == [
         ("Which is kinder?", "principle"), ("b", "principle"),
     ]  # fmt: skip
@@ -195,7 +195,7 @@ def test_verdicts_become_annotators_by_the_words_of_their_principle() -> None:
 def test_pairs_stand_in_either_place() -> None:
     asked: list[Message] = [Message(role="user", content="Why?")]
     rows = [
-        annotated_pairs.to_comparison(
+        evaluation_formats.to_annotated_comparison(
             Preference(prompt_id=str(n), messages=asked, chosen="so", rejected="no", p=1, source="human"), n
         )
         for n in range(200)
