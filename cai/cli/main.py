@@ -150,7 +150,37 @@ def root(
 
 
 def main() -> None:
-    """The entry point: errors the user can fix are one message and status 2, an interrupt is status 130."""
+    """The entry point: errors the user can fix are one message and status 2, an interrupt is status 130.
+
+    A reader that takes only the first lines, such as `head`, is no error: status 0.
+    """
+    try:
+        try:
+            _invoke()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _output_is_closed():  # another pipe's
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the very end
+        sys.exit(0)
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError) and end.__cause__ is None:  # rich ends so, with status 1
+            sys.exit(0)
+        raise
+
+
+def _output_is_closed() -> bool:
+    """Whether the reader of the output is gone: what it did not take cannot be flushed either."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return True
+    return False
+
+
+def _invoke() -> None:
+    """Run the command that the arguments name, and end with its status."""
     atexit.register(gc.freeze)  # the interpreter's last search for garbage takes seconds where vLLM is loaded
     try:
         status = app(prog_name="cai", standalone_mode=False)
@@ -164,10 +194,10 @@ def main() -> None:
         _echo_error(str(error))
         sys.exit(2)
     except OSError as error:
-        if os.environ.get("CAI_DEBUG"):
+        if os.environ.get("CAI_DEBUG") or (isinstance(error, BrokenPipeError) and _output_is_closed()):
             raise
         _echo_error(os_error_text(error))
-        sys.exit(2)
+        raise SystemExit(2) from error
     except Exception as error:
         if os.environ.get("CAI_DEBUG"):
             raise

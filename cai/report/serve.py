@@ -55,11 +55,21 @@ def run_entry(name: str, folder: RunFolder) -> RunEntry:
     entry = RunEntry(name, f"/report?{urlencode({'run': name})}", started, "unfinished")
     try:
         manifest, summary = folder.manifest(), folder.summary()
-        return _with_settings(entry, manifest, summary)
+        listed = _with_settings(entry, manifest, summary)
+        return listed if summary else listed._replace(prompts=_prompts(folder))
     except CaiError as error:
         return entry._replace(state=str(error))
     except (LookupError, TypeError, AttributeError):
         return entry._replace(state="written by another version of cai")
+
+
+def _prompts(folder: RunFolder) -> str:
+    """The number of prompts, in training and held out; the run writes them before anything else."""
+    try:
+        with folder.prompts_jsonl.open("rb") as lines:
+            return str(sum(1 for line in lines if line.strip()))
+    except OSError:
+        return ""
 
 
 def _with_settings(entry: RunEntry, manifest: dict[str, Any], summary: dict[str, Any] | None) -> RunEntry:

@@ -191,6 +191,43 @@ def test_an_interrupt_says_how_to_go_on(
     assert f"cai run {workspace}/run.yaml --runs {workspace}/runs\n" in out
 
 
+@pytest.mark.parametrize(
+    "arguments", [["runs"], ["show", "test"], ["constitution", "show", "plain"], ["schema", "run"]]
+)
+def test_a_reader_that_takes_the_first_lines_alone_is_no_error(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    runs = [] if "schema" in arguments else ["--runs", str(workspace / "runs")]
+    assert cai(monkeypatch, "run", workspace / "run.yaml", "--runs", workspace / "runs") == 0
+    command = [sys.executable, "-m", "cai.cli.main", *arguments, *runs]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stderr
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == ("", 0)
+
+
+def test_a_broken_pipe_within_a_command_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object) -> None:
+        raise BrokenPipeError("of a worker")
+
+    monkeypatch.setattr("cai.cli.runs.all_runs", broken)
+    assert cai(monkeypatch, "runs") == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_an_unfinished_run_is_listed_with_its_number_of_prompts(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = workspace / "runs"
+    cai(monkeypatch, "run", workspace / "run.yaml", "--runs", runs)
+    (runs / "test/summary.json").unlink()
+    capsys.readouterr()
+    assert cai(monkeypatch, "runs", "--runs", runs) == 0
+    assert "unfinished  harmless (16)  8" in capsys.readouterr().out
+
+
 def test_model_text_cannot_steer_the_terminal(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
