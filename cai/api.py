@@ -177,7 +177,7 @@ def judge(
     source, templates = _constitution(constitution), _templates("cai.judge", chosen.templates)
     names = [model] if isinstance(model, str | Path) else model
     with _file_of("answers", answers) as data, tempfile.TemporaryDirectory(prefix="cai-judge-") as aside:
-        judges, out = resolve_judges([str(name) for name in names]), Path(aside)
+        judges, out = resolve_judges([str(name) for name in names], chosen.key_env), Path(aside)
         job = LabelJob(data, False, None, judges, source, templates, chosen, chosen.seed)
         extent = count_work(job)
 

@@ -19,6 +19,7 @@ from cai.cli.options import (
     DEFAULT_RUNS,
     DEFAULT_TEMPLATES,
     AsJson,
+    KeyEnv,
     ModelOrServer,
     PrincipleId,
     RunsFolder,
@@ -127,6 +128,7 @@ def test(
     files: Files,
     principle: PrincipleId = None,
     model: ModelOrServer = SMALL_MODEL,
+    key_env: KeyEnv = None,
     templates: TemplatesFolder = DEFAULT_TEMPLATES,
     as_json: AsJson = False,
     runs: RunsFolder = DEFAULT_RUNS,
@@ -136,7 +138,17 @@ def test(
     Compares the critique, revision and verdict of each test with what the constitution expects. Exit status: 0 when
     every test passes, 1 when one fails, 2 when they cannot be run.
     """
-    if not _test(files, principle, model, templates, as_json, runs):
+    tests = read_tests([find_constitution(name, None) for name in files], principle)
+    found_templates = Templates(find_file("--templates", templates, Path("cai constitution test")), OF_TESTS)
+    [found_model] = resolve_judges([model], key_env)  # last: a Hub id is downloaded here
+    progress = Console(stderr=as_json)
+    with resumable(progress):
+        tested, cost = run_tests(tests, found_model, found_templates, runs / CACHE_FILE, Reporter(progress))
+    if as_json:
+        typer.echo(json.dumps([row for test in tested for row in _test_rows(test)], ensure_ascii=False, indent=2))
+    else:
+        _print_tests(Console(), tested, cost)
+    if not all(outcome.passed for test in tested for outcome in test.outcomes):
         raise typer.Exit(1)
 
 
@@ -333,21 +345,6 @@ def _write_or_print(out: Path | None, text: str, notices: list[str], what: str) 
         typer.echo(f"Wrote {out}: {what}")
     for notice in notices:
         typer.echo(f"note: {notice}", err=True)
-
-
-def _test(names: list[str], principle: str | None, model: str, templates: str, as_json: bool, runs: Path) -> bool:
-    """Carry out the tests of constitutions and print what came of them; returns whether all passed."""
-    tests = read_tests([find_constitution(name, None) for name in names], principle)
-    found_templates = Templates(find_file("--templates", templates, Path("cai constitution test")), OF_TESTS)
-    [found_model] = resolve_judges([model])
-    progress = Console(stderr=as_json)
-    with resumable(progress):
-        tested, cost = run_tests(tests, found_model, found_templates, runs / CACHE_FILE, Reporter(progress))
-    if as_json:
-        typer.echo(json.dumps([row for test in tested for row in _test_rows(test)], ensure_ascii=False, indent=2))
-    else:
-        _print_tests(Console(), tested, cost)
-    return all(outcome.passed for test in tested for outcome in test.outcomes)
 
 
 def _test_rows(tested: Result) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cai.cli.console import line, resumable, whole
-from cai.cli.options import DEFAULT_RUNS, Limit, Replace, RunsFolder, Settings
+from cai.cli.options import DEFAULT_RUNS, KeyEnv, Limit, Replace, RunsFolder, Settings
 from cai.config.characters import visible
 from cai.config.errors import CaiError
 from cai.evaluation.monitors import format_threshold
@@ -48,6 +48,7 @@ def eval_(
     judge: Annotated[
         str | None, typer.Option("--judge", metavar="NAME", help="Judge model or server.", show_default="the run's")
     ] = None,
+    key_env: KeyEnv = None,
     probes: Annotated[
         str, typer.Option("--probes", metavar="LIST", help="all, none, or some of over_refusal,sycophancy,red_team.")
     ] = "all",
@@ -66,7 +67,9 @@ def eval_(
     sycophancy and red-team prompts; signs of reward hacking. --set takes settings of
     `evaluate:` in a run file. After an interrupt, the same command resumes.
     """
-    options = Options(policy, against or [], reference, prompts, constitution, judge, probes, limit, settings or [])
+    options = Options(
+        policy, against or [], reference, prompts, constitution, judge, key_env, probes, limit, settings or []
+    )
     console = Console()
     plan = plan_evaluation(options, runs)
     run = find_policy(options.policy, runs).run

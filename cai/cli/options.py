@@ -42,6 +42,10 @@ ModelName = Annotated[str, setting(RunConfig, "model", "--model", "NAME")]
 ModelOrServer = Annotated[
     str, typer.Option("--model", metavar="NAME", help="Model name, folder, Hub id, or server URL#NAME.")
 ]
+KeyEnv = Annotated[
+    str | None,
+    typer.Option("--key-env", metavar="VAR", help="Environment variable with the server's key."),
+]
 TemplatesFolder = Annotated[str, setting(RunConfig, "templates", "--templates", "DIR")]
 
 RunsFolder = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of runs and their cache.")]

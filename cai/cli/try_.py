@@ -14,6 +14,7 @@ from cai.cli.console import line, loading, marked, resumable, with_new_words
 from cai.cli.options import (
     DEFAULT_RUNS,
     DEFAULT_TEMPLATES,
+    KeyEnv,
     ModelOrServer,
     PrincipleId,
     RunsFolder,
@@ -52,6 +53,7 @@ def try_(
     limit: Annotated[int, typer.Option("--limit", "-n", metavar="N", min=1, help="Number of prompts of the file.")] = 5,
     principle: PrincipleId = None,
     model: ModelOrServer = SMALL_MODEL,
+    key_env: KeyEnv = None,
     templates: TemplatesFolder = DEFAULT_TEMPLATES,
     settings: Settings = None,
     watch: Annotated[bool, typer.Option("--watch", help="Run again whenever the file or a template changes.")] = False,
@@ -74,7 +76,7 @@ def try_(
         return Trial(inputs, principles, Templates(folder), revise)
 
     load()  # an error at the start ends the command
-    [resolved] = resolve_judges([model])
+    [resolved] = resolve_judges([model], key_env)
     console = Console()
     page = Page(console, inputs, model)
     occasions = changes([file, folder]) if watch else once()

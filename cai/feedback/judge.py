@@ -40,6 +40,8 @@ class JudgeConfig(Section):
     """Principles per pair, drawn by weight; `all` takes every one and weights its verdict."""
     model: str | Annotated[list[str], Field(min_length=1)] | None = None
     """The judge; null: the run's own model. A list is a panel, whose first is also the eval judge."""
+    key_env: str | dict[str, str] | None = None
+    """Environment variable with the key for the judge's server; of a panel on several hosts by host. null: OpenAI's."""
     ask: Literal["pairs", "choice"] = "pairs"
     """`choice` shows the judge all answers at once instead of pairs."""
     swap: bool = True

@@ -190,7 +190,7 @@ def label_claim(command: str, job: LabelJob, folder: Path, **options: Any) -> Cl
             "principles": {p.id: {"text": p.fingerprint, "weight": p.weight} for p in job.constitution.principles},
         },
         "templates": job.templates.fingerprint,
-        "settings": job.settings.model_dump(mode="json", exclude={"samples", "model"}),
+        "settings": job.settings.model_dump(mode="json", exclude={"samples", "model", "key_env"}),
         "seed": job.seed,
         **options,
         "where": {"data": str(job.data), "judges": [str(judge) for judge in job.judges]},

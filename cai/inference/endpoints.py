@@ -2,54 +2,79 @@
 
 Verdicts are read from `top_logprobs` of the first token (https://platform.openai.com/docs/api-reference/chat). vLLM
 continues the judge's unfinished turn (`continue_final_message`); a server that refuses that gets no such turn.
+
+A server is not trusted to answer: every response is checked, read within a total time and size, and asked for again a
+bounded number of times. A key goes to the one host it is meant for, and into no message.
 """
 
 import asyncio
 import difflib
+import json
 import math
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import random
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 from cai.config.errors import CaiError, RequestRefused
 from cai.data.records import Messages
-from cai.inference.engine import Choose, Completion, Generate
-from cai.inference.models import SERVER_SCHEMES, Model, Server, model_fingerprint, resolve_model
+from cai.inference.engine import Choose, Completion, Generate, UnusableAnswer, validate_choice, validate_completion
+from cai.inference.models import SERVER_SCHEMES, Model, Server, model_fingerprint, resolve_model, without_password
+from cai.stats.formatting import duration
 
 if TYPE_CHECKING:
-    from openai import AsyncOpenAI
+    import httpx
 
-
+Answer = TypeVar("Answer")
+OPENAI_HOST, OPENAI_KEY = "api.openai.com", "OPENAI_API_KEY"
 TOP_LOGPROBS = 20  # the most that OpenAI and, by default, vLLM return for a token
-RETRIES = 6  # with exponential back-off, for a server under load
-TIMEOUT = 600.0  # seconds for one answer
+BUSY_TRIES = 7  # of a request to a server that is overloaded or cannot be reached
+UNUSABLE_TRIES = 3  # of one whose response is no answer
+SLOW_TRIES = 2  # of one that takes longer than the time-out
+FAILURES_IN_A_ROW = 8  # requests given up with no answer between them, after which the server counts as down
+BACK_OFF = 0.5  # seconds before the second try, doubled for each one after it
+LONGEST_BACK_OFF = 30.0
+CONNECT_SECONDS = 20.0
+LIST_SECONDS = 20.0  # for a server's list of models
+LARGEST_BODY = 16 * 2**20  # bytes of a response
+BUSY_STATUS = (408, 409, 425, 429)  # and all from 500 on
+REFUSED_STATUS = (400, 413, 422)
+NO_ANSWER = ("content_filter", "error", "abort", "tool_calls", "function_call")  # values of finish_reason
+
+
+class _Fault(Exception):
+    """A response, or the lack of one, that another try may mend; `tries` is how many are worth it."""
+
+    def __init__(self, reason: str, tries: int, retry_after: float = 0.0) -> None:
+        super().__init__(reason)
+        self.tries, self.retry_after = tries, retry_after
 
 
 class ServerEngine:
-    """A server's model; see cai.inference.engine.Engine. The key is $OPENAI_API_KEY, if one is needed.
+    """A server's model; see cai.inference.engine.Engine.
 
-    Raises: CaiError when the server cannot be reached, does not know the model, or gives no log-probabilities.
+    Args: `concurrency`, how many requests run at once; `timeout`, seconds for one response from its first byte sent to
+    its last one read.
+    Raises: RequestRefused for a request that gets no usable answer; CaiError when the server does not take the key,
+    redirects, does not know the model, gives no log-probabilities or fails on every request.
     """
 
-    def __init__(self, server: Server, fingerprint: str, concurrency: int = 64) -> None:
+    def __init__(self, server: Server, fingerprint: str, concurrency: int = 64, timeout: float = 600.0) -> None:
         self.fingerprint = fingerprint
-        self._server = server
+        self._server, self._timeout, self._concurrency = server, timeout, concurrency
         self._slots = asyncio.Semaphore(concurrency)
-        self._client: AsyncOpenAI | None = None
-        self._continues = True  # until the server says that it cannot
+        self._client: httpx.AsyncClient | None = None
+        self._continues: bool | None = None  # whether the server can; None until it has answered
+        self._judges = False  # whether it has ever returned log-probabilities
+        self._failures = 0  # in a row
 
     async def generate(self, request: Generate) -> Completion:
         """The assistant's next turn; the seed holds as far as the server keeps to it."""
-        response = await self._post(
-            request.messages, max_tokens=request.max_tokens, temperature=request.temperature, seed=request.seed
-        )
-        choice = response.choices[0]
-        return Completion(
-            text=(choice.message.content or "").strip(),
-            finish="length" if choice.finish_reason == "length" else "stop",
-            prompt_tokens=response.usage.prompt_tokens if response.usage else 0,
-            completion_tokens=response.usage.completion_tokens if response.usage else 0,
-        )
+        wanted = {"max_tokens": request.max_tokens, "temperature": request.temperature, "seed": request.seed}
+        return await self._ask(request.messages, wanted, _completion)
 
     async def choose(self, request: Choose) -> list[float]:
         """Log-probabilities of the options, each summed over its tokens with and without a leading space.
@@ -57,54 +82,136 @@ class ServerEngine:
         An option that is not among the likeliest TOP_LOGPROBS tokens gets the probability of the last of those.
         """
         wanted = {"max_tokens": 1, "temperature": 0.0, "logprobs": True, "top_logprobs": TOP_LOGPROBS}
-        response = await self._continued(request.messages, wanted)
-        logprobs = response.choices[0].logprobs
-        if logprobs is None or not logprobs.content or not logprobs.content[0].top_logprobs:
-            raise self._no_logprobs()
-        top = [(entry.token.strip(), entry.logprob) for entry in logprobs.content[0].top_logprobs]
-        least = min(logprob for _, logprob in top)
 
-        def of(option: str) -> float:
-            mass = sum(math.exp(logprob) for token, logprob in top if token == option.strip())
-            return math.log(mass) if mass > 0 else least
+        def read(body: Any) -> list[float]:
+            log_probs = _option_log_probs(body, request.options)
+            self._judges = True
+            return log_probs
 
-        return [of(option) for option in request.options]
+        try:
+            return await self._continued(request.messages, wanted, read)
+        except _NoLogProbs as error:
+            if self._judges:
+                raise
+            raise self._no_logprobs() from error
 
     async def close(self) -> None:
         """Close the connections."""
         if self._client is not None:
-            await self._client.close()
+            await self._client.aclose()
             self._client = None
 
-    async def _continued(self, messages: Messages, wanted: dict[str, Any]) -> Any:
+    async def _continued(self, messages: Messages, wanted: dict[str, Any], read: Callable[[Any], Answer]) -> Answer:
         """The answer to a conversation that ends inside the assistant's turn."""
-        if self._continues:
+        if self._continues is not False:
             try:
-                more = {"continue_final_message": True, "add_generation_prompt": False}
-                return await self._post(messages, extra_body=more, **wanted)
+                answer = await self._ask(
+                    messages, wanted | {"continue_final_message": True, "add_generation_prompt": False}, read
+                )
+                self._continues = True
+                return answer
+            except UnusableAnswer:
+                raise
             except RequestRefused:  # because of the request, or of vLLM's own parameters: the second try shows which
-                answer = await self._post(messages[:-1], **wanted)
+                if self._continues:
+                    raise
+                answer = await self._ask(messages[:-1], wanted, read)
                 self._continues = False
                 return answer
-        return await self._post(messages[:-1], **wanted)
+        return await self._ask(messages[:-1], wanted, read)
 
-    async def _post(self, messages: Messages, **settings: Any) -> Any:
-        import openai
+    async def _ask(self, messages: Messages, settings: dict[str, Any], read: Callable[[Any], Answer]) -> Answer:
+        """What `read` makes of the response, after as many tries as its faults are worth."""
+        body = {"model": self._server.name, "messages": messages, **settings}
+        try:
+            content = json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+        except (UnicodeEncodeError, ValueError) as error:
+            raise RequestRefused(f"the request cannot be sent as JSON: {error}") from None
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                answer = read(await self._post(content))
+                self._failures = 0
+                return answer
+            except UnusableAnswer as unusable:
+                fault: _Fault | UnusableAnswer = unusable
+                tries, wait = UNUSABLE_TRIES, 0.0
+            except _Fault as error:
+                fault, tries, wait = error, error.tries, error.retry_after
+            if attempt >= tries:
+                raise self._given_up(fault, attempt)
+            doubled = BACK_OFF * 2 ** (attempt - 1) * random.uniform(0.75, 1.25)  # spread, as all were sent at once
+            await asyncio.sleep(min(max(wait, doubled), LONGEST_BACK_OFF))
+
+    def _given_up(self, fault: Exception, attempts: int) -> Exception:
+        """The error of a request without an answer: its own, or the server's if no request gets one any more."""
+        self._failures += 1
+        reason = self._safe(f"{fault} (asked {attempts} times)" if attempts > 1 else str(fault))
+        if self._failures >= FAILURES_IN_A_ROW:
+            return CaiError(
+                f"model '{self._server}': the server failed on {self._failures} requests in a row, the last time: "
+                + reason
+            )
+        return _NoLogProbs(reason) if isinstance(fault, _NoLogProbs) else UnusableAnswer(reason)
+
+    async def _post(self, content: bytes) -> Any:
+        """The JSON of one response. Raises: _Fault, RequestRefused, CaiError."""
+        import httpx
 
         if self._client is None:
-            self._client = _connect(self._server.url)
+            self._client = self._connect()
+        url = f"{self._server.url.rstrip('/')}/chat/completions"
         try:
-            async with self._slots:
-                untyped: Any = messages
-                return await self._client.chat.completions.create(
-                    model=self._server.name, messages=untyped, timeout=TIMEOUT, **settings
-                )
-        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-            if "logprob" in str(error).lower() and "logprobs" in settings:
-                raise self._no_logprobs() from error
-            raise RequestRefused(f"the server refuses the request: {_message(error)}") from error
-        except openai.OpenAIError as error:
-            raise CaiError(f"model '{self._server}': {_message(error)}") from error
+            async with (
+                self._slots,
+                asyncio.timeout(self._timeout),
+                self._client.stream("POST", url, content=content) as response,
+            ):
+                body = b""
+                async for part in response.aiter_bytes():
+                    body += part
+                    if len(body) > LARGEST_BODY:
+                        raise _Fault(f"the server's response has more than {LARGEST_BODY:,} bytes", UNUSABLE_TRIES)
+        except TimeoutError:
+            raise _Fault(f"the server did not answer within {duration(self._timeout)}", SLOW_TRIES) from None
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+            raise CaiError(f"model '{self._server}': not an address: {error}") from None
+        except (httpx.HTTPError, httpx.StreamError) as error:
+            raise _Fault(f"the server cannot be reached or broke off: {_line(error)}", BUSY_TRIES) from None
+        return self._checked(response, body)
+
+    def _connect(self) -> "httpx.AsyncClient":
+        import httpx
+
+        return httpx.AsyncClient(
+            headers=_headers(self._server),
+            timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),  # the whole request has one of its own
+            limits=httpx.Limits(max_connections=self._concurrency),
+            follow_redirects=False,
+        )
+
+    def _checked(self, response: "httpx.Response", body: bytes) -> Any:
+        status, message = response.status_code, self._safe(_server_message(body))
+        if status in REFUSED_STATUS:
+            if "logprob" in message.lower():
+                raise self._no_logprobs()
+            raise RequestRefused(f"the server refuses the request: {message}")
+        if status in BUSY_STATUS or status >= 500:
+            raise _Fault(f"the server answers with status {status}: {message}", BUSY_TRIES, _retry_after(response))
+        if 300 <= status < 400:
+            target = without_password(response.headers.get("location", "no address"))
+            raise CaiError(
+                f"model '{self._server}': the server redirects to {target}, which is not followed; name that address"
+            )
+        if status >= 400:
+            raise CaiError(f"model '{self._server}': status {status}: {message}")
+        return _json(body)
+
+    def _safe(self, text: str) -> str:
+        """A message without the key, which a server may send back."""
+        key = _key(self._server)
+        return text.replace(key, "[key]") if key else text
 
     def _no_logprobs(self) -> CaiError:
         return CaiError(
@@ -113,47 +220,221 @@ class ServerEngine:
         )
 
 
-def _connect(url: str) -> "AsyncOpenAI":
-    """A client for the server at `url`, such as http://localhost:8000/v1."""
-    from openai import AsyncOpenAI
-
-    return AsyncOpenAI(base_url=url, api_key=_key(), max_retries=RETRIES)
+class _NoLogProbs(UnusableAnswer):
+    """A response without log-probabilities: of a server that never returns any, the end of the run."""
 
 
-def resolve_server(address: str) -> Server:
+def _json(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        start = _line(body[:80].decode("utf-8", "replace")) or "nothing"
+        raise UnusableAnswer(f"the server's response is not JSON; it begins with: {start}") from None
+
+
+def _choice(body: Any) -> dict[str, Any]:
+    """The first choice of a chat completion. Raises: UnusableAnswer."""
+    if isinstance(body, dict) and body.get("error"):
+        raise UnusableAnswer(f"the server answers with an error: {_server_message(json.dumps(body).encode())}")
+    choices = body.get("choices") if isinstance(body, dict) else None
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        raise UnusableAnswer("the server's response has no choices")
+    reason = choices[0].get("finish_reason")
+    if reason in NO_ANSWER:
+        raise UnusableAnswer(f"the server ended the answer with {reason}")
+    return choices[0]
+
+
+def _completion(body: Any) -> Completion:
+    choice = _choice(body)
+    message = choice.get("message")
+    text = message.get("content") if isinstance(message, dict) else None
+    if not isinstance(text, str):
+        raise UnusableAnswer(f"the server's response has no text (finish_reason: {choice.get('finish_reason')})")
+    usage = body.get("usage")
+    completion = Completion(
+        text=text.strip(),
+        finish="length" if choice.get("finish_reason") == "length" else "stop",
+        prompt_tokens=_count(usage, "prompt_tokens"),
+        completion_tokens=_count(usage, "completion_tokens"),
+    )
+    validate_completion(completion)
+    return completion
+
+
+def _count(usage: Any, field: str) -> int:
+    """A number of tokens, for the account only; 0 where the server does not say."""
+    value = usage.get(field) if isinstance(usage, dict) else None
+    return value if isinstance(value, int) and value >= 0 else 0
+
+
+def _option_log_probs(body: Any, options: Sequence[str]) -> list[float]:
+    choice = _choice(body)
+    logprobs = choice.get("logprobs")
+    content = logprobs.get("content") if isinstance(logprobs, dict) else None
+    first = content[0] if isinstance(content, list) and content else None
+    entries = first.get("top_logprobs") if isinstance(first, dict) else None
+    if not isinstance(entries, list) or not entries:
+        raise _NoLogProbs("the server's response has no log-probabilities")
+    top: list[tuple[str, float]] = []
+    for entry in entries:
+        token = entry.get("token") if isinstance(entry, dict) else None
+        if not isinstance(token, str):
+            raise UnusableAnswer("the server's log-probabilities are not of tokens")
+        validate_choice([entry.get("logprob")], 1)
+        top.append((token.strip(), entry["logprob"]))
+    least = min(logprob for _, logprob in top)
+
+    def of(option: str) -> float:
+        mass = sum(math.exp(logprob) for token, logprob in top if token == option.strip())
+        return math.log(mass) if mass > 0 else least
+
+    found = [of(option) for option in options]
+    validate_choice(found, len(options))
+    return found
+
+
+def _server_message(body: bytes) -> str:
+    """What a server says about an error, in one line."""
+    text = body.decode("utf-8", "replace")
+    try:
+        said = json.loads(text)
+        error = said.get("error", said) if isinstance(said, dict) else said
+        message = error.get("message", error) if isinstance(error, dict) else error
+        text = message if isinstance(message, str) else json.dumps(message)
+    except (ValueError, RecursionError):
+        pass
+    return _line(text) or "no message"
+
+
+def _line(text: object) -> str:
+    """A text, or an error, in one line of at most 300 characters."""
+    return " ".join(str(text).split())[:300] or (type(text).__name__ if isinstance(text, Exception) else "")
+
+
+def _retry_after(response: "httpx.Response") -> float:
+    try:
+        seconds = float(response.headers.get("retry-after", 0))
+    except ValueError:  # a date
+        return 0.0
+    return seconds if math.isfinite(seconds) and seconds > 0 else 0.0
+
+
+def check_address(address: str) -> None:
+    """Raises: CaiError for a server's address that is none, or that holds a password or a query, which are secrets."""
+    url = address.partition("#")[0]
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        host, parts = None, urlsplit("")
+    if not host:
+        raise CaiError(f"model '{without_password(address)}': expected an address such as http://localhost:8000/v1")
+    if "@" in parts.netloc or parts.query:
+        what = "a password" if "@" in parts.netloc else "a query"
+        raise CaiError(
+            f"model '{without_password(address)}': the address holds {what}, which would be written to files; keep the "
+            "key in an environment variable and name it (judge.key_env)"
+        )
+
+
+def key_variable(url: str, key_env: str | Mapping[str, str] | None) -> str | None:
+    """The environment variable with the key for a server's host: the one named for it, or OpenAI's for OpenAI alone.
+
+    Raises: CaiError for what cannot be a variable's name, or names one that is not set.
+    """
+    host = urlsplit(url).hostname or ""
+    named = key_env if isinstance(key_env, str) or key_env is None else key_env.get(host)
+    if named is None:
+        return OPENAI_KEY if host == OPENAI_HOST and url.startswith("https://") else None
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", named):  # not quoted: it may be the key itself
+        raise CaiError("judge.key_env: expected the name of an environment variable such as MY_KEY, not the key itself")
+    if not os.environ.get(named):
+        raise CaiError(f"judge.key_env: the environment variable {named} is not set; it is to hold the key for {host}")
+    return named
+
+
+def _key(server: Server) -> str | None:
+    return os.environ.get(server.key_env) or None if server.key_env else None
+
+
+def _headers(server: Server) -> dict[str, str]:
+    key = _key(server)
+    if key is not None and not re.fullmatch(r"[\x21-\x7e]+", key):
+        raise CaiError(f"${server.key_env}: expected a key of printable characters without spaces")
+    return {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+
+
+def resolve_server(address: str, key_env: str | Mapping[str, str] | None = None) -> Server:
     """A server's model from `URL#NAME`, or from the address alone where the server has one model.
 
-    Raises: CaiError when the server does not list its models, or has no such model.
+    Raises: CaiError for an address with a password in it, a key that is not set, or when the server does not list its
+    models or has no such model.
     """
-    import openai
-
+    check_address(address)
     url, _, name = address.partition("#")
-    try:
-        with openai.OpenAI(base_url=url, api_key=_key(), max_retries=1, timeout=20.0) as server:
-            known = [model.id for model in server.models.list()]
-    except openai.OpenAIError as error:
-        raise CaiError(f"model '{address}': the server does not list its models: {_message(error)}") from error
+    server = Server(url, name, key_variable(url, key_env))
+    known = _models(server, address)
     if name in known or (not name and len(known) == 1):
-        return Server(url, name or known[0])
+        return server._replace(name=name or known[0])
     near = difflib.get_close_matches(name, known, n=5, cutoff=0.3) or known[:5]
     wanted = f"the server has no model '{name}'" if name else f"the server has {len(known)} models; name one behind a #"
     raise CaiError(f"model '{address}': {wanted}: {', '.join(near) or 'none at all'}")
 
 
-def _key() -> str:
-    return os.environ.get("OPENAI_API_KEY") or "none"
+def _models(server: Server, address: str) -> list[str]:
+    """The names of a server's models, asked for twice at most."""
+    problem = ""
+    for _ in range(2):
+        try:
+            return _model_list(server)
+        except UnusableAnswer as error:
+            problem = str(error)
+    key = _key(server)
+    problem = problem.replace(key, "[key]") if key else problem
+    raise CaiError(f"model '{address}': the server does not list its models: {problem}")
 
 
-def _message(error: Exception) -> str:
-    """A server's error message, in one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+def _model_list(server: Server) -> list[str]:
+    import httpx
+
+    end, body = time.monotonic() + LIST_SECONDS, b""
+    try:
+        with (
+            httpx.Client(headers=_headers(server), timeout=LIST_SECONDS, follow_redirects=False) as client,
+            client.stream("GET", f"{server.url.rstrip('/')}/models") as response,
+        ):
+            for part in response.iter_bytes():
+                body += part
+                if time.monotonic() > end or len(body) > LARGEST_BODY:
+                    raise UnusableAnswer(f"its list is not complete after {duration(LIST_SECONDS)}")
+    except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
+        raise UnusableAnswer(_line(error)) from None
+    if response.status_code != 200:
+        raise UnusableAnswer(f"status {response.status_code}: {_server_message(body)}")
+    listed = _json(body)
+    data = listed.get("data") if isinstance(listed, dict) else None
+    entries = [entry for entry in data if isinstance(entry, dict)] if isinstance(data, list) else []
+    names = [name for entry in entries if isinstance(name := entry.get("id"), str)]
+    if not names:
+        raise UnusableAnswer(f"its list has no models: {_server_message(body)}")
+    return names
 
 
-def resolve_judges(names: Sequence[str]) -> list[Model]:
-    """A judge's folder or server, or a panel's; raises CaiError also when two of a panel are the same model."""
-    judges: list[Model] = [
-        resolve_server(name) if name.startswith(SERVER_SCHEMES) else resolve_model(name) for name in names
-    ]
+def resolve_judges(names: Sequence[str], key_env: str | Mapping[str, str] | None = None) -> list[Model]:
+    """A judge's folder or server, or a panel's; `key_env` names the key's environment variable, of several by host.
+
+    Raises: CaiError, also when two of a panel are the same model, or one key is named for several hosts.
+    """
+    servers = [name for name in names if name.lower().startswith(SERVER_SCHEMES)]
+    for server in servers:
+        check_address(server)
+    hosts = {urlsplit(server).hostname for server in servers}
+    if isinstance(key_env, str) and len(hosts) > 1:
+        raise CaiError(
+            f"judge.key_env: the judges are on {len(hosts)} hosts; name a variable for each, as HOST: VARIABLE"
+        )
+    judges: list[Model] = [resolve_server(name, key_env) if name in servers else resolve_model(name) for name in names]
     seen: dict[str, str] = {}
     for name, judge in zip(names, judges, strict=True):
         identity = model_fingerprint(judge)

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, Protocol
@@ -99,8 +100,8 @@ def validate_choice(log_probs: Sequence[float], n_options: int) -> None:
     if len(log_probs) != n_options:
         raise UnusableAnswer(f"the model returned {len(log_probs)} log-probabilities for {n_options} options")
     for log_prob in log_probs:
-        if not isinstance(log_prob, int | float) or not math.isfinite(log_prob) or log_prob > LOG_PROB_ROUNDING:
-            raise UnusableAnswer(f"the model returned {log_prob!r} as a log-probability; expected a number up to 0")
+        if not isinstance(log_prob, int | float) or not -sys.float_info.max <= log_prob <= LOG_PROB_ROUNDING:
+            raise UnusableAnswer(f"the model returned {log_prob!r:.40} as a log-probability; expected a number up to 0")
 
 
 class Engine(Protocol):

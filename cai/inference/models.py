@@ -29,10 +29,14 @@ _SMALL_MODEL_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"  # inside the package llm-
 
 
 class Server(NamedTuple):
-    """A model behind an OpenAI-compatible server: the address, such as http://localhost:8000/v1, and its name there."""
+    """A model behind an OpenAI-compatible server: the address, such as http://localhost:8000/v1, and its name there.
+
+    `key_env` is the environment variable with the server's key, None for a server without one.
+    """
 
     url: str
     name: str
+    key_env: str | None = None
 
     def __str__(self) -> str:
         return f"{self.url}#{self.name}"
@@ -40,6 +44,11 @@ class Server(NamedTuple):
 
 Model = Path | Server
 """Where a model is: in a folder, or behind a server."""
+
+
+def without_password(text: str) -> str:
+    """A text whose addresses lose their user names, passwords and queries: `https://user:secret@host` says `***@`."""
+    return re.sub(r"(?<=://)[^/\s?#@]*@|(?<=\?)[^\s#']+", lambda m: "***@" if m[0].endswith("@") else "***", text)
 
 
 def resolve_model(name: str) -> Path:
@@ -52,8 +61,11 @@ def resolve_model(name: str) -> Path:
         if not folder.is_dir():
             raise CaiError(f"model '{name}' is not prepared yet: run `cai models prepare` once")
         return folder
-    if name.startswith(SERVER_SCHEMES):
-        raise CaiError(f"model '{name}': a server's model can be the judge (judge.model); what is trained is a folder")
+    if name.lower().startswith(SERVER_SCHEMES):
+        address = without_password(name)
+        raise CaiError(
+            f"model '{address}': a server's model can be the judge (judge.model); what is trained is a folder"
+        )
     folder = Path(name)
     if not folder.exists():
         folder = _download(name)

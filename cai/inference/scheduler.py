@@ -169,7 +169,7 @@ async def run_concurrently(
 def open_model(model: Model, fingerprint: str, settings: EngineConfig) -> Engine:
     """vLLM on a model folder, which loads in the background; or a client of the server."""
     if isinstance(model, Server):
-        return ServerEngine(model, fingerprint, settings.concurrency)
+        return ServerEngine(model, fingerprint, settings.concurrency, 60 * settings.stall_minutes)
     return VllmEngine(model, fingerprint, settings.max_model_len, settings.concurrency, settings.stall_minutes)
 
 

@@ -35,7 +35,7 @@ from cai.evaluation.scores import score_answers
 from cai.inference.cache import Cache
 from cai.inference.endpoints import resolve_judges
 from cai.inference.engine import EngineConfig
-from cai.inference.models import folder_fingerprint, model_fingerprint
+from cai.inference.models import Model, folder_fingerprint, model_fingerprint
 from cai.inference.scheduler import OpenEngine, Reporter, Scheduler, open_model
 from cai.runs.find import FoundPolicy, check_base, find_policy, policy_of_model
 from cai.runs.plan import Plan
@@ -60,6 +60,7 @@ class Options(NamedTuple):
     prompts: Path | None = None
     constitution: str | None = None
     judge: str | None = None
+    key_env: str | None = None
     probes: str = "all"
     limit: int | None = None
     settings: Sequence[str] = ()
@@ -79,14 +80,13 @@ def plan_evaluation(options: Options, runs: Path) -> EvaluationPlan:
     reference = _reference(options, first)
     policies = [reference, first.policy, *others]
     _refuse_twins(policies)
-    judges = [options.judge] if options.judge is not None else _judges(first)
     return EvaluationPlan(
         policies=policies,
         prompts=prompts,
         prompts_skipped=skipped,
         axes={OVERALL: eval_constitution, **shipped_axes()},
         templates=templates,
-        judge=resolve_judges(judges)[0] if judges else reference.folder,
+        judge=_judge(options, first) or reference.folder,
         settings=settings,
         probes=probes,
         limit=options.limit,
@@ -139,10 +139,15 @@ def _reference(options: Options, first: FoundPolicy) -> Policy:
     return base
 
 
-def _judges(first: FoundPolicy) -> list[str]:
-    """The judges of its run; the first judges here, as in the run's own evaluation."""
-    named = first.config.judge.model if first.config is not None else None
-    return [named] if isinstance(named, str) else list(named or [])
+def _judge(options: Options, first: FoundPolicy) -> Model | None:
+    """The named judge, or the first of the run's, as in the run's own evaluation; None for a run that judges itself."""
+    config = first.config.judge if first.config is not None else None
+    if options.judge is not None:
+        return resolve_judges([options.judge], options.key_env)[0]
+    if config is None or not config.model:
+        return None
+    names = [config.model] if isinstance(config.model, str) else config.model
+    return resolve_judges(names[:1], options.key_env or config.key_env)[0]
 
 
 def _refuse_twins(policies: Sequence[Policy]) -> None:

@@ -79,7 +79,7 @@ def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path
     train = [_with_files_found(settings, number, run_file) for number, settings in enumerate(config.train)]
     model = resolve_model(config.model)  # last: a Hub id is downloaded here
     names = [config.judge.model] if isinstance(config.judge.model, str) else config.judge.model
-    judge_models: list[Model] = resolve_judges(names) if names else [model]
+    judge_models: list[Model] = resolve_judges(names, config.judge.key_env) if names else [model]
     return Plan(
         run_file=run_file,
         overrides=overrides,
@@ -198,6 +198,7 @@ def manifest(plan: Plan) -> dict[str, Any]:
         "iterations": True,
         "train": {"__all__": {"report_to"}},
         "evaluate": {"probes"},  # the evaluation has a manifest of its own
+        "judge": {"key_env"},
         "engine": {"concurrency", "stall_minutes"},
     }
     settings = plan.config.model_dump(mode="json", exclude=decides_nothing)

@@ -12,9 +12,9 @@ import pytest
 
 from cai.config.errors import CaiError, RequestRefused
 from cai.data.records import Message
-from cai.inference.endpoints import ServerEngine, resolve_server
+from cai.inference.endpoints import ServerEngine, key_variable, resolve_judges, resolve_server
 from cai.inference.engine import Choose, Generate
-from cai.inference.models import Server, model_fingerprint
+from cai.inference.models import Server, model_fingerprint, resolve_model
 
 Answer = Callable[[dict[str, Any]], tuple[int, dict[str, Any]]]
 JUDGING = [Message(role="user", content="A or B?"), Message(role="assistant", content="Answer")]
@@ -83,8 +83,12 @@ def service() -> Iterator[Service]:
 
 
 def ask(service: Service, *requests: Generate | Choose) -> list[Any]:
+    return ask_of(Server(service.url, "big"), *requests)
+
+
+def ask_of(server: Server, *requests: Generate | Choose) -> list[Any]:
     async def all_of_them() -> list[Any]:
-        engine = ServerEngine(Server(service.url, "big"), "f")
+        engine = ServerEngine(server, "f")
         try:
             return [await (engine.choose(r) if isinstance(r, Choose) else engine.generate(r)) for r in requests]
         finally:
@@ -159,7 +163,53 @@ def test_a_servers_model_is_found_by_address_and_name(service: Service, monkeypa
     assert model_fingerprint(Server("http://here/v1", "big")) == model_fingerprint(Server("http://there/v1", "big"))
 
 
-def test_the_key_comes_from_the_environment(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+def test_a_key_goes_to_the_host_it_is_named_for(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "openai-secret")
+    monkeypatch.setenv("MINE", "my-secret")
     ask(service, Choose(JUDGING, (" A", " B")))
-    assert service.keys == ["Bearer secret"]
+    assert service.keys == [None]  # OpenAI's key is for OpenAI
+    for named in ("MINE", {"127.0.0.1": "MINE", "elsewhere": "OPENAI_API_KEY"}):
+        assert resolve_server(service.url, named) == Server(service.url, "big", "MINE")
+    ask_of(Server(service.url, "big", "MINE"), Choose(JUDGING, (" A", " B")))
+    assert service.keys[1:] == ["Bearer my-secret"]
+
+
+def test_openais_key_needs_no_name_at_openai_over_https_alone() -> None:
+    assert key_variable("https://api.openai.com/v1", None) == "OPENAI_API_KEY"
+    for other in ("http://api.openai.com/v1", "https://api.openai.com.evil.org/v1", "https://evil.org/api.openai.com"):
+        assert key_variable(other, None) is None
+
+
+def test_a_key_that_is_no_variable_is_not_shown(service: Service) -> None:
+    with pytest.raises(CaiError, match="expected the name of an environment variable") as error:
+        resolve_server(service.url, "sk-the-key-itself")
+    assert "sk-the" not in str(error.value)
+    with pytest.raises(CaiError, match=r"the environment variable NOT_SET is not set; .* key for 127\.0\.0\.1"):
+        resolve_server(service.url, "NOT_SET")
+
+
+def test_one_key_is_not_sent_to_every_host_of_a_panel(service: Service) -> None:
+    with pytest.raises(CaiError, match="the judges are on 2 hosts; name a variable for each"):
+        resolve_judges([service.url, "http://elsewhere/v1"], "MINE")
+
+
+@pytest.mark.parametrize(
+    "address", ["http://me:secret@host/v1", "HTTP://secret@host/v1#m", "http://host/v1?key=secret"]
+)
+@pytest.mark.parametrize("resolve", [lambda name: resolve_judges([name]), resolve_model])
+def test_an_address_with_a_secret_is_refused_without_repeating_it(
+    address: str, resolve: Callable[[str], object]
+) -> None:
+    with pytest.raises(CaiError) as error:
+        resolve(address)
+    assert "host/v1" in str(error.value)
+    assert "secret" not in str(error.value)
+
+
+def test_a_server_that_sends_the_key_back_does_not_get_it_into_a_message(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINE", "my-secret")
+    service.answer = lambda asked: (401, {"error": {"message": "wrong key: my-secret"}})
+    with pytest.raises(CaiError, match=r"status 401: wrong key: \[key\]"):
+        ask_of(Server(service.url, "big", "MINE"), Choose(JUDGING, (" A", " B")))

@@ -32,7 +32,7 @@ def test_a_completion_that_is_none_is_named(field: str, value: Any, reason: str)
         validate_completion(dataclasses.replace(GOOD, **{field: value}))
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 0.5, None, "-1"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 0.5, None, "-1", -(10**400)])
 def test_a_log_probability_is_a_finite_number_of_at_most_zero(bad: Any) -> None:
     with pytest.raises(UnusableAnswer, match="as a log-probability"):
         validate_choice([-1.0, bad], 2)
