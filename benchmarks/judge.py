@@ -86,7 +86,7 @@ async def cost(way: str, file: Path, count: int, folder: Path) -> dict[str, floa
             await Judge(templates, engine).compare(pair.messages, (pair.chosen, pair.rejected), asked)
             return
         for options in ({"A": pair.chosen, "B": pair.rejected}, {"A": pair.rejected, "B": pair.chosen}):
-            question = templates.judge_thought(asked[0], pair.messages, options)
+            question = templates.judge_cot(asked[0], pair.messages, options)
             await engine.generate(Generate(question, WRITTEN, 1.0, 0))
 
     await engine.generate(Generate([{"role": "user", "content": "Hi"}], 1, 0.0, 0))  # loads the model

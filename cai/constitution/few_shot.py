@@ -114,7 +114,7 @@ def _reasoned_choice(place: Place, text: str, templates: Templates) -> Messages:
             "thought behind Assistant:, and 'So the answer is: (A)'"
         )
     principle, cot = _principle(), cot.removeprefix("Let's think step by step:").strip()
-    *_, question = templates.judge_thought(principle, conversation, options)
+    *_, question = templates.judge_cot(principle, conversation, options)
     *_, asked, answer = templates.judge(principle, conversation, options, cot)
     choice = f"{answer['content']} {chosen[1]}"
     return [question, Message(role="assistant", content=cot), asked, Message(role="assistant", content=choice)]

@@ -1,53 +1,66 @@
-"""Prompt templates: a folder of Jinja files a person edits, rendered in a sandbox.
+"""Prompt templates: a folder of Jinja files a person edits, rendered by `cai/constitution/sandbox.py`.
 
-    critique.jinja   the user turn that asks for a critique of the last answer; sees principle, round, request
-    revise.jinja     the user turn that asks for the rewritten answer; sees principle, round, request, critique
+    critique.jinja   the user turn that asks for a critique of the last answer; sees principle, round, prompt
+    revise.jinja     the user turn that asks for the rewritten answer; sees principle, round, prompt, critique
     judge.jinja      the blocks `question` (the user turn) and `answer` (the start of the assistant's answer, up to
                      the option's letter), and `verdict`, the user turn that follows where the judge has reasoned in
-                     between; sees principle, conversation, options, thinking (whether it is to reason first)
-    finds.jinja      the blocks `question` and `answer` (the start of the answer, up to Yes or No): whether a critique
-                     points out a problem; sees principle, request, answer, critique. `cai constitution test` alone
+                     between; sees principle, messages, responses, cot
+    critique_check.jinja
+                     the blocks `question` and `answer` (the start of the answer, up to Yes or No): whether a critique
+                     points out a problem; sees principle, prompt, response, critique. `cai constitution test` alone
                      reads it; runs do without.
     few_shot.yaml    optional: turns put before the conversation, under `revision:` and `judge:`
 
-Model text reaches a template only as the value of a variable, so it is never itself a template.
+Of their variables, `principle` is a dict of its id, critique, revision and judge; `round` counts from 1; `prompt` is
+the user's last message; `critique` is none when a run revises directly; `messages` is the conversation, a list of dicts
+of role and content; `responses` is a dict of texts by letter; `cot` is whether the judge reasons first.
+
+Model text reaches a template only as the value of a variable, so it is never itself a template. The folder may be a
+stranger's: no file is read from outside it, by whatever link, and a template does no more than its sandbox allows.
 """
 
 import itertools
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from jinja2 import meta, nodes
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import field_validator
 
 from cai.config import yaml_files
 from cai.config.errors import CaiError
 from cai.config.hashing import fingerprint
-from cai.config.yaml_files import load_yaml
+from cai.config.yaml_files import load_yaml, read_text
 from cai.constitution.principles import Principle
+from cai.constitution.sandbox import MAX_SOURCE, Template
+from cai.constitution.template_syntax import TemplateFault
 from cai.data.records import Message, Messages
 
 VARIABLES = {
-    "critique": {"principle", "round", "request"},
-    "revise": {"principle", "round", "request", "critique"},
-    "judge": {"principle", "conversation", "options", "thinking"},
-    "finds": {"principle", "request", "answer", "critique"},
+    "critique": {"principle", "round", "prompt"},
+    "revise": {"principle", "round", "prompt", "critique"},
+    "judge": {"principle", "messages", "responses", "cot"},
+    "critique_check": {"principle", "prompt", "response", "critique"},
 }
-BLOCKS = {"judge": {"question", "answer", "verdict"}, "finds": {"question", "answer"}}
+RENAMED = {
+    "request": "prompt",
+    "conversation": "messages",
+    "options": "responses",
+    "answer": "response",
+    "thinking": "cot",
+}
+RENAMED_FILES = {"critique_check": "finds"}
+BLOCKS = {"judge": {"question", "answer", "verdict"}, "critique_check": {"question", "answer"}}
 OF_RUNS = ("critique", "revise", "judge")
-OF_TESTS = (*OF_RUNS, "finds")
+OF_TESTS = (*OF_RUNS, "critique_check")
+FEW_SHOT = "few_shot.yaml"
 SAMPLE: dict[str, Any] = {
-    "principle": Principle(id="sample", critique="What is wrong?", revision="Mend it.", judge="Which is better?"),
+    "principle": {"id": "sample", "critique": "What is wrong?", "revision": "Mend it.", "judge": "Which is better?"},
     "round": 1,
-    "request": "Why do cats purr?",
+    "prompt": "Why do cats purr?",
     "critique": "It is too long.",
-    "conversation": [Message(role="user", content="Why do cats purr?")],
-    "options": {"A": "They are content.", "B": "Nobody knows."},
-    "answer": "They are content.",
+    "messages": [Message(role="user", content="Why do cats purr?")],
+    "responses": {"A": "They are content.", "B": "Nobody knows."},
+    "response": "They are content.",
 }
 
 
@@ -69,21 +82,15 @@ class FewShot(yaml_files.Section):
 class Templates:
     """A folder of templates, those with the given names checked when it is read.
 
-    Raises: CaiError for a missing file, a syntax error, an unknown variable or an error in rendering, with file and
-    line.
+    Raises: CaiError for a missing file, a file from outside the folder, a syntax error, an unknown variable or an
+    error in rendering, with file and line.
     """
 
     def __init__(self, folder: Path, names: Sequence[str] = OF_RUNS) -> None:
         self.folder = folder
-        self._sources = {name: yaml_files.read_text(folder / f"{name}.jinja") for name in names}
-        self._environment = ImmutableSandboxedEnvironment(
-            loader=jinja2.DictLoader(self._sources),
-            undefined=jinja2.StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        few_shot = folder / "few_shot.yaml"
-        self.few_shot = load_yaml(few_shot, FewShot) if few_shot.exists() else FewShot()
+        self._sources = {name: _source(folder, name) for name in names}
+        few_shot = folder / FEW_SHOT
+        self.few_shot = load_yaml(_within(few_shot), FewShot) if few_shot.exists() else FewShot()
         self._templates = {name: self._checked(name) for name in names}
         for name in names:
             self._tried(name)
@@ -93,80 +100,104 @@ class Templates:
         """Of every template's text and the few-shot turns."""
         return fingerprint(self._sources, self.few_shot.model_dump())
 
-    def critique(self, principle: Principle, round: int, request: str) -> str:
-        """The turn that asks for a critique of the answer just given to `request`, the user's last message."""
-        return self._render("critique", {"principle": principle, "round": round, "request": request})
+    def files(self) -> dict[str, str]:
+        """The text of every file that was read, by its name."""
+        few_shot = self.folder / FEW_SHOT
+        texts = {f"{name}.jinja": source for name, source in self._sources.items()}
+        return texts | ({FEW_SHOT: read_text(_within(few_shot))} if few_shot.exists() else {})
 
-    def revise(self, principle: Principle, round: int, request: str, critique: str | None) -> str:
+    def critique(self, principle: Principle, round: int, prompt: str) -> str:
+        """The turn that asks for a critique of the answer just given to `prompt`, the user's last message."""
+        return self._render("critique", {"principle": _texts(principle), "round": round, "prompt": prompt})
+
+    def revise(self, principle: Principle, round: int, prompt: str, critique: str | None) -> str:
         """The turn that asks for the answer rewritten; `critique` is None when none was made."""
-        values = {"principle": principle, "round": round, "request": request, "critique": critique}
+        values = {"principle": _texts(principle), "round": round, "prompt": prompt, "critique": critique}
         return self._render("revise", values)
 
     def judge(
-        self, principle: Principle, conversation: Messages, options: dict[str, str], thought: str | None = None
+        self, principle: Principle, messages: Messages, responses: dict[str, str], cot: str | None = None
     ) -> Messages:
         """The conversation that puts responses, by letter, to the judge; it ends inside the judge's answer.
 
-        `thought` is what the judge reasoned when `judge_thought` asked it to.
+        `cot` is what the judge reasoned when `judge_cot` asked it to.
         """
-        values = {"principle": principle, "conversation": conversation, "options": options, "thinking": False}
+        values = {"principle": _texts(principle), "messages": messages, "responses": responses, "cot": False}
         answer = Message(role="assistant", content=self._render("judge", values, block="answer"))
-        if thought is None:
+        if cot is None:
             question = Message(role="user", content=self._render("judge", values, block="question"))
             return [*self.few_shot.judge, question, answer]
         verdict = Message(role="user", content=self._render("judge", values, block="verdict"))
-        reasoned = Message(role="assistant", content=thought)
-        return [*self.judge_thought(principle, conversation, options), reasoned, verdict, answer]
+        reasoned = Message(role="assistant", content=cot)
+        return [*self.judge_cot(principle, messages, responses), reasoned, verdict, answer]
 
-    def judge_thought(self, principle: Principle, conversation: Messages, options: dict[str, str]) -> Messages:
+    def judge_cot(self, principle: Principle, messages: Messages, responses: dict[str, str]) -> Messages:
         """The conversation that asks the judge to reason about the responses before it chooses."""
-        values = {"principle": principle, "conversation": conversation, "options": options, "thinking": True}
+        values = {"principle": _texts(principle), "messages": messages, "responses": responses, "cot": True}
         return [*self.few_shot.judge, Message(role="user", content=self._render("judge", values, block="question"))]
 
-    def finds(self, principle: Principle, request: str, answer: str, critique: str) -> Messages:
-        """The conversation that asks whether a critique of `answer` points out a problem; it ends inside the reply."""
-        values = {"principle": principle, "request": request, "answer": answer, "critique": critique}
-        question, start = (self._render("finds", values, block=block) for block in ("question", "answer"))
+    def critique_check(self, principle: Principle, prompt: str, response: str, critique: str) -> Messages:
+        """The conversation that asks whether a critique of `response` points out a problem; ends inside the reply."""
+        values = {"principle": _texts(principle), "prompt": prompt, "response": response, "critique": critique}
+        question, start = (self._render("critique_check", values, block=block) for block in ("question", "answer"))
         return [Message(role="user", content=question), Message(role="assistant", content=start)]
 
-    def _checked(self, name: str) -> jinja2.Template:
-        path = self.folder / f"{name}.jinja"
+    def _checked(self, name: str) -> Template:
         try:
-            tree = self._environment.parse(self._sources[name])
-            template = self._environment.get_template(name)
-        except jinja2.TemplateSyntaxError as error:
-            raise CaiError(f"{path}:{error.lineno}: not a valid template: {error.message}") from error
-        for unknown in sorted(meta.find_undeclared_variables(tree) - VARIABLES[name]):
-            line = min(node.lineno for node in tree.find_all(nodes.Name) if node.name == unknown)
-            known = ", ".join(sorted(VARIABLES[name]))
-            raise CaiError(f"{path}:{line}: unknown variable '{unknown}'; this template sees {known}")
+            template = Template(self._sources[name], VARIABLES[name], RENAMED)
+        except TemplateFault as fault:
+            raise self._error(name, fault) from fault
         expected = BLOCKS.get(name, set())
-        if missing := expected - template.blocks.keys():
+        if missing := expected - set(template.blocks):
+            path = self.folder / f"{name}.jinja"
             raise CaiError(f"{path}: the block '{min(missing)}' is missing; expected {', '.join(sorted(expected))}")
         return template
 
     def _tried(self, name: str) -> None:
         """Render a template once, so that errors in it are reported before any model call."""
         blocks: list[str | None] = [*sorted(BLOCKS.get(name, ()))] or [None]
-        for block, thinking in itertools.product(blocks, (False, True)):
-            values = SAMPLE | {"thinking": thinking}
+        for block, cot in itertools.product(blocks, (False, True)):
+            values = SAMPLE | {"cot": cot}
             self._render(name, {key: values[key] for key in VARIABLES[name]}, block)
 
     def _render(self, name: str, values: dict[str, Any], block: str | None = None) -> str:
-        template = self._templates[name]
-        render = template.root_render_func if block is None else template.blocks[block]
         try:
-            return "".join(render(template.new_context(values))).strip()
-        except Exception as error:  # a template may do whatever an expression of Python's can
-            reason = (
-                f"no template is named '{error.name}'" if isinstance(error, jinja2.TemplateNotFound) else str(error)
-            )
-            raise CaiError(f"{self._place(name, error)}: {reason}") from error
+            return self._templates[name].render(values, block)
+        except TemplateFault as fault:
+            raise self._error(name, fault) from fault
 
-    def _place(self, name: str, error: Exception) -> str:
-        """The file and line that an error comes from."""
-        place = str(self.folder / f"{name}.jinja")
-        for frame, line in traceback.walk_tb(error.__traceback__):
-            if (template := frame.f_globals.get("__jinja_template__")) is not None:
-                place = f"{self.folder / template.name}.jinja:{template.get_corresponding_lineno(line)}"
-        return place
+    def _error(self, name: str, fault: TemplateFault) -> CaiError:
+        return CaiError(f"{self.folder / name}.jinja:{fault.line}: {fault.message}")
+
+
+def _texts(principle: Principle) -> dict[str, str]:
+    """What a template sees of a principle: what is in its constitution's fingerprint, its weight apart."""
+    return {
+        "id": principle.id,
+        "critique": principle.critique,
+        "revision": principle.revision,
+        "judge": principle.judge,
+    }
+
+
+def _source(folder: Path, name: str) -> str:
+    path = folder / f"{name}.jinja"
+    old = folder / f"{RENAMED_FILES.get(name, name)}.jinja"
+    if not path.exists() and old.exists():
+        raise CaiError(f"{old}: this template is named {path.name} now; rename the file")
+    if (length := len(source := read_text(_within(path)))) > MAX_SOURCE:
+        raise CaiError(f"{path}: {length:,} characters; expected a template of at most {MAX_SOURCE:,}")
+    return source
+
+
+def _within(path: Path) -> Path:
+    """A path, or a CaiError when it is a link out of its folder, or something that is read without end."""
+    try:
+        inside = path.resolve().is_relative_to(path.parent.resolve())
+    except (OSError, RuntimeError):  # a link to itself
+        inside = False
+    if not inside:
+        raise CaiError(f"{path}: a link to outside the template folder; put a copy of the file in its place")
+    if path.exists() and not path.is_file():
+        raise CaiError(f"{path}: not a file")
+    return path

@@ -170,7 +170,7 @@ class Judge:
             return await choose(None)
 
         async def think(number: int) -> str:
-            question = self._templates.judge_thought(principle, conversation, options)
+            question = self._templates.judge_cot(principle, conversation, options)
             temperature = 1.0 if samples > 1 else 0.0
             seed = derive_seed(cot_seed, principle.id, list(options.values()), number)
             request = Generate(question, max_tokens, temperature, seed, "chain_of_thought")
@@ -305,20 +305,20 @@ def swapped(verdict: Verdict) -> Verdict:
     )
 
 
-class ProblemFound(NamedTuple):
+class CritiqueCheck(NamedTuple):
     """Whether a critique points out a problem: `p` is P(Yes) against No, in [0, 1]."""
 
     p: float
     non_option_mass: float
 
 
-async def finds_problem(
-    principle: Principle, request: str, answer: str, critique: str, templates: Templates, engine: Engine
-) -> ProblemFound:
-    """Ask whether the critique of `answer` by a principle points out a problem in it: one call."""
-    messages = templates.finds(principle, request, answer, critique)
+async def check_critique(
+    principle: Principle, prompt: str, response: str, critique: str, templates: Templates, engine: Engine
+) -> CritiqueCheck:
+    """Ask whether the critique of `response` by a principle points out a problem in it: one call."""
+    messages = templates.critique_check(principle, prompt, response, critique)
     yes, no = (max(logp, MIN_LOG_PROB) for logp in await engine.choose(Choose(messages, (" Yes", " No"))))
-    return ProblemFound(sigmoid(yes - no), min(1.0, max(0.0, 1.0 - math.exp(yes) - math.exp(no))))
+    return CritiqueCheck(sigmoid(yes - no), min(1.0, max(0.0, 1.0 - math.exp(yes) - math.exp(no))))
 
 
 def rank_answers(judged: JudgedAnswers, labels: Mapping[Pair, float]) -> Ranking:

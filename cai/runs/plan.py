@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -255,5 +254,7 @@ def start_folder(plan: Plan, replace: bool) -> None:
     write_text(folder.run_yaml, overrides + read_text(plan.run_file))
     write_text(folder.constitution_yaml, read_text(plan.constitution_file))
     write_text(folder.eval_constitution_yaml, read_text(plan.eval_constitution_file))
-    shutil.copytree(plan.templates.folder, folder.templates, dirs_exist_ok=True)
+    folder.templates.mkdir(exist_ok=True)
+    for name, text in plan.templates.files().items():
+        write_text(folder.templates / name, text)
     write_rows(folder.prompts_jsonl, [*plan.training, *plan.held_out])

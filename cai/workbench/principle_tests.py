@@ -20,7 +20,7 @@ from cai.constitution.principles import EXPECTATIONS, Constitution, Phrases, Pri
 from cai.constitution.templates import Templates
 from cai.data.records import Message, Messages, Prompt, Verdict
 from cai.feedback.filters import FILTERS, failed_filters
-from cai.feedback.judge import Judge, finds_problem
+from cai.feedback.judge import Judge, check_critique
 from cai.feedback.revise import ReviseConfig, Reviser
 from cai.inference.cache import Cache, CachedEngine
 from cai.inference.engine import Completion, EngineConfig
@@ -157,7 +157,7 @@ async def _written(placed: Placed, templates: Templates, engine: CachedEngine) -
     prompt = Prompt(id=fingerprint(messages), messages=messages)
     critique, revision = await reviser.critique(prompt, test.draft, principle), None
     if test.critique is not None:
-        problem = await finds_problem(principle, test.prompt, test.draft, critique.text, templates, engine)
+        problem = await check_critique(principle, test.prompt, test.draft, critique.text, templates, engine)
         p = problem.p if test.critique == "finds" else 1 - problem.p
         outcomes.append(_by_probability("critique", p, test.least, problem.non_option_mass))
     if test.revision is not None:

@@ -52,11 +52,11 @@ principles:
 """
 TEMPLATES = {
     "critique": "{{ principle.critique }} Round {{ round }}.",
-    "revise": "{{ principle.revision }} {{ request }}{% if critique is not none %} Mind the critique.{% endif %}",
-    "judge": "{% block question %}{{ conversation[-1].content }}{% for letter, text in options.items() %} "
+    "revise": "{{ principle.revision }} {{ prompt }}{% if critique is not none %} Mind the critique.{% endif %}",
+    "judge": "{% block question %}{{ messages[-1].content }}{% for letter, text in responses.items() %} "
     "{{ letter }}: {{ text }}{% endfor %} {{ principle.judge }}{% endblock %}"
     "{% block verdict %}Now answer: {{ principle.judge }}{% endblock %}{% block answer %}Answer{% endblock %}",
-    "finds": "{% block question %}{{ critique }} Is there a problem?{% endblock %}{% block answer %}Answer:{% endblock %}",
+    "critique_check": "{% block question %}{{ critique }} Is there a problem?{% endblock %}{% block answer %}Answer:{% endblock %}",
 }
 RUNS = {
     "default": "{}",

@@ -1,0 +1,424 @@
+"""Jinja for templates of strangers: plain values in, bounded text out, and no Python in between.
+
+A template folder may come with somebody else's run, so a template must not be able to run code, read a file, see
+anything but its variables, or keep the machine busy. Four rules, each in one place:
+
+Syntax   A template is parsed by Jinja, and its tree checked before anything of it runs, against the lists of
+         `cai/constitution/template_syntax.py`. There is no recursion, no second file, and no call but of what is
+         listed.
+Values   Variables, and the value of every expression, are exactly of the types in `PLAIN`. `a.b` is the key `b` of a
+         dict; no attribute of a Python object is ever read, so there is no object to climb out of.
+Work     The tree is rewritten (`_Metered`) so that every value, operation, turn of a loop and piece of output is paid
+         for, in characters: a value costs `VALUE` plus its size, an operation also its arguments' size times the
+         length of what it works on. That covers the time and memory of all that is allowed. What can make more out
+         of less (`*`, `**`, `range`, `indent`) is checked before it is computed. Nothing depends on a clock: the same
+         template and variables always succeed or always fail.
+Output   `MAX_OUTPUT` characters. Both budgets grow with the size of the variables, so that long data passes.
+
+Below that lies Jinja's own `ImmutableSandboxedEnvironment` with `StrictUndefined`. Constants are not folded, so that
+compiling a template computes nothing.
+"""
+
+import traceback
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import jinja2
+from jinja2 import Undefined, filters, nodes, pass_context, pass_environment
+from jinja2.exceptions import SecurityError, TemplateRuntimeError, UndefinedError
+from jinja2.parser import Parser
+from jinja2.runtime import Context, LoopContext
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.tests import TESTS as JINJA_TESTS
+from jinja2.utils import htmlsafe_json_dumps
+from jinja2.visitor import NodeTransformer
+
+from cai.constitution.template_syntax import (
+    FILTERS,
+    LOOP,
+    MAX_INT,
+    METHODS,
+    TESTS,
+    TEXT_FILTERS,
+    TemplateFault,
+    check_syntax,
+    expected,
+    is_name,
+)
+
+MAX_SOURCE = 2**16  # characters of a template; the shipped ones have under 1,000
+MAX_OUTPUT = 2**20  # characters, plus 4 times the variables' size
+MAX_WORK = 2**25  # characters, plus 16 times the variables' size; a few seconds of one core at most
+MAX_EXPONENT = 64
+MAX_PRECISION = 20  # decimal places of `round`
+VALUE = 64  # characters that one value or operation costs besides its size
+ELEMENT = 16  # characters that an element of a list or a key of a dict costs besides its size
+
+SCALARS = (str, int, float, bool, type(None))
+PLAIN = (*SCALARS, list, tuple, dict)
+KINDS: dict[type, str] = {
+    **{str: "text", bool: "true or false", int: "a number", float: "a number", type(None): "none"},
+    **{list: "a list", tuple: "a list", dict: "a dict"},
+}
+
+
+class Exceeded(TemplateRuntimeError):
+    """A template wants more than it is allowed."""
+
+
+class Work:
+    """What one rendering of a template may still spend, and write."""
+
+    def __init__(self, variables: Mapping[str, Any]) -> None:
+        """Raises: TypeError for a variable that is not plain, which is a mistake of the caller's."""
+        total = sum(size(value) for value in variables.values())
+        self.max_output = MAX_OUTPUT + 4 * total
+        self._work, self._output = MAX_WORK + 16 * total, self.max_output
+
+    def spend(self, characters: int) -> None:
+        """Before, or at the latest when, something of this size is computed."""
+        self.check(characters)
+        self._work -= characters
+
+    def check(self, characters: int) -> None:
+        """Raises: Exceeded for something that would cost more than is left."""
+        if characters > self._work:
+            raise Exceeded("too much work: a value is too large, or loops take too many turns")
+
+    def value(self, value: Any) -> None:
+        """What an expression comes to."""
+        if type(value) is str:  # mostly
+            self.spend(VALUE + len(value))
+        else:
+            self.spend(VALUE + size(value, self._work))
+
+    def operation(self, value: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Something linear in `value`, or in its length times the size of its arguments."""
+        arguments = sum(size(argument, self._work) for argument in (*args, *kwargs.values()))
+        length = len(value) if type(value) in METHODS else 0
+        own = 0 if isinstance(value, Undefined) else size(value, self._work)
+        self.spend(VALUE + own + (length + 1) * arguments)
+
+    def write(self, text: str) -> None:
+        """A piece of output."""
+        self._output -= len(text)
+        if self._output < 0:
+            raise Exceeded(f"too much text: the template writes more than {self.max_output:,} characters")
+
+
+def size(value: Any, limit: int | None = None) -> int:
+    """Characters of a value's texts, and `ELEMENT` for each element, however nested.
+
+    Raises: TypeError for anything that is not plain, UndefinedError for something undefined in a list, Exceeded for
+    more than `limit` (lists that hold one list many times are exponentially large) and for integers over `MAX_INT`.
+    """
+    total, rest = 0, [value]
+    while rest:
+        item = rest.pop()
+        kind = type(item)
+        if kind is str:
+            total += len(item)
+        elif kind is int:
+            if not -MAX_INT <= item <= MAX_INT:
+                raise Exceeded("a number of more than 64 bits")
+        elif kind is list or kind is tuple:
+            total += ELEMENT * len(item)
+            rest += item
+        elif kind is dict:
+            total += 2 * ELEMENT * len(item)
+            rest += [*item, *item.values()]
+        elif isinstance(item, Undefined):
+            str(item)  # raises
+        elif kind not in PLAIN:
+            raise TypeError(f"a template works on text, numbers, lists and dicts; found {kind.__name__}")
+        if limit is not None and total > limit:
+            raise Exceeded("too much work: a value is too large")
+    return total
+
+
+class _BoundedContext(Context):
+    work: Work
+
+
+@pass_context
+def _measured(context: _BoundedContext, value: Any) -> Any:
+    if not isinstance(value, Undefined):
+        context.work.value(value)
+    return value
+
+
+@pass_context
+def _shown(context: _BoundedContext, value: Any) -> str:
+    if type(value) is not str and not isinstance(value, Undefined):
+        context.work.value(value)
+    text = str(value)
+    context.work.write(text)
+    return text
+
+
+@pass_context
+def _iterated(context: _BoundedContext, value: Any) -> Any:
+    if isinstance(value, Undefined):
+        str(value)  # raises
+    if type(value) not in METHODS:
+        raise TypeError(f"expected a list to loop over, found {KINDS[type(value)]}")
+    context.work.spend(VALUE * len(value))
+    return value
+
+
+@pass_context
+def _filtered(context: _BoundedContext, value: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+    return context.environment.call_filter(name, value, args, kwargs, context)
+
+
+@pass_context
+def _tested(context: _BoundedContext, value: Any, name: str, *args: Any, **kwargs: Any) -> bool:
+    return bool(context.environment.call_test(name, value, args, kwargs, context))
+
+
+@pass_context
+def _called(context: _BoundedContext, value: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+    if isinstance(value, Undefined):
+        str(value)  # raises
+    if name not in METHODS.get(type(value), ()):
+        raise UndefinedError(f"{KINDS[type(value)]} has no method '{name}'")
+    context.work.operation(value, args, kwargs)
+    return _listed(getattr(type(value), name)(value, *args, **kwargs))
+
+
+@pass_context
+def _range(context: _BoundedContext, bounds: list[Any]) -> list[int]:
+    numbers = range(*bounds)
+    context.work.check(ELEMENT * len(numbers))
+    return list(numbers)
+
+
+METERS = {
+    "metered value": _measured,
+    "metered output": _shown,
+    "metered loop": _iterated,
+    "metered filter": _filtered,
+    "metered test": _tested,
+    "metered method": _called,
+    "metered range": _range,
+}
+"""What `_Metered` puts into a tree, as filters; no template can name them."""
+
+
+@pass_context
+def _indent(context: _BoundedContext, text: Any, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
+    lines = str(text).count("\n") + 2
+    context.work.check(lines * (len(width) if isinstance(width, str) else width))
+    return filters.do_indent(str(text), width, first, blank)
+
+
+def _round(value: float, precision: int = 0, method: str = "common") -> float:
+    if abs(precision) > MAX_PRECISION:
+        raise ValueError(f"the precision of round is {precision}; expected at most {MAX_PRECISION}")
+    return filters.do_round(value, precision, method)  # type: ignore[arg-type]  # it checks the method
+
+
+@pass_environment
+def _sum(environment: jinja2.Environment, values: Any, attribute: str | int | None = None) -> Any:
+    return filters.do_sum(environment, values, attribute)  # without a start: lists added up take quadratic time
+
+
+def _tojson(value: Any) -> str:
+    return str(htmlsafe_json_dumps(value))
+
+
+FUNCTIONS: dict[str, Any] = {name: filters.FILTERS[name] for name in sorted(FILTERS)}
+FUNCTIONS |= {"indent": _indent, "round": _round, "sum": _sum, "tojson": _tojson}
+
+
+def _listed(result: Any) -> Any:
+    """The elements of what Jinja and Python give lazily."""
+    if isinstance(result, Iterator | type({}.keys()) | type({}.values()) | type({}.items())):
+        return list(result)
+    return result
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, in which operations reach plain values alone and are paid for."""
+
+    intercepted_binops = frozenset(ImmutableSandboxedEnvironment.default_binop_table)
+    context_class = _BoundedContext
+
+    def __init__(self) -> None:
+        super().__init__(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, optimized=False)
+        self.globals = {}
+        self.filters = FUNCTIONS | METERS
+        self.tests = {name: JINJA_TESTS[name] for name in TESTS}
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if isinstance(obj, LoopContext) and attribute in LOOP:
+            return getattr(obj, attribute)
+        return self.getitem(obj, attribute)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        if isinstance(obj, Undefined):
+            str(obj)  # raises
+        kind = type(obj)
+        try:
+            if kind is dict or (kind in (str, list, tuple) and type(argument) is int):
+                return obj[argument]
+        except LookupError:
+            pass
+        keys = f"; it has {', '.join(map(str, [*obj][:9]))[:200]}" if kind is dict and obj else ""
+        what = KINDS.get(kind, "this")
+        return self.undefined(f"{what} has no {str(argument)[:100]!r}{keys}", exc=UndefinedError)
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        raise SecurityError("a template calls nothing")
+
+    def is_safe_callable(self, obj: Any) -> bool:
+        return False
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        assert isinstance(context, _BoundedContext)
+        for value in (left, right):
+            if isinstance(value, Undefined):
+                str(value)  # raises
+        if isinstance(left, int | float) and isinstance(right, int | float):
+            if operator == "**" and abs(right) > MAX_EXPONENT:
+                raise Exceeded(f"the exponent is {right}; expected at most {MAX_EXPONENT}")
+            return self.binop_table[operator](left, right)
+        if operator == "+" and type(left) is type(right) and type(left) in (str, list, tuple):
+            return left + right
+        if operator == "*" and isinstance(left, int):
+            left, right = right, left
+        if operator == "*" and type(left) in (str, list, tuple) and isinstance(right, int):
+            context.work.check(size(left) * right)
+            return left * right
+        hint = "; join text with ~" if str in (type(left), type(right)) else ""
+        raise TypeError(f"'{operator}' does not work on {KINDS[type(left)]} and {KINDS[type(right)]}{hint}")
+
+    def call_filter(
+        self, name: str, value: Any, args: Any = (), kwargs: Any = None, context: Any = None, *_: Any
+    ) -> Any:
+        """Also what `map` calls."""
+        if name not in FILTERS:
+            raise TemplateRuntimeError(f"there is no filter '{name}'; {expected(FILTERS)}")
+        if name in TEXT_FILTERS and type(value) not in SCALARS and not isinstance(value, Undefined):
+            raise TypeError(f"the filter '{name}' works on text, found {KINDS[type(value)]}")
+        context.work.operation(value, args, kwargs or {})
+        return _listed(super().call_filter(name, value, args, kwargs, context))
+
+    def call_test(self, name: str, value: Any, args: Any = (), kwargs: Any = None, context: Any = None, *_: Any) -> Any:
+        """Also what `select` and `reject` call."""
+        if name not in TESTS:
+            raise TemplateRuntimeError(f"there is no test '{name}'; {expected(TESTS)}")
+        context.work.operation(value, args, kwargs or {})
+        return super().call_test(name, value, args, kwargs, context)
+
+
+class _Metered(NodeTransformer):
+    """A checked tree in which everything is paid for: see `METERS`."""
+
+    def visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> nodes.Node:
+        if isinstance(node, nodes.Getattr) and is_name(node.node, "loop"):
+            return self._meter("value", node)
+        if isinstance(node, nodes.Call):
+            return self._meter("value", self._call(node))
+        self.generic_visit(node)
+        match node:
+            case nodes.Output():
+                node.nodes = [self._meter("output", _part(child)) for child in node.nodes]
+            case nodes.For():
+                node.iter = self._meter("loop", _part(node.iter))
+            case nodes.Getattr() | nodes.Getitem():
+                node.node = _part(node.node)
+            case nodes.Const(value=value) if not isinstance(value, str) or len(value) <= VALUE:
+                return node
+            case nodes.Filter() | nodes.Test():
+                what = "filter" if isinstance(node, nodes.Filter) else "test"
+                assert node.node is not None  # checked
+                node = self._meter(what, _part(node.node), [nodes.Const(node.name), *node.args], node.kwargs)
+        is_value = isinstance(node, nodes.Expr) and not isinstance(node, nodes.Slice | nodes.TemplateData)
+        if is_value and getattr(node, "ctx", "load") == "load":
+            return self._meter("value", node)
+        return node
+
+    def _call(self, node: nodes.Call) -> nodes.Filter:
+        """A method as a filter of what it belongs to, so that no method is ever a value."""
+        arguments = [self.visit(argument) for argument in node.args]
+        if not isinstance(node.node, nodes.Getattr):
+            return self._meter("range", nodes.List(arguments, lineno=node.lineno))
+        named = [self.visit(argument) for argument in node.kwargs]
+        return self._meter("method", self.visit(node.node.node), [nodes.Const(node.node.attr), *arguments], named)
+
+    def _meter(
+        self, what: str, node: nodes.Node, args: Sequence[nodes.Node] = (), kwargs: Sequence[nodes.Node] = ()
+    ) -> nodes.Filter:
+        return nodes.Filter(node, f"metered {what}", list(args), list(kwargs), None, None, lineno=node.lineno)
+
+
+def _part(node: nodes.Node) -> Any:
+    """A variable without its meter, where what is done to it is paid for."""
+    if isinstance(node, nodes.Filter) and node.name == "metered value" and isinstance(node.node, nodes.Name):
+        return node.node
+    return node
+
+
+_ENVIRONMENT = _Environment()
+
+
+class Template:
+    """A template that has passed every check that needs no values; `renamed` has the new names of old variables.
+
+    Raises: TemplateFault for what a template may not hold, and for variables that are neither in `variables` nor set.
+    """
+
+    def __init__(self, source: str, variables: Collection[str], renamed: Mapping[str, str] | None = None) -> None:
+        parser = None
+        try:
+            parser = Parser(_ENVIRONMENT, source)
+            tree = parser.parse()
+            check_syntax(tree, variables, renamed or {})
+            _Metered().visit(tree)  # in place
+            code = _ENVIRONMENT.compile(tree)
+            self._template = jinja2.Template.from_code(_ENVIRONMENT, code, {})
+        except TemplateFault:
+            raise
+        except jinja2.TemplateSyntaxError as error:
+            raise TemplateFault(error.lineno, f"not a valid template: {error.message}") from error
+        except Exception as error:  # nested too deeply for Jinja or Python, a number of thousands of digits
+            line = parser.stream.current.lineno if parser is not None else 1
+            raise TemplateFault(line, f"not a valid template: {_message(error)}") from error
+
+    @property
+    def blocks(self) -> Collection[str]:
+        """Names of the template's blocks."""
+        return self._template.blocks.keys()
+
+    def render(self, variables: Mapping[str, Any], block: str | None = None) -> str:
+        """The text of the template, or of one of its blocks alone, without the space around it.
+
+        Raises: TypeError for a variable that is not plain; TemplateFault for whatever the template does wrong.
+        """
+        work = Work(variables)
+        render = self._template.root_render_func if block is None else self._template.blocks[block]
+        try:
+            context = self._template.new_context(dict(variables))
+            assert isinstance(context, _BoundedContext)
+            context.work = work
+            return "".join(render(context)).strip()
+        except Exception as error:  # whatever an expression may raise
+            raise TemplateFault(self._line(error), _message(error)) from error
+
+    def _line(self, error: Exception) -> int:
+        """The line of the template that an error comes from."""
+        line = 1
+        for frame, number in traceback.walk_tb(error.__traceback__):
+            if frame.f_globals.get("__jinja_template__") is self._template:
+                line = self._template.get_corresponding_lineno(number)
+        return line
+
+
+def _message(error: Exception) -> str:
+    match error:
+        case RecursionError():
+            return "nested too deeply"
+        case MemoryError():
+            return "a value is too large"
+    return str(error) or type(error).__name__
