@@ -29,7 +29,7 @@ from cai.constitution.principles import Constitution
 from cai.constitution.templates import Templates
 from cai.data.jsonl import read_rows, write_text
 from cai.data.prompts import read_prompts
-from cai.data.records import Messages, Preference, Prompt, Revision, Row, Skipped
+from cai.data.records import Messages, Preference, Prompt, Revision, Row, Seed, Skipped
 from cai.feedback.judge import JudgeConfig
 from cai.feedback.label import JudgePanel, LabelJob, Totals, count_work, label_rows
 from cai.feedback.revise import ReviseConfig, Reviser, calls_of_loop
@@ -91,7 +91,7 @@ class Trained:
 class ReviseSettings(ReviseConfig):
     """Settings of `cai.revise`: those of `revise:` in a run file, and these."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Random seed; decides samples and principle draws."""
     templates: str = "prompts/default"
     """Folder of prompt templates."""
@@ -102,7 +102,7 @@ class ReviseSettings(ReviseConfig):
 class JudgeSettings(JudgeConfig):
     """Settings of `cai.judge`: those of `judge:` in a run file, and these."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Random seed; decides principle draws and the sampling of chains of thought."""
     templates: str = "prompts/default"
     """Folder of prompt templates."""

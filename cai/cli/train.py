@@ -22,7 +22,7 @@ from cai.runs.metrics import reward_lines
 from cai.runs.pipeline import train_stage
 from cai.runs.run_file import RunConfig
 from cai.training.settings import Online, PPOConfig, TrainConfig
-from cai.training.stage import StageSpec, convert_data, reward_model, stage_settings_class
+from cai.training.stage import StageSpec, convert_data, reward_model, stage_settings_class, worker_python
 
 Reward = Annotated[str | None, setting(PPOConfig, "reward", "--reward", "DIR")]
 Launcher = Annotated[str, setting(RunConfig, "launcher", "--launcher", "COMMAND")]
@@ -58,6 +58,7 @@ def train(
     if out.exists() and not out.is_dir():
         raise CaiError(f"--out {out}: is a file; expected a folder")
     config = _settings(stage, reward, settings or [])
+    worker_python(launcher)  # an error in it shows now
     with tempfile.TemporaryDirectory(prefix="cai-train-") as aside:
         rows = Path(aside) / "rows.jsonl"
         spec = StageSpec(

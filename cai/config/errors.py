@@ -2,12 +2,14 @@
 
 import difflib
 import errno
+import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 FULL_DISK = "the disk is full"
+UTF16 = (b"\xff\xfe", b"\xfe\xff")  # how a file in UTF-16 begins
 
 
 class CaiError(Exception):
@@ -23,8 +25,17 @@ class RequestRefused(Exception):
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Raise the errors of reading a text file as a CaiError that names it."""
+    """Raise the errors of reading a text file as a CaiError that names it.
+
+    A pipe or a device is refused: it may wait for ever, and what is read twice would be empty the second time.
+    """
     try:
+        if "\0" in str(path):
+            raise FileNotFoundError
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            kind = stat.filemode(path.stat().st_mode)[0]
+            found = {"p": "a pipe", "c": "a device", "b": "a device", "s": "a socket"}.get(kind, "a special file")
+            raise CaiError(f"{path}: is {found}; expected a file: write what it holds to one")
         yield
     except FileNotFoundError:
         other = similar(path)
@@ -58,6 +69,23 @@ def os_error_text(error: OSError) -> str:
 
 def similar(path: Path) -> Path | None:
     """The file in the same folder, of the same suffix, with the most similar name; None if none is similar."""
+    if "\0" in str(path) or not exists(path.parent):
+        return None
     files = {p.stem: p for p in sorted(path.parent.glob(f"*{path.suffix}"))}
     matches = difflib.get_close_matches(path.stem, files, n=1)
     return files[matches[0]] if matches else None
+
+
+def exists(path: Path) -> bool:
+    """Whether there is a file or folder of this name; there is none of a name that is too long for any."""
+    try:
+        return path.exists()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise CaiError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def decoding_hint(start: bytes) -> str:
+    """What to do with a file that is not UTF-8 but begins like this, as the end of a message; empty if unknown."""
+    return "; the file is UTF-16, save it as UTF-8" if start[:2] in UTF16 else ""

@@ -16,7 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from cai.config.errors import CaiError, similar
+from cai.config.errors import CaiError, exists, similar
 
 HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::(?P<part>[\w./-]+))?")
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".gz", ".zst")  # of files, not of data sets
@@ -33,7 +33,7 @@ def local_file(name: str) -> Path:
 
     Raises: CaiError for neither.
     """
-    if Path(name).exists():
+    if exists(Path(name)):
         return Path(name)
     if not is_hub_id(name):
         other = similar(Path(name))
@@ -87,9 +87,11 @@ def find_file(field: str, name: str, run_file: Path) -> Path:
 
     Raises: CaiError listing the places searched, with a similar name if there is one.
     """
+    if not name.strip():
+        raise CaiError(f"{run_file}: {field}: expected the name of a file or folder, found {name!r}")
     places = [Path(name), run_file.parent / name]
     for place in (*places, shipped_file(name)):
-        if place.exists():
+        if exists(place):
             return place
     tried = ", ".join(dict.fromkeys(map(str, places)))
     searched = f"looked for {tried}, and among the shipped files"
@@ -99,14 +101,16 @@ def find_file(field: str, name: str, run_file: Path) -> Path:
 def find_constitution_file(field: str, name: str, run_file: Path) -> Path:
     """`find_file` for a constitution, which may also be the bare name of a shipped one, such as `plain`."""
     places = (Path(name), run_file.parent / name, shipped_file(name), shipped_file(f"constitutions/{name}.yaml"))
-    return next((place for place in places if place.is_file()), None) or find_file(field, name, run_file)
+    return next((place for place in places if exists(place) and place.is_file()), None) or find_file(
+        field, name, run_file
+    )
 
 
 def shipped_file(name: str) -> Path:
     """The path of a file or folder that comes with cai: in the package, or beside it in a checkout."""
     package = Path(str(files("cai")))
     inside = package / "shipped" / name
-    return inside if inside.exists() else package.parent / name
+    return inside if exists(inside) else package.parent / name
 
 
 def suggestion(name: str, run_file: Path) -> str:

@@ -136,6 +136,8 @@ def format_location(data: Any, at: Location) -> str:
 
 def _problem(model: type[BaseModel], data: Any, at: Location, raw: Any) -> Problem:
     kind, context, value = raw["type"], raw.get("ctx", {}), raw["input"]
+    if raw["loc"][-1:] == ("[key]",):
+        return Problem(at, f"expected a text as the key, found {describe(value)}; put it in quotes to mean the text")
     if kind not in get_args(core_schema.ErrorType) or kind in ("value_error", "assertion_error"):
         return Problem((*at, *context.get("at", ())), raw["msg"].removeprefix("Value error, "))
     if kind in ("union_tag_invalid", "union_tag_not_found"):
@@ -233,11 +235,14 @@ def _words(kind: Kind) -> str:
 
 
 def _range(kind: Kind) -> str:
-    ge, gt, le, lt = (kind.bound(name) for name in ("ge", "gt", "le", "lt"))
+    ge, gt, le, lt = (
+        None if bound is None else str(bound) if isinstance(bound, int) else f"{bound:g}"
+        for bound in (kind.bound(name) for name in ("ge", "gt", "le", "lt"))
+    )
     if ge is not None and le is not None:
-        return f" from {ge:g} to {le:g}"
-    low = f"at least {ge:g}" if ge is not None else f"above {gt:g}" if gt is not None else ""
-    high = f"at most {le:g}" if le is not None else f"below {lt:g}" if lt is not None else ""
+        return f" from {ge} to {le}"
+    low = f"at least {ge}" if ge is not None else f"above {gt}" if gt is not None else ""
+    high = f"at most {le}" if le is not None else f"below {lt}" if lt is not None else ""
     bounds = " and ".join(filter(None, [low, high]))
     return (" of " if bounds.startswith("at ") else " ") + bounds if bounds else ""
 

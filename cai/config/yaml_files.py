@@ -1,15 +1,16 @@
 """Reading the YAML that users write into models, with errors that name file, line and field."""
 
 import copy
+import re
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from cai.config.errors import CaiError, reading
+from cai.config.errors import CaiError, decoding_hint, reading
 from cai.config.validation import Location, Problem, bool_for_number, describe, format_location, problems
 
 HINTS = {  # part of a message of PyYAML, and what to write instead
@@ -22,6 +23,14 @@ HINTS = {  # part of a message of PyYAML, and what to write instead
     "alphabetic or numeric character": "; put a text that begins with * or & in quotes, or below `>-`",
 }
 SET = "--set "  # begins the place of a value that an option set
+INDEX = re.compile(r"[0-9]{1,9}")  # the number of a list's entry in --set
+MOST_DIGITS = 300  # of a whole number; about as many as the largest float has
+TYPES = {  # YAML's tags of single values, and what their text must be
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "timestamp": "a date",
+}
 MOST_PLACES = 100_000  # values of a file, aliases expanded; a constitution of 16 principles has 400
 Kind = Literal["constitution", "run file", "sweep"]
 USED_BY: dict[Kind, str] = {  # what a file of each kind is for
@@ -71,6 +80,23 @@ class Section(BaseModel):
         return data
 
 
+def _json_value(value: Any) -> Any:
+    """A value that JSON has. Raises: PydanticCustomError for a date, bytes or a set, such as `2024-01-01`."""
+    if isinstance(value, dict | list):
+        for key, inside in value.items() if isinstance(value, dict) else enumerate(value):
+            if isinstance(value, dict) and not isinstance(key, str):
+                raise PydanticCustomError("no_json", "{m}", {"m": f"expected texts as keys, found {describe(key)}"})
+            _json_value(inside)
+    elif not isinstance(value, str | int | float | bool | None):
+        message = f"expected a text, a number, true, false, null, a list or a mapping, found {describe(value)}"
+        raise PydanticCustomError("no_json", "{m}", {"m": message})
+    return value
+
+
+JsonValue = Annotated[Any, AfterValidator(_json_value)]
+"""A value of a setting that is not known here: anything but YAML's dates, bytes and sets."""
+
+
 class YamlSource(NamedTuple):
     """A parsed YAML file: its data, and the origin of each location, `file:line` or the `--set` option."""
 
@@ -99,7 +125,7 @@ def read_yaml(path: Path) -> YamlSource:
             raise CaiError(f"{path}: the file is empty")
         places: dict[Location, str] = {}
         _collect_places(path, node, (), places)
-        return YamlSource(path, yaml.constructor.SafeConstructor().construct_document(node), places)
+        return YamlSource(path, _Constructor().construct_document(node), places)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         problem = str(error.problem or error.context)
@@ -110,10 +136,40 @@ def read_yaml(path: Path) -> YamlSource:
         raise CaiError(
             f"{path}:{line}: not valid YAML: the control character U+{ord(text[error.position]):04X}"
         ) from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-45
+    except yaml.YAMLError as error:
         raise CaiError(f"{path}: not valid YAML: {error}") from error
     except RecursionError as error:
         raise CaiError(f"{path}: not valid YAML: nested too deeply, or an alias within what it stands for") from error
+
+
+class _Constructor(yaml.constructor.SafeConstructor):
+    """PyYAML's, with an error that names the line for every value that is not what its tag or form says."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            value = super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError, OverflowError):  # such as 2024-13-45, `!!bool x`, `!!int ""`
+            expected = TYPES.get(node.tag.rpartition(":")[2], "a value")
+            raise self._error(node, f"expected {expected}, found {describe(node.value)}") from None
+        if isinstance(value, int) and abs(value) >= 10**MOST_DIGITS:
+            raise self._error(node, f"expected a number of at most {MOST_DIGITS} digits, found {describe(node.value)}")
+        if isinstance(value, str) and not value.isascii():
+            try:
+                return value.encode("utf-16", "surrogatepass").decode(
+                    "utf-16"
+                )  # joins the halves of JSON's pairs of \\u escapes
+            except UnicodeDecodeError:
+                raise self._error(node, f"half of a surrogate pair in {describe(node.value)}") from None
+        return value
+
+    def _error(self, node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
+        return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
+def _parse_value(text: str) -> Any:
+    """The value of an option. Raises: yaml.YAMLError, RecursionError."""
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    return None if node is None else _Constructor().construct_document(node)
 
 
 def expect_kind(source: YamlSource, expected: Kind) -> None:
@@ -138,7 +194,8 @@ def read_text(path: Path) -> str:
         return content.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise CaiError(f"{path}:{line}: not UTF-8 text: byte 0x{content[error.start]:02x}") from None
+        hint = decoding_hint(content)
+        raise CaiError(f"{path}:{line}: not UTF-8 text: byte 0x{content[error.start]:02x}{hint}") from None
 
 
 def _collect_places(path: Path, node: yaml.Node, at: Location, places: dict[Location, str]) -> None:
@@ -168,10 +225,13 @@ def apply_overrides(source: YamlSource, overrides: list[str]) -> YamlSource:
         if not equals or not dotted:
             raise CaiError(f"--set {override}: expected key=value, such as judge.principles=16")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise CaiError(f"--set {override}: the value is not valid YAML") from None
-        steps: list[str | int] = [int(step) if step.isdigit() else step for step in dotted.split(".")]
+            value = _parse_value(text)
+        except yaml.YAMLError as error:
+            problem = getattr(error, "problem", None) or str(error)
+            raise CaiError(f"{SET}{dotted}: the value {describe(text)} is not valid YAML: {problem}") from None
+        except RecursionError:
+            raise CaiError(f"{SET}{dotted}: the value is nested too deeply") from None
+        steps: list[str | int] = [int(step) if INDEX.fullmatch(step) else step for step in dotted.split(".")]
         _set_at(data, steps, value)
         at = tuple(steps)
         places = {known: place for known, place in places.items() if known[: len(at)] != at}

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Self, TextIO, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from cai.config.errors import CaiError, reading, writing
+from cai.config.errors import CaiError, decoding_hint, reading, writing
 from cai.config.validation import format_location, problems
 
 AnyRow = TypeVar("AnyRow", bound=BaseModel)
@@ -97,10 +97,12 @@ def _open_bytes(path: Path) -> BinaryIO:
 def _not_utf8(path: Path) -> str:
     """An error that names the first invalid byte, whose line the decoding in blocks does not know."""
     with _open_bytes(path) as file:
+        hint = decoding_hint(file.read(2))
+    with _open_bytes(path) as file:
         for number, line in enumerate(io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape"), 1):
             if bad := re.search("[\udc80-\udcff]", line):
                 byte = ord(bad[0]) - 0xDC00
-                return f"{path}:{number}: not UTF-8 text: byte 0x{byte:02x} in column {bad.start() + 1}"
+                return f"{path}:{number}: not UTF-8 text: byte 0x{byte:02x} in column {bad.start() + 1}{hint}"
     return f"{path}: not UTF-8 text"
 
 

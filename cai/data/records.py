@@ -21,6 +21,10 @@ Probability = Annotated[float, Field(ge=0, le=1), BeforeValidator(_reject_bool)]
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_reject_bool)]
 
 
+MAX_SEED = 2**32 - 1  # of numpy's global generator, which trl and transformers seed
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+
+
 class Message(TypedDict):
     """One turn of a conversation."""
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-from cai.config.errors import CaiError, reading
+from cai.config.errors import CaiError, exists, reading
 from cai.config.hashing import fingerprint
 from cai.config.locate import cache_folder
 from cai.data.jsonl import write_text
@@ -67,7 +67,7 @@ def resolve_model(name: str) -> Path:
             f"model '{address}': a server's model can be the judge (judge.model); what is trained is a folder"
         )
     folder = Path(name)
-    if not folder.exists():
+    if not exists(folder):
         folder = _download(name)
     for needed, pattern in {"config.json": "config.json", "a tokenizer": "tokenizer*.json"}.items():
         if not any(folder.glob(pattern)):

@@ -28,6 +28,7 @@ from cai.inference.models import Model, model_fingerprint, resolve_model
 from cai.runs.folder import CACHE_FILES, ITERATION, RUN, RunFolder
 from cai.runs.run_file import RunConfig, load_run_file
 from cai.training.settings import TrainStage, weighs_pairs
+from cai.training.stage import worker_python
 
 LONGEST_NAME = 255  # bytes of a folder's name on Linux's file systems
 
@@ -76,6 +77,7 @@ def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path
         read_probes("all"), shipped_axes()  # so that an error in them shows now
     gate = _gate(config, run_file, principles, templates)
     train = [_with_files_found(settings, number, run_file) for number, settings in enumerate(config.train)]
+    _check_launcher(config, run_file)
     model = resolve_model(config.model)  # last: a Hub id is downloaded here
     names = [config.judge.model] if isinstance(config.judge.model, str) else config.judge.model
     judge_models: list[Model] = resolve_judges(names, config.judge.key_env) if names else [model]
@@ -99,16 +101,28 @@ def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path
         preferences_skipped=preferences_skipped,
         train=train,
         runs=runs,
-        folder=RunFolder(runs / _folder_name(config.name or run_file.stem, run_file)),
+        folder=RunFolder(runs / folder_name(config.name or run_file.stem, f"{run_file}: name", "--name NEW")),
     )
 
 
-def _folder_name(name: str, run_file: Path) -> str:
-    """A run's name, checked; raises CaiError for one that the cache has, or no file system takes."""
+def _check_launcher(config: RunConfig, run_file: Path) -> None:
+    """Raises: CaiError for a launcher that is not on this machine, if a stage needs it."""
+    try:
+        if config.train:
+            worker_python(config.launcher)
+    except CaiError as error:
+        raise CaiError(f"{run_file}: {error}") from None
+
+
+def folder_name(name: str, place: str, remedy: str) -> str:
+    """The name of a run's or a sweep's folder, checked.
+
+    Raises: CaiError, which begins with `place`, for one that the cache has, or no file system takes.
+    """
     if name.startswith(CACHE_FILES):
-        raise CaiError(f"{run_file}: name: '{name}' is a name of the cache's files; choose another (--name NEW)")
+        raise CaiError(f"{place}: '{name}' is a name of the cache's files; choose another ({remedy})")
     if (size := len(os.fsencode(name))) > LONGEST_NAME:
-        raise CaiError(f"{run_file}: name: {size} bytes; expected at most {LONGEST_NAME} (--name NEW)")
+        raise CaiError(f"{place}: {size} bytes; expected at most {LONGEST_NAME} ({remedy})")
     return name
 
 

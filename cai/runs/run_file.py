@@ -8,7 +8,7 @@ from pydantic_core import PydanticCustomError
 
 from cai.config import yaml_files
 from cai.config.yaml_files import Section
-from cai.data.records import Probability
+from cai.data.records import Probability, Seed
 from cai.evaluation.policy import EvaluateConfig
 from cai.feedback.judge import JudgeConfig
 from cai.feedback.revise import ReviseConfig
@@ -60,7 +60,7 @@ class RunConfig(Section):
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
     """Name of the run's folder; by default the run file's name."""
-    seed: int = 0
+    seed: Seed = 0
     """Random seed; decides samples, principle draws and training."""
     model: str
     """Known name such as smollm2-135m, folder, or Hub id; weights are read from safetensors."""

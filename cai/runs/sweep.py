@@ -17,12 +17,12 @@ from pydantic import Field, StringConstraints, model_validator
 from cai.config import yaml_files
 from cai.config.errors import CaiError
 from cai.config.locate import find_constitution_file, find_file
-from cai.config.yaml_files import Section
+from cai.config.yaml_files import JsonValue, Section
 from cai.constitution.principles import Constitution, constitution_yaml, load_constitution
 from cai.data.jsonl import write_text
 from cai.data.manifest import MOST_CHANGES
 from cai.runs.folder import SWEEP_JSON, RunFolder, is_run
-from cai.runs.plan import Plan, claim, iteration, make_plan
+from cai.runs.plan import Plan, claim, folder_name, iteration, make_plan
 from cai.runs.run_file import load_run_file
 from cai.stats.formatting import counted
 
@@ -36,9 +36,9 @@ class SweepConfig(Section):
     """The folder of the runs and their index, below `runs/`."""
     run: str
     """A run file; found from here, or from the sweep's folder."""
-    set: dict[str, Any] = {}
+    set: dict[str, JsonValue] = {}
     """Overrides for all runs, such as `judge.principles: 1`."""
-    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
+    grid: dict[str, Annotated[list[JsonValue], Field(min_length=1)]] = {}
     """Settings of the run file, each with a list of values; every combination is a run."""
     principles: Ablation | None = None
     """Ablations of each: without one principle at a time, with one alone, or with the first 1, 2, 4, … and all."""
@@ -78,7 +78,7 @@ def make_sweep(
     yaml_files.expect_kind(source, "sweep")
     sweep = yaml_files.validate(source, SweepConfig)
     run_file = find_file("run", sweep.run, file)
-    folder = runs / sweep.name
+    folder = runs / folder_name(sweep.name, f"{file}: name", "choose a shorter one")
     if is_run(folder):
         raise CaiError(f"{file}: name: {folder} is a run; give the sweep another name")
     members: list[Member] = []
@@ -118,7 +118,7 @@ def _label(key: str, value: Any, grid: dict[str, list[Any]]) -> str:
     if isinstance(value, dict | list):
         label = str(grid[key].index(value) + 1)
     else:
-        label = Path(value).stem if key == "constitution" else str(value).lower()
+        label = Path(value).stem if key == "constitution" and isinstance(value, str) else str(value).lower()
     return re.sub(r"[^A-Za-z0-9.]+", "-", f"{short}-{label}").strip("-")
 
 

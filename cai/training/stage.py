@@ -15,13 +15,13 @@ from typing import Any, Generic, TypeVar, get_args
 from pydantic import TypeAdapter
 
 from cai.config.errors import CaiError
-from cai.config.validation import closest_names, did_you_mean
+from cai.config.validation import closest_names, describe, did_you_mean
 from cai.data.files import rows as rows_of
 from cai.data.jsonl import file_fingerprint, parse_row, write_rows, write_text
 from cai.data.manifest import Claim, exclusive, read_json, read_manifest, take, versions
 from cai.data.preferences import read_preferences
 from cai.data.prompts import read_completions, read_prompts
-from cai.data.records import Revision, Skipped
+from cai.data.records import MAX_SEED, Revision, Skipped
 from cai.inference.models import folder_fingerprint
 from cai.training.settings import Online, TrainConfig, TrainStage
 
@@ -110,6 +110,11 @@ class StageSpec(Generic[Settings]):
     launcher: str = ""
     """A command that starts the worker in place of Python, such as `torchrun --nproc_per_node 2`."""
 
+    def __post_init__(self) -> None:
+        """Raises: CaiError for a seed out of range."""
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed <= MAX_SEED:
+            raise CaiError(f"seed: expected a whole number from 0 to {MAX_SEED}, found {describe(self.seed)}")
+
     @classmethod
     def read(cls, path: Path) -> "StageSpec[Any]":
         """The specification that a stage.json holds; the launcher is not part of it."""
@@ -159,8 +164,8 @@ def run_stage(spec: StageSpec[Any], report: Report, replace: bool = True, keep_d
     A finished stage with the same settings, data, models and seed is not trained again; an interrupted one resumes from
     its last checkpoint; one whose inputs changed starts afresh, if `replace`. With `keep_data` the stage learns from a
     copy of the data that stays in its folder, `rows.jsonl`.
-    Raises: CaiError when the worker fails, whose log is `train.log` in the folder; and as `take` does for a folder of
-    something else, or of a finished stage with other inputs without `replace`.
+    Raises: CaiError when the worker fails, or ends without a model; its log is `train.log` in the folder. And as `take`
+    does for a folder of something else, or of a finished stage with other inputs without `replace`.
     """
     folder, claim = spec.folder, spec.claim()
     with exclusive(folder):
@@ -183,7 +188,13 @@ def run_stage(spec: StageSpec[Any], report: Report, replace: bool = True, keep_d
             report(event)
 
         command = [*worker_python(spec.launcher), "-m", "cai.training.worker", str(stage_file)]
-        follow(command, folder / "train.log", keep_counts)
+        log = folder / "train.log"
+        follow(command, log, keep_counts)
+        if not claim.is_finished():
+            raise CaiError(
+                f"{folder / MODEL}: expected the trained model there, found nothing: `{spec.launcher or 'the worker'}` "
+                f"ended without training; {_end(log)}"
+            )
         for spent in ("checkpoints", "dataset"):  # large, and of no use once the policy is saved
             shutil.rmtree(folder / spent, ignore_errors=True)
     return folder / MODEL
@@ -202,28 +213,38 @@ def worker_python(launcher: str) -> list[str]:
     """The command that runs a Python module as a worker: this Python, or the launcher; CaiError if it is not found."""
     if not launcher.strip():
         return [sys.executable]
-    first, *others = shlex.split(launcher)
+    example = "expected a command such as torchrun --nproc_per_node 2"
+    if "\0" in launcher:
+        raise CaiError(f"launcher: holds a NUL character; {example}")
+    try:
+        first, *others = shlex.split(launcher)
+    except ValueError as error:
+        raise CaiError(f"launcher: {launcher!r}: {str(error).lower()}; {example}") from None
     beside_python = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     program = shutil.which(first, path=beside_python)
     if program is None:
-        raise CaiError(f"launcher: '{first}' not found; expected a command such as torchrun --nproc_per_node 2")
+        raise CaiError(f"launcher: '{first}' not found; {example}")
     return [program, *others]
 
 
 def follow(command: list[str], log: Path, report: Report) -> None:
-    """Run a worker process to its end, its events through `report` and its output into `log`.
+    """Run a worker process to its end, its events through `report`, and into `log` all else that it writes.
 
     Raises: CaiError when it fails.
     """
     with log.open("a", encoding="utf-8") as output:
         worker = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output, text=True, encoding="utf-8"
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output, encoding="utf-8", errors="replace"
         )
         fault = ""
         try:
             assert worker.stdout is not None
             for line in worker.stdout:
-                event = json.loads(line)
+                event = _event(line)
+                if event is None:  # a line of the launcher's own
+                    output.write(line)
+                    output.flush()
+                    continue
                 fault = event.get("error", fault)
                 report(event)
             status = worker.wait()
@@ -234,5 +255,17 @@ def follow(command: list[str], log: Path, report: Report) -> None:
     if fault:
         raise CaiError(fault)
     if status != 0:
-        last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
-        raise CaiError(f"training stopped with status {status}; {log} ends: {last[0] if last else '(nothing)'}")
+        raise CaiError(f"training stopped with status {status}; {_end(log)}")
+
+
+def _event(line: str) -> dict[str, Any] | None:
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return event if isinstance(event, dict) else None
+
+
+def _end(log: Path) -> str:
+    last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+    return f"{log} ends: {last[0] if last else '(nothing)'}"

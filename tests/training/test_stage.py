@@ -31,7 +31,12 @@ def test_a_launcher_starts_the_worker_in_place_of_python(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commands: list[list[str]] = []
-    monkeypatch.setattr(stage, "follow", lambda command, log, report: commands.append(command))
+
+    def launched(command: list[str], log: Path, report: object) -> None:
+        commands.append(command)
+        (tmp_path / "dpo/model").mkdir()
+
+    monkeypatch.setattr(stage, "follow", launched)
     spec = StageSpec(dpo(), preferences(tmp_path / "p.jsonl"), tiny_model, tmp_path / "dpo")
     run_stage(
         StageSpec(spec.settings, spec.data, tiny_model, spec.folder, launcher="torchrun --nproc_per_node 2"), print
