@@ -162,7 +162,8 @@ def test_a_launcher_that_trains_nothing_is_a_failure(tmp_path: Path, model_folde
 
 
 def test_what_a_launcher_prints_goes_into_the_log(tmp_path: Path, model_folder: Path) -> None:
-    error = error_of(lambda: trained_by("printf '3\\n[\\xff hello\\n'", tmp_path, model_folder))
+    launcher = r"""sh -c 'printf "3\n[\377 hello\n"'"""
+    error = error_of(lambda: trained_by(launcher, tmp_path, model_folder))
     assert error.endswith("train.log ends: [\N{REPLACEMENT CHARACTER} hello")
 
 
