@@ -15,6 +15,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from cai.cli import interrupts
 from cai.config.characters import visible
 from cai.config.errors import CaiError, writing
 from cai.constitution.principles import word_changes
@@ -44,19 +45,23 @@ def whole(console: Console, table: Table) -> None:
     console.width = width
 
 
+def own_command() -> str:
+    """The command line of this process, without --replace: what resumes it."""
+    return shlex.join(["cai", *(arg for arg in sys.argv[1:] if arg != "--replace")])
+
+
 @contextmanager
 def resumable(
     console: Console, message: str = "Interrupted. All answers so far are cached; the same command resumes:"
 ) -> Iterator[None]:
     """After an interrupt, print the command that resumes."""
+    interruption = interrupts.current
+    interruption.message = f"{message}\n  {own_command()}"
     try:
         yield
     except KeyboardInterrupt:
-        command = shlex.join(["cai", *(arg for arg in sys.argv[1:] if arg != "--replace")])
-        line(
-            console,
-            f"\n{message}\n  {command}",
-        )
+        line(console, f"\n{interruption.message}")
+        interruption.reported = True
         raise KeyboardInterrupt("reported") from None
 
 

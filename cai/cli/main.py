@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from cai import __version__
+from cai.cli import interrupts
 from cai.cli.help import HelpCommand
 from cai.config.errors import CaiError, os_error_text
 
@@ -150,13 +151,16 @@ def root(
 
 
 def main() -> None:
-    """The entry point: errors the user can fix are one message and status 2, an interrupt is status 130.
+    """The entry point: errors the user can fix are one message and status 2.
+
+    Ctrl-C is status 130 and SIGTERM 143, see cai/cli/interrupts.py.
 
     A reader that takes only the first lines, such as `head`, is no error: status 0.
     """
     try:
         try:
-            _invoke()
+            with interrupts.handled():
+                _invoke()
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
@@ -192,7 +196,7 @@ def _invoke() -> None:
         if os.environ.get("CAI_DEBUG"):
             traceback.print_exc()
         _echo_error(str(error))
-        sys.exit(2)
+        _end(2)
     except OSError as error:
         if os.environ.get("CAI_DEBUG") or (isinstance(error, BrokenPipeError) and _output_is_closed()):
             raise
@@ -229,17 +233,18 @@ def _end_misused(error: Any) -> NoReturn:
 
 
 def _end_interrupted(reported: bool) -> NoReturn:
-    """End with status 130, and with one line unless the command has printed how to resume.
-
-    Ends at once where a model still loads or writes: taken apart beneath it, it would break down noisily.
-    """
+    """End with the signal's status, and with one line unless the command has printed how to resume."""
     if not reported:
         typer.echo("Interrupted.", err=True)
+    interrupts.current.reported = True
+    _end(interrupts.current.status)
+
+
+def _end(status: int) -> NoReturn:
+    """End with a status; at once where a model still loads, writes or hangs."""
     if any(thread.name == "vllm" for thread in threading.enumerate()):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(130)
-    sys.exit(130)
+        interrupts.leave(status)
+    sys.exit(status)
 
 
 def _echo_error(message: str) -> None:

@@ -1,0 +1,32 @@
+"""The cai command with a model that never finishes loading: python -m tests.cli.slow_load HOW ARGUMENTS…
+
+Loading starts a child process, as vLLM does on a GPU, and prints its number. With HOW `stuck`, closing the engine hangs too.
+"""
+
+import asyncio
+import subprocess
+import sys
+import time
+from typing import Any
+
+from cai.cli.main import main
+from cai.inference import vllm
+
+
+def load(*_: Any) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"], start_new_session=True)
+    print("loading", child.pid, flush=True)
+    while True:  # Python code and C code by turns, as imports are
+        time.sleep(0.01)
+
+
+async def hang(_: vllm.VllmEngine) -> None:
+    while True:
+        await asyncio.sleep(0)
+
+
+if __name__ == "__main__":
+    vllm.load_engine = load
+    if sys.argv.pop(1) == "stuck":
+        vllm.VllmEngine.close = hang  # type: ignore[method-assign]
+    main()

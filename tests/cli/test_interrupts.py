@@ -1,0 +1,82 @@
+"""Leaving while a model loads, as a real process."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import pytest
+
+from cai.cli.interrupts import GRACE_SECONDS
+from tests.conftest import ROOT, write_workspace
+
+
+class Loading(NamedTuple):
+    """A command that waits for its model, and the child that loads it."""
+
+    process: subprocess.Popen[str]
+    child: int
+
+    def stopped(self, *signals: signal.Signals, pause: float = 0.3) -> tuple[int, float, str]:
+        """Send signals; returns the exit status, the seconds from the last of them to the end, and all output."""
+        for place, number in enumerate(signals):
+            time.sleep(pause if place else 0)
+            self.process.send_signal(number)
+        begun = time.monotonic()
+        out, _ = self.process.communicate(timeout=30)
+        return self.process.returncode, time.monotonic() - begun, out
+
+
+@pytest.fixture
+def command(request: pytest.FixtureRequest, tmp_path: Path, model_folder: Path) -> Iterator[Loading]:
+    run_file = write_workspace(tmp_path, model_folder)
+    arguments = [getattr(request, "param", "loading"), "run", str(run_file), "--runs", str(tmp_path / "runs")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.cli.slow_load", *arguments],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        lines = iter(process.stdout.readline, "")
+        started = next((line for line in lines if line.startswith("loading")), None)
+        assert started is not None
+        yield Loading(process, int(started.split()[1]))
+    finally:
+        process.kill()
+
+
+def is_gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_model_that_loads_is_not_waited_for(command: Loading, number: signal.Signals, expected: int) -> None:
+    status, seconds, out = command.stopped(number)
+    assert status == expected
+    assert seconds < GRACE_SECONDS + 1
+    assert out.count("Interrupted. All answers so far are cached; the same command resumes:") == 1
+    assert "  cai run " in out
+    assert "Traceback" not in out
+    assert is_gone(command.child)
+
+
+@pytest.mark.parametrize("command", ["stuck"], indirect=True)
+def test_what_does_not_end_is_ended(command: Loading) -> None:
+    status, seconds, out = command.stopped(signal.SIGINT)
+    assert status == 130
+    assert GRACE_SECONDS - 0.5 < seconds < GRACE_SECONDS + 1.5
+    assert out.count("the same command resumes") == 1
+    assert is_gone(command.child)
+
+
+@pytest.mark.parametrize("command", ["stuck"], indirect=True)
+def test_a_second_signal_ends_at_once(command: Loading) -> None:
+    status, seconds, out = command.stopped(signal.SIGINT, signal.SIGINT)
+    assert status == 130
+    assert seconds < GRACE_SECONDS - 0.3
+    assert out.count("the same command resumes") == 1
+    assert is_gone(command.child)
