@@ -305,7 +305,7 @@ def test_only_commands_take_more_than_six_parameters() -> None:
     commands = {command.target.partition(":")[2] for command in COMMANDS.values()}
     for path in sorted((ROOT / "cai/cli").glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.FunctionDef) and node.name not in commands:
+            if isinstance(node, ast.FunctionDef) and node.name not in commands and not node.decorator_list:
                 assert len([*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]) <= 6, (path, node.name)
 
 
