@@ -15,7 +15,7 @@ endif
 TORCH := $(if $(UV_FIND_LINKS),,--torch-backend=cpu)
 COMPILE := uv pip compile --quiet --no-header --no-annotate pyproject.toml requirements/small-model.in --extra dev
 
-.PHONY: setup demo test test-fast test-numerics browser lint format bench docs requirements clean
+.PHONY: setup demo test test-fast test-numerics browser fuzz lint format bench docs requirements clean
 
 setup: $(VENV)/.ready
 
@@ -54,6 +54,10 @@ test-numerics: setup
 	  if [ $$isa = native ]; then unset ATEN_CPU_CAPABILITY; else export ATEN_CPU_CAPABILITY=$$isa; fi; \
 	  OMP_NUM_THREADS=$$threads $(BIN)/pytest tests/stats tests/evaluation tests/training -m "numeric and not real" || exit 1; \
 	done; done
+
+# Hostile inputs to every reader of files, options and addresses; the seed is printed. INPUTS=… SEED=… choose others.
+fuzz: setup
+	$(BIN)/python -m tests.faults.fuzz $(or $(INPUTS),100000) $(SEED)
 
 # For the tests of the HTML pages, which are skipped without a browser.
 browser: setup

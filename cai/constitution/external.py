@@ -284,4 +284,6 @@ def _read_json(path: Path) -> Any:
         raise CaiError(f"{path}: holds half of a surrogate pair, which is no character") from None
     except RecursionError:
         raise CaiError(f"{path}: nested too deeply") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise CaiError(f"{path}: not valid JSON: {error}") from None
     return value

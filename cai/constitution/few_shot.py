@@ -27,8 +27,8 @@ from cai.constitution.templates import FewShot, Templates
 from cai.data.evaluation_formats import OPTION, option_pairs
 from cai.data.files import Place
 from cai.data.formats import is_turns, plain_turns
-from cai.data.jsonl import open_text, parse_json
-from cai.data.records import Message, Messages, Skipped
+from cai.data.jsonl import open_text, parse_json, parse_row
+from cai.data.records import Message, Messages, Prompt, Skipped
 
 PART = re.compile(r"\n\n(Human|Assistant|CritiqueRequest|Critique|RevisionRequest|Revision): ?")
 END = ["CritiqueRequest", "Critique", "RevisionRequest", "Revision"]
@@ -52,7 +52,9 @@ def read_few_shot(path: Path, templates: Templates) -> FewShot:
         if isinstance(entry, str):
             revision += _critique_and_revision(place, entry)
         elif is_turns(entry):
-            revision += _alternating(place, plain_turns(entry))
+            revision += _alternating(
+                place, parse_row(place, {"id": "", "messages": plain_turns(entry)}, Prompt).messages
+            )
         elif isinstance(entry, dict) and {"prompt", "corrects", "incorrects"} <= entry.keys():
             judge += _choice(place, entry, number, templates)
         elif isinstance(entry, dict) and isinstance(entry.get("prompt"), str):

@@ -215,8 +215,11 @@ def annotated_comparisons(place: Place, value: RawRow) -> Iterator[tuple[Place, 
     if not str(metadata.get("version", "1.0")).startswith("2."):
         raise CaiError(f"{place}: annotated pairs of version {metadata.get('version', '1.0')}; expected version 2.0")
     default = metadata.get("default_annotator")
-    if default not in annotators:
-        raise CaiError(f"{place}: metadata.default_annotator: {default} is not among the annotators")
+    if not isinstance(default, str) or default not in annotators:
+        raise CaiError(f"{place}: metadata.default_annotator: {describe(default)} is not among the annotators")
+    annotator = annotators[default]
+    if not isinstance(annotator, dict):
+        raise CaiError(f"{place}: annotators.{default}: expected a JSON object, found {describe(annotator)}")
     written_by_cai = metadata.get("description") == MADE and default == DEFAULT_ID
     for number, comparison in enumerate(listed, 1):
         inside = Place(place.path, f"comparison {number}")
@@ -224,7 +227,7 @@ def annotated_comparisons(place: Place, value: RawRow) -> Iterator[tuple[Place, 
             raise CaiError(f"{inside}: expected a JSON object, found {str(comparison)[:60]}")
         present = {key: field for key, field in comparison.items() if field is not None}
         p = _probability(inside, comparison) if written_by_cai else 1.0
-        yield inside, {**present, "default_annotator": {"id": default, **annotators[default], "p": p}}
+        yield inside, {**present, "default_annotator": {"id": default, **annotator, "p": p}}
 
 
 def _probability(place: Place, comparison: RawRow) -> float:

@@ -10,6 +10,7 @@ byte, so that parsing a transcript and writing it again gives the same bytes.
 """
 
 import difflib
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -186,7 +187,12 @@ def split_skipped(items: Iterable[T | Skipped], limit: int | None = None) -> tup
 def row_id(value: RawRow, messages: Messages) -> str:
     """A row's own id, or else the fingerprint of its conversation."""
     own = value.get("prompt_id", value.get("id"))
-    return fingerprint(messages) if own is None else str(own)
+    return turns_fingerprint(messages) if own is None else str(own)
+
+
+def turns_fingerprint(messages: Messages) -> str:
+    """The fingerprint of turns that may still hold what JSON does not have, such as bytes: the row is refused later."""
+    return fingerprint(json.loads(json.dumps(messages, default=repr)))
 
 
 def row_tags(place: Place, value: RawRow) -> list[str]:

@@ -29,7 +29,6 @@ from string import ascii_uppercase
 from typing import Any, NamedTuple
 
 from cai.config.errors import CaiError
-from cai.config.hashing import fingerprint
 from cai.config.validation import describe
 from cai.data import chat_formats, evaluation_formats
 from cai.data.files import Place, RawRow
@@ -50,6 +49,7 @@ from cai.data.formats import (
     split_skipped,
     turn_problem,
     turns,
+    turns_fingerprint,
 )
 from cai.data.jsonl import parse_row
 from cai.data.records import Messages, Preference, Prompt, Ranking, Skipped
@@ -134,7 +134,7 @@ def _joined(placed: Iterator[tuple[Place, RawRow]]) -> Iterator[tuple[Place, Raw
             if not isinstance(value["label"], bool):
                 raise CaiError(f"{place}: label: expected true or false, found {describe(value['label'])}")
             answer = value["label"], _answer(place, "completion", value["completion"])
-            kept = (fingerprint(row_prompt(place, value)), *answer, str(place.path), place.at)
+            kept = (turns_fingerprint(row_prompt(place, value)), *answer, str(place.path), place.at)
             row = json.dumps(value, default=str)  # what JSON does not know is in fields that are not read
             waiting.execute("INSERT INTO answers VALUES (NULL, ?, ?, ?, ?, ?, ?)", (*kept, row))
         by_prompt = waiting.execute(

@@ -194,7 +194,10 @@ class Response(NamedTuple):
 
 def respond(library: Library, target: str) -> Response:
     """The response to a GET of `target`, the path and query of an address."""
-    address = urlsplit(target)
+    try:
+        address = urlsplit(target)
+    except ValueError as error:  # such as http://[
+        return Response(f"invalid address: {error}", "text/plain", HTTPStatus.BAD_REQUEST)
     values = parse_qs(address.query)
     names = values.get("run", [])
     try:

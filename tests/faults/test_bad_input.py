@@ -1,14 +1,22 @@
 """Input of a wrong kind is one clear line that names file, line or field, and nothing else happens."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from cai.config.errors import CaiError
+from cai.constitution.external import read_external
+from cai.constitution.few_shot import read_few_shot
 from cai.constitution.principles import load_constitution
+from cai.constitution.templates import Templates
 from cai.data.files import rows
+from cai.data.preferences import iter_preferences
+from cai.data.prompts import iter_completions
 from cai.runs.plan import make_plan
 from cai.runs.sweep import make_sweep
 from cai.training.settings import SFTConfig
@@ -136,6 +144,61 @@ def test_a_launcher_that_cannot_start_is_an_error_before_the_run(run_file: Path,
     override = "launcher=" + '"' + launcher.replace("\0", "\\0") + '"'
     error = error_of(lambda: make_plan(run_file, [override], None, run_file.parent / "runs"))
     assert error.startswith(f"{run_file}: {message}")
+
+
+ANNOTATED = {"metadata": {"version": "2.0", "default_annotator": "d"}, "annotators": {"d": {}}, "comparisons": []}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({**ANNOTATED, "annotators": {"d": "me"}}, "annotators.d: expected a JSON object, found 'me'"),
+        (
+            {**ANNOTATED, "metadata": {"version": "2.0", "default_annotator": ["d"]}},
+            "a list of 1 is not among the annotat",
+        ),
+    ],
+)
+def test_annotated_pairs_of_a_wrong_type_are_an_error_with_the_row(
+    tmp_path: Path, row: dict[str, object], message: str
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    error = error_of(lambda: list(iter_preferences(path)))
+    assert error.startswith(f"{path}:1: ")
+    assert message in error
+
+
+def test_bytes_in_a_parquet_file_are_an_error_with_row_and_field_where_a_text_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    turns = [{"role": "user", "content": b"\xff"}]
+    parquet.write_table(pyarrow.Table.from_pylist([{"prompt": turns, "completion": "a", "image": b"\xff"}]), path)
+    error = error_of(lambda: list(iter_completions(path)))
+    assert error == f"{path}:row 1: messages[0].content: expected a text, found b'\\xff'"
+
+
+@pytest.mark.parametrize(
+    ("turn", "message"),
+    [
+        (
+            {"role": None, "content": "q"},
+            "messages[0].role: expected one of 'system', 'user', 'assistant', found nothing",
+        ),
+        ({"role": "user", "content": [1]}, "messages[0].content: expected a text, found a list of 1"),
+    ],
+)
+def test_demonstrations_of_a_wrong_type_are_an_error_with_the_entry(
+    tmp_path: Path, templates: Templates, turn: dict[str, object], message: str
+) -> None:
+    path = tmp_path / "few.json"
+    path.write_text(json.dumps({"system_chat": [[turn, {"role": "assistant", "content": "a"}]]}))
+    assert error_of(lambda: read_few_shot(path, templates)) == f"{path}:entry 1: {message}"
+
+
+def test_a_number_of_too_many_digits_is_no_constitution(tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    path.write_text("[" + "9" * 5000 + "]")
+    assert error_of(lambda: read_external(path)).startswith(f"{path}: not valid JSON: Exceeds the limit")
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".txt", ".parquet", ".jsonl.gz", ".jsonl.zst", ".yaml"])

@@ -1,0 +1,75 @@
+"""Any input ends in success or in one clear error: a share of inputs here, as many as wanted by `make fuzz`."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, seed, settings
+
+from cai.config.errors import CaiError
+from tests.faults.inputs import TARGETS
+
+SECONDS = 20.0  # for one input, on a busy machine
+INPUTS = int(os.environ.get("CAI_FUZZ", "0"))  # in all, by share; 0: the quick share, the same each time
+QUICK = 25  # inputs of a target
+SEED = int(os.environ.get("CAI_FUZZ_SEED", "0"))
+
+
+class Hang(BaseException):
+    """An input took longer than SECONDS."""
+
+
+@contextlib.contextmanager
+def limit(seconds: float) -> Iterator[None]:
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Hang(f"longer than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def attack(name: str, drawn: Any, folder: Path) -> None:
+    """Read one input; only success and a CaiError without control characters of the input's kind pass."""
+    try:
+        with limit(SECONDS):
+            TARGETS[name].read(drawn, folder)
+    except CaiError as error:
+        assert str(error).strip()
+
+
+def count(name: str) -> int:
+    return (
+        QUICK
+        if not INPUTS
+        else max(1, INPUTS * TARGETS[name].share // sum(target.share for target in TARGETS.values()))
+    )
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_any_input_is_read_or_refused_in_words(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    @settings(
+        max_examples=count(name),
+        derandomize=not INPUTS,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        report_multiple_bugs=True,
+    )
+    @given(TARGETS[name].inputs)
+    def attacked(drawn: Any) -> None:
+        attack(name, drawn, tmp_path)
+
+    (seed(SEED)(attacked) if INPUTS else attacked)()
