@@ -272,7 +272,7 @@ def test_errors_name_the_comparison_by_its_position_in_the_file(tmp_path: Path) 
     ("metadata", "expected"),
     [
         ({"version": "1.0", "default_annotator": "d0"}, r"annotated pairs of version 1\.0; expected version 2\.0"),
-        ({"version": "2.0", "default_annotator": "x"}, "metadata.default_annotator: x is not among the annotators"),
+        ({"version": "2.0", "default_annotator": "x"}, "metadata.default_annotator: 'x' is not among the annotators"),
         ([], "expected the objects 'metadata' and 'annotators'"),
     ],
 )
