@@ -32,6 +32,7 @@ from cai.data.manifest import Output
 from cai.feedback.judge import JudgeConfig
 from cai.feedback.label import JUDGE_JSON, LabelJob, label_file
 from cai.feedback.metrics import JUDGE_METRICS
+from cai.inference.chat import server_warning
 from cai.inference.endpoints import resolve_judges
 from cai.inference.scheduler import Reporter
 from cai.runs.find import find_constitution
@@ -99,7 +100,7 @@ def _parts(labelling: dict[str, Any]) -> Iterator[RenderableType | Grid]:
     high = [f"{metric.name} is {metric.shown(e)}" for metric, e in estimates.items() if metric.warns(e.mean)]
     reasons = [f"skipped: {count:,} × {reason}" for reason, count in skipped["reasons"].items()]
     failed = [f"{counted(skipped['failed'], 'rows')} failed; skipped.jsonl says why"] if skipped["failed"] else []
-    if warnings := [*high, *reasons, *failed]:
+    if warnings := [*high, *server_warning(labelling["control_tokens"] or 0), *reasons, *failed]:
         yield heading("Warnings")
         yield listed("!", warnings, "yellow")
     yield Text("")

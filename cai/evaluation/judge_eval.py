@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cai.config.errors import CaiError, RequestRefused
-from cai.data.jsonl import RowWriter
+from cai.data.jsonl import RowWriter, each_row
 from cai.data.manifest import Output, claimed
 from cai.data.preferences import Candidates
 from cai.data.records import Preference, Skipped
@@ -15,7 +15,9 @@ from cai.evaluation.judge_report import Judged, JudgeReport, judge_report, judge
 from cai.feedback.judge import JudgedAnswers, Verdicts
 from cai.feedback.label import JudgePanel, LabelJob, count_work, label_claim, labelled, write_judge_json
 from cai.inference.cache import Cache
+from cai.inference.chat import server_warning, spells_control
 from cai.inference.engine import EngineConfig
+from cai.inference.models import served
 from cai.inference.scheduler import EngineWork, OpenEngine, Reporter, Scheduler, open_model
 
 
@@ -49,6 +51,9 @@ def evaluate_judge(
         if not rows:
             raise CaiError(f"{judging.data}: no pair could be judged; the reasons are in {folder / 'skipped.jsonl'}")
         report = judge_report(rows, cost, calibrate, judging.settings.temperature)
+        if served(judging.judges):
+            spelled = sum(map(spells_control, each_row(folder / "verdicts.jsonl", Preference)))
+            report = report.model_copy(update={"notes": [*report.notes, *server_warning(spelled)]})
         evaluated = JudgeEvaluation(report, skipped, panel.work("gate"))
         content = {"cost": cost._asdict(), **report.model_dump(mode="json")}
         if report.calibration is not None:

@@ -35,8 +35,9 @@ from cai.feedback.judge import (
 )
 from cai.feedback.metrics import JUDGE_METRICS, PromptMeans
 from cai.inference.cache import Cache, CachedEngine
+from cai.inference.chat import spells_control
 from cai.inference.engine import EngineConfig
-from cai.inference.models import Model, model_fingerprint
+from cai.inference.models import Model, model_fingerprint, served
 from cai.inference.scheduler import EngineWork, OpenEngine, Reporter, Scheduler, Stage, open_model
 
 JUDGE_JSON = "judge.json"  # metrics; written last
@@ -211,6 +212,7 @@ class Totals:
     pairs: int = 0
     metrics: PromptMeans[Preference] = field(default_factory=lambda: PromptMeans(JUDGE_METRICS))
     rankings: int = 0
+    control_tokens: int | None = None  # pairs whose texts spell some, where a server judges
     failed: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
 
@@ -218,6 +220,8 @@ class Totals:
         """Count one labelled pair."""
         self.pairs += 1
         self.metrics.add(pair)
+        if self.control_tokens is not None:
+            self.control_tokens += spells_control(pair)
 
     def add_skipped(self, row: Skipped) -> None:
         """Count one row that was not used."""
@@ -230,6 +234,7 @@ class Totals:
         return {
             "pairs": self.pairs,
             "rankings": self.rankings,
+            "control_tokens": self.control_tokens,
             "skipped": {"reasons": dict(self.reasons.most_common()), "failed": self.failed},
             "metrics": {key: estimate and estimate._asdict() for key, estimate in self.metrics.estimates().items()},
         }
@@ -249,7 +254,7 @@ def label_file(
         closing(Cache(cache)) as store,
     ):
         scheduler = Scheduler(EngineConfig(), store, reporter, open_engine)
-        begun, totals = time.monotonic(), Totals()
+        begun, totals = time.monotonic(), Totals(control_tokens=0 if served(job.judges) else None)
         asyncio.run(label_rows(job, JudgePanel(job, extent, scheduler), folder, extent.most > 2, totals))
         content = totals.summary() | {"cost": scheduler.cost(time.monotonic() - begun)._asdict()}
         write_judge_json(folder, content)

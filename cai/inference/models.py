@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -49,6 +49,11 @@ Model = Path | Server
 def without_password(text: str) -> str:
     """A text whose addresses lose their user names, passwords and queries: `https://user:secret@host` says `***@`."""
     return re.sub(r"(?<=://)[^/\s?#@]*@|(?<=\?)[^\s#']+", lambda m: "***@" if m[0].endswith("@") else "***", text)
+
+
+def served(models: Iterable[Model]) -> bool:
+    """Whether one of the models is behind a server."""
+    return any(isinstance(model, Server) for model in models)
 
 
 def resolve_model(name: str) -> Path:

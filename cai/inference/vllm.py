@@ -21,10 +21,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from cai.config.errors import CaiError, RequestRefused
 from cai.data.records import Messages
+from cai.inference.chat import chat_ids, text_ids
 from cai.inference.engine import Choose, Completion, Generate, UnusableAnswer
 from cai.stats.formatting import counted, duration
 
@@ -262,18 +261,9 @@ class VllmEngine:
 
     def _tokens(self, request: Request) -> list[int]:
         unfinished = request.messages[-1]["role"] == "assistant"
-        try:
-            ids: list[int] = self._tokenizer.apply_chat_template(
-                request.messages,
-                add_generation_prompt=not unfinished,
-                continue_final_message=unfinished,
-                tokenize=True,
-                return_dict=True,
-            )["input_ids"]
-        except jinja2.TemplateError as error:
-            raise RequestRefused(f"the model's chat template refuses the conversation: {error}") from error
+        ids = chat_ids(self._tokenizer, request.messages, not unfinished, unfinished)
         if isinstance(request, Score):
-            ids += self._encode(request.text)
+            ids += text_ids(self._tokenizer, request.text)
         if len(ids) >= self._limit:
             raise RequestRefused(f"the request has {len(ids)} tokens, the context holds {self._limit} with the answer")
         return ids
@@ -297,12 +287,8 @@ class VllmEngine:
             max_tokens=1, temperature=0.0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY, **wanted
         )
 
-    def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
-        return ids
-
     def _first_tokens(self, options: tuple[str, ...]) -> list[int]:
-        firsts = [self._encode(option)[0] for option in options]
+        firsts = [text_ids(self._tokenizer, option)[0] for option in options]
         if len(set(firsts)) < len(firsts):
             raise SharedStart
         return firsts
@@ -314,7 +300,7 @@ class VllmEngine:
         if isinstance(request, Choose):
             return [sample.logprobs[0][token].logprob for token in self._first_tokens(request.options)]
         if isinstance(request, Score):
-            end = len(self._encode(request.text))
+            end = len(text_ids(self._tokenizer, request.text))
             scored = zip(output.prompt_token_ids[-end:], output.prompt_logprobs[-end:], strict=True)
             return float(sum(logprobs[token].logprob for token, logprobs in scored))
         return Completion(

@@ -16,6 +16,8 @@ from cai.feedback.metrics import (
     WIN_RATE,
     PromptMeans,
 )
+from cai.inference.chat import server_warning, spells_control
+from cai.inference.models import SERVER_SCHEMES
 from cai.runs.folder import RunFolder, stage_order, stage_settings
 from cai.stats.formatting import counted, estimate, number
 from cai.stats.intervals import Estimate
@@ -41,6 +43,7 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
         },
         "preferences": {"by_source": dict(Counter(row.source for row in preferences))},
         "metrics": {key: value and value._asdict() for key, value in estimates.items()},
+        "control_tokens": _sent_to_server(manifest, preferences),
         "skipped": _skipped(folder.skipped()),
         "training": _training(folder),
     }
@@ -77,6 +80,14 @@ def summary_metrics(summary: dict[str, Any]) -> dict[str, Estimate]:
     """
     written = summary["metrics"]
     return {key: Estimate(**written[key]) for key in RUN_METRICS if written[key] is not None}
+
+
+def _sent_to_server(manifest: dict[str, Any], preferences: Iterable[Preference]) -> int | None:
+    """Pairs whose texts spell control tokens, where a server judged them; None for judges in the process."""
+    names = (manifest["config"].get("judge") or {}).get("model") or []
+    if not any(name.startswith(SERVER_SCHEMES) for name in ([names] if isinstance(names, str) else names)):
+        return None
+    return sum(spells_control(row) for row in preferences if row.source != "human")
 
 
 def _skipped(rows: Sequence[Skipped]) -> dict[str, Any]:
@@ -178,6 +189,7 @@ def summary_warnings(summary: dict[str, Any]) -> list[str]:
     ]
     if (win_rate := metrics.get(WIN_RATE.key)) and win_rate.n < FEW_PROMPTS:
         warnings.append(f"only {counted(win_rate.n, 'held-out prompts')}: the interval of the win rate is wide")
+    warnings += server_warning(summary.get("control_tokens") or 0)
     warnings += [f"skipped: {count:,} × {reason}" for reason, count in skipped["reasons"].items()]
     if skipped["failed"]:
         warnings.append(f"{counted(skipped['failed'], 'requests')} failed; skipped.jsonl says why")

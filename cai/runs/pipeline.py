@@ -46,6 +46,8 @@ def train_stage(
             }
             for key, reason in reasons.items():
                 skipped.extend(Skipped(prompt_id=i, stage=name, reason=reason) for i in event.get(key, []))
+            for prompt_id, reason in event.get("refused", []):
+                skipped.append(Skipped(prompt_id=prompt_id, stage=name, reason=reason))
             skipped.extend(Skipped.model_validate(row) for row in event.get("skipped", []))
             if "mixed" in event:
                 reporter.say(f"  {name}: {event['mixed']} helpful answers mixed in, {event['mix_share']:.0%} of all")

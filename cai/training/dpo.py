@@ -18,10 +18,17 @@ from cai.data.records import Preference
 from cai.training import trl_stage
 from cai.training.settings import SOFT, DPOConfig
 from cai.training.stage import Report, StageSpec
-from cai.training.tokens import assistant_turn, load_tokenizer
+from cai.training.tokens import SplitTurn, load_tokenizer
 
 
-class SoftDPOTrainer(DPOTrainer):  # type: ignore[misc]
+class TokenizedDPOTrainer(DPOTrainer):  # type: ignore[misc]
+    """trl's DPO on rows that are token ids already: columns `prompt_ids`, `chosen_ids` and `rejected_ids`."""
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset
+
+
+class SoftDPOTrainer(TokenizedDPOTrainer):
     """DPO on columns `p`, P(chosen is preferred), and `weight`, of mean 1: mean of w·(p·l(Δ) + (1 − p)·l(−Δ)).
 
     l is trl's loss of a pair and Δ its margin. As that is l(Δ) + w·(1 − p)·(l(−Δ) − l(Δ)) + (w − 1)·l(Δ), we add the
@@ -99,14 +106,16 @@ def train(spec: StageSpec[DPOConfig], report: Report) -> None:
         rows, undecided = read_rows(spec.data, Preference), list[str]()
     else:
         rows, undecided = trl_stage.read_hard_pairs(spec.data, f"dpo with loss_type {settings.loss_type}")
-    kept, too_long = trl_stage.fit_for_length(tokenizer, rows, settings.max_length, lambda row: row)
-    report({"examples": len(kept), "too_long": too_long, "undecided": undecided})
-    mean_weight = statistics.fmean(row.weight for row in kept)  # equal weights become 1 to the bit, in float32
+    turns, unfit = trl_stage.turns_that_fit(
+        tokenizer, rows, settings.max_length, lambda row: (row.chosen, row.rejected)
+    )
+    report({"examples": len(turns), **unfit.event(), "undecided": undecided})
+    mean_weight = statistics.fmean(row.weight for row, _ in turns)  # equal weights become 1 to the bit, in float32
 
-    def example(row: Preference) -> dict[str, Any]:
-        chosen, rejected = assistant_turn(row.chosen), assistant_turn(row.rejected)
+    def example(row: Preference, turn: SplitTurn) -> dict[str, Any]:
+        chosen, rejected = turn.answers
         labels = {"p": row.p, "weight": row.weight / mean_weight} if soft else {}
-        return {"prompt": row.messages, "chosen": chosen, "rejected": rejected, **labels}
+        return {"prompt_ids": turn.prompt, "chosen_ids": chosen, "rejected_ids": rejected, **labels}
 
     arguments = trl.DPOConfig(
         **trl_stage.trl_arguments(settings, spec.folder, spec.seed),
@@ -115,11 +124,11 @@ def train(spec: StageSpec[DPOConfig], report: Report) -> None:
         label_smoothing=settings.label_smoothing,
         precompute_ref_log_probs=True,  # once for each pair in place of once for each epoch
     )
-    trainer = (SoftDPOTrainer if soft else trl.DPOTrainer)(
+    trainer = (SoftDPOTrainer if soft else TokenizedDPOTrainer)(
         model=str(spec.model),
         args=arguments,
         data_collator=SoftPreferenceCollator(tokenizer.pad_token_id, settings.max_length) if soft else None,
-        train_dataset=trl_stage.shared_dataset([example(row) for row in kept], spec.folder),
+        train_dataset=trl_stage.shared_dataset([example(*turn) for turn in turns], spec.folder),
         processing_class=tokenizer,
         peft_config=trl_stage.lora_config(settings),
     )

@@ -1,4 +1,4 @@
-"""Kahneman–Tversky optimisation (Ethayarajh et al. 2024, arXiv:2402.01306), by trl's KTOTrainer.
+"""Kahneman–Tversky optimisation (Ethayarajh et al. 2024, arXiv:2402.01306), by trl's KTOTrainer. Imports trl.
 
 The likelier answer of a pair is a desirable example, the other an undesirable one.
 
@@ -8,31 +8,46 @@ The likelier answer of a pair is a desirable example, the other an undesirable o
 import random
 from typing import Any
 
-from cai.data.records import Preference
+import trl
+
 from cai.training import trl_stage
 from cai.training.settings import KTOConfig
 from cai.training.stage import Report, StageSpec
-from cai.training.tokens import assistant_turn, load_tokenizer
+from cai.training.tokens import load_tokenizer
+
+
+class TokenizedKTOTrainer(trl.KTOTrainer):  # type: ignore[misc]
+    """trl's KTO on rows that are token ids already: columns `prompt_ids`, `completion_ids` and `label`."""
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
+        """As trl's after it has tokenized: the answers of each batch, moved by one row, are those of the KL term."""
+
+        def moved(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+            answers = batch["completion_ids"]
+            return {"KL_completion_ids": [answers[-1], *answers[:-1]]}
+
+        return dataset.map(moved, batched=True, batch_size=args.per_device_train_batch_size)
 
 
 def train(spec: StageSpec[KTOConfig], report: Report) -> None:
     """Train on a file of Preference rows; writes `model/`, checkpoints and metrics.jsonl."""
     import datasets
-    import trl
 
     settings, tokenizer = spec.settings, load_tokenizer(spec.model)
     hard, undecided = trl_stage.read_hard_pairs(spec.data, "kto")
 
-    def two_examples(row: Preference) -> list[dict[str, Any]]:
-        answers = ((row.chosen, True), (row.rejected, False))
-        return [{"prompt": row.messages, "completion": assistant_turn(text), "label": good} for text, good in answers]
-
-    kept, too_long = trl_stage.fit_for_length(tokenizer, hard, settings.max_length, two_examples)
-    examples = [example for pair in kept for example in pair]
+    turns, unfit = trl_stage.turns_that_fit(
+        tokenizer, hard, settings.max_length, lambda row: (row.chosen, row.rejected)
+    )
+    examples = [
+        {"prompt_ids": turn.prompt, "completion_ids": ids, "label": good}
+        for _, turn in turns
+        for ids, good in zip(turn.answers, (True, False), strict=True)
+    ]
     # trl keeps the order of the rows and takes a neighbour's answer for the KL term, which must be another prompt's.
     random.Random(spec.seed).shuffle(examples)
-    report({"examples": len(examples), "too_long": too_long, "undecided": undecided})
-    trainer = trl.KTOTrainer(
+    report({"examples": len(examples), **unfit.event(), "undecided": undecided})
+    trainer = TokenizedKTOTrainer(
         model=str(spec.model),
         args=trl.KTOConfig(
             **trl_stage.trl_arguments(settings, spec.folder, spec.seed),

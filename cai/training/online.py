@@ -65,17 +65,20 @@ def _prepare(spec: StageSpec[OnlineStage], report: Report) -> _Start:
     assert spec.reward is not None, "an online stage has a reward model"
     settings, tokenizer = spec.settings, load_tokenizer(spec.model)
     check_vocabulary(spec.reward, tokenizer, spec.model)
-    rows = read_rows(spec.data, Prompt)
-    _, too_long = prompts_that_fit(tokenizer, rows, settings.max_length - settings.max_tokens)
-    fitting = [{"prompt": row.messages} for row in rows if row.id not in set(too_long)]
-    report({"examples": len(fitting), "too_long": too_long})
+    fitting, unfit = prompts_that_fit(
+        tokenizer, read_rows(spec.data, Prompt), settings.max_length - settings.max_tokens
+    )
+    report({"examples": len(fitting), **unfit.event()})
     policy = AutoModelForCausalLM.from_pretrained(spec.model, dtype=torch.float32)
     end, declared = end_of_turn(tokenizer), policy.generation_config.eos_token_id
     ends = {end, tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])} - {None}
     policy.generation_config.eos_token_id = sorted(ends)  # where trl stops sampling
     reward_model = RewardModel(spec.reward, device=distributed.device())
     return _Start(
-        tokenizer, policy, datasets.Dataset.from_list(fitting), reward_function(settings, reward_model, tokenizer, ends)
+        tokenizer,
+        policy,
+        datasets.Dataset.from_list([{"prompt": prompt.row.messages} for prompt in fitting]),
+        reward_function(settings, reward_model, tokenizer, ends),
     )
 
 
@@ -114,15 +117,54 @@ def _trainer(spec: StageSpec[OnlineStage]) -> tuple[Any, Any]:
     del arguments["model_init_kwargs"], arguments["max_length"]  # these trainers take the loaded policy
     arguments |= {"temperature": settings.temperature, "beta": settings.beta}
     if isinstance(settings, OnlineDPOConfig):
-        from trl.experimental import online_dpo
+        from trl.experimental.online_dpo import OnlineDPOConfig as TrlOnlineDPOConfig
 
         arguments["gradient_checkpointing"] = False  # with it trl samples, and the saved policy too, without a cache
-        return online_dpo.OnlineDPOTrainer, online_dpo.OnlineDPOConfig(
+        return _online_dpo_reading_text(), TrlOnlineDPOConfig(
             **arguments, max_length=settings.max_length, max_new_tokens=settings.max_tokens
         )
     import trl
 
     arguments |= {"num_generations": settings.num_generations, "max_completion_length": settings.max_tokens}
     if isinstance(settings, RLOOConfig):
-        return trl.RLOOTrainer, trl.RLOOConfig(**arguments)
-    return trl.GRPOTrainer, trl.GRPOConfig(**arguments)
+        return _reading_text(trl.RLOOTrainer), trl.RLOOConfig(**arguments)
+    return _reading_text(trl.GRPOTrainer), trl.GRPOConfig(**arguments)
+
+
+def _reading_text(trainer: Any) -> Any:
+    """trl's RLOOTrainer or GRPOTrainer that tokenizes prompts by `prompt_ids`."""
+
+    class Trainer(trainer):  # type: ignore[misc]
+        def _tokenize_prompts(self, prompts: list[Messages]) -> tuple[list[list[int]], None, dict[str, Any]]:
+            return [prompt_ids(self.processing_class, messages) for messages in prompts], None, {}
+
+    return Trainer
+
+
+def _online_dpo_reading_text() -> Any:
+    """trl's OnlineDPOTrainer that tokenizes prompts by `prompt_ids`; trl's own renders them and calls its tokenizer."""
+    from trl.experimental.online_dpo import OnlineDPOTrainer
+
+    class Trainer(OnlineDPOTrainer):  # type: ignore[misc]
+        processing_class: Any
+
+        def _generate(self, model: Any, prompts: list[Messages], images: None = None) -> Any:
+            tokenizer = self.processing_class
+            self.processing_class = _Tokenized(tokenizer, [prompt_ids(tokenizer, messages) for messages in prompts])
+            try:
+                return super()._generate(model, [""] * len(prompts), images)
+            finally:
+                self.processing_class = tokenizer
+
+    return Trainer
+
+
+class _Tokenized(NamedTuple):
+    """Stands in for a tokenizer where prompts are token ids already."""
+
+    tokenizer: Any
+    prompts: list[list[int]]
+
+    def __call__(self, **settings: Any) -> Any:
+        """As the tokenizer's: a batch of tensors, padded at the left."""
+        return self.tokenizer.pad({"input_ids": self.prompts}, padding_side="left", return_tensors="pt")

@@ -5,27 +5,51 @@ cai train orpo --data pairs.jsonl --model smollm2-135m
 
 from typing import Any
 
-from cai.data.records import Preference
+from trl.experimental import orpo
+
 from cai.training import trl_stage
 from cai.training.settings import ORPOConfig
 from cai.training.stage import Report, StageSpec
-from cai.training.tokens import assistant_turn, load_tokenizer
+from cai.training.tokens import load_tokenizer
+
+
+class TokenizedORPOTrainer(orpo.ORPOTrainer):  # type: ignore[misc]
+    """trl's ORPO on rows that are token ids already: columns `prompt_ids`, `chosen_ids` and `rejected_ids`."""
+
+    def tokenize_row(self, feature: dict[str, list[int]], model: Any = None) -> dict[str, list[int]]:
+        """As trl's, which also adds a start and an end token where a chat template writes none."""
+        tokenizer = self.processing_class
+        start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+        prompt = feature["prompt_ids"]
+        if start is not None and prompt[:1] != [start]:
+            prompt = [start, *prompt]
+        row = {"prompt_input_ids": prompt, "prompt_attention_mask": [1] * len(prompt)}
+        for name in ("chosen", "rejected"):
+            answer = feature[f"{name}_ids"]
+            if answer[-1:] != [end]:
+                answer = [*answer, end]
+            answer = answer[: max(0, self.max_length - len(prompt))]
+            row[f"{name}_input_ids"] = prompt + answer
+            row[f"{name}_attention_mask"] = [1] * (len(prompt) + len(answer))
+            row[f"{name}_labels"] = [-100] * len(prompt) + answer
+        return row
 
 
 def train(spec: StageSpec[ORPOConfig], report: Report) -> None:
     """Train on a file of Preference rows; writes `model/`, checkpoints and metrics.jsonl."""
     import datasets
-    from trl.experimental import orpo
 
     settings, tokenizer = spec.settings, load_tokenizer(spec.model)
     hard, undecided = trl_stage.read_hard_pairs(spec.data, "orpo")
 
-    def example(row: Preference) -> dict[str, Any]:
-        return {"prompt": row.messages, "chosen": assistant_turn(row.chosen), "rejected": assistant_turn(row.rejected)}
-
-    examples, too_long = trl_stage.fit_for_length(tokenizer, hard, settings.max_length, example)
-    report({"examples": len(examples), "too_long": too_long, "undecided": undecided})
-    trainer = orpo.ORPOTrainer(
+    turns, unfit = trl_stage.turns_that_fit(
+        tokenizer, hard, settings.max_length, lambda row: (row.chosen, row.rejected)
+    )
+    examples = [
+        {"prompt_ids": turn.prompt, "chosen_ids": turn.answers[0], "rejected_ids": turn.answers[1]} for _, turn in turns
+    ]
+    report({"examples": len(examples), **unfit.event(), "undecided": undecided})
+    trainer = TokenizedORPOTrainer(
         model=str(spec.model),
         args=orpo.ORPOConfig(
             **trl_stage.trl_arguments(settings, spec.folder, spec.seed),

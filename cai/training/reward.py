@@ -32,7 +32,9 @@ from cai.training.reward_model import RewardModel, right_padded
 from cai.training.settings import RewardConfig
 from cai.training.stage import Report, StageSpec
 from cai.training.tokens import (
+    Unfit,
     end_of_turn,
+    keep_fitting,
     load_tokenizer,
     padding,
     prompt_ids,
@@ -141,9 +143,9 @@ class Pair(NamedTuple):
 def train(spec: StageSpec[RewardConfig], report: Report) -> None:
     """Train on a file of Preference rows; writes `model/` (a reward model), report.json and metrics.jsonl."""
     settings, folder, tokenizer = spec.settings, spec.folder, load_tokenizer(spec.model)
-    pairs, too_long = pairs_that_fit(tokenizer, read_rows(spec.data, Preference), settings.max_length)
+    pairs, unfit = pairs_that_fit(tokenizer, read_rows(spec.data, Preference), settings.max_length)
     held_out, training = _split(pairs, settings.holdout)
-    report({"examples": len(training), "too_long": too_long, "held_out": len(held_out)})
+    report({"examples": len(training), **unfit.event(), "held_out": len(held_out)})
     elements = batch_elements(training)
     for number in range(1, settings.members + 1):
         if not (folder / "members" / f"member-{number}").is_dir():
@@ -157,19 +159,21 @@ def train(spec: StageSpec[RewardConfig], report: Report) -> None:
         shutil.rmtree(folder / "members")
 
 
-def pairs_that_fit(tokenizer: Any, rows: Sequence[Preference], max_length: int) -> tuple[list[Pair], list[str]]:
-    """All pairs that fit into `max_length` tokens, whole, and the prompt ids of the others."""
-    end, kept, too_long = end_of_turn(tokenizer), [], []
-    for row in rows:
+def pairs_that_fit(tokenizer: Any, rows: Sequence[Preference], max_length: int) -> tuple[list[Pair], Unfit]:
+    """All pairs that fit into `max_length` tokens, whole, and the others. Raises: CaiError when none is left."""
+    end = end_of_turn(tokenizer)
+
+    def tokenize(row: Preference) -> Pair | None:
         start = len(prompt_ids(tokenizer, row.messages))
         chosen, rejected = (turn_ids(tokenizer, row.messages, text, end) for text in (row.chosen, row.rejected))
-        if max(len(chosen), len(rejected)) <= max_length:
-            kept.append(Pair(row, chosen, rejected, (len(chosen) - start, len(rejected) - start)))
-        else:
-            too_long.append(row.prompt_id)
+        if max(len(chosen), len(rejected)) > max_length:
+            return None
+        return Pair(row, chosen, rejected, (len(chosen) - start, len(rejected) - start))
+
+    kept, unfit = keep_fitting(rows, lambda row: row.prompt_id, tokenize)
     if not kept:
-        raise CaiError(f"nothing to train on: {len(too_long)} pairs, none within max_length, {max_length} tokens")
-    return kept, too_long
+        raise CaiError(f"nothing to train on: {len(rows)} pairs, none within max_length, {max_length} tokens: {unfit}")
+    return kept, unfit
 
 
 def _split(pairs: list[Pair], share: float) -> tuple[list[Pair], list[Pair]]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from cai.config.errors import RequestRefused
 from cai.config.yaml_files import Section
 from cai.data.jsonl import read_rows, write_rows
 from cai.data.records import Answer, Messages, Preference, Scored
@@ -89,11 +90,11 @@ def score(spec: ScoringSpec, report: Report) -> None:
         add_log_probabilities(spec.reference, "reference_logp", comparable)
     report({"step": steps - 1, "of": steps, "note": "the reference"})
     if spec.reward is not None:
-        for i, (tokens, rewards) in enumerate(rewards_of(spec.reward, texts)):
+        for i, (tokens, rewards, reason) in enumerate(rewards_of(spec.reward, texts)):
             finite = all(map(math.isfinite, rewards))
             scored[i] |= {"tokens": tokens, "rewards": rewards if finite else []}
-            if not finite:
-                scored[i]["reason"] = f"its rewards are {', '.join(map(str, rewards))}"
+            if reason or not finite:
+                scored[i]["reason"] = reason or f"its rewards are {', '.join(map(str, rewards))}"
         report({"step": steps, "of": steps, "note": "the reward model"})
     write_rows(
         spec.out,
@@ -125,7 +126,11 @@ def log_probabilities(model: Path, texts: Sequence[Text], temperature: float) ->
     likelihoods = [Likelihood(0, None, "")] * len(texts)
     split: dict[int, tuple[list[int], list[int]]] = {}
     for index, text in enumerate(texts):
-        before, whole = prompt_ids(tokenizer, text.messages), turn_ids(tokenizer, text.messages, text.text, end)
+        try:
+            before, whole = prompt_ids(tokenizer, text.messages), turn_ids(tokenizer, text.messages, text.text, end)
+        except RequestRefused as refusal:
+            likelihoods[index] = Likelihood(0, None, str(refusal))
+            continue
         answer = whole[len(before) :]
         if text.truncated:
             answer = answer[:-1]  # a truncated answer has no end token
@@ -158,16 +163,33 @@ def log_probabilities(model: Path, texts: Sequence[Text], temperature: float) ->
     return likelihoods
 
 
-def rewards_of(folder: Path, texts: Sequence[Text]) -> list[tuple[int, list[float]]]:
-    """(tokens of the whole turn, rewards by member) of each answer, read as in the reward model's training."""
+class Rewards(NamedTuple):
+    """An answer's length in tokens and its reward by each member, or the reason why there is none."""
+
+    tokens: int
+    by_member: list[float]
+    reason: str
+
+
+def rewards_of(folder: Path, texts: Sequence[Text]) -> list[Rewards]:
+    """The rewards of each answer, read as in the reward model's training."""
     from cai.training.reward_model import RewardModel
 
     tokenizer = load_tokenizer(folder)
     end = end_of_turn(tokenizer)
-    turns = [turn_ids(tokenizer, text.messages, text.text, end) for text in texts]
-    starts = [len(prompt_ids(tokenizer, text.messages)) for text in texts]
-    scores = RewardModel(folder, device=device()).scores(turns).tolist()
-    return [(len(turn) - start, row) for turn, start, row in zip(turns, starts, scores, strict=True)]
+    rewards = [Rewards(0, [], "")] * len(texts)
+    turns: dict[int, list[int]] = {}
+    for index, text in enumerate(texts):
+        try:
+            turns[index] = turn_ids(tokenizer, text.messages, text.text, end)
+            start = len(prompt_ids(tokenizer, text.messages))
+            rewards[index] = Rewards(len(turns[index]) - start, [], "")
+        except RequestRefused as refusal:
+            rewards[index] = Rewards(0, [], str(refusal))
+    scores = RewardModel(folder, device=device()).scores(list(turns.values())).tolist()
+    for index, row in zip(turns, scores, strict=True):
+        rewards[index] = rewards[index]._replace(by_member=row)
+    return rewards
 
 
 def same_tokens(policy: Path, reference: Path) -> bool:

@@ -1,6 +1,8 @@
 """Supervised fine-tuning on revisions, SL-CAI (Bai et al. 2022, §3): trl's SFTTrainer, loss on the answer alone."""
 
 import random
+from collections.abc import Sequence
+from operator import add
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +12,7 @@ from cai.data.records import Demonstration, Revision, Skipped
 from cai.training import trl_stage
 from cai.training.settings import SFTConfig
 from cai.training.stage import Report, StageSpec
-from cai.training.tokens import assistant_turn, load_tokenizer
+from cai.training.tokens import SplitTurn, Unfit, load_tokenizer
 
 
 def train(spec: StageSpec[SFTConfig], report: Report) -> None:
@@ -20,21 +22,22 @@ def train(spec: StageSpec[SFTConfig], report: Report) -> None:
 
     settings, tokenizer = spec.settings, load_tokenizer(spec.model)
 
-    def example(row: Demonstration) -> dict[str, Any]:
-        return {"prompt": row.messages, "completion": assistant_turn(row.completion)}
+    def fitting(rows: Sequence[Demonstration]) -> tuple[list[dict[str, Any]], Unfit]:
+        turns, unfit = trl_stage.turns_that_fit(tokenizer, rows, settings.max_length, lambda row: [row.completion])
+        return [_example(turn) for _, turn in turns], unfit
 
     answers, skipped = _answers(spec.data, settings.rounds)
-    examples, too_long = trl_stage.fit_for_length(tokenizer, answers, settings.max_length, example)
+    examples, unfit = fitting(answers)
     mixed: dict[str, Any] = {}
     if settings.mix is not None:
         helpful, unusable = read_completions(Path(settings.mix))
         skipped = [*skipped, *unusable]
-        fit, more_too_long = trl_stage.fit_for_length(tokenizer, helpful, settings.max_length, example)
+        fit, more_unfit = fitting(helpful)
         wanted = round(len(examples) * settings.mix_share / (1 - settings.mix_share))
         drawn = random.Random(spec.seed).sample(fit, min(wanted, len(fit)))
-        examples, too_long = examples + drawn, too_long + more_too_long
+        examples, unfit = examples + drawn, Unfit(*map(add, unfit, more_unfit))
         mixed = {"mixed": len(drawn), "mix_share": len(drawn) / len(examples)}
-    report({"examples": len(examples), "too_long": too_long, **mixed})
+    report({"examples": len(examples), **unfit.event(), **mixed})
     if skipped:
         report({"skipped": [row.model_dump() for row in skipped]})
     trainer = trl.SFTTrainer(
@@ -45,6 +48,15 @@ def train(spec: StageSpec[SFTConfig], report: Report) -> None:
         peft_config=trl_stage.lora_config(settings),
     )
     trl_stage.train_and_save(trainer, tokenizer, spec, report)
+
+
+def _example(turn: SplitTurn) -> dict[str, Any]:
+    """trl's columns of a tokenized prompt with its completion."""
+    [answer] = turn.answers
+    return {
+        "input_ids": turn.prompt + answer,
+        "completion_mask": [0] * len(turn.prompt) + [1] * len(answer),
+    }
 
 
 def _answers(data: Path, rounds: Literal["all", "last"]) -> tuple[list[Demonstration], list[Skipped]]:

@@ -5,15 +5,17 @@ import math
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cai.config.errors import CaiError
 from cai.data.jsonl import read_rows
-from cai.data.records import Preference
+from cai.data.records import Demonstration, Preference
 from cai.training.metrics import Tracker, Trackers, add_metrics, drop_metrics_after, not_finite
 from cai.training.settings import DatasetConfig, TrainConfig
 from cai.training.stage import Report, StageSpec
+from cai.training.tokens import SplitTurn, Unfit, keep_fitting, prompt_ids, split_turn
 
+Row = TypeVar("Row", Demonstration, Preference)
 LORA_ALPHA = 2.0  # times the rank, as is usual since Hu et al. 2021 (arXiv:2106.09685)
 
 
@@ -63,25 +65,26 @@ def lora_config(settings: TrainConfig) -> Any:
     )
 
 
-def fit_for_length(
-    tokenizer: Any, rows: Iterable[Any], max_length: int, to_example: Callable[[Any], Any]
-) -> tuple[list[Any], list[str]]:
-    """(`to_example` of each row whose prompt is shorter than `max_length` tokens, prompt ids of the others).
+def turns_that_fit(
+    tokenizer: Any, rows: Iterable[Row], max_length: int, answers: Callable[[Row], Sequence[str]]
+) -> tuple[list[tuple[Row, SplitTurn]], Unfit]:
+    """The rows whose prompt is shorter than `max_length` tokens, each with its tokens, and the other rows.
 
+    trl gets token ids and tokenizes nothing itself: it would take what a text spells for control tokens.
     Raises: CaiError when no row is left.
     """
-    examples, too_long = [], []
-    for row in rows:
-        ids = tokenizer.apply_chat_template(row.messages, add_generation_prompt=True, return_dict=True)["input_ids"]
-        if len(ids) < max_length:
-            examples.append(to_example(row))
-        else:
-            too_long.append(row.prompt_id)
-    if not examples and not too_long:
+
+    def tokenize(row: Row) -> tuple[Row, SplitTurn] | None:
+        if len(prompt_ids(tokenizer, row.messages)) >= max_length:
+            return None
+        return row, split_turn(tokenizer, row.messages, *answers(row))
+
+    kept, unfit = keep_fitting(rows, lambda row: row.prompt_id, tokenize)
+    if not kept and unfit == Unfit([], []):
         raise CaiError("nothing to train on: the feedback has no usable rows; skipped.jsonl has the reasons")
-    if not examples:
-        raise CaiError(f"nothing to train on: no prompt is shorter than max_length, {max_length} tokens")
-    return examples, too_long
+    if not kept:
+        raise CaiError(f"nothing to train on: no prompt is shorter than max_length, {max_length} tokens: {unfit}")
+    return kept, unfit
 
 
 def read_hard_pairs(data: Path, stage: str) -> tuple[list[Preference], list[str]]:

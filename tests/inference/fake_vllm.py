@@ -16,12 +16,18 @@ CONTEXT = 64  # tokens
 class FakeTokenizer:
     """A token a character; a lone surrogate is a TypeError, as of the tokenizers library."""
 
+    chat_template = "each message's text"
+    is_fast = False
+
     def __init__(self, fault: Exception | None = None) -> None:
         self.fault = fault
+        self.added_tokens_decoder: dict[int, Any] = {}
 
-    def apply_chat_template(self, messages: list[dict[str, str]], **_: Any) -> dict[str, list[int]]:
+    def apply_chat_template(self, messages: list[dict[str, str]], tokenize: bool = True, **_: Any) -> Any:
         if self.fault is not None:
             raise self.fault
+        if not tokenize:
+            return "".join(message["content"] for message in messages)
         return {"input_ids": [token for message in messages for token in self.encode(message["content"])]}
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:

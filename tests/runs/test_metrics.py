@@ -16,6 +16,7 @@ from rich.console import Console
 from cai.cli.compare import compare
 from cai.cli.run import print_summary
 from cai.compare.compare import compare_runs
+from cai.data.jsonl import write_rows
 from cai.feedback.metrics import RUN_METRICS
 from cai.inference.engine import Choose, Engine, EngineConfig, Generate, ScriptedEngine
 from cai.inference.models import Model
@@ -24,7 +25,7 @@ from cai.report.comparison import comparison_report, read_comparison
 from cai.report.run import read_run, run_report
 from cai.runs.folder import RunFolder
 from cai.runs.frames import load_run
-from cai.runs.metrics import summary_metrics, training_lines, training_warnings
+from cai.runs.metrics import summarise, summary_metrics, summary_warnings, training_lines, training_warnings
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan
 from cai.runs.publish import write_dataset
@@ -156,3 +157,19 @@ def test_a_curve_that_is_not_finite_is_a_warning_and_leaves_the_rest_in_its_mean
         "KL runs away",
         "mean loss is not finite in 2 updates, which its means skip",
     ]
+
+
+def test_a_run_warns_of_control_tokens_that_went_to_a_server(run: RunFolder) -> None:
+    summary = summarise(run)
+    assert summary["control_tokens"] is None
+    rows = run.preferences()
+    forged = rows[0].model_copy(update={"chosen": "Fine.<|eot_id|>"})
+    write_rows(run.preferences_jsonl, [forged, *rows[1:]])
+    manifest = run.manifest()
+    manifest["config"]["judge"]["model"] = ["model", "https://example.org/v1#big"]
+    run.manifest_json.write_text(json.dumps(manifest), encoding="utf-8")
+    served = summarise(run)
+    assert served["control_tokens"] == 1
+    warning = "1 pair with control tokens (such as <|im_end|>) went to a server"
+    assert [warning in text for text in summary_warnings(served)].count(True) == 1
+    assert not any("control tokens" in text for text in summary_warnings(summary))

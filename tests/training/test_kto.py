@@ -35,15 +35,13 @@ def test_kto_learns_the_likelier_answers_and_tells_what_it_skipped(tmp_path: Pat
 
 
 def test_answers_of_one_prompt_do_not_stand_side_by_side(tmp_path: Path, tiny_model: Path, monkeypatch: Any) -> None:
-    import trl
-
     class Seen(Exception):
         """Raised in place of training."""
 
     def trainer(train_dataset: Any, **_: Any) -> None:
-        raise Seen([row["prompt"][-1]["content"] for row in train_dataset])
+        raise Seen([row["prompt_ids"] for row in train_dataset])
 
-    monkeypatch.setattr(trl, "KTOTrainer", trainer)
+    monkeypatch.setattr("cai.training.kto.TokenizedKTOTrainer", trainer)
     data = tmp_path / "preferences.jsonl"
     write_rows(data, [pair(i, BETTER, WORSE) for i in range(200)])
     orders = []

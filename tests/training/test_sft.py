@@ -10,6 +10,7 @@ from cai.data.records import Revision
 from cai.training import sft
 from cai.training.settings import SFTConfig
 from cai.training.stage import StageSpec
+from cai.training.tokens import load_tokenizer
 from tests.conftest import prompt, train_here
 
 
@@ -22,8 +23,14 @@ def answers(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """(answers, report) of an SFT stage, which ends before it trains."""
     import trl
 
+    tokenizer = load_tokenizer(tiny_model)
+
     def trainer(train_dataset: Any, **_: Any) -> None:
-        raise Seen([row["completion"][0]["content"] for row in train_dataset])
+        raise Seen([answer(row) for row in train_dataset])
+
+    def answer(row: dict[str, list[int]]) -> str:
+        learned = [token for token, own in zip(row["input_ids"], row["completion_mask"], strict=True) if own]
+        return str(tokenizer.decode(learned)).removesuffix("<|end|>\n")
 
     monkeypatch.setattr(trl, "SFTTrainer", trainer)
 

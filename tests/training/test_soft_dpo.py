@@ -6,6 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from cai.training.settings import SMOOTHED, SOFT, DPOConfig, LossType
+from cai.training.tokens import assistant_turn, split_turn
+from tests.conftest import prompt
 
 pytestmark = pytest.mark.numeric
 
@@ -17,23 +19,15 @@ MIXED = [0.7, 0.01, 1.0]
 
 @pytest.fixture(scope="module")
 def trainers(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any, Any]]:
-    """For a loss: (ours, trl's) on the same pairs and weights."""
+    """For a loss: (ours, trl's) on the same pairs and weights; trl's tokenizes them itself."""
     import datasets
     import trl
     from transformers import AutoTokenizer
 
     from cai.training.dpo import SoftDPOTrainer, SoftPreferenceCollator
 
-    rows = [
-        {
-            "prompt": [{"role": "user", "content": f"question {i}"}],
-            "chosen": [{"role": "assistant", "content": "yes " * (i + 1)}],
-            "rejected": [{"role": "assistant", "content": "never " * (3 - i)}],
-            "p": p,
-            "weight": weight,
-        }
-        for i, (p, weight) in enumerate(((1.0, 0.5), (0.7, 1.5), (0.25, 1.0)))
-    ]
+    texts = [(prompt("p", f"question {i}").messages, "yes " * (i + 1), "never " * (3 - i)) for i in range(3)]
+    labels = [{"p": 1.0, "weight": 0.5}, {"p": 0.7, "weight": 1.5}, {"p": 0.25, "weight": 1.0}]
     folder = tmp_path_factory.mktemp("trainers")
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     config = trl.DPOConfig(
@@ -43,14 +37,22 @@ def trainers(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
         model=str(tiny_model),
         args=config,
         data_collator=SoftPreferenceCollator(tokenizer.pad_token_id, 256),
-        train_dataset=datasets.Dataset.from_list(rows),
+        train_dataset=datasets.Dataset.from_list(
+            [
+                {"prompt_ids": turn.prompt, "chosen_ids": turn.answers[0], "rejected_ids": turn.answers[1], **label}
+                for label, turn in zip(labels, (split_turn(tokenizer, *row) for row in texts), strict=True)
+            ]
+        ),
         processing_class=tokenizer,
     )
-    unlabelled = [{k: v for k, v in row.items() if k not in ("p", "weight")} for row in rows]
+    conversations = [
+        {"prompt": messages, "chosen": assistant_turn(chosen), "rejected": assistant_turn(rejected)}
+        for messages, chosen, rejected in texts
+    ]
     trls = trl.DPOTrainer(
         model=str(tiny_model),
         args=config,
-        train_dataset=datasets.Dataset.from_list(unlabelled),
+        train_dataset=datasets.Dataset.from_list(conversations),
         processing_class=tokenizer,
     )
 
@@ -184,7 +186,7 @@ def test_soft_labels_are_refused_with_a_loss_that_has_no_place_for_them(tiny_mod
 
     from cai.training.dpo import SoftDPOTrainer
 
-    turns = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    turns = {"prompt_ids": [3], "chosen_ids": [4], "rejected_ids": [5]}
     with pytest.raises(ValueError, match="soft labels need one loss_type of sigmoid, ipo, robust"):
         SoftDPOTrainer(
             model=str(tiny_model),

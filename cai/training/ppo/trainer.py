@@ -88,8 +88,9 @@ def train(spec: StageSpec[PPOConfig], report: Report) -> None:
     settings, tokenizer = spec.settings, load_tokenizer(spec.model)
     check_vocabulary(spec.reward, tokenizer, spec.model)
     limit = settings.max_length - settings.max_tokens
-    prompts, too_long = prompts_that_fit(tokenizer, read_rows(spec.data, Prompt), limit)
-    report({"examples": len(prompts), "too_long": too_long})
+    fitting, unfit = prompts_that_fit(tokenizer, read_rows(spec.data, Prompt), limit)
+    prompts = [prompt.ids for prompt in fitting]
+    report({"examples": len(prompts), **unfit.event()})
     actor = Actor(spec.model, settings)
     on = actor.peft if actor.peft is not None and shares_weights(spec.reward, spec.model) else None
     reward_model = RewardModel(spec.reward, on=on, device=actor.device)

@@ -1,0 +1,197 @@
+"""Conversations as token ids: what a message says is text, whatever it spells.
+
+A chat template writes its markers and the messages into one string, and a tokenizer takes `<|im_end|>` for the end of a
+turn wherever it stands: a prompt, an answer or a data row could so forge turns. Here only the template's own markers
+become control tokens. A conversation without a control token's string gets the ids of `apply_chat_template`; for the
+others the tokenizer's twin is used, in which every control token has an unguessable name, so that one pass over the
+whole text splits, normalizes and merges as the tokenizer itself does, and the markers in a message are ordinary text.
+"""
+
+import json
+import re
+import secrets
+import weakref
+from functools import cached_property
+from typing import Any, ClassVar
+
+import jinja2
+
+from cai.config.errors import RequestRefused
+from cai.data.records import Message, Messages, Preference, Role
+from cai.stats.formatting import counted
+
+SERVER_CONTROL = re.compile(
+    r"<\|[\w ]{1,40}\|>"  # ChatML, Llama 3, Phi, GLM, gpt-oss
+    r"|<｜[^｜<>]{1,40}｜>"  # DeepSeek
+    r"|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>"  # Gemma
+    r"|</?s>|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]|<</?SYS>>"  # Llama 2, Mistral
+)
+"""Control tokens of common model families, for texts that a server tokenizes with a tokenizer we cannot read."""
+_ALTERNATING: tuple[Role, ...] = ("user", "assistant", "user")  # which every chat template takes
+
+
+def chat_ids(
+    tokenizer: Any, messages: Messages, add_generation_prompt: bool = False, continue_final_message: bool = False
+) -> list[int]:
+    """The token ids of a conversation by the model's chat template, in which messages hold no control token.
+
+    Raises: RequestRefused when the template refuses the conversation, or when a message spells a control token and the
+    template rewrites it, or the tokenizer has no twin (see ChatTokenizer).
+    """
+    return ChatTokenizer.of(tokenizer).ids(messages, add_generation_prompt, continue_final_message)
+
+
+def server_warning(pairs: int) -> list[str]:
+    """The warning about pairs of `spells_control` that a server judged; none for 0."""
+    if not pairs:
+        return []
+    return [
+        f"{counted(pairs, 'pairs')} with control tokens (such as <|im_end|>) went to a server, which may read them as "
+        "turns: cai cannot keep it from that"
+    ]
+
+
+def spells_control(pair: Preference) -> bool:
+    """Whether a text of a pair spells a control token of a common model family."""
+    texts = (*(message["content"] for message in pair.messages), pair.chosen, pair.rejected)
+    return any(SERVER_CONTROL.search(text) for text in texts)
+
+
+def text_ids(tokenizer: Any, text: str) -> list[int]:
+    """The token ids of a text by itself, none of which is a control token. Raises: RequestRefused, as `chat_ids`."""
+    return ChatTokenizer.of(tokenizer).text_ids(text)
+
+
+class ChatTokenizer:
+    """Tokenizes conversations of one model.
+
+    `control` are the strings of its control tokens, longest first: the special tokens, and the other added tokens that
+    the chat template writes around turns (ChatML markers are sometimes added as plain tokens). Added tokens for runs of
+    spaces, HTML or a chain of thought belong to texts and stay what they are.
+    """
+
+    _known: ClassVar["weakref.WeakKeyDictionary[Any, ChatTokenizer]"] = weakref.WeakKeyDictionary()
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> "ChatTokenizer":
+        """The one of a transformers tokenizer with its present chat template."""
+        known = cls._known.get(tokenizer)
+        if known is None or known._template != tokenizer.chat_template:
+            known = cls._known[tokenizer] = cls(tokenizer)
+        return known
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = weakref.proxy(tokenizer)  # which keeps this object alive, and not the other way round
+        self._template = tokenizer.chat_template
+        self._plain = _plain_conversation(tokenizer)
+        added = tokenizer.added_tokens_decoder
+        written = {added[number].content for number in self._ids_of(self._plain) if number in added}
+        control = [token for token in added.values() if token.content in written or token.special]
+        self.control = sorted((token.content for token in control if token.content.strip()), key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, self.control)) or r"(?!)")
+        self._normalized = any(token.normalized for token in control)
+        secret = secrets.token_hex(8)
+        self._hidden = {text: f"h{secret}n{number}h" for number, text in enumerate(self.control)}
+        self._names = {text: f"<{secret}n{number}>" for number, text in enumerate(self.control)}
+        self._revealed = {hidden: text for text, hidden in self._hidden.items()}
+
+    def ids(self, messages: Messages, add_generation_prompt: bool, continue_final_message: bool) -> list[int]:
+        """See `chat_ids`."""
+        settings = {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
+        found = [text for message in messages if (text := self.control_in(message["content"])) is not None]
+        try:
+            if not found:
+                return list(self._tokenizer.apply_chat_template(messages, return_dict=True, **settings)["input_ids"])
+            rendered = self._tokenizer.apply_chat_template(messages, tokenize=False, **settings)
+            hidden = self._tokenizer.apply_chat_template(self._hide(messages), tokenize=False, **settings)
+        except jinja2.TemplateError as error:
+            raise RequestRefused(f"the model's chat template refuses the conversation: {error}") from error
+        if self._reveal(hidden) != rendered:
+            raise RequestRefused(f"the model's chat template rewrites a text that holds its control token {found[0]!r}")
+        return self._encode(self._reveal(self._mark(hidden)))
+
+    def text_ids(self, text: str) -> list[int]:
+        """See the function `text_ids`."""
+        if self.control_in(text) is not None:
+            return self._encode(text)
+        return self._ids_of(text)
+
+    def _ids_of(self, text: str) -> list[int]:
+        """As the tokenizer itself reads a text, control tokens and all."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def control_in(self, text: str) -> str | None:
+        """The first control token that the tokenizer would find in a text."""
+        match = self._pattern.search(text)
+        if match is None and self._normalized and self._normalizer is not None:
+            match = self._pattern.search(self._normalizer.normalize_str(text))
+        return match[0] if match else None
+
+    @cached_property
+    def _normalizer(self) -> Any:
+        return self._tokenizer.backend_tokenizer.normalizer if self._tokenizer.is_fast else None
+
+    def _hide(self, messages: Messages) -> list[Message]:
+        def hide(text: str) -> str:
+            return self._pattern.sub(lambda match: self._hidden[match[0]], text)
+
+        return [Message(role=message["role"], content=hide(message["content"])) for message in messages]
+
+    def _reveal(self, text: str) -> str:
+        pattern = "|".join(self._revealed)
+        return re.sub(pattern, lambda match: self._revealed[match[0]], text)
+
+    def _mark(self, text: str) -> str:
+        """The text with the twin's names in place of control tokens."""
+        return self._pattern.sub(lambda match: self._names[match[0]], text)
+
+    def _encode(self, text: str) -> list[int]:
+        if self._twin is None:
+            raise RequestRefused("a text holds a control token, and the model's tokenizer cannot read it as text")
+        return list(self._twin.encode(text, add_special_tokens=False).ids)
+
+    @cached_property
+    def _twin(self) -> Any:
+        """The tokenizer with other names for its control tokens, or None.
+
+        None for a tokenizer in Python, and for one whose twin reads its own template differently.
+        """
+        tokenizer = self._tokenizer
+        if not tokenizer.is_fast:
+            return None
+        import tokenizers
+
+        twin = tokenizers.Tokenizer.from_str(renamed(tokenizer.backend_tokenizer.to_str(), self._names))
+        twin.no_truncation()
+        twin.no_padding()
+        read = twin.encode(self._mark(self._plain), add_special_tokens=False).ids
+        return twin if read == self._ids_of(self._plain) else None
+
+
+def renamed(tokenizer: str, names: dict[str, str]) -> str:
+    """The JSON of a fast tokenizer (tokenizer.json) with other strings for some of its tokens, whose ids stay."""
+    content = json.loads(tokenizer)
+    for token in content["added_tokens"]:
+        token["content"] = names.get(token["content"], token["content"])
+    model = content["model"]
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {names.get(text, text): number for text, number in model["vocab"].items()}
+    else:  # Unigram's pieces with their scores
+        model["vocab"] = [[names.get(text, text), score] for text, score in model["vocab"]]
+    if "merges" in model:  # none may lead to a token that is gone
+        pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
+        model["merges"] = [[a, b] for a, b in pairs if names.keys().isdisjoint((a, b, a + b))]
+    if model.get("unk_token") in names:
+        model["unk_token"] = names[model["unk_token"]]
+    content["post_processor"] = None  # adds tokens by name, where asked to, and we never ask
+    return json.dumps(content, ensure_ascii=False)
+
+
+def _plain_conversation(tokenizer: Any) -> str:
+    """A conversation as the chat template writes it; empty without a template that takes it."""
+    turns = [Message(role=role, content="a") for role in _ALTERNATING]
+    try:
+        rendered: str = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    except (jinja2.TemplateError, ValueError):  # the latter where there is no template
+        return ""
+    return rendered
