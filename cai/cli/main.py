@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 from cai import __version__
 from cai.cli import interrupts
 from cai.cli.help import HelpCommand
-from cai.config.errors import CaiError, os_error_text
+from cai.config.errors import CaiError, error_text
 
 
 class Command(NamedTuple):
@@ -200,12 +200,12 @@ def _invoke() -> None:
     except OSError as error:
         if os.environ.get("CAI_DEBUG") or (isinstance(error, BrokenPipeError) and _output_is_closed()):
             raise
-        _echo_error(os_error_text(error))
+        _echo_error(error_text(error))
         raise SystemExit(2) from error
     except Exception as error:
         if os.environ.get("CAI_DEBUG"):
             raise
-        _echo_error(f"unexpected {type(error).__name__}: {error} (cai --debug … shows where)")
+        _echo_error(f"{error_text(error)} (cai --debug … shows where)")
         sys.exit(1)
     sys.exit(status if isinstance(status, int) else 0)  # what `typer.Exit` holds
 

@@ -62,8 +62,12 @@ def write_error(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
 
 
-def os_error_text(error: OSError) -> str:
-    """An operating system's error in one line that names the file, if it is about one."""
+def error_text(error: Exception) -> str:
+    """An error in one line: the user's own as it is, the operating system's with its file, any other with its type."""
+    if isinstance(error, CaiError):
+        return str(error)
+    if not isinstance(error, OSError):
+        return f"unexpected {type(error).__name__}: {error}"
     return f"{error.filename}: {write_error(error)}" if error.filename is not None else write_error(error)
 
 

@@ -6,7 +6,9 @@ constitutions derived for them, and `sweep.json`, the index of what varies.
 
 import itertools
 import json
+import os
 import re
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field, StringConstraints, model_validator
 
 from cai.config import yaml_files
-from cai.config.errors import CaiError
+from cai.config.errors import CaiError, error_text
 from cai.config.locate import find_constitution_file, find_file
 from cai.config.yaml_files import JsonValue, Section
 from cai.constitution.principles import Constitution, constitution_yaml, load_constitution
@@ -189,9 +191,11 @@ def run_members(
         write_index(name, members, runs, failed)
         try:
             run(member.plan)
-        except CaiError as error:
-            failed[member.name] = str(error)
-            say(f"{member.name} failed: {error}")
+        except Exception as error:
+            if os.environ.get("CAI_DEBUG"):
+                traceback.print_exc()
+            failed[member.name] = error_text(error)
+            say(f"{member.name} failed: {failed[member.name]}")
     write_index(name, members, runs, failed)
     return failed
 

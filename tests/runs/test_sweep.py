@@ -1,5 +1,6 @@
 """Runs that differ by a grid of settings or by the principles they keep."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from cai.config.errors import CaiError
+from cai.config.errors import FULL_DISK, CaiError
 from cai.constitution.principles import load_constitution
 from cai.inference.cache import Cache
 from cai.inference.engine import ScriptedEngine
@@ -91,7 +92,17 @@ def test_runs_share_what_they_ask_and_a_second_time_nothing_is_done(tmp_path: Pa
     assert len(open_run("trial/rounds-3", tmp_path / "runs").revisions()) == 18
 
 
-def test_a_sweep_goes_on_past_a_run_that_fails_and_again_after_it(tmp_path: Path, model_folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("error", "reported"),
+    [
+        (CaiError("no such model"), "no such model"),
+        (OSError(errno.ENOSPC, "No space left on device", "rows.jsonl"), f"rows.jsonl: {FULL_DISK}"),
+        (ZeroDivisionError("division by zero"), "unexpected ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_sweep_goes_on_past_a_run_that_fails_and_again_after_it(
+    tmp_path: Path, model_folder: Path, error: Exception, reported: str
+) -> None:
     path = write_sweep(tmp_path, model_folder, grid={"seed": [0, 1, 2]})
     runs = tmp_path / "runs"
     name, members = make_sweep(path, [], runs)
@@ -99,11 +110,13 @@ def test_a_sweep_goes_on_past_a_run_that_fails_and_again_after_it(tmp_path: Path
 
     def broken(plan: object) -> None:
         if members[1].plan is plan:
-            raise CaiError("the disk is full")
+            raise error
         execute(plan, Reporter(Console(quiet=True)), False, scripted())  # type: ignore[arg-type]
         done.append("run")
 
-    assert run_members(name, members, runs, broken, lambda _: None) == {"seed-1": "the disk is full"}
+    failed = run_members(name, members, runs, broken, lambda _: None)
+    assert list(failed) == ["seed-1"]
+    assert failed["seed-1"].startswith(reported)
     index = json.loads((runs / "trial/sweep.json").read_text(encoding="utf-8"))
     assert [run["state"] for run in index["runs"]] == ["finished", "failed", "finished"]
     engines: list[ScriptedEngine] = []
