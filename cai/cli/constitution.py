@@ -329,12 +329,20 @@ def _print_findings(findings: list[Finding], files: int) -> None:
             f" '{f.principle}'" if f.principle else "",
         )
         console.print(head, soft_wrap=True)
-        console.print(Padding(Text(visible(f"{f.reason}; {f.suggestion}")), (0, 0, 0, 4), expand=False))
+        console.print(Padding(Text(visible(_advice(f))), (0, 0, 0, 4), expand=False))
     counts = Counter(f.severity for f in findings)
     totals = [f"{n} {kind}{'s' if n > 1 else ''}" for kind in ("error", "warning", "hint") if (n := counts[kind])]
     where = f"in {files} file{'s' if files > 1 else ''}"
     if files:
         console.print(Text(f"{', '.join(totals) or 'No findings'} {where}"))
+
+
+def _advice(finding: Finding) -> str:
+    """Why a finding is one, and what to do, in one line."""
+    reason, suggestion = finding.reason, finding.suggestion
+    if reason.endswith("?"):
+        return f"{reason} {suggestion[:1].upper()}{suggestion[1:]}"
+    return f"{reason}; {suggestion}"
 
 
 def _write_or_print(out: Path | None, text: str, notices: list[str], what: str) -> None:

@@ -45,6 +45,15 @@ def test_help_imports_nothing_heavy() -> None:
     assert result.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.parametrize("name", ["train", "run", "eval", "judge", "judge-eval", "export"])
+def test_no_line_of_help_is_broken_at_a_hyphen(name: str) -> None:
+    printed = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "80"}).output
+    assert not [line for line in printed.splitlines() if line.endswith("-")]
+    assert "\u2011" not in printed
+    if name == "train":
+        assert "docs/run-file.md" in printed and "[default: runs/STAGE-DATA]" in printed
+
+
 @pytest.mark.parametrize("group", [["constitution"], ["models"]])
 def test_what_a_command_does_is_listed_whole_at_80_columns(group: list[str]) -> None:
     listed = CliRunner().invoke(app, [*group, "--help"], env={"COLUMNS": "80"}).output.partition("Commands:\n")[2]

@@ -207,6 +207,13 @@ def test_lint_prints_findings_as_a_compiler_does(cai, tmp_path: Path) -> None:
     assert json.loads(cai("lint", "constitutions/brief.yaml", "--json").out) == []
 
 
+def test_advice_follows_a_question_as_a_sentence_of_its_own(cai, tmp_path: Path) -> None:
+    path = edited(tmp_path, "plain", ("critique:", "critque:"))
+    printed = " ".join(cai("lint", path.name).out.split())
+    assert "did you mean 'critique'? No run can load this file" in printed
+    assert "?;" not in printed
+
+
 def test_lint_goes_on_after_a_file_that_cannot_be_read(cai, tmp_path: Path) -> None:
     path = edited(tmp_path, "plain", ("Which answer would do", "Would answer A do"))
     (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9\n")
