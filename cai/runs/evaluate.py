@@ -3,7 +3,7 @@
 import asyncio
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ from cai.evaluation.policy_report import (
     PolicyReport,
     policy_report,
 )
-from cai.evaluation.probes import Probes, read_probes
+from cai.evaluation.probes import PROBE_SETS, Probes, read_probes
 from cai.evaluation.scores import score_answers
 from cai.inference.cache import Cache
 from cai.inference.endpoints import resolve_judges
@@ -227,6 +227,8 @@ def evaluate_into(output: Output, evaluation: PolicyEvaluation, reporter: Report
     claim = evaluation_claim(plan, out)
     with exclusive(out), reporter.logging_to(out / "log.txt"):
         if not (claim.is_finished() and adds_to(claim.manifest, read_manifest(out))):
+            if not output.replace:
+                _keep_finished(claim)
             take(claim, output.replace)
         begun = time.monotonic()
         asyncio.run(evaluation.run())
@@ -246,6 +248,45 @@ def evaluate_into(output: Output, evaluation: PolicyEvaluation, reporter: Report
         report = policy_report(evaluation, scored, missing, claim.manifest, cost)
         write_text(out / REPORT, report.model_dump_json(indent=1) + "\n")
     return report
+
+
+def _keep_finished(claim: Claim) -> None:
+    """Raises: CaiError, in the words of the options, for a finished evaluation that this one would overwrite."""
+    finished = read_manifest(claim.folder)
+    if finished is None or finished["command"] != COMMAND.name or not (claim.is_finished() and claim.changes()):
+        return
+    lines = "\n  ".join(option_changes(finished, claim.manifest) or claim.changes())
+    raise CaiError(
+        f"{claim.folder}: holds a finished evaluation with other options:\n  {lines}\n"
+        "Keep it and write this one to another folder (--out FOLDER). To overwrite it, --replace: answers in the cache "
+        "are reused."
+    )
+
+
+def option_changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """What differs between two manifests of evaluations, a line each; [] for one of another version of cai."""
+    describe: dict[str, Callable[[dict[str, Any]], str]] = {
+        "policies": lambda manifest: ", ".join(policy["name"] for policy in manifest["policies"]),
+        "limit": lambda manifest: "none" if manifest["limit"] is None else str(manifest["limit"]),
+        "prompts": lambda manifest: "",
+        "axes": lambda manifest: ", ".join(f"{name} ({axis['name']})" for name, axis in manifest["axes"].items()),
+        "judge": lambda manifest: str(manifest["where"]["judge"]),
+        "templates": lambda manifest: "",
+        "settings": lambda manifest: ", ".join(f"{name} {value}" for name, value in manifest["settings"].items()),
+        "probes": lambda manifest: ", ".join(name for name in PROBE_SETS if manifest["probes"][name]) or "none",
+        "seed": lambda manifest: str(manifest["seed"]),
+    }
+    try:
+        changed = [part for part in describe if before[part] != after[part]]
+        texts = {part: (describe[part](before), describe[part](after)) for part in changed}
+    except (LookupError, TypeError, AttributeError):
+        return []
+    if "limit" in texts:
+        texts.pop("prompts", None)  # which follow from it
+    return [
+        f"{part}: {old} → {new}" if old != new else f"{part}: {old + ', ' if old else ''}with other content"
+        for part, (old, new) in texts.items()
+    ]
 
 
 def adds_to(manifest: dict[str, Any], finished: dict[str, Any] | None) -> bool:

@@ -20,7 +20,7 @@ from cai.inference.models import folder_fingerprint
 from cai.inference.scheduler import OpenEngine, Reporter, Scheduler
 from cai.runs import pipeline
 from cai.runs.dry_run import account, dry_run
-from cai.runs.evaluate import Options, evaluate_policies, plan_evaluation
+from cai.runs.evaluate import Options, evaluate_policies, option_changes, plan_evaluation
 from cai.runs.folder import RunFolder
 from cai.runs.plan import Plan, make_plan
 from cai.runs.run_file import RunConfig
@@ -263,8 +263,8 @@ def test_a_finished_evaluation_is_replaced_by_another_only_when_asked_to(tmp_pat
     other = Options("good", against=["bad"], limit=3, probes="none")
     with pytest.raises(
         CaiError,
-        match=r'(?s)eval: holds finished results of `cai eval` with other settings:\n  policies: \["base", "good"\] → '
-        r'\["base", "good", "bad"\]\n  prompts: content .*limit: 2 → 3\n.*--out FOLDER.*--replace',
+        match=r"(?s)eval: holds a finished evaluation with other options:\n  policies: base, good → base, good, bad\n"
+        r"  limit: 2 → 3\n  probes: over_refusal, sycophancy, red_team → none\nKeep it .*--out FOLDER.*--replace",
     ):
         evaluate(runs, other)
     assert (run.eval / "scores.jsonl").exists()
@@ -276,6 +276,24 @@ def test_a_finished_evaluation_is_replaced_by_another_only_when_asked_to(tmp_pat
     assert not (run.eval / "scores.jsonl").exists()
     (run.eval / "evaluation.json").unlink()  # as if interrupted: nothing finished is lost
     evaluate(runs, Options("good", limit=2))
+
+
+def test_what_differs_from_a_finished_evaluation_is_named_as_its_options_are(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    run = make_run(runs, "good")
+    evaluate(runs, Options("good", probes="none"))
+    manifest = json.loads((run.eval / "manifest.json").read_text())
+    assert option_changes(manifest, manifest) == []
+    other = json.loads(json.dumps(manifest).replace(manifest["axes"]["overall"]["name"], "mine"))
+    other |= {"prompts": "0" * 16, "seed": 4, "judge": "1" * 32, "settings": {**manifest["settings"], "max_tokens": 7}}
+    assert option_changes(manifest, other) == [
+        "prompts: with other content",
+        "axes: overall (plain), helpful (helpful), safe (safe) → overall (mine), helpful (helpful), safe (safe)",
+        f"judge: {manifest['where']['judge']}, with other content",
+        f"settings: max_tokens {manifest['settings']['max_tokens']}, temperature 1.0 → max_tokens 7, temperature 1.0",
+        "seed: 0 → 4",
+    ]
+    assert option_changes({"command": "cai eval"}, manifest) == []
 
 
 def test_a_folder_that_holds_other_things_is_left_alone(tmp_path: Path) -> None:
