@@ -290,7 +290,7 @@ def test_what_differs_from_a_finished_evaluation_is_named_as_its_options_are(tmp
         "prompts: with other content",
         "axes: overall (plain), helpful (helpful), safe (safe) → overall (mine), helpful (helpful), safe (safe)",
         f"judge: {manifest['where']['judge']}, with other content",
-        f"settings: max_tokens {manifest['settings']['max_tokens']}, temperature 1.0 → max_tokens 7, temperature 1.0",
+        f"settings: max_tokens {manifest['settings']['max_tokens']}, temperature 0.0 → max_tokens 7, temperature 0.0",
         "seed: 0 → 4",
     ]
     assert option_changes({"command": "cai eval"}, manifest) == []
