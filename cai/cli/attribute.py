@@ -29,7 +29,7 @@ from cai.config.characters import visible
 from cai.feedback.metrics import AFTER_WORDS, EDIT_DISTANCE, FILTERED, REVISION_TRUNCATED
 from cai.report.comparison import attribution_report
 from cai.runs.folder import open_sweep
-from cai.stats.formatting import counted, number, signed
+from cai.stats.formatting import counted, mean_difference, number
 from cai.stats.significance import Effect
 
 PRINTED_EFFECTS = 8
@@ -54,7 +54,7 @@ def attribute(
     if as_json:
         typer.echo(json.dumps([matrix.model_dump(mode="json") for matrix in matrices], ensure_ascii=False, indent=1))
     console = result_console()
-    for part in (part for matrix in matrices if not as_json for part in _matrix(matrix)):
+    for part in (part for matrix in matrices if not as_json for part in _matrix(matrix, console.width)):
         show(console, part)
     if out is not None or not as_json:
         page = out or folder / "attribution.html"
@@ -63,7 +63,7 @@ def attribute(
             line(console, f"Report: {page}")
 
 
-def _matrix(matrix: Attribution) -> Iterator[RenderableType | Grid]:
+def _matrix(matrix: Attribution, width: int) -> Iterator[RenderableType | Grid]:
     varies = ", ".join(f"{key} {json.dumps(value)}" for key, value in matrix.varies.items())
     yield Text(visible(f"{matrix.sweep}, {matrix.how}{': ' + varies if varies else ''}"), style="bold")
     yield heading("Findings")
@@ -83,7 +83,11 @@ def _matrix(matrix: Attribution) -> Iterator[RenderableType | Grid]:
         grid.add(short(row.principle_id), *cells, str(row.shared))
     yield grid
     yield Text("  * significant among its column (Holm); the deeper the colour, the surer", style="dim")
-    yield from (Text(f"  {name}: {meaning}", style="dim") for name, meaning in matrix.outcomes.items())
+    shown = set(grid.shown(width))
+    columns = list(enumerate(matrix.outcomes.items(), start=1))
+    yield from (Text(f"  {name}: {meaning}", style="dim") for place, (name, meaning) in columns if place in shown)
+    if dropped := [name for place, (name, _) in columns if place not in shown]:
+        yield Text(f"  not shown at this width: {', '.join(dropped)} (--json has all)", style="dim")
     effects = [(row.principle_id, name, effect) for row in matrix.rows for name, effect in row.effects.items()]
     surest = sorted((e for e in effects if e[2].low is not None), key=lambda e: e[2].p or 0.0)[:PRINTED_EFFECTS]
     if not surest:
@@ -108,7 +112,7 @@ def _cell(effect: Effect | None) -> Text:
     """A difference on a ground of blue for less and vermillion for more, the deeper the surer."""
     if effect is None:
         return Text("– ", style="dim")
-    text = starred(signed(effect.mean), effect)
+    text = starred(mean_difference(effect), effect)
     if effect.mean == 0 or effect.p is None:
         return Text(text, style="dim")
     share = min(1.0, abs(effect.mean / effect.se) / STRONG) if effect.se else 1.0  # the same for every prompt

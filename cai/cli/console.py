@@ -20,7 +20,7 @@ from cai.config.characters import visible
 from cai.config.errors import CaiError, writing
 from cai.constitution.principles import word_changes
 from cai.data.jsonl import write_text
-from cai.stats.formatting import NONE, number, signed
+from cai.stats.formatting import interval, mean_difference, number
 from cai.stats.significance import Effect
 
 WIDEST = 1000  # columns of a table
@@ -136,8 +136,8 @@ class Grid:
         texts = [cell if isinstance(cell, Text) else Text(visible(cell)) for cell in cells]
         self._rows.append([*texts, *(Text("") for _ in range(len(self._headings) - len(cells)))])
 
-    def table(self, width: int) -> Table:
-        """The table with the columns that fit."""
+    def shown(self, width: int) -> list[int]:
+        """The places of the columns that fit."""
         widths = [
             max(0, *(cell_len(line) for line in heading.split("\n")), *(row[place].cell_len for row in self._rows))
             for place, heading in enumerate(self._headings)
@@ -146,6 +146,11 @@ class Grid:
         for place in self._optional:
             if sum(GAP + widths[p] for p in places) > width:
                 places.remove(place)
+        return places
+
+    def table(self, width: int) -> Table:
+        """The table with the columns that fit."""
+        places = self.shown(width)
         table = Table(box=None, padding=(0, 0, 0, GAP), show_header=any(self._headings))
         for place in places:
             table.add_column(self._headings[place], justify="left" if place in self._left else "right", no_wrap=True)
@@ -192,9 +197,8 @@ def effect_cells(effect: Effect) -> tuple[str, str, str, str]:
     """The difference, its interval, the number of prompts, and the minimum detectable difference."""
     if effect.mean == 0 and not effect.se:
         return "equal ", "", str(effect.n), ""
-    known = effect.low is not None and effect.high is not None
-    interval = f"{signed(effect.low)} to {signed(effect.high)}" if known else NONE
-    return starred(signed(effect.mean), effect), interval, str(effect.n), number(effect.minimum_detectable)
+    detectable = number(effect.minimum_detectable)
+    return starred(mean_difference(effect), effect), interval(effect), str(effect.n), detectable
 
 
 def starred(text: str, effect: Effect | None) -> str:

@@ -7,7 +7,7 @@ from cai.compare.head_to_head import judged_together, outdated, same_eval_judge
 from cai.compare.reading import RunData
 from cai.compare.record import OUTCOME_NAMES, Curve, HeadToHead, PairComparison, PrincipleUse, RunComparison
 from cai.feedback.metrics import RUN_METRICS
-from cai.stats.formatting import counted, difference, number, percent, signed
+from cai.stats.formatting import counted, difference, mean_difference, number, percent
 from cai.stats.significance import Effect
 from cai.stats.win_rate import FEW_PROMPTS
 
@@ -66,7 +66,7 @@ def _not_significant(c: RunComparison, pair: PairComparison) -> Iterator[str]:
         detectable = [m for m in differ if m.effect.minimum_detectable]
         nearest = max(detectable, key=lambda m: detected_share(m.effect), default=None)
         if nearest:
-            change = f"{nearest.name} {signed(nearest.effect.mean)}"
+            change = f"{nearest.name} {mean_difference(nearest.effect)}"
             line += f"; closest to significance: {change}, {_detectable(nearest.effect)}"
         yield line
     for overall in (row for row in pair.head_to_head if row.tag is None and not row.effect.significant):
@@ -89,7 +89,7 @@ def _no_principle_effect(head: str, pair: PairComparison) -> Iterator[str]:
     if nearest:
         p, outcome, effect = nearest
         prompts = f"{effect.n} prompts with controls" if p.controls else f"the {effect.n} prompts that met it"
-        change = f"{OUTCOME_NAMES[outcome]} {signed(effect.mean)} on {prompts}"
+        change = f"{OUTCOME_NAMES[outcome]} {mean_difference(effect)} on {prompts}"
         line += f"; closest to significance: {p.id}, {change}, {_detectable(effect)}"
     yield line
 

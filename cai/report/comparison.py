@@ -35,7 +35,7 @@ from cai.report.plots import (
 from cai.report.summary import configuration_files, provenance, read_summary
 from cai.report.table import Detail, Table
 from cai.runs.folder import RunFolder
-from cai.stats.formatting import NONE, difference, estimate, number, signed
+from cai.stats.formatting import NONE, difference, estimate, mean_difference, number
 from cai.stats.significance import Effect
 
 CURVE_TITLES = {"score": SCORE, "kl": KL, "length": LENGTH, "loss": LOSS}
@@ -239,7 +239,7 @@ def _tile(e: Effect | None) -> Tile | None:
     """None where the prompts are too few for an interval."""
     if e is None or not e.se or e.low is None:
         return None
-    return Tile(e.mean / e.se, signed(e.mean) + ("*" if e.significant else ""))
+    return Tile(e.mean / e.se, mean_difference(e) + ("*" if e.significant else ""))
 
 
 def _curve_plots(c: RunComparison) -> list[Plot]:
@@ -272,4 +272,4 @@ def _attribution_tile(effect: Effect | None) -> Tile | None:
     if effect is None or effect.mean == 0:
         return None
     errors = effect.mean / effect.se if effect.se else math.copysign(MAX_ERRORS, effect.mean)
-    return Tile(errors, signed(effect.mean) + ("*" if effect.significant else ""))
+    return Tile(errors, mean_difference(effect) + ("*" if effect.significant else ""))

@@ -43,10 +43,26 @@ def estimate(value: "Estimate | None", digits: int = 3) -> str:
 
 def difference(effect: "Effect") -> str:
     """A difference with its 95 % interval and the prompts it is of: `+0.312 [+0.125, +0.562], n=16`."""
+    bounds = f" [{', '.join(_bounds(effect))}]" if _bounds(effect) else ""
+    return f"{mean_difference(effect)}{bounds}, n={effect.n}"
+
+
+def mean_difference(effect: "Effect") -> str:
+    """The difference alone, with the decimals that it has beside its interval: `+0.312`."""
+    return f"{effect.mean:+z.{_digits(3, effect.mean, effect.low, effect.high)}f}"
+
+
+def interval(effect: "Effect") -> str:
+    """The 95 % interval of a difference, for a column of its own: `+0.125 to +0.562`."""
+    return " to ".join(_bounds(effect)) or NONE
+
+
+def _bounds(effect: "Effect") -> list[str]:
+    """Both ends of the interval; [] where it is unknown."""
+    if effect.low is None or effect.high is None:
+        return []
     decimals = _digits(3, effect.mean, effect.low, effect.high)
-    known = effect.low is not None and effect.high is not None
-    interval = f" [{effect.low:+z.{decimals}f}, {effect.high:+z.{decimals}f}]" if known else ""
-    return f"{effect.mean:+z.{decimals}f}{interval}, n={effect.n}"
+    return [f"{bound:+z.{decimals}f}" for bound in (effect.low, effect.high)]
 
 
 def counted(number: int, things: str) -> str:

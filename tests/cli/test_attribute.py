@@ -1,7 +1,9 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from cai.cli.attribute import attribute
 from cai.compare.record import Attribution
@@ -15,6 +17,19 @@ def test_the_matrix_is_printed_in_a_hundred_columns(tmp_path: Path, capsys: pyte
     assert printed.pop() == f"Report: {tmp_path / 'trial/attribution.html'}"
     assert max(len(line.rstrip()) for line in printed) <= 100
     assert next(line for line in printed if line.startswith("  short")).count("*") == 1
+
+
+def test_the_legend_is_of_the_columns_that_fit_and_names_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_sweep(tmp_path / "trial", "leave-one-out")
+    monkeypatch.setattr("cai.cli.attribute.result_console", lambda: Console(width=60))
+    attribute("trial", False, None, tmp_path)
+    matrix = capsys.readouterr().out.partition("Effect of adding")[2].partition("smallest p values")[0]
+    hidden = re.search(r"not shown at this width: (.*) \(--json", " ".join(matrix.split()))
+    assert hidden is not None
+    assert not [name for name in hidden[1].split(", ") if f"{name}: " in matrix]
+    assert "P(after better): " in matrix
 
 
 def test_effects_without_intervals_are_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

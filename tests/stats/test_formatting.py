@@ -1,6 +1,16 @@
 import pytest
 
-from cai.stats.formatting import counted, difference, duration, estimate, number, percent, signed
+from cai.stats.formatting import (
+    counted,
+    difference,
+    duration,
+    estimate,
+    interval,
+    mean_difference,
+    number,
+    percent,
+    signed,
+)
 from cai.stats.intervals import Estimate
 from cai.stats.significance import Effect
 
@@ -35,6 +45,14 @@ def test_a_difference_has_signs_its_interval_and_its_prompts() -> None:
     effect = Effect(mean=0.3125, se=0.1, low=0.125, high=0.5625, n=16, p=0.01)
     assert difference(effect) == "+0.312 [+0.125, +0.562], n=16"
     assert difference(effect.model_copy(update={"low": None, "high": None})) == "+0.312, n=16"
+
+
+def test_a_difference_has_the_same_decimals_alone_and_beside_its_interval() -> None:
+    effect = Effect(mean=-1.3333, se=6.0, low=-14.25, high=11.5, n=16, p=0.8)
+    assert difference(effect) == "-1.3 [-14.2, +11.5], n=16"
+    assert (mean_difference(effect), interval(effect)) == ("-1.3", "-14.2 to +11.5")
+    assert (mean_difference(effect.model_copy(update={"low": -4.0, "high": 1.4}))) == "-1.333"
+    assert interval(effect.model_copy(update={"low": None})) == "–"
 
 
 @pytest.mark.parametrize(("count", "text"), [(0, "0 pairs"), (1, "1 pair"), (2048, "2,048 pairs")])
