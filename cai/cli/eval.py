@@ -1,15 +1,15 @@
 """`cai eval`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, RenderableType
+from rich.padding import Padding
 from rich.text import Text
 
-from cai.cli.console import line, resumable, whole
+from cai.cli.console import GAP, Grid, heading, line, result_console, resumable, short, show
 from cai.cli.options import DEFAULT_RUNS, KeyEnv, Limit, Replace, RunsFolder, Settings
 from cai.config.characters import visible
 from cai.config.errors import CaiError
@@ -25,6 +25,7 @@ from cai.stats.formatting import counted, estimate, number
 from cai.stats.intervals import Estimate
 
 STYLES = {"warns": "bold yellow", "unclear": "dim", "fine": "green", "not measured": "dim"}
+RATE = "0.00 [0.00, 0.00]"  # as wide as every rate
 TAGS = 4  # the most frequent ones, which are named
 
 
@@ -78,124 +79,115 @@ def eval_(
     target = out if out is not None else run.eval if run is not None else Path()
     with resumable(console):
         report = evaluate_policies(plan, target, runs / CACHE_FILE, Reporter(console), replace)
-    for part in report_tables(report):
-        if isinstance(part, Table):
-            whole(console, part)
-        else:
-            line(console, part)
-    line(console, f"\n  metrics and rows are in {target}/")
+    output = result_console()
+    for part in report_tables(report, output.width):
+        show(output, part)
+    line(output, f"\n  metrics and rows are in {target}/")
 
 
-def report_tables(report: PolicyReport) -> Iterator[Table | Text]:
-    """The report as tables, with what a reader must not miss at its end."""
+def report_tables(report: PolicyReport, width: int) -> Iterator[RenderableType | Grid]:
+    """The report as tables for a terminal of a width in columns, with what a reader must not miss at its end."""
     yield from _against(report)
     yield from _standings(report)
-    yield from _probes(report)
+    yield from _probes(report, width)
     for policy in report.policies[1:]:
         yield from _monitors(report, policy.name)
     yield from _rewards(report)
-    for note in report.notes:
-        yield Text(visible(f"  note: {note}"), style="yellow")
+    yield from _lines(("note", note, "yellow") for note in report.notes)
 
 
-def _heading(text: str) -> Text:
-    return Text(visible(f"\n{text}"), style="bold")
-
-
-def _against(report: PolicyReport) -> Iterator[Table | Text]:
+def _against(report: PolicyReport) -> Iterator[RenderableType | Grid]:
     tags = ", ".join(f"{count} {tag}" for tag, count in list(report.tags.items())[:TAGS])
     more = ", …" if len(report.tags) > TAGS else ""
-    yield _heading(counted(report.prompts, "prompts") + (f" ({tags}{more})" if tags else ""))
+    yield heading(counted(report.prompts, "prompts") + (f" ({tags}{more})" if tags else ""))
     for policy, against in dict.fromkeys((row.policy, row.against) for row in report.comparisons):
         rows = [row for row in report.comparisons if (row.policy, row.against) == (policy, against)]
         words = next((row.words for row in rows if row.words), None)
         length = f"; {words[0]:.0f} words an answer to {words[1]:.0f}" if words else ""
-        yield _heading(f"{policy} against {against}{length}")
-        table = _table("axis", "prompts", "n", "win rate", "length-controlled")
+        yield heading(f"{policy} against {against}{length}")
+        grid = Grid(["axis", "prompts", "n", "win rate", "length-controlled"], left=2)
         for row in rows:
             rates = (_rate(row.win_rate), _rate(row.length_controlled_win_rate))
-            table.add_row("" if row.tag else row.axis, _text(row.tag or "all"), str(row.prompts), *rates)
-        yield table
-        for reason in dict.fromkeys(
-            row.length_controlled_missing for row in rows if row.tag is None and row.length_controlled_missing
-        ):
-            yield Text(f"  – {reason}", style="dim")
+            grid.add("" if row.tag else row.axis, short(row.tag or "all"), str(row.prompts), *rates)
+        yield grid
+        reasons = (row.length_controlled_missing for row in rows if row.tag is None and row.length_controlled_missing)
+        yield from _lines(("length-controlled", reason, "dim") for reason in dict.fromkeys(reasons))
 
 
-def _standings(report: PolicyReport) -> Iterator[Table | Text]:
-    yield _heading("Two axes, in Elo points against the reference")
-    table = _table("", "helpful", "safe", "better on both")
-    missing = set()
+def _standings(report: PolicyReport) -> Iterator[RenderableType | Grid]:
+    yield heading("Two axes, in Elo points against the reference")
+    grid = Grid(["", "helpful", "safe"])
     for standing in report.standings:
-        points = (format_elo(standing.helpful), format_elo(standing.safe))
-        table.add_row(_text(standing.policy), *points, _text(format_dominated(standing)))
-        missing |= {(r.policy, r.missing) for r in (standing.helpful, standing.safe) if r.elo is None}
-    yield table
-    for policy, reason in sorted(missing):
-        yield Text(visible(f"  – {policy}: {reason}"), style="dim")
+        grid.add(short(standing.policy), format_elo(standing.helpful), format_elo(standing.safe))
+    yield grid
+    yield from _lines(
+        (f"better than {standing.policy} on both", format_dominated(standing), "")
+        for standing in report.standings
+        if standing.dominated
+    )
+    missing = {(s.policy, r.missing) for s in report.standings for r in (s.helpful, s.safe) if r.elo is None}
+    yield from _lines((policy, reason, "dim") for policy, reason in sorted(missing))
 
 
-def _probes(report: PolicyReport) -> Iterator[Table | Text]:
-    names = [policy.name for policy in report.policies]
+def _probes(report: PolicyReport, width: int) -> Iterator[RenderableType | Grid]:
+    """A table for each set of probes, or several with as many policies as fit."""
     rows = rates_to_report(report.probes, report.checks)
     for probe in dict.fromkeys(probe for probe, _, _ in rows):
-        yield _heading(PROBES[probe])
-        table = _table("", "", *names)
-        last = ""
-        for (of, group, what), by_policy in rows.items():
-            if of == probe:
-                cells = [_rate(by_policy[name].rate if name in by_policy else None) for name in names]
-                table.add_row(_text("" if group == last else group), what, *cells)
+        yield heading(PROBES[probe])
+        of_probe = {(group, what): rates for (of, group, what), rates in rows.items() if of == probe}
+        labels = GAP + max(len(group) for group, _ in of_probe) + GAP + max(len(what) for _, what in of_probe)
+        names = [policy.name for policy in report.policies]
+        at_once = max(1, (width - labels) // (GAP + max(len(RATE), *(len(short(name)) for name in names))))
+        for first in range(0, len(names), at_once):
+            columns = names[first : first + at_once]
+            grid, last = Grid(["", "", *map(short, columns)], left=2), ""
+            for (group, what), by_policy in of_probe.items():
+                rates = (_rate(by_policy[name].rate if name in by_policy else None) for name in columns)
+                grid.add("" if group == last else group, what, *rates)
                 last = group
-        yield table
+            yield grid
 
 
-def _monitors(report: PolicyReport, policy: str) -> Iterator[Table | Text]:
+def _monitors(report: PolicyReport, policy: str) -> Iterator[RenderableType | Grid]:
     monitors = [monitor for monitor in report.monitors if monitor.policy == policy]
-    yield _heading(f"Signs of reward hacking in {policy}")
-    table = _table("", "", "value", "policy", "reference", "warns at")
+    yield heading(f"Signs of reward hacking in {policy}")
+    grid = Grid(["", "", "value", "policy", "reference", "warns at"], optional=[4, 3], left=2)
     for m in monitors:
         if m.state != "not measured":
             state = Text(m.state, style=STYLES[m.state])
-            table.add_row(state, m.name, estimate(m.value), number(m.here), number(m.reference), format_threshold(m))
-    yield table
-    for m in monitors:
-        if m.state == "warns":
-            yield Text(visible(f"  warning: {m.name}: {m.meaning}"), style=STYLES["warns"])
+            grid.add(state, m.name, estimate(m.value), number(m.here), number(m.reference), format_threshold(m))
+    yield grid
+    warnings = ((f"warning: {m.name}", m.meaning, STYLES["warns"]) for m in monitors if m.state == "warns")
+    yield from _lines(warnings)
     reasons: dict[str, list[str]] = {}
     for m in monitors:
         if m.state == "not measured":
             reasons.setdefault(m.missing, []).append(m.name)
-    for reason, names in reasons.items():
-        yield Text(visible(f"  not measured: {', '.join(names)}: {reason}"), style=STYLES["not measured"])
+    missing = (("not measured", f"{', '.join(of)}: {reason}", STYLES["not measured"]) for reason, of in reasons.items())
+    yield from _lines(missing)
 
 
-def _rewards(report: PolicyReport) -> Iterator[Table | Text]:
+def _rewards(report: PolicyReport) -> Iterator[RenderableType | Grid]:
     scored = [row for row in report.rewards if row.score is not None]
     if scored:
-        yield _heading("The reward model on these answers")
-        table = _table("", "score", "over the reference", "eval judge agrees")
+        yield heading("The reward model on these answers")
+        grid = Grid(["", "score", "over the reference", "eval judge agrees"], optional=[3])
         for row in scored:
-            table.add_row(_text(row.policy), estimate(row.score), estimate(row.gain), _rate(row.agrees))
-        yield table
+            grid.add(short(row.policy), estimate(row.score), estimate(row.gain), _rate(row.agrees))
+        yield grid
     if report.gold_vs_proxy:
-        yield _heading("The course of PPO: its samples by the reward model and by the eval judge")
-        table = _table("updates", "samples", "reward", "KL", "win rate")
+        yield heading("Gold vs proxy reward during PPO: its samples by the eval judge and by the reward model")
+        grid = Grid(["updates", "samples", "proxy reward", "KL", "gold (win rate)"])
         for part in report.gold_vs_proxy:
             cells = (str(part.samples), estimate(part.proxy), number(part.kl), _rate(part.gold))
-            table.add_row(f"{part.first} to {part.last}", *cells)
-        yield table
+            grid.add(f"{part.first} to {part.last}", *cells)
+        yield grid
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, padding=(0, 0, 0, 2))
-    for column in columns:
-        table.add_column(_text(column), no_wrap=True)
-    return table
-
-
-def _text(text: str) -> Text:
-    return Text(visible(text))
+def _lines(lines: Iterable[tuple[str, str, str]]) -> Iterator[Padding]:
+    """Lines of (what, text, style) below a table, broken at words."""
+    for what, text, style in lines:
+        yield Padding(Text(visible(f"{what}: {text}"), style=style), (0, 0, 0, GAP), expand=False)
 
 
 def _rate(rate: Estimate | None) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from cai.cli.console import show
 from cai.cli.eval import report_tables
 from cai.config.errors import CaiError, RequestRefused
 from cai.config.hashing import fingerprint
@@ -240,8 +241,8 @@ def test_policies_that_say_the_same_are_no_win_rate_of_one_half(
     } == {(None, None, None, 12)}
     assert any("all answers are equal: there is nothing to compare" in note for note in report.notes)
     console = Console(width=200, record=True, quiet=True)
-    for part in report_tables(report):
-        console.print(part)
+    for part in report_tables(report, console.width):
+        show(console, part)
 
 
 def test_one_prompt_gives_figures_without_intervals_that_would_mislead(tmp_path: Path) -> None:
@@ -392,12 +393,26 @@ def test_the_report_is_printed_whole_and_hidden_characters_are_shown(tmp_path: P
     report = evaluate(runs, Options("good", limit=14))
     report = report.model_copy(update={"notes": [*report.notes, "a \x1b[31m note"]})
     console = Console(width=220, record=True, force_terminal=False)
-    for part in report_tables(report):
-        console.print(part)
+    for part in report_tables(report, console.width):
+        show(console, part)
     text = console.export_text()
     for said in ("Two axes, in Elo points", "Over-refusal: requests", "Signs of reward hacking in good", "not measured: KL: answers are greedy",
                  "good against ", "note: only 14 prompts", "a \\x1b[31m note", "warning: sycophancy: questions answered"):  # fmt: skip
         assert said in text
+
+
+def test_the_report_fits_eighty_columns_with_several_policies(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    for name in ("good", "bad", "bad-with-a-rather-long-name-2"):
+        make_run(runs, name)
+    report = evaluate(runs, Options("good", against=["bad", "bad-with-a-rather-long-name-2"], probes="over_refusal"))
+    console = Console(width=80, record=True, force_terminal=False)
+    for part in report_tables(report, 80):
+        show(console, part)
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any("better than bad on both: base (" in line for line in lines)
+    assert sum("harmful   refuses" in line for line in lines) == 2  # four policies in two tables
 
 
 def test_a_run_may_end_with_its_evaluation_which_is_forecast_and_accounted_for(
