@@ -6,10 +6,12 @@ A table fits the terminal: no cell is wrapped or cut; a narrow terminal gets few
 import shlex
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import typer
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.table import Table
@@ -19,8 +21,9 @@ from cai.cli import interrupts
 from cai.config.characters import visible
 from cai.config.errors import CaiError, writing
 from cai.constitution.principles import word_changes
-from cai.data.jsonl import write_text
-from cai.stats.formatting import interval, mean_difference, number
+from cai.data.jsonl import read_rows, write_text
+from cai.data.records import Skipped
+from cai.stats.formatting import counted, interval, mean_difference, number
 from cai.stats.significance import Effect
 
 WIDEST = 1000  # columns of a table
@@ -63,6 +66,25 @@ def resumable(
         line(console, f"\n{interruption.message}")
         interruption.reported = True
         raise KeyboardInterrupt("reported") from None
+
+
+def end_with_failures(*files: Path) -> None:
+    """End with status 1 if a model could not answer rows: how many, by these files of skipped rows, and how to go on.
+
+    Running a command again asks for them again, since only answers are cached.
+    """
+    rows = [row for file in files if file.exists() for row in read_rows(file, Skipped) if row.failed]
+    if not rows:
+        return
+    reasons = Counter(row.reason for row in rows)
+    reason, count = reasons.most_common(1)[0]
+    others = f"; {counted(len(reasons) - 1, 'other reasons')} in skipped.jsonl" if len(reasons) > 1 else ""
+    typer.echo(
+        f"{counted(len(rows), 'rows')} failed: {count:,} × {visible(reason)}{others}\n"
+        f"To ask for them again, run the same command:\n  {own_command()}",
+        err=True,
+    )
+    raise typer.Exit(1)
 
 
 def marked(before: str, after: str) -> Text:

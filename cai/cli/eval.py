@@ -9,7 +9,7 @@ from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from cai.cli.console import GAP, Grid, heading, line, result_console, resumable, short, show
+from cai.cli.console import GAP, Grid, end_with_failures, heading, line, result_console, resumable, short, show
 from cai.cli.options import DEFAULT_RUNS, KeyEnv, Limit, Replace, RunsFolder, Settings
 from cai.config.characters import visible
 from cai.config.errors import CaiError
@@ -67,6 +67,7 @@ def eval_(
     Win rates against other policies by an eval judge, on two axes (helpful and safe); probes for over-refusal,
     sycophancy and red-team prompts; signs of reward hacking. --set takes settings of
     `evaluate:` in a run file. After an interrupt, the same command resumes.
+    Exit status 1: a model could not answer some rows.
     """
     options = Options(
         policy, against or [], reference, prompts, constitution, judge, key_env, probes, limit, settings or []
@@ -83,6 +84,7 @@ def eval_(
     for part in report_tables(report, output.width):
         show(output, part)
     line(output, f"\n  metrics and rows are in {target}/")
+    end_with_failures(target / "skipped.jsonl")
 
 
 def report_tables(report: PolicyReport, width: int) -> Iterator[RenderableType | Grid]:

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from cai.cli.console import Grid, heading, line, listed, resumable, show
+from cai.cli.console import Grid, end_with_failures, heading, line, listed, resumable, show
 from cai.cli.options import (
     DEFAULT_RUNS,
     DEFAULT_SEED,
@@ -72,6 +72,7 @@ def judge(
 
     Compares responses in pairs, in both orders, and writes soft preference labels. --set takes settings of
     `judge:` in a run file, such as principles=all. After an interrupt, the same command resumes.
+    Exit status 1: the judge could not answer some rows.
     """
     options = JudgeOptions(data, judges, constitution, templates, settings or [], limit, seed, runs)
     job = label_job(options, ranked=False)
@@ -82,6 +83,7 @@ def judge(
         show(console, part)
     files = ", ".join(name for name in ("preferences.jsonl", "rankings.jsonl") if (out / name).exists())
     line(console, f"  {files}, skipped.jsonl and {JUDGE_JSON} are in {out}/")
+    end_with_failures(out / "skipped.jsonl")
 
 
 def _parts(labelling: dict[str, Any]) -> Iterator[RenderableType | Grid]:

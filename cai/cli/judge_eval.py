@@ -8,7 +8,7 @@ import typer
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from cai.cli.console import Grid, heading, line, listed, resumable, show
+from cai.cli.console import Grid, end_with_failures, heading, line, listed, resumable, show
 from cai.cli.judge import JudgeOptions, Out, label_job
 from cai.cli.options import (
     DEFAULT_RUNS,
@@ -55,6 +55,7 @@ def judge_eval(
 
     Reports accuracy, calibration and biases, for the judge and for each principle. --set takes settings of
     `judge:` in a run file. After an interrupt, the same command resumes.
+    Exit status 1: the judge could not answer some rows.
     """
     options = JudgeOptions(data, judges, constitution, templates, settings or [], limit, seed, runs)
     job = label_job(options, ranked=True)
@@ -65,6 +66,7 @@ def judge_eval(
     for part in judge_report_parts(evaluated.report, evaluated.skipped):
         show(console, part)
     line(console, f"  the page is {page}; metrics and rows: {JUDGE_JSON}, verdicts.jsonl")
+    end_with_failures(out / "skipped.jsonl")
 
 
 def judge_report_parts(report: JudgeReport, skipped: Sequence[Skipped]) -> Iterator[RenderableType | Grid]:

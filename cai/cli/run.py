@@ -8,7 +8,7 @@ import typer
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from cai.cli.console import Grid, heading, line, listed, result_console, resumable, show, tail
+from cai.cli.console import Grid, end_with_failures, heading, line, listed, result_console, resumable, show, tail
 from cai.cli.options import DEFAULT_RUNS, DryRun, Replace, RunsFolder, Settings, setting
 from cai.config.errors import CaiError
 from cai.feedback.metrics import RUN_METRICS
@@ -40,7 +40,7 @@ def run(
     """Run the pipeline of a run file, or resume it.
 
     Revisions, preferences, training and evaluation, as the file describes. After an interrupt, the same command
-    resumes: cached model calls are not repeated.
+    resumes: cached model calls are not repeated. Exit status 1: a model could not answer some rows.
     """
     if gpu_rate is not None and not dry_run:
         raise CaiError("--gpu-rate applies to --dry-run only; add --dry-run")
@@ -55,6 +55,8 @@ def run(
         folders = execute_with_pages(plan, Reporter(console), replace)
     for folder in folders:
         print_summary(result_console(), folder)
+    places = [place for folder in folders for place in (folder.judge, folder.path)]
+    end_with_failures(*(place / "skipped.jsonl" for place in places))
 
 
 def execute_with_pages(plan: Plan, reporter: Reporter, replace: bool) -> list[RunFolder]:

@@ -95,6 +95,8 @@ def try_(
                 line(console, Text(f"Watching {file} and {folder}; Ctrl-C stops", style="dim"))
 
         try_out(load, occasions, resolved, runs / CACHE_FILE, show)
+    if page.refused:
+        raise typer.Exit(1)
 
 
 def read_inputs(texts: list[str], file: str | None, count: int) -> list[Prompt]:
@@ -124,6 +126,7 @@ class Page:
     def __init__(self, console: Console, prompts: list[Prompt], model: str) -> None:
         self._console, self._prompts, self._model = console, prompts, model
         self._prompt = self._principle = ""
+        self.refused = 0  # texts that the model could not write
 
     def show(self, event: Event) -> None:
         """Print one event."""
@@ -157,6 +160,7 @@ class Page:
     def _text(self, item: News) -> None:
         step, written = item.step, item.written
         if isinstance(written, RequestRefused):
+            self.refused += 1
             line(self._console, Text(f"{step.text} not answered: {visible(str(written))}", style="red"))
             return
         if step.principle is None:

@@ -1,0 +1,264 @@
+"""An OpenAI-compatible server, over real HTTP, that can fail in every way of FAULTS, at the first call, always or at times."""
+
+import json
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Literal
+
+Mode = Literal["first", "always", "every other"]
+LogProbs = dict[str, Any]
+DRIP_SECONDS = 0.05  # between two bytes of a response that never ends
+LEAKED = "the server sends the key back: "
+
+
+def is_judging(asked: dict[str, Any]) -> bool:
+    return bool(asked.get("logprobs"))
+
+
+def answer(asked: dict[str, Any]) -> dict[str, Any]:
+    """A sound response: the text `answer to …`, or log-probabilities in favour of B."""
+    logprobs = None
+    if is_judging(asked):
+        top = [{"token": token, "logprob": math.log(p), "bytes": None} for token, p in (("B", 0.75), (" A", 0.25))]
+        logprobs = {"content": [{"token": "B", "logprob": math.log(0.75), "bytes": None, "top_logprobs": top}]}
+    text = f"answer to {asked['messages'][0]['content']}"
+    return {
+        "id": "1", "object": "chat.completion", "created": 0, "model": "m",
+        "choices": [{
+            "index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop", "logprobs": logprobs,
+        }],
+        "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10},
+    }  # fmt: skip
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers soundly, or by the fault of its server."""
+
+    service: "FaultyServer"
+    asked: dict[str, Any]
+
+    def do_GET(self) -> None:
+        self.send({"object": "list", "data": [{"id": "m", "object": "model", "created": 0, "owned_by": "me"}]})
+
+    def do_POST(self) -> None:
+        self.asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with suppress(OSError):  # the client has given up
+            if self.service.fails_now():
+                FAULTS[self.service.fault](self)
+            else:
+                self.send(answer(self.asked))
+
+    def send(self, body: Any, status: int = 200, kind: str = "application/json", **headers: str) -> None:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", headers.pop("length", str(len(data))))
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def status(number: int, **headers: str) -> Callable[[Handler], None]:
+    return lambda handler: handler.send({"error": {"message": f"fault {number}"}}, number, **headers)
+
+
+def body(data: bytes, kind: str = "application/json", **headers: str) -> Callable[[Handler], None]:
+    return lambda handler: handler.send(data, 200, kind, **headers)
+
+
+def changed(change: Callable[[dict[str, Any]], object]) -> Callable[[Handler], None]:
+    """A sound response but for one thing."""
+
+    def send(handler: Handler) -> None:
+        response = answer(handler.asked)
+        change(response)
+        handler.send(response)
+
+    return send
+
+
+def choice(**fields: Any) -> Callable[[Handler], None]:
+    return changed(lambda response: response["choices"][0].update(fields))
+
+
+def text(value: Any) -> Callable[[Handler], None]:
+    return choice(message={"role": "assistant", "content": value})
+
+
+def log_prob(value: Any) -> Callable[[Handler], None]:
+    """In place of the first option's log-probability; without effect on a text."""
+
+    def change(response: dict[str, Any]) -> None:
+        logprobs = response["choices"][0]["logprobs"]
+        if logprobs is None:
+            response["choices"] = []
+        else:
+            logprobs["content"][0]["top_logprobs"][0]["logprob"] = value
+
+    return changed(change)
+
+
+def hang(handler: Handler) -> None:
+    handler.service.closing.wait(60)
+
+
+def drip(handler: Handler) -> None:
+    handler.send_response(200)
+    handler.end_headers()
+    while not handler.service.closing.wait(DRIP_SECONDS):
+        handler.wfile.write(b" ")
+        handler.wfile.flush()
+
+
+def endless(handler: Handler) -> None:
+    handler.send_response(200)
+    handler.end_headers()
+    while True:
+        handler.wfile.write(b"[" * 2**16)
+
+
+def raw(data: bytes) -> Callable[[Handler], None]:
+    """Bytes in place of a response, then the end of the connection."""
+
+    def write(handler: Handler) -> None:
+        handler.wfile.write(data)
+        handler.close_connection = True
+
+    return write
+
+
+def send_key_back(handler: Handler) -> None:
+    handler.send({"error": {"message": f"{LEAKED}{handler.headers['Authorization']}"}}, 500)
+
+
+RETRIED = {
+    "html": body(b"<html><body>Sign in</body></html>", "text/html"),
+    "error in a 200": body(b'{"error": {"message": "overloaded", "code": 500}}'),
+    "empty body": body(b""),
+    "broken JSON": body(b'{"choices": [{"message"'),
+    "truncated body": body(b'{"choices": [', length="5000"),
+    "events": body(b'data: {"choices": []}\n\n', "text/event-stream"),
+    "not UTF-8": body(b'{"choices": "\xff\xfe"}'),
+    "not gzip": body(b"plain", content_encoding="gzip"),
+    "deep JSON": body(b"[" * 100_000),
+    "a list": body(b"[]"),
+    "null": body(b"null"),
+    "no choices": changed(lambda response: response.pop("choices")),
+    "empty choices": changed(lambda response: response["choices"].clear()),
+    "choices of null": changed(lambda response: response.update(choices=[None])),
+    "content filter": choice(finish_reason="content_filter"),
+    "finish error": choice(finish_reason="error"),
+    "NaN": log_prob(math.nan),
+    "infinite": log_prob(math.inf),
+    "null for a number": log_prob(None),
+    "a positive log-probability": log_prob(0.7),
+    "a text for a number": log_prob("-1"),
+    "a huge number": log_prob(-(10**400)),
+    "hangs": hang,
+    "drips": drip,
+    "endless body": endless,
+    "closed without a word": raw(b""),
+    "no HTTP": raw(b"\x16\x03\x01 what is this?\r\n\r\n"),
+    "status 408": status(408),
+    "status 429": status(429),
+    "status 429 for years": status(429, retry_after="1e9"),
+    "status 429 until a date": status(429, retry_after="Fri, 31 Dec 2100 23:59:59 GMT"),
+    "status 500": status(500),
+    "status 502 in HTML": lambda handler: handler.send(b"<h1>Bad gateway</h1>", 502, "text/html"),
+    "status 503": status(503),
+    "sends the key back": send_key_back,
+}
+"""Faults that another try may mend."""
+
+TEXT_FAULTS = {
+    "null text": text(None),
+    "a number for a text": text(7),
+    "parts for a text": text([{"type": "text", "text": "hello"}]),
+    "no message": choice(message=None),
+    "half a surrogate pair": text("half \ud83d"),
+}
+"""Of a text alone: a judge's verdict does not look at it."""
+
+JUDGE_FAULTS = {
+    "no log-probabilities": choice(logprobs=None),
+    "empty log-probabilities": choice(logprobs={"content": []}),
+    "empty top": choice(logprobs={"content": [{"token": "B", "logprob": -0.1, "top_logprobs": []}]}),
+    "tokens of null": choice(logprobs={"content": [{"top_logprobs": [{"token": None, "logprob": -0.1}]}]}),
+}
+"""Of a verdict alone."""
+
+REFUSED = {"status 400": status(400), "status 413": status(413), "status 422": status(422)}
+"""Of one request, which is not asked again."""
+
+FINAL = {
+    "status 401": status(401),
+    "status 403": status(403),
+    "status 404": status(404),
+    "redirect": status(302, location="http://user:secret@elsewhere.example/v1?key=secret"),
+}
+"""Of the server as a whole: the end of the command."""
+
+HARMLESS = {
+    "plain text for JSON": lambda handler: handler.send(answer(handler.asked), 200, "text/plain"),
+    "no usage": changed(lambda response: response.pop("usage")),
+    "usage of nonsense": changed(
+        lambda response: response.update(usage={"prompt_tokens": -1, "completion_tokens": None})
+    ),
+}
+
+FAULTS: dict[str, Callable[[Handler], object]] = RETRIED | TEXT_FAULTS | JUDGE_FAULTS | REFUSED | FINAL | HARMLESS
+
+
+class FaultyServer:
+    """A server at `url` with one of FAULTS, until it is `mended`. `calls` counts its requests for answers."""
+
+    def __init__(self, fault: str, mode: Mode) -> None:
+        self.fault, self.mode = fault, mode
+        self.mended = False
+        self.calls = 0
+        self.closing = threading.Event()
+        self._lock = threading.Lock()
+        handler = type("Bound", (Handler,), {"service": self})
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
+        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def fails_now(self) -> bool:
+        """Count a call; whether it is one that fails."""
+        with self._lock:
+            self.calls += 1
+            due = {"first": self.calls == 1, "always": True, "every other": self.calls % 2 == 1}[self.mode]
+            return due and not self.mended
+
+    def close(self) -> None:
+        """End, with all its responses."""
+        self.closing.set()
+        self._http.shutdown()
+        self._http.server_close()
+
+
+@contextmanager
+def faulty_server(fault: str, mode: Mode) -> Iterator[FaultyServer]:
+    """A FaultyServer inside the block."""
+    server = FaultyServer(fault, mode)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Wait until a condition holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)

@@ -1,0 +1,196 @@
+"""Every fault of a server is tried again, or a counted failure, or a clear error: never a hang, never a stored answer."""
+
+import asyncio
+import json
+import math
+from contextlib import closing
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from cai.config.errors import CaiError
+from cai.data.records import Message, Skipped
+from cai.inference import endpoints
+from cai.inference.cache import Cache
+from cai.inference.endpoints import ServerEngine
+from cai.inference.engine import Choose, Completion, EngineConfig, Generate
+from cai.inference.models import Server
+from cai.inference.scheduler import Scheduler, Stage
+from tests.cli.test_cli import cai
+from tests.conftest import ROOT
+from tests.faults.faulty_server import (
+    FAULTS,
+    FINAL,
+    HARMLESS,
+    JUDGE_FAULTS,
+    REFUSED,
+    RETRIED,
+    TEXT_FAULTS,
+    FaultyServer,
+    Mode,
+    faulty_server,
+)
+
+KEY = "sk-planted-0123456789"
+REQUESTS = 4  # fewer than FAILURES_IN_A_ROW, so that each of them is a counted failure
+SOON = 60.0  # seconds, beyond which a run hangs
+CASES = [
+    (fault, step, mode)
+    for step, faults in {
+        "generate": RETRIED | TEXT_FAULTS | REFUSED | FINAL | HARMLESS,
+        "judge": RETRIED | JUDGE_FAULTS | REFUSED | FINAL | HARMLESS,
+    }.items()
+    for fault in faults
+    for mode in get_args(Mode)
+]
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoints, "BACK_OFF", 0.001)
+    monkeypatch.setattr(endpoints, "LONGEST_BACK_OFF", 0.01)
+    monkeypatch.setattr(endpoints, "LARGEST_BODY", 2**20)
+    monkeypatch.setenv("PLANTED", KEY)
+
+
+def requests(step: str) -> list[Generate | Choose]:
+    turns = [[Message(role="user", content=f"question {number}")] for number in range(REQUESTS)]
+    if step == "generate":
+        return [Generate(messages, 8, 0.0, 0) for messages in turns]
+    start = Message(role="assistant", content="Answer")
+    return [Choose([*messages, start], (" A", " B")) for messages in turns]
+
+
+def sound(step: str) -> list[Any]:
+    if step == "generate":
+        return [(f"answer to question {number}", "stop") for number in range(REQUESTS)]
+    return [pytest.approx([math.log(0.25), math.log(0.75)])] * REQUESTS
+
+
+def ask(server: FaultyServer, step: str, cache: Path, timeout: float = 30.0) -> tuple[dict[int, Any], list[Skipped]]:
+    """All requests, one after the other; the answers by their number, and the failures."""
+    items = list(enumerate(requests(step)))
+
+    async def run() -> tuple[dict[int, Any], list[Skipped]]:
+        with closing(Cache(cache)) as store:
+            settings = EngineConfig(concurrency=1)
+            scheduler = Scheduler(settings, store, None, lambda *_: ServerEngine(target, "f", 1, timeout))
+            engine = scheduler.engine(target)
+
+            async def one(item: tuple[int, Generate | Choose]) -> Any:
+                request = item[1]
+                return await (engine.choose(request) if isinstance(request, Choose) else engine.generate(request))
+
+            stage, answers = Stage("asking", engine, REQUESTS, REQUESTS), {}
+            try:
+                async for item, result in scheduler.each(stage, items, one, lambda item: str(item[0])):
+                    answers[item[0]] = (result.text, result.finish) if isinstance(result, Completion) else result
+            finally:
+                await engine.close()
+            return answers, scheduler.skipped
+
+    target = Server(server.url, "m", "PLANTED")
+    return asyncio.run(asyncio.wait_for(run(), SOON))
+
+
+@pytest.mark.parametrize(("fault", "step", "mode"), CASES)
+def test_a_fault_is_retried_or_counted_or_a_clear_error(fault: str, step: str, mode: Mode, tmp_path: Path) -> None:
+    expected, answers, failures, error = sound(step), dict[int, Any](), list[Skipped](), ""
+    with faulty_server(fault, mode) as server:
+        try:
+            timeout = 0.5 if fault in ("hangs", "drips") else 30.0
+            answers, failures = ask(server, step, tmp_path / "cache.sqlite", timeout)
+        except CaiError as stopped:
+            error = str(stopped)
+        for number, given in answers.items():
+            assert given == expected[number]
+        for text in (error, *(row.reason for row in failures)):
+            assert KEY not in text
+            assert "secret" not in text
+        if fault in HARMLESS or (fault not in FINAL and fault not in REFUSED and mode != "always"):
+            assert len(answers) == REQUESTS
+        elif fault in FINAL or (fault in JUDGE_FAULTS and "tokens" not in fault):
+            assert error.startswith(f"model '{server.url}#m': ")
+        elif mode == "always":
+            assert len(failures) == REQUESTS
+            assert all(row.failed and row.reason for row in failures)
+        else:  # a refusal of some requests
+            assert len(answers) + len(failures) == REQUESTS
+        server.mended = True
+        answers, failures = ask(server, step, tmp_path / "cache.sqlite")  # what is stored is sound
+        assert [answers[number] for number in range(REQUESTS)] == expected
+        assert not failures
+
+
+def test_the_faults_are_many_and_each_is_played() -> None:
+    assert {fault for fault, _, _ in CASES} == set(FAULTS)
+    assert len(CASES) > 98
+
+
+def test_a_server_that_is_down_ends_the_command_before_all_rows_have_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoints, "FAILURES_IN_A_ROW", 2)
+    with (
+        faulty_server("status 503", "always") as server,
+        pytest.raises(CaiError, match="failed on 2 requests in a row"),
+    ):
+        ask(server, "judge", tmp_path / "cache.sqlite")
+
+
+@pytest.fixture
+def judging(tmp_path: Path) -> list[object]:
+    """Options of `cai judge` and `cai judge-eval` for two pairs, but for the judge."""
+    rows = [{"prompt": f"q{i}", "chosen": "good", "rejected": "bad"} for i in range(2)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [
+        "--data", tmp_path / "pairs.jsonl", "--constitution", ROOT / "constitutions/plain.yaml",
+        "--set", "principles=1", "--set", "key_env=PLANTED", "--out", tmp_path / "out", "--runs", tmp_path / "runs",
+    ]  # fmt: skip
+
+
+def bytes_of(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+@pytest.mark.parametrize("command", ["judge", "judge-eval"])
+def test_failed_rows_are_status_1_with_the_command_that_asks_again(
+    judging: list[object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+) -> None:
+    monkeypatch.setattr(endpoints, "UNUSABLE_TRIES", 1)
+    with faulty_server("html", "first") as server:
+        assert cai(monkeypatch, command, "--judge", server.url, *judging) == 1
+        error = capsys.readouterr().err
+        assert "1 row failed: 1 × the server's response is not JSON; it begins with: <html>" in error
+        assert f"To ask for them again, run the same command:\n  cai {command} --judge {server.url} " in error
+        assert cai(monkeypatch, command, "--judge", server.url, *judging) == 0
+        assert "failed" not in capsys.readouterr().err
+
+
+def test_a_server_that_refuses_everything_is_no_success(
+    judging: list[object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with faulty_server("status 400", "always") as server:
+        assert cai(monkeypatch, "judge", "--judge", server.url, *judging) == 1
+    assert "2 rows failed: 2 × the server refuses the request: fault 400" in capsys.readouterr().err
+
+
+def test_a_key_is_in_no_byte_of_what_a_command_writes(
+    judging: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with faulty_server("sends the key back", "always") as server:
+        status = cai(monkeypatch, "judge", "--judge", server.url, *judging)
+    captured = capsys.readouterr()
+    assert status == 1
+    assert (
+        "2 rows failed: 2 × the server answers with status 500: the server sends the key back: Bearer [key]"
+        in captured.err
+    )
+    assert "To ask for them again, run the same command:\n  cai judge --judge" in captured.err
+    assert KEY not in captured.out + captured.err
+    assert KEY.encode() not in bytes_of(tmp_path)
