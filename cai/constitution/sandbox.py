@@ -90,13 +90,13 @@ class Work:
         if type(value) is str:  # mostly
             self.spend(VALUE + len(value))
         else:
-            self.spend(VALUE + size(value, self._work))
+            self.spend(VALUE + size(value))
 
     def operation(self, value: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Something linear in `value`, or in its length times the size of its arguments."""
-        arguments = sum(size(argument, self._work) for argument in (*args, *kwargs.values()))
+        arguments = sum(size(argument) for argument in (*args, *kwargs.values()))
         length = len(value) if type(value) in METHODS else 0
-        own = 0 if isinstance(value, Undefined) else size(value, self._work)
+        own = 0 if isinstance(value, Undefined) else size(value)
         self.spend(VALUE + own + (length + 1) * arguments)
 
     def write(self, text: str) -> None:
@@ -106,11 +106,13 @@ class Work:
             raise Exceeded(f"too much text: the template writes more than {self.max_output:,} characters")
 
 
-def size(value: Any, limit: int | None = None) -> int:
+def size(value: Any) -> int:
     """Characters of a value's texts, and `ELEMENT` for each element, however nested.
 
+    A list within a list counts as often as it is in it: such a value can be exponentially larger than what it took to
+    write it, but not than what was spent on its elements, each of which was a value before.
     Raises: TypeError for anything that is not plain, UndefinedError for something undefined in a list, Exceeded for
-    more than `limit` (lists that hold one list many times are exponentially large) and for integers over `MAX_INT`.
+    integers over `MAX_INT`.
     """
     total, rest = 0, [value]
     while rest:
@@ -131,8 +133,6 @@ def size(value: Any, limit: int | None = None) -> int:
             str(item)  # raises
         elif kind not in PLAIN:
             raise TypeError(f"a template works on text, numbers, lists and dicts; found {kind.__name__}")
-        if limit is not None and total > limit:
-            raise Exceeded("too much work: a value is too large")
     return total
 
 
@@ -383,8 +383,7 @@ class Template:
         except jinja2.TemplateSyntaxError as error:
             raise TemplateFault(error.lineno, f"not a valid template: {error.message}") from error
         except Exception as error:  # nested too deeply for Jinja or Python, a number of thousands of digits
-            line = parser.stream.current.lineno if parser is not None else 1
-            raise TemplateFault(line, f"not a valid template: {_message(error)}") from error
+            raise TemplateFault(parser.stream.current.lineno if parser is not None else 1, _message(error)) from error
 
     @property
     def blocks(self) -> Collection[str]:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 from jinja2 import nodes
 
-MAX_DEPTH = 60  # of nested statements and expressions, in nodes of the tree
+MAX_DEPTH = 50  # of nested statements and expressions, in nodes of the tree
 MAX_INT = 2**63
 
 ALLOWED = frozenset[type[nodes.Node]](

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from cai.config.errors import CaiError
+from cai.config.yaml_files import read_text
 from cai.feedback.metrics import RUN_METRICS
 from cai.runs.folder import RunFolder
 from cai.runs.metrics import summarise, summary_metrics, summary_warnings, training_lines, training_warnings
@@ -161,9 +162,9 @@ def configuration_files(folder: RunFolder, manifest: dict[str, Any]) -> list[tup
         folder.eval_constitution_yaml,
         *sorted(folder.templates.glob("*")),
     ]
-    texts = [
-        (str(file.relative_to(folder.path)), file.read_text(encoding="utf-8")) for file in inputs if file.is_file()
-    ]
+    home = folder.path.resolve()  # a received folder may hold links to files that its reader would not show
+    shown = [file for file in inputs if file.is_file() and file.resolve().is_relative_to(home)]
+    texts = [(str(file.relative_to(folder.path)), read_text(file)) for file in shown]
     return [*texts[:1], ("all settings with defaults", as_yaml(manifest.get("config"))), *texts[1:]]
 
 

@@ -132,6 +132,7 @@ ESCAPES = [
     "{{ [prompt] | unique(attribute='__class__') | list }}",
     "{{ [prompt] | join(attribute='__class__') }}",
     "{{ [prompt] | map('metered method', 'format') | list }}",
+    "{{ [prompt] | map('metered value') | list }}",
     "{{ prompt | map('string') | map('tojson') | map('safe') | list }}",
     "{{ '{0.__class__}'.format(prompt) }}",
     "{{ '{x.__class__.__init__.__globals__}'.format_map({'x': prompt}) }}",
@@ -171,6 +172,9 @@ ESCAPES = [
     "{% for x in messages %}{% set l = loop %}{{ l.__class__ }}{% endfor %}",
     "{% for x in messages recursive %}{{ loop(messages) }}{% endfor %}",
     "{% for loop in messages %}{{ loop }}{% endfor %}",
+    "{% for x in messages recursive %}{{ x.role }}{% endfor %}",
+    "{% set self = 1 %}{{ self }}",
+    "{% set loop = 1 %}{{ loop }}",
     "{% macro m() %}{{ caller.__globals__ }}{% endmacro %}{% call m() %}{% endcall %}",
     "{% macro m() %}{{ varargs }}{{ kwargs }}{% endmacro %}{{ m.__class__ }}",
     "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
@@ -347,6 +351,7 @@ BOMBS = [
     "".join("{% set x = " + ("[x, x]" if i else "'a'") + " %}" for i in range(60)) + "{{ x }}",
     "".join("{% set x = " + ("{'a': x, 'b': x}" if i else "'a'") + " %}" for i in range(60)) + "{{ x == x }}",
     "".join("{% set x = " + ("(x, x)" if i else "'a'") + " %}" for i in range(60)) + "{{ x | tojson }}",
+    "{% set x = 'a' %}" + "{% set x = [x, x] %}" * 17 + "{{ [" + "x, " * 5000 + "] }}",
     "{% set x = 'a' * 99 %}" + "{% set x %}{{ x }}{{ x }}{% endset %}" * 60 + "{{ x }}",
     "{% macro m(n) %}{{ m(n) }}{{ m(n) }}{% endmacro %}{{ m(1) }}",
     "{% block b %}{{ self.b() }}{% endblock %}",
@@ -371,7 +376,10 @@ def test_work_and_output_are_bounded(source: str) -> None:
     assert time.process_time() - started < 10
 
 
-@pytest.mark.parametrize("source", [BOMBS[0], *(bomb for bomb in BOMBS if "400000" in bomb and "range" not in bomb)])
+@pytest.mark.parametrize(
+    "source",
+    [BOMBS[0], "{{ prompt | indent(10 ** 8) }}", *(bomb for bomb in BOMBS if "400000" in bomb and "range" not in bomb)],
+)
 def test_memory_is_bounded(source: str) -> None:
     tracemalloc.start()
     found = outcome(source)
@@ -383,7 +391,8 @@ def test_memory_is_bounded(source: str) -> None:
 
 def test_long_variables_raise_the_limits() -> None:
     long = "word " * MAX_OUTPUT
-    assert outcome("{{ x.upper() }}{{ x | trim }}", {"x": long}) == long.upper() + long.strip()
+    source = "{{ x.upper() }}{{ x | trim }}{{ x.lower() | upper | length }}"
+    assert outcome(source, {"x": long}) == f"{long.upper()}{long.strip()}{len(long)}"
 
 
 @pytest.mark.parametrize(
@@ -406,6 +415,8 @@ def test_errors_name_the_line_they_come_from() -> None:
         ("{{ {'a': 1}\n.b() }}", 2, "there is no method 'b' here; expected one of capitalize, count,"),
         ("a\n{{ x | nope }}", 2, "there is no filter 'nope' here; expected one of abs, capitalize,"),
         ("a\n{% if x is nope %}{% endif %}", 2, "there is no test 'nope' here; expected one of boolean, defined,"),
+        ("a\n{{ " + "[" * 55 + "]" * 55 + " }}", 2, "nested too deeply"),
+        ("a\n{{ " + "[" * 999 + "]" * 999 + " }}", 2, "nested too deeply"),
         ("a\n{% endif %}", 2, "not a valid template: Encountered unknown tag 'endif'"),
     ]:
         with pytest.raises(TemplateFault) as caught:

@@ -170,3 +170,13 @@ def test_the_command_writes_the_page_and_says_where(tmp_path: Path) -> None:
     page = (tmp_path / "runs/one/report.html").read_text(encoding="utf-8")
     assert "<script src" not in page
     assert page.count("http-equiv") == 1
+
+
+def test_a_link_out_of_a_received_folder_is_not_shown(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    (tmp_path / "secret").write_text("SECRET", encoding="utf-8")
+    (folder.templates / "critique.jinja").unlink(missing_ok=True)
+    (folder.templates / "critique.jinja").symlink_to(tmp_path / "secret")
+    page = report(folder)
+    assert "SECRET" not in page
+    assert "the template of number 0" in page
