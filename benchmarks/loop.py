@@ -29,7 +29,8 @@ from cai.constitution.templates import Templates
 from cai.data.prompts import read_prompts
 from cai.data.records import Message, Prompt
 from cai.feedback.revise import ReviseConfig, Reviser, respond
-from cai.inference.cache import Cache, CachedEngine
+from cai.inference.cache import Cache
+from cai.inference.cached_engine import CachedEngine
 from cai.inference.engine import Completion, Generate
 from cai.inference.models import resolve_model
 from cai.inference.scheduler import run_concurrently

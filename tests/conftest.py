@@ -195,6 +195,6 @@ def remembered(cache: Path) -> int:
     """How many answers a cache holds, while another process may be writing it."""
     try:
         with sqlite3.connect(f"file:{cache}?mode=ro", uri=True) as db:
-            return int(db.execute("SELECT count(*) FROM calls").fetchone()[0])
+            return int(db.execute("SELECT count(*) FROM answers").fetchone()[0])
     except sqlite3.OperationalError:
         return 0

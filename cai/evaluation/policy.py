@@ -38,7 +38,8 @@ from cai.evaluation.probes import (
 )
 from cai.feedback.judge import Judge, soft_label
 from cai.feedback.revise import respond
-from cai.inference.cache import CachedEngine, Tally
+from cai.inference.cache import Tally
+from cai.inference.cached_engine import CachedEngine
 from cai.inference.engine import EngineConfig
 from cai.inference.models import Model
 from cai.inference.scheduler import EngineWork, Scheduler, Stage

@@ -34,7 +34,8 @@ from cai.feedback.judge import (
     rank_judged,
 )
 from cai.feedback.metrics import JUDGE_METRICS, PromptMeans
-from cai.inference.cache import Cache, CachedEngine
+from cai.inference.cache import Cache
+from cai.inference.cached_engine import CachedEngine
 from cai.inference.chat import spells_control
 from cai.inference.engine import EngineConfig
 from cai.inference.models import Model, model_fingerprint, served

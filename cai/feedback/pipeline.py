@@ -28,7 +28,7 @@ from cai.feedback.judge import (
     rank_judged,
 )
 from cai.feedback.revise import ReviseConfig, Reviser, calls_of_loop, revision_preference
-from cai.inference.cache import CachedEngine
+from cai.inference.cached_engine import CachedEngine
 from cai.inference.engine import Completion
 from cai.inference.models import Model
 from cai.inference.scheduler import Scheduler, Stage

@@ -1,26 +1,50 @@
-"""A content-addressed cache under every engine: no call is made twice.
+"""The content-addressed store under every engine: no call is made twice.
 
-One SQLite file in WAL mode serves all runs and processes of a workspace. Every answer is committed as it arrives,
-so a killed process loses only the calls in flight, and resuming a run is running it again.
+One SQLite file in WAL mode serves all runs and processes of a workspace. The first answer stored under a key is the
+answer. Every answer is committed as it arrives, so a killed process loses only the calls in flight, and resuming a run
+is running it again. A damaged entry is a miss. A process may lease a key, so that others wait for its answer; a lease
+ends with its owner's heartbeat.
 """
 
-import asyncio
+import contextlib
 import dataclasses
-import hashlib
 import json
+import os
 import sqlite3
 import time
-from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
-from cai.config.errors import CaiError
-from cai.config.hashing import canonical_json
-from cai.inference.engine import Choose, Completion, Engine, Generate
+from cai.config.errors import writing
+from cai.inference.cache_file import (
+    COLUMNS,
+    DAY,
+    INSERT,
+    UNKNOWN_ENGINE,
+    Entry,
+    failure,
+    intact_entry,
+    is_damage,
+    open_file,
+    opening,
+    report,
+    salvage,
+)
 
+LEASE_SECONDS = 20.0  # since the owner's last heartbeat
+BEAT_SECONDS = LEASE_SECONDS / 4  # since it, a transaction that leases keys brings another
+HITS_AT_ONCE = 1000  # whose day is stored together
+SELECT = f"SELECT id, {COLUMNS} FROM answers WHERE key = ?"
+LEASE = """
+INSERT INTO leases SELECT :key, :owner WHERE NOT EXISTS (SELECT 1 FROM answers WHERE key = :key)
+ON CONFLICT (key) DO UPDATE SET owner = :owner
+WHERE owner = :owner OR owner NOT IN (SELECT owner FROM owners WHERE heartbeat > :expired)
+"""
 EARLIER_NAMES = {"asked": "cache_misses", "remembered": "cache_hits", "thought": "chain_of_thought"}
+Result = TypeVar("Result")
 
 
 @dataclasses.dataclass
@@ -52,50 +76,189 @@ class Work:
     loaded: bool
 
 
+class Changes(NamedTuple):
+    """What is written in one transaction: entries, keys to lease, and keys whose leases end without an answer."""
+
+    entries: Sequence[Entry] = ()
+    leases: Sequence[bytes] = ()
+    released: Sequence[bytes] = ()
+
+
+class Committed(NamedTuple):
+    """What came of changes: the keys leased, and those of entries that came second."""
+
+    leased: set[bytes]
+    second: set[bytes]
+
+
 class Cache:
-    """The store: answers by key, as JSON text; and what stages of work took, from which dry runs forecast."""
+    """The store, open: answers by key, as JSON; and what stages of work took, from which dry runs forecast.
+
+    A file found damaged at any moment is salvaged, and set aside (cai/inference/cache_file.py).
+    Raises: CaiError naming the file, from every method, when it cannot be read or written.
+    """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=NORMAL")  # a killed process loses nothing, a power cut the last calls
-            self._db.execute("CREATE TABLE IF NOT EXISTS calls (key BLOB PRIMARY KEY, answer TEXT) WITHOUT ROWID")
-            self._db.execute("CREATE TABLE IF NOT EXISTS work (engine TEXT, work TEXT)")
-        except sqlite3.DatabaseError as error:
-            raise CaiError(f"{path}: not a usable cache ({error}); move the file away to start a new one") from error
+        self.path = path
+        self._owner = uuid.uuid4().hex
+        self._damaged = False
+        self._beat = 0.0
+        self._hits: list[tuple[int, int]] = []
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        self._open()
 
     def get(self, key: bytes) -> Any | None:
-        """The cached answer, or None."""
-        row = self._db.execute("SELECT answer FROM calls WHERE key = ?", (key,)).fetchone()
-        return None if row is None else json.loads(row[0])
+        """The cached answer, or None; a damaged entry is removed, and reported once."""
+        row = self._run(lambda: self._db.execute(SELECT, (key,)).fetchone())
+        if row is None:
+            return None
+        entry = intact_entry((key, *row[2:]))
+        if entry is None:
+            self.remove(key)
+            if not self._damaged:
+                self._damaged = True
+                report(f"{self.path}: has a damaged entry, which is asked for again; `cai cache verify` counts them")
+            return None
+        today = int(time.time()) // DAY
+        if entry.written // DAY != today:
+            self._hits.append((row[0], today))
+            if len(self._hits) >= HITS_AT_ONCE:
+                self._store_hits()
+        return json.loads(entry.answer)
 
-    def put(self, key: bytes, answer: Any) -> None:
-        """Store an answer; it is on disk when this returns."""
-        self._db.execute("INSERT OR REPLACE INTO calls VALUES (?, ?)", (key, json.dumps(answer)))
+    def remove(self, key: bytes) -> None:
+        """Remove an entry that is of no use."""
+        self._run(lambda: self._db.execute("DELETE FROM answers WHERE key = ?", (key,)))
+
+    def commit(self, changes: Changes) -> Committed:
+        """Store entries, each unless its key has one, and lease keys; all on disk when this returns.
+
+        A key is leased if it has no answer and no other living process leases it.
+        """
+
+        def write() -> Committed:
+            now, execute = time.time(), self._db.execute
+            with self._transaction():
+                second = {entry.key for entry in changes.entries if not execute(INSERT, entry.row()).rowcount}
+                for key in (*(entry.key for entry in changes.entries), *changes.released):
+                    execute("DELETE FROM leases WHERE key = ? AND owner = ?", (key, self._owner))
+                if changes.leases and now - self._beat > BEAT_SECONDS:
+                    self._write_heartbeat(now)
+                values = {"owner": self._owner, "expired": now - LEASE_SECONDS}
+                return Committed(
+                    {key for key in changes.leases if execute(LEASE, values | {"key": key}).rowcount}, second
+                )
+
+        return self._run(write, stores=True)
+
+    def put(self, key: bytes, answer: Any, engine: str = UNKNOWN_ENGINE, kind: str = "Generate") -> None:
+        """Store one answer, unless its key has one."""
+        self.commit(Changes(entries=[Entry(key, engine, kind, json.dumps(answer), int(time.time()))]))
+
+    def heartbeat(self) -> None:
+        """Keep this process's leases for another LEASE_SECONDS."""
+        self._run(lambda: self._write_heartbeat(time.time()))
 
     def add_work(self, engine: str, work: Work) -> None:
         """Store what a stage took."""
-        self._db.execute("INSERT INTO work VALUES (?, ?)", (engine, json.dumps(dataclasses.asdict(work))))
+        stored = json.dumps(dataclasses.asdict(work))
+        self._run(lambda: self._db.execute("INSERT INTO work VALUES (?, ?)", (engine, stored)))
 
     def work(self, engine: str) -> list[Work]:
         """What the stages of an engine took so far, in order."""
-        rows = self._db.execute("SELECT work FROM work WHERE engine = ?", (engine,)).fetchall()
-        return [_work(json.loads(row[0])) for row in rows]
+        rows = self._run(lambda: self._db.execute("SELECT work FROM work WHERE engine = ?", (engine,)).fetchall())
+        return [work for row in rows if (work := _work(row[0])) is not None]
 
     def close(self) -> None:
-        """Close the file."""
-        self._db.close()
+        """End this process's leases and close the file."""
+        try:
+            if self._hits:
+                self._store_hits()
+            if self._beat:
+                self._run(self._end_leases)
+        finally:
+            self._db.close()
+
+    def _run(self, operation: Callable[[], Result], stores: bool = False) -> Result:
+        """An operation on the file, which is salvaged first where the operation finds it damaged.
+
+        One that stores answers must not store them in a file that another process has set aside meanwhile.
+        """
+        for attempt in range(3):
+            try:
+                if stores and self._is_replaced():
+                    self._db.close()
+                    self._open()
+                return operation()
+            except sqlite3.ProgrammingError:
+                raise
+            except sqlite3.Error as error:
+                if attempt == 2 or not is_damage(error):
+                    raise failure(self.path, error) from error
+                self._db.close()
+                with opening(self.path):
+                    if not self._is_replaced():
+                        salvage(self.path)
+                self._open()
+        raise AssertionError("unreachable")
+
+    def _open(self) -> None:
+        with opening(self.path):
+            self._db = open_file(self.path)
+            self._inode = self.path.stat().st_ino
+        self._beat = 0.0
+        self._hits = []
+
+    def _is_replaced(self) -> bool:
+        """Whether another process has set the open file aside, or somebody has removed it."""
+        try:
+            return os.stat(self.path).st_ino != self._inode  # noqa: PTH116 (four times as fast as a Path's)
+        except FileNotFoundError:
+            return True
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute("ROLLBACK")
+            raise
+
+    def _write_heartbeat(self, now: float) -> None:
+        self._db.execute("INSERT OR REPLACE INTO owners VALUES (?, ?)", (self._owner, now))
+        self._beat = now
+
+    def _end_leases(self) -> None:
+        with self._transaction():
+            self._db.execute("DELETE FROM owners WHERE owner = ? OR heartbeat < ?", (self._owner, time.time() - DAY))
+            self._db.execute("DELETE FROM leases WHERE owner NOT IN (SELECT owner FROM owners)")
+
+    def _store_hits(self) -> None:
+        """Store the day of each hit of an entry of an earlier day, by which `cai cache prune` finds the unused."""
+        hits, self._hits = self._hits, []
+        upsert = "INSERT INTO hits VALUES (?, ?) ON CONFLICT DO UPDATE SET day = excluded.day WHERE day < excluded.day"
+
+        def write() -> None:
+            with self._transaction():
+                self._db.executemany(upsert, hits)
+
+        self._run(write)
 
 
-def _work(stored: dict[str, Any]) -> Work:
-    """A stored account; a cache of an earlier version has other names in it."""
-    steps = {
-        EARLIER_NAMES.get(step, step): Tally(**{EARLIER_NAMES.get(name, name): n for name, n in tally.items()})
-        for step, tally in stored["steps"].items()
-    }
-    return Work(**{**stored, "steps": steps})
+def _work(text: str) -> Work | None:
+    """A stored account; None for a damaged one. A cache of an earlier version has other names in it."""
+    with contextlib.suppress(LookupError, TypeError, ValueError, AttributeError):
+        stored = json.loads(text)
+        steps = {
+            EARLIER_NAMES.get(step, step): Tally(**{EARLIER_NAMES.get(name, name): n for name, n in tally.items()})
+            for step, tally in stored["steps"].items()
+        }
+        return Work(**{**stored, "steps": steps})
+    return None
 
 
 class OverlayCache:
@@ -103,114 +266,23 @@ class OverlayCache:
 
     def __init__(self, below: Cache, upper: Cache) -> None:
         self._below, self._upper = below, upper
-        self.put, self.work = upper.put, below.work
+        self.work, self.remove = below.work, upper.remove
 
     def get(self, key: bytes) -> Any | None:
         """The cached answer of either, or None."""
         answer = self._below.get(key)
         return self._upper.get(key) if answer is None else answer
 
+    def commit(self, changes: Changes) -> Committed:
+        """Store entries in the upper one; whoever asks here pays for nothing, and leases nothing."""
+        committed = self._upper.commit(Changes(changes.entries))
+        return Committed(set(changes.leases), committed.second)
+
+    def heartbeat(self) -> None:
+        """Nothing is leased."""
+
     def add_work(self, engine: str, work: Work) -> None:
         """Stores nothing: a forecast is no measurement."""
 
 
 AnyCache = Cache | OverlayCache
-
-
-class CachedEngine:
-    """An engine that looks into the cache first, and opens the model behind it only on the first miss."""
-
-    def __init__(self, fingerprint: str, cache: AnyCache, open_engine: Callable[[], Engine]) -> None:
-        self.fingerprint = fingerprint
-        self.steps: defaultdict[str, Tally] = defaultdict(Tally)
-        self.work: list[Work] = []
-        self._cache = cache
-        self._open_engine = open_engine
-        self._engine: Engine | None = None
-        self._opened = 0
-        self._in_flight: dict[bytes, asyncio.Future[Any]] = {}
-
-    @property
-    def tally(self) -> Tally:
-        """All calls so far."""
-        return sum(self.steps.values(), Tally())
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Add the calls of the block to `work`; of blocks with cache misses the cache keeps a copy for forecasts."""
-        before = {step: dataclasses.replace(tally) for step, tally in self.steps.items()}
-        opened, begun = self._opened, time.monotonic()
-        try:
-            yield
-        finally:
-            steps = {step: tally - before.get(step, Tally()) for step, tally in self.steps.items()}
-            done = {step: tally for step, tally in steps.items() if tally != Tally()}
-            work = Work(name, done, time.monotonic() - begun, self._opened > opened)
-            self.work.append(work)
-            if any(tally.cache_misses for tally in done.values()):
-                self._cache.add_work(self.fingerprint, work)
-
-    async def generate(self, request: Generate) -> Completion:
-        """As Engine.generate; equal concurrent requests share one call."""
-
-        async def ask() -> dict[str, Any]:
-            completion = await self._model().generate(request)
-            tally = self.steps[request.step]
-            tally.allowed += request.max_tokens
-            tally.tokens += completion.completion_tokens
-            return dataclasses.asdict(completion)
-
-        return Completion(**await self._cached(request, ask))
-
-    async def choose(self, request: Choose) -> list[float]:
-        """As Engine.choose, cached."""
-
-        async def ask() -> list[float]:
-            return await self._model().choose(request)
-
-        return list(await self._cached(request, ask))
-
-    async def close(self) -> None:
-        """Close the model if it is open; the cache stays open."""
-        if self._engine is not None:
-            await self._engine.close()
-            self._engine = None
-
-    def _model(self) -> Engine:
-        if self._engine is None:
-            self._engine = self._open_engine()
-            self._opened += 1
-        return self._engine
-
-    def _key(self, request: Generate | Choose) -> bytes:
-        content_of = {name: value for name, value in vars(request).items() if name != "step"}
-        content = canonical_json([self.fingerprint, type(request).__name__, content_of])
-        return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-
-    async def _cached(self, request: Generate | Choose, ask: Callable[[], Awaitable[Any]]) -> Any:
-        key = self._key(request)
-        if (pending := self._in_flight.get(key)) is not None:
-            answer = await asyncio.shield(pending)
-            self.steps[request.step].cache_hits += 1
-            return answer
-        if (answer := self._cache.get(key)) is not None:
-            self.steps[request.step].cache_hits += 1
-            return answer
-        self._in_flight[key] = asyncio.get_running_loop().create_future()
-        try:
-            answer = await ask()
-            self._cache.put(key, answer)
-            tally = self.steps[request.step]
-            tally.cache_misses += 1
-            tally.characters += sum(len(message["content"]) for message in request.messages)
-            self._in_flight[key].set_result(answer)
-            return answer
-        except BaseException as error:
-            if not isinstance(error, asyncio.CancelledError):
-                self._in_flight[key].set_exception(error)
-                self._in_flight[key].exception()  # read, so that asyncio reports none if nobody waits
-            else:
-                self._in_flight[key].cancel()
-            raise
-        finally:
-            del self._in_flight[key]

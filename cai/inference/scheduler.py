@@ -21,7 +21,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cai.config.errors import RequestRefused, writing
 from cai.config.hashing import fingerprint
 from cai.data.records import Skipped
-from cai.inference.cache import AnyCache, CachedEngine, Tally, Work
+from cai.inference.cache import AnyCache, Tally, Work
+from cai.inference.cached_engine import CachedEngine
 from cai.inference.endpoints import ServerEngine
 from cai.inference.engine import Engine, EngineConfig
 from cai.inference.models import Model, Server, model_fingerprint

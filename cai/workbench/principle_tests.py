@@ -22,7 +22,8 @@ from cai.data.records import Message, Messages, Prompt, Verdict
 from cai.feedback.filters import FILTERS, failed_filters
 from cai.feedback.judge import Judge, check_critique
 from cai.feedback.revise import ReviseConfig, Reviser
-from cai.inference.cache import Cache, CachedEngine
+from cai.inference.cache import Cache
+from cai.inference.cached_engine import CachedEngine
 from cai.inference.engine import Completion, EngineConfig
 from cai.inference.models import Model
 from cai.inference.scheduler import Cost, OpenEngine, Reporter, Scheduler, Stage, open_model

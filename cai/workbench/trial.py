@@ -18,7 +18,8 @@ from cai.constitution.templates import Templates
 from cai.data.records import Prompt
 from cai.feedback.filters import failed_filters
 from cai.feedback.revise import ReviseConfig, Reviser
-from cai.inference.cache import Cache, CachedEngine
+from cai.inference.cache import Cache
+from cai.inference.cached_engine import CachedEngine
 from cai.inference.engine import Completion, Engine, EngineConfig
 from cai.inference.models import Model, Server
 from cai.inference.scheduler import OpenEngine, Scheduler, Stage, open_model

@@ -1,13 +1,25 @@
 import asyncio
+import hashlib
+import json
+import math
+import sqlite3
+import subprocess
+import sys
+import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cai.config.errors import CaiError, RequestRefused
 from cai.data.records import Message
-from cai.inference.cache import Cache, CachedEngine
-from cai.inference.engine import Choose, Completion, Engine, Generate, ScriptedEngine
+from cai.inference.cache import Cache, Changes, Tally
+from cai.inference.cache_file import Entry
+from cai.inference.cached_engine import CachedEngine
+from cai.inference.engine import Choose, Completion, Engine, Generate, ScriptedEngine, UnusableAnswer
+from tests.faults.asking import request
 
 
 def generate(seed: int = 0, text: str = "hello", max_tokens: int = 9) -> Generate:
@@ -89,8 +101,175 @@ def test_a_refusal_reaches_everyone_who_waits_and_is_not_remembered(tmp_path: Pa
     assert len(model.requests) == 2
 
 
-def test_a_file_that_is_no_memo_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_no_cache_is_set_aside_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "cache.sqlite"
     path.write_text("not a database at all, just text " * 10)
-    with pytest.raises(CaiError, match=r"cache\.sqlite: not a usable cache"):
-        Cache(path)
+    with closing(Cache(path)) as cache:
+        cache.put(b"key", {"text": "new"})
+        assert cache.get(b"key") == {"text": "new"}
+    assert f"{path}: was damaged; its 0 intact entries" in capsys.readouterr().err
+    assert (tmp_path / "cache.sqlite.corrupt-1").read_text().startswith("not a database")
+
+
+def asking(path: Path, questions: int, delay: float) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "tests.faults.asking", str(path), str(questions), str(delay)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def result(process: "subprocess.Popen[str]") -> Any:
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    return json.loads(output)
+
+
+@pytest.mark.slow
+def test_two_processes_pay_for_each_call_once_and_have_the_same_answers(tmp_path: Path) -> None:
+    path = tmp_path / "cache.sqlite"
+    processes = [asking(path, 64, delay=0.5) for _ in range(2)]
+    first, second = map(result, processes)
+    assert first["paid"] + second["paid"] == 64
+    assert first["answers"] == second["answers"]
+    again = result(asking(path, 64, delay=0))
+    assert again == {"paid": 0, "answers": first["answers"]}
+
+
+@pytest.mark.slow
+def test_when_the_process_that_asks_is_killed_another_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, model = tmp_path / "cache.sqlite", ScriptedEngine()
+    killed = asking(path, 1, delay=600)
+    deadline = time.monotonic() + 60
+    with closing(Cache(path)) as cache:
+        while not leases(path) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        killed.kill()
+        killed.wait()
+        monkeypatch.setattr("cai.inference.cache.LEASE_SECONDS", 1.0)
+        begun = time.monotonic()
+        asyncio.run(CachedEngine("m", cache, lambda: model).generate(request(0)))
+    assert 0.2 < time.monotonic() - begun < 5
+    assert len(model.requests) == 1
+
+
+def leases(path: Path) -> int:
+    with closing(sqlite3.connect(path)) as db:
+        return int(db.execute("SELECT count(*) FROM leases").fetchone()[0])
+
+
+def test_a_long_call_keeps_its_lease_by_heartbeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cai.inference.cache.LEASE_SECONDS", 0.3)
+    monkeypatch.setattr("cai.inference.cached_engine.BEAT_SECONDS", 0.05)
+    model, other = ScriptedEngine(delay=1.0), ScriptedEngine()
+
+    async def ask() -> tuple[Completion, Completion]:
+        one, two = (remembering(tmp_path / "cache.sqlite", engine) for engine in (model, other))
+        first = asyncio.ensure_future(one.generate(generate()))
+        await asyncio.sleep(0.1)
+        return await two.generate(generate()), await first
+
+    waited, paid = asyncio.run(ask())
+    assert waited == paid
+    assert other.requests == []
+
+
+def test_the_first_answer_counts_where_two_were_paid_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cai.inference.cache.LEASE_SECONDS", -1.0)  # every lease is over at once
+    slow, quick = ScriptedEngine(answer=lambda _: "slow", delay=0.3), ScriptedEngine(answer=lambda _: "quick")
+
+    async def ask() -> tuple[Completion, Completion]:
+        one, two = (remembering(tmp_path / "cache.sqlite", engine) for engine in (slow, quick))
+        return await asyncio.gather(one.generate(generate()), two.generate(generate()))
+
+    first, second = asyncio.run(ask())
+    assert (first.text, second.text) == ("quick", "quick")
+    assert asyncio.run(remembering(tmp_path / "cache.sqlite", slow).generate(generate())).text == "quick"
+
+
+def test_a_lease_ends_with_a_refusal_a_cancellation_or_the_end_of_its_process(tmp_path: Path) -> None:
+    path = tmp_path / "cache.sqlite"
+
+    class Refusing(ScriptedEngine):
+        async def generate(self, request: Generate) -> Completion:
+            raise RequestRefused("too long")
+
+    async def ask() -> None:
+        with pytest.raises(RequestRefused):
+            await remembering(path, Refusing()).generate(generate())
+        cancelled = asyncio.ensure_future(remembering(path, ScriptedEngine(delay=60)).generate(generate(seed=1)))
+        await asyncio.sleep(0.1)
+        assert leases(path) == 1
+        cancelled.cancel()
+        await asyncio.gather(cancelled, return_exceptions=True)
+        await asyncio.sleep(0)
+
+    asyncio.run(ask())
+    assert leases(path) == 0
+    with closing(Cache(path)) as cache:
+        assert cache.commit(Changes(leases=[b"key"])).leased == {b"key"}
+    assert leases(path) == 0
+
+
+@pytest.mark.parametrize("log_probs", [[math.nan, -1.0], [-1.0], [-1.0, math.inf]])
+def test_an_unusable_answer_is_refused_and_never_stored(tmp_path: Path, log_probs: list[float]) -> None:
+    class Broken(ScriptedEngine):
+        async def choose(self, request: Choose) -> list[float]:
+            return log_probs
+
+    with pytest.raises(UnusableAnswer):
+        asyncio.run(remembering(tmp_path / "cache.sqlite", Broken()).choose(choose()))
+    usable = asyncio.run(remembering(tmp_path / "cache.sqlite", ScriptedEngine()).choose(choose()))
+    assert usable == [math.log(0.5)] * 2
+
+
+@pytest.mark.parametrize("stored", ["[NaN, -1.0]", "[-1.0]", '{"text": "x"}', '"text"', "3"])
+def test_an_unusable_answer_of_an_earlier_version_is_asked_for_again(tmp_path: Path, stored: str) -> None:
+    engine = remembering(tmp_path / "cache.sqlite", ScriptedEngine())
+    for each in (choose(), generate()):
+        entry = Entry(engine._key(each), "m", "Choose", stored, 0)
+        engine._cache.commit(Changes(entries=[entry]))
+    assert asyncio.run(engine.choose(choose())) == [math.log(0.5)] * 2
+    assert asyncio.run(engine.generate(generate())).finish == "stop"
+    assert engine.tally.cache_misses == 2
+    again = remembering(tmp_path / "cache.sqlite", ScriptedEngine())
+    asyncio.run(again.choose(choose()))
+    assert again.tally.cache_hits == 1
+
+
+def test_a_damaged_entry_is_a_miss_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, model = tmp_path / "cache.sqlite", ScriptedEngine()
+    first = asyncio.run(remembering(path, model).generate(generate()))
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("UPDATE answers SET answer = replace(answer, 'Answer', 'Forged')")
+        db.commit()
+    assert asyncio.run(remembering(path, model).generate(generate())) == first
+    assert len(model.requests) == 2
+    assert "has a damaged entry, which is asked for again" in capsys.readouterr().err
+
+
+def old_cache(path: Path, answers: dict[bytes, str]) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("CREATE TABLE calls (key BLOB PRIMARY KEY, answer TEXT) WITHOUT ROWID")
+        db.execute("CREATE TABLE work (engine TEXT, work TEXT)")
+        db.executemany("INSERT INTO calls VALUES (?, ?)", answers.items())
+        work = {"stage": "s", "steps": {"thought": {"asked": 1}}, "seconds": 1.0, "loaded": True}
+        db.execute("INSERT INTO work VALUES ('m', ?)", (json.dumps(work),))
+
+
+def test_a_cache_of_format_1_is_converted_in_place_and_no_answer_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cai.inference.cache_file.ROWS_AT_ONCE", 7)
+    answers = {hashlib.md5(bytes([n])).digest(): json.dumps({"text": "x" * n * 100}) for n in range(50)}
+    old_cache(tmp_path / "cache.sqlite", answers)
+    for _ in range(2):
+        with closing(Cache(tmp_path / "cache.sqlite")) as cache:
+            assert {key: json.dumps(cache.get(key)) for key in answers} == answers
+            assert [work.steps for work in cache.work("m")] == [{"chain_of_thought": Tally(cache_misses=1)}]
+
+
+def test_a_cache_of_a_later_format_is_left_alone(tmp_path: Path) -> None:
+    with closing(Cache(tmp_path / "cache.sqlite")) as cache:
+        cache._db.execute("PRAGMA user_version=3")
+    with pytest.raises(CaiError, match=r"cache\.sqlite: a cache of format 3; cai .* reads up to 2: update cai"):
+        Cache(tmp_path / "cache.sqlite")
+    assert [path.name for path in tmp_path.glob("*corrupt*")] == []

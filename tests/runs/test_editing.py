@@ -14,7 +14,8 @@ from cai.constitution.principles import Constitution, Principle, load_constituti
 from cai.constitution.templates import Templates
 from cai.feedback.judge import Judge, JudgeConfig
 from cai.feedback.revise import ReviseConfig, Reviser
-from cai.inference.cache import Cache, CachedEngine
+from cai.inference.cache import Cache
+from cai.inference.cached_engine import CachedEngine
 from cai.inference.engine import Choose, Generate, ScriptedEngine
 from tests.conftest import ROOT, prompt
 

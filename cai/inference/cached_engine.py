@@ -1,0 +1,248 @@
+"""An engine under the cache: what is cached is answered, the rest is asked once, in all processes together.
+
+A process leases the key of a call while it makes it, and other processes wait for its answer. Leases and answers of one
+turn of the event loop are one transaction. What is no answer (`validate_completion`) is never stored.
+"""
+
+import asyncio
+import dataclasses
+import hashlib
+import json
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from cai.config.hashing import canonical_json
+from cai.inference.cache import AnyCache, Changes, Tally, Work
+from cai.inference.cache_file import Entry
+from cai.inference.engine import (
+    Choose,
+    Completion,
+    Engine,
+    Generate,
+    UnusableAnswer,
+    validate_choice,
+    validate_completion,
+)
+
+BEAT_SECONDS = 5.0  # between heartbeats, by which the process keeps its leases
+POLL_SECONDS = 0.1  # between looks for an answer that another process is asking for
+
+
+class _Commits:
+    """Collects the changes of one turn of the event loop, and keeps this process's leases while there are any."""
+
+    def __init__(self, cache: AnyCache) -> None:
+        self._cache = cache
+        self._entries: list[tuple[Entry, asyncio.Future[bool]]] = []
+        self._leases: list[tuple[bytes, asyncio.Future[bool]]] = []
+        self._released: list[bytes] = []
+        self._held: set[bytes] = set()
+        self._scheduled: asyncio.AbstractEventLoop | None = None
+        self._beating: asyncio.AbstractEventLoop | None = None
+
+    async def lease(self, key: bytes) -> bool:
+        """Whether this process is the one to ask."""
+        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._leases.append((key, future))
+        self._schedule()
+        return await future
+
+    async def store(self, entry: Entry) -> bool:
+        """Store an answer, which ends its lease; whether it is the first."""
+        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._entries.append((entry, future))
+        self._schedule()
+        return await future
+
+    def release(self, key: bytes) -> None:
+        """End a lease without an answer."""
+        self._released.append(key)
+        self._schedule()
+
+    def _schedule(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._scheduled is not loop:
+            self._scheduled = loop
+            loop.call_soon(self._commit)
+
+    def _commit(self) -> None:
+        self._scheduled = None
+        entries, leases, released = self._entries, self._leases, self._released
+        self._entries, self._leases, self._released = [], [], []
+        try:
+            committed = self._cache.commit(Changes([e for e, _ in entries], [key for key, _ in leases], released))
+        except Exception as error:
+            for _, future in (*entries, *leases):
+                if not future.done():
+                    future.set_exception(error)
+            return
+        self._held -= {entry.key for entry, _ in entries} | set(released)
+        self._held |= committed.leased
+        for entry, future in entries:
+            if not future.done():
+                future.set_result(entry.key not in committed.second)
+        for key, future in leases:
+            if not future.done():
+                future.set_result(key in committed.leased)
+            elif key in committed.leased:  # whoever wanted it was cancelled
+                self.release(key)
+        if self._held and self._beating is not (loop := asyncio.get_running_loop()):
+            self._beating = loop
+            loop.call_later(BEAT_SECONDS, self._beat)
+
+    def _beat(self) -> None:
+        self._beating = None
+        if self._held:
+            self._cache.heartbeat()
+            self._beating = asyncio.get_running_loop()
+            self._beating.call_later(BEAT_SECONDS, self._beat)
+
+
+class CachedEngine:
+    """An engine that looks into the cache first, and opens the model behind it only on the first miss."""
+
+    def __init__(self, fingerprint: str, cache: AnyCache, open_engine: Callable[[], Engine]) -> None:
+        self.fingerprint = fingerprint
+        self.steps: defaultdict[str, Tally] = defaultdict(Tally)
+        self.work: list[Work] = []
+        self._cache = cache
+        self._open_engine = open_engine
+        self._engine: Engine | None = None
+        self._opened = 0
+        self._commits = _Commits(cache)
+        self._in_flight: dict[bytes, asyncio.Future[Any]] = {}
+
+    @property
+    def tally(self) -> Tally:
+        """All calls so far."""
+        return sum(self.steps.values(), Tally())
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the calls of the block to `work`; of blocks with cache misses the cache keeps a copy for forecasts."""
+        before = {step: dataclasses.replace(tally) for step, tally in self.steps.items()}
+        opened, begun = self._opened, time.monotonic()
+        try:
+            yield
+        finally:
+            steps = {step: tally - before.get(step, Tally()) for step, tally in self.steps.items()}
+            done = {step: tally for step, tally in steps.items() if tally != Tally()}
+            work = Work(name, done, time.monotonic() - begun, self._opened > opened)
+            self.work.append(work)
+            if any(tally.cache_misses for tally in done.values()):
+                self._cache.add_work(self.fingerprint, work)
+
+    async def generate(self, request: Generate) -> Completion:
+        """As Engine.generate; equal concurrent requests share one call."""
+
+        async def ask() -> dict[str, Any]:
+            completion = await self._model().generate(request)
+            tally = self.steps[request.step]
+            tally.allowed += request.max_tokens
+            tally.tokens += completion.completion_tokens
+            return dataclasses.asdict(completion)
+
+        return _completion(await self._cached(request, ask, _completion))
+
+    async def choose(self, request: Choose) -> list[float]:
+        """As Engine.choose, cached."""
+
+        async def ask() -> list[float]:
+            return list(await self._model().choose(request))
+
+        def check(log_probs: Any) -> None:
+            validate_choice(log_probs if isinstance(log_probs, list) else [], len(request.options))
+
+        return list(await self._cached(request, ask, check))
+
+    async def close(self) -> None:
+        """Close the model if it is open; the cache stays open."""
+        if self._engine is not None:
+            await self._engine.close()
+            self._engine = None
+
+    def _model(self) -> Engine:
+        if self._engine is None:
+            self._engine = self._open_engine()
+            self._opened += 1
+        return self._engine
+
+    def _key(self, request: Generate | Choose) -> bytes:
+        content_of = {name: value for name, value in vars(request).items() if name != "step"}
+        content = canonical_json([self.fingerprint, type(request).__name__, content_of])
+        return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+    async def _cached(
+        self, request: Generate | Choose, ask: Callable[[], Awaitable[Any]], check: Callable[[Any], object]
+    ) -> Any:
+        """The answer, as JSON. `check` raises UnusableAnswer for one that must not be stored, or was once."""
+        key, tally = self._key(request), self.steps[request.step]
+        if (pending := self._in_flight.get(key)) is not None:
+            answer = await asyncio.shield(pending)
+            tally.cache_hits += 1
+            return answer
+        if (answer := self._stored(key, check)) is not None:
+            tally.cache_hits += 1
+            return answer
+        future = self._in_flight[key] = asyncio.get_running_loop().create_future()
+        try:
+            answer = await self._leased(key, request, ask, check)
+            future.set_result(answer)
+            return answer
+        except BaseException as error:
+            if not isinstance(error, asyncio.CancelledError):
+                future.set_exception(error)
+                future.exception()  # read, so that asyncio reports none if nobody waits
+            else:
+                future.cancel()
+            raise
+        finally:
+            del self._in_flight[key]
+
+    async def _leased(
+        self, key: bytes, request: Generate | Choose, ask: Callable[[], Awaitable[Any]], check: Callable[[Any], object]
+    ) -> Any:
+        """The answer of this process's call, or of another's that makes the same one now or was the first."""
+        tally = self.steps[request.step]
+        while not await self._commits.lease(key):
+            if (answer := self._stored(key, check)) is not None:
+                tally.cache_hits += 1
+                return answer
+            await asyncio.sleep(POLL_SECONDS)
+        try:
+            answer = await ask()
+            check(answer)
+        except BaseException:
+            self._commits.release(key)
+            raise
+        entry = Entry(key, self.fingerprint, type(request).__name__, json.dumps(answer), int(time.time()))
+        while not await self._commits.store(entry):
+            if (first := self._stored(key, check)) is not None:
+                answer = first
+                break
+        tally.cache_misses += 1
+        tally.characters += sum(len(message["content"]) for message in request.messages)
+        return answer
+
+    def _stored(self, key: bytes, check: Callable[[Any], object]) -> Any | None:
+        """The cached answer; None where there is none, or one that an earlier version should not have stored."""
+        answer = self._cache.get(key)
+        try:
+            if answer is not None:
+                check(answer)
+        except UnusableAnswer:
+            self._cache.remove(key)
+            return None
+        return answer
+
+
+def _completion(answer: Any) -> Completion:
+    try:
+        completion = Completion(**answer)
+    except TypeError:
+        raise UnusableAnswer("the cached answer is no completion") from None
+    validate_completion(completion)
+    return completion
