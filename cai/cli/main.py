@@ -60,6 +60,9 @@ PANELS: dict[str, dict[str, Command]] = {
         "schema": Command("schema:schema", "Print the JSON Schema of a file type."),
         "models": Command("models:app", "Prepare model folders."),
     },
+    "Look after files": {
+        "cache": Command("cache:app", "Inspect, verify, prune and salvage the cache of model calls."),
+    },
 }
 COMMANDS = {name: command for panel in PANELS.values() for name, command in panel.items()}
 

@@ -22,6 +22,7 @@ from cai.data.jsonl import partial_path
 from cai.inference.sqlite_pages import Pages, Value
 
 FORMAT = 2  # of the file, its `user_version`; a file of format 1 has 0 there and a table `calls`
+APPLICATION = 0x63616900  # "cai", and the format: the file's `application_id`
 BUSY_SECONDS = 60.0  # to wait for another process's transaction
 CHECKED_BYTES = 2**25  # a file up to this size is checked whenever it is opened, in at most 0.2 s
 ROWS_AT_ONCE = 1000  # of a transaction, while other processes may wait
@@ -136,17 +137,21 @@ def _connected(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
     try:
         db.text_factory = _text
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version > FORMAT:
+        version, application = (
+            db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("user_version", "application_id")
+        )
+        if version > FORMAT and application == APPLICATION + version:
             raise CaiError(f"{path}: a cache of format {version}; cai {__version__} reads up to {FORMAT}: update cai")
+        if version not in (0, FORMAT):
+            raise DamagedFile("its header is damaged")
         if path.stat().st_size <= CHECKED_BYTES and (problems := integrity_problems(db)):
             raise DamagedFile(problems[0])
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=NORMAL")  # a killed process loses nothing, a power cut the last calls
-        if version < FORMAT:
+        if version != FORMAT:
             _convert(db)
         if log_content:
-            _insert(db, _entries_in(Pages(path, log_content), log_only=True))
+            _insert(db, entries_in(Pages(path, log_content), log_only=True))
         return db
     except BaseException:
         db.close()
@@ -184,6 +189,12 @@ def _convert(db: sqlite3.Connection) -> None:
             db.executemany("DELETE FROM calls WHERE key = ?", [(key,) for key, _ in rows])
             db.execute("COMMIT")
         db.execute("DROP TABLE calls")
+    _stamp(db)
+
+
+def _stamp(db: sqlite3.Connection) -> None:
+    """Write the format into the file's header, twice: damage to one of them is no other format."""
+    db.execute(f"PRAGMA application_id={APPLICATION + FORMAT}")
     db.execute(f"PRAGMA user_version={FORMAT}")
 
 
@@ -202,7 +213,7 @@ def _old_entry(values: Sequence[Value]) -> Entry | None:
     return None
 
 
-def _entries_in(pages: Pages, log_only: bool = False) -> Iterator[Entry]:
+def entries_in(pages: Pages, log_only: bool = False) -> Iterator[Entry]:
     """The intact entries on the pages, each possibly more than once."""
     for values in pages.records(log_only):
         if len(values) == 7 and (entry := intact_entry(values[1:])) is not None:
@@ -227,7 +238,7 @@ def salvage(path: Path) -> Path:
         _insert_intact(db, pages)
         db.execute("INSERT INTO hits SELECT id, ? FROM answers", (int(time.time()) // DAY,))
         count = db.execute("SELECT count(*) FROM answers").fetchone()[0]
-        db.execute(f"PRAGMA user_version={FORMAT}")
+        _stamp(db)
         db.execute("COMMIT")
     except BaseException:
         db.close()

@@ -16,7 +16,7 @@ import pytest
 from cai.config.errors import CaiError, RequestRefused
 from cai.data.records import Message
 from cai.inference.cache import Cache, Changes, Tally
-from cai.inference.cache_file import Entry
+from cai.inference.cache_file import APPLICATION, Entry
 from cai.inference.cached_engine import CachedEngine
 from cai.inference.engine import Choose, Completion, Engine, Generate, ScriptedEngine, UnusableAnswer
 from tests.faults.asking import request
@@ -270,6 +270,7 @@ def test_a_cache_of_format_1_is_converted_in_place_and_no_answer_is_lost(
 def test_a_cache_of_a_later_format_is_left_alone(tmp_path: Path) -> None:
     with closing(Cache(tmp_path / "cache.sqlite")) as cache:
         cache._db.execute("PRAGMA user_version=3")
+        cache._db.execute(f"PRAGMA application_id={APPLICATION + 3}")
     with pytest.raises(CaiError, match=r"cache\.sqlite: a cache of format 3; cai .* reads up to 2: update cai"):
         Cache(tmp_path / "cache.sqlite")
     assert [path.name for path in tmp_path.glob("*corrupt*")] == []

@@ -1,0 +1,169 @@
+"""Looking after a cache: what is in it, whether it is intact, and removing what is no longer needed."""
+
+import sqlite3
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cai.config.errors import CaiError
+from cai.inference.cache_file import (
+    BUSY_SECONDS,
+    COLUMNS,
+    DAY,
+    FORMAT,
+    ROWS_AT_ONCE,
+    check_header,
+    entries_in,
+    failure,
+    intact_entry,
+    integrity_problems,
+    is_damage,
+    open_file,
+    opening,
+    salvage,
+)
+from cai.inference.sqlite_pages import Pages
+
+SIZE = "sum(length(key) + length(engine) + length(kind) + length(answers.answer) + length(hash) + 8)"
+LAST_USE = "max(written, coalesce(day * 86400, 0))"
+USED = "answers LEFT JOIN hits ON hits.answer = answers.id"
+Values = tuple[str | int, ...]
+
+
+class Verification(NamedTuple):
+    """Entries whose hash verifies, entries whose does not, and what is wrong with the file around them."""
+
+    intact: int
+    damaged: int
+    problems: list[str]
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing is damaged."""
+        return not self.damaged and not self.problems
+
+
+class Share(NamedTuple):
+    """The entries of one engine and kind of request: how many, bytes, and times in seconds since 1970."""
+
+    engine: str
+    kind: str
+    entries: int
+    size: int
+    oldest: int
+    newest: int
+    used: int
+
+
+class Which(NamedTuple):
+    """Which entries to prune: those of an engine, unused for so many days, or both."""
+
+    engine: str | None
+    unused_days: int | None
+
+
+def verify(path: Path) -> Verification:
+    """Check every entry's hash and the file's structure, and change nothing.
+
+    Of a file too damaged to be read in order, the intact entries are counted on its pages, and no damaged ones are.
+    Raises: CaiError for no file, or one that cannot be read.
+    """
+    _require(path)
+    intact = damaged = 0
+    try:
+        check_header(path)
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_SECONDS)) as db:
+            db.text_factory = lambda data: data.decode(errors="replace")
+            if db.execute("PRAGMA user_version").fetchone()[0] != FORMAT:
+                raise CaiError(f"{path}: not a cache of format {FORMAT}; the next command that uses it converts it")
+            problems = integrity_problems(db)
+            for row in db.execute(f"SELECT {COLUMNS} FROM answers NOT INDEXED"):
+                if intact_entry(row) is None:
+                    damaged += 1
+                else:
+                    intact += 1
+        return Verification(intact, damaged, problems)
+    except sqlite3.Error as error:
+        if not is_damage(error):
+            raise failure(path, error) from error
+        with closing(Pages(path)) as pages:
+            return Verification(len({entry.key for entry in entries_in(pages)}), damaged, [str(error)])
+
+
+def stats(path: Path) -> list[Share]:
+    """The content of a cache by engine and kind of request, the largest first."""
+    query = (
+        f"SELECT engine, kind, count(*), {SIZE}, min(written), max(written), max({LAST_USE}) FROM {USED} "
+        "GROUP BY engine, kind ORDER BY 4 DESC"
+    )
+    with closing(_opened(path)) as db:
+        return [Share(*row) for row in _reading(path, db, query, ())]
+
+
+def prunable(path: Path, which: Which) -> tuple[int, int]:
+    """(entries, bytes) that `prune` would remove."""
+    condition, values = _condition(which)
+    with closing(_opened(path)) as db:
+        [row] = _reading(path, db, f"SELECT count(*), coalesce({SIZE}, 0) FROM {USED} WHERE {condition}", values)
+        return int(row[0]), int(row[1])
+
+
+def prune(path: Path, which: Which) -> int:
+    """Remove entries and give their space back; returns how many. Other processes may use the cache meanwhile."""
+    condition, values = _condition(which)
+    with closing(_opened(path)) as db:
+        try:
+            ids = [row[0] for row in db.execute(f"SELECT id FROM {USED} WHERE {condition}", values)]
+            for start in range(0, len(ids), ROWS_AT_ONCE):
+                some = [(id,) for id in ids[start : start + ROWS_AT_ONCE]]
+                db.execute("BEGIN IMMEDIATE")
+                db.executemany("DELETE FROM answers WHERE id = ?", some)
+                db.executemany("DELETE FROM hits WHERE answer = ?", some)
+                db.execute("COMMIT")
+            db.execute("VACUUM")
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.Error as error:
+            raise failure(path, error) from error
+    return len(ids)
+
+
+def salvage_now(path: Path) -> Path:
+    """Move the intact entries to a new file, whatever the state of the old one; returns where the old one is."""
+    _require(path)
+    with opening(path):
+        try:
+            return salvage(path)
+        except (sqlite3.Error, OSError) as error:
+            raise failure(path, error) from error
+
+
+def _condition(which: Which) -> tuple[str, Values]:
+    """The entries to prune, in SQL, and its values."""
+    conditions: list[str] = []
+    values: list[str | int] = []
+    if which.engine is not None:
+        conditions.append("engine = ?")
+        values.append(which.engine)
+    if which.unused_days is not None:
+        conditions.append(f"{LAST_USE} < ?")
+        values.append(int(time.time()) - which.unused_days * DAY)
+    return " AND ".join(conditions), tuple(values)
+
+
+def _require(path: Path) -> None:
+    if not path.exists():
+        raise CaiError(f"{path}: no such cache; --runs names the folder of runs it is in")
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    _require(path)
+    with opening(path):
+        return open_file(path)
+
+
+def _reading(path: Path, db: sqlite3.Connection, query: str, values: Values) -> list[tuple[Any, ...]]:
+    try:
+        return db.execute(query, values).fetchall()
+    except sqlite3.Error as error:
+        raise failure(path, error) from error
