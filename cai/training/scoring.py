@@ -15,6 +15,7 @@ from cai.config.errors import RequestRefused
 from cai.config.yaml_files import Section
 from cai.data.jsonl import read_rows, write_rows
 from cai.data.records import Answer, Messages, Preference, Scored
+from cai.inference.models import SAFE_LOADING
 from cai.training.distributed import device
 from cai.training.stage import Report
 from cai.training.tokens import end_of_turn, load_tokenizer, prompt_ids, turn_ids, vocabulary_fingerprint
@@ -142,7 +143,7 @@ def log_probabilities(model: Path, texts: Sequence[Text], temperature: float) ->
             likelihoods[index] = Likelihood(0, None, "the answer is empty")
         else:
             split[index] = (before, answer)
-    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).to(where).eval()
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, **SAFE_LOADING).to(where).eval()
     order = sorted(split, key=lambda i: sum(map(len, split[i])))
     for start in range(0, len(order), BATCH):
         part = order[start : start + BATCH]

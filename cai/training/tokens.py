@@ -18,7 +18,7 @@ def load_tokenizer(model: Path) -> Any:
     """The model's tokenizer; its end token pads where it has no padding token of its own."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

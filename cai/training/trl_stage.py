@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from cai.config.errors import CaiError
 from cai.data.jsonl import read_rows
 from cai.data.records import Demonstration, Preference
+from cai.inference.models import SAFE_LOADING
 from cai.training.metrics import Tracker, Trackers, add_metrics, drop_metrics_after, not_finite
 from cai.training.settings import DatasetConfig, TrainConfig
 from cai.training.stage import Report, StageSpec
@@ -45,7 +46,7 @@ def trl_arguments(settings: DatasetConfig, folder: Path, seed: int) -> dict[str,
         "bf16": on_gpu,
         "use_cpu": not on_gpu,
         "gradient_checkpointing": on_gpu,
-        "model_init_kwargs": {"dtype": torch.float32},
+        "model_init_kwargs": {"dtype": torch.float32, **SAFE_LOADING},
         "report_to": [],  # trackers are fed by our own callback, as in PPO
         "disable_tqdm": True,
     }

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from cai.inference.models import SAFE_LOADING
 from cai.training import distributed
 from cai.training.ppo.sampling import Batch
 from cai.training.settings import PPOConfig
@@ -35,7 +36,7 @@ class Actor:
 
         self.device, self._temperature = distributed.device(), settings.temperature
         self._separate = settings.value == "separate"
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(self.device)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **SAFE_LOADING).to(self.device)
         self.generation_ends = _ids(model.generation_config.eos_token_id)
         self._reference: Any = None
         self._value_model: Any = None

@@ -1,0 +1,128 @@
+"""A model folder's Python and pickles are not run, also where they stand beside sound weights."""
+
+import ast
+import asyncio
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cai.config.errors import CaiError
+from cai.data.records import Message
+from cai.inference.engine import Choose
+from cai.inference.models import SAFE_LOADING, resolve_model
+from cai.inference.vllm import VllmEngine, engine_settings
+from tests.conftest import ROOT
+
+CODE = """
+from pathlib import Path
+Path({marker!r}).write_text("the folder's Python ran")
+from transformers import LlamaConfig as Config, LlamaForCausalLM as Model, PreTrainedTokenizerFast as Tokenizer
+"""
+
+
+class Exploit:
+    """A pickle that writes a file when it is read."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return Path.write_text, (self.marker, "a pickle ran")
+
+
+@pytest.fixture
+def marker(tmp_path: Path) -> Path:
+    return tmp_path / "ran"
+
+
+@pytest.fixture
+def planted(tmp_path: Path, tiny_model: Path, marker: Path) -> Path:
+    """The tiny model with `auto_map` Python and a pickle of weights beside its safetensors."""
+    folder = tmp_path / "planted"
+    shutil.copytree(tiny_model, folder)
+    (folder / "evil.py").write_text(CODE.format(marker=str(marker)))
+    for name in ("pytorch_model.bin", "model.bin", "training_args.bin"):
+        (folder / name).write_bytes(pickle.dumps({"weight": Exploit(marker)}))
+    maps = {
+        "AutoConfig": "evil.Config",
+        "AutoModelForCausalLM": "evil.Model",
+        "AutoTokenizer": ["evil.Tokenizer", None],
+    }
+    for file in ("config.json", "tokenizer_config.json"):
+        settings = json.loads((folder / file).read_text(encoding="utf-8"))
+        (folder / file).write_text(json.dumps(settings | {"auto_map": maps}), encoding="utf-8")
+    return folder
+
+
+def test_the_traps_work(planted: Path, marker: Path) -> None:
+    with (planted / "model.bin").open("rb") as file:
+        pickle.load(file)
+    assert marker.exists()
+
+
+def test_neither_runs_when_a_model_is_trained_or_scored(planted: Path, marker: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    from cai.training.tokens import load_tokenizer
+
+    assert resolve_model(str(planted)) == planted
+    load_tokenizer(planted)
+    AutoModelForCausalLM.from_pretrained(planted, **SAFE_LOADING)
+    AutoModelForSequenceClassification.from_pretrained(planted, num_labels=1, **SAFE_LOADING)
+    assert not marker.exists()
+
+
+def test_pickles_are_not_read_in_place_of_missing_safetensors(planted: Path, marker: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    (planted / "model.safetensors").unlink()
+    with pytest.raises(CaiError, match=r"holds no \*\.safetensors"):
+        resolve_model(str(planted))
+    with pytest.raises(OSError, match="safetensors"):
+        AutoModelForCausalLM.from_pretrained(planted, **SAFE_LOADING)
+    assert not marker.exists()
+
+
+def test_vllm_is_told_so_too(planted: Path, marker: Path) -> None:
+    settings = engine_settings(planted, 64, 1)
+    assert settings["trust_remote_code"] is False
+    assert settings["load_format"] == "safetensors"
+    assert not marker.exists()
+
+
+@pytest.mark.real
+def test_neither_runs_in_vllm(planted: Path, marker: Path) -> None:
+    messages = [Message(role="user", content="Hi"), Message(role="assistant", content="A")]
+
+    async def ask() -> list[float]:
+        engine = VllmEngine(planted, "planted", 128, 2)
+        try:
+            return await engine.choose(Choose(messages, ("x", "y")))
+        finally:
+            await engine.close()
+
+    assert len(asyncio.run(ask())) == 2
+    assert not marker.exists()
+
+
+def test_an_adapter_is_no_model(planted: Path) -> None:
+    (planted / "adapter_config.json").write_text('{"base_model_name_or_path": "somebody/else"}')
+    with pytest.raises(CaiError, match="holds an adapter, not a model"):
+        resolve_model(str(planted))
+
+
+def test_every_loader_says_that_it_trusts_no_code() -> None:
+    """`from_pretrained` of transformers, by its keywords; of peft it reads a JSON file alone."""
+    for path in sorted((ROOT / "cai").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr == "from_pretrained"
+                and ast.unparse(node.func.value) != "LoraConfig"
+            ):
+                keywords = {keyword.arg or ast.unparse(keyword.value) for keyword in node.keywords}
+                assert keywords & {"trust_remote_code", "SAFE_LOADING"}, f"{path}:{node.lineno}"
