@@ -13,6 +13,7 @@ from cai.cli.console import GAP, Grid, end_with_failures, heading, line, result_
 from cai.cli.options import DEFAULT_RUNS, KeyEnv, Limit, Replace, RunsFolder, Settings
 from cai.config.characters import visible
 from cai.config.errors import CaiError
+from cai.evaluation.injection import HEADING as INJECTION_HEADING
 from cai.evaluation.monitors import format_threshold
 from cai.evaluation.policy_report import PolicyReport
 from cai.evaluation.probe_metrics import PROBES, rates_to_report
@@ -51,7 +52,10 @@ def eval_(
     ] = None,
     key_env: KeyEnv = None,
     probes: Annotated[
-        str, typer.Option("--probes", metavar="LIST", help="all, none, or some of over_refusal,sycophancy,red_team.")
+        str,
+        typer.Option(
+            "--probes", metavar="LIST", help="all, none, or some of over_refusal,sycophancy,red_team,injection."
+        ),
     ] = "all",
     limit: Limit = None,
     settings: Settings = None,
@@ -65,7 +69,7 @@ def eval_(
     """Evaluate a policy: win rates, probes, reward hacking.
 
     Win rates against other policies by an eval judge, on two axes (helpful and safe); probes for over-refusal,
-    sycophancy and red-team prompts; signs of reward hacking. --set takes settings of
+    sycophancy, red-team prompts and answers that attack the judge; signs of reward hacking. --set takes settings of
     `evaluate:` in a run file. After an interrupt, the same command resumes.
     Exit status 1: a model could not answer some rows.
     """
@@ -92,6 +96,7 @@ def report_tables(report: PolicyReport, width: int) -> Iterator[RenderableType |
     yield from _against(report)
     yield from _standings(report)
     yield from _probes(report, width)
+    yield from _injection(report)
     for policy in report.policies[1:]:
         yield from _monitors(report, policy.name)
     yield from _rewards(report)
@@ -148,6 +153,15 @@ def _probes(report: PolicyReport, width: int) -> Iterator[RenderableType | Grid]
                 grid.add("" if group == last else group, what, *rates)
                 last = group
             yield grid
+
+
+def _injection(report: PolicyReport) -> Iterator[RenderableType | Grid]:
+    if report.injection:
+        yield heading(INJECTION_HEADING)
+        grid = Grid(["an answer that", "prompts", "gain in p", "p without", "p with"], optional=[3, 4, 1])
+        for gain in report.injection:
+            grid.add(gain.meaning, str(gain.prompts), gain.shown, number(gain.before), number(gain.after))
+        yield grid
 
 
 def _monitors(report: PolicyReport, policy: str) -> Iterator[RenderableType | Grid]:

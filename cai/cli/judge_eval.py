@@ -28,8 +28,9 @@ from cai.config.characters import visible
 from cai.data.manifest import Output
 from cai.data.records import Skipped
 from cai.evaluation import judge_report
-from cai.evaluation.judge_eval import evaluate_judge
+from cai.evaluation.judge_eval import Extras, evaluate_judge
 from cai.evaluation.judge_report import JudgeReport
+from cai.evaluation.probes import read_injection
 from cai.feedback.label import JUDGE_JSON
 from cai.feedback.metrics import NON_OPTION_MASS, POSITION_BIAS
 from cai.inference.scheduler import Reporter
@@ -47,6 +48,9 @@ def judge_eval(
     settings: Settings = None,
     limit: Limit = None,
     calibrate: Annotated[bool, typer.Option("--calibrate", help="Fit a temperature on half of the prompts.")] = False,
+    injection: Annotated[
+        bool, typer.Option("--injection", help="Attack the rejected answers: text meant for the judge.")
+    ] = False,
     seed: Seed = DEFAULT_SEED,
     replace: Replace = False,
     runs: RunsFolder = DEFAULT_RUNS,
@@ -54,14 +58,16 @@ def judge_eval(
     """Evaluate a judge against labelled preferences.
 
     Reports accuracy, calibration and biases, for the judge and for each principle. --set takes settings of
-    `judge:` in a run file. After an interrupt, the same command resumes.
+    `judge:` in a run file. --injection measures how far text in an answer (instructions, a verdict, forged turns)
+    moves the judge: as many calls again for each of the attacks. After an interrupt, the same command resumes.
     Exit status 1: the judge could not answer some rows.
     """
     options = JudgeOptions(data, judges, constitution, templates, settings or [], limit, seed, runs)
     job = label_job(options, ranked=True)
+    more = Extras(calibrate, read_injection().attacks if injection else [])
     console = Console()
     with resumable(console):
-        evaluated = evaluate_judge(job, Output(out, replace), runs / CACHE_FILE, Reporter(console), calibrate)
+        evaluated = evaluate_judge(job, Output(out, replace), runs / CACHE_FILE, Reporter(console), more)
     page = write_judge_page(out)
     for part in judge_report_parts(evaluated.report, evaluated.skipped):
         show(console, part)

@@ -213,6 +213,18 @@ class Reply(Row):
         return sigmoid((logit(self.p_forward) + logit(self.p_reverse)) / 2)
 
 
+class Attacked(Row):
+    """An answer with a text for the judge below it, against the other answer to its prompt."""
+
+    prompt_id: str
+    attack: str  # its id in probes/injection.yaml
+    answer: str  # without the text
+    other: str
+    p: Probability  # that the answer is better, without the text
+    p_attacked: Probability  # with it
+    judge: str  # engine fingerprint, of a panel joined by `+`
+
+
 class Sampled(Row):
     """An answer sampled during PPO, with P(it is better than the reference's answer) by the eval judge."""
 

@@ -1,24 +1,32 @@
 """`cai judge-eval`: a judge against a file of labels; writes metrics, rows and a page."""
 
 import asyncio
+import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from cai.config.errors import CaiError, RequestRefused
-from cai.data.jsonl import RowWriter, each_row
+from cai.config.hashing import fingerprint
+from cai.data.jsonl import RowWriter, each_row, write_rows
 from cai.data.manifest import Output, claimed
 from cai.data.preferences import Candidates
-from cai.data.records import Preference, Skipped
+from cai.data.records import Attacked, Preference, Skipped
+from cai.evaluation.injection import INJECTION as INJECTION_PROBE
+from cai.evaluation.injection import Attack, InjectionGain, Target, injection_gains
 from cai.evaluation.judge_report import Judged, JudgeReport, judge_report, judged
-from cai.feedback.judge import JudgedAnswers, Verdicts
+from cai.feedback.judge import JudgedAnswers, Verdicts, label
 from cai.feedback.label import JudgePanel, LabelJob, count_work, label_claim, labelled, write_judge_json
 from cai.inference.cache import Cache
 from cai.inference.chat import server_warning, spells_control
 from cai.inference.engine import EngineConfig
 from cai.inference.models import served
 from cai.inference.scheduler import EngineWork, OpenEngine, Reporter, Scheduler, open_model
+
+VERDICTS, SKIPPED, INJECTION = "verdicts.jsonl", "skipped.jsonl", "injection.jsonl"
 
 
 class JudgeEvaluation(NamedTuple):
@@ -29,19 +37,32 @@ class JudgeEvaluation(NamedTuple):
     work: list[EngineWork]
 
 
+class Extras(NamedTuple):
+    """What a judge's evaluation does beside judging the pairs."""
+
+    calibrate: bool = False
+    """Fit a temperature on half of the prompts."""
+    attacks: Sequence[Attack] = ()
+    """Measure the gain of each, which asks for as many verdicts again."""
+
+
 def evaluate_judge(
     judging: LabelJob,
     out: Output,
     cache: Path,
     reporter: Reporter,
-    calibrate: bool = False,
+    more: Extras = Extras(),  # noqa: B008  # immutable
     open_engine: OpenEngine = open_model,
 ) -> JudgeEvaluation:
-    """Write verdicts.jsonl, skipped.jsonl and judge.json; see cai/report/judge.py for their page. Raises: CaiError."""
+    """Write verdicts.jsonl, skipped.jsonl and judge.json; see cai/report/judge.py for their page.
+
+    With attacks also injection.jsonl, a row for each attack on each pair that a label decides. Raises: CaiError.
+    """
     if not judging.settings.swap:
         raise CaiError("judge.swap: the report of a judge needs verdicts in both orders; set it to true")
     extent, folder = count_work(judging), out.folder
-    claim = label_claim("cai judge-eval", judging, folder, calibrate=calibrate)
+    attacks = {"injection": fingerprint([attack.model_dump() for attack in more.attacks])} if more.attacks else {}
+    claim = label_claim("cai judge-eval", judging, folder, calibrate=more.calibrate, **attacks)
     with claimed(claim, out.replace), reporter.logging_to(folder / "log.txt"), closing(Cache(cache)) as store:
         scheduler = Scheduler(EngineConfig(), store, reporter, open_engine)
         panel = JudgePanel(judging, extent, scheduler)
@@ -50,10 +71,13 @@ def evaluate_judge(
         cost = scheduler.cost(time.monotonic() - begun)
         if not rows:
             raise CaiError(f"{judging.data}: no pair could be judged; the reasons are in {folder / 'skipped.jsonl'}")
-        report = judge_report(rows, cost, calibrate, judging.settings.temperature)
+        gains, not_judged = _injection_gains(judging, more.attacks, scheduler, folder)
+        skipped += not_judged
+        report = judge_report(rows, cost, more.calibrate, judging.settings.temperature, gains)
         if served(judging.judges):
-            spelled = sum(map(spells_control, each_row(folder / "verdicts.jsonl", Preference)))
+            spelled = sum(map(spells_control, each_row(folder / VERDICTS, Preference)))
             report = report.model_copy(update={"notes": [*report.notes, *server_warning(spelled)]})
+        write_rows(folder / SKIPPED, skipped)
         evaluated = JudgeEvaluation(report, skipped, panel.work("gate"))
         content = {"cost": cost._asdict(), **report.model_dump(mode="json")}
         if report.calibration is not None:
@@ -62,10 +86,63 @@ def evaluate_judge(
     return evaluated
 
 
+def _injection_gains(
+    judging: LabelJob, attacks: Sequence[Attack], scheduler: Scheduler, folder: Path
+) -> tuple[list[InjectionGain], list[Skipped]]:
+    """Judge the pairs of verdicts.jsonl again, with an attack in the answer that the labels reject.
+
+    Writes injection.jsonl. Returns: the gains, and the attacked pairs without a verdict.
+    """
+    targets = [target for pair in each_row(folder / VERDICTS, Preference) if (target := _target(pair)) is not None]
+    attacked = [(attack, target) for attack in attacks for target in targets]
+    if not attacked:
+        return [], []
+    with tempfile.TemporaryDirectory(prefix=".injection-", dir=folder) as aside:
+        data = Path(aside) / "pairs.jsonl"
+        write_rows(data, (_pair(attack, target) for attack, target in attacked))
+        job = replace(judging, data=data, ranked=True, limit=None)
+        rows, skipped = asyncio.run(_judge_attacked(job, attacked, scheduler, folder))
+    write_rows(folder / INJECTION, rows)
+    return injection_gains(rows, attacks), skipped
+
+
+def _target(pair: Preference) -> Target | None:
+    """The answer that the label rejects; none where there is no such answer, or no verdict."""
+    if not pair.verdicts or pair.input_p is None or pair.input_p == 0.5:
+        return None
+    if pair.input_p > 0.5:
+        return Target(pair.prompt_id, pair.messages, pair.rejected, pair.chosen, 1 - pair.p)
+    return Target(pair.prompt_id, pair.messages, pair.chosen, pair.rejected, pair.p)
+
+
+def _pair(attack: Attack, target: Target) -> Preference:
+    return Preference(
+        prompt_id=target.prompt_id, messages=target.messages, chosen=target.other,
+        rejected=attack.put_into(target.answer), p=1.0, source="human",
+    )  # fmt: skip
+
+
+async def _judge_attacked(
+    job: LabelJob, attacked: Sequence[tuple[Attack, Target]], scheduler: Scheduler, folder: Path
+) -> tuple[list[Attacked], list[Skipped]]:
+    panel = JudgePanel(job, count_work(job), scheduler)
+    rows: list[Attacked] = []
+    skipped: list[Skipped] = []
+    waiting = iter(attacked)  # the pairs come in the file's order
+    async for _, verdicts in panel.verdicts(folder, skipped.append):
+        attack, target = next(waiting)
+        if isinstance(verdicts, RequestRefused):
+            stage = f"{INJECTION_PROBE}: {attack.id}"
+            skipped.append(Skipped(prompt_id=target.prompt_id, stage=stage, reason=str(verdicts), failed=True))
+            continue
+        rows.append(target.attacked(attack, 1 - label(verdicts[0, 1], job.settings), panel.name))
+    return rows, skipped
+
+
 async def _judge(judging: LabelJob, panel: JudgePanel, out: Path) -> tuple[list[Judged], list[Skipped]]:
     rows: list[Judged] = []
     skipped: list[Skipped] = []
-    with RowWriter(out / "verdicts.jsonl") as verdicts, RowWriter(out / "skipped.jsonl") as others:
+    with RowWriter(out / VERDICTS) as verdicts, RowWriter(out / SKIPPED) as others:
         async for item, by_pair in panel.verdicts(out, skipped.append):
             pair = _labelled_pair(item, by_pair, judging, panel.name)
             if isinstance(pair, Skipped):

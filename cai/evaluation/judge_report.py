@@ -16,6 +16,7 @@ from cai.config.errors import CaiError
 from cai.config.hashing import uniform
 from cai.data.manifest import check_format, read_json
 from cai.data.records import Preference, Row, Verdict
+from cai.evaluation.injection import InjectionGain, injection_warnings
 from cai.feedback.metrics import NON_OPTION_MASS, POSITION_BIAS, mean_over_prompts
 from cai.inference.scheduler import Cost
 from cai.stats.agreement import (
@@ -221,6 +222,7 @@ class JudgeReport(Row):
     length: LengthBias
     principles: list[PrincipleQuality]  # the most accurate first
     between: list[PrinciplePair]  # of principles with SHARED pairs or more, the least agreed first
+    injection: list[InjectionGain] = []  # by attack; empty unless it was asked for
     calls_per_pair: float | None
     seconds_per_pair: float | None  # None where the cache answered some of the calls
     tokens_per_pair: float | None
@@ -229,7 +231,13 @@ class JudgeReport(Row):
     format: int = FORMAT
 
 
-def judge_report(pairs: Sequence[Judged], cost: Cost, calibrate: bool = False, temperature: float = 1.0) -> JudgeReport:
+def judge_report(
+    pairs: Sequence[Judged],
+    cost: Cost,
+    calibrate: bool = False,
+    temperature: float = 1.0,
+    injection: Sequence[InjectionGain] = (),
+) -> JudgeReport:
     """All metrics of a judge; `temperature` is that of its labels. Raises: ValueError for no pairs."""
     if not pairs:
         raise ValueError("no judged pairs to report on")
@@ -255,6 +263,7 @@ def judge_report(pairs: Sequence[Judged], cost: Cost, calibrate: bool = False, t
         length=length_bias(asked),
         principles=principle_qualities(asked),
         between=between_principles(asked),
+        injection=list(injection),
         calls_per_pair=calls / len(asked) if asked else None,
         seconds_per_pair=cost.seconds / len(asked) if asked and not cost.cache_hits else None,
         tokens_per_pair=cost.tokens / len(asked) if asked and not cost.cache_hits else None,
@@ -270,7 +279,10 @@ def read_judge_report(path: Path) -> JudgeReport:
     if "accuracy" in values:
         check_format(path, values, FORMAT, "cai judge-eval")
     try:
-        return JudgeReport.model_validate({name: values[name] for name in JudgeReport.model_fields})
+        fields = JudgeReport.model_fields.items()
+        return JudgeReport.model_validate(
+            {name: values[name] for name, field in fields if field.is_required() or name in values}
+        )
     except KeyError as error:
         raise CaiError(f"{path}: expected a finished report of `cai judge-eval`; {error} is missing") from None
     except ValueError as error:
@@ -360,6 +372,7 @@ def notes(report: JudgeReport) -> list[str]:
             f"non-option probability mass is {100 * report.non_option_mass:.0f} %: check the templates, the model may "
             "not answer the question with an option's letter"
         )
+    warnings += injection_warnings(report.injection)
     warnings += _principle_note("give nearly the same verdicts", [pair for pair in report.between if pair.redundant])
     warnings += _principle_note("contradict each other", [pair for pair in report.between if pair.contradicting])
     c = report.calibration
@@ -411,6 +424,7 @@ def judge_metrics(report: JudgeReport) -> list[Metric]:
         Metric("accuracy on longer", estimate(length.accuracy_longer), "where longer is better"),
         Metric("accuracy on shorter", estimate(length.accuracy_shorter), "where shorter is better"),
         Metric("length correlation", number(length.correlation), "with the log-odds"),
+        *(Metric(gain.name, gain.shown, f"in p, when an answer {gain.meaning}") for gain in report.injection),
         Metric("cost per pair", f"{number(report.calls_per_pair, 1)} calls", _time_and_tokens(report)),
     ]
     if report.identical:

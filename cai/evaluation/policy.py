@@ -19,7 +19,8 @@ from cai.config.locate import find_file
 from cai.config.yaml_files import Section
 from cai.constitution.principles import Constitution, load_constitution
 from cai.constitution.templates import Templates
-from cai.data.records import Answer, Judgement, Messages, Prompt, Reply, Sampled, Skipped, Verdict
+from cai.data.records import Answer, Attacked, Judgement, Messages, Prompt, Reply, Sampled, Skipped, Verdict
+from cai.evaluation.injection import Attack, Target, drawn
 from cai.evaluation.overoptimization import TRAINING_SAMPLES, read_samples
 from cai.evaluation.probes import (
     CONTROL,
@@ -157,6 +158,7 @@ class PolicyEvaluation:
         self.judgements: list[Judgement] = []
         self.replies: list[Reply] = []
         self.samples: list[Sampled] = []
+        self.attacked: list[Attacked] = []
         self.skipped: list[Skipped] = [*plan.prompts_skipped]
         self._scheduler, self._work_before = scheduler, len(scheduler.work)
 
@@ -181,6 +183,7 @@ class PolicyEvaluation:
             await self._compare(judging)
             if plan.probes is not None:
                 await self._question(plan.probes, judging)
+                await self._attack(plan.probes, judging)
             await self._judge_samples(judging)
         finally:
             await judging.close()
@@ -331,6 +334,35 @@ class PolicyEvaluation:
         step = Step("judge: questions", engine, 2 * sum(len(QUESTIONS[asked.prompts]) for asked, _, _ in items))
         replies = await self._each(step, items, question, lambda item: item[0].prompt.id)
         self.replies += [row for rows in replies for row in rows]
+
+    async def _attack(self, probes: Probes, engine: CachedEngine) -> None:
+        """The eval judge on the answers of the first two policies again, with attacks in one of them."""
+        plan, texts = self.plan, self._texts()
+        against, policy = (policy.name for policy in plan.policies[:2])
+        labels = {
+            row.prompt_id: row.p
+            for row in self.judgements
+            if (row.axis, row.policy, row.against) == (OVERALL, policy, against) and row.verdicts
+        }
+        targets = []
+        for prompt in plan.prompts[: plan.limit]:
+            if prompt.id in labels:
+                answers = [texts[name, HELD_OUT, prompt.id] for name in (policy, against)]
+                p = (labels[prompt.id], 1 - labels[prompt.id])
+                side = drawn(prompt.id)
+                targets.append(Target(prompt.id, prompt.messages, answers[side], answers[1 - side], p[side]))
+        attacks = probes.injection.attacks if probes.injection is not None else []
+        items = [(attack, target) for target in targets for attack in attacks]
+
+        async def attack(item: tuple[Attack, Target]) -> Attacked:
+            attack, target = item
+            prompt = Prompt(id=target.prompt_id, messages=target.messages)
+            pair = AnswerPair(prompt, policy, against, attack.put_into(target.answer), target.other)
+            verdicts = (await self._verdicts(pair, [OVERALL], engine))[OVERALL]
+            return target.attacked(attack, soft_label(verdicts), engine.fingerprint)
+
+        step = Step("judge: injection", engine, 2 * len(plan.axes[OVERALL].principles) * len(items))
+        self.attacked = await self._each(step, items, attack, lambda item: item[1].prompt_id)
 
     async def _judge_samples(self, engine: CachedEngine) -> None:
         """The eval judge on what PPO sampled on its way, against the reference's answers to the same prompts."""

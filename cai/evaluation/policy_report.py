@@ -15,6 +15,7 @@ from cai.config.errors import CaiError
 from cai.data.jsonl import each_row
 from cai.data.manifest import MANIFEST_JSON, check_format, read_json
 from cai.data.records import Answer, BeforeAfter, Judgement, Row, Scored
+from cai.evaluation.injection import InjectionGain, injection_gains, injection_warnings
 from cai.evaluation.monitors import Monitor, Phrases, declines, text_monitors
 from cai.evaluation.overoptimization import TrainingPhase, overoptimization, training_phases
 from cai.evaluation.policy import HELD_OUT, HELPFUL, OVERALL, SAFE, EvaluationPlan, PolicyEvaluation
@@ -55,7 +56,7 @@ from cai.training.metrics import RUNAWAY_KL, TARGETS
 
 # the files of a policy evaluation
 ANSWERS, COMPARISONS, PROBES, SKIPPED = "answers.jsonl", "comparisons.jsonl", "probes.jsonl", "skipped.jsonl"
-SAMPLES, SCORES = "training_samples.jsonl", "scores.jsonl"
+SAMPLES, SCORES, INJECTION = "training_samples.jsonl", "scores.jsonl", "injection.jsonl"
 REPORT = "evaluation.json"  # written last: the evaluation is finished
 FORMAT = 2  # of evaluation.json; 1, without a number, has other field names
 
@@ -85,6 +86,7 @@ class PolicyReport(Row):
     monitors: list[Monitor] = []
     divergences: list[Divergence] = []
     rewards: list[Reward] = []
+    injection: list[InjectionGain] = []  # of the eval judge, by attack
     gold_vs_proxy: list[TrainingPhase] = []  # of the first policy's last PPO stage
     notes: list[str] = []  # warnings about how to read the metrics
     cost: dict[str, float]
@@ -216,6 +218,7 @@ def _probed(
         "monitors": sorted(monitors, key=lambda monitor: names.index(monitor.policy)),
         "divergences": divergences,
         "rewards": rewards,
+        "injection": injection_gains(evaluation.attacked, probes.injection.attacks if probes.injection else []),
         "gold_vs_proxy": gold_vs_proxy,
     }
 
@@ -330,6 +333,7 @@ def notes(report: PolicyReport, evaluation: PolicyEvaluation) -> list[str]:
         if policy.model in judges
     ]
     warnings += _of_comparisons([row for row in report.comparisons if row.tag is None])
+    warnings += injection_warnings(report.injection)
     doubted = [check for check in report.checks if not check.significant and check.accuracy is not None]
     if doubted:
         counts = ", ".join(

@@ -23,6 +23,7 @@ from cai.config.hashing import uniform
 from cai.config.locate import find_file
 from cai.config.yaml_files import AnySection, Section, load_yaml
 from cai.data.records import Message, Prompt
+from cai.evaluation.injection import INJECTION, Injection
 from cai.evaluation.monitors import Phrases
 from cai.feedback.judge import choose_letter
 from cai.inference.engine import Engine
@@ -187,7 +188,7 @@ class Questions(_Probes):
 
 
 OVER_REFUSAL, SYCOPHANCY, RED_TEAM = "over_refusal", "sycophancy", "red_team"
-PROBE_SETS = (OVER_REFUSAL, SYCOPHANCY, RED_TEAM)
+PROBE_SETS = (OVER_REFUSAL, SYCOPHANCY, RED_TEAM, INJECTION)
 CONTROL = "control"  # the judge itself, on answers whose right verdict is known
 PLAIN = "plain"
 ASKED = ("refuses", "evades", "complies")
@@ -258,6 +259,7 @@ class Probes(NamedTuple):
     over_refusal: OverRefusal | None
     sycophancy: Sycophancy | None
     red_team: RedTeam | None
+    injection: Injection | None
 
 
 def read_probes(wanted: str) -> Probes:
@@ -269,16 +271,23 @@ def read_probes(wanted: str) -> Probes:
             hint = f"did you mean '{near[0]}'?" if near else f"expected all, none, or some of {', '.join(PROBE_SETS)}"
             raise CaiError(f"--probes {wanted}: unknown set '{name}'; {hint}")
 
-    def load(name: str, model: type[AnySection]) -> AnySection:
-        return load_yaml(find_file("probes", f"probes/{name}.yaml", SHIPPED), model)
-
     return Probes(
-        phrases=load("phrases", Phrases),
-        questions=load("questions", Questions),
-        over_refusal=load(OVER_REFUSAL, OverRefusal) if OVER_REFUSAL in names else None,
-        sycophancy=load(SYCOPHANCY, Sycophancy) if SYCOPHANCY in names else None,
-        red_team=load(RED_TEAM, RedTeam) if RED_TEAM in names else None,
+        phrases=_load("phrases", Phrases),
+        questions=_load("questions", Questions),
+        over_refusal=_load(OVER_REFUSAL, OverRefusal) if OVER_REFUSAL in names else None,
+        sycophancy=_load(SYCOPHANCY, Sycophancy) if SYCOPHANCY in names else None,
+        red_team=_load(RED_TEAM, RedTeam) if RED_TEAM in names else None,
+        injection=read_injection() if INJECTION in names else None,
     )
+
+
+def read_injection() -> Injection:
+    """The attacks on a judge: the local file before the shipped one."""
+    return _load(INJECTION, Injection)
+
+
+def _load(name: str, model: type[AnySection]) -> AnySection:
+    return load_yaml(find_file("probes", f"probes/{name}.yaml", SHIPPED), model)
 
 
 LETTERS = ("A", "B")

@@ -11,6 +11,7 @@ import json
 import re
 import secrets
 import weakref
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -65,7 +66,7 @@ def text_ids(tokenizer: Any, text: str) -> list[int]:
 class ChatTokenizer:
     """Tokenizes conversations of one model.
 
-    `control` are the strings of its control tokens, longest first: the special tokens, and the other added tokens that
+    `control` are the strings of its control tokens: the special tokens, and the other added tokens that
     the chat template writes around turns (ChatML markers are sometimes added as plain tokens). Added tokens for runs of
     spaces, HTML or a chain of thought belong to texts and stay what they are.
     """
@@ -87,8 +88,8 @@ class ChatTokenizer:
         added = tokenizer.added_tokens_decoder
         written = {added[number].content for number in self._ids_of(self._plain) if number in added}
         control = [token for token in added.values() if token.content in written or token.special]
-        self.control = sorted((token.content for token in control if token.content.strip()), key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, self.control)) or r"(?!)")
+        self.control = [token.content for token in control if token.content.strip()]
+        self._pattern = re.compile(any_of(self.control) or r"(?!)")
         self._normalized = any(token.normalized for token in control)
         secret = secrets.token_hex(8)
         self._hidden = {text: f"h{secret}n{number}h" for number, text in enumerate(self.control)}
@@ -166,6 +167,20 @@ class ChatTokenizer:
         twin.no_padding()
         read = twin.encode(self._mark(self._plain), add_special_tokens=False).ids
         return twin if read == self._ids_of(self._plain) else None
+
+
+def any_of(texts: Sequence[str]) -> str:
+    """A pattern of any of the texts, the longest that fits.
+
+    Nested by what they begin with: of a flat one every branch is tried, and some models have a thousand control tokens.
+    """
+    endings: dict[str, list[str]] = {}
+    for text in filter(None, texts):
+        endings.setdefault(text[0], []).append(text[1:])
+    parts = [re.escape(first) + any_of(rest) for first, rest in endings.items()]
+    if len(parts) == 1 and "" not in texts:
+        return parts[0]
+    return f"(?:{'|'.join(parts)})" + ("?" if "" in texts else "") if parts else ""
 
 
 def renamed(tokenizer: str, names: dict[str, str]) -> str:

@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeVar
 from cai.config.errors import CaiError
 from cai.constitution.principles import Constitution, Principle, shares
 from cai.data.records import Revision
+from cai.evaluation.injection import HEADING as INJECTION_HEADING
 from cai.evaluation.judge_report import JudgeReport, judge_metrics
 from cai.evaluation.monitors import format_threshold
 from cai.evaluation.policy_report import PolicyReport
@@ -106,7 +107,8 @@ class Grid(NamedTuple):
 
 def evaluation_grids(report: PolicyReport) -> list[Grid]:
     """Every table of `cai eval`, in its order, if it has rows."""
-    grids = [*_against(report), _standings(report), *_probes(report), *_monitors(report), *_scores(report)]
+    comparisons, probes = [*_against(report), _standings(report)], [*_probes(report), _injection(report)]
+    grids = [*comparisons, *probes, *_monitors(report), *_scores(report)]
     return [grid for grid in grids if grid.rows]
 
 
@@ -186,6 +188,12 @@ def _probes(report: PolicyReport) -> Iterator[Grid]:
             if of == probe
         ]
         yield _grid(PROBES.get(probe, probe), ["group", "metric", *names], rows)
+
+
+def _injection(report: PolicyReport) -> Grid:
+    head = ["attack", "an answer that", "prompts", "gain in p", "p without", "p with"]
+    rows = [[g.attack, g.meaning, str(g.prompts), g.shown, number(g.before), number(g.after)] for g in report.injection]
+    return _grid(INJECTION_HEADING, head, rows)
 
 
 def _monitors(report: PolicyReport) -> Iterator[Grid]:

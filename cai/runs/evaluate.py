@@ -23,6 +23,7 @@ from cai.evaluation.policy import OVERALL, EvaluateConfig, EvaluationPlan, Polic
 from cai.evaluation.policy_report import (
     ANSWERS,
     COMPARISONS,
+    INJECTION,
     PROBES,
     REPORT,
     SAMPLES,
@@ -45,6 +46,7 @@ ROWS = {
     COMPARISONS: "judgements",
     PROBES: "replies",
     SAMPLES: "samples",
+    INJECTION: "attacked",
     SKIPPED: "skipped",
 }
 """The files of rows, and where a PolicyEvaluation has them."""

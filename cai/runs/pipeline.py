@@ -11,7 +11,7 @@ from cai.config.errors import CaiError
 from cai.data.jsonl import write_rows, write_text
 from cai.data.manifest import Output, exclusive
 from cai.data.records import Skipped
-from cai.evaluation.judge_eval import evaluate_judge
+from cai.evaluation.judge_eval import Extras, evaluate_judge
 from cai.evaluation.judge_report import JudgeReport
 from cai.evaluation.policy import Policy, PolicyEvaluation
 from cai.feedback.pipeline import FeedbackJob, collect_feedback
@@ -111,7 +111,7 @@ def pass_gate(plan: Plan, reporter: Reporter, open_engine: OpenEngine) -> tuple[
         return plan, []
     out = plan.folder.judge
     evaluated = evaluate_judge(
-        plan.gate, Output(out, replace=True), plan.runs / CACHE_FILE, reporter, gate.calibrate, open_engine
+        plan.gate, Output(out, replace=True), plan.runs / CACHE_FILE, reporter, Extras(gate.calibrate), open_engine
     )
     report = evaluated.report
     reporter.say(f"judge on {report.pairs} labelled pairs: accuracy {report.accuracy}; {out / 'judge.html'}")

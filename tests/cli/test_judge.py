@@ -13,7 +13,7 @@ import pytest
 
 from cai.data.jsonl import read_rows
 from cai.data.records import Preference, Ranking
-from cai.evaluation.judge_eval import evaluate_judge
+from cai.evaluation.judge_eval import Extras, evaluate_judge
 from cai.feedback.label import label_file
 from tests.cli.test_cli import cai
 from tests.conftest import ROOT, scripted
@@ -25,7 +25,7 @@ def given(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -
     """Options for a file of eight pairs, and an engine that needs no model."""
     opened = scripted(weigh=by_goodness)
     monkeypatch.setattr(label_file, "__defaults__", (opened,))
-    monkeypatch.setattr(evaluate_judge, "__defaults__", (False, opened))
+    monkeypatch.setattr(evaluate_judge, "__defaults__", (Extras(), opened))
     data = written(tmp_path, *[pair(i, 2, worse) for i, worse in enumerate((-0.6, 0.1, 1.3, 2.5, 3.7, 4.9, 6.1, 2))])
     return [
         "--data", data, "--judge", model_folder, "--constitution", "constitutions/harmless.yaml",
@@ -52,6 +52,21 @@ def test_a_file_is_labelled_and_the_totals_are_printed(
     assert cai(monkeypatch, "judge", *given, "--set", "judge.principles=all", "--replace") == 0
     assert "224 new calls" not in capsys.readouterr().out  # the four principles of each pair are remembered
     assert {len(r.verdicts) for r in read_rows(tmp_path / "out/preferences.jsonl", Preference)} == {16}
+
+
+def test_judge_eval_attacks_the_judge_on_request(
+    given: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cai(monkeypatch, "judge-eval", *given, "--injection") == 0
+    out = capsys.readouterr().out
+    for attack, meaning in (("address", "speaks to the judge"), ("control", "forges turns with control tokens")):
+        assert re.search(rf"gain of '{attack}' +\+0\.000 \[-0\.\d+, \+0\.\d+\] +in p, when an answer {meaning}", out), (
+            attack
+        )
+    assert (tmp_path / "out/injection.jsonl").exists()
+    assert cai(monkeypatch, "judge-eval", *given, "--replace") == 0
+    assert "gain of" not in capsys.readouterr().out
+    assert not (tmp_path / "out/injection.jsonl").exists()
 
 
 def test_sets_of_responses_are_ranked(

@@ -22,7 +22,7 @@ from cai.data.jsonl import read_rows
 from cai.data.manifest import Output
 from cai.data.preferences import read_preferences
 from cai.data.records import Preference, Ranking, Skipped
-from cai.evaluation.judge_eval import JudgeEvaluation, evaluate_judge
+from cai.evaluation.judge_eval import Extras, JudgeEvaluation, evaluate_judge
 from cai.feedback.judge import JudgeConfig
 from cai.feedback.label import LabelJob, count_work, label_file
 from cai.inference.engine import Choose, Engine, EngineConfig, ScriptedEngine
@@ -79,7 +79,9 @@ def label(
 
 def evaluate(judging: LabelJob, folder: Path, calibrate: bool = False, **opened: Any) -> JudgeEvaluation:
     opened = opened or {"open_engine": scripted(weigh=by_goodness)}
-    return evaluate_judge(judging, Output(folder / "out"), folder / "runs/cache.sqlite", QUIET, calibrate, **opened)
+    return evaluate_judge(
+        judging, Output(folder / "out"), folder / "runs/cache.sqlite", QUIET, Extras(calibrate), **opened
+    )
 
 
 def another(folder: Path, name: str) -> Path:

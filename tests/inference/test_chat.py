@@ -1,5 +1,6 @@
 """Control tokens are the chat template's alone: what a message says is text."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from cai.config.errors import RequestRefused
 from cai.data.records import Message, Messages
-from cai.inference.chat import SERVER_CONTROL, ChatTokenizer, chat_ids, text_ids
+from cai.inference.chat import SERVER_CONTROL, ChatTokenizer, any_of, chat_ids, renamed, text_ids
 from tests.inference.tokenizers_of_families import FAMILIES
 
 BUILT: dict[str, Any] = {}
@@ -131,9 +132,20 @@ def test_a_text_by_itself_holds_no_control_token() -> None:
 
 def test_a_changed_chat_template_is_noticed() -> None:
     tokenizer = FAMILIES["qwen"]()
-    before = chat_ids(tokenizer, conversation("<|im_end|>"))
-    tokenizer.chat_template = tokenizer.chat_template.replace("You are a helpful", "You are no helpful")
-    assert chat_ids(tokenizer, conversation("<|im_end|>")) != before
+    thought = tokenizer.convert_tokens_to_ids("<think>")
+    assert thought in chat_ids(tokenizer, conversation("<think> a"))
+    tokenizer.chat_template = tokenizer.chat_template.replace("assistant\n{% endif %}", "assistant\n<think>{% endif %}")
+    assert chat_ids(tokenizer, conversation("<think> a"), add_generation_prompt=True).count(thought) == 1
+
+
+def test_unknown_words_stay_unknown_under_another_name() -> None:
+    from tokenizers import AddedToken, Tokenizer, models
+
+    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>"))
+    tokenizer.add_special_tokens([AddedToken("<unk>", special=True)])
+    twin = Tokenizer.from_str(renamed(tokenizer.to_str(), {"<unk>": "<x>"}))
+    assert [twin.encode(text).ids for text in ("a", "b", "<x>", "<unk>")] == [[1], [0], [0], [0]]
+    assert [twin.encode(text).tokens for text in ("b", "<unk>")] == [["<x>"], ["<x>"]]
 
 
 @pytest.mark.parametrize("rewrite", ["content | upper", "content | replace('im_end', 'x')", "content[:8]"])
@@ -157,6 +169,12 @@ def test_a_tokenizer_in_python_reads_no_forged_text(monkeypatch: pytest.MonkeyPa
     assert chat_ids(tokenizer, conversation("harmless")) == template_ids(tokenizer, conversation("harmless"), False)
     with pytest.raises(RequestRefused, match="cannot read it as text"):
         chat_ids(tokenizer, conversation("<|im_end|>"))
+
+
+@given(texts=st.sets(st.text("ab<|[.", min_size=1, max_size=4), max_size=8), text=st.text("ab<|[.", max_size=20))
+def test_one_pattern_finds_the_longest_of_many_texts(texts: set[str], text: str) -> None:
+    flat = "|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or "(?!)"
+    assert re.findall(any_of(sorted(texts)) or "(?!)", text) == re.findall(flat, text)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

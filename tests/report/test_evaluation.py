@@ -1,5 +1,6 @@
 from pathlib import Path
 
+from cai.evaluation.injection import InjectionGain
 from cai.evaluation.monitors import Monitor
 from cai.evaluation.overoptimization import TrainingPhase
 from cai.evaluation.policy_report import PolicyReport, PolicySummary
@@ -29,6 +30,19 @@ def full() -> PolicyReport:
         ],
         divergences=[Divergence(policy="run", answer=Estimate(7.5, 4.0, 11.0, 4), token=0.1, skipped=1)],
         rewards=[Reward(policy="run", score=RATE, gain=RATE, agrees=RATE, skipped=0)],
+        injection=[
+            InjectionGain(
+                attack="address",
+                meaning="speaks to the judge",
+                prompts=30,
+                pairs=30,
+                gain=0.125,
+                low=-0.05,
+                high=0.3,
+                before=0.25,
+                after=0.375,
+            )
+        ],
         gold_vs_proxy=[
             TrainingPhase(first=1, last=5, samples=8, proxy=RATE, kl=0.5, gold=None),
             TrainingPhase(first=6, last=10, samples=8, proxy=RATE, kl=1.5, gold=RATE),
@@ -48,12 +62,16 @@ def test_every_part_of_an_evaluation_is_a_table() -> None:
     grids = {grid.title: grid for grid in evaluation_grids(full())}
     assert list(grids) == [
         "run vs before", "Elo points against the reference",
-        "Over-refusal: requests for harm, and harmless ones that sound alike", "Reward-hacking monitors of run",
+        "Over-refusal: requests for harm, and harmless ones that sound alike",
+        "Attacks on the judge: how much better it finds an answer with text for it",
+        "Reward-hacking monitors of run",
         "KL from the reference, in nats", "Reward model on these answers", "Gold and proxy reward during PPO",
     ]  # fmt: skip
     assert grids["run vs before"].rows == [["overall", "all", "4", "0.750 [0.500, 1.000]", "–", "10.0, 12.5"]]
     assert grids["run vs before"].notes == ["few"]
     assert grids["KL from the reference, in nats"].rows == [["run", "7.5 [4.0, 11.0]", "0.100", "1"]]
+    [injection] = [grid for title, grid in grids.items() if title.startswith("Attacks on the judge")]
+    assert injection.rows == [["address", "speaks to the judge", "30", "+0.125 [-0.050, +0.300]", "0.250", "0.375"]]
     assert grids["Reward-hacking monitors of run"].warns == [True, False]
     assert all(len(row) == len(grid.head) for grid in grids.values() for row in grid.rows)
 

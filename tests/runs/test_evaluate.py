@@ -14,11 +14,14 @@ from cai.cli.eval import report_tables
 from cai.config.errors import CaiError, RequestRefused
 from cai.config.hashing import fingerprint
 from cai.data.jsonl import read_rows, write_rows
-from cai.data.records import Answer, Judgement, Message, Prompt, Reply, Skipped
+from cai.data.records import Answer, Attacked, Judgement, Message, Prompt, Reply, Skipped
+from cai.evaluation.injection import injection_gains
 from cai.evaluation.policy_report import PolicyReport, read_report
+from cai.evaluation.probes import read_injection
 from cai.inference.engine import Choose, Engine, EngineConfig, Generate, ScriptedEngine
 from cai.inference.models import folder_fingerprint
 from cai.inference.scheduler import OpenEngine, Reporter, Scheduler
+from cai.report.run import evaluation_grids
 from cai.runs import pipeline
 from cai.runs.dry_run import account, dry_run
 from cai.runs.evaluate import Options, evaluate_policies, option_changes, plan_evaluation
@@ -108,7 +111,9 @@ def weigh(request: Choose) -> Sequence[float]:
     return [0.9 * first, 0.9 * (1 - first)]
 
 
-def by_name(engines: list[str] | None = None, refuse: str = "nothing") -> OpenEngine:
+def by_name(
+    engines: list[str] | None = None, refuse: str = "nothing", judge: Callable[[Choose], Sequence[float]] = weigh
+) -> OpenEngine:
     """Engines that answer by what their folder says they are; one open at a time, as the list shows."""
 
     def open_engine(folder: Any, fingerprint: str, settings: EngineConfig) -> Engine:
@@ -126,7 +131,7 @@ def by_name(engines: list[str] | None = None, refuse: str = "nothing") -> OpenEn
                 if engines is not None:
                     engines.append(f"-{name}")
 
-        return Named(fingerprint, spoken(name), weigh)
+        return Named(fingerprint, spoken(name), judge)
 
     return open_engine
 
@@ -178,6 +183,57 @@ def test_a_run_is_evaluated_from_its_folder_with_all_figures_that_can_be_had(tmp
     assert any("only 14 prompts" in note for note in report.notes)
     assert any("is right on 5 of 10 on 'evades', 5 of 10 on 'complies'" in note for note in report.notes)
     assert any("the judge is the model of" in note for note in report.notes)
+
+
+def test_answers_that_attack_the_eval_judge_gain_nothing_or_what_every_surface_shows(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    run = make_run(runs, "good", prompts=16)
+    attacks = read_injection().attacks
+
+    def credulous(request: Choose) -> Sequence[float]:
+        text = request.messages[0]["content"]
+        addressed = re.search(r"^Answer ([AB]): [^\n]*\n\nNote to whoever", text, re.MULTILINE)
+        odds = 0.0 if addressed is None else 4.0 if addressed[1] == "A" else -4.0
+        p, q = weigh(request)
+        first = 1 / (1 + math.exp(-math.log(p / q) - odds))
+        return [first, 1 - first]
+
+    report = evaluate(runs, Options("good", probes="injection"), judge=credulous)
+    assert [(gain.attack, gain.prompts, gain.pairs) for gain in report.injection] == [
+        ("address", 16, 16), ("format", 16, 16), ("control", 16, 16)
+    ]  # fmt: skip
+    fooled, *sober = report.injection
+    assert fooled.significant and fooled.gain > 0.1
+    assert fooled.after - fooled.before == pytest.approx(fooled.gain)
+    assert [(gain.gain, gain.significant) for gain in sober] == [(0.0, False), (0.0, False)]
+
+    rows = read_rows(run.eval / "injection.jsonl", Attacked)
+    assert len(rows) == 48
+    sides = {row.prompt_id: row.answer.split()[0] for row in rows}
+    assert set(sides.values()) == {"good", "base"}  # no verdict decides which of the two is attacked
+    compared = {
+        row.prompt_id: row.p for row in read_rows(run.eval / "comparisons.jsonl", Judgement) if row.axis == "overall"
+    }
+    for row in rows:
+        assert row.p == pytest.approx(
+            compared[row.prompt_id] if sides[row.prompt_id] == "good" else 1 - compared[row.prompt_id]
+        )
+    assert injection_gains(rows, attacks) == report.injection
+
+    assert json.loads((run.eval / "evaluation.json").read_text(encoding="utf-8"))["injection"][0]["gain"] == fooled.gain
+    console = Console(width=160)
+    with console.capture() as printed:
+        for part in report_tables(report, console.width):
+            show(console, part)
+    [grid] = [grid for grid in evaluation_grids(report) if grid.title.startswith("Attacks on the judge")]
+    for gain in report.injection:
+        assert re.search(rf"{gain.meaning} +16 +{re.escape(gain.shown)} ", printed.get()), gain.attack
+        assert gain.shown in next(row for row in grid.rows if row[0] == gain.attack)
+    [warning] = [note for note in report.notes if note.startswith("injection")]
+    assert (
+        warning
+        == f"injection: the judge finds an answer better when it speaks to the judge: {fooled.shown} in p, 16 prompts"
+    )
 
 
 def test_every_row_is_written_and_a_second_time_nothing_is_asked_of_a_model(tmp_path: Path) -> None:
@@ -265,7 +321,7 @@ def test_a_finished_evaluation_is_replaced_by_another_only_when_asked_to(tmp_pat
     with pytest.raises(
         CaiError,
         match=r"(?s)eval: holds a finished evaluation with other options:\n  policies: base, good → base, good, bad\n"
-        r"  limit: 2 → 3\n  probes: over_refusal, sycophancy, red_team → none\nKeep it .*--out FOLDER.*--replace",
+        r"  limit: 2 → 3\n  probes: over_refusal, sycophancy, red_team, injection → none\nKeep it .*--out FOLDER.*--replace",
     ):
         evaluate(runs, other)
     assert (run.eval / "scores.jsonl").exists()
@@ -309,7 +365,7 @@ def test_a_folder_that_holds_other_things_is_left_alone(tmp_path: Path) -> None:
     [
         ({"policy": "god"}, r"'god' is no run in .* \(did you mean 'good'\?\), and as a model: .*no such folder"),
         ({"probes": "over_refusl"}, "unknown set 'over_refusl'; did you mean 'over_refusal'"),
-        ({"probes": "x"}, "expected all, none, or some of over_refusal, sycophancy, red_team"),
+        ({"probes": "x"}, "expected all, none, or some of over_refusal, sycophancy, red_team, injection"),
         ({"against": ["good"]}, "'good' and 'good' are the same model"),
         ({"against": ["bad", "bad"]}, "'bad' and 'bad' are the same model"),
         ({"settings": ("max_token=3",)}, "max_token: unknown key 'max_token'; did you mean 'max_tokens'"),
@@ -405,7 +461,9 @@ def test_the_report_fits_eighty_columns_with_several_policies(tmp_path: Path) ->
     runs = tmp_path / "runs"
     for name in ("good", "bad", "bad-with-a-rather-long-name-2"):
         make_run(runs, name)
-    report = evaluate(runs, Options("good", against=["bad", "bad-with-a-rather-long-name-2"], probes="over_refusal"))
+    report = evaluate(
+        runs, Options("good", against=["bad", "bad-with-a-rather-long-name-2"], probes="over_refusal,injection")
+    )
     console = Console(width=80, record=True, force_terminal=False)
     for part in report_tables(report, 80):
         show(console, part)

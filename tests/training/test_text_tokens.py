@@ -202,3 +202,48 @@ def test_answers_that_cannot_be_read_as_text_get_no_score(tiny_model: Path, monk
     rewarded, unrewarded = rewards_of(tiny_model, texts)
     assert rewarded.by_member == [1.0, 1.0]
     assert (unrewarded.by_member, unrewarded.reason) == ([], refused.reason)
+
+
+@pytest.mark.parametrize("stage", ["rloo", "grpo"])
+def test_an_online_stage_reads_a_forged_prompt_as_text(stage: str, tokenizer: Any) -> None:
+    import trl
+
+    from cai.training.online import _reading_text
+
+    base = {"rloo": trl.RLOOTrainer, "grpo": trl.GRPOTrainer}[stage]
+    trainer = object.__new__(_reading_text(base))
+    trainer.processing_class = tokenizer
+    prompts = [prompt("p", FORGED).messages, prompt("p", HARMLESS).messages]
+    (forged, harmless), images, _ = trainer._tokenize_prompts(prompts)
+    assert images is None
+    assert forged.count(end_of_turn(tokenizer)) == harmless.count(end_of_turn(tokenizer)) == 1
+    assert tokenizer.decode(forged).replace(FORGED, HARMLESS) == tokenizer.decode(harmless)
+    trls = object.__new__(base)
+    trls.processing_class, trls.chat_template_kwargs, trls.tools = tokenizer, {}, None
+    trls._is_vlm, trls.environment_factories, trls.chat_template = False, None, None
+    assert trls._tokenize_prompts(prompts[1:])[0] == [harmless]
+
+
+def test_online_dpo_reads_a_forged_prompt_as_text(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trl.experimental.online_dpo import OnlineDPOTrainer
+
+    from cai.training.online import _online_dpo_reading_text
+
+    def tokenized(self: Any, model: Any, prompts: list[str], images: None = None) -> Any:
+        """The call by which trl's own method tokenizes what it rendered."""
+        settings = {"return_tensors": "pt", "padding": True, "padding_side": "left", "add_special_tokens": False}
+        return self.processing_class(text=prompts, **settings)
+
+    monkeypatch.setattr(OnlineDPOTrainer, "_generate", tokenized)
+    trainer = object.__new__(_online_dpo_reading_text())
+    trainer.processing_class = tokenizer
+    prompts = [prompt("p", FORGED).messages, prompt("p", "hi").messages]
+    batch = trainer._generate(None, prompts)
+    forged, plain = (
+        ids[mask == 1].tolist() for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+    )
+    assert forged.count(end_of_turn(tokenizer)) == 1
+    assert FORGED in tokenizer.decode(forged)
+    assert plain == prompts_that_fit(tokenizer, [prompt("p", "hi")], 99)[0][0].ids
+    assert batch["attention_mask"][1].tolist() == sorted(batch["attention_mask"][1].tolist())  # padded at the left
+    assert trainer.processing_class is tokenizer
