@@ -51,6 +51,9 @@ def train_stage(
             skipped.extend(Skipped.model_validate(row) for row in event.get("skipped", []))
             if "mixed" in event:
                 reporter.say(f"  {name}: {event['mixed']} helpful answers mixed in, {event['mix_share']:.0%} of all")
+            if "again" in event:
+                more = f", and {len(event['again']) - 3} more" if len(event["again"]) > 3 else ""
+                reporter.say(f"  {name}: trained again, since these changed: {'; '.join(event['again'][:3])}{more}")
             if "warning" in event:
                 reporter.say(f"  {name}: warning: {event['warning']}")
             if "done" in event:

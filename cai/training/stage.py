@@ -88,7 +88,7 @@ def _reasons(skipped: list[Skipped]) -> str:
 
 
 Report = Callable[[dict[str, Any]], None]
-"""Takes a stage's events: progress (`step`, `of`, `note`), what it learns from (`examples`, …), `warning`, `done`."""
+"""Takes the events of a stage: `step`, `of`, `note`; `examples` and other counts; `warning`, `again`, `done`."""
 MODEL = "model"  # the folder of the trained policy or reward model, which the worker writes last
 Settings = TypeVar("Settings", bound=TrainConfig, covariant=True)
 
@@ -173,6 +173,8 @@ def run_stage(spec: StageSpec[Any], report: Report, replace: bool = True, keep_d
             report(read_json(folder / "data.json"))
             report({"done": "already trained"})
             return folder / MODEL
+        if (changes := claim.changes()) and claim.is_finished() and replace:
+            report({"again": changes})
         take(claim, replace)
         data = spec.data
         if keep_data:

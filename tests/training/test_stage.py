@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from cai.config.errors import CaiError
 from cai.data.manifest import exclusive, read_manifest
+from cai.inference.scheduler import Reporter
+from cai.runs.pipeline import train_stage
 from cai.training import stage, worker
 from cai.training.stage import StageSpec, follow, is_trained, run_stage
 from tests.training.test_settings import dpo, preferences
@@ -128,6 +131,19 @@ def test_a_stage_is_finished_until_what_decides_it_changes(tmp_path: Path, tiny_
     assert not is_trained(replace(spec, data=copied))
     with pytest.raises(CaiError, match=r"holds finished results of `cai train` with other settings:\n  data: content"):
         run_stage(replace(spec, data=copied), print, replace=False)
+
+
+@pytest.mark.usefixtures("no_worker")
+def test_a_stage_that_is_trained_again_reports_what_changed(tmp_path: Path, tiny_model: Path) -> None:
+    spec = StageSpec(dpo(), preferences(tmp_path / "preferences.jsonl"), tiny_model, tmp_path / "dpo")
+    said: list[str] = []
+    reporter = Reporter(Console(quiet=True))
+    reporter.say = said.append  # type: ignore[method-assign, assignment]
+    train_stage("1-dpo", spec, reporter)
+    assert not [line for line in said if "trained again" in line]
+    train_stage("1-dpo", replace(spec, seed=1, settings=dpo(beta=0.2)), reporter)
+    [line] = [line for line in said if "trained again" in line]
+    assert line == "  1-dpo: trained again, since these changed: settings.beta: 0.1 → 0.2; seed: 0 → 1"
 
 
 @pytest.mark.usefixtures("no_worker")
