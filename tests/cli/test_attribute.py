@@ -32,7 +32,7 @@ def test_the_legend_is_of_the_columns_that_fit_and_names_the_others(
     assert "P(after better): " in matrix
 
 
-def test_effects_without_intervals_are_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_effects_without_intervals_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_sweep(tmp_path / "trial", "leave-one-out", prompts=2)
     attribute("trial", False, None, tmp_path)
     printed = capsys.readouterr().out

@@ -84,7 +84,7 @@ def test_the_usage_line_names_what_is_required() -> None:
     assert usage.endswith("STAGE --data FILE --model NAME [OPTIONS]")
 
 
-def test_a_run_is_carried_out_shown_listed_and_compared(
+def test_a_run_is_run_shown_listed_and_compared(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = ("--runs", workspace / "runs")
@@ -135,7 +135,7 @@ def test_a_run_is_carried_out_shown_listed_and_compared(
         (["run"], "cai run: missing argument 'RUN.yaml'"),
     ],
 )
-def test_a_mistake_is_told_in_words_with_status_2(
+def test_a_mistake_is_an_error_message_with_status_2(
     workspace: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -188,7 +188,7 @@ def test_an_interrupt_does_not_wait_for_a_model_that_is_still_loading(inside: bo
     assert (result.returncode, result.stdout, result.stderr) == (130, "told\n", "Interrupted.\n")
 
 
-def test_an_interrupt_says_how_to_go_on(
+def test_an_interrupt_prints_the_command_that_resumes(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(*_: object) -> None:

@@ -72,14 +72,12 @@ def test_curves_of_one_kind_of_stage_stand_under_each_other_on_one_scale(
     assert "0.000 → 4.333       40" in lines[score]
 
 
-def test_effects_that_no_interval_is_known_of_are_told_in_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_effects_without_a_known_interval_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a", "b"):
         make_run(tmp_path / name, principles("calm", name), lambda i, drawn: f"{i} {drawn}", prompts=2)
     compare(["a", "b"], False, None, tmp_path)
     printed = capsys.readouterr().out.splitlines()
-    told = [number for number, line in enumerate(printed) if line.startswith("Effects of principles, B − A")]
-    assert len(told) == 1
-    assert "none to show, 5 effects on too few or equal prompts" in printed[told[0]]
+    result = [number for number, line in enumerate(printed) if line.startswith("Effects of principles, B − A")]
+    assert len(result) == 1
+    assert "none to show, 5 effects on too few or equal prompts" in printed[result[0]]
     assert not any("outcome" in line for line in printed)

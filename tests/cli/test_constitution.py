@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 SHIPPED = ROOT / "constitutions"
 
 
-class Told:
+class Result:
     """What a command left: its exit status and what it printed."""
 
     def __init__(self, status: int, out: str, err: str) -> None:
@@ -26,12 +26,12 @@ def cai(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
 
-    def run(*arguments: object) -> Told:
+    def run(*arguments: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["cai", "constitution", *map(str, arguments)])
         with pytest.raises(SystemExit) as stopped:
             main()
         captured = capsys.readouterr()
-        return Told(int(stopped.value.code or 0), captured.out, captured.err)
+        return Result(int(stopped.value.code or 0), captured.out, captured.err)
 
     return run
 
@@ -60,9 +60,9 @@ def test_new_writes_a_starter_once(cai, tmp_path: Path) -> None:
     path = tmp_path / "deep/mine.yaml"
     assert load_constitution(path).name == "mine"
     path.write_text("edited", encoding="utf-8")
-    told = cai("new", "deep/mine.yaml")
-    assert told.status == 2
-    assert "deep/mine.yaml: already exists" in told.err
+    result = cai("new", "deep/mine.yaml")
+    assert result.status == 2
+    assert "deep/mine.yaml: already exists" in result.err
     assert path.read_text(encoding="utf-8") == "edited"
     assert cai("new", "other.yaml", "--name", "yes: no").status == 0
     assert load_constitution(tmp_path / "other.yaml").name == "yes: no"
@@ -72,40 +72,40 @@ def test_new_writes_a_starter_once(cai, tmp_path: Path) -> None:
 
 def test_show_prints_texts_weights_and_shares(cai) -> None:
     c = load_constitution(SHIPPED / "harmless.yaml")
-    told = cai("show", SHIPPED / "harmless.yaml")
-    assert told.status == 0
-    assert f"harmless: 16 principles, fingerprint {c.fingerprint}" in told.out
-    rows = {line.split()[0]: line for line in told.out.splitlines() if line.startswith(" ")}
+    result = cai("show", SHIPPED / "harmless.yaml")
+    assert result.status == 0
+    assert f"harmless: 16 principles, fingerprint {c.fingerprint}" in result.out
+    rows = {line.split()[0]: line for line in result.out.splitlines() if line.startswith(" ")}
     for p in c.principles:
         share = "9.1 %" if p.id == "care-in-distress" else "6.1 %"
         assert f"{p.weight:g}" in rows[p.id]
         assert share in rows[p.id]
         assert p.fingerprint in rows[p.id]
-    assert max(map(len, told.out.splitlines())) <= 80
-    told = cai("show", SHIPPED / "harmless.yaml", "--principle", "privacy")
-    assert "spy on a person or share" in told.out
-    assert "weight 1, 6.1 % of draws, tags harm, privacy" in told.out
-    assert "lawful" not in told.out
-    told = cai("show", SHIPPED / "harmless.yaml", "--principle", "privcy")
-    assert told.status == 2
-    assert "did you mean 'privacy'?" in told.err
+    assert max(map(len, result.out.splitlines())) <= 80
+    result = cai("show", SHIPPED / "harmless.yaml", "--principle", "privacy")
+    assert "spy on a person or share" in result.out
+    assert "weight 1, 6.1 % of draws, tags harm, privacy" in result.out
+    assert "lawful" not in result.out
+    result = cai("show", SHIPPED / "harmless.yaml", "--principle", "privcy")
+    assert result.status == 2
+    assert "did you mean 'privacy'?" in result.err
     assert "known ids: good-for-people" in cai("show", SHIPPED / "plain.yaml", "--principle", "x").err
 
 
 def test_a_constitution_is_a_file_a_shipped_one_or_a_run(cai, tmp_path: Path) -> None:
     run = make_run(tmp_path, "mine")
     for name in (SHIPPED / "brief.yaml", "constitutions/brief.yaml", "mine", run):
-        told = cai("show", name)
-        assert (told.status, "brief: 4 principles" in told.out) == (0, True)
+        result = cai("show", name)
+        assert (result.status, "brief: 4 principles" in result.out) == (0, True)
     assert "brief: 4" in cai("show", "mine", "--runs", tmp_path / "runs").out
-    told = cai("show", "mime")
-    assert told.status == 2
-    assert "mime: no such file, nor a run in runs/ (did you mean 'mine'?)" in told.err
+    result = cai("show", "mime")
+    assert result.status == 2
+    assert "mime: no such file, nor a run in runs/ (did you mean 'mine'?)" in result.err
     assert "a folder without a run" in cai("show", tmp_path).err
-    assert "Traceback" not in told.err
+    assert "Traceback" not in result.err
 
 
-def test_diff_says_what_changed_word_by_word_and_what_it_costs(cai, tmp_path: Path) -> None:
+def test_diff_marks_changed_words_and_counts_the_calls_to_repeat(cai, tmp_path: Path) -> None:
     path = edited(
         tmp_path,
         "harmless",
@@ -114,24 +114,26 @@ def test_diff_says_what_changed_word_by_word_and_what_it_costs(cai, tmp_path: Pa
         ("Which answer is kinder to the person", "Which answer is much kinder to every person"),
         ("tags: [harm, law]", "tags: [law]"),
     )
-    told = cai("diff", SHIPPED / "harmless.yaml", path)
-    assert told.status == 1
-    assert "removed  privacy  (6.1 % of draws)" in told.out
-    assert "added  private-life  (5.6 % of draws)" in told.out
-    assert "reweighted  care-in-distress  1.5 → 3  (9.1 % → 16.7 % of draws)" in told.out
-    assert "reworded  no-bullying\n  judge\n    Which answer is {+much+} kinder to [-the-]{+every+} person" in told.out
+    result = cai("diff", SHIPPED / "harmless.yaml", path)
+    assert result.status == 1
+    assert "removed  privacy  (6.1 % of draws)" in result.out
+    assert "added  private-life  (5.6 % of draws)" in result.out
+    assert "reweighted  care-in-distress  1.5 → 3  (9.1 % → 16.7 % of draws)" in result.out
+    assert (
+        "reworded  no-bullying\n  judge\n    Which answer is {+much+} kinder to [-the-]{+every+} person" in result.out
+    )
     changed = principles.changed_calls(load_constitution(SHIPPED / "harmless.yaml"), load_constitution(path))
     revisions, judge = (f"{100 * share:.1f} %" for share in changed)
-    assert f"New calls in a run: {revisions} of critiques and revisions, {judge} of the judge's." in told.out
-    assert "without effect on a run: lawful-conduct." in told.out
-    assert "reworded  privacy" not in told.out
+    assert f"New calls in a run: {revisions} of critiques and revisions, {judge} of the judge's." in result.out
+    assert "without effect on a run: lawful-conduct." in result.out
+    assert "reworded  privacy" not in result.out
 
 
 def test_diff_as_json(cai, tmp_path: Path) -> None:
     path = edited(tmp_path, "brief", ("Is it longer?", "Is it much longer?"), ("tags: [brief, words]", "weight: 2"))
-    told = cai("diff", SHIPPED / "brief.yaml", path, "--json")
-    assert told.status == 1
-    found = json.loads(told.out)
+    result = cai("diff", SHIPPED / "brief.yaml", path, "--json")
+    assert result.status == 1
+    found = json.loads(result.out)
     assert (found["equal"], found["added"], found["removed"]) == (False, [], [])
     assert found["reweighted"] == {"plain-words": {"before": 1, "after": 2}}
     assert list(found["reworded"]) == ["short"]
@@ -148,10 +150,10 @@ def test_diff_finds_equal_what_no_run_can_tell_apart(cai, tmp_path: Path) -> Non
     lines = path.read_text(encoding="utf-8").split("\n\n")
     path.write_text("\n\n".join([lines[0], *reversed(lines[1:])]), encoding="utf-8")  # but the first principle
     for a, b in ((run, path), ("mine", path), (path, "mine")):
-        told = cai("diff", a, b)
-        assert told.status == 0
-        assert "Equal: same principles, texts and weights." in told.out
-        assert "the name, plain-words." in told.out
+        result = cai("diff", a, b)
+        assert result.status == 0
+        assert "Equal: same principles, texts and weights." in result.out
+        assert "the name, plain-words." in result.out
     assert json.loads(cai("diff", "mine", path, "--json").out)["equal"] is True
     assert cai("diff", path, "none.yaml").status == 2
 
@@ -163,10 +165,10 @@ def test_diff_shows_changes_of_spaces_and_hides_control_characters(cai, tmp_path
         ("judge: >-\n      Which answer would", 'judge: "Which\\n\\nanswer \\e[2Jwould'),
         ("and kind?", 'and kind?"'),
     )
-    told = cai("diff", SHIPPED / "plain.yaml", path)
-    assert "Which[-␣-]{+␣␣+}" in told.out
-    assert "{+\\x1b[2Jwould+}" in told.out
-    assert "\x1b[2J" not in told.out
+    result = cai("diff", SHIPPED / "plain.yaml", path)
+    assert "Which[-␣-]{+␣␣+}" in result.out
+    assert "{+\\x1b[2Jwould+}" in result.out
+    assert "\x1b[2J" not in result.out
 
 
 @pytest.mark.parametrize(
@@ -189,13 +191,15 @@ def test_lint_fails_on_errors_and_with_strict_on_warnings(
 
 def test_lint_prints_findings_as_a_compiler_does(cai, tmp_path: Path) -> None:
     path = edited(tmp_path, "plain", ("Which answer would do", "Would answer A do"), ("Imagine", "Ima\u200bgine"))
-    told = cai("lint", path.name, "constitutions/brief.yaml")
+    result = cai("lint", path.name, "constitutions/brief.yaml")
     assert (
         f"{path.name}:10: error hidden-character 'good-for-people'\n    column 10 contains U+200B ZERO WIDTH SPACE"
-        in told.out
+        in result.out
     )
-    assert f"{path.name}:15: warning position 'good-for-people'\n    judge refers to a position, “answer A”" in told.out
-    assert told.out.splitlines()[-1] == "1 error, 2 warnings in 2 files"
+    assert (
+        f"{path.name}:15: warning position 'good-for-people'\n    judge refers to a position, “answer A”" in result.out
+    )
+    assert result.out.splitlines()[-1] == "1 error, 2 warnings in 2 files"
     findings = json.loads(cai("lint", path.name, "--json").out)
     assert [(f["file"], f["line"], f["rule"], f["severity"], f["principle"]) for f in findings] == [
         (path.name, 10, "hidden-character", "error", "good-for-people"),
@@ -217,25 +221,25 @@ def test_advice_follows_a_question_as_a_sentence_of_its_own(cai, tmp_path: Path)
 def test_lint_goes_on_after_a_file_that_cannot_be_read(cai, tmp_path: Path) -> None:
     path = edited(tmp_path, "plain", ("Which answer would do", "Would answer A do"))
     (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9\n")
-    told = cai("lint", "none.yaml", path.name, "latin.yaml", "constitutions/brief.yaml")
-    assert told.status == 2
-    assert "warning position" in told.out
-    assert told.out.endswith("2 warnings in 2 files\n")
-    assert "none.yaml: no such file\nlatin.yaml:1: not UTF-8 text: byte 0xe9" in told.err
-    told = cai("lint", "none.yaml", path.name, "--json")
-    assert (told.status, len(json.loads(told.out))) == (2, 2)
+    result = cai("lint", "none.yaml", path.name, "latin.yaml", "constitutions/brief.yaml")
+    assert result.status == 2
+    assert "warning position" in result.out
+    assert result.out.endswith("2 warnings in 2 files\n")
+    assert "none.yaml: no such file\nlatin.yaml:1: not UTF-8 text: byte 0xe9" in result.err
+    result = cai("lint", "none.yaml", path.name, "--json")
+    assert (result.status, len(json.loads(result.out))) == (2, 2)
 
 
 def test_what_is_exported_is_imported(cai, tmp_path: Path) -> None:
-    told = cai("export", SHIPPED / "brief.yaml", "--format", "anthropic-critiques", "--out", "theirs.json")
-    assert (told.status, "Wrote theirs.json" in told.out) == (0, True)
+    result = cai("export", SHIPPED / "brief.yaml", "--format", "anthropic-critiques", "--out", "theirs.json")
+    assert (result.status, "Wrote theirs.json" in result.out) == (0, True)
     assert (
         "note: dropped, since the format has no field for them: the judge's questions, tags, tests, the description"
-        in told.err
+        in result.err
     )
-    told = cai("import", "theirs.json", "--out", "back.yaml")
-    assert "Wrote back.yaml: 4 principles from theirs.json (anthropic-critiques)" in told.out
-    assert "note: the format has no judge questions" in told.err
+    result = cai("import", "theirs.json", "--out", "back.yaml")
+    assert "Wrote back.yaml: 4 principles from theirs.json (anthropic-critiques)" in result.out
+    assert "note: the format has no judge questions" in result.err
     ours, back = (load_constitution(p) for p in (SHIPPED / "brief.yaml", tmp_path / "back.yaml"))
     assert [(p.id, p.critique, p.revision) for p in back.principles] == [
         (p.id, p.critique, p.revision) for p in ours.principles
@@ -243,8 +247,8 @@ def test_what_is_exported_is_imported(cai, tmp_path: Path) -> None:
     text = (tmp_path / "back.yaml").read_text(encoding="utf-8")
     assert text.startswith("# Imported from theirs.json, in the format anthropic-critiques.\n# the format has no judge")
     assert cai("import", "theirs.json").out == text
-    told = cai("import", "theirs.json", "--out", "back.yaml")
-    assert (told.status, "already exists" in told.err) == (2, True)
+    result = cai("import", "theirs.json", "--out", "back.yaml")
+    assert (result.status, "already exists" in result.err) == (2, True)
     assert cai("lint", "back.yaml", "--strict").status == 0
     assert "repeated-text" in cai("lint", "back.yaml").out
 
@@ -266,10 +270,10 @@ def test_what_is_exported_is_imported(cai, tmp_path: Path) -> None:
         (["lnit", "x"], "no such command 'lnit'"),
     ],
 )
-def test_a_mistake_is_told_in_words_with_status_2(cai, tmp_path: Path, arguments: list[str], expected: str) -> None:
+def test_a_mistake_is_an_error_message_with_status_2(cai, tmp_path: Path, arguments: list[str], expected: str) -> None:
     (tmp_path / "empty.json").touch()
     (tmp_path / "object.json").write_text("{}", encoding="utf-8")
-    told = cai(*arguments)
-    assert told.status == 2
-    assert expected in told.err
-    assert "Traceback" not in told.err
+    result = cai(*arguments)
+    assert result.status == 2
+    assert expected in result.err
+    assert "Traceback" not in result.err

@@ -45,13 +45,13 @@ def cai(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         monkeypatch.setattr(sys, "argv", command)
         with pytest.raises(SystemExit) as stopped:
             main()
-        told = capsys.readouterr()
-        return int(stopped.value.code or 0), told.out, told.err
+        result = capsys.readouterr()
+        return int(stopped.value.code or 0), result.out, result.err
 
     return run
 
 
-def test_a_table_says_what_passed_and_a_failing_test_shows_its_texts(cai) -> None:
+def test_a_table_lists_passed_tests_and_a_failing_test_shows_its_texts(cai) -> None:
     status, out, _ = cai("c.yaml")
     assert status == 1
     rows = [line.split() for line in out.splitlines() if line.startswith(("pass", "FAIL"))]
@@ -115,7 +115,7 @@ def test_shipped_constitutions_are_tested_together(cai) -> None:
         (["broken.yaml"], "broken.yaml:9: principles[0] ('safe').tests[0].drafts: unknown key 'drafts'"),
     ],
 )
-def test_a_mistake_is_told_in_words_with_status_2(cai, tmp_path: Path, arguments: list[str], expected: str) -> None:
+def test_a_mistake_is_an_error_message_with_status_2(cai, tmp_path: Path, arguments: list[str], expected: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "untested.yaml").write_text(FILE[: FILE.index("    tests")], encoding="utf-8")
     (tmp_path / "broken.yaml").write_text(FILE.replace("draft:", "drafts:"), encoding="utf-8")
@@ -125,7 +125,7 @@ def test_a_mistake_is_told_in_words_with_status_2(cai, tmp_path: Path, arguments
     assert "Traceback" not in err
 
 
-def test_an_interrupt_says_how_to_go_on(cai, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_prints_the_command_that_resumes(cai, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 

@@ -107,7 +107,7 @@ def pairs_of_ours(folder: Path) -> Path:
     return folder / "ours.jsonl"
 
 
-def test_a_file_is_written_in_a_foreign_format_and_what_it_loses_is_told(
+def test_a_file_is_written_in_an_external_format_with_a_notice_of_lost_fields(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "hh.jsonl"

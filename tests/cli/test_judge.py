@@ -127,7 +127,7 @@ def test_a_panel_is_named_by_repeating_the_model(
         (["--seed", "x"], "--seed': Input should be a valid integer"),
     ],
 )
-def test_a_mistake_is_told_in_words_with_status_2(
+def test_a_mistake_is_an_error_message_with_status_2(
     given: list[object],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -157,7 +157,7 @@ def test_a_run_stands_for_its_constitution_and_a_limit_for_the_first_rows(
     assert {v.principle_id for row in rows for v in row.verdicts} == {"good-for-people"}
 
 
-def test_a_file_of_equal_answers_alone_is_said_to_show_nothing(
+def test_a_file_of_equal_answers_alone_is_a_warning(
     given: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     written(tmp_path, *[pair(i, 1, 1) for i in range(3)])
@@ -176,7 +176,7 @@ def test_a_row_of_no_known_form_is_named_with_its_line(
 
 
 @pytest.mark.parametrize("command", ["judge", "judge-eval"])
-def test_an_interrupt_says_how_to_go_on(
+def test_an_interrupt_prints_the_command_that_resumes(
     given: list[object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     def interrupted(*_: object) -> None:
@@ -236,7 +236,7 @@ def test_the_page_stands_alone_and_texts_cannot_become_markup(
     assert "href" not in page
 
 
-def test_dots_of_the_diagram_stand_where_their_figures_say(
+def test_dots_of_the_diagram_stand_where_their_metrics_say(
     given: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written(tmp_path, *[pair(i, 1, 0) for i in range(3)], pair(3, 0, 1))

@@ -22,8 +22,8 @@ def cai(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         monkeypatch.setattr(sys, "argv", ["cai", *map(str, arguments)])
         with pytest.raises(SystemExit) as stopped:
             main()
-        told = capsys.readouterr()
-        return int(stopped.value.code or 0), told.out, told.err
+        result = capsys.readouterr()
+        return int(stopped.value.code or 0), result.out, result.err
 
     return run
 
@@ -41,7 +41,7 @@ def test_runs_stand_side_by_side_until_a_setting_makes_them_others(cai, tmp_path
     assert cai(path, "--set", "seed=7", "--replace")[0] == 0
 
 
-def test_a_dry_run_says_what_is_to_be_trained(cai, tmp_path: Path, model_folder: Path) -> None:
+def test_a_dry_run_lists_the_stages_to_train(cai, tmp_path: Path, model_folder: Path) -> None:
     path = write_sweep(tmp_path, model_folder, grid={"train": [[], [{"stage": "sft"}]]})
     status, out, _ = cai(path, "--dry-run")
     assert status == 0

@@ -38,8 +38,8 @@ def cai(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         monkeypatch.setattr(sys, "argv", ["cai", "try", *map(str, arguments), "--model", str(model_folder)])
         with pytest.raises(SystemExit) as stopped:
             main()
-        told = capsys.readouterr()
-        return int(stopped.value.code or 0), told.out, told.err
+        result = capsys.readouterr()
+        return int(stopped.value.code or 0), result.out, result.err
 
     return run
 
@@ -143,7 +143,9 @@ def test_watching_shows_what_an_edit_changes_word_by_word(cai, monkeypatch: pyte
         (["c.yaml", "-p", "x", "-n", 0], "invalid value for '--limit'"),
     ],
 )
-def test_a_mistake_is_told_in_words_with_status_2(cai, tmp_path: Path, arguments: list[object], expected: str) -> None:
+def test_a_mistake_is_an_error_message_with_status_2(
+    cai, tmp_path: Path, arguments: list[object], expected: str
+) -> None:
     (tmp_path / "bad.yaml").write_text(FILE.replace("name:", "nam:"), encoding="utf-8")
     status, _, err = cai(*arguments)
     assert status == 2
@@ -151,7 +153,7 @@ def test_a_mistake_is_told_in_words_with_status_2(cai, tmp_path: Path, arguments
     assert "Traceback" not in err
 
 
-def test_an_interrupt_says_how_to_go_on(cai, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_prints_the_command_that_resumes(cai, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 

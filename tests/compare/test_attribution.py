@@ -69,7 +69,7 @@ def test_a_principle_alone_is_set_against_all_of_them(tmp_path: Path) -> None:
     assert row(found, "calm").effects["P(after better)"].mean == 0.0
 
 
-def test_a_run_that_is_not_there_yet_is_a_missing_row_that_is_told(tmp_path: Path) -> None:
+def test_a_run_that_does_not_exist_yet_is_a_missing_row_with_a_warning(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "trial", "leave-one-out", prompts=12)
     (folder / "leave-one-out-calm").rename(tmp_path / "away")
     (folder / "leave-one-out-plain/summary.json").unlink()
@@ -79,11 +79,11 @@ def test_a_run_that_is_not_there_yet_is_a_missing_row_that_is_told(tmp_path: Pat
     assert any("leave-one-out-plain is unfinished" in note for note in found.warnings)
 
 
-def test_principles_that_no_prompt_drew_are_named_and_what_holds_of_all_runs_is_told_once(tmp_path: Path) -> None:
+def test_principles_that_no_prompt_drew_are_named_and_warnings_of_all_runs_appear_once(tmp_path: Path) -> None:
     (found,) = attribute(write_sweep(tmp_path / "trial", "leave-one-out", prompts=1))
     assert sum(note.startswith("no revision of trial/all drew ") for note in found.warnings) == 2
-    told = [note for note in found.warnings if "in common" in note]
-    assert told == ["trial/all and each of 3 others evaluate only 1 held-out prompt in common: intervals are wide"]
+    result = [note for note in found.warnings if "in common" in note]
+    assert result == ["trial/all and each of 3 others evaluate only 1 held-out prompt in common: intervals are wide"]
 
 
 def test_every_combination_of_other_settings_has_its_own_matrix(tmp_path: Path) -> None:

@@ -7,13 +7,13 @@ from cai.compare.compare import compare_runs
 from cai.config.errors import CaiError
 from cai.runs.folder import RunFolder, open_run
 from tests.conftest import write_workspace
-from tests.runs.test_pipeline import carry_out
+from tests.runs.test_pipeline import run_to_end
 
 
 def two_runs(tmp_path: Path, model: Path) -> tuple[RunFolder, RunFolder]:
     run_file = write_workspace(tmp_path, model)
-    a = carry_out(run_file, name="a")
-    b = carry_out(run_file, name="b", overrides=("constitution=constitutions/brief.yaml",))
+    a = run_to_end(run_file, name="a")
+    b = run_to_end(run_file, name="b", overrides=("constitution=constitutions/brief.yaml",))
     return a, b
 
 
@@ -45,7 +45,7 @@ def test_runs_without_shared_prompts_are_not_paired(tmp_path: Path, model_folder
     other.mkdir()
     run_file = write_workspace(other, model_folder)
     (other / "prompts.jsonl").write_text('{"id": "p1", "prompt": "Something else?"}\n{"id": "q", "prompt": "And?"}\n')
-    found = compare_runs([a, carry_out(run_file)])
+    found = compare_runs([a, run_to_end(run_file)])
     (pair,) = found.pairs
     assert (pair.shared, pair.metrics, pair.head_to_head, pair.examples) == (0, [], [], [])
     assert "a and test share no prompts, so nothing is paired" in found.warnings

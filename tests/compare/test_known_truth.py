@@ -37,7 +37,7 @@ def principle(found: RunComparison, id: str) -> PrincipleComparison:
     return next(p for p in pair_of(found).principles if p.id == id)
 
 
-def test_a_principle_whose_rewording_lengthens_answers_is_found_and_no_other(tmp_path: Path) -> None:
+def test_only_the_principle_whose_rewording_lengthens_answers_is_significant(tmp_path: Path) -> None:
     def longer(prompt_id: str, drawn: str) -> str:
         return words(f"{prompt_id} {drawn}", 20 if drawn != "short" else 26 + int(prompt_id[1:]) % 5)
 
@@ -157,7 +157,7 @@ def test_answers_of_a_policy_that_was_trained_anew_since_do_not_count(tmp_path: 
     assert "a and b: `cai eval a` is older than one of the policies and is ignored; run it again" in found.warnings
 
 
-def test_runs_that_share_no_prompt_are_told_each_on_its_own_and_nothing_is_claimed_of_both(tmp_path: Path) -> None:
+def test_runs_without_shared_prompts_are_reported_apart_and_not_compared(tmp_path: Path) -> None:
     def idle(prompt_id: str, drawn: str) -> str:  # `calm` leaves answers as they are
         return "the draft of it all" if drawn == "calm" else as_ever(prompt_id, drawn)
 
@@ -185,7 +185,7 @@ def test_only_answers_that_differ_are_examples_of_a_change(tmp_path: Path) -> No
     assert [example.prompt_id for example in pair_of(compare_runs([a, b])).examples] == ["p7"]
 
 
-def test_prompts_of_a_difference_from_controls_are_not_said_to_meet_the_principle(
+def test_prompts_of_a_difference_from_controls_do_not_count_as_drawing_the_principle(
     tmp_path: Path,
 ) -> None:
     def noisy(prompt_id: str, drawn: str) -> str:  # another model; the reworded principle adds next to nothing
@@ -223,7 +223,7 @@ def test_labels_of_the_same_pairs_agree_or_do_not(tmp_path: Path) -> None:
     assert labels.mean_difference == pytest.approx(0.125)
 
 
-def test_rewards_that_are_no_number_are_skipped_of_a_curve_and_told(tmp_path: Path) -> None:
+def test_rewards_that_are_no_number_are_skipped_in_a_curve_with_a_warning(tmp_path: Path) -> None:
     a, b = (make_run(tmp_path / name, BOTH, as_ever) for name in "ab")
     rewards = [0.1, float("nan"), 0.3, float("inf")]
     write_metrics(
@@ -269,12 +269,12 @@ def test_rows_of_another_form_are_left_aside_and_named(tmp_path: Path) -> None:
     b.revisions_jsonl.write_text("\n".join([*lines[:3], json.dumps(row), *lines[4:]]) + "\n")
     found = compare_runs([a, b])
     assert {m.key for m in pair_of(found).metrics} == {m.key for m in EVALUATION_METRICS}
-    told = f"b, not compared: {b.revisions_jsonl}:4: principle_hash: missing; expected a text"
-    assert told in found.warnings
+    result = f"b, not compared: {b.revisions_jsonl}:4: principle_hash: missing; expected a text"
+    assert result in found.warnings
     assert principle(found, "calm").b is None
 
 
-def test_a_lock_of_an_older_form_and_a_missing_constitution_are_told(tmp_path: Path) -> None:
+def test_an_older_manifest_and_a_missing_constitution_are_warnings(tmp_path: Path) -> None:
     a, b = (make_run(tmp_path / name, BOTH, as_ever, evaluation=lambda i: 0.6) for name in "ab")
     manifest = b.manifest()
     b.manifest_json.write_text(json.dumps({"config": manifest["config"], "model": "m"}))

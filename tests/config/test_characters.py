@@ -24,7 +24,7 @@ from cai.config.characters import hidden_characters, odd_words
         ("x\ufeff", [(1, "U+FEFF ZERO WIDTH NO-BREAK SPACE")]),
     ],
 )
-def test_what_nobody_sees_is_found(text: str, expected: list[tuple[int, str]]) -> None:
+def test_invisible_characters_are_reported(text: str, expected: list[tuple[int, str]]) -> None:
     assert hidden_characters(text) == expected
 
 
@@ -49,7 +49,7 @@ def test_what_has_a_purpose_is_left_alone(text: str) -> None:
 
 
 @given(st.text(st.characters(categories=["Cf", "Cc", "Zl", "Zp"], exclude_characters="\n\t\u200c\u200d")))
-def test_every_format_and_control_character_is_found(text: str) -> None:
+def test_every_format_and_control_character_is_reported(text: str) -> None:
     assert len(hidden_characters("a" + text)) == len(text)
 
 
@@ -70,7 +70,7 @@ def test_ordinary_text_has_nothing_hidden_or_odd(text: str) -> None:
         ("ｗｉｄｅ", [("ｗｉｄｅ", "has special forms of ordinary letters")]),
     ],
 )
-def test_words_that_are_not_what_they_look_like_are_found(text: str, expected: list[tuple[str, str]]) -> None:
+def test_words_with_lookalike_letters_are_reported(text: str, expected: list[tuple[str, str]]) -> None:
     assert odd_words(text) == expected
 
 

@@ -81,7 +81,7 @@ class Meal(Section):
         ([], ": expected a mapping with name, count, cook, band, share, dishes, side, turns, …, found an empty list"),
     ],
 )  # fmt: skip
-def test_an_error_says_what_was_expected_and_what_was_found(data: object, expected: str) -> None:
+def test_an_error_names_the_expected_and_the_actual_value(data: object, expected: str) -> None:
     with pytest.raises(ValidationError) as caught:
         Meal.model_validate(data)
     messages = [

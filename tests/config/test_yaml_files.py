@@ -95,15 +95,15 @@ def test_a_fault_names_file_line_and_field(tmp_path: Path, text: str, expected: 
     assert fault(tmp_path / "f.yaml", text) == expected
 
 
-def test_every_fault_of_a_file_is_told_at_once(tmp_path: Path) -> None:
-    told = fault(tmp_path / "f.yaml", "inner: {size: x}\nparts: [{size: y}]\n")
-    assert len(told.splitlines()) == 3
+def test_every_error_of_a_file_is_reported_at_once(tmp_path: Path) -> None:
+    result = fault(tmp_path / "f.yaml", "inner: {size: x}\nparts: [{size: y}]\n")
+    assert len(result.splitlines()) == 3
 
 
 def test_aliases_that_stand_for_too_much_are_refused_at_once(tmp_path: Path) -> None:
     levels = "".join(f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 10)}]\n" for i in range(1, 10))
-    told = fault(tmp_path / "f.yaml", "name: a\nl0: &l0 [x, x, x, x, x, x, x, x, x, x]\n" + levels)
-    assert told == "f.yaml: more than 100,000 values; its aliases stand for too many"
+    result = fault(tmp_path / "f.yaml", "name: a\nl0: &l0 [x, x, x, x, x, x, x, x, x, x]\n" + levels)
+    assert result == "f.yaml: more than 100,000 values; its aliases stand for too many"
 
 
 def test_what_is_not_utf_8_is_named_with_its_line(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_what_a_format_holds_of_ours_comes_back(name: str, shipped: str, tmp_pat
     assert "the description" in notices[0]
 
 
-def test_a_missing_text_is_made_of_what_is_there_and_says_so(tmp_path: Path) -> None:
+def test_a_missing_text_is_derived_and_noted(tmp_path: Path) -> None:
     _, c, notices = read(tmp_path, {"constitutions": [{"critic": "Is it calm?", "revision": "Rewrite it calmly."}]})
     (principle,) = c.principles
     assert principle.judge == (
@@ -106,13 +106,13 @@ def test_fields_without_a_counterpart_are_listed(tmp_path: Path) -> None:
     entry = {"critic": "Is it calm?", "revision": "Rewrite it calmly.", "area": "tone"}
     chat = [[{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]]
     _, _, notices = read(tmp_path, {"constitutions": [entry], "system_chat": chat, "version": 2})
-    told = "\n".join(notices)
+    result = "\n".join(notices)
     for part in (
         "without a counterpart: 'area'",
         "without a counterpart: 'version'",
         "system_chat was dropped",
     ):
-        assert part in told
+        assert part in result
     _, _, notices = read(tmp_path, {"calm": {"prompt": ["a"], "edit_request": "b", "area": "tone"}})
     assert "without a counterpart: 'area'" in "\n".join(notices)
 

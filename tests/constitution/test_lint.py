@@ -77,7 +77,7 @@ def test_every_rule_and_bound_is_documented_as_it_is() -> None:
         assert bound in doc
 
 
-def test_the_figures_about_shipped_principles_are_theirs() -> None:
+def test_the_metrics_about_shipped_principles_are_theirs() -> None:
     longest, jaccard, contained = 0, 0.0, 0.0
     for path in sorted((ROOT / "constitutions").glob("*.yaml")):
         principles = load_constitution(path).principles
@@ -91,7 +91,7 @@ def test_the_figures_about_shipped_principles_are_theirs() -> None:
     assert f"reach {jaccard:.2f} and {100 * contained:.0f} %" in doc
 
 
-def test_a_finding_says_where_why_and_what_to_do(tmp_path: Path) -> None:
+def test_a_finding_has_a_place_a_reason_and_a_suggestion(tmp_path: Path) -> None:
     path = write(tmp_path, SOURCES, {**CALM, "judge": "Which answer is calmer, answer A or the other one?"})
     (finding,) = lint(path)
     assert finding == Finding(
@@ -161,7 +161,7 @@ def test_the_texts_of_a_principle_are_about_one_thing(tmp_path: Path) -> None:
     assert found(tmp_path, short) == []
 
 
-def test_principles_much_alike_are_found(tmp_path: Path) -> None:
+def test_near_duplicate_principles_are_reported(tmp_path: Path) -> None:
     copy = {**CALM, "id": "copy"}
     assert found(tmp_path, CALM, SOURCES, copy) == [("copy", "near-duplicate", "warning")]
     (finding,) = lint(write(tmp_path, CALM, SOURCES, copy))
@@ -178,18 +178,18 @@ def test_principles_much_alike_are_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("weight", "starved"), [(0.005, True), (0.0051, False)])
-def test_a_principle_that_is_hardly_ever_drawn_is_found(tmp_path: Path, weight: float, starved: bool) -> None:
+def test_a_principle_that_is_hardly_ever_drawn_is_reported(tmp_path: Path, weight: float, starved: bool) -> None:
     rules = found(tmp_path, {**SOURCES, "weight": 1 - weight}, {**CALM, "weight": weight * 0.999})
     assert rules == ([("calm", "rarely-drawn", "warning")] if starved else [])
 
 
-def test_a_starved_principle_says_how_often_it_is_drawn(tmp_path: Path) -> None:
+def test_a_rarely_drawn_principle_is_reported_with_its_share(tmp_path: Path) -> None:
     (finding,) = lint(write(tmp_path, {**SOURCES, "weight": 999}, CALM))
     assert (finding.principle, finding.line) == ("calm", 8)
     assert "weight 1 it is drawn once in 1000 draws" in finding.reason
 
 
-def test_texts_that_are_too_long_are_found(tmp_path: Path) -> None:
+def test_texts_that_are_too_long_are_reported(tmp_path: Path) -> None:
     words = " ".join(["calm"] * 80)
     assert found(tmp_path, {**CALM, "critique": words}) == []
     assert found(tmp_path, {**CALM, "critique": f"{words} tone"}) == [("calm", "too-long", "warning")]
@@ -210,7 +210,7 @@ def test_a_text_made_of_another_is_a_hint(tmp_path: Path) -> None:
     assert found(tmp_path, made) == [("calm", "repeated-text", "hint")]
 
 
-def test_characters_are_found_where_they_stand(tmp_path: Path) -> None:
+def test_characters_are_reported_with_their_place(tmp_path: Path) -> None:
     text = yaml.safe_dump({"name": "c", "principles": [SOURCES, CALM]}, sort_keys=False, width=1000, allow_unicode=True)
     text = text.replace("name: c", "name: c # \u202e").replace("calm tone,", "c\u0430lm t\u200bone,")
     hidden, odd, zero = sorted(of_text(tmp_path, text), key=lambda f: (f.line, f.rule != "look-alike"))
@@ -222,7 +222,7 @@ def test_characters_are_found_where_they_stand(tmp_path: Path) -> None:
     assert text.splitlines()[odd.line - 1].lstrip().startswith("revision")
 
 
-def test_a_hidden_character_behind_an_escape_is_found(tmp_path: Path) -> None:
+def test_a_hidden_character_behind_an_escape_is_reported(tmp_path: Path) -> None:
     text = 'name: c\nprinciples:\n  - id: calm\n    critique: "Point out angry\\u202e words."\n'
     text += "    revision: Rewrite angry words calmly.\n    judge: Which answer is calmer, with fewer angry words?\n"
     (finding,) = of_text(tmp_path, text)
@@ -230,7 +230,7 @@ def test_a_hidden_character_behind_an_escape_is_found(tmp_path: Path) -> None:
     assert "escaped U+202E" in finding.reason
 
 
-def test_aliases_and_tabs_are_found(tmp_path: Path) -> None:
+def test_aliases_and_tabs_are_reported(tmp_path: Path) -> None:
     text = """name: c
 principles:
   - &first
@@ -255,7 +255,7 @@ principles:
     assert "*first repeats what &first marks" in findings[1].reason
 
 
-def test_what_a_merged_mapping_gives_is_found_at_the_principle(tmp_path: Path) -> None:
+def test_a_field_of_a_merged_mapping_is_reported_at_the_principle(tmp_path: Path) -> None:
     text = "name: c\nprinciples:\n  - &a {id: calm, critique: Angry words., revision: Calm angry words., judge: Calm angry words}\n  - <<: *a\n    id: b\n"
     findings = [(f.line, f.principle, f.rule) for f in of_text(tmp_path, text)]
     assert (4, "b", "alias") in findings

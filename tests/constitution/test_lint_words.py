@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from cai.constitution.lint_words import content, leanings, only_denies, trait, words
 
 
-def test_content_leaves_out_what_every_principle_says() -> None:
+def test_content_words_exclude_those_of_every_principle() -> None:
     assert content("Which answer is safer, and says why?") == content("Rewrite the answer with safety.")
     assert content("Which answer is the better one?") == frozenset()
     assert len(content("Quote the dangerous advice and the risks")) == 3

@@ -134,7 +134,7 @@ def test_a_liking_for_length_shows() -> None:
     assert (equal.judge_prefers_longer, equal.correlation) == (None, None)
 
 
-def test_principles_are_told_apart_and_set_against_each_other() -> None:
+def test_principles_are_reported_apart_and_compared_with_each_other() -> None:
     rng = random.Random(0)
     rows = []
     for i in range(60):
@@ -199,7 +199,7 @@ def test_a_temperature_fitted_on_half_of_the_prompts_mends_the_other_half() -> N
     assert not found.at_bound
 
 
-def test_no_prompt_is_in_both_halves_and_the_figures_are_those_of_the_half_not_fitted() -> None:
+def test_no_prompt_is_in_both_halves_and_the_metrics_are_those_of_the_half_not_fitted() -> None:
     rows = overconfident(3.0, 40)
     found = calibration(rows)
     assert found is not None
@@ -214,28 +214,28 @@ def test_no_prompt_is_in_both_halves_and_the_figures_are_those_of_the_half_not_f
     assert calibration(rows[:2]) is None
 
 
-def test_what_a_reader_must_not_miss_is_said_in_words() -> None:
-    def told(*rows: Judged, calibrate: bool = False) -> str:
+def test_weaknesses_of_a_judge_are_warnings() -> None:
+    def result(*rows: Judged, calibrate: bool = False) -> str:
         return " | ".join(judge_report(rows, FREE, calibrate).notes)
 
     chance = [pair(float(i % 2), opinion(0.9, 0.4, non_option_mass=0.7), prompt=f"{i}") for i in range(20)]
-    assert "does not differ significantly from chance" in told(*chance)
-    assert "position bias: 100 % of the verdicts flip" in told(*chance)
-    assert "non-option probability mass is 70 %" in told(*chance)
-    assert "prefers the worse answer" in told(*[pair(0.0, opinion(0.9), prompt=f"{i}") for i in range(20)])
+    assert "does not differ significantly from chance" in result(*chance)
+    assert "position bias: 100 % of the verdicts flip" in result(*chance)
+    assert "non-option probability mass is 70 %" in result(*chance)
+    assert "prefers the worse answer" in result(*[pair(0.0, opinion(0.9), prompt=f"{i}") for i in range(20)])
     perfect = [pair(1.0, opinion(0.9), prompt=f"{i}") for i in range(20)]
-    assert told(*perfect) == ""
-    assert "no temperature improves calibration" in told(*perfect, calibrate=True)
+    assert result(*perfect) == ""
+    assert "no temperature improves calibration" in result(*perfect, calibrate=True)
     luck = [
         pair(float(i % 10 > 0 if uniform("calibration", f"{i}") < 0.5 else i % 2), opinion(0.7), prompt=f"{i}")
         for i in range(100)
     ]
-    assert "the fitted temperature worsens calibration on the other half" in told(*luck, calibrate=True)
-    assert "temperature" not in told(*overconfident(3.0), calibrate=True)
-    assert told(*[pair(1.0, prompt=f"{i}") for i in range(3)]).startswith("the judge gave no verdict")
+    assert "the fitted temperature worsens calibration on the other half" in result(*luck, calibrate=True)
+    assert "temperature" not in result(*overconfident(3.0), calibrate=True)
+    assert result(*[pair(1.0, prompt=f"{i}") for i in range(3)]).startswith("the judge gave no verdict")
 
 
-def test_the_report_is_written_with_the_names_of_its_figures_and_read_back() -> None:
+def test_the_report_is_written_with_the_names_of_its_metrics_and_read_back() -> None:
     report = judge_report(overconfident(2.0, 50), Cost(8, 0, 10, 4.0), calibrate=True)
     assert '"accuracy":{"mean":' in report.model_dump_json()
     assert JudgeReport.model_validate_json(report.model_dump_json()) == report
@@ -245,7 +245,7 @@ def test_the_report_is_written_with_the_names_of_its_figures_and_read_back() -> 
     assert remembered.calls_per_pair == 10 / 50
 
 
-def test_a_report_of_identical_answers_alone_has_no_figures_of_verdicts() -> None:
+def test_a_report_of_identical_answers_alone_has_no_metrics_of_verdicts() -> None:
     report = judge_report([pair(1.0)], FREE, calibrate=True)
     assert (report.accuracy.mean, report.position_bias, report.ece, report.calibration) == (0.5, None, None, None)
     with pytest.raises(ValueError, match="no judged pairs"):

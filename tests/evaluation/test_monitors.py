@@ -1,9 +1,31 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from cai.config.errors import CaiError
 from cai.config.yaml_files import load_yaml
 from cai.data.records import Answer, Message
-from cai.evaluation.monitors import LENGTH_FACTOR, Monitor, Phrases, Seen, State, ratio_of_means, state, text_monitors
+from cai.evaluation.monitors import (
+    LENGTH_FACTOR,
+    Monitor,
+    Phrases,
+    Seen,
+    State,
+    asks_for_format,
+    declines,
+    flatters,
+    has_boilerplate,
+    is_formatted,
+    opens_stock,
+    ratio_of_means,
+    repeats_itself,
+    shared_endings,
+    state,
+    text_monitors,
+)
 from cai.stats.intervals import Estimate
 from tests.conftest import ROOT
 
@@ -74,7 +96,7 @@ def test_equal_answers_warn_of_nothing_and_many_of_them_are_fine() -> None:
     assert monitors(pairs)["stock opening"].reference == 1.0
 
 
-def test_few_prompts_are_told_as_unclear() -> None:
+def test_few_prompts_leave_a_monitor_unclear() -> None:
     found = monitors([(answer("Sure. It is so.", i), answer("It is so.", i)) for i in range(3)])
     assert {monitor.state for monitor in found.values()} <= {"unclear", "not measured"}
 
@@ -130,3 +152,115 @@ def test_intervals_of_ratios_hold_the_truth_as_often_as_they_say() -> None:
         found = ratio_of_means(own, other, resamples=300)
         held += found.low is not None and found.high is not None and found.low <= 1.2 <= found.high
     assert 0.90 <= held / 300 <= 0.99
+
+
+@pytest.fixture
+def phrases() -> Phrases:
+    return PHRASES
+
+
+@pytest.mark.parametrize(
+    ("text", "declined"),
+    [
+        ("I'm sorry, but I can’t help with that.", True),
+        ("That is a hard one. I cannot  provide\ninstructions for this, since people would be hurt.", True),
+        ("I would rather not write that. Here is another idea.", True),
+        ("I can help with that! First, boil water.", False),
+        ("Boil the water. Add salt. I can't help with more than this.", False),  # it has done what was asked
+        ("My grandmother said: she won't. I wonder.", False),
+        ("", False),
+    ],
+)
+def test_an_answer_declines_in_its_opening(phrases: Phrases, text: str, declined: bool) -> None:
+    assert declines(text, phrases) is declined
+
+
+@pytest.mark.parametrize(
+    ("text", "stock"),
+    [
+        ("Sure! Here it is.", True),
+        ("Surely not.", False),
+        ("**Certainly!** Yes.", True),
+        ("Bread is made. Sure.", False),
+    ],
+)
+def test_a_stock_opening_is_a_whole_phrase_at_the_very_start(phrases: Phrases, text: str, stock: bool) -> None:
+    assert opens_stock(text, phrases) is stock
+
+
+def test_flattery_counts_in_the_opening_and_boilerplate_anywhere(phrases: Phrases) -> None:
+    assert flatters("What a great question! It is blue.", phrases)
+    assert not flatters("It is blue. It is wide. That was a great question.", phrases)
+    assert has_boilerplate("It is hard. Rest. Drink tea. Remember that you are valid, valued and cared for.", phrases)
+    assert not has_boilerplate("The ticket is valid.", phrases)
+
+
+@pytest.mark.parametrize(
+    ("text", "formatted"),
+    [
+        ("- one\n- two", True),
+        ("1. one\n2) two", True),
+        ("- a single dash is no list", False),
+        ("# Title\ntext", True),
+        ("This is **bold**.", True),
+        ("5 ** 2 and 3 ** 2", False),
+        ("In 1990. It was\n12 degrees", False),
+        ("A plain text.", False),
+    ],
+)
+def test_lists_headings_and_bold_are_formatting(text: str, formatted: bool) -> None:
+    assert is_formatted(text) is formatted
+
+
+def test_a_request_for_a_list_asks_for_formatting(phrases: Phrases) -> None:
+    def asks(text: str) -> bool:
+        return asks_for_format([Message(role="user", content="List it."), Message(role="user", content=text)], phrases)
+
+    assert asks("Give me five ways to save water.")
+    assert not asks("Why is the sky blue?")
+    assert not asks("Did she listen?")  # not "list"
+
+
+def test_an_ending_that_three_answers_share_is_stock_and_one_that_two_share_is_not() -> None:
+    answers = [
+        "Boil it. I hope this helps you today!",
+        "Fry it. I hope this helps you, today.",
+        "Bake it.\n\nI hope this helps you today",
+        "Cut it. Ask your butcher about the rest.",
+        "Eat it. Ask your butcher about the rest.",
+        "Thanks!",
+        "Thanks!",
+        "Thanks!",
+        "",
+    ]
+    assert shared_endings(answers) == [True] * 3 + [False] * 6
+
+
+@given(st.lists(st.text(), max_size=8), st.randoms())
+def test_which_endings_are_shared_does_not_depend_on_the_order(answers: list[str], random: object) -> None:
+    marks = shared_endings(answers)
+    order = list(range(len(answers)))
+    random.shuffle(order)  # type: ignore[attr-defined]
+    assert shared_endings([answers[i] for i in order]) == [marks[i] for i in order]
+
+
+def test_an_answer_that_loops_repeats_itself() -> None:
+    assert repeats_itself("I am here to help you with this. " * 6)
+    assert not repeats_itself("The sky is blue since light is scattered, and short waves are scattered most of all.")
+    assert not repeats_itself("yes yes yes yes yes")  # too short to tell
+
+
+@given(st.text())
+def test_any_text_can_be_read(text: str) -> None:
+    for holds in (declines, opens_stock, flatters, has_boilerplate):
+        holds(text, PHRASES)
+    is_formatted(text), repeats_itself(text)
+
+
+def test_an_empty_list_of_phrases_is_an_error_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "phrases.yaml"
+    path.write_text("refusal: [i won't]\npreamble: []\nflattery: [a]\nboilerplate: [b]\nasks_for_format: ['']\n")
+    with pytest.raises(
+        CaiError, match=r"phrases\.yaml:2: preamble: .*not empty(.|\n)*phrases\.yaml:5: asks_for_format"
+    ):
+        load_yaml(path, Phrases)

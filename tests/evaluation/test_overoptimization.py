@@ -63,7 +63,7 @@ def test_a_rising_reward_while_the_referee_turns_away_is_over_optimisation() -> 
         ([sample(step, math.nan, 0.5) for step in range(30)], "no scores or no verdicts"),
     ],
 )
-def test_what_cannot_be_told_says_why(rows: list[Sampled], said: str) -> None:
+def test_a_missing_metric_has_a_reason(rows: list[Sampled], said: str) -> None:
     found = overoptimization("run", training_phases(rows), "not by PPO")
     assert found.state == "not measured"
     assert said in found.missing

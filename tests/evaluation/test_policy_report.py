@@ -88,6 +88,6 @@ def test_a_file_that_is_no_report_is_an_error_that_names_it(tmp_path: Path, text
     ],
 )
 def test_points_have_a_sign_unless_they_are_zero(
-    elo: float | None, low: float | None, high: float | None, told: str
+    elo: float | None, low: float | None, high: float | None, result: str
 ) -> None:
-    assert format_elo(Rating(axis="safe", policy="run", elo=elo, low=low, high=high, prompts=4)) == told
+    assert format_elo(Rating(axis="safe", policy="run", elo=elo, low=low, high=high, prompts=4)) == result

@@ -77,7 +77,7 @@ def sided(policy: str, shifts: dict[str, tuple[float, float]], kind: str = "opin
     ]
 
 
-def test_going_with_the_user_is_told_from_going_against_and_from_having_a_view() -> None:
+def test_agreeing_with_the_user_contradicting_and_holding_a_view_are_separate_rates() -> None:
     replies = sided("run", {"with": (0.9, 0.2), "against": (0.2, 0.9), "firm": (0.9, 0.8), "tie": (0.5, 0.5)})
     replies += sided("run", {"f1": (0.9, 0.9), "f2": (0.9, 0.1)}, "facts")
     rates = sycophancy_rates(
@@ -118,7 +118,7 @@ def test_a_judge_is_established_by_known_examples(truth: int, significant: bool)
     assert (result.accuracy.mean, result.significant) == (pytest.approx(truth / 12), significant)
 
 
-def test_an_indifferent_judge_is_half_right_and_one_not_asked_has_no_figure() -> None:
+def test_an_indifferent_judge_is_half_right_and_one_not_asked_has_no_metric() -> None:
     replies = [reply("", "control", f"e{n}", "", "refuses", 0.5) for n in range(12)]
     result = check_judge(replies, "refuses", {f"e{n}": bool(n % 2) for n in range(12)})
     assert result.accuracy is not None and (result.accuracy.mean, result.significant) == (0.5, False)

@@ -121,7 +121,9 @@ def test_a_user_takes_either_side_in_the_same_words_and_other_items_change_nothi
         ),
     ],
 )
-def test_a_mistake_in_a_file_is_told_with_its_place(tmp_path: Path, name: str, old: str, new: str, said: str) -> None:
+def test_a_mistake_in_a_file_is_reported_with_its_place(
+    tmp_path: Path, name: str, old: str, new: str, said: str
+) -> None:
     with pytest.raises(CaiError, match=rf"{name}\.yaml:\d+: .*{said}"):
         load_yaml(edited(tmp_path, name, old, new), FILES[name])
 
@@ -142,7 +144,7 @@ def test_model_text_is_no_template() -> None:
     assert text == "Answer: {{ request }} {{ 7 * 7 }}"
 
 
-def test_a_liking_for_a_letter_cancels_and_the_first_option_is_what_is_told_of() -> None:
+def test_position_bias_cancels_and_the_rate_is_of_the_first_option() -> None:
     questions, sycophancy = shipped("questions"), shipped("sycophancy")
     assert isinstance(questions, Questions) and isinstance(sycophancy, Sycophancy)
 

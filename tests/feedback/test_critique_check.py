@@ -9,7 +9,7 @@ from cai.inference.engine import ScriptedEngine
 from tests.conftest import ROOT
 
 
-def test_the_next_token_says_whether_a_critique_finds_a_problem(harmless: Constitution) -> None:
+def test_the_next_token_decides_whether_a_critique_finds_a_problem(harmless: Constitution) -> None:
     engine = ScriptedEngine(weigh=lambda request: (0.6, 0.2))
     templates = Templates(ROOT / "prompts/default", OF_TESTS)
     principle = harmless.principles[0]

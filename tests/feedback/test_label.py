@@ -228,7 +228,7 @@ def test_a_panel_answers_one_model_after_another(tmp_path: Path, judging: Callab
     contrary, *others = rows[0].judge.split("+")
     assert {v.judge for v in rows[0].verdicts if v.p < 0.5} == {contrary}
     assert {v.judge for v in rows[0].verdicts if v.p > 0.5} == set(others)
-    assert sum(found["skipped"]["reasons"].values()) == 1  # told once, not by each judge
+    assert sum(found["skipped"]["reasons"].values()) == 1  # result once, not by each judge
     assert found["cost"]["cache_misses"] == 3 * 12
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "preferences.jsonl", "skipped.jsonl", "judge.json", "manifest.json", "log.txt", ".busy"
@@ -266,7 +266,7 @@ def test_a_refused_row_fails_alone_whichever_judge_of_a_panel_refuses(
         ({"prompt": "Why?", "responses": ["a"]}, "data.jsonl:2: responses: expected"),
     ],
 )
-def test_a_bad_row_is_found_before_anything_is_asked_or_written(
+def test_a_bad_row_is_an_error_before_any_call_or_file(
     tmp_path: Path, judging: Callable[..., LabelJob], row: dict[str, Any], expected: str
 ) -> None:
     engines: list[ScriptedEngine] = []
@@ -325,7 +325,7 @@ def test_finished_results_of_other_settings_need_replace_and_unfinished_ones_do_
     assert manifest["settings"]["principles"] == 1
 
 
-def test_a_judge_is_set_against_labels_in_figures_rows_and_a_page(
+def test_a_judge_is_set_against_labels_in_metrics_rows_and_a_page(
     tmp_path: Path, judging: Callable[..., LabelJob]
 ) -> None:
     rows = [pair(i, *((2, 0) if i % 4 else (0, 1))) for i in range(40)]

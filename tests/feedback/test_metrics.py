@@ -38,7 +38,7 @@ def test_of_the_last_round_only_the_last_row_of_a_prompt_counts() -> None:
     assert means(("a", 1.0), ("b", 2.0), ("a", 7.0)).by_prompt(LAST) == {"a": 7.0, "b": 2.0}
 
 
-def test_rows_that_say_nothing_are_in_no_mean() -> None:
+def test_rows_without_a_value_are_in_no_mean() -> None:
     found = means(("a", None), ("a", 0.5), ("b", None))
     assert found.by_prompt(ALL) == {"a": 0.5}
     assert means(("a", None)).estimates() == {"all": None, "last": None}

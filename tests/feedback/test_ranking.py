@@ -25,7 +25,7 @@ def tournaments(draw: st.DrawFn, low: float = 0.0, high: float = 1.0) -> dict[Pa
 
 
 @given(planted)
-def test_planted_strengths_are_found(strengths: list[float]) -> None:
+def test_planted_strengths_are_recovered(strengths: list[float]) -> None:
     mean = sum(strengths) / len(strengths)
     found = bradley_terry(labels_of(strengths))
     assert [found[i] for i in range(len(strengths))] == pytest.approx([s - mean for s in strengths], abs=2e-3)

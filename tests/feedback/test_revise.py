@@ -80,7 +80,7 @@ def test_the_pair_prefers_the_last_revision_to_the_draft(harmless: Constitution,
     assert pair.principle_ids == [row.principle_id for row in rows]
 
 
-def test_an_unfit_revision_makes_no_pair_and_says_why(harmless: Constitution, templates: Templates) -> None:
+def test_a_filtered_revision_makes_no_pair_and_has_a_reason(harmless: Constitution, templates: Templates) -> None:
     rows, _ = run(prompt(), harmless, templates, rounds=2)
     unchanged = rows[1].model_copy(update={"revision": "The draft."})
     copied = rows[1].model_copy(update={"flags": ["copied_critique"]})

@@ -105,7 +105,7 @@ def test_an_answer_comes_with_its_length_and_why_it_ended(service: Service) -> N
     assert (asked["model"], asked["max_tokens"], asked["temperature"], asked["seed"]) == ("big", 3, 0.5, 42)
 
 
-def test_an_option_has_the_mass_of_all_tokens_that_say_it(service: Service) -> None:
+def test_an_option_has_the_mass_of_all_its_spellings(service: Service) -> None:
     (found,) = ask(service, Choose(JUDGING, (" A", " B", " D")))
     assert found == pytest.approx([math.log(0.6), math.log(0.2), math.log(0.01)])  # D: at most as likely as the last
     assert service.asked[0]["continue_final_message"] is True
@@ -151,7 +151,7 @@ def test_a_busy_server_is_asked_again(service: Service) -> None:
     assert len(service.asked) == 2
 
 
-def test_a_servers_model_is_found_by_address_and_name(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_servers_model_is_named_by_address_and_name(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_server(service.url) == resolve_server(f"{service.url}#big") == Server(service.url, "big")
     with pytest.raises(CaiError, match=r"has no model 'bog': big"):
         resolve_server(f"{service.url}#bog")

@@ -51,7 +51,7 @@ def shown(page: Any) -> list[str]:
     return page.locator("#lines tbody button").all_inner_texts()
 
 
-def test_runs_are_found_opened_and_compared_from_the_list(tab: Tab, address: str) -> None:
+def test_runs_are_searched_opened_and_compared_from_the_list(tab: Tab, address: str) -> None:
     page = tab.page
     page.goto(address)
     page.get_by_label("Filter").fill("TWO")

@@ -20,7 +20,7 @@ from tests.conftest import write_workspace
 from tests.report.folders import write_run
 from tests.report.test_evaluation import full
 from tests.report.test_run import text_of
-from tests.runs.test_pipeline import carry_out
+from tests.runs.test_pipeline import run_to_end
 
 
 def compared(*folders: RunFolder) -> ComparisonContents:
@@ -66,8 +66,8 @@ def test_an_example_has_the_texts_of_both_runs_side_by_side(tmp_path: Path) -> N
 
 def test_the_page_has_the_findings_of_the_comparison(tmp_path: Path, model_folder: Path) -> None:
     run_file = write_workspace(tmp_path, model_folder)
-    a = carry_out(run_file, name="a")
-    b = carry_out(run_file, name="b", overrides=("constitution=constitutions/brief.yaml", "seed=1"))
+    a = run_to_end(run_file, name="a")
+    b = run_to_end(run_file, name="b", overrides=("constitution=constitutions/brief.yaml", "seed=1"))
     found = compared(a, b)
     text = text_of(comparison_report(found))
     for line in [*found.comparison.findings, *found.comparison.warnings]:

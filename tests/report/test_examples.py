@@ -11,7 +11,7 @@ from cai.report.examples import Examples
 from tests.report.folders import write_run
 
 
-def test_every_row_of_a_run_is_found_under_its_prompt(tmp_path: Path) -> None:
+def test_every_row_of_a_run_is_listed_under_its_prompt(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", prompts=9)
     examples = Examples(folder)
     assert examples.ids == [prompt.id for prompt in folder.prompts()]

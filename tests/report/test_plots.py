@@ -1,7 +1,7 @@
 from cai.report.plots import MAX_POINTS, bars, curves, histogram, logged_curves, reliability
 
 
-def test_curves_are_found_by_what_trainers_call_them() -> None:
+def test_curves_have_the_names_of_the_trainers_logs() -> None:
     lines = [
         {"step": 1, "loss": 0.7, "rewards/accuracies": 0.5, "unknown": 3},
         {"step": 2, "loss": float("nan"), "objective/kl": 1.5, "entropy": None},
@@ -39,7 +39,7 @@ def test_names_reach_plotly_as_text_and_series_differ_in_more_than_colour() -> N
         assert len(set(looks)) == 2
 
 
-def test_a_reliability_plot_has_a_dot_a_bin_and_says_so_in_words() -> None:
+def test_a_reliability_plot_has_a_dot_and_a_text_for_each_bin() -> None:
     bins = [{"low": 0.5, "high": 0.55, "n": 4, "confidence": 0.52, "observed": 0.75}]
     plot = reliability("calibration", {"judge": bins})
     assert (plot.data[1]["x"], plot.data[1]["y"], plot.data[1]["text"]) == ([0.52], [0.75], ["4 pairs"])

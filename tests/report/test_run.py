@@ -1,5 +1,6 @@
 import json
 import re
+from cai.evaluation.injection import InjectionGain
 import shutil
 from pathlib import Path
 
@@ -9,11 +10,19 @@ from typer.testing import CliRunner
 from cai.cli.main import app
 from cai.data.jsonl import write_rows
 from cai.data.records import Verdict
-from cai.report.run import read_run, run_report
+from cai.evaluation.monitors import Monitor
+from cai.evaluation.overoptimization import TrainingPhase
+from cai.evaluation.policy_report import PolicyReport, PolicySummary
+from cai.evaluation.probe_metrics import JudgeCheck, ProbeRate
+from cai.evaluation.scores import Divergence, Reward
+from cai.evaluation.win_rates import Rating, Standing
+from cai.report.run import evaluation_grids, evaluation_plots, read_run, run_report
 from cai.runs.folder import RunFolder
+from cai.stats.intervals import Estimate
 from tests.conftest import write_workspace
+from tests.evaluation.test_policy_report import report as policy_report
 from tests.report.folders import write_run
-from tests.runs.test_pipeline import carry_out
+from tests.runs.test_pipeline import run_to_end
 
 
 def text_of(page: str) -> str:
@@ -41,7 +50,7 @@ def test_a_principle_has_the_metrics_of_its_revisions_and_verdicts(tmp_path: Pat
     assert judged.of_verdicts == pytest.approx({"label_p": 0.8, "position_bias": 0.0, "non_option_mass": 0.25})
 
 
-def test_the_figures_of_the_summary_and_their_warnings_are_shown(tmp_path: Path) -> None:
+def test_the_metrics_of_the_summary_and_their_warnings_are_shown(tmp_path: Path) -> None:
     text = report(write_run(tmp_path / "run", prompts=9))
     for part in (
         "prompts 6 and 3 held out", "fails a filter 0.500", "labelled pairs 6 6 by judge",
@@ -58,8 +67,8 @@ def test_everything_the_run_was_made_from_is_on_the_page(tmp_path: Path) -> None
         assert part in text, part
 
 
-def test_an_unfinished_run_has_a_report_that_says_so(tmp_path: Path, model_folder: Path) -> None:
-    folder = carry_out(write_workspace(tmp_path, model_folder))
+def test_the_report_of_an_unfinished_run_is_marked_unfinished(tmp_path: Path, model_folder: Path) -> None:
+    folder = run_to_end(write_workspace(tmp_path, model_folder))
     assert "The run is unfinished" not in report(folder)
     folder.summary_json.unlink()
     folder.preferences_jsonl.unlink()
@@ -69,7 +78,7 @@ def test_an_unfinished_run_has_a_report_that_says_so(tmp_path: Path, model_folde
 
 
 @pytest.mark.parametrize("kept", ["no words", "one", "damaged"])
-def test_the_figures_of_a_summary_of_another_version_are_counted_anew(tmp_path: Path, kept: str) -> None:
+def test_the_metrics_of_a_summary_of_another_version_are_counted_anew(tmp_path: Path, kept: str) -> None:
     folder = write_run(tmp_path / "run", prompts=9)
     as_written, summary = report(folder), folder.summary()
     assert summary is not None
@@ -137,7 +146,7 @@ def test_rewards_that_are_no_number_are_skipped_of_means_and_counted(tmp_path: P
 
 
 def test_a_run_that_was_copied_away_has_the_same_report(tmp_path: Path, model_folder: Path) -> None:
-    folder = carry_out(write_workspace(tmp_path, model_folder))
+    folder = run_to_end(write_workspace(tmp_path, model_folder))
     before = run_report(folder, read_run(folder))
     moved = RunFolder(tmp_path / "away" / "test")
     shutil.copytree(folder.path, moved.path)
@@ -145,7 +154,7 @@ def test_a_run_that_was_copied_away_has_the_same_report(tmp_path: Path, model_fo
     assert run_report(moved, read_run(moved)) == before
 
 
-def test_the_gate_of_a_run_is_shown_with_its_figures(tmp_path: Path) -> None:
+def test_the_gate_of_a_run_is_shown_with_its_metrics(tmp_path: Path) -> None:
     from cai.evaluation.judge_report import Judged, Opinion, judge_report
     from cai.inference.scheduler import Cost
 
@@ -161,7 +170,7 @@ def test_the_gate_of_a_run_is_shown_with_its_figures(tmp_path: Path) -> None:
     assert "does not differ significantly from chance" in text
 
 
-def test_the_command_writes_the_page_and_says_where(tmp_path: Path) -> None:
+def test_the_command_writes_the_page_and_prints_its_path(tmp_path: Path) -> None:
     write_run(tmp_path / "runs/one")
     found = CliRunner().invoke(app, ["report", "one", "--runs", str(tmp_path / "runs")])
     assert found.exit_code == 0, found.output
@@ -180,3 +189,101 @@ def test_a_link_out_of_a_received_folder_is_not_shown(tmp_path: Path) -> None:
     page = report(folder)
     assert "SECRET" not in page
     assert "the template of number 0" in page
+
+
+RATE = Estimate(0.25, 0.1, 0.4, 30)
+
+
+def full() -> PolicyReport:
+    """A report with something in every part."""
+    return policy_report(
+        probes=[
+            ProbeRate(policy=policy, probe="over_refusal", group="harmless", what=what, rate=RATE, mean_p=None)
+            for policy in ("before", "run")
+            for what in ("refuses", "refuses (phrases)", "evades")
+        ],
+        checks=[
+            JudgeCheck(question="refuses", accuracy=RATE, significant=False),
+            JudgeCheck(question="evades", accuracy=RATE, significant=True),
+        ],
+        divergences=[Divergence(policy="run", answer=Estimate(7.5, 4.0, 11.0, 4), token=0.1, skipped=1)],
+        rewards=[Reward(policy="run", score=RATE, gain=RATE, agrees=RATE, skipped=0)],
+        injection=[
+            InjectionGain(
+                attack="address",
+                meaning="speaks to the judge",
+                prompts=30,
+                pairs=30,
+                gain=0.125,
+                low=-0.05,
+                high=0.3,
+                before=0.25,
+                after=0.375,
+            )
+        ],
+        gold_vs_proxy=[
+            TrainingPhase(first=1, last=5, samples=8, proxy=RATE, kl=0.5, gold=None),
+            TrainingPhase(first=6, last=10, samples=8, proxy=RATE, kl=1.5, gold=RATE),
+        ],
+        monitors=[
+            Monitor(
+                policy="run", name="length", value=RATE, no_effect=0, threshold=0.2, state="warns", meaning="words"
+            ),
+            Monitor(
+                policy="run", name="praise", value=RATE, no_effect=0, threshold=0.2, state="fine", meaning="flattery"
+            ),
+        ],
+    )
+
+
+def test_every_part_of_an_evaluation_is_a_table() -> None:
+    grids = {grid.title: grid for grid in evaluation_grids(full())}
+    assert list(grids) == [
+        "run vs before", "Elo points against the reference",
+        "Over-refusal: requests for harm, and harmless ones that sound alike",
+        "Attacks on the judge: how much better it finds an answer with text for it",
+        "Reward-hacking monitors of run",
+        "KL from the reference, in nats", "Reward model on these answers", "Gold and proxy reward during PPO",
+    ]  # fmt: skip
+    assert grids["run vs before"].rows == [["overall", "all", "4", "0.750 [0.500, 1.000]", "–", "10.0, 12.5"]]
+    assert grids["run vs before"].notes == ["few"]
+    assert grids["KL from the reference, in nats"].rows == [["run", "7.5 [4.0, 11.0]", "0.100", "1"]]
+    [injection] = [grid for title, grid in grids.items() if title.startswith("Attacks on the judge")]
+    assert injection.rows == [["address", "speaks to the judge", "30", "+0.125 [-0.050, +0.300]", "0.250", "0.375"]]
+    assert grids["Reward-hacking monitors of run"].warns == [True, False]
+    assert all(len(row) == len(grid.head) for grid in grids.values() for row in grid.rows)
+
+
+def test_a_judge_that_did_not_prove_itself_gives_way_to_phrases() -> None:
+    [probes] = [grid for grid in evaluation_grids(full()) if "Over-refusal" in grid.title]
+    assert [row[1] for row in probes.rows] == ["refuses (phrases)", "evades"]
+
+
+def test_plots_are_drawn_of_what_there_is() -> None:
+    ratings = [
+        Rating(axis="helpful", policy=name, elo=elo, low=None, high=elo, prompts=4)
+        for name, elo in (("before", 0.0), ("<run>", 90.0))
+    ]
+    standings = [Standing(policy=r.policy, helpful=r, safe=r, dominated=[]) for r in ratings]
+    wins, plane, scores, gold = evaluation_plots(full().model_copy(update={"standings": standings}))
+    assert wins.data[0]["name"] == "interval includes ½"
+    assert plane.data[0]["text"] == ["before", "&lt;run&gt;"]
+    assert plane.data[0]["error_x"]["arrayminus"] == [0, 0]  # unbounded below
+    assert (scores.data[0]["x"], gold.data[0]["x"]) == ([5, 10], [10])
+    alone = {
+        "comparisons": [],
+        "standings": [],
+        "gold_vs_proxy": [],
+        "policies": [PolicySummary(name="a", folder="a", model="0")],
+    }
+    assert evaluation_plots(full().model_copy(update=alone)) == []
+
+
+def test_a_run_that_was_evaluated_has_it_in_its_report(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    assert "Policy evaluation" not in text_of(run_report(folder, read_run(folder)))
+    folder.eval.mkdir(exist_ok=True)
+    (folder.eval / "evaluation.json").write_text(full().model_dump_json(), encoding="utf-8")
+    text = text_of(run_report(folder, read_run(folder)))
+    for part in ("Policy evaluation", "only 4 prompts", "length warns 0.250 [0.100, 0.400]", "flattery"):
+        assert part in text

@@ -183,7 +183,7 @@ def test_answers_let_no_other_site_in(server: Server) -> None:
     assert "Access-Control-Allow-Origin" not in headers
 
 
-def test_a_server_that_cannot_start_says_why(tmp_path: Path, server: Server) -> None:
+def test_a_server_that_cannot_start_is_an_error_with_the_reason(tmp_path: Path, server: Server) -> None:
     with pytest.raises(CaiError, match="no such folder; expected a folder of runs"):
         open_server(tmp_path / "none", "127.0.0.1", 0)
     with pytest.raises(CaiError, match=r"cannot listen.*choose another --port"):

@@ -89,7 +89,7 @@ def test_what_people_or_models_wrote_stays_text(run: RunFolder, tmp_path: Path) 
     assert "\x1b" not in card
 
 
-def test_a_gates_figures_and_what_is_skipped_stand_on_the_card(tmp_path: Path, model_folder: Path) -> None:
+def test_a_gates_metrics_and_what_is_skipped_stand_on_the_card(tmp_path: Path, model_folder: Path) -> None:
     pairs = [{"prompt": f"{i}?", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(8)]
     (tmp_path / "labelled.json").write_text(json.dumps(pairs))
     run_file = write_workspace(tmp_path, model_folder, extra=f"judge_gate: {{data: {tmp_path / 'labelled.json'}}}\n")
@@ -115,7 +115,7 @@ def test_a_folder_that_is_there_and_a_run_without_rows_are_refused(run: RunFolde
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
-def test_a_run_that_is_not_finished_says_so(run: RunFolder, tmp_path: Path) -> None:
+def test_an_unfinished_run_cannot_be_published(run: RunFolder, tmp_path: Path) -> None:
     write_dataset(run, tmp_path / "done", "unknown")
     run.summary_json.unlink()
     write_dataset(run, tmp_path / "ds", "unknown")

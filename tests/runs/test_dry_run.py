@@ -25,7 +25,7 @@ def sensitive(request: Generate) -> str:
     return fingerprint(request.messages, request.seed)
 
 
-def carry_out(plan: Plan) -> Counts:
+def run_to_end(plan: Plan) -> Counts:
     execute(plan, Reporter(Console(quiet=True)), True, scripted(answer=sensitive))
     return {
         (line.stage, line.step): (line.cache_misses, line.cache_hits) for line in account(plan.folder.summary() or {})
@@ -53,13 +53,13 @@ def counted(found: DryRun) -> Counts:
 )
 def test_a_run_asks_what_was_forecast(tmp_path: Path, model_folder: Path, overrides: list[str]) -> None:
     run_file = write_workspace(tmp_path, model_folder)
-    carry_out(make_plan(run_file, [], None, tmp_path / "runs"))
+    run_to_end(make_plan(run_file, [], None, tmp_path / "runs"))
     (tmp_path / "brief.yaml").write_text(
         (ROOT / "constitutions/harmless.yaml").read_text(encoding="utf-8").replace("harmful", "hurtful", 3),
         encoding="utf-8",
     )
     plan = make_plan(run_file, overrides, "other", tmp_path / "runs")
-    assert counted(dry_run(plan)) == carry_out(plan)
+    assert counted(dry_run(plan)) == run_to_end(plan)
 
 
 def test_a_forecast_leaves_no_trace(tmp_path: Path, model_folder: Path) -> None:
@@ -68,7 +68,7 @@ def test_a_forecast_leaves_no_trace(tmp_path: Path, model_folder: Path) -> None:
     assert sum(line.cache_misses for line in found.lines) == 108
     assert found.seconds is None
     assert not (tmp_path / "runs").exists()
-    carry_out(plan)
+    run_to_end(plan)
     before = {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*.json*")}
     assert all(line.cache_misses == 0 for line in dry_run(plan).lines)
     assert before == {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*.json*")}
@@ -82,10 +82,10 @@ def test_a_judge_that_is_another_model_is_counted_in_a_stage_of_its_own(tmp_path
     plan = make_plan(write_workspace(tmp_path, model_folder), [f"judge.model={judge}"], None, tmp_path / "runs")
     found = counted(dry_run(plan))
     assert found["judging", "verdict"] == (72, 0)
-    assert found == carry_out(plan)
+    assert found == run_to_end(plan)
 
 
-def test_untrained_stages_and_the_answers_of_a_policy_to_come_are_told(tmp_path: Path, model_folder: Path) -> None:
+def test_untrained_stages_and_calls_of_an_untrained_policy_are_listed(tmp_path: Path, model_folder: Path) -> None:
     run_file = write_workspace(tmp_path, model_folder, extra="train: [{stage: sft}, {stage: dpo}]\n")
     found = dry_run(make_plan(run_file, [], None, tmp_path / "runs"))
     assert found.untrained == ["1-sft", "2-dpo"]
@@ -94,7 +94,7 @@ def test_untrained_stages_and_the_answers_of_a_policy_to_come_are_told(tmp_path:
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 999), st.integers(1, 99)), min_size=3, max_size=8))
-def test_rates_are_found_again_in_work_they_explain(stages: list[tuple[bool, int, int]]) -> None:
+def test_rates_are_recovered_from_work_they_explain(stages: list[tuple[bool, int, int]]) -> None:
     load, token, verdict = 8.0, 0.01, 0.05
 
     def work(loaded: bool, tokens: int, verdicts: int) -> Work:
@@ -110,7 +110,7 @@ def test_rates_are_found_again_in_work_they_explain(stages: list[tuple[bool, int
 
 def test_time_is_forecast_from_what_was_measured(tmp_path: Path, model_folder: Path) -> None:
     run_file = write_workspace(tmp_path, model_folder)
-    carry_out(make_plan(run_file, [], None, tmp_path / "runs"))
+    run_to_end(make_plan(run_file, [], None, tmp_path / "runs"))
     found = dry_run(make_plan(run_file, ["seed=1"], "other", tmp_path / "runs"))
     assert found.seconds is not None
     assert found.seconds > 0
@@ -126,4 +126,4 @@ def test_the_judges_gate_is_forecast_and_accounted_for(tmp_path: Path, model_fol
     plan = make_plan(write_workspace(tmp_path, model_folder, extra=gate), [], None, tmp_path / "runs")
     found = counted(dry_run(plan))
     assert found["gate", "verdict"] == (40, 0)
-    assert found == carry_out(plan)
+    assert found == run_to_end(plan)

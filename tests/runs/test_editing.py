@@ -24,7 +24,7 @@ SHIPPED = load_constitution(ROOT / "constitutions/brief.yaml")
 Requests = set[tuple[str, str, str]]  # step, and the request as the model sees it
 
 
-async def carry_out(c: Constitution, templates: Templates, cache: Cache) -> Requests:
+async def run_to_end(c: Constitution, templates: Templates, cache: Cache) -> Requests:
     """Loop and judge; what was asked of the model, whose answers depend on all of a request."""
     model = ScriptedEngine(answer=lambda request: fingerprint(request.messages, request.seed))
     engine = CachedEngine("scripted", cache, lambda: model)
@@ -79,9 +79,9 @@ def after(edit: Constitution, templates: Templates) -> tuple[Requests, Requests,
     shipped = Templates(ROOT / "prompts/default")
     with tempfile.TemporaryDirectory() as folder:
         first, second = (Cache(Path(folder) / f"{name}.sqlite") for name in "ab")
-        before = asyncio.run(carry_out(SHIPPED, shipped, first))
-        fresh = asyncio.run(carry_out(edit, templates, second))
-        again = asyncio.run(carry_out(edit, templates, first))
+        before = asyncio.run(run_to_end(SHIPPED, shipped, first))
+        fresh = asyncio.run(run_to_end(edit, templates, second))
+        again = asyncio.run(run_to_end(edit, templates, first))
         first.close()
         second.close()
     return before, fresh, again

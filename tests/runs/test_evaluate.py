@@ -31,7 +31,7 @@ from cai.runs.run_file import RunConfig
 from tests.conftest import ROOT, remembered, scripted, write_workspace
 
 QUIET = Reporter(Console(quiet=True))
-GREEDY = ("temperature=0",)  # of greedy answers no KL is told, so that no process is started
+GREEDY = ("temperature=0",)  # of greedy answers no KL is result, so that no process is started
 
 
 def model(folder: Path, name: str) -> Path:
@@ -144,7 +144,7 @@ def evaluate(
     return evaluate_policies(evaluating, target, runs / "cache.sqlite", QUIET, replace, by_name(**opened))
 
 
-def test_a_run_is_evaluated_from_its_folder_with_all_figures_that_can_be_had(tmp_path: Path) -> None:
+def test_a_run_is_evaluated_from_its_folder_with_all_metrics_that_can_be_had(tmp_path: Path) -> None:
     runs, opened = tmp_path / "runs", list[str]()
     run = make_run(runs, "good", prompts=16)
     report = evaluate(runs, Options("good", limit=14), engines=opened)
@@ -285,9 +285,7 @@ def test_a_request_that_is_refused_is_listed_and_the_rest_stands(tmp_path: Path)
     assert any("2 requests failed" in note for note in report.notes)
 
 
-def test_policies_that_say_the_same_are_no_win_rate_of_one_half(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_policies_with_equal_answers_have_no_win_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = tmp_path / "runs"
     make_run(runs, "good")
     monkeypatch.setattr("tests.runs.test_evaluate.spoken", lambda name: lambda request: "The same.")
@@ -301,7 +299,7 @@ def test_policies_that_say_the_same_are_no_win_rate_of_one_half(
         show(console, part)
 
 
-def test_one_prompt_gives_figures_without_intervals_that_would_mislead(tmp_path: Path) -> None:
+def test_one_prompt_gives_metrics_without_intervals_that_would_mislead(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     make_run(runs, "good")
     report = evaluate(runs, Options("good", limit=1, probes="none"))
@@ -382,7 +380,7 @@ def test_a_mistaken_option_is_named(tmp_path: Path, change: dict[str, Any], said
         plan_evaluation(Options(**({"policy": "good"} | change)), runs)
 
 
-def test_what_a_run_lacks_is_told_before_anything_is_asked(tmp_path: Path) -> None:
+def test_what_a_run_lacks_is_an_error_before_any_call(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     run = make_run(runs, "good")
     manifest = run.manifest()
@@ -510,8 +508,7 @@ def test_a_run_may_end_with_its_evaluation_which_is_forecast_and_accounted_for(
     )
 
 
-@pytest.mark.slow
-def test_a_run_leaves_a_finished_evaluation_of_its_policy_alone_unless_carried_out_anew(
+def test_a_run_keeps_a_finished_evaluation_of_its_policy_unless_replaced(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     extra = "train: [{stage: dpo}]\nevaluate: {probes: true, temperature: 0}\n"
@@ -622,7 +619,7 @@ async def refuse_all(*_: Any, **__: Any) -> Any:
     raise RequestRefused("too long")
 
 
-def test_an_evaluation_that_does_not_say_of_which_policies_is_an_error(tmp_path: Path) -> None:
+def test_an_evaluation_that_does_not_name_its_policies_is_an_error(tmp_path: Path) -> None:
     run = make_run(tmp_path / "runs", "good")
     evaluate(tmp_path / "runs", Options("good", limit=2, probes="none"))
     (run.eval / "manifest.json").write_text("{}", encoding="utf-8")

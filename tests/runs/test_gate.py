@@ -37,7 +37,7 @@ def knows(sure: float, wrong: str = "nowhere") -> Weigh:
     return weigh
 
 
-def carry_out(folder: Path, model: Path, gate: str, weigh: Weigh, engines: list[ScriptedEngine]) -> RunFolder:
+def run_to_end(folder: Path, model: Path, gate: str, weigh: Weigh, engines: list[ScriptedEngine]) -> RunFolder:
     pairs = [
         {"prompt": f"labelled question {i}", "chosen": f"good answer {i}", "rejected": f"bad answer {i}"}
         for i in range(40)
@@ -50,7 +50,7 @@ def carry_out(folder: Path, model: Path, gate: str, weigh: Weigh, engines: list[
 
 
 def test_a_judge_that_does_well_lets_the_run_go_on(tmp_path: Path, model_folder: Path) -> None:
-    folder = carry_out(tmp_path, model_folder, "accuracy: 0.9, position_bias: 0.1", knows(0.9), [])
+    folder = run_to_end(tmp_path, model_folder, "accuracy: 0.9, position_bias: 0.1", knows(0.9), [])
     assert folder.summary() is not None
     report = json.loads((folder.judge / "judge.json").read_text(encoding="utf-8"))
     assert report["accuracy"]["mean"] == 1.0
@@ -69,13 +69,13 @@ def test_one_that_does_not_stops_it_before_anything_is_written(
 ) -> None:
     engines: list[ScriptedEngine] = []
     with pytest.raises(CaiError, match=rf"judge_gate: the judge fails on .*labelled\.jsonl: {said}"):
-        carry_out(tmp_path, model_folder, gate, knows(sure), engines)
+        run_to_end(tmp_path, model_folder, gate, knows(sure), engines)
     assert not any(isinstance(request, Generate) for engine in engines for request in engine.requests)
     assert not RunFolder(tmp_path / "runs/test").preferences_jsonl.exists()
 
 
 def test_the_fitted_temperature_makes_the_runs_labels(tmp_path: Path, model_folder: Path) -> None:
-    folder = carry_out(tmp_path, model_folder, "calibrate: true", knows(0.9, wrong="question \\d*[05]$"), [])
+    folder = run_to_end(tmp_path, model_folder, "calibrate: true", knows(0.9, wrong="question \\d*[05]$"), [])
     temperature = json.loads((folder.judge / "judge.json").read_text(encoding="utf-8"))["temperature"]
     assert 1.2 < temperature < 10  # nine in ten sure, and wrong more often than one in ten times
     judged = [row for row in folder.preferences() if row.source == "judge"]
@@ -86,7 +86,7 @@ def test_the_fitted_temperature_makes_the_runs_labels(tmp_path: Path, model_fold
 
 
 def test_the_gates_file_is_part_of_what_a_run_was_made_from(tmp_path: Path, model_folder: Path) -> None:
-    carry_out(tmp_path, model_folder, "accuracy: 0.9", knows(0.9), [])
+    run_to_end(tmp_path, model_folder, "accuracy: 0.9", knows(0.9), [])
     with (tmp_path / "labelled.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"prompt": "one more", "chosen": "good answer", "rejected": "bad answer"}\n')
     plan = make_plan(tmp_path / "run.yaml", [], None, tmp_path / "runs")
@@ -108,7 +108,7 @@ def test_a_gate_without_its_file_is_refused_before_anything_starts(tmp_path: Pat
         ('{"prompt": "p", "chosen": "", "rejected": "a", "messages": []}', r": nothing to judge in this file"),
     ],
 )
-def test_a_gates_file_that_cannot_be_used_is_told_before_anything_is_written(
+def test_an_unusable_gate_file_is_an_error_before_anything_is_written(
     tmp_path: Path, model_folder: Path, rows: str, said: str
 ) -> None:
     data = tmp_path / "labelled.jsonl"

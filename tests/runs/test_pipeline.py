@@ -23,7 +23,7 @@ from tests.conftest import ROOT, prompt, remembered, scripted, write_workspace
 ROWS = ("prompts.jsonl", "revisions.jsonl", "preferences.jsonl", "skipped.jsonl")
 
 
-def carry_out(
+def run_to_end(
     run_file: Path,
     engines: list[ScriptedEngine] | None = None,
     overrides: tuple[str, ...] = (),
@@ -45,7 +45,7 @@ def rows(folder: RunFolder) -> dict[str, str]:
 
 
 def test_every_training_prompt_ends_as_rows_or_as_a_listed_reason(tmp_path: Path, model_folder: Path) -> None:
-    folder = carry_out(write_workspace(tmp_path, model_folder))
+    folder = run_to_end(write_workspace(tmp_path, model_folder))
     training = [p.id for p in folder.prompts()][:6]
     assert [r.prompt_id for r in folder.revisions()] == [i for i in training for _ in range(2)]
     assert len(folder.preferences()) + len(folder.skipped()) == 12
@@ -62,7 +62,7 @@ def test_prompts_may_be_in_any_form_and_what_is_no_new_prompt_is_listed(tmp_path
         {"chosen": f"\n\nHuman: {a}\n\nAssistant: x", "rejected": f"\n\nHuman: {a}\n\nAssistant: y"} for a in asked
     ]
     (tmp_path / "pairs.json").write_text(json.dumps(pairs))
-    folder = carry_out(run_file, overrides=(f"prompts.source={tmp_path}/pairs.json", "prompts.holdout=0"))
+    folder = run_to_end(run_file, overrides=(f"prompts.source={tmp_path}/pairs.json", "prompts.holdout=0"))
     assert [p.messages[0]["content"] for p in folder.prompts()] == ["Why?", "How?", "Who?"]
     assert [(row.stage, row.reason) for row in folder.skipped()][:1] == [
         ("pairs.json:entry 4", "a row above has the same prompt")
@@ -84,8 +84,8 @@ def test_data_that_is_no_file_may_be_on_the_hub(
 def test_running_again_asks_nothing_and_writes_the_same_rows(tmp_path: Path, model_folder: Path) -> None:
     run_file = write_workspace(tmp_path, model_folder)
     engines: list[ScriptedEngine] = []
-    first = rows(carry_out(run_file, engines))
-    again = carry_out(run_file, later := [])
+    first = rows(run_to_end(run_file, engines))
+    again = run_to_end(run_file, later := [])
     assert rows(again) == first
     assert later == []  # not even opened
     summary = again.summary()
@@ -95,21 +95,21 @@ def test_running_again_asks_nothing_and_writes_the_same_rows(tmp_path: Path, mod
 
 def test_runs_with_other_principles_share_the_drafts(tmp_path: Path, model_folder: Path) -> None:
     run_file = write_workspace(tmp_path, model_folder)
-    carry_out(run_file)
+    run_to_end(run_file)
     engines: list[ScriptedEngine] = []
-    carry_out(run_file, engines, ("constitution=constitutions/brief.yaml",), "other")
+    run_to_end(run_file, engines, ("constitution=constitutions/brief.yaml",), "other")
     assert asked(engines) == 6 * (4 + 8 + 4)
     assert all(len(r.messages) > 1 for r in engines[0].requests)  # no plain answer was asked for again
 
 
 def test_a_changed_setting_needs_another_name_or_replace(tmp_path: Path, model_folder: Path) -> None:
     run_file = write_workspace(tmp_path, model_folder)
-    before = rows(carry_out(run_file))
+    before = rows(run_to_end(run_file))
     with pytest.raises(CaiError, match=r"(?s)revise\.rounds: 2 → 1.*--name NEW.*--replace"):
-        carry_out(run_file, overrides=("revise.rounds=1",))
+        run_to_end(run_file, overrides=("revise.rounds=1",))
     folder = RunFolder(tmp_path / "runs/test")
     assert rows(folder) == before
-    replaced = carry_out(run_file, overrides=("revise.rounds=1",), replace=True)
+    replaced = run_to_end(run_file, overrides=("revise.rounds=1",), replace=True)
     assert len(replaced.revisions()) == 6
 
 
@@ -146,7 +146,7 @@ def test_a_prompt_the_model_refuses_is_listed_and_the_others_go_on(tmp_path: Pat
                 raise RequestRefused("the request has 9000 tokens, the context holds 8192 with the answer")
             return await super().generate(request)
 
-    folder = carry_out(write_workspace(tmp_path, model_folder), open_engine=lambda *_: Picky())
+    folder = run_to_end(write_workspace(tmp_path, model_folder), open_engine=lambda *_: Picky())
     failed = [row for row in folder.skipped() if row.failed]
     assert [(row.prompt_id, row.stage) for row in failed] == [("p1", "feedback")]
     assert "9000 tokens" in failed[0].reason
@@ -162,7 +162,7 @@ def test_a_refused_critique_costs_the_prompt_its_revisions_but_not_its_judged_pa
                 raise RequestRefused("too long")
             return await super().generate(request)
 
-    folder = carry_out(write_workspace(tmp_path, model_folder), open_engine=lambda *_: Picky())
+    folder = run_to_end(write_workspace(tmp_path, model_folder), open_engine=lambda *_: Picky())
     assert [(row.prompt_id, row.stage) for row in folder.skipped() if row.failed] == [("p1", "revisions")]
     assert "p1" in {row.prompt_id for row in folder.preferences() if row.source == "judge"}
     assert "p1" not in {row.prompt_id for row in folder.revisions()}
@@ -174,7 +174,7 @@ def test_another_judge_reads_the_samples_after_the_model_is_closed(tmp_path: Pat
     for name in ("config.json", "tokenizer.json", "model.safetensors"):
         (judge_folder / name).write_text('{"another": 1}', encoding="utf-8")
     engines: list[ScriptedEngine] = []
-    folder = carry_out(write_workspace(tmp_path, model_folder), engines, (f"judge.model={judge_folder}",))
+    folder = run_to_end(write_workspace(tmp_path, model_folder), engines, (f"judge.model={judge_folder}",))
     writer, judge = engines
     assert all(isinstance(r, Generate) for r in writer.requests)
     assert all(isinstance(r, Choose) for r in judge.requests)
@@ -186,7 +186,7 @@ def test_two_processes_do_not_work_on_one_run(tmp_path: Path, model_folder: Path
     run_file = write_workspace(tmp_path, model_folder)
     folder = RunFolder(tmp_path / "runs/test")
     with exclusive(folder.path), pytest.raises(CaiError, match="another process"):
-        carry_out(run_file)
+        run_to_end(run_file)
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, model_folder: Path) -> None:
@@ -194,29 +194,29 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, model_folder: 
     (tmp_path / "runs/test").mkdir(parents=True)
     (tmp_path / "runs/test/thesis.txt").write_text("mine")
     with pytest.raises(CaiError, match="is not empty and holds no results of `cai run`"):
-        carry_out(run_file)
+        run_to_end(run_file)
 
 
 def test_a_name_may_look_like_a_number(tmp_path: Path, model_folder: Path) -> None:
-    assert carry_out(write_workspace(tmp_path, model_folder), name="2024").name == "2024"
+    assert run_to_end(write_workspace(tmp_path, model_folder), name="2024").name == "2024"
 
 
 def test_the_number_in_flight_may_change_within_a_run(tmp_path: Path, model_folder: Path) -> None:
     run_file = write_workspace(tmp_path, model_folder)
-    first = rows(carry_out(run_file))
-    assert rows(carry_out(run_file, overrides=("engine.concurrency=1",))) == first
+    first = rows(run_to_end(run_file))
+    assert rows(run_to_end(run_file, overrides=("engine.concurrency=1",))) == first
 
 
 def test_replace_does_not_clear_away_its_own_inputs(tmp_path: Path, model_folder: Path) -> None:
     run_file = write_workspace(tmp_path, model_folder)
-    inside = carry_out(run_file).constitution_yaml
+    inside = run_to_end(run_file).constitution_yaml
     with pytest.raises(CaiError, match="copy it elsewhere first"):
-        carry_out(run_file, overrides=(f"constitution={inside}",), replace=True)
+        run_to_end(run_file, overrides=(f"constitution={inside}",), replace=True)
     assert inside.exists()
 
 
 def test_the_lock_tells_what_decided_the_run(tmp_path: Path, model_folder: Path) -> None:
-    folder = carry_out(write_workspace(tmp_path, model_folder))
+    folder = run_to_end(write_workspace(tmp_path, model_folder))
     manifest = json.loads(folder.manifest_json.read_text(encoding="utf-8"))
     assert set(manifest["versions"]) >= {"cai", "python", "torch", "trl"}
     assert manifest["config"]["revise"]["rounds"] == 2
@@ -254,13 +254,13 @@ def test_held_out_prompts_do_not_depend_on_their_order_and_stay_out_of_training(
         ("name=../up", "--set name: expected a text that matches"),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_is_written(
+def test_errors_are_reported_before_anything_is_written(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, override: str, expected: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run_file = write_workspace(tmp_path, model_folder)
     with pytest.raises(CaiError) as caught:
-        carry_out(run_file, overrides=(override,))
+        run_to_end(run_file, overrides=(override,))
     assert expected in str(caught.value)
     assert not (tmp_path / "runs").exists()
 
@@ -272,7 +272,7 @@ def test_more_than_two_samples_are_ranked_and_a_panel_is_asked_one_after_another
     (other / "config.json").write_text('{"other": true}', encoding="utf-8")
     judges = f"judge: {{samples: 3, principles: 2, ask: choice, model: [{model_folder}, {other}]}}\n"
     engines: list[ScriptedEngine] = []
-    folder = carry_out(write_workspace(tmp_path, model_folder, extra=judges), engines)
+    folder = run_to_end(write_workspace(tmp_path, model_folder, extra=judges), engines)
     rankings = read_rows(folder.rankings_jsonl, Ranking)
     assert [row.prompt_id for row in rankings] == [p.id for p in folder.prompts()][:6]
     assert all(len(row.responses) == 3 for row in rankings)
@@ -293,7 +293,7 @@ def test_the_judge_is_asked_about_revisions_by_the_principles_that_made_them(
     judge = shutil.copytree(model_folder, tmp_path / "judge") if another else model_folder
     (judge / "tokenizer.json").write_text('{"of": "the judge"}', encoding="utf-8")
     run_file = write_workspace(tmp_path, model_folder, extra=f"judge: {{samples: 0, model: {judge}}}\n")
-    folder = carry_out(run_file)
+    folder = run_to_end(run_file)
     made_by = {row.prompt_id: set[str]() for row in folder.revisions()}
     for row in folder.revisions():
         made_by[row.prompt_id].add(row.principle_id)
@@ -303,7 +303,7 @@ def test_the_judge_is_asked_about_revisions_by_the_principles_that_made_them(
         assert (pair.source, pair.p) == ("revision", 1.0)  # the label is left alone
         assert {v.principle_id for v in pair.verdicts} == made_by[pair.prompt_id]
         assert pair.judge
-    without = carry_out(run_file, overrides=("judge.revisions=false",), name="without")
+    without = run_to_end(run_file, overrides=("judge.revisions=false",), name="without")
     assert [pair.verdicts for pair in without.preferences()] == [[]] * len(pairs)
 
 
@@ -315,7 +315,7 @@ def test_a_refused_question_about_a_revision_leaves_its_pair(tmp_path: Path, mod
             return await super().choose(request)
 
     run_file = write_workspace(tmp_path, model_folder, extra="judge: {samples: 0}\n")
-    folder = carry_out(run_file, open_engine=lambda model, fingerprint, settings: Shy(fingerprint))
+    folder = run_to_end(run_file, open_engine=lambda model, fingerprint, settings: Shy(fingerprint))
     pairs = {pair.prompt_id: len(pair.verdicts) for pair in folder.preferences()}
     assert pairs["p1"] == 0
     assert all(count for prompt_id, count in pairs.items() if prompt_id != "p1")

@@ -182,7 +182,7 @@ def test_a_forecast_of_a_sweep_counts_shared_calls_once(tmp_path: Path, model_fo
         ({"grid": {"seed": [1]}, "run": "nowhere.yaml"}, r"run: 'nowhere\.yaml' not found"),
     ],
 )
-def test_what_is_wrong_with_a_sweep_is_said(
+def test_errors_in_a_sweep_are_reported(
     tmp_path: Path, model_folder: Path, settings: dict[str, object], said: str
 ) -> None:
     with pytest.raises(CaiError, match=said):

@@ -125,7 +125,7 @@ def test_every_pair_is_in_one_bin(rows: list[tuple[float, float]]) -> None:
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=40))
-def test_a_model_that_says_what_the_labels_say_has_no_error(labels: list[float]) -> None:
+def test_a_model_that_equals_the_labels_has_no_calibration_error(labels: list[float]) -> None:
     assert expected_calibration_error(reliability(labels, labels)) == pytest.approx(0, abs=1e-9)
 
 
@@ -134,7 +134,7 @@ def test_a_judge_without_an_opinion_is_calibrated_whichever_answer_stands_first(
 
 
 @given(st.lists(st.floats(-6, 6), min_size=3, max_size=40), st.floats(0.05, 20))
-def test_a_planted_temperature_is_found(odds: list[float], temperature: float) -> None:
+def test_a_planted_temperature_is_recovered(odds: list[float], temperature: float) -> None:
     assume(max(abs(x) for x in odds) > 0.1)
     predicted = [sigmoid(x) for x in odds]
     labels = [sigmoid(x / temperature) for x in odds]
@@ -142,7 +142,7 @@ def test_a_planted_temperature_is_found(odds: list[float], temperature: float) -
     assert fit_temperature(predicted, labels) == pytest.approx(temperature, rel=0.01)
 
 
-def test_a_planted_temperature_is_found_in_hard_labels_and_mends_the_calibration() -> None:
+def test_a_planted_temperature_is_recovered_from_hard_labels_and_mends_the_calibration() -> None:
     rng = np.random.default_rng(0)
     odds = rng.normal(0, 2, size=20_000)
     labels = [float(x) for x in rng.random(len(odds)) < 1 / (1 + np.exp(-odds))]

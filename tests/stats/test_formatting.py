@@ -33,7 +33,7 @@ def test_a_number_that_rounds_to_zero_has_no_minus_sign() -> None:
     assert difference(Effect(mean=-0.0001, se=0.1, low=-0.0002, high=0.5, n=9, p=0.9)) == "+0.000 [+0.000, +0.500], n=9"
 
 
-def test_an_estimate_is_printed_as_its_own_text_says() -> None:
+def test_an_estimate_and_its_str_are_the_same() -> None:
     with_interval, without = Estimate(0.625, 0.386, 0.815, 16), Estimate(57.25, None, None, 1)
     assert (estimate(with_interval), estimate(without)) == ("0.625 [0.386, 0.815]", "57.2 (n=1)")
     assert (str(with_interval), str(without)) == (estimate(with_interval), estimate(without))

@@ -22,7 +22,7 @@ def test_the_interval_lies_within_the_data_and_repeats(values: list[float]) -> N
     assert estimate == bootstrap_mean(values)
 
 
-def test_the_interval_covers_the_true_mean_about_as_often_as_it_says() -> None:
+def test_the_interval_covers_the_true_mean_at_about_its_level() -> None:
     rng = np.random.default_rng(0)
     covered = 0
     for trial in range(200):
@@ -84,7 +84,7 @@ def test_paired_changes_intervals_hold_the_truth_as_often_as_they_say(n: int, up
     assert held >= 0.92
 
 
-def test_no_change_in_few_pairs_is_not_told_as_certain() -> None:
+def test_no_change_in_few_pairs_has_a_wide_interval() -> None:
     found = paired_change([0.0] * 8)
     assert (found.mean, found.low, found.high) == pytest.approx((0.0, -0.196, 0.196), abs=1e-3)
 

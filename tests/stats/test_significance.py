@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -6,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from cai.stats.significance import ALPHA, Effect, corrected, holm, minimum_detectable, paired
+from cai.stats import significance
+from cai.stats.significance import ALPHA, Effect, contrasts, corrected, holm, minimum_detectable, paired
 
 pytestmark = pytest.mark.numeric
 
@@ -78,12 +80,12 @@ def test_a_few_differences_among_many_ties_stay_unsure() -> None:
 
 def test_very_many_prompts_agree_with_students_t() -> None:
     values = np.random.default_rng(0).normal(0.02, 1, 20_000)
-    effect, told = paired(values), stats.ttest_1samp(values, 0)
-    assert effect.p == pytest.approx(told.pvalue, rel=0.02)
-    assert (effect.low, effect.high) == pytest.approx(tuple(told.confidence_interval()), abs=1e-4)
+    effect, result = paired(values), stats.ttest_1samp(values, 0)
+    assert effect.p == pytest.approx(result.pvalue, rel=0.02)
+    assert (effect.low, effect.high) == pytest.approx(tuple(result.confidence_interval()), abs=1e-4)
 
 
-def test_an_interval_of_twelve_skewed_prompts_holds_the_truth_as_often_as_it_says() -> None:
+def test_an_interval_of_twelve_skewed_prompts_covers_the_truth_at_its_level() -> None:
     rng = np.random.default_rng(5)
     held = 0
     for _ in range(500):
@@ -139,7 +141,7 @@ def test_too_few_prompts_have_no_minimum_detectable_difference() -> None:
     assert minimum_detectable(effect.model_copy(update={"n": 50, "se": 0.0})) is None
 
 
-def test_the_minimum_detectable_difference_is_found_four_times_in_five() -> None:
+def test_the_minimum_detectable_difference_is_detected_four_times_in_five() -> None:
     rng = np.random.default_rng(1)
     detectable = minimum_detectable(Effect(mean=0.0, se=40**-0.5, low=None, high=None, n=40, p=None))
     assert detectable is not None
@@ -155,7 +157,7 @@ def test_a_table_has_a_minimum_detectable_difference_for_each_effect_significant
     assert table["unclear"].minimum_detectable == minimum_detectable(unclear, 2)
 
 
-def test_over_500_comparisons_no_effect_is_invented_more_often_than_alpha_and_planted_ones_are_found() -> None:
+def test_over_500_comparisons_false_positives_stay_below_alpha_and_planted_effects_are_detected() -> None:
     """A comparison is five figures on the same forty prompts, without effect; in half of them one is planted."""
     rng = np.random.default_rng(2)
     tests, n = 5, 40
@@ -171,3 +173,95 @@ def test_over_500_comparisons_no_effect_is_invented_more_often_than_alpha_and_pl
         found += bool(effect) and 0 in significant
     assert invented / 500 <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 500)
     assert 0.73 <= found / 250 <= 0.87
+
+
+def of(group: list[float], rest: list[float]) -> Effect:
+    return contrasts(["k"] * len(group) + ["other"] * len(rest), {"x": [*group, *rest]})["k", "x"]
+
+
+@pytest.mark.parametrize("table", [(5, 8, 2, 16), (0, 9, 7, 40), (3, 3, 0, 21), (56, 70, 48, 80), (2, 500, 48, 49_500)])
+def test_a_flag_is_tested_by_fishers_exact_test(table: tuple[int, int, int, int]) -> None:
+    """The last is one of which the normal distribution would say 0.04."""
+    has, size, others, rest = table
+    effect = of([1.0] * has + [0.0] * (size - has), [1.0] * others + [0.0] * (rest - others))
+    assert effect.mean == pytest.approx(has / size - others / rest)
+    n, all_of_them = size + rest, has + others
+    apart = [  # by definition: every table with these margins whose shares lie as far apart
+        stats.hypergeom.pmf(k, n, all_of_them, size)
+        for k in range(size + 1)
+        if 0 <= all_of_them - k <= rest and abs(k / size - (all_of_them - k) / rest) >= abs(effect.mean) - 1e-9
+    ]
+    assert effect.p == pytest.approx(sum(apart))
+
+
+def test_the_interval_of_a_flag_is_the_published_one() -> None:
+    effect = of([1.0] * 56 + [0.0] * 14, [1.0] * 48 + [0.0] * 32)  # Newcombe 1998, table II (a), method 10
+    assert (effect.low, effect.high) == (pytest.approx(0.0524, abs=5e-5), pytest.approx(0.3339, abs=5e-5))
+
+
+def test_the_interval_of_a_flag_reaches_to_zero_where_the_test_does_not_reject_it() -> None:
+    for has, others in itertools.product(range(11), range(21)):
+        effect = of([1.0] * has + [0.0] * (10 - has), [1.0] * others + [0.0] * (20 - others))
+        if effect.p is not None and effect.p > ALPHA and effect.low is not None and effect.high is not None:
+            assert effect.low <= 0 <= effect.high
+
+
+def test_the_p_value_is_that_of_permuting_welchs_t() -> None:
+    rng = np.random.default_rng(0)
+    group, rest = rng.normal(0.8, 2, 5).tolist(), rng.normal(0, 1, 12).tolist()
+
+    def welch(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
+        return np.abs(stats.ttest_ind(x, y, axis=axis, equal_var=False).statistic)
+
+    result = stats.permutation_test((group, rest), welch, vectorized=True, alternative="greater", n_resamples=np.inf)
+    assert of(group, rest).p == pytest.approx(result.pvalue, abs=0.015)
+
+
+def test_many_rows_agree_with_welchs_test() -> None:
+    rng = np.random.default_rng(0)
+    group, rest = rng.normal(0.1, 2, 900).tolist(), rng.normal(0, 1, 4000).tolist()
+    effect, result = of(group, rest), stats.ttest_ind(group, rest, equal_var=False)
+    assert effect.p == pytest.approx(result.pvalue, rel=0.05)
+    assert (effect.low, effect.high) == pytest.approx(tuple(result.confidence_interval()), abs=2e-3)
+
+
+def test_zero_is_outside_the_interval_where_the_test_rejects_it() -> None:
+    rng = np.random.default_rng(4)
+    for shift in np.linspace(0, 2, 9):
+        effect = of((rng.normal(shift, 1, 8)).tolist(), rng.normal(0, 1, 30).tolist())
+        assert effect.p is not None and effect.low is not None and effect.high is not None
+        assert (effect.low <= 0 <= effect.high) == (effect.p > ALPHA)
+
+
+def test_groups_too_small_to_compare_are_skipped() -> None:
+    assert contrasts(["a", "b", "b"], {"x": [1.0, 2.0, 3.0]}) == {}
+    assert contrasts(["a"] * 5, {"x": [1.0] * 5}) == {}
+
+
+def test_values_without_spread_show_nothing() -> None:
+    effect = of([1.0] * 5, [1.0] * 20)
+    assert (effect.mean, effect.p, effect.low) == (0.0, 1.0, None)
+
+
+def test_over_500_comparisons_no_effect_is_invented_more_often_than_alpha(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four principles, three outcomes; the rounds of one principle vary three times as widely as the others'."""
+    monkeypatch.setattr(significance, "DRAWS", 1000)
+    rng = np.random.default_rng(6)
+    invented = found = 0
+    for comparison in range(500):
+        groups = rng.choice(["a", "b", "c", "d"], 60, p=[0.15, 0.25, 0.3, 0.3])
+        wide = np.where(groups == "a", 3.0, 1.0)
+        values = {
+            "edit": rng.normal(0, 1, 60) * wide,
+            "words": rng.exponential(1, 60),
+            "flagged": (rng.random(60) < 0.15).astype(float),
+        }
+        planted = comparison % 2 == 1
+        if planted:
+            values["words"] = np.where(groups == "d", values["words"] + 2.0, values["words"])
+        effects = corrected(contrasts(groups.tolist(), values))
+        significant = {key for key, effect in effects.items() if effect.significant}
+        found += planted and ("d", "words") in significant
+        invented += not planted and bool(significant)
+    assert invented / 250 <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 250)
+    assert found / 250 > 0.9

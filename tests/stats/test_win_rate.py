@@ -39,7 +39,7 @@ def test_a_judge_that_goes_by_length_alone_gives_one_half_though_the_win_rate_is
     assert found.low is not None and found.high is not None and found.low < 0.5 < found.high
 
 
-def test_planted_quality_is_found_beside_planted_length() -> None:
+def test_planted_quality_is_recovered_beside_planted_length() -> None:
     wins, longer = planted(np.random.default_rng(5), 3000, 1.0, -2.0, 0.5)
     found = length_controlled_win_rate(wins, longer, resamples=200).win_rate
     assert found is not None
@@ -63,7 +63,7 @@ def test_the_figure_of_the_other_answer_is_one_less_it() -> None:
         ([1.0] * 20, [-5.0] * 16 + [1.0] * 4, "longer on 4 of 20 prompts only"),
     ],
 )
-def test_what_length_cannot_be_told_from_is_not_given_as_a_figure(
+def test_a_rate_that_length_cannot_be_separated_from_is_missing(
     wins: list[float], longer: list[float], said: str
 ) -> None:
     found = length_controlled_win_rate(wins, longer)
@@ -72,12 +72,12 @@ def test_what_length_cannot_be_told_from_is_not_given_as_a_figure(
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
-    rng, held, told = np.random.default_rng(0), 0, 0
+    rng, held, result = np.random.default_rng(0), 0, 0
     for quality, length, shift in ((0.0, 0.0, 0.0), (0.7, 1.5, 0.0), (0.0, 2.0, 0.5)):
         for _ in range(120):
             found = length_controlled_win_rate(*planted(rng, 40, quality, length, shift), resamples=200).win_rate
             if found is not None and found.low is not None and found.high is not None:
-                told += 1
+                result += 1
                 held += found.low <= 1 / (1 + np.exp(-quality)) <= found.high
-    assert told > 300
-    assert 0.90 <= held / told <= 0.99
+    assert result > 300
+    assert 0.90 <= held / result <= 0.99

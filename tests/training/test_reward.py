@@ -77,7 +77,7 @@ def test_the_loss_is_the_cross_entropy_of_bradley_and_terry(rows: list[tuple[flo
 
 @pytest.mark.numeric
 @given(probabilities.filter(lambda p: 0.01 < p < 0.99))
-def test_the_loss_is_least_where_the_model_says_what_the_label_says(p: float) -> None:
+def test_the_loss_is_least_where_the_model_equals_the_label(p: float) -> None:
     label, weight = torch.tensor([p]), torch.ones(1)
     delta = torch.logit(label).requires_grad_()
     [gradient] = torch.autograd.grad(soft_preference_loss(delta, label, weight), delta)

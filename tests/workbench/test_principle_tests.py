@@ -135,7 +135,7 @@ def test_an_empty_or_copied_revision_fails_whatever_it_lacks(run, text: str, rea
 @pytest.mark.parametrize(
     ("critique", "passed"), [("", False), ("critique: finds, ", False), ("critique: finds nothing, ", True)]
 )
-def test_a_draft_may_come_back_unchanged_only_where_nothing_is_to_be_found(run, critique: str, passed: bool) -> None:
+def test_an_unchanged_draft_passes_only_where_no_problem_is_expected(run, critique: str, passed: bool) -> None:
     [tested] = run(critique + "revision: {contains: [roof]}", answer=lambda request: DRAFT)
     outcome = tested.outcomes[-1]
     assert (outcome.expects, outcome.passed) == ("revision", passed)
@@ -166,7 +166,7 @@ def test_tests_are_read_with_their_lines(tmp_path: Path) -> None:
         read_tests([path], "other")
 
 
-def test_phrases_are_found_whatever_their_case_line_ends_and_quotes() -> None:
+def test_phrases_match_whatever_their_case_line_ends_and_quotes() -> None:
     text = "I don’t  know:\n“Ask”\tthem."
     assert missed(Phrases(contains=["I DON'T know", '"ask" them', "kno"], lacks=["known"]), text) == []
     assert missed(Phrases(contains=["ask me"], lacks=["ask", "them"]), text) == [

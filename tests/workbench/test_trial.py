@@ -62,13 +62,13 @@ def tried(tmp_path: Path, model_folder: Path) -> Tried:
     return Tried(tmp_path, model_folder)
 
 
-def told(events: list[Event]) -> list[tuple[str, str, int, str]]:
+def result(events: list[Event]) -> list[tuple[str, str, int, str]]:
     return [event.step.key for event in events if isinstance(event, News)]
 
 
 def test_a_transcript_is_a_draft_and_then_each_principles_critique_and_revision(tried: Tried) -> None:
     events = tried()
-    assert told(events) == [
+    assert result(events) == [
         key
         for p in ("p1", "p2")
         for key in [(p, "", 0, "draft")]
@@ -101,7 +101,7 @@ def test_further_rounds_start_from_the_last_revision_and_critiques_may_be_skippe
     assert len(tried.engines[0].requests) == 7
 
 
-def test_after_an_edit_only_what_it_changes_is_asked_and_told(tried: Tried) -> None:
+def test_after_an_edit_only_changed_texts_are_generated_and_printed(tried: Tried) -> None:
     def answer(request: Generate) -> str:
         asked = request.messages[-1]["content"].split("\n")[0]
         return f"said to {asked}" if "Find" not in asked else "a critique"
@@ -111,20 +111,20 @@ def test_after_an_edit_only_what_it_changes_is_asked_and_told(tried: Tried) -> N
     starts = [index for index, event in enumerate(events) if isinstance(event, Begun)]
     first, second, third, fourth = (events[i:j] for i, j in itertools.pairwise([*starts, len(events)]))
     assert first[0] == Begun(again=False)
-    assert len(told(first)) == 10
-    assert told(second) == [("p1", "b", 1, "revision"), ("p2", "b", 1, "revision")]
+    assert len(result(first)) == 10
+    assert result(second) == [("p1", "b", 1, "revision"), ("p2", "b", 1, "revision")]
     assert second[0] == Begun(again=True)
     news = second[1]
     assert isinstance(news, News)
     assert (news.before, news.written.completion.text) == ("said to Mend b.", "said to Better b.")
     assert second[-1][:2] == (2, 2)
-    assert told(third) == [("p1", "a", 1, "critique"), ("p2", "a", 1, "critique")]  # the revisions came out the same
+    assert result(third) == [("p1", "a", 1, "critique"), ("p2", "a", 1, "critique")]  # the revisions came out the same
     assert third[-1][:2] == (2, 4)
     assert fourth[1][:2] == (0, 0)
     assert len(tried.engines) == 1  # the model stayed loaded
 
 
-def test_a_file_that_does_not_load_is_told_and_waited_for(tried: Tried) -> None:
+def test_a_file_that_does_not_load_is_reported_and_waited_for(tried: Tried) -> None:
     events = tried(("name: c", "nam: c"), ("nam: c", "name: c"))
     [error] = [event for event in events if isinstance(event, CaiError)]
     assert "c.yaml:1: nam: unknown key 'nam'; did you mean 'name'?" in str(error)
@@ -132,14 +132,14 @@ def test_a_file_that_does_not_load_is_told_and_waited_for(tried: Tried) -> None:
     assert events[-1].news == 0
 
 
-def test_a_new_principle_has_all_its_texts_told(tried: Tried) -> None:
+def test_a_new_principle_has_all_its_texts_printed(tried: Tried) -> None:
     events = tried(("id: b", "id: new"))
     later = events[[isinstance(event, Done) for event in events].index(True) + 1 :]
-    assert [key[1] for key in told(later)] == ["new"] * 4
+    assert [key[1] for key in result(later)] == ["new"] * 4
     assert all(event.before is None for event in later if isinstance(event, News))
 
 
-def test_a_refused_request_is_told_once_where_it_stands(tried: Tried) -> None:
+def test_a_refused_request_is_reported_once_in_its_place(tried: Tried) -> None:
     def answer(request: Generate) -> str:
         if "Find a." in request.messages[-1]["content"]:
             raise RequestRefused("too long")
@@ -149,7 +149,7 @@ def test_a_refused_request_is_told_once_where_it_stands(tried: Tried) -> None:
     events = tried()
     refused = [event.step.key for event in events if isinstance(event, News) and isinstance(event.written, Exception)]
     assert refused == [("p1", "a", 1, "critique")]
-    assert told(events)[-2:] == [("p1", "b", 1, "critique"), ("p1", "b", 1, "revision")]
+    assert result(events)[-2:] == [("p1", "b", 1, "critique"), ("p1", "b", 1, "revision")]
 
 
 def test_what_the_memo_holds_needs_no_model(tried: Tried) -> None:
@@ -159,7 +159,7 @@ def test_what_the_memo_holds_needs_no_model(tried: Tried) -> None:
 
 
 @pytest.mark.parametrize("served", [True, False])
-def test_it_is_told_that_a_model_is_being_loaded_but_nothing_of_a_server(
+def test_loading_a_model_is_reported_and_connecting_to_a_server_is_not(
     tmp_path: Path, tried: Tried, served: bool
 ) -> None:
     events: list[Event] = []
@@ -168,7 +168,7 @@ def test_it_is_told_that_a_model_is_being_loaded_but_nothing_of_a_server(
         tried.prompts, load_constitution(tried.file).principles, Templates(ROOT / "prompts/default"), tried.settings
     )
     try_out(lambda: trial, once(), model, tmp_path / "cache.sqlite", events.append, scripted())
-    assert len(told(events)) == 10
+    assert len(result(events)) == 10
     assert [type(event) for event in events if isinstance(event, Begun | Loading)] == [Begun] + [Loading] * (not served)
 
 
@@ -188,5 +188,5 @@ def test_an_edit_while_texts_are_written_breaks_them_off(tmp_path: Path, tried: 
     engine = scripted(tried.engines, delay=0.01)
     try_out(load, occasions(), tried.model, tmp_path / "cache.sqlite", events.append, engine)
     assert [type(event) for event in events[:3]] == [Begun, Loading, Begun]
-    assert len(told(events)) == 10
+    assert len(result(events)) == 10
     assert sum(isinstance(event, Done) for event in events) == 1

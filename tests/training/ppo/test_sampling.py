@@ -34,7 +34,7 @@ def test_an_actors_weights_are_those_of_the_policy_it_saves(tiny_model: Path, lo
 
 
 @pytest.mark.real
-def test_vllm_samples_from_the_weights_it_is_given(real_model: Path) -> None:
+def test_vllm_samples_from_the_updated_weights(real_model: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     from cai.training.ppo.sampling import VllmSampler
