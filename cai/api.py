@@ -29,7 +29,7 @@ from cai.constitution.principles import Constitution
 from cai.constitution.templates import Templates
 from cai.data.jsonl import read_rows, write_text
 from cai.data.prompts import read_prompts
-from cai.data.records import Messages, Preference, Prompt, Revision, Row, Seed, Skipped
+from cai.data.records import Messages, Preference, Prompt, Ranking, Revision, Row, Seed, Skipped
 from cai.feedback.judge import JudgeConfig
 from cai.feedback.label import JudgePanel, LabelJob, Totals, count_work, label_rows
 from cai.feedback.revise import ReviseConfig, Reviser, calls_of_loop
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Rows", "Run", "Trained", "judge", "load_constitution", "load_run", "revise", "train"]
 
+PARAMETERS = {"--replace": "replace=True", "--out FOLDER": "out=FOLDER", "--runs": "runs=FOLDER"}  # for options
 AnyRow = TypeVar("AnyRow", bound=Row)
 Result = TypeVar("Result")
 Data = str | Path | Iterable[str | Messages | dict[str, Any] | Row]
@@ -70,6 +71,14 @@ class Rows(list[AnyRow], Generic[AnyRow]):
     def to_pandas(self) -> "pandas.DataFrame":
         """The rows as a data frame, a column a field."""
         return self.to_table().to_pandas()
+
+
+class Labels(Rows[Preference]):
+    """What `cai.judge` returns: a row a pair; `rankings` has a row for each set of more than two answers."""
+
+    def __init__(self, rows: Rows[Preference], rankings: Rows[Ranking]) -> None:
+        super().__init__(rows, Preference, rows.skipped)
+        self.rankings = rankings
 
 
 @dataclass(frozen=True)
@@ -163,11 +172,11 @@ def judge(
     runs: str | Path = "runs",
     open_engine: OpenEngine = open_model,
     **settings: Any,
-) -> Rows[Preference]:
+) -> Labels:
     """Label pairs of answers with an AI judge: a row a pair, `p` the probability that `chosen` is preferred.
 
     Rows of `answers` are pairs (`prompt`, `chosen`, `rejected`), or sets (`prompt`, `responses`) of which all pairs are
-    judged; a Revision stands for its draft and its revision. Several models are a panel.
+    judged and that are ranked; a Revision stands for its draft and its revision. Several models are a panel.
     `settings` are those of `judge:` in a run file (`principles`, `swap`, …), `seed`, `templates` and `engine`.
     Raises: CaiError naming the setting, file or row.
     """
@@ -182,11 +191,12 @@ def judge(
         extent = count_work(job)
 
         async def work(scheduler: Scheduler) -> list[Preference]:
-            await label_rows(job, JudgePanel(job, extent, scheduler), out, False, Totals())
+            await label_rows(job, JudgePanel(job, extent, scheduler), out, True, Totals())
             scheduler.skipped += read_rows(out / "skipped.jsonl", Skipped)
             return read_rows(out / "preferences.jsonl", Preference)
 
-        return _ask(work, Preference, _Engines(chosen.engine, Path(runs), open_engine))
+        pairs = _ask(work, Preference, _Engines(chosen.engine, Path(runs), open_engine))
+        return Labels(pairs, Rows(read_rows(out / "rankings.jsonl", Ranking), Ranking, []))
 
 
 def train(
@@ -213,7 +223,8 @@ def train(
         reward = reward_model(config, "reward")
         spec = StageSpec(config, rows, resolve_model(str(model)), folder, seed, reward)
         skipped = convert_data(config, source, rows)
-        result, more = train_stage(stage, spec, reporter, replace, keep_data=True)
+        with _parameters_for_options():
+            result, more = train_stage(stage, spec, reporter, replace, keep_data=True)
     _report(reporter, [*skipped, *more])
     return Trained(result, folder, [*skipped, *more])
 
@@ -238,7 +249,8 @@ def _ask(
             scheduler = Scheduler(engines.settings, cache, reporter, engines.open_engine)
             return Rows(await work(scheduler), kind, scheduler.skipped)
 
-    rows = run_async(with_cache)
+    with _parameters_for_options():
+        rows = run_async(with_cache)
     _report(reporter, rows.skipped)
     return rows
 
@@ -267,6 +279,18 @@ def run_async(function: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
             with suppress(RuntimeError):  # the loop is closed: the coroutine has just ended
                 loop.call_soon_threadsafe(task.cancel)
             raise
+
+
+@contextmanager
+def _parameters_for_options() -> Iterator[None]:
+    """Errors name the parameters of a function in place of the options of its command."""
+    try:
+        yield
+    except CaiError as error:
+        text = str(error)
+        for option, parameter in PARAMETERS.items():
+            text = text.replace(option, parameter)
+        raise CaiError(text) from error.__cause__
 
 
 def _report(reporter: Reporter, skipped: Sequence[Skipped]) -> None:

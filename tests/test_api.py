@@ -17,7 +17,7 @@ import pytest
 import cai
 from cai.api import run_async
 from cai.config.errors import CaiError, RequestRefused
-from cai.data.records import Message, Preference, Prompt, Revision
+from cai.data.records import Message, Preference, Prompt, Ranking, Revision
 from cai.inference.engine import Choose, Generate, ScriptedEngine
 from tests.compare.made import make_run, principles
 from tests.conftest import ROOT, scripted
@@ -106,6 +106,27 @@ def test_judge_labels_pairs_sets_and_revisions_softly(model_folder: Path) -> Non
     )
 
 
+def test_sets_of_answers_are_ranked_and_rankings_judged_again(model_folder: Path) -> None:
+    one_set = {"prompt": "How?", "responses": ["beta", "gamma", "alpha"]}
+    labels = cai.judge([one_set, {"prompt": "Why?", "chosen": "x", "rejected": "y"}], "plain", model_folder,
+                       open_engine=scripted(), principles=1)  # fmt: skip
+    [ranking] = labels.rankings
+    assert isinstance(ranking, Ranking) and sorted(ranking.responses) == ["alpha", "beta", "gamma"]
+    again = cai.judge(labels.rankings, "plain", model_folder, open_engine=scripted(), principles=1)
+    assert len(again) == 3
+    assert sorted(again.rankings[0].responses) == sorted(ranking.responses)
+
+
+def test_an_error_names_the_parameter_in_place_of_the_option(model_folder: Path) -> None:
+    Path("x/model").mkdir(parents=True)
+    Path("x/manifest.json").write_text('{"command": "cai train"}', encoding="utf-8")
+    pair = {"prompt": "Why?", "chosen": "Because.", "rejected": "No."}
+    with pytest.raises(CaiError) as raised:
+        cai.train("dpo", [pair], out="x", model=model_folder)
+    assert "(out=FOLDER), or overwrite this one (replace=True)" in str(raised.value)
+    assert "--" not in str(raised.value)
+
+
 def test_errors_name_the_function_the_setting_or_the_row(model_folder: Path) -> None:
     with pytest.raises(CaiError, match=r"cai.revise: round: unknown key 'round'; did you mean 'rounds'\?"):
         cai.revise(["Why?"], "plain", model_folder, round=1)
@@ -121,7 +142,9 @@ def test_errors_name_the_function_the_setting_or_the_row(model_folder: Path) -> 
         cai.judge([{"prompt": "Why?"}], "plain", model_folder)
     with pytest.raises(CaiError, match="unknown stage 'dpoo'; did you mean 'dpo'"):
         cai.train("dpoo", [], out="x", model=model_folder)
-    with pytest.raises(CaiError, match=r"cai.train: lr: unknown key 'lr'; did you mean 'learning_rate'"):
+    with pytest.raises(
+        CaiError, match=r"cai.train: lr: unknown key 'lr' for stage 'dpo'; did you mean 'learning_rate'"
+    ):
         cai.train("dpo", [], out="x", model=model_folder, lr=1)
     with pytest.raises(CaiError, match=r"^ppo needs a reward model: reward DIR"):
         cai.train("ppo", ["Why?"], out="x", model=model_folder)

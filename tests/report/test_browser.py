@@ -15,7 +15,7 @@ from cai.report.run import read_run, run_report
 from cai.runs.folder import RunFolder
 from tests.report.conftest import Tab
 from tests.report.folders import HOSTILE, write_run
-from tests.report.test_evaluation import full
+from tests.report.test_run import full
 
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 

@@ -18,8 +18,7 @@ from cai.runs.folder import RunFolder
 from tests.compare.test_attribution import write_sweep
 from tests.conftest import write_workspace
 from tests.report.folders import write_run
-from tests.report.test_evaluation import full
-from tests.report.test_run import text_of
+from tests.report.test_run import full, text_of
 from tests.runs.test_pipeline import run_to_end
 
 

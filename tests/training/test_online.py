@@ -130,7 +130,7 @@ def test_the_penalty_and_the_uncertainty_enter_the_reward(tiny_model: Path, judg
     assert abs(finished - scores[0].mean().item()) > 0.01  # the members differ
 
 
-@pytest.mark.parametrize("stage", ["rloo", "grpo"])
+@pytest.mark.parametrize("stage", [pytest.param("rloo", marks=pytest.mark.slow), "grpo"])
 def test_the_pull_to_the_starting_policy_is_on_unless_switched_off(
     tmp_path: Path, tiny_model: Path, judges: Path, stage: str
 ) -> None:
