@@ -1,6 +1,5 @@
 import json
 import re
-from cai.evaluation.injection import InjectionGain
 import shutil
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from typer.testing import CliRunner
 from cai.cli.main import app
 from cai.data.jsonl import write_rows
 from cai.data.records import Verdict
+from cai.evaluation.injection import InjectionGain
 from cai.evaluation.monitors import Monitor
 from cai.evaluation.overoptimization import TrainingPhase
 from cai.evaluation.policy_report import PolicyReport, PolicySummary
