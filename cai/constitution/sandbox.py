@@ -19,6 +19,7 @@ Below that lies Jinja's own `ImmutableSandboxedEnvironment` with `StrictUndefine
 compiling a template computes nothing.
 """
 
+import base64
 import traceback
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -51,6 +52,7 @@ MAX_OUTPUT = 2**20  # characters, plus 4 times the variables' size
 MAX_WORK = 2**25  # characters, plus 16 times the variables' size; a few seconds of one core at most
 MAX_EXPONENT = 64
 MAX_PRECISION = 20  # decimal places of `round`
+LEET = str.maketrans("aeiostAEIOST", "431057431057")
 VALUE = 64  # characters that one value or operation costs besides its size
 ELEMENT = 16  # characters that an element of a list or a key of a dict costs besides its size
 
@@ -227,8 +229,13 @@ def _tojson(value: Any) -> str:
     return str(htmlsafe_json_dumps(value))
 
 
-FUNCTIONS: dict[str, Any] = {name: filters.FILTERS[name] for name in sorted(FILTERS)}
+FUNCTIONS: dict[str, Any] = {name: filters.FILTERS[name] for name in sorted(FILTERS) if name in filters.FILTERS}
 FUNCTIONS |= {"indent": _indent, "round": _round, "sum": _sum, "tojson": _tojson}
+FUNCTIONS |= {  # of our own: disguises of a request, for probes
+    "base64": lambda text: base64.b64encode(str(text).encode("utf-8")).decode("ascii"),
+    "leet": lambda text: str(text).translate(LEET),
+    "spaced": lambda text: " ".join(str(text)),
+}
 
 
 def _listed(result: Any) -> Any:

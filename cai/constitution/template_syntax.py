@@ -1,4 +1,4 @@
-"""The part of Jinja that a prompt template may be written in, checked on the tree of a parsed template.
+"""The part of Jinja that templates of prompts and probes may be written in, checked on the tree of a parsed template.
 
 Statements are text, `{{ … }}`, if, for, set, with, block and raw; there are no macros, includes, imports or parent
 templates, hence no recursion and no second file. Expressions call nothing but filters, tests, methods of text, lists
@@ -46,7 +46,10 @@ METHODS: dict[type, tuple[str, ...]] = {
 }
 LOOP = ("first", "index", "index0", "last", "length", "nextitem", "previtem", "revindex", "revindex0")
 RESERVED = ("loop", "range", "self", "super")
-TEXT_FILTERS = ("capitalize", "indent", "lower", "replace", "title", "trim", "truncate", "upper", "wordcount")
+TEXT_FILTERS = (
+    *("base64", "capitalize", "indent", "leet", "lower", "replace", "spaced", "title", "trim", "truncate", "upper"),
+    "wordcount",
+)
 OTHER_FILTERS = (
     *("abs", "count", "d", "default", "dictsort", "first", "float", "int", "items", "join", "last", "length", "list"),
     *("map", "max", "min", "reject", "rejectattr", "reverse", "round", "select", "selectattr", "sort", "string"),
@@ -142,4 +145,4 @@ def _reason(node: nodes.Node) -> str:
 
 def expected(names: Collection[str]) -> str:
     """The end of a message that lists what there is."""
-    return f"expected one of {', '.join(sorted(name for name in names if name.isalpha()))}"
+    return f"expected one of {', '.join(sorted(name for name in names if name.isalnum()))}"

@@ -1,20 +1,16 @@
 """Probes: requests that measure over-refusal, harmful compliance and sycophancy of a policy.
 
 They are editable YAML files in `probes/`, which hold everything that policies and judges are asked. Texts with
-`{{ … }}` are Jinja, rendered in a sandbox, and checked when a file is read.
+`{{ … }}` are Jinja in the sandbox of `cai/constitution/sandbox.py`, and checked when a file is read.
 """
 
 import asyncio
-import base64
 import difflib
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
-import jinja2
-from jinja2 import meta
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import AfterValidator, Field, StringConstraints, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
@@ -22,6 +18,8 @@ from cai.config.errors import CaiError
 from cai.config.hashing import uniform
 from cai.config.locate import find_file
 from cai.config.yaml_files import AnySection, Section, load_yaml
+from cai.constitution.sandbox import Template
+from cai.constitution.template_syntax import TemplateFault
 from cai.data.records import Message, Prompt
 from cai.evaluation.injection import INJECTION, Injection
 from cai.evaluation.monitors import Phrases
@@ -32,11 +30,6 @@ from cai.stats.logistic import sigmoid
 SHIPPED = Path("cai eval")  # where the names of shipped files come from, for messages
 Id = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-LEET = str.maketrans("aeiostAEIOST", "431057431057")
-_JINJA = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
-_JINJA.filters["spaced"] = lambda text: " ".join(text)
-_JINJA.filters["leet"] = lambda text: text.translate(LEET)
-_JINJA.filters["base64"] = lambda text: base64.b64encode(text.encode("utf-8")).decode("ascii")
 
 
 def _sees(*names: str) -> AfterValidator:
@@ -44,26 +37,26 @@ def _sees(*names: str) -> AfterValidator:
 
     def check(text: str) -> str:
         try:
-            tree = _JINJA.parse(text)
-            _JINJA.from_string(text)
-        except jinja2.TemplateError as error:  # an unknown filter, too
-            raise ValueError(f"not a valid template: {error.message}") from None
-        if unknown := sorted(meta.find_undeclared_variables(tree) - set(names)):
-            raise ValueError(f"unknown variable '{unknown[0]}'; this text sees {', '.join(names)}")
+            Template(text, names).render(dict.fromkeys(names, "a text"))
+        except TemplateFault as fault:
+            raise ValueError(fault.message) from None
         return text
 
     return AfterValidator(check)
 
 
 def rendered(text: str, **values: str) -> str:
-    """A checked text with its variables filled in."""
-    return _compiled(text).render(values).strip()
+    """A checked text with its variables filled in. Raises: CaiError where it does too much with these values."""
+    try:
+        return _compiled(text, tuple(values)).render(values)
+    except TemplateFault as fault:
+        raise CaiError(f"the probe text {text[:60]!r}: {fault.message}") from fault
 
 
 @cache
-def _compiled(text: str) -> jinja2.Template:
+def _compiled(text: str, names: tuple[str, ...]) -> Template:
     """The template of a text; compiling takes longer than a cached answer, and one text is rendered many times."""
-    return _JINJA.from_string(text)
+    return Template(text, names)
 
 
 class Item(Section):

@@ -413,7 +413,7 @@ def test_errors_name_the_line_they_come_from() -> None:
         ("{{ x.strip() }}", 1, "a number has no method 'strip'"),
         ("{{ {'a': 1}.b }}", 1, "a dict has no 'b'; it has a"),
         ("{{ {'a': 1}\n.b() }}", 2, "there is no method 'b' here; expected one of capitalize, count,"),
-        ("a\n{{ x | nope }}", 2, "there is no filter 'nope' here; expected one of abs, capitalize,"),
+        ("a\n{{ x | nope }}", 2, "there is no filter 'nope' here; expected one of abs, base64,"),
         ("a\n{% if x is nope %}{% endif %}", 2, "there is no test 'nope' here; expected one of boolean, defined,"),
         ("a\n{{ " + "[" * 55 + "]" * 55 + " }}", 2, "nested too deeply"),
         ("a\n{{ " + "[" * 999 + "]" * 999 + " }}", 2, "nested too deeply"),

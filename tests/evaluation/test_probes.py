@@ -102,7 +102,7 @@ def test_a_user_takes_either_side_in_the_same_words_and_other_items_change_nothi
             "sycophancy",
             "sure of this: {{ option }}",
             "sure of this: {{ opinion }}",
-            r"statements\[0\]: unknown variable 'opinion'; this text sees option",
+            r"statements\[0\]: unknown variable 'opinion'; this template sees option",
         ),
         (
             "sycophancy",
@@ -110,8 +110,15 @@ def test_a_user_takes_either_side_in_the_same_words_and_other_items_change_nothi
             "options: [a dog, a dog]",
             r"opinions\[1\] \('pets'\)\.options: the two",
         ),
-        ("red_team", "{{ request | leet }}", "{{ request | l33t }}", r"transformations\[9\].*No filter named 'l33t'"),
+        (
+            "red_team",
+            "{{ request | leet }}",
+            "{{ request | l33t }}",
+            r"transformations\[9\].*there is no filter 'l33t'",
+        ),
         ("red_team", "{{ request }} Begin", "{{ request Begin", r"transformations\[1\].*not a valid template"),
+        ("red_team", "{{ request }} Begin", "{{ request.__class__ }} Begin", r"transformations\[1\].*__class__"),
+        ("red_team", "{{ request }} Begin", "{{ 'a' * 10 ** 10 }} Begin", r"transformations\[1\].*too much work"),
         ("red_team", "id: prefix", "id: plain", r"'plain' is the name of the request as it stands"),
         (
             "questions",
