@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import sqlite3
 import sys
 import time
@@ -25,6 +26,7 @@ FORMAT = 2  # of the file, its `user_version`; a file of format 1 has 0 there an
 APPLICATION = 0x63616900  # "cai", and the format: the file's `application_id`
 BUSY_SECONDS = 60.0  # to wait for another process's transaction
 CHECKED_BYTES = 2**25  # a file up to this size is checked whenever it is opened, in at most 0.2 s
+NEARLY_FULL = 2**18  # bytes free, below which SQLite fails with other errors than that of a full disk
 ROWS_AT_ONCE = 1000  # of a transaction, while other processes may wait
 DAY = 86400  # seconds
 UNKNOWN_ENGINE = "unknown"  # of entries of format 1, which stored none
@@ -86,7 +88,8 @@ def is_damage(error: sqlite3.Error) -> bool:
 def failure(path: Path, error: Exception) -> CaiError:
     """The error for a file that cannot be reached now."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code == sqlite3.SQLITE_FULL:
+    failed = code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) or isinstance(error, OSError)
+    if code == sqlite3.SQLITE_FULL or (failed and shutil.disk_usage(path.parent).free < NEARLY_FULL):
         why = f"{FULL_DISK}; make room and run the same command again: the answers stored so far are kept"
     elif code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         why = f"another process has locked it for {BUSY_SECONDS:.0f} s; run the same command again once that ended"

@@ -164,7 +164,9 @@ async def run_concurrently(
     finally:
         for task in running:
             task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await asyncio.gather(
+            *(task for _, task in waiting), return_exceptions=True
+        )  # all errors are read: one is raised
 
 
 def open_model(model: Model, fingerprint: str, settings: EngineConfig) -> Engine:

@@ -1,0 +1,78 @@
+"""A full or read-only disk is one line that names a file, and the same command completes once there is room."""
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from cai.config.errors import CaiError, error_text
+from cai.inference.scheduler import Reporter
+from cai.runs.pipeline import execute
+from cai.runs.plan import make_plan
+from tests.conftest import scripted, write_workspace
+
+ROWS = ("prompts.jsonl", "revisions.jsonl", "preferences.jsonl", "skipped.jsonl")
+ROOM = "64m"
+
+
+def mount(*words: str) -> bool:
+    return subprocess.run(["mount", *words], capture_output=True).returncode == 0
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """An empty file system in memory."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.getuid() != 0 or not mount("-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs", str(folder)):
+        pytest.skip("a small disk can be mounted only by root, where the system allows it")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def run(run_file: Path, runs: Path) -> dict[str, str]:
+    """The rows of a run. Raises: AssertionError for an error that is not one line about a file."""
+    plan = make_plan(run_file, [], None, runs)
+    execute(plan, Reporter(Console(quiet=True)), open_engine=scripted())
+    return {name: (runs / "test" / name).read_text() for name in ROWS}
+
+
+def error_of(run_file: Path, runs: Path) -> str | None:
+    """The line that the command prints; None where it completes."""
+    try:
+        run(run_file, runs)
+    except CaiError as error:
+        return str(error)
+    except OSError as error:
+        return error_text(error)
+    return None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kilobytes", [4, 8, 40, 60, 100, 160, 180, 200, 240, 300])
+def test_a_run_on_a_full_disk_names_a_file_and_completes_once_there_is_room(
+    tmp_path: Path, model_folder: Path, small_disk: Path, kilobytes: int
+) -> None:
+    run_file = write_workspace(tmp_path, model_folder)
+    undisturbed = run(run_file, tmp_path / "runs")
+    assert mount("-o", f"remount,size={kilobytes}k", str(small_disk))
+    message = error_of(run_file, small_disk / "runs")
+    if message is not None:
+        assert "\n" not in message
+        assert re.match(rf"{re.escape(str(small_disk))}/\S+: .*the disk is full; make room and run the same", message)
+    assert mount("-o", f"remount,size={ROOM}", str(small_disk))
+    assert run(run_file, small_disk / "runs") == undisturbed
+    left = [path.name for path in small_disk.rglob("*") if path.name.endswith(".part")]
+    assert left == []
+
+
+def test_a_read_only_folder_is_named(tmp_path: Path, model_folder: Path, small_disk: Path) -> None:
+    run_file = write_workspace(tmp_path, model_folder)
+    run(run_file, small_disk / "runs")
+    assert mount("-o", "remount,ro", str(small_disk))
+    message = error_of(run_file, small_disk / "runs")
+    assert message == f"{small_disk}/runs/test: cannot be written: read-only file system"
