@@ -70,25 +70,27 @@ class Metric(Generic[RowT]):
 
 
 class PromptMeans(Generic[PromptRow]):
-    """Rows as they pass by, of which only a sum and a count by metric and prompt are kept."""
+    """Rows as they pass by, of which a sum and a count by metric and prompt are kept: 12 bytes each, and the id."""
 
     def __init__(self, metrics: Sequence[Metric[PromptRow]]) -> None:
         self.metrics = tuple(metrics)
-        self._sums: dict[str, array[float]] = {}  # by prompt: the sum of each metric, then the count of each
+        self._prompts: dict[str, int] = {}  # the place of each prompt's sums and counts, which are one array for all
+        self._sums, self._counts = array("d"), array("I")
 
     def add(self, row: PromptRow) -> None:
         """Count one row; the rounds of a prompt come in order."""
-        size = len(self.metrics)
-        sums = self._sums.get(row.prompt_id)
-        if sums is None:
-            sums = self._sums[row.prompt_id] = array("d", bytes(16 * size))
-        for place, metric in enumerate(self.metrics):
+        first = self._prompts.get(row.prompt_id)
+        if first is None:
+            first = self._prompts[row.prompt_id] = len(self._sums)
+            self._sums.extend(0.0 for _ in self.metrics)
+            self._counts.extend(0 for _ in self.metrics)
+        for place, metric in enumerate(self.metrics, start=first):
             value = metric.value(row)
             if metric.last_round:
-                sums[place], sums[size + place] = value or 0.0, value is not None
+                self._sums[place], self._counts[place] = value or 0.0, value is not None
             elif value is not None:
-                sums[place] += value
-                sums[size + place] += 1
+                self._sums[place] += value
+                self._counts[place] += 1
 
     def add_all(self, rows: Iterable[PromptRow]) -> "PromptMeans[PromptRow]":
         """Count all rows; returns itself."""
@@ -98,9 +100,9 @@ class PromptMeans(Generic[PromptRow]):
 
     def by_prompt(self, metric: Metric[PromptRow]) -> dict[str, float]:
         """The mean over each prompt's rows, without the prompts whose rows say nothing."""
-        place = self.metrics.index(metric)
-        count = place + len(self.metrics)
-        return {prompt_id: sums[place] / sums[count] for prompt_id, sums in self._sums.items() if sums[count]}
+        column, sums, counts = self.metrics.index(metric), self._sums, self._counts
+        places = ((prompt_id, first + column) for prompt_id, first in self._prompts.items())
+        return {prompt_id: sums[place] / counts[place] for prompt_id, place in places if counts[place]}
 
     def all_by_prompt(self) -> dict[str, dict[str, float]]:
         """`by_prompt` of every metric, by key."""
@@ -108,13 +110,18 @@ class PromptMeans(Generic[PromptRow]):
 
     def means(self) -> dict[str, float]:
         """The metrics that any row says something about, by key, without intervals."""
-        by_metric = {metric.key: list(self.by_prompt(metric).values()) for metric in self.metrics}
-        return {key: fmean(values) for key, values in by_metric.items() if values}
+        by_metric = ((metric.key, self._values(metric)) for metric in self.metrics)
+        return {key: fmean(values) for key, values in by_metric if values}
 
     def estimates(self) -> dict[str, Estimate | None]:
         """Every metric by key, with intervals; None where no row says anything."""
-        values = {metric: list(self.by_prompt(metric).values()) for metric in self.metrics}
-        return {metric.key: metric.estimate(known) if known else None for metric, known in values.items()}
+        by_metric = ((metric, self._values(metric)) for metric in self.metrics)  # one metric's values at a time
+        return {metric.key: metric.estimate(values) if values else None for metric, values in by_metric}
+
+    def _values(self, metric: Metric[PromptRow]) -> "array[float]":
+        """`by_prompt` without the prompts."""
+        places = range(self.metrics.index(metric), len(self._sums), len(self.metrics))
+        return array("d", (self._sums[place] / self._counts[place] for place in places if self._counts[place]))
 
 
 def mean_over_prompts(values: Iterable[tuple[str, float | None]]) -> float | None:
