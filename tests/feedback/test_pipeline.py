@@ -1,0 +1,90 @@
+"""One prompt's way through the feedback stage, on a scripted engine."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cai.config.errors import RequestRefused
+from cai.constitution.principles import Constitution, Principle
+from cai.constitution.templates import Templates
+from cai.feedback.judge import JudgeConfig
+from cai.feedback.pipeline import FeedbackJob, Journey, _Feedback
+from cai.feedback.revise import ReviseConfig
+from cai.inference.engine import Generate, ScriptedEngine
+from tests.conftest import prompt
+
+CONSTITUTION = Constitution(
+    name="c", principles=[Principle(id="kind", critique="CRITIQUE-IT", revision="REVISE-IT", judge="Which is kinder?")]
+)
+PROMPT = prompt()
+
+
+def travel(
+    templates: Templates, answer: Callable[[Generate], str], rounds: int = 1, **judge: Any
+) -> tuple[Journey, ScriptedEngine]:
+    """A journey that is over, its model judging itself."""
+    engine: Any = ScriptedEngine("m", answer)
+    job = FeedbackJob(
+        [PROMPT], CONSTITUTION, templates, ReviseConfig(rounds=rounds), JudgeConfig(**judge), 0, Path("m"), [Path("m")],
+        [], [], Path("r"), Path("p"), Path("k"),
+    )  # fmt: skip
+    journey = Journey(PROMPT, _Feedback(job, engine, [engine]))
+    asyncio.run(journey.generate())
+    return journey, engine
+
+
+def step(request: Generate) -> str:
+    """What a request asks for."""
+    last = request.messages[-1]["content"]
+    return "critique" if "CRITIQUE-IT" in last else "revision" if "REVISE-IT" in last else "draft"
+
+
+def different(request: Generate) -> str:
+    return f"{step(request)} {len(request.messages)} {request.seed}"
+
+
+def test_rounds_continue_from_the_revision_before_and_make_one_pair(templates: Templates) -> None:
+    journey, _ = travel(templates, different, rounds=3)
+    assert [row.round for row in journey.revisions] == [1, 2, 3]
+    assert [row.before for row in journey.revisions[1:]] == [row.revision for row in journey.revisions[:-1]]
+    [pair] = [pair for pair in journey.preferences() if pair.source == "revision"]
+    assert (pair.rejected, pair.chosen) == (journey.revisions[0].draft, journey.revisions[-1].revision)
+    assert journey.skipped == []
+
+
+def test_a_refused_critique_costs_the_revision_and_not_the_samples(templates: Templates) -> None:
+    def answer(request: Generate) -> str:
+        if step(request) == "critique":
+            raise RequestRefused("too long")
+        return different(request)
+
+    journey, _ = travel(templates, answer, samples=2)
+    assert journey.revisions == []
+    assert [(row.stage, row.reason, row.failed) for row in journey.skipped] == [("revisions", "too long", True)]
+    assert [pair.source for pair in journey.preferences()] == ["judge"]
+
+
+def test_a_refused_draft_ends_the_journey(templates: Templates) -> None:
+    def refuse(request: Generate) -> str:
+        raise RequestRefused("too long")
+
+    with pytest.raises(RequestRefused, match="too long"):
+        travel(templates, refuse)
+
+
+def test_k_samples_are_judged_in_all_pairs_and_ranked(templates: Templates) -> None:
+    journey, _ = travel(templates, different, samples=4)
+    pairs = [pair for pair in journey.preferences() if pair.source == "judge"]
+    ranking = journey.ranking()
+    assert len(pairs) == 6 and ranking is not None
+    assert len(set(ranking.responses)) == 4 and ranking.judge == "m"
+
+
+def test_equal_samples_are_skipped_with_the_reason(templates: Templates) -> None:
+    journey, _ = travel(templates, lambda request: step(request), samples=2)
+    assert [pair.source for pair in journey.preferences()] == ["revision"]
+    assert [(row.stage, row.reason) for row in journey.skipped] == [("judged pairs", "samples identical")]
+    assert journey.ranking() is None
