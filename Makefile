@@ -15,7 +15,7 @@ endif
 TORCH := $(if $(UV_FIND_LINKS),,--torch-backend=cpu)
 COMPILE := uv pip compile --quiet --no-header --no-annotate pyproject.toml requirements/small-model.in --extra dev
 
-.PHONY: setup demo test test-fast test-numerics browser fuzz lint format bench docs requirements clean
+.PHONY: setup demo test test-fast test-numerics browser fuzz torture lint format bench docs requirements clean
 
 setup: $(VENV)/.ready
 
@@ -58,6 +58,10 @@ test-numerics: setup
 # Hostile inputs to every reader of files, options and addresses; the seed is printed. INPUTS=… SEED=… choose others.
 fuzz: setup
 	$(BIN)/python -m tests.faults.fuzz $(or $(INPUTS),100000) $(SEED)
+
+# Runs killed at random moments, damaged caches and faulty servers, at full count. KILLS=… chooses another.
+torture: setup
+	CAI_TORTURE=$(or $(KILLS),200) $(BIN)/pytest tests/faults -rA -s
 
 # For the tests of the HTML pages, which are skipped without a browser.
 browser: setup

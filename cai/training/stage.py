@@ -172,6 +172,7 @@ def run_stage(spec: StageSpec[Any], report: Report, replace: bool = True, keep_d
         if _is_finished(claim):
             report(read_json(folder / "data.json"))
             report({"done": "already trained"})
+            _remove_spent(folder)  # a process killed after its last write left it
             return folder / MODEL
         if (changes := claim.changes()) and claim.is_finished() and replace:
             report({"again": changes})
@@ -197,9 +198,14 @@ def run_stage(spec: StageSpec[Any], report: Report, replace: bool = True, keep_d
                 f"{folder / MODEL}: expected the trained model there, found nothing: `{spec.launcher or 'the worker'}` "
                 f"ended without training; {_end(log)}"
             )
-        for spent in ("checkpoints", "dataset"):  # large, and of no use once the policy is saved
-            shutil.rmtree(folder / spent, ignore_errors=True)
+        _remove_spent(folder)
     return folder / MODEL
+
+
+def _remove_spent(folder: Path) -> None:
+    """Remove what is large, and of no use once the policy is saved."""
+    for spent in ("checkpoints", "dataset"):
+        shutil.rmtree(folder / spent, ignore_errors=True)
 
 
 def is_trained(spec: StageSpec[Any]) -> bool:

@@ -11,7 +11,7 @@ from cai.config.errors import CaiError
 from cai.data.jsonl import read_rows
 from cai.data.records import Demonstration, Preference
 from cai.inference.models import SAFE_LOADING
-from cai.training.metrics import Tracker, Trackers, add_metrics, drop_metrics_after, not_finite
+from cai.training.metrics import Tracker, Trackers, add_metrics, drop_metrics_after, not_finite, read_metrics
 from cai.training.settings import DatasetConfig, TrainConfig
 from cai.training.stage import Report, StageSpec
 from cai.training.tokens import SplitTurn, Unfit, keep_fitting, prompt_ids, split_turn
@@ -145,6 +145,8 @@ def train(trainer: Any, report_to: Sequence[Tracker], metrics: Path, report: Rep
     checkpoint = last_checkpoint(Path(trainer.args.output_dir))
     start = int(checkpoint.name.removeprefix("checkpoint-")) if checkpoint else 0
     trainer.add_callback(_metrics_callback(metrics, start, report, report_to))
+    if kept := read_metrics(metrics):  # trl counts the tokens of sft, dpo and kto in no checkpoint
+        trainer._total_train_tokens = int(kept[-1].get("num_tokens", 0))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return trainer.accelerator.unwrap_model(trainer.model)
 
@@ -187,6 +189,8 @@ def _metrics_callback(path: Path, start: int, report: Report, report_to: Sequenc
             for name in ("loss", "grad_norm"):
                 if logs and not math.isfinite(logs.get(name, 0.0)):
                     raise not_finite(name, state.global_step)
+            if logs and "train_runtime" in logs:  # the closing line: its mean loss is of this process's updates alone
+                return
             if state.is_world_process_zero and logs:
                 add_metrics(path, {"step": state.global_step, **logs})
                 trackers.log({"step": state.global_step, **logs})

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -109,5 +110,17 @@ def test_a_file_of_completions_is_learned_in_place_of_revisions(tmp_path: Path, 
     settings = stage(num_train_epochs=20, learning_rate=2e-2, lora_r=None)
     train_here(StageSpec(settings, data, tiny_model, tmp_path / "sft"), events.append)
     assert events[0] == {"examples": 6, "too_long": []}
-    losses = [json.loads(line).get("loss") for line in (tmp_path / "sft/metrics.jsonl").read_text().splitlines()][:-1]
+    losses = [json.loads(line).get("loss") for line in (tmp_path / "sft/metrics.jsonl").read_text().splitlines()]
     assert losses[-1] < losses[0] / 2
+
+
+def test_a_resumed_training_writes_the_same_metrics(tmp_path: Path, tiny_model: Path) -> None:
+    settings = stage(num_train_epochs=2, per_device_train_batch_size=2, save_steps=2)
+    spec = StageSpec(settings, helpful(tmp_path / "helpful.jsonl", 6), tiny_model, tmp_path / "sft")
+    train_here(spec)
+    undisturbed = (tmp_path / "sft/metrics.jsonl").read_text()
+    for path in ("checkpoints/checkpoint-6", "model"):
+        shutil.rmtree(tmp_path / "sft" / path)
+    assert (tmp_path / "sft/checkpoints/checkpoint-4").is_dir()
+    train_here(spec)
+    assert (tmp_path / "sft/metrics.jsonl").read_text() == undisturbed

@@ -161,3 +161,18 @@ def test_two_commands_do_not_train_in_one_folder(tmp_path: Path, tiny_model: Pat
     spec = StageSpec(dpo(), preferences(tmp_path / "p.jsonl"), tiny_model, tmp_path / "dpo")
     with exclusive(spec.folder), pytest.raises(CaiError, match="another process is working in this folder"):
         run_stage(spec, print)
+
+
+def test_what_a_killed_process_left_beside_a_finished_policy_is_removed(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(command: list[str], log: Path, report: stage.Report) -> None:
+        report({"examples": 1})
+        (tmp_path / "dpo/model").mkdir()
+
+    monkeypatch.setattr(stage, "follow", train)
+    spec = StageSpec(dpo(), preferences(tmp_path / "p.jsonl"), tiny_model, tmp_path / "dpo")
+    run_stage(spec, lambda event: None)
+    (tmp_path / "dpo/checkpoints").mkdir()  # killed before it was removed
+    run_stage(spec, lambda event: None)
+    assert not (tmp_path / "dpo/checkpoints").exists()

@@ -1,0 +1,211 @@
+"""Whole runs, training included, killed by SIGKILL at random moments: python -m tests.faults.kills MODEL [KILLS] [SEED].
+
+A process that has imported everything once forks each run and each training worker, so that a kill costs as long as the
+run lived. A killed run is run again, and killed again, until it completes; then its files must equal, byte for byte,
+those of a run that nothing disturbed. Prints a line of progress per completed run, and one line of JSON at the end.
+"""
+
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import sqlite3
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from cai.inference.scheduler import Reporter
+from cai.runs.pipeline import execute
+from cai.runs.plan import make_plan
+from cai.training import stage, worker
+from cai.training.stage import Report, StageSpec
+from tests.conftest import scripted, write_workspace
+from tests.runs.slow_run import weigh
+
+STAGES = """
+engine: {concurrency: 4}
+revise: {rounds: 1}
+judge: {samples: 2, principles: 1}
+train:
+  - {stage: sft, lora_r: 2, num_train_epochs: 2, save_steps: 2, per_device_train_batch_size: 2, max_length: 256}
+  - {stage: reward, lora_r: 2, num_train_epochs: 2, save_steps: 2, per_device_train_batch_size: 2, max_length: 256}
+  - {stage: ppo, lora_r: 2, updates: 3, rollouts: 4, save_steps: 1, sample_steps: 1, max_tokens: 6, max_length: 256}
+  - {stage: dpo, lora_r: 2, num_train_epochs: 2, save_steps: 2, per_device_train_batch_size: 2, max_length: 256}
+"""
+DELAY = 0.01  # seconds of a call to the scripted engine
+LOGS = {"log.txt", "train.log", ".busy"}
+TIMES = re.compile("seconds|^calls$|^work$|^cache_|^tokens$")
+SECONDS = 120  # after which a run that was not killed counts as one that hangs
+
+
+def follow(command: list[str], log: Path, report: Report) -> None:
+    """`stage.follow` with a worker forked from this process in place of a new one; it too dies with its parent."""
+    spec = StageSpec.read(Path(command[-1]))
+    (inside, alive), (events, written) = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.dup2(inside, 0), os.dup2(written, 1), os.dup2(os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY), 2)
+        os.closerange(3, 1024)  # as a new process does; else it would hold the run's lock
+        os._exit(worker.serve(lambda send: worker.train(spec, send), spec.folder))
+    os.close(inside), os.close(written)
+    with os.fdopen(events) as lines:
+        for line in lines:
+            report(json.loads(line))
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    os.close(alive)
+    assert status == 0, f"the worker ended with status {status}: {log.read_text(errors='replace')[-2000:]}"
+
+
+def start(run_file: Path, runs: Path) -> int:
+    """Fork a run; returns the number of its process."""
+    child = os.fork()
+    if child == 0:
+        try:
+            plan = make_plan(run_file, [], None, runs)
+            execute(plan, Reporter(Console(quiet=True)), False, scripted(weigh=weigh, delay=DELAY))
+        except BaseException as error:
+            os.write(2, f"{type(error).__name__}: {error}\n".encode())
+            os._exit(1)
+        os._exit(0)
+    return child
+
+
+def wait(child: int, seconds: float) -> int | None:
+    """The exit status of a process that ends within so many seconds, else None."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.002)
+    return None
+
+
+def untimed(value: Any) -> Any:
+    """JSON without what counts time, or how many of the calls the cache answered."""
+    if isinstance(value, dict):
+        return {key: untimed(inside) for key, inside in value.items() if not TIMES.search(key)}
+    return list(map(untimed, value)) if isinstance(value, list) else value
+
+
+def contents(folder: Path) -> dict[str, object]:
+    """Every file of a run but its logs: the hash of its bytes, or JSON without the times in it."""
+    files = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        name: [untimed(json.loads(line)) for line in path.read_text().splitlines()]
+        if path.name == "metrics.jsonl"
+        else untimed(json.loads(path.read_text()))
+        if path.name in ("summary.json", "evaluation.json")
+        else hashlib.sha256(path.read_bytes()).hexdigest()
+        for name, path in files.items()
+        if path.name not in LOGS
+    }
+
+
+def place(folder: Path) -> str:
+    """How far a run has come: the stage that works."""
+    if not (folder / "preferences.jsonl").exists():
+        return "feedback"
+    for path in sorted((folder / "train").glob("*-*")):
+        if not (path / "model").exists():
+            return path.name
+    return "evaluation" if len(list((folder / "train").glob("*-*"))) == 4 else "between stages"
+
+
+class Torture:
+    """Kills of one run file's runs, in a folder each, against a run that nothing disturbed."""
+
+    def __init__(self, model: Path, folder: Path, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.run_file = write_workspace(folder, model, prompts=6, extra=STAGES)
+        before = time.monotonic()
+        self.runs_folder = folder / "runs"  # one for all, because files name each other by path
+        status = wait(start(self.run_file, self.runs_folder), SECONDS)
+        assert status == 0, f"a run that nothing disturbs ends with status {status}"
+        self.seconds = time.monotonic() - before
+        self.expected = contents(self.runs_folder / "test")
+        self.kills, self.runs, self.lost = 0, 0, list[str]()
+        self.places: Counter[str] = Counter()
+
+    def run(self, most: int, say: Callable[[str], object] = print) -> None:
+        """One run, killed until it completes, at most so often."""
+        runs, killed = self.runs_folder, 0
+        shutil.rmtree(runs)
+        while True:
+            child = start(self.run_file, runs)
+            moment = self.random.uniform(0, self.seconds) if killed < most else SECONDS
+            status = wait(child, moment)
+            if status is not None:
+                break
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            if killed == most:
+                status = -1
+                break
+            killed += 1
+            self.places[place(runs / "test")] += 1
+        self.kills, self.runs = self.kills + killed, self.runs + 1
+        problems = [f"ends with status {status}"] if status else self.differences(runs)
+        if problems:
+            self.lost.append(f"run {self.runs}, killed {killed} times: {'; '.join(problems[:5])}")
+        say(f"kills: {self.kills} in {self.runs} runs, {len(self.lost)} lost; {dict(self.places)}")
+
+    def differences(self, runs: Path) -> list[str]:
+        """Files that are not as in the undisturbed run, or missing, or more; and a damaged cache."""
+        found = contents(runs / "test")
+        with sqlite3.connect(runs / "cache.sqlite") as cache:
+            whole = cache.execute("PRAGMA integrity_check").fetchone()[0]
+        odd = [
+            name for name in sorted(found.keys() | self.expected.keys()) if found.get(name) != self.expected.get(name)
+        ]
+        return [*(f"{name} differs" for name in odd), *([] if whole == "ok" else [f"cache.sqlite: {whole}"])]
+
+
+def load() -> None:
+    """Import what runs and workers need, once; one thread, because threads do not survive a fork."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import torch
+
+    from cai.training import dpo, reward, sft
+    from cai.training.ppo import trainer
+
+    torch.set_num_threads(1)
+    assert dpo and reward and sft and trainer
+    stage.follow = follow
+
+
+def main() -> int:
+    """Kill until there were so many kills; exit status 1 if a run was lost."""
+    model, kills = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 200
+    seed = int(sys.argv[3]) if len(sys.argv) > 3 else random.SystemRandom().randrange(2**32)
+    print(f"kills: {kills}, seed {seed} (again: python -m tests.faults.kills {model} {kills} {seed})", flush=True)
+    load()
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="cai-kills-") as folder:
+        torture = Torture(model, Path(folder), seed)
+        while torture.kills < kills:
+            torture.run(kills - torture.kills, lambda text: print(text, flush=True))
+    for run in torture.lost:
+        print(f"LOST {run}")
+    record = {
+        "kills": torture.kills,
+        "runs": torture.runs,
+        "lost": len(torture.lost),
+        "seed": seed,
+        "places": dict(torture.places),
+    }
+    print(json.dumps(record | {"minutes": round((time.monotonic() - begun) / 60, 1)}))
+    return 1 if torture.lost else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

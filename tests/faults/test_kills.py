@@ -1,0 +1,60 @@
+"""Runs killed at random moments complete with the same bytes, and of several on one folder one works."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from cai.config.errors import CaiError
+from cai.inference.scheduler import Reporter
+from cai.runs.folder import RunFolder
+from cai.runs.pipeline import execute
+from cai.runs.plan import make_plan
+from tests.conftest import ROOT, remembered, scripted, write_workspace
+
+KILLS = int(os.environ.get("CAI_TORTURE", "0"))  # a hundredth of the corrupted caches and server faults; 0: three
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_completes_with_the_same_bytes(tiny_model: Path) -> None:
+    kills, seed = (str(KILLS), []) if KILLS else ("3", ["0"])
+    command = [sys.executable, "-m", "tests.faults.kills", str(tiny_model), kills, *seed]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr[-3000:]
+    counted = json.loads(result.stdout.splitlines()[-1])
+    assert counted["kills"] >= int(kills)
+    assert counted["lost"] == 0
+
+
+def test_of_two_runs_on_one_folder_the_second_is_refused_in_words(tmp_path: Path, model_folder: Path) -> None:
+    run_file, runs = write_workspace(tmp_path, model_folder), tmp_path / "runs"
+    first = subprocess.Popen([sys.executable, "-m", "tests.runs.slow_run", run_file, "test", runs], cwd=ROOT)
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not remembered(runs / "cache.sqlite"):
+            time.sleep(0.02)
+        with pytest.raises(CaiError) as refused:
+            execute(make_plan(run_file, [], None, runs), Reporter(Console(quiet=True)), True, scripted())
+        assert str(refused.value) == f"{runs / 'test'}: another process is working in this folder"
+        assert first.wait(60) == 0
+    finally:
+        first.kill()
+    assert len(RunFolder(runs / "test").revisions()) == 12
+
+
+def test_of_runs_that_start_at_once_on_one_folder_one_works_and_all_others_are_refused(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    run_file, runs = write_workspace(tmp_path, model_folder), tmp_path / "runs"
+    command = [sys.executable, "-m", "tests.faults.at_once", run_file, runs, "8"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    outcomes = result.stdout.splitlines()
+    refused = f"{runs / 'test'}: another process is working in this folder"
+    assert sorted(set(outcomes)) == sorted({"completed", refused}), outcomes
+    assert outcomes.count("completed") == 1
+    assert len(RunFolder(runs / "test").revisions()) == 12
