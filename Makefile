@@ -59,9 +59,9 @@ test-numerics: setup
 fuzz: setup
 	$(BIN)/python -m tests.faults.fuzz $(or $(INPUTS),100000) $(SEED)
 
-# Runs killed at random moments, damaged caches and faulty servers, at full count. KILLS=… chooses another.
+# Runs killed at random moments, damaged caches and faulty servers, at full count. KILLS=… CORRUPTIONS=… choose others.
 torture: setup
-	CAI_TORTURE=$(or $(KILLS),200) $(BIN)/pytest tests/faults -rA -s
+	CAI_TORTURE=$(or $(KILLS),200) CORRUPTIONS=$(or $(CORRUPTIONS),900) $(BIN)/pytest tests/faults -rA -s
 
 # For the tests of the HTML pages, which are skipped without a browser.
 browser: setup

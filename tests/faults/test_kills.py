@@ -17,7 +17,7 @@ from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan
 from tests.conftest import ROOT, remembered, scripted, write_workspace
 
-KILLS = int(os.environ.get("CAI_TORTURE", "0"))  # a hundredth of the corrupted caches and server faults; 0: three
+KILLS = int(os.environ.get("CAI_TORTURE", "0"))  # 0: three, the same each time
 
 
 @pytest.mark.slow
