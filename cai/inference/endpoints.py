@@ -40,6 +40,7 @@ LONGEST_BACK_OFF = 30.0
 CONNECT_SECONDS = 20.0
 LIST_SECONDS = 20.0  # for a server's list of models
 LARGEST_BODY = 16 * 2**20  # bytes of a response
+LONGEST_TOKEN = 256  # characters; tokens of blanks or dashes have up to 128
 BUSY_STATUS = (408, 409, 425, 429)  # and all from 500 on
 REFUSED_STATUS = (400, 413, 422)
 NO_ANSWER = ("content_filter", "error", "abort", "tool_calls", "function_call")  # values of finish_reason
@@ -74,7 +75,16 @@ class ServerEngine:
     async def generate(self, request: Generate) -> Completion:
         """The assistant's next turn; the seed holds as far as the server keeps to it."""
         wanted = {"max_tokens": request.max_tokens, "temperature": request.temperature, "seed": request.seed}
-        return await self._ask(request.messages, wanted, _completion)
+
+        def read(body: Any) -> Completion:
+            completion = _completion(body)
+            if len(completion.text) > LONGEST_TOKEN * request.max_tokens:
+                raise UnusableAnswer(
+                    f"the server's text has {len(completion.text):,} characters for {request.max_tokens} tokens"
+                )
+            return completion
+
+        return await self._ask(request.messages, wanted, read)
 
     async def choose(self, request: Choose) -> list[float]:
         """Log-probabilities of the options, each summed over its tokens with and without a leading space.

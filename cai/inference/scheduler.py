@@ -257,6 +257,11 @@ class Scheduler:
                 return await function(item)
             except RequestRefused as refusal:
                 return refusal
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                return RequestRefused("the engine cancelled the request")  # and nobody else did
             finally:
                 finished += 1
 

@@ -183,6 +183,7 @@ TEXT_FAULTS = {
     "a number for a text": text(7),
     "parts for a text": text([{"type": "text", "text": "hello"}]),
     "no message": choice(message=None),
+    "a text without end": text("word " * 100_000),
     "half a surrogate pair": text("half \ud83d"),
 }
 """Of a text alone: a judge's verdict does not look at it."""

@@ -35,6 +35,7 @@ from tests.faults.faulty_server import (
 KEY = "sk-planted-0123456789"
 REQUESTS = 4  # fewer than FAILURES_IN_A_ROW, so that each of them is a counted failure
 SOON = 60.0  # seconds, beyond which a run hangs
+SLOW = ("hangs", "drips")
 CASES = [
     (fault, step, mode)
     for step, faults in {
@@ -94,12 +95,18 @@ def ask(server: FaultyServer, step: str, cache: Path, timeout: float = 30.0) -> 
     return asyncio.run(asyncio.wait_for(run(), SOON))
 
 
-@pytest.mark.parametrize(("fault", "step", "mode"), CASES)
+@pytest.mark.parametrize(
+    ("fault", "step", "mode"),
+    [
+        pytest.param(*case, marks=[pytest.mark.slow] if case[0] in SLOW or case[2] == "every other" else [])
+        for case in CASES
+    ],
+)
 def test_a_fault_is_retried_or_counted_or_a_clear_error(fault: str, step: str, mode: Mode, tmp_path: Path) -> None:
     expected, answers, failures, error = sound(step), dict[int, Any](), list[Skipped](), ""
     with faulty_server(fault, mode) as server:
         try:
-            timeout = 0.5 if fault in ("hangs", "drips") else 30.0
+            timeout = (0.3 if mode == "always" else 2.0) if fault in SLOW else 30.0
             answers, failures = ask(server, step, tmp_path / "cache.sqlite", timeout)
         except CaiError as stopped:
             error = str(stopped)

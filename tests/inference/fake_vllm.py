@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from cai.inference import vllm
-from cai.inference.engine import Choose
+from cai.inference.engine import Choose, Generate
 
-CONTEXT = 64  # tokens
+CONTEXT = 8192  # tokens
 
 
 class FakeTokenizer:
@@ -33,15 +33,16 @@ class FakeTokenizer:
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise TypeError("TextEncodeInput must be Union[TextInputSequence, Tuple[InputSequence, InputSequence]]")
-        return [ord(character) for character in text]
+        return [ord(character) for character in text.strip(" ") or text]
 
 
 def finished(name: str, prompt: list[int], sampling: Any) -> Any:
-    """What LLMEngine.step returns of a finished request: the text `done`, or even log-probabilities."""
+    """What LLMEngine.step returns of a finished request: the text `done` with the seed, or even log-probabilities."""
     logprobs = None
     if isinstance(sampling, Choose):
-        logprobs = [{ord(option[0]): SimpleNamespace(logprob=-1.0) for option in sampling.options}]
-    sample = SimpleNamespace(text=" done ", finish_reason="stop", token_ids=[1, 2], logprobs=logprobs)
+        logprobs = [{ord(option.strip()[0]): SimpleNamespace(logprob=-1.0) for option in sampling.options}]
+    text = f" done {sampling.seed or ''}" if isinstance(sampling, Generate) else ""
+    sample = SimpleNamespace(text=text, finish_reason="stop", token_ids=[1, 2], logprobs=logprobs)
     return SimpleNamespace(
         request_id=f"{name}-0", finished=True, prompt_token_ids=prompt, num_cached_tokens=0, outputs=[sample]
     )
