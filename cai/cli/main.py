@@ -61,6 +61,7 @@ PANELS: dict[str, dict[str, Command]] = {
         "models": Command("models:app", "Prepare model folders."),
     },
     "Look after files": {
+        "verify": Command("verify:verify", "Check a run's folder against its manifest."),
         "cache": Command("cache:app", "Inspect, verify, prune and salvage the cache of model calls."),
     },
 }

@@ -41,6 +41,16 @@ class RunFolder:
         self.summary_json = path / "summary.json"  # written last: the run is finished
         self.log = path / "log.txt"
 
+    def row_files(self) -> tuple[Path, ...]:
+        """The files of rows that the run itself writes, whether they exist or not; the evaluation has others."""
+        return (
+            self.prompts_jsonl,
+            self.revisions_jsonl,
+            self.preferences_jsonl,
+            self.rankings_jsonl,
+            self.skipped_jsonl,
+        )
+
     @property
     def name(self) -> str:
         """The run's name; that of an iteration, or of a run in a sweep, is prefixed: `sweep/run`."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cai.config.errors import CaiError
-from cai.data.jsonl import write_rows, write_text
+from cai.data.jsonl import file_fingerprint, write_rows, write_text
 from cai.data.manifest import Output, exclusive
 from cai.data.records import Skipped
 from cai.evaluation.judge_eval import Extras, evaluate_judge
@@ -216,6 +216,7 @@ def _run_stages(plan: Plan, scheduler: Scheduler, reporter: Reporter, replace: b
         "calls": {"cache_misses": calls.cache_misses, "cache_hits": calls.cache_hits, "tokens": calls.tokens},
         "work": [dataclasses.asdict(done.work) for done in scheduler.work],
         "seconds": scheduler.seconds,
+        "files": {path.name: file_fingerprint(path) for path in folder.row_files() if path.exists()},
     }
     summary = summarise(folder) | account
     write_text(folder.summary_json, json.dumps(summary, indent=1) + "\n")

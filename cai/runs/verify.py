@@ -1,0 +1,275 @@
+"""`cai verify`: whether a run's folder is what its manifest says, and what follows from it alone.
+
+Files are compared by content with the fingerprints of the manifests and of summary.json; labels, rankings and metrics
+are computed again from the stored verdicts and rows. No model is called.
+"""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from cai.config.errors import CaiError
+from cai.config.hashing import fingerprint
+from cai.constitution.principles import load_constitution
+from cai.constitution.templates import Templates
+from cai.data.jsonl import each_row, file_fingerprint, read_rows
+from cai.data.manifest import MANIFEST_JSON, read_json
+from cai.data.records import Judgement, Preference, Ranking, Verdict
+from cai.evaluation.judge_report import read_judge_report
+from cai.evaluation.policy_report import COMPARISONS
+from cai.feedback.judge import JudgeConfig, label, soft_label
+from cai.feedback.label import JUDGE_JSON
+from cai.inference.models import SERVER_SCHEMES, folder_fingerprint, resolve_model
+from cai.runs.find import run_config
+from cai.runs.folder import RunFolder, stage_order
+from cai.runs.metrics import summarise
+from cai.runs.plan import split
+from cai.runs.run_file import RunConfig
+from cai.stats.logistic import bradley_terry
+
+CLOSE = 1e-9  # between a number in a file and the same one computed again, on another machine perhaps
+FITTED = 1e-4  # the same for strengths, which an iteration fits
+
+State = Literal["matches", "differs", "absent"]
+
+
+class Check(NamedTuple):
+    """One part of a run: whether it is as recorded or as computed again, absent here, and a note of a few words."""
+
+    part: str
+    state: State
+    note: str = ""
+
+
+class Claim(NamedTuple):
+    """Something a third party may want to do again: what it takes, and how exactly it comes out."""
+
+    part: str
+    needs: str
+    result: str
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run's folder with what several checks need of it."""
+
+    folder: RunFolder
+    manifest: dict[str, Any]
+    config: RunConfig
+
+
+def verify_run(folder: RunFolder) -> list[Check]:
+    """Every check that applies to the run; a file that cannot be read is a part that differs.
+
+    Raises: CaiError for a folder whose manifest cannot be read.
+    """
+    run = _Run(folder, folder.manifest(), run_config(folder))
+    checks: list[Check] = []
+    for part, check in _CHECKS.items():
+        try:
+            checks += check(run)
+        except CaiError as error:
+            checks.append(Check(part, "differs", str(error)))
+    return checks
+
+
+def reproducible(folder: RunFolder) -> list[Claim]:
+    """What a third party with a copy of the folder can do again, and what not."""
+    config = run_config(folder)
+    named = config.judge.model if isinstance(config.judge.model, list) else [config.judge.model or config.model]
+    served = any(name.startswith(SERVER_SCHEMES) for name in named)
+    claims = [
+        Claim("labels, metrics", "this folder", "exactly"),
+        Claim("draws of principles, requests", "this folder", "exactly"),
+        Claim("texts, verdicts", "and its cache", "exactly"),
+        Claim("texts, verdicts, asked again", "and model, vLLM build", "nearly: rounding"),
+    ]
+    if served:
+        claims.append(Claim("verdicts of the server", "its model", "no: known by name"))
+    if config.train:
+        claims.append(Claim("training", "and package versions", "nearly: rounding"))
+    return claims
+
+
+def _compared(part: str, recorded: Any, actual: Any, note: str = "") -> Check:
+    return Check(part, "matches" if recorded == actual else "differs", note)
+
+
+def _constitutions(run: _Run) -> Iterator[Check]:
+    for key, path in (
+        ("constitution", run.folder.constitution_yaml),
+        ("eval_constitution", run.folder.eval_constitution_yaml),
+    ):
+        recorded, constitution = run.manifest[key], load_constitution(path)
+        content = (constitution.name, constitution.fingerprint)
+        yield _compared(path.name, (recorded.get("name"), recorded.get("fingerprint")), content)
+
+
+def _templates(run: _Run) -> Iterator[Check]:
+    yield _compared("templates/", run.manifest["templates"], Templates(run.folder.templates).fingerprint)
+
+
+def _prompts(run: _Run) -> Iterator[Check]:
+    prompts = run.folder.prompts()
+    yield _compared("prompts", run.manifest["prompts"], fingerprint([p.model_dump() for p in prompts]))
+    held_out = {prompt.id for prompt in split(prompts, run.config.prompts.holdout)[1]}
+    yield _compared("held-out prompts", set(run.manifest["held_out"]), held_out, f"{len(held_out):,} drawn again")
+
+
+def _base_model(run: _Run) -> Iterator[Check]:
+    name = run.config.model
+    if not Path(name).is_dir():
+        try:
+            folder = resolve_model(name) if "/" not in name else None  # a Hub id would be downloaded
+        except CaiError:
+            folder = None
+    else:
+        folder = Path(name)
+    if folder is None:
+        yield Check("base model", "absent", Path(name).name)
+    else:
+        yield _compared("base model", run.manifest["model"], folder_fingerprint(folder), Path(name).name)
+
+
+def _row_files(run: _Run) -> Iterator[Check]:
+    summary = run.folder.summary() or {}
+    for name, content in summary.get("files", {}).items():
+        path = run.folder.path / name
+        yield _compared(name, content, file_fingerprint(path)) if path.exists() else Check(name, "differs", "missing")
+
+
+def _principles_of_rows(run: _Run) -> Iterator[Check]:
+    known = {p.id: p.fingerprint for p in run.folder.constitution().principles}
+    used = {(row.principle_id, row.principle_hash) for row in run.folder.revisions()}
+    used |= {(v.principle_id, v.principle_hash) for row in run.folder.preferences() for v in row.verdicts}
+    if used:
+        unknown = sorted(id for id, content in used if known.get(id) != content)
+        note = f"not the constitution's: {', '.join(unknown)}" if unknown else f"{len(used)} used"
+        yield Check("principles of rows", "differs" if unknown else "matches", note)
+
+
+def _judge_settings(run: _Run) -> JudgeConfig:
+    """Those that made the labels: with the temperature that the run's judge gate fitted, if it did."""
+    report = run.folder.judge / JUDGE_JSON
+    if run.config.judge_gate is None or not run.config.judge_gate.calibrate or not report.exists():
+        return run.config.judge
+    fitted = read_judge_report(report).calibration
+    return run.config.judge.model_copy(update={"temperature": fitted.temperature}) if fitted else run.config.judge
+
+
+def _labels(run: _Run) -> Iterator[Check]:
+    settings = _judge_settings(run)
+    pairs = [
+        (row.p, label(row.verdicts, settings))
+        for row in run.folder.preferences()
+        if row.source == "judge" and row.verdicts
+    ]
+    if pairs:
+        yield _recomputed("labels (preferences.jsonl)", pairs)
+
+
+def _rankings(run: _Run) -> Iterator[Check]:
+    if not run.folder.rankings_jsonl.exists():
+        return
+    by_prompt: defaultdict[str, list[Preference]] = defaultdict(list)
+    for row in run.folder.preferences():
+        if row.source == "judge":
+            by_prompt[row.prompt_id].append(row)
+    pairs: list[tuple[float, float]] = []
+    for ranking in read_rows(run.folder.rankings_jsonl, Ranking):
+        number = {response: i for i, response in enumerate(ranking.responses)}
+        labels = {
+            (number[row.chosen], number[row.rejected]): row.p
+            for row in by_prompt[ranking.prompt_id]
+            if row.chosen in number and row.rejected in number
+        }
+        strengths = bradley_terry(labels) if labels else {}
+        pairs += [(recorded, strengths.get(i, math.nan)) for i, recorded in enumerate(ranking.strengths)]
+    if pairs:
+        yield _recomputed("strengths (rankings.jsonl)", pairs, FITTED)
+
+
+def _comparisons(run: _Run) -> Iterator[Check]:
+    path = run.folder.eval / COMPARISONS
+    if path.exists():
+        rows = each_row(path, Judgement)
+        yield _recomputed(f"labels (eval/{COMPARISONS})", [(row.p, _label_of_tie(row.verdicts)) for row in rows])
+
+
+def _label_of_tie(verdicts: list[Verdict]) -> float:
+    return soft_label(verdicts) if verdicts else 0.5
+
+
+def _recomputed(part: str, pairs: list[tuple[float, float]], tolerance: float = CLOSE) -> Check:
+    wrong = sum(not abs(recorded - computed) <= tolerance for recorded, computed in pairs)
+    note = f"{wrong:,} of {len(pairs):,} differ" if wrong else f"{len(pairs):,} computed again"
+    return Check(part, "differs" if wrong else "matches", note)
+
+
+def _metrics(run: _Run) -> Iterator[Check]:
+    recorded = run.folder.summary()
+    if recorded is None:
+        yield Check("summary.json", "absent", "the run is not finished")
+        return
+    computed = json.loads(json.dumps(summarise(run.folder)))
+    wrong = sorted(key for key, value in computed.items() if not _close(recorded.get(key), value))
+    note = f"not as computed again: {', '.join(wrong)}" if wrong else "computed again"
+    yield Check("summary.json", "differs" if wrong else "matches", note)
+
+
+def _close(a: Any, b: Any) -> bool:
+    """Whether two JSON values are equal up to rounding."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_close(a[key], b[key]) for key in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_close, a, b))
+    if isinstance(a, float) and isinstance(b, float | int):
+        return math.isclose(a, b, rel_tol=CLOSE, abs_tol=CLOSE)
+    return bool(a == b)
+
+
+def _stages(run: _Run) -> Iterator[Check]:
+    """Each stage's data by content, and its models where they are in the folder."""
+    manifests = sorted(run.folder.train.glob(f"[0-9]*-*/{MANIFEST_JSON}"), key=lambda path: stage_order(path.parent))
+    policy, reward = run.manifest["model"], None
+    for path in manifests:
+        manifest, stage = read_json(path), path.parent
+        data = {"sft": run.folder.revisions_jsonl}.get(manifest["settings"]["stage"], run.folder.preferences_jsonl)
+        if (prompts := run.folder.train / "prompts.jsonl").exists() and manifest.get("reward"):
+            data = prompts
+        yield _compared(f"train/{stage.name}: data", manifest.get("data"), file_fingerprint(data), data.name)
+        if policy is not None:
+            yield _compared(f"train/{stage.name}: model", manifest.get("model"), policy)
+        if reward is not None and manifest.get("reward"):
+            yield _compared(f"train/{stage.name}: reward", manifest["reward"], reward)
+        model = stage / "model"
+        content = folder_fingerprint(model) if model.is_dir() else None
+        if content is None:
+            yield Check(f"train/{stage.name}/model", "absent")
+        if stage.name.endswith("-reward"):
+            reward = content
+        else:
+            policy = content
+    path = run.folder.eval / MANIFEST_JSON
+    if manifests and path.exists() and policy is not None:
+        contents = {found["model"] for found in read_json(path).get("policies", [])}
+        yield Check("eval: policy", "matches" if policy in contents else "differs", "the last stage's")
+
+
+_CHECKS: dict[str, Callable[[_Run], Iterator[Check]]] = {
+    "constitutions": _constitutions,
+    "templates/": _templates,
+    "prompts": _prompts,
+    "base model": _base_model,
+    "files of rows": _row_files,
+    "principles of rows": _principles_of_rows,
+    "labels": _labels,
+    "strengths": _rankings,
+    "comparisons": _comparisons,
+    "summary.json": _metrics,
+    "train/": _stages,
+}

@@ -1,0 +1,145 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner, Result
+
+from cai.cli.main import app
+from cai.inference.engine import Choose
+from cai.inference.scheduler import Reporter
+from cai.runs.folder import RunFolder
+from cai.runs.pipeline import execute
+from cai.runs.plan import make_plan
+from cai.runs.verify import reproducible, verify_run
+from tests.conftest import scripted, write_workspace
+
+THREE = "judge: {samples: 3, principles: 2, temperature: 1.5}\n"
+DPO = "train:\n  - {stage: dpo, lora_r: 2, num_train_epochs: 1, learning_rate: 1.0e-3}\n"
+
+
+def weigh(request: Choose) -> tuple[float, float]:
+    return (0.2 + len(request.messages[0]["content"]) % 7 / 10, 0.1)
+
+
+def execute_run(folder: Path, model: Path, extra: str = THREE) -> RunFolder:
+    run_file = write_workspace(folder, model, extra=extra)
+    plan = make_plan(run_file, [], None, folder / "runs")
+    [run] = execute(plan, Reporter(Console(quiet=True)), open_engine=scripted(weigh=weigh))
+    return run
+
+
+@pytest.fixture
+def run(tmp_path: Path, model_folder: Path) -> RunFolder:
+    return execute_run(tmp_path, model_folder)
+
+
+def cai(run: RunFolder) -> Result:
+    return CliRunner().invoke(app, ["verify", str(run.path)], env={"COLUMNS": "80"})
+
+
+def differing(run: RunFolder) -> list[str]:
+    return [check.part for check in verify_run(run) if check.state == "differs"]
+
+
+def test_an_untouched_run_matches_in_every_part_on_80_columns(run: RunFolder) -> None:
+    result = cai(run)
+    assert result.exit_code == 0, result.output
+    assert all(len(line) <= 80 for line in result.output.splitlines())
+    checks = {check.part: check for check in verify_run(run)}
+    assert {check.state for check in checks.values()} == {"matches"}
+    assert {"constitution.yaml", "templates/", "prompts.jsonl", "base model", "revisions.jsonl", "summary.json"} <= set(
+        checks
+    )
+    assert checks["labels (preferences.jsonl)"].note == "18 computed again"
+    assert checks["strengths (rankings.jsonl)"].note == "18 computed again"
+
+
+def replaced(name: str, old: str, new: str) -> Callable[[RunFolder], None]:
+    def change(run: RunFolder) -> None:
+        path = run.path / name
+        text = path.read_text(encoding="utf-8")
+        assert old in text
+        path.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+    return change
+
+
+def relabelled(run: RunFolder) -> None:
+    """A label no verdict supports, with the hash of its file brought up to date."""
+    from cai.data.jsonl import file_fingerprint
+
+    rows = [json.loads(line) for line in run.preferences_jsonl.read_text().splitlines()]
+    next(row for row in rows if row["source"] == "judge")["p"] = 0.99
+    run.preferences_jsonl.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    summary = json.loads(run.summary_json.read_text())
+    summary["files"]["preferences.jsonl"] = file_fingerprint(run.preferences_jsonl)
+    run.summary_json.write_text(json.dumps(summary))
+
+
+def other_weights(run: RunFolder) -> None:
+    (Path(run.manifest()["config"]["model"]) / "model.safetensors").write_text("other")
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (replaced("constitution.yaml", "name: ", "name: x"), "constitution.yaml"),
+        (replaced("eval_constitution.yaml", "\n", "\n# a remark\n"), None),
+        (replaced("templates/critique.jinja", "{{", "Well, {{"), "templates/"),
+        (replaced("prompts.jsonl", "Question", "Kwestion"), "prompts.jsonl"),
+        (replaced("revisions.jsonl", "words", "swords"), "revisions.jsonl"),
+        (replaced("skipped.jsonl", "", "{}"), "skipped.jsonl"),
+        (replaced("manifest.json", '"held_out": [\n  "', '"held_out": [\n  "x'), "held-out prompts"),
+        (replaced("summary.json", '"mean": 0.', '"mean": 1.'), "summary.json"),
+        (relabelled, "labels (preferences.jsonl)"),
+        (other_weights, "base model"),
+    ],
+)  # fmt: skip
+def test_what_was_changed_is_named(run: RunFolder, change: Callable[[RunFolder], None], part: str | None) -> None:
+    change(run)
+    assert (part in differing(run)) if part else differing(run) == []
+    result = cai(run)
+    assert result.exit_code == (1 if part else 0)
+    assert part is None or part in result.output
+
+
+def test_a_damaged_or_missing_file_is_a_part_that_differs(run: RunFolder) -> None:
+    run.revisions_jsonl.write_text('{"prompt_id": ')
+    run.rankings_jsonl.unlink()
+    result = cai(run)
+    assert result.exit_code == 1
+    assert "revisions.jsonl:1: not valid JSON" in result.output
+    assert "missing" in result.output
+
+
+def test_what_is_not_here_is_absent_and_fails_nothing(run: RunFolder, tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path / "model")
+    run.summary_json.unlink()
+    assert {check.part for check in verify_run(run) if check.state == "absent"} == {"base model", "summary.json"}
+    assert cai(run).exit_code == 0
+
+
+def test_a_served_judge_cannot_be_asked_again(run: RunFolder) -> None:
+    assert not any("server" in claim.needs for claim in reproducible(run))
+    manifest = run.manifest()
+    manifest["config"]["judge"]["model"] = "http://localhost:8000/v1#judge"
+    run.manifest_json.write_text(json.dumps(manifest))
+    assert any(claim.result.startswith("no:") for claim in reproducible(run))
+    assert all(len(line) <= 80 for line in cai(run).output.splitlines())
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_worker")
+def test_a_trained_policy_is_followed_from_stage_to_evaluation(tmp_path: Path, tiny_model: Path) -> None:
+    run = execute_run(tmp_path, tiny_model, DPO)
+    checks = {check.part: check.state for check in verify_run(run)}
+    assert set(checks.values()) == {"matches"}
+    assert {"train/1-dpo: data", "train/1-dpo: model", "eval: policy", "labels (eval/comparisons.jsonl)"} <= set(checks)
+    config = run.train / "1-dpo/model/config.json"
+    config.write_text(config.read_text() + " ")
+    assert differing(run) == ["eval: policy"]
+    shutil.rmtree(config.parent)
+    assert {check.part for check in verify_run(run) if check.state != "matches"} == {"train/1-dpo/model"}
