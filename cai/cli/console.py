@@ -68,20 +68,22 @@ def resumable(
         raise KeyboardInterrupt("reported") from None
 
 
-def end_with_failures(*files: Path) -> None:
-    """End with status 1 if a model could not answer rows: how many, by these files of skipped rows, and how to go on.
+def end_with_failures(*folders: Path, option: str = "") -> None:
+    """End with status 1 if a model could not answer rows: how many, by the folders' skipped.jsonl, and how to go on.
 
-    Running a command again asks for them again, since only answers are cached.
+    Running a command again, in some cases with an option, asks for them again, since only answers are cached.
     """
+    files = (folder / "skipped.jsonl" for folder in folders)
     rows = [row for file in files if file.exists() for row in read_rows(file, Skipped) if row.failed]
     if not rows:
         return
+    again = own_command() if not option or option in sys.argv else f"{own_command()} {option}"
     reasons = Counter(row.reason for row in rows)
     reason, count = reasons.most_common(1)[0]
     others = f"; {counted(len(reasons) - 1, 'other reasons')} in skipped.jsonl" if len(reasons) > 1 else ""
     typer.echo(
         f"{counted(len(rows), 'rows')} failed: {count:,} × {visible(reason)}{others}\n"
-        f"To ask for them again, run the same command:\n  {own_command()}",
+        f"To ask for them again, run the same command{option and ' with ' + option}:\n  {again}",
         err=True,
     )
     raise typer.Exit(1)

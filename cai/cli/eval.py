@@ -88,7 +88,7 @@ def eval_(
     for part in report_tables(report, output.width):
         show(output, part)
     line(output, f"\n  metrics and rows are in {target}/")
-    end_with_failures(target / "skipped.jsonl")
+    end_with_failures(target)
 
 
 def report_tables(report: PolicyReport, width: int) -> Iterator[RenderableType | Grid]:

@@ -83,7 +83,7 @@ def judge(
         show(console, part)
     files = ", ".join(name for name in ("preferences.jsonl", "rankings.jsonl") if (out / name).exists())
     line(console, f"  {files}, skipped.jsonl and {JUDGE_JSON} are in {out}/")
-    end_with_failures(out / "skipped.jsonl")
+    end_with_failures(out)
 
 
 def _parts(labelling: dict[str, Any]) -> Iterator[RenderableType | Grid]:

@@ -72,7 +72,7 @@ def judge_eval(
     for part in judge_report_parts(evaluated.report, evaluated.skipped):
         show(console, part)
     line(console, f"  the page is {page}; metrics and rows: {JUDGE_JSON}, verdicts.jsonl")
-    end_with_failures(out / "skipped.jsonl")
+    end_with_failures(out)
 
 
 def judge_report_parts(report: JudgeReport, skipped: Sequence[Skipped]) -> Iterator[RenderableType | Grid]:

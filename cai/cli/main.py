@@ -6,6 +6,7 @@ A command's module is imported only when that command runs, so that `cai --help`
 import atexit
 import difflib
 import gc
+import logging
 import os
 import sys
 import threading
@@ -189,6 +190,8 @@ def _output_is_closed() -> bool:
 
 def _invoke() -> None:
     """Run the command that the arguments name, and end with its status."""
+    if not os.environ.get("CAI_DEBUG"):  # the first error is reported; asyncio would print tracebacks of its like
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     atexit.register(gc.freeze)  # the interpreter's last search for garbage takes seconds where vLLM is loaded
     try:
         status = app(prog_name="cai", standalone_mode=False)

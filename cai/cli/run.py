@@ -56,7 +56,7 @@ def run(
     for folder in folders:
         print_summary(result_console(), folder)
     places = [place for folder in folders for place in (folder.judge, folder.path)]
-    end_with_failures(*(place / "skipped.jsonl" for place in places))
+    end_with_failures(*places)
 
 
 def execute_with_pages(plan: Plan, reporter: Reporter, replace: bool) -> list[RunFolder]:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from cai.cli.console import Grid, line, resumable, show
+from cai.cli.console import Grid, end_with_failures, line, resumable, show
 from cai.cli.options import DEFAULT_RUNS, DryRun, Replace, RunsFolder, Settings
 from cai.cli.run import execute_with_pages
 from cai.feedback.metrics import FILTERED, LABEL_P, REVISION_WORDS, WIN_RATE
@@ -19,7 +19,7 @@ from cai.inference.scheduler import Reporter
 from cai.runs.dry_run import Line
 from cai.runs.dry_run import dry_run as forecast
 from cai.runs.metrics import summary_metrics
-from cai.runs.sweep import Member, last_folder, make_sweep, refuse_other_runs, run_members
+from cai.runs.sweep import Member, folders, last_folder, make_sweep, refuse_other_runs, run_members
 from cai.stats.formatting import counted, duration
 
 
@@ -27,21 +27,24 @@ def sweep(
     sweep_file: Annotated[Path, typer.Argument(metavar="SWEEP.yaml", help="YAML file: the run file to vary, and how.")],
     settings: Settings = None,
     replace: Replace = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Also run finished runs with failed rows again.")
+    ] = False,
     dry_run: DryRun = False,
     runs: RunsFolder = DEFAULT_RUNS,
 ) -> None:
     """Run variants of a run file (settings or principles).
 
     --set changes a setting of all runs. After an interrupt, the same command resumes. Exit status: 1
-    when a run failed; the others are run all the same.
+    when a run failed, or rows of one; the others are run all the same.
     """
     if dry_run:
         _forecast(sweep_file, settings or [], runs)
-    elif not _run_all(sweep_file, settings or [], replace, runs):
+    elif not _run_all(sweep_file, settings or [], replace, runs, retry_failed):
         raise typer.Exit(1)
 
 
-def _run_all(file: Path, settings: list[str], replace: bool, runs: Path) -> bool:
+def _run_all(file: Path, settings: list[str], replace: bool, runs: Path, retry_failed: bool) -> bool:
     """Run a sweep and print its runs side by side; whether all of them succeeded."""
     console = Console()
     name, members = make_sweep(file, settings, runs)
@@ -55,9 +58,12 @@ def _run_all(file: Path, settings: list[str], replace: bool, runs: Path) -> bool
             runs,
             lambda plan: execute_with_pages(plan, reporter, replace),
             lambda text: line(console, text),
+            retry_failed,
         )
     show(console, _results(members))
     line(console, f"  runs and index: {runs / name}/; compare runs: cai compare {name}/…")
+    places = [place for member in members for folder in folders(member.plan) for place in (folder.judge, folder.path)]
+    end_with_failures(*places, option="--retry-failed")
     return not failed
 
 

@@ -162,6 +162,16 @@ def is_finished(plan: Plan) -> bool:
     return last_folder(plan).summary_json.exists() and not claim(first).changes()
 
 
+def folders(plan: Plan) -> list[RunFolder]:
+    """The folders of all of a run's iterations."""
+    return [iteration(plan, number, plan.model).folder for number in range(1, plan.config.iterations + 1)]
+
+
+def has_failed_rows(plan: Plan) -> bool:
+    """Whether a model could not answer some rows of a run that is finished."""
+    return any((summary := folder.summary()) and summary["skipped"]["failed"] for folder in folders(plan))
+
+
 def refuse_other_runs(file: Path, name: str, members: list[Member]) -> None:
     """Raise CaiError when folders of a sweep hold finished runs with other settings, with the first one's changes."""
     claims = [claim(iteration(member.plan, 1, member.plan.model)) for member in members]
@@ -177,15 +187,21 @@ def refuse_other_runs(file: Path, name: str, members: list[Member]) -> None:
 
 
 def run_members(
-    name: str, members: list[Member], runs: Path, run: Callable[[Plan], object], say: Callable[[str], object]
+    name: str,
+    members: list[Member],
+    runs: Path,
+    run: Callable[[Plan], object],
+    say: Callable[[str], object],
+    retry_failed: bool = False,
 ) -> dict[str, str]:
     """Run every unfinished member by `run`, and keep sweep.json up to date.
 
+    With `retry_failed` also the finished ones with rows that a model could not answer.
     Returns: the error of each run that failed; the others run all the same.
     """
     failed: dict[str, str] = {}
     for number, member in enumerate(members, start=1):
-        if is_finished(member.plan):
+        if is_finished(member.plan) and not (retry_failed and has_failed_rows(member.plan)):
             continue
         say(f"{name}: run {number} of {len(members)}, {member.name}")
         write_index(name, members, runs, failed)

@@ -14,11 +14,12 @@ from cai.data.records import Message, Skipped
 from cai.inference import endpoints
 from cai.inference.cache import Cache
 from cai.inference.endpoints import ServerEngine
-from cai.inference.engine import Choose, Completion, EngineConfig, Generate
-from cai.inference.models import Server
-from cai.inference.scheduler import Scheduler, Stage
+from cai.inference.engine import Choose, Completion, Engine, EngineConfig, Generate, ScriptedEngine
+from cai.inference.models import Model, Server
+from cai.inference.scheduler import Scheduler, Stage, open_model
+from cai.runs.pipeline import execute
 from tests.cli.test_cli import cai
-from tests.conftest import ROOT
+from tests.conftest import ROOT, write_workspace
 from tests.faults.faulty_server import (
     FAULTS,
     FINAL,
@@ -201,3 +202,36 @@ def test_a_key_is_in_no_byte_of_what_a_command_writes(
     assert "To ask for them again, run the same command:\n  cai judge --judge" in captured.err
     assert KEY not in captured.out + captured.err
     assert KEY.encode() not in bytes_of(tmp_path)
+
+
+def test_a_run_and_its_report_have_the_key_in_no_byte(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def opened(model: Model, fingerprint: str, settings: EngineConfig) -> Engine:
+        return open_model(model, fingerprint, settings) if isinstance(model, Server) else ScriptedEngine(fingerprint)
+
+    monkeypatch.setattr(execute, "__defaults__", (False, opened))
+    monkeypatch.setattr(endpoints, "FAILURES_IN_A_ROW", 100)
+    with faulty_server("sends the key back", "always") as server:
+        judge = f"judge: {{model: '{server.url}', key_env: PLANTED, principles: 1}}\n"
+        run_file = write_workspace(tmp_path, model_folder, prompts=2, extra=judge)
+        options = ["--runs", tmp_path / "runs", "--set", "prompts.holdout=0"]
+        assert cai(monkeypatch, "run", run_file, *options) == 1
+        assert cai(monkeypatch, "report", "test", "--runs", tmp_path / "runs") == 0
+    captured = capsys.readouterr()
+    assert "[key]" in captured.err
+    assert b"[key]" in bytes_of(tmp_path / "runs")
+    assert KEY not in captured.out + captured.err
+    assert KEY.encode() not in bytes_of(tmp_path)
+
+
+def test_a_password_in_an_address_is_refused_before_anything_is_written(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    extra = f"judge: {{model: 'http://me:{KEY}@localhost/v1'}}\n"
+    run_file = write_workspace(tmp_path, model_folder, prompts=2, extra=extra)
+    assert cai(monkeypatch, "run", run_file, "--runs", tmp_path / "runs") == 2
+    captured = capsys.readouterr()
+    assert "the address holds a password" in captured.err
+    assert KEY not in captured.out + captured.err
+    assert not list((tmp_path / "runs").rglob("*"))

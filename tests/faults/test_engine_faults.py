@@ -263,3 +263,26 @@ def test_a_fault_of_vllm_ends_in_words(
     assert "Traceback" not in printed.out + printed.err
     install(monkeypatch, FakeLLM)
     assert run(tmp_path / "run", model_folder, monkeypatch, open_model, "--set", "revise.critique=false") == 0
+
+
+def test_a_sweep_runs_finished_runs_again_for_their_failed_rows_when_told_to(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = True
+
+    def opened(*_: Any) -> Engine:
+        engine = FaultyEngine("same", words)
+        if broken:
+            engine.chosen = raising(RequestRefused("too long"))
+        return engine
+
+    monkeypatch.setattr(execute, "__defaults__", (False, opened))
+    write_workspace(tmp_path, model_folder, prompts=2)
+    (tmp_path / "sweep.yaml").write_text("name: s\nrun: run.yaml\ngrid: {judge.principles: [1, 2]}\n", encoding="utf-8")
+    command = ["sweep", tmp_path / "sweep.yaml", "--runs", tmp_path / "runs", "--set", "prompts.holdout=0"]
+    assert cai(monkeypatch, *command) == 1
+    assert "run the same command with --retry-failed:\n  cai sweep " in capsys.readouterr().err
+    broken = False
+    assert cai(monkeypatch, *command) == 1  # finished, and not run again
+    assert cai(monkeypatch, *command, "--retry-failed") == 0
+    assert cai(monkeypatch, *command) == 0
