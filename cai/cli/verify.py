@@ -32,5 +32,5 @@ def verify(run: RunName, runs: RunsFolder = DEFAULT_RUNS) -> None:
     show(console, grid)
     line(console, "  nearly: floating-point sums depend on batch and hardware; rare tokens differ")
     if differing := sum(check.state == "differs" for check in checks):
-        line(console, f"{counted(differing, 'parts')} of {folder.path} differ from what is recorded")
+        line(console, f"{folder.name}: {counted(differing, 'parts')} not as recorded")
         raise typer.Exit(1)
