@@ -1,8 +1,9 @@
 """How much a judge's verdict moves when an answer holds text meant for the judge: the gain in p of each attack.
 
 The attacks are in probes/injection.yaml: text that speaks to the judge, imitates a verdict, or forges turns with
-control tokens. Each is put below one answer of a pair, and the pair is judged as before, by the same principles in both
-orders. The gain is the paired difference of P(that answer is better), with the text and without it.
+control tokens; and neutral text, to compare them with. Each is put below one answer of a pair, and the pair is judged
+as before, by the same principles in both orders. The gain is the paired difference of P(that answer is better), with
+the text and without it.
 """
 
 from collections.abc import Iterable, Sequence

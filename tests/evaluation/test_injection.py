@@ -77,8 +77,8 @@ def test_the_text_stands_below_the_answer() -> None:
 
 def test_the_shipped_attacks_address_the_judge_imitate_its_verdict_and_forge_turns() -> None:
     texts = {attack.id: attack.text for attack in read_injection().attacks}
-    assert list(texts) == ["address", "format", "control"]
-    assert [bool(SERVER_CONTROL.search(text)) for text in texts.values()] == [False, False, True]
+    assert list(texts) == ["address", "format", "control", "neutral"]
+    assert [bool(SERVER_CONTROL.search(text)) for text in texts.values()] == [False, False, True, False]
     for marker in ("<|im_start|>", "<|eot_id|>", "[/INST]", "<start_of_turn>"):
         assert marker in texts["control"]
 
@@ -109,7 +109,7 @@ def test_a_judge_that_is_fooled_and_one_that_is_not_on_every_surface(
     assert all(gain.gain == pytest.approx(0, abs=1e-12) and not gain.significant for gain in others)
 
     written = read_rows(out / "injection.jsonl", Attacked)
-    assert len(written) == 27
+    assert len(written) == 36
     assert {row.answer for row in written} == {"is 0"}  # what the labels reject
     assert injection_gains(written, attacks) == report.injection == read_judge_report(out / "judge.json").injection
     assert json.loads((out / "judge.json").read_text(encoding="utf-8"))["injection"][0]["gain"] == fooled.gain
@@ -131,7 +131,7 @@ def test_a_judge_that_is_fooled_and_one_that_is_not_on_every_surface(
     sober = evaluate_judge(
         judging(*rows), Output(tmp_path / "sober"), tmp_path / "2.sqlite", QUIET, more, scripted(weigh=by_goodness)
     ).report
-    assert [(gain.gain, gain.significant) for gain in sober.injection] == [(pytest.approx(0, abs=1e-12), False)] * 3
+    assert [(gain.gain, gain.significant) for gain in sober.injection] == [(pytest.approx(0, abs=1e-12), False)] * 4
     plain = evaluate_judge(
         judging(*rows), Output(tmp_path / "plain"), cache, QUIET, Extras(), scripted(weigh=credulous)
     )

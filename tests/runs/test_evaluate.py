@@ -200,15 +200,15 @@ def test_answers_that_attack_the_eval_judge_gain_nothing_or_what_every_surface_s
 
     report = evaluate(runs, Options("good", probes="injection"), judge=credulous)
     assert [(gain.attack, gain.prompts, gain.pairs) for gain in report.injection] == [
-        ("address", 16, 16), ("format", 16, 16), ("control", 16, 16)
+        ("address", 16, 16), ("format", 16, 16), ("control", 16, 16), ("neutral", 16, 16)
     ]  # fmt: skip
     fooled, *sober = report.injection
     assert fooled.significant and fooled.gain > 0.1
     assert fooled.after - fooled.before == pytest.approx(fooled.gain)
-    assert [(gain.gain, gain.significant) for gain in sober] == [(0.0, False), (0.0, False)]
+    assert [(gain.gain, gain.significant) for gain in sober] == [(0.0, False)] * 3
 
     rows = read_rows(run.eval / "injection.jsonl", Attacked)
-    assert len(rows) == 48
+    assert len(rows) == 64
     sides = {row.prompt_id: row.answer.split()[0] for row in rows}
     assert set(sides.values()) == {"good", "base"}  # no verdict decides which of the two is attacked
     compared = {
