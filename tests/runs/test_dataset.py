@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -150,3 +153,13 @@ def test_a_data_set_of_the_hub_is_made_private_and_uploaded_whole(
         CaiError, match=r"--to hub:org/name: the upload failed \(`hf auth login` sets a token\): no route$"
     ):
         publish(run, "org/name", "cc0-1.0")
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next(run: RunFolder, tmp_path: Path) -> None:
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    left, others = (tmp_path / f".ds-x.{pid}.part" for pid in (gone.stdout.strip(), os.getppid()))
+    for folder in (left, others):
+        (folder / "ds").mkdir(parents=True)
+    write_dataset(run, tmp_path / "ds", "cc-by-4.0")
+    assert not left.exists()
+    assert others.exists()

@@ -336,3 +336,26 @@ def test_a_name_that_cannot_be_a_folder_beside_the_cache_is_refused(
 ) -> None:
     with pytest.raises(CaiError, match=expected):
         make_plan(write_workspace(tmp_path, model_folder), [], name, tmp_path / "runs")
+
+
+@pytest.mark.slow
+def test_two_runs_at_once_pay_for_each_call_once_and_have_the_same_rows(tmp_path: Path, model_folder: Path) -> None:
+    run_file, runs = write_workspace(tmp_path, model_folder, prompts=12), tmp_path / "runs"
+
+    def start(name: str) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-m", "tests.runs.slow_run", str(run_file), name, str(runs)]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+    def calls(name: str) -> dict[str, int]:
+        return dict(json.loads((runs / name / "summary.json").read_text())["calls"])
+
+    for process in [start("one"), start("two")]:
+        assert process.wait(timeout=120) == 0
+    paid = [calls(name)["cache_misses"] for name in ("one", "two")]
+    assert sum(paid) == calls("one")["cache_misses"] + calls("one")["cache_hits"]
+    first = rows(RunFolder(runs / "one"))
+    assert rows(RunFolder(runs / "two")) == first
+    for name in ("one", "two"):
+        assert start(name).wait(timeout=120) == 0
+        assert calls(name)["cache_misses"] == 0
+        assert rows(RunFolder(runs / name)) == first

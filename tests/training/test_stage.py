@@ -13,6 +13,7 @@ from cai.data.manifest import exclusive, read_manifest
 from cai.inference.scheduler import Reporter
 from cai.runs.pipeline import train_stage
 from cai.training import stage, worker
+from cai.training.settings import SFTConfig
 from cai.training.stage import StageSpec, follow, is_trained, run_stage
 from tests.training.test_settings import dpo, preferences
 
@@ -176,3 +177,29 @@ def test_what_a_killed_process_left_beside_a_finished_policy_is_removed(
     (tmp_path / "dpo/checkpoints").mkdir()  # killed before it was removed
     run_stage(spec, lambda event: None)
     assert not (tmp_path / "dpo/checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("", r"stage\.json: not valid JSON"),
+        ("{}", r"stage\.json: not the specification of a training stage: KeyError\('settings'\)"),
+        ('{"settings": {"stage": "x"}}', r"stage\.json: not the specification of a training stage"),
+    ],
+)
+def test_a_damaged_stage_file_is_named(tmp_path: Path, content: str, expected: str) -> None:
+    (tmp_path / "stage.json").write_text(content)
+    with pytest.raises(CaiError, match=expected):
+        StageSpec.read(tmp_path / "stage.json")
+
+
+def test_a_damaged_record_of_a_finished_stage_is_named(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    spec = StageSpec(SFTConfig(stage="sft"), tmp_path / "rows.jsonl", model_folder, tmp_path / "stage")
+    monkeypatch.setattr(stage, "follow", lambda command, log, report: (spec.folder / "model").mkdir())
+    run_stage(spec, lambda event: None)
+    (spec.folder / "data.json").write_text('{"examples')
+    with pytest.raises(CaiError, match=r"stage/data\.json: not valid JSON"):
+        run_stage(spec, lambda event: None)
