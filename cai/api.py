@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from pydantic import BaseModel
-from rich.console import Console
 
+from cai.config.characters import Terminal
 from cai.config.errors import CaiError
 from cai.config.locate import find_file, local_file
 from cai.config.validation import describe
@@ -217,7 +217,7 @@ def train(
     """
     kind, fields = stage_settings_class(stage), {"stage": stage, **_plain(settings)}
     config = validate(YamlSource(Path("cai.train"), fields, {}), kind)
-    folder, reporter = Path(out), Reporter(Console())
+    folder, reporter = Path(out), Reporter(Terminal())
     with _file_of("data", data) as source, tempfile.TemporaryDirectory(prefix="cai-train-") as aside:
         rows = Path(aside) / "rows.jsonl"
         reward = reward_model(config, "reward")
@@ -242,7 +242,7 @@ def _ask(
     work: Callable[[Scheduler], Coroutine[Any, Any, list[AnyRow]]], kind: type[AnyRow], engines: _Engines
 ) -> Rows[AnyRow]:
     """The rows of work that asks models, with its progress and what it skipped printed."""
-    reporter = Reporter(Console())
+    reporter = Reporter(Terminal())
 
     async def with_cache() -> Rows[AnyRow]:
         with closing(Cache(engines.runs / CACHE_FILE)) as cache:  # SQLite's connection belongs to this thread

@@ -12,6 +12,7 @@ from rich.text import Text
 from cai.cli.console import (
     EFFECT,
     Grid,
+    echo_json,
     effect_cells,
     heading,
     line,
@@ -52,7 +53,7 @@ def attribute(
     folder = open_sweep(sweep, runs)
     matrices = attribution_matrices(folder)
     if as_json:
-        typer.echo(json.dumps([matrix.model_dump(mode="json") for matrix in matrices], ensure_ascii=False, indent=1))
+        echo_json(json.dumps([matrix.model_dump(mode="json") for matrix in matrices], ensure_ascii=False, indent=1))
     console = result_console()
     for part in (part for matrix in matrices if not as_json for part in _matrix(matrix, console.width)):
         show(console, part)

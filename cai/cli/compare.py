@@ -11,6 +11,7 @@ from rich.text import Text
 from cai.cli.console import (
     EFFECT,
     Grid,
+    echo_json,
     effect_cells,
     heading,
     line,
@@ -64,7 +65,7 @@ def compare(
     folders = [open_run(name, runs) for name in names]
     comparison = compare_runs(folders)
     if as_json:
-        typer.echo(comparison.model_dump_json(indent=1))
+        echo_json(comparison.model_dump_json(indent=1))
     else:
         console = result_console()
         for part in _comparison(comparison):

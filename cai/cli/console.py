@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cai.cli import interrupts
-from cai.config.characters import visible
+from cai.config.characters import Terminal, visible, visible_json
 from cai.config.errors import CaiError, writing
 from cai.constitution.principles import word_changes
 from cai.data.jsonl import read_rows, write_text
@@ -28,6 +28,16 @@ from cai.stats.significance import Effect
 
 WIDEST = 1000  # columns of a table
 COLOURS = {"added": "green", "removed": "red", "same": ""}
+
+
+def echo(text: str, err: bool = False) -> None:
+    """Print a text for people, without control characters, as it stands: no wrapping, no styles."""
+    typer.echo(visible(text), err=err)
+
+
+def echo_json(text: str) -> None:
+    """Print a JSON text; what a terminal might obey is written as JSON's escapes, which keep the value."""
+    typer.echo(visible_json(text))
 
 
 def line(console: Console, text: str | Text) -> None:
@@ -81,7 +91,7 @@ def end_with_failures(*folders: Path, option: str = "") -> None:
     reasons = Counter(row.reason for row in rows)
     reason, count = reasons.most_common(1)[0]
     others = f"; {counted(len(reasons) - 1, 'other reasons')} in skipped.jsonl" if len(reasons) > 1 else ""
-    typer.echo(
+    echo(
         f"{counted(len(rows), 'rows')} failed: {count:,} × {visible(reason)}{others}\n"
         f"To ask for them again, run the same command{option and ' with ' + option}:\n  {again}",
         err=True,
@@ -192,8 +202,8 @@ def _broken(heading: str) -> str:
 
 def result_console() -> Console:
     """The terminal, no wider than WIDE; a file or a pipe gets lines of PIPED columns."""
-    console = Console()
-    return Console(width=min(console.width, WIDE) if console.is_terminal else PIPED)
+    console = Terminal()
+    return Terminal(width=min(console.width, WIDE) if console.is_terminal else PIPED)
 
 
 def show(console: Console, part: RenderableType | Grid) -> None:

@@ -13,7 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from cai.cli.console import COLOURS, marked, resumable, write_new
+from cai.cli.console import COLOURS, echo, echo_json, marked, resumable, write_new
 from cai.cli.help import HelpCommand
 from cai.cli.options import (
     DEFAULT_RUNS,
@@ -25,7 +25,7 @@ from cai.cli.options import (
     RunsFolder,
     TemplatesFolder,
 )
-from cai.config.characters import visible
+from cai.config.characters import Terminal, visible
 from cai.config.errors import CaiError
 from cai.config.locate import find_file
 from cai.constitution import principles
@@ -83,7 +83,7 @@ def new(
 ) -> None:
     """Write a commented constitution of one principle to start from."""
     write_new(path, starter(name or path.stem))
-    typer.echo(f"Wrote {path}. Edit it, then: cai constitution lint {path}")
+    echo(f"Wrote {path}. Edit it, then: cai constitution lint {path}")
 
 
 @app.command(cls=HelpCommand)
@@ -141,13 +141,13 @@ def test(
     tests = read_tests([find_constitution(name, None) for name in files], principle)
     found_templates = Templates(find_file("--templates", templates, Path("cai constitution test")), OF_TESTS)
     [found_model] = resolve_judges([model], key_env)  # last: a Hub id is downloaded here
-    progress = Console(stderr=as_json)
+    progress = Terminal(stderr=as_json)
     with resumable(progress):
         tested, cost = run_tests(tests, found_model, found_templates, runs / CACHE_FILE, Reporter(progress))
     if as_json:
-        typer.echo(json.dumps([row for test in tested for row in _test_rows(test)], ensure_ascii=False, indent=2))
+        echo_json(json.dumps([row for test in tested for row in _test_rows(test)], ensure_ascii=False, indent=2))
     else:
-        _print_tests(Console(), tested, cost)
+        _print_tests(Terminal(), tested, cost)
     if not all(outcome.passed for test in tested for outcome in test.outcomes):
         raise typer.Exit(1)
 
@@ -190,7 +190,7 @@ def _show(name: str, principle: str | None, runs: Path) -> None:
     path = find_constitution(name, runs)
     c = load_constitution(path)
     shown = c.principles if principle is None else [principles.find_principle(c.principles, principle, str(path))]
-    console, share = Console(), shares(c)
+    console, share = Terminal(), shares(c)
     if principle is None:
         count = counted(len(c.principles), "principles")
         console.print(Text(f"{visible(c.name)}: {count}, fingerprint {c.fingerprint}", style="bold"))
@@ -230,9 +230,9 @@ def _compare(a_name: str, b_name: str, as_json: bool, runs: Path) -> bool:
     a, b = (load_constitution(find_constitution(name, runs)) for name in (a_name, b_name))
     difference = principles.diff(a, b)
     if as_json:
-        typer.echo(json.dumps(_difference_as_json(a, b, difference), ensure_ascii=False, indent=2))
+        echo_json(json.dumps(_difference_as_json(a, b, difference), ensure_ascii=False, indent=2))
     else:
-        console = Console()
+        console = Terminal()
         for label, name, c in (("A", a_name, a), ("B", b_name, b)):
             count = counted(len(c.principles), "principles")
             console.print(Text(f"{label}: {name}   ({visible(c.name)}, {count})", style="bold"), soft_wrap=True)
@@ -311,7 +311,7 @@ def _lint(names: list[str], as_json: bool, strict: bool) -> bool:
             unread.append(str(error))
     fail = {"error", "warning"} if strict else {"error"}
     if as_json:
-        typer.echo(json.dumps([finding._asdict() for finding in findings], ensure_ascii=False, indent=2))
+        echo_json(json.dumps([finding._asdict() for finding in findings], ensure_ascii=False, indent=2))
     else:
         _print_findings(findings, len(names) - len(unread))
     if unread:
@@ -320,7 +320,7 @@ def _lint(names: list[str], as_json: bool, strict: bool) -> bool:
 
 
 def _print_findings(findings: list[Finding], files: int) -> None:
-    console = Console()
+    console = Terminal()
     for f in findings:
         head = Text.assemble(
             (f"{f.file}:{f.line}: ", "bold"),
@@ -350,9 +350,9 @@ def _write_or_print(out: Path | None, text: str, notices: list[str], what: str) 
         typer.echo(text, nl=False)
     else:
         write_new(out, text)
-        typer.echo(f"Wrote {out}: {what}")
+        echo(f"Wrote {out}: {what}")
     for notice in notices:
-        typer.echo(f"note: {notice}", err=True)
+        echo(f"note: {notice}", err=True)
 
 
 def _test_rows(tested: Result) -> list[dict[str, Any]]:

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
 from cai.cli.console import GAP, Grid, end_with_failures, heading, line, result_console, resumable, short, show
 from cai.cli.options import DEFAULT_RUNS, KeyEnv, Limit, Replace, RunsFolder, Settings
-from cai.config.characters import visible
+from cai.config.characters import Terminal, visible
 from cai.config.errors import CaiError
 from cai.evaluation.injection import HEADING as INJECTION_HEADING
 from cai.evaluation.monitors import format_threshold
@@ -76,7 +76,7 @@ def eval_(
     options = Options(
         policy, against or [], reference, prompts, constitution, judge, key_env, probes, limit, settings or []
     )
-    console = Console()
+    console = Terminal()
     plan = plan_evaluation(options, runs)
     run = find_policy(options.policy, runs).run
     if out is None and run is None:

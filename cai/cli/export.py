@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cai.cli.console import refuse_existing, write_file
+from cai.cli.console import echo, refuse_existing, write_file
 from cai.cli.import_ import Reasons, echo_skipped, skipped_file, where, why, write_table
 from cai.cli.options import DEFAULT_RUNS, RunsFolder
 from cai.config.errors import CaiError
@@ -80,25 +80,25 @@ def export_file(name: str, format: str, out: Path, runs: Path) -> None:
     else:
         rest = skipped_file(out)
         count, reasons = write_table(out, *table(source, format, lost), nothing)
-    typer.echo(f"Wrote {out}: {counted(count, 'rows')} from {name} as {format}")
+    echo(f"Wrote {out}: {counted(count, 'rows')} from {name} as {format}")
     echo_skipped(reasons, rest)
     if lost:
         fields = ", ".join(f"{field} ({n})" for field, n in lost.items())
-        typer.echo(f"note: dropped, because the format cannot hold them (with the number of rows): {fields}", err=True)
+        echo(f"note: dropped, because the format cannot hold them (with the number of rows): {fields}", err=True)
 
 
 def export_dataset(name: str, to: str, licence: str, runs: Path) -> None:
     """Write a run as a dataset with a card, to a folder or to the Hub."""
     run = open_run(name, runs)
     if to.startswith(HUB):
-        typer.echo(f"Wrote {publish(run, to.removeprefix(HUB), licence)}")
+        echo(f"Wrote {publish(run, to.removeprefix(HUB), licence)}")
         return
     splits = write_dataset(run, Path(to), licence)
-    typer.echo(f"Wrote {to}: a card (README.md) and")
+    echo(f"Wrote {to}: a card (README.md) and")
     for split in splits:
-        typer.echo(f"  {split.file}: {counted(len(split.rows), 'rows')}")
+        echo(f"  {split.file}: {counted(len(split.rows), 'rows')}")
     if licence == UNKNOWN:
-        typer.echo("note: the card states no licence; add one, such as --license cc-by-4.0", err=True)
+        echo("note: the card states no licence; add one, such as --license cc-by-4.0", err=True)
 
 
 def _run_or_file(name: str, runs: Path) -> Source:

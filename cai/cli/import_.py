@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import BaseModel
 
-from cai.cli.console import refuse_existing, write_new
+from cai.cli.console import echo, refuse_existing, write_new
 from cai.config.characters import visible
 from cai.config.errors import CaiError
 from cai.config.locate import find_file, local_file
@@ -57,14 +57,14 @@ def import_(
     summary = ReadSummary()
     count, reasons = write_table(out, row, read(source, summary), f"{source}: no {target} in this file")
     formats = ", ".join(f"{n} as {format}" for format, n in summary.formats.most_common())
-    typer.echo(f"Wrote {out}: {counted(count, target)} from {source} ({formats})")
+    echo(f"Wrote {out}: {counted(count, target)} from {source} ({formats})")
     for format, note in summary.notes.items():
-        typer.echo(f"  {format}: {note}")
+        echo(f"  {format}: {note}")
     echo_skipped(reasons, skipped_file(out))
     if summary.unused:
         fields = ", ".join(f"{visible(field)} ({n})" for field, n in summary.unused.most_common(12))
         more = f" and {len(summary.unused) - 12} more" if len(summary.unused) > 12 else ""
-        typer.echo(f"  unused fields: {fields}{more}")
+        echo(f"  unused fields: {fields}{more}")
 
 
 def _import_few_shot(source: Path, out: Path) -> None:
@@ -74,9 +74,9 @@ def _import_few_shot(source: Path, out: Path) -> None:
     write_new(out, few_shot_yaml(few_shot, f"Demonstrations from {source.name}."))
     parts = {"revision": few_shot.revision, "judge": few_shot.judge}
     turns = ", ".join(f"{counted(len(part), 'turns')} under {name}:" for name, part in parts.items() if part)
-    typer.echo(f"Wrote {out}: {turns}")
+    echo(f"Wrote {out}: {turns}")
     if out.name != "few_shot.yaml" or not has_templates:
-        typer.echo("  To use it, copy prompts/default and put it there as few_shot.yaml")
+        echo("  To use it, copy prompts/default and put it there as few_shot.yaml")
 
 
 def write_table(
@@ -126,6 +126,6 @@ def echo_skipped(reasons: Reasons, rest: Path) -> None:
     """Print how many rows were skipped for each reason, and the first places."""
     for reason, places in reasons.items():
         named = ", ".join(places[:PLACES]) + (", …" if len(places) > PLACES else "")
-        typer.echo(f"  skipped: {len(places)} × {visible(reason)} ({named})")
+        echo(f"  skipped: {len(places)} × {visible(reason)} ({named})")
     if reasons:
-        typer.echo(f"  all skipped rows are listed in {rest}")
+        echo(f"  all skipped rows are listed in {rest}")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.text import Text
 
 from cai.cli.console import Grid, end_with_failures, heading, line, listed, resumable, show
@@ -23,6 +23,7 @@ from cai.cli.options import (
     Settings,
     TemplatesFolder,
 )
+from cai.config.characters import Terminal
 from cai.config.errors import CaiError, reading
 from cai.config.locate import find_file, local_file
 from cai.config.yaml_files import YamlSource, apply_overrides, validate
@@ -76,7 +77,7 @@ def judge(
     """
     options = JudgeOptions(data, judges, constitution, templates, settings or [], limit, seed, runs)
     job = label_job(options, ranked=False)
-    console = Console()
+    console = Terminal()
     with resumable(console):
         labelling = label_file(job, Output(out, replace), runs / CACHE_FILE, Reporter(console))
     for part in _parts(labelling):

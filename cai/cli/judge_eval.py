@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.text import Text
 
 from cai.cli.console import Grid, end_with_failures, heading, line, listed, resumable, show
@@ -24,7 +24,7 @@ from cai.cli.options import (
     Settings,
     TemplatesFolder,
 )
-from cai.config.characters import visible
+from cai.config.characters import Terminal, visible
 from cai.data.manifest import Output
 from cai.data.records import Skipped
 from cai.evaluation import judge_report
@@ -65,7 +65,7 @@ def judge_eval(
     options = JudgeOptions(data, judges, constitution, templates, settings or [], limit, seed, runs)
     job = label_job(options, ranked=True)
     more = Extras(calibrate, read_injection().attacks if injection else [])
-    console = Console()
+    console = Terminal()
     with resumable(console):
         evaluated = evaluate_judge(job, Output(out, replace), runs / CACHE_FILE, Reporter(console), more)
     page = write_judge_page(out)

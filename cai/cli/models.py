@@ -2,6 +2,7 @@
 
 import typer
 
+from cai.cli.console import echo
 from cai.cli.help import HelpCommand
 
 app = typer.Typer(help="Prepare model folders.", no_args_is_help=True, rich_markup_mode=None, add_completion=False)
@@ -21,5 +22,5 @@ def prepare() -> None:
     from cai.inference.models import SMALL_MODEL, prepare_small_model, small_model_folder
 
     if not small_model_folder().is_dir():
-        typer.echo(f"Preparing {SMALL_MODEL}; this takes about half a minute, once …")
-    typer.echo(f"{SMALL_MODEL} is ready in {prepare_small_model()}")
+        echo(f"Preparing {SMALL_MODEL}; this takes about half a minute, once …")
+    echo(f"{SMALL_MODEL} is ready in {prepare_small_model()}")

@@ -1,8 +1,6 @@
 """`cai report`."""
 
-import typer
-
-from cai.cli.console import write_file
+from cai.cli.console import echo, write_file
 from cai.cli.options import DEFAULT_RUNS, PageOut, RunName, RunsFolder
 from cai.report.run import read_run, run_report
 from cai.runs.folder import open_run
@@ -18,4 +16,4 @@ def report(run: RunName, out: PageOut = None, runs: RunsFolder = DEFAULT_RUNS) -
     target = out or folder.path / "report.html"
     contents = read_run(folder)
     write_file(target, run_report(folder, contents))
-    typer.echo(f"Wrote {target} ({target.stat().st_size / 1e6:.1f} MB, {len(contents.table.lines):,} examples)")
+    echo(f"Wrote {target} ({target.stat().st_size / 1e6:.1f} MB, {len(contents.table.lines):,} examples)")

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from cai.cli.console import Grid, end_with_failures, heading, line, listed, result_console, resumable, show, tail
 from cai.cli.options import DEFAULT_RUNS, DryRun, Replace, RunsFolder, Settings, setting
+from cai.config.characters import Terminal
 from cai.config.errors import CaiError
 from cai.feedback.metrics import RUN_METRICS
 from cai.inference.scheduler import Reporter
@@ -45,7 +46,7 @@ def run(
     if gpu_rate is not None and not dry_run:
         raise CaiError("--gpu-rate applies to --dry-run only; add --dry-run")
     plan = make_plan(run_file, settings or [], name, runs)
-    console = Console()
+    console = Terminal()
     if dry_run:
         line(console, f"{plan.folder.name}: dry run: no model is called and nothing is written")
         for part in forecast_parts(forecast(plan), gpu_rate):

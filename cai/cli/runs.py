@@ -1,19 +1,18 @@
 """`cai runs`."""
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from cai.cli.console import whole
 from cai.cli.options import DEFAULT_RUNS, RunsFolder
-from cai.config.characters import visible
+from cai.config.characters import Terminal, visible
 from cai.report.serve import run_entry
 from cai.runs.folder import all_runs
 
 
 def runs(folder: RunsFolder = DEFAULT_RUNS) -> None:
     """List runs, newest first."""
-    console, run_folders = Console(), all_runs(folder)
+    console, run_folders = Terminal(), all_runs(folder)
     if not run_folders:
         console.print(f"No runs in {folder}/. Start one: cai run examples/quickstart.yaml", markup=False)
         return

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import BaseModel
 
-from cai.cli.console import write_file
+from cai.cli.console import echo, write_file
 from cai.config.errors import CaiError, reading
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -46,9 +46,9 @@ def schema(
     if older and _title(_content(out)) != _title(text):
         raise CaiError(f"--out {out}: exists and is not a schema of a {kind}; choose another name or delete it first")
     write_file(out, text)
-    typer.echo(f"Wrote {out}{', replacing an older one' if older else ''}.")
-    typer.echo("To use it in an editor, start a file with this line (the path is relative to that file):")
-    typer.echo(f"# yaml-language-server: $schema={out}")
+    echo(f"Wrote {out}{', replacing an older one' if older else ''}.")
+    echo("To use it in an editor, start a file with this line (the path is relative to that file):")
+    echo(f"# yaml-language-server: $schema={out}")
 
 
 def _content(path: Path) -> bytes:

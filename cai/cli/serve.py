@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from cai.cli.console import echo
 from cai.cli.options import DEFAULT_RUNS, RunsFolder
 from cai.report.serve import open_server
 
@@ -20,10 +21,10 @@ def serve(
     Lists the runs of a folder, each with its report and all of its examples. By default only this machine can connect.
     """
     with open_server(runs, host, port) as server:
-        typer.echo(f"Serving {runs}/ at {server.url} (Ctrl-C stops)")
+        echo(f"Serving {runs}/ at {server.url} (Ctrl-C stops)")
         if not server.local:
-            typer.echo("warning: anyone who can reach this machine can read every run in it", err=True)
+            echo("warning: anyone who can reach this machine can read every run in it", err=True)
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            typer.echo("stopped")
+            echo("stopped")

@@ -4,12 +4,11 @@ from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
 from cai.cli.options import DEFAULT_RUNS, RunName, RunsFolder
-from cai.config.characters import visible
+from cai.config.characters import Terminal, visible
 from cai.config.errors import CaiError
 from cai.data.records import BeforeAfter, Messages, Preference, Revision, Skipped, Verdict
 from cai.runs.folder import RunFolder, open_run
@@ -39,7 +38,7 @@ def show(
     if stage not in stages:
         raise CaiError(f"--stage {stage}: expected one of {', '.join(stages)}")
     examples = stages[stage](open_run(run, runs))
-    console = Console()
+    console = Terminal()
     for title, parts in examples[:limit]:
         console.rule(Text(title, style="bold"), align="left")
         for heading, text in parts:

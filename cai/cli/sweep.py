@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from cai.cli.console import Grid, end_with_failures, line, resumable, show
 from cai.cli.options import DEFAULT_RUNS, DryRun, Replace, RunsFolder, Settings
 from cai.cli.run import execute_with_pages
+from cai.config.characters import Terminal
 from cai.feedback.metrics import FILTERED, LABEL_P, REVISION_WORDS, WIN_RATE
 from cai.inference.cache import Cache
 from cai.inference.scheduler import Reporter
@@ -46,7 +46,7 @@ def sweep(
 
 def _run_all(file: Path, settings: list[str], replace: bool, runs: Path, retry_failed: bool) -> bool:
     """Run a sweep and print its runs side by side; whether all of them succeeded."""
-    console = Console()
+    console = Terminal()
     name, members = make_sweep(file, settings, runs)
     if not replace:
         refuse_other_runs(file, name, members)
@@ -86,7 +86,7 @@ def _metrics(summary: dict[str, Any] | None) -> tuple[str, ...]:
 
 def _forecast(file: Path, settings: list[str], runs: Path) -> None:
     """Print the runs of a sweep with the calls each adds to those before it; run and write nothing."""
-    console = Console()
+    console = Terminal()
     with tempfile.TemporaryDirectory(prefix="cai-") as aside:
         name, members = make_sweep(file, settings, runs, Path(aside))
         grid = Grid([f"run of {name}", "calls", "cache hits", "new calls", "tokens", "time"])

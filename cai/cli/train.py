@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from cai.cli.console import line, resumable
 from cai.cli.options import DEFAULT_RUNS, DEFAULT_SEED, ModelName, Replace, Seed, Settings, default, setting
+from cai.config.characters import Terminal
 from cai.config.errors import CaiError
 from cai.config.locate import local_file
 from cai.config.yaml_files import YamlSource, apply_overrides, validate
@@ -54,7 +54,7 @@ def train(
     the same command resumes from the last checkpoint.
     """
     out = folder or DEFAULT_RUNS / f"{stage}-{data.name.split('.')[0].replace(':', '-')}"
-    console = Console()
+    console = Terminal()
     if out.exists() and not out.is_dir():
         raise CaiError(f"--out {out}: is a file; expected a folder")
     config = _settings(stage, reward, settings or [])

@@ -22,7 +22,7 @@ from cai.cli.options import (
     TemplatesFolder,
 )
 from cai.config import locate
-from cai.config.characters import visible
+from cai.config.characters import Terminal, visible
 from cai.config.errors import CaiError, RequestRefused
 from cai.config.hashing import fingerprint
 from cai.config.locate import find_file
@@ -77,7 +77,7 @@ def try_(
 
     load()  # an error at the start ends the command
     [resolved] = resolve_judges([model], key_env)
-    console = Console()
+    console = Terminal()
     page = Page(console, inputs, model)
     occasions = changes([file, folder]) if watch else once()
     with (
@@ -114,7 +114,7 @@ def read_inputs(texts: list[str], file: str | None, count: int) -> list[Prompt]:
         read, skipped = read_prompts(locate.find_data("--prompts", file, COMMAND), count)
         prompts += read
         for reason, rows in Counter(row.reason for row in skipped).items():
-            line(Console(stderr=True), f"skipped: {rows} × {visible(reason)}")
+            line(Terminal(stderr=True), f"skipped: {rows} × {visible(reason)}")
     if not prompts:
         raise CaiError("no prompt; expected -p TEXT or --prompts FILE")
     return list({prompt.id: prompt for prompt in prompts}.values())

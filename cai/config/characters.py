@@ -1,7 +1,12 @@
 """Invisible characters, and words of look-alike letters (Unicode Technical Standard #39)."""
 
+import json
 import re
 import unicodedata
+from collections.abc import Iterable
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 
 LOOK_ALIKES = frozenset("асеіјорѕухԁһԛԝѵ" + "ονικρχυ")  # small letters of Cyrillic and Greek
 CONFUSABLE_SCRIPTS = frozenset({"LATIN", "CYRILLIC", "GREEK", "ARMENIAN", "CHEROKEE", "COPTIC"})
@@ -62,5 +67,25 @@ def _script(c: str) -> str:
 
 
 def visible(text: str) -> str:
-    """A text with control characters escaped, so that it cannot control a terminal or hide in a page."""
-    return "".join(c if c in "\n\t" or c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+    """A text with control and invisible characters escaped, so that it cannot control a terminal or hide in a page."""
+    if text.isprintable():
+        return text
+    return "".join(c if c in "\n\t" or c.isprintable() else _escape(c) for c in text)
+
+
+def _escape(c: str) -> str:
+    return f"\\x{ord(c):02x}" if c <= "\xff" else f"\\u{ord(c):04x}" if c <= "\uffff" else f"\\U{ord(c):08x}"
+
+
+def visible_json(text: str) -> str:
+    """A JSON text of the same value, in which control and invisible characters are written as escapes."""
+    return "".join(c if c == "\n" or c.isprintable() else json.dumps(c)[1:-1] for c in text)
+
+
+class Terminal(Console):
+    """A console on which no text moves the cursor, changes colours or hides: names and paths are escaped too."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """The segments of a renderable, `visible`; escapes of rich's own are no part of a segment's text."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)

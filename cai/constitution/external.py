@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cai.config.characters import visible_json
 from cai.config.errors import CaiError, reading
 from cai.constitution.principles import Constitution, Principle
 
@@ -72,7 +73,7 @@ def write_external(constitution: Constitution, name: str) -> tuple[str, list[str
     if name not in FORMATS:
         raise CaiError(f"--format {name}: expected one of {', '.join(FORMATS)}")
     value, notices = FORMATS[name].write(constitution)
-    return json.dumps(value, ensure_ascii=False, indent=2) + "\n", notices
+    return visible_json(json.dumps(value, ensure_ascii=False, indent=2)) + "\n", notices
 
 
 def read_critiques(value: Any, name: str) -> Converted:

@@ -12,9 +12,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
+from cai.config.characters import Terminal
 from cai.config.errors import CaiError, exists, reading
 from cai.config.hashing import fingerprint
 from cai.config.locate import cache_folder
@@ -154,7 +154,7 @@ def _hashing(folder: Path, size: int) -> Iterator[Callable[[int], None]]:
     if size < LONG_READ:
         yield lambda _: None
         return
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     console.print(f"reading {folder} once, {size / 1e9:.0f} GB, to identify it", markup=False, highlight=False)
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:

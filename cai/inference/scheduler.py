@@ -18,6 +18,7 @@ from typing import NamedTuple, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from cai.config.characters import visible
 from cai.config.errors import RequestRefused, writing
 from cai.config.hashing import fingerprint
 from cai.data.records import Skipped
@@ -40,7 +41,7 @@ class Task:
         self.done = self.cache_hits = 0
         self._start = self._last = time.monotonic()
         self._first: tuple[float, int] | None = None  # when work was first seen to have cost time, and how much of it
-        self._bar = reporter.bars.add_task(name, total=total, text="") if reporter.bars else None
+        self._bar = reporter.bars.add_task(visible(name), total=total, text="") if reporter.bars else None
 
     def update(self, done: int, total: int, note: str = "", cache_hits: int = 0) -> None:
         """`done` of `total` units are done, `cache_hits` of them without work; `note` stands beside the rate."""
@@ -95,11 +96,13 @@ class Reporter:
             self.log = before
 
     def say(self, text: str) -> None:
-        """Print and log one line."""
+        """Print and log one line; names and texts in it cannot control a terminal, nor begin a line of the log."""
+        text = visible(text)
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
         if self.log is not None:
             with writing(self.log), self.log.open("a", encoding="utf-8") as file:
-                file.write(f"{datetime.now().isoformat(timespec='seconds')} {text}\n")
+                lines = text.replace("\n", "\n  ")
+                file.write(f"{datetime.now().isoformat(timespec='seconds')} {lines}\n")
 
     @contextmanager
     def task(self, name: str, total: int, unit: str) -> Iterator[Task]:
@@ -108,10 +111,10 @@ class Reporter:
             yield Task(self, name, total, unit)
             return
         with Progress(
-            TextColumn("  {task.description}"),
+            TextColumn("  {task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),

@@ -5,6 +5,7 @@ Where the rows of a run's files begin is kept in memory for as long as the files
 """
 
 import json
+import re
 import sys
 import threading
 from collections import OrderedDict
@@ -182,6 +183,7 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 QUERY = TypeAdapter(Query)
+HOST = re.compile(r"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]*))(?::[0-9]{0,5})?", re.ASCII)
 
 
 class Response(NamedTuple):
@@ -284,12 +286,14 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(with_body=False)
 
     def _send(self, with_body: bool) -> None:
-        host = urlsplit(f"//{self.headers.get('Host', '')}").hostname or ""
-        if self.server.local and not _is_local(host):
+        parts = HOST.fullmatch(self.headers.get("Host", ""))
+        if parts is None or len(self.headers.get_all("Host", [])) > 1:
+            response = Response("malformed Host header", "text/plain", HTTPStatus.BAD_REQUEST)
+        elif self.server.local and not _is_local((parts["name"] or parts["address"] or "").lower()):
             response = Response("this server answers only as localhost", "text/plain", HTTPStatus.FORBIDDEN)
         else:
             response = respond(self.server.library, self.path)
-        body = response.body.encode()
+        body = response.body.encode("utf-8", "backslashreplace")  # a file's name may be no text
         self.send_response(response.status)
         for name, value in HEADERS.items():
             self.send_header(name, value)
@@ -318,5 +322,5 @@ def open_server(runs: Path, host: str, port: int) -> Server:
         raise CaiError(f"{runs}: no such folder; expected a folder of runs")
     try:
         return Server(Library(runs), host, port)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, TypeError, ValueError) as error:  # the last two: a host that is no name
         raise CaiError(f"{host}:{port}: cannot listen: {error}; choose another --port or --host") from None

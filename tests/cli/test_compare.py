@@ -48,7 +48,7 @@ def test_texts_cannot_steer_the_terminal(runs: Path, capsys: pytest.CaptureFixtu
     compare(["a", "b"], False, None, runs)
     printed = capsys.readouterr().out
     assert not {"\x1b", "\x07", "\u202e"} & set(printed)
-    assert "\\x1b[31mred\\x1b[0m [bold]markup[/] \\x202e turned \\x07" in printed
+    assert "\\x1b[31mred\\x1b[0m [bold]markup[/] \\u202e turned \\x07" in printed
     assert "ppo[red] score" in printed
 
 

@@ -16,8 +16,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from tests.faults.inputs import TARGETS
-from tests.faults.test_fuzz import attack
+from tests.faults.test_fuzz import TARGETS, attack
 
 BATCH = 500  # inputs of a target between two lines of progress
 SHOWN = 400  # characters of an input

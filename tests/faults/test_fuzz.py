@@ -12,7 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, seed, settings
 
 from cai.config.errors import CaiError
-from tests.faults.inputs import TARGETS
+from tests.faults import commands, inputs
+
+TARGETS = {**inputs.TARGETS, "command lines": inputs.Target(commands.command_lines(), commands.read, share=8)}
 
 SECONDS = 20.0  # for one input, on a busy machine
 INPUTS = int(os.environ.get("CAI_FUZZ", "0"))  # in all, by share; 0: the quick share, the same each time

@@ -1,5 +1,7 @@
 import http.client
 import json
+import re
+import socket
 import threading
 from collections.abc import Iterator
 from http import HTTPStatus
@@ -162,6 +164,52 @@ def test_it_listens_on_this_machine_alone_and_answers_to_its_name_alone(server: 
         refused = ask(server, "/", Host=host)
         assert refused.status == 403
         assert b"two" not in refused.read()
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "[",
+        "[::1",
+        "localhost:x",
+        "localhost:999999",
+        "evil@localhost",
+        "localhost/x",
+        "localhost evil",
+        "localhost\xe9",
+        "[::1]x",
+    ],
+)
+def test_a_malformed_host_is_refused(server: Server, host: str) -> None:
+    assert ask(server, "/", Host=host).status == 400
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    [
+        "GET http://[ HTTP/1.1",
+        "GET //[ HTTP/1.1",
+        "GET  HTTP/1.1",
+        "GET / HTTP/9.9",
+        "\x16\x03\x01",
+        "GET /a b HTTP/1.1",
+    ],
+)
+def test_a_malformed_request_is_answered_by_an_error_and_the_server_goes_on(
+    server: Server, request_line: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_connection(server.server_address[:2], timeout=10) as connection:
+        connection.sendall(f"{request_line}\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode("latin-1"))
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert re.search(rb"(HTTP/1\.[01]|Error code:|:) (400|505)", answer), answer[:300]
+    assert ask(server, "/").status == 200
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_two_hosts_are_refused(server: Server) -> None:
+    with socket.create_connection(server.server_address[:2], timeout=10) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\nConnection: close\r\n\r\n")
+        assert b" 400 " in connection.recv(4096).split(b"\r\n")[0]
 
 
 def test_only_reading_is_understood(server: Server, library: Library) -> None:

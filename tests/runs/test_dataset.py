@@ -86,7 +86,7 @@ def test_what_people_or_models_wrote_stays_text(run: RunFolder, tmp_path: Path) 
     write_rows(run.revisions_jsonl, rows)
     write_dataset(run, tmp_path / "ds", "unknown")
     card = (tmp_path / "ds" / "README.md").read_text(encoding="utf-8")
-    shown = HOSTILE.replace("\x1b", "\\x1b").replace("\u202e", "\\x202e")
+    shown = HOSTILE.replace("\x1b", "\\x1b").replace("\u202e", "\\u202e")
     assert f"`````text\n{shown}\n`````" in card
     assert card.count("<script>") == card.count(shown) == 2
     assert "\x1b" not in card
