@@ -188,8 +188,6 @@ def test_a_malformed_host_is_refused(server: Server, host: str) -> None:
     "request_line",
     [
         "GET http://[ HTTP/1.1",
-        "GET //[ HTTP/1.1",
-        "GET  HTTP/1.1",
         "GET / HTTP/9.9",
         "\x16\x03\x01",
         "GET /a b HTTP/1.1",
