@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from cai.config.errors import writing
+from cai.config.errors import CaiError, writing
 from cai.inference.cache_file import (
     COLUMNS,
     DAY,
@@ -171,12 +171,13 @@ class Cache:
         return [work for row in rows if (work := _work(row[0])) is not None]
 
     def close(self) -> None:
-        """End this process's leases and close the file."""
+        """End this process's leases and close the file; what then cannot be written is of no importance."""
         try:
-            if self._hits:
-                self._store_hits()
-            if self._beat:
-                self._run(self._end_leases)
+            with contextlib.suppress(CaiError):
+                if self._hits:
+                    self._store_hits()
+                if self._beat:
+                    self._run(self._end_leases)
         finally:
             self._db.close()
 

@@ -28,6 +28,7 @@ BUSY_SECONDS = 60.0  # to wait for another process's transaction
 CHECKED_BYTES = 2**25  # a file up to this size is checked whenever it is opened, in at most 0.2 s
 NEARLY_FULL = 2**18  # bytes free, below which SQLite fails with other errors than that of a full disk
 ROWS_AT_ONCE = 1000  # of a transaction, while other processes may wait
+MANY = 10_000  # entries whose conversion is reported
 DAY = 86400  # seconds
 UNKNOWN_ENGINE = "unknown"  # of entries of format 1, which stored none
 SALVAGED, ASIDE = ".salvaged", ".corrupt-"  # endings of the new file until it takes the name, and of the damaged one
@@ -152,7 +153,7 @@ def _connected(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=NORMAL")  # a killed process loses nothing, a power cut the last calls
         if version != FORMAT:
-            _convert(db)
+            _convert(path, db)
         if log_content:
             _insert(db, entries_in(Pages(path, log_content), log_only=True))
         return db
@@ -182,10 +183,13 @@ def integrity_problems(db: sqlite3.Connection) -> list[str]:
     return [] if lines == ["ok"] else lines
 
 
-def _convert(db: sqlite3.Connection) -> None:
+def _convert(path: Path, db: sqlite3.Connection) -> None:
     """Create the tables, and move the answers of format 1 into them; killed on the way, the next process goes on."""
     db.executescript(TABLES)
     if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'calls'").fetchone():
+        count = db.execute("SELECT count(*) FROM calls").fetchone()[0]
+        if count > MANY:
+            report(f"{path}: converting {count:,} entries of an earlier version of cai")
         while rows := db.execute("SELECT key, answer FROM calls LIMIT ?", (ROWS_AT_ONCE,)).fetchall():
             db.execute("BEGIN IMMEDIATE")
             _insert(db, filter(None, map(_old_entry, rows)))

@@ -5,6 +5,7 @@ turn of the event loop are one transaction. What is no answer (`validate_complet
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -14,6 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from cai.config.errors import CaiError
 from cai.config.hashing import canonical_json
 from cai.inference.cache import AnyCache, Changes, Tally, Work
 from cai.inference.cache_file import Entry
@@ -96,7 +98,8 @@ class _Commits:
     def _beat(self) -> None:
         self._beating = None
         if self._held:
-            self._cache.heartbeat()
+            with contextlib.suppress(CaiError):  # the next answer to be stored meets the same error
+                self._cache.heartbeat()
             self._beating = asyncio.get_running_loop()
             self._beating.call_later(BEAT_SECONDS, self._beat)
 

@@ -256,15 +256,17 @@ def old_cache(path: Path, answers: dict[bytes, str]) -> None:
 
 
 def test_a_cache_of_format_1_is_converted_in_place_and_no_answer_is_lost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("cai.inference.cache_file.ROWS_AT_ONCE", 7)
     answers = {hashlib.md5(bytes([n])).digest(): json.dumps({"text": "x" * n * 100}) for n in range(50)}
+    monkeypatch.setattr("cai.inference.cache_file.MANY", 40)
     old_cache(tmp_path / "cache.sqlite", answers)
     for _ in range(2):
         with closing(Cache(tmp_path / "cache.sqlite")) as cache:
             assert {key: json.dumps(cache.get(key)) for key in answers} == answers
             assert [work.steps for work in cache.work("m")] == [{"chain_of_thought": Tally(cache_misses=1)}]
+    assert capsys.readouterr().err.count("converting 50 entries") == 1
 
 
 def test_a_cache_of_a_later_format_is_left_alone(tmp_path: Path) -> None:
@@ -274,3 +276,12 @@ def test_a_cache_of_a_later_format_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(CaiError, match=r"cache\.sqlite: a cache of format 3; cai .* reads up to 2: update cai"):
         Cache(tmp_path / "cache.sqlite")
     assert [path.name for path in tmp_path.glob("*corrupt*")] == []
+
+
+def test_a_cache_that_cannot_be_written_any_more_can_be_closed(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache.sqlite")
+    cache.commit(Changes(leases=[b"key"]))
+    cache._db.execute("PRAGMA query_only=1")
+    with pytest.raises(CaiError, match=r"cache\.sqlite: the cache cannot be used: .*readonly"):
+        cache.put(b"key", {})
+    cache.close()
