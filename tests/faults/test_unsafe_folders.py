@@ -40,9 +40,15 @@ def marker(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def planted(tmp_path: Path, tiny_model: Path, marker: Path) -> Path:
-    """The tiny model with `auto_map` Python and a pickle of weights beside its safetensors."""
-    folder = tmp_path / "planted"
-    shutil.copytree(tiny_model, folder)
+    """The tiny model with traps beside its safetensors."""
+    return plant(tiny_model, tmp_path / "planted", marker)
+
+
+def plant(model: Path, folder: Path, marker: Path) -> Path:
+    """A copy of a model with `auto_map` Python and a pickle of weights beside its safetensors."""
+    shutil.copytree(model, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    for weights in model.glob("*.safetensors"):
+        (folder / weights.name).symlink_to(weights.resolve())
     (folder / "evil.py").write_text(CODE.format(marker=str(marker)))
     for name in ("pytorch_model.bin", "model.bin", "training_args.bin"):
         (folder / name).write_bytes(pickle.dumps({"weight": Exploit(marker)}))
@@ -94,7 +100,8 @@ def test_vllm_is_told_so_too(planted: Path, marker: Path) -> None:
 
 
 @pytest.mark.real
-def test_neither_runs_in_vllm(planted: Path, marker: Path) -> None:
+def test_neither_runs_in_vllm(tmp_path: Path, real_model: Path, marker: Path) -> None:
+    planted = plant(real_model, tmp_path / "planted", marker)
     messages = [Message(role="user", content="Hi"), Message(role="assistant", content="A")]
 
     async def ask() -> list[float]:
