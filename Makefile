@@ -57,11 +57,13 @@ test-numerics: setup
 
 # Hostile inputs to every reader of files, options and addresses; the seed is printed. INPUTS=… SEED=… choose others.
 fuzz: setup
-	$(BIN)/python -m tests.faults.fuzz $(or $(INPUTS),100000) $(SEED)
+	CAI_RECORD=$(CURDIR)/docs/reliability.json $(BIN)/python -m tests.faults.fuzz $(or $(INPUTS),100000) $(SEED)
+	$(BIN)/python -m tests.faults.reliability
 
 # Runs killed at random moments, damaged caches and faulty servers, at full count. KILLS=… CORRUPTIONS=… choose others.
 torture: setup
-	CAI_TORTURE=$(or $(KILLS),200) CORRUPTIONS=$(or $(CORRUPTIONS),900) $(BIN)/pytest tests/faults -rA -s
+	CAI_RECORD=$(CURDIR)/docs/reliability.json CAI_TORTURE=$(or $(KILLS),200) CORRUPTIONS=$(or $(CORRUPTIONS),900) $(BIN)/pytest tests/faults -m "not real" -s
+	$(BIN)/python -m tests.faults.reliability
 
 # For the tests of the HTML pages, which are skipped without a browser.
 browser: setup

@@ -114,8 +114,11 @@ def no_models() -> Iterator[None]:
         yield
 
 
-def command(line: list[str], folder: Path) -> None:
-    """Run a command line in this process; it must end with status 0, 1 or 2, no traceback and no control characters."""
+def command(line: list[str], folder: Path) -> str:
+    """Run a command line in this process; it must end with status 0, 1 or 2, no traceback and no control characters.
+
+    Returns: what it printed, on both streams.
+    """
     printed, before = io.StringIO(), Path.cwd()
     os.chdir(folder)
     status: object = None
@@ -136,6 +139,7 @@ def command(line: list[str], folder: Path) -> None:
     assert "error: unexpected " not in text and "Traceback" not in text, text[-500:]
     odd = [c for c in text if not c.isprintable() and c not in "\n\t"]
     assert not odd, (odd[:3], text[-500:])
+    return text
 
 
 def read(line: list[str], folder: Path) -> None:

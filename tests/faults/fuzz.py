@@ -16,6 +16,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
+from tests.faults import reliability
 from tests.faults.test_fuzz import TARGETS, attack
 
 BATCH = 500  # inputs of a target between two lines of progress
@@ -62,6 +63,7 @@ def main() -> int:
     inputs = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
     number = int(sys.argv[2]) if len(sys.argv) > 2 else random.randrange(2**32)
     names = sys.argv[3:] or list(TARGETS)
+    first = number
     os.environ["HF_HUB_OFFLINE"] = "1"
     print(f"fuzz: {inputs:,} inputs, seed {number} (again: python -m tests.faults.fuzz {inputs} {number})", flush=True)
     shares = sum(TARGETS[name].share for name in names)
@@ -89,6 +91,8 @@ def main() -> int:
         "faults": len(attacked.faults),
         "minutes": round((time.monotonic() - start) / 60, 1),
     }
+    if not sys.argv[3:]:
+        reliability.add("inputs", attacked.tried, len(attacked.faults), first)
     print(json.dumps(record))
     return 1 if attacked.faults else 0
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+killed = 0  # so often in this process, for tests/faults/conftest.py
 KILLED = 9  # the exit status of a process that was killed at its point
 OPERATIONS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "sqlite3.connect"}
 WRITING = os.O_WRONLY | os.O_RDWR
@@ -16,12 +17,14 @@ def kill_points(work: Callable[[], object], folder: Path, prepare: Callable[[], 
 
     A file that is opened for writing is a point twice: before it is created, and once it is empty.
     """
+    global killed
     for point in range(1, 10_000):
         prepare()
         status = status_of(work, folder, point)
         if status == 0:
             return
         assert status == KILLED, f"work failed with status {status} before operation {point}"
+        killed += 1
         yield point
 
 

@@ -29,6 +29,7 @@ from cai.runs.plan import make_plan
 from cai.training import stage, worker
 from cai.training.stage import Report, StageSpec
 from tests.conftest import scripted, write_workspace
+from tests.faults import reliability
 from tests.runs.slow_run import weigh
 
 STAGES = """
@@ -203,6 +204,7 @@ def main() -> int:
         "seed": seed,
         "places": dict(torture.places),
     }
+    reliability.add("kills", torture.kills, len(torture.lost), seed)
     print(json.dumps(record | {"minutes": round((time.monotonic() - begun) / 60, 1)}))
     return 1 if torture.lost else 0
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from cai.runs.sweep import make_sweep
 from cai.training.settings import SFTConfig
 from cai.training.stage import StageSpec, run_stage
 from tests.conftest import write_workspace
+from tests.faults.commands import command, furnish
 
 CONSTITUTION = "name: x\nprinciples:\n  - {id: a, critique: c, revision: r, judge: j}\n"
 
@@ -234,3 +236,25 @@ def test_what_a_launcher_prints_goes_into_the_log(tmp_path: Path, model_folder: 
 def test_a_stage_refuses_a_seed_out_of_range(tmp_path: Path, model_folder: Path, seed: int) -> None:
     error = error_of(lambda: StageSpec(SFTConfig(stage="sft"), tmp_path, model_folder, tmp_path, seed))
     assert error.startswith("seed: expected a whole number from 0 to 4294967295, found ")
+
+
+def test_the_launcher_in_a_received_run_folder_is_not_run_by_what_reads_the_folder(tmp_path: Path) -> None:
+    furnish(tmp_path)
+    runs, started = tmp_path / "runs", tmp_path / "started"
+    for name in ("one", "two"):
+        shutil.copytree(runs / "test", runs / name)
+        for file in ("run.yaml", "manifest.json"):
+            content = json.loads((runs / name / file).read_text().partition("# with")[0])
+            (content.get("config") or content).update(launcher=f"touch {started}", train=[{"stage": "sft"}])
+            (runs / name / file).write_text(json.dumps(content))
+        stage = runs / name / "train/1-sft"
+        stage.mkdir(parents=True)
+        shutil.copytree(tmp_path / "model", stage / "model")
+        (stage / "stage.json").write_text(json.dumps({"launcher": f"touch {started}", "model": "model"}))
+    for line in (
+        "show one", "runs", "report one", "compare one two", "eval one --prompts p.jsonl --constitution c.yaml",
+        "constitution show one", "verify one", "run runs/one/run.yaml --dry-run",
+    ):  # fmt: skip
+        printed = command(line.split(" "), tmp_path)
+        assert "error" not in printed or "nothing to compare" in printed, printed
+    assert not started.exists()
