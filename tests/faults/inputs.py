@@ -309,7 +309,7 @@ def table(drawn: tuple[list[Any], Any, str], folder: Path) -> object:
             columns[name] = pyarrow.array([extra] * len(values))
     try:
         parquet.write_table(pyarrow.table(columns), folder / "rows.parquet")
-    except pyarrow.ArrowNotImplementedError:  # a mapping without keys
+    except (pyarrow.ArrowNotImplementedError, UnicodeError):  # a mapping without keys; half a surrogate pair as a name
         return None
     return READERS[reader](folder / "rows.parquet")
 
