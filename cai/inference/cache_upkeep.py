@@ -75,9 +75,13 @@ def verify(path: Path) -> Verification:
         check_header(path)
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_SECONDS)) as db:
             db.text_factory = lambda data: data.decode(errors="replace")
-            if db.execute("PRAGMA user_version").fetchone()[0] != FORMAT:
-                raise CaiError(f"{path}: not a cache of format {FORMAT}; the next command that uses it converts it")
+            if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'calls'").fetchone():
+                raise CaiError(
+                    f"{path}: a cache of an earlier version of cai, without hashes; `cai cache stats` converts it"
+                )
             problems = integrity_problems(db)
+            if db.execute("PRAGMA user_version").fetchone()[0] != FORMAT:
+                problems.append("the header has no format number")
             for row in db.execute(f"SELECT {COLUMNS} FROM answers NOT INDEXED"):
                 if intact_entry(row) is None:
                     damaged += 1

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import pytest
 
+from cai.inference import cache_upkeep
 from cai.inference.cache import Cache, Changes
 from cai.inference.cache_file import Entry
 
@@ -141,3 +142,15 @@ def test_a_corrupt_cache_is_used_again_with_every_intact_entry(sound: Sound, tmp
                 assert answer is None or answer == json.loads(entry.answer), what
             cache.put(b"a new one", {"text": "new"})
             assert cache.get(b"a new one") == {"text": "new"}, what
+
+
+@pytest.mark.parametrize("seed", range(1000, 1000 + CORRUPTIONS // 4))
+def test_a_corrupt_cache_is_verified_and_counted(sound: Sound, tmp_path: Path, seed: int) -> None:
+    what, saved = corrupt(sound, tmp_path, seed)
+    before = (tmp_path / "cache.sqlite").read_bytes()
+    found = cache_upkeep.verify(tmp_path / "cache.sqlite")
+    assert (tmp_path / "cache.sqlite").read_bytes() == before, what
+    assert found.intact <= len(sound.entries), what
+    assert len(saved) <= sum(share.entries for share in cache_upkeep.stats(tmp_path / "cache.sqlite")), what
+    cache_upkeep.salvage_now(tmp_path / "cache.sqlite")
+    assert cache_upkeep.verify(tmp_path / "cache.sqlite").is_sound, what
