@@ -15,7 +15,7 @@ endif
 TORCH := $(if $(UV_FIND_LINKS),,--torch-backend=cpu)
 COMPILE := uv pip compile --quiet --no-header --no-annotate pyproject.toml requirements/small-model.in --extra dev
 
-.PHONY: setup demo test test-fast test-numerics browser fuzz torture lint format bench docs requirements clean
+.PHONY: setup demo test test-fast test-numerics browser fuzz torture soak audit lint format bench docs requirements clean
 
 setup: $(VENV)/.ready
 
@@ -64,6 +64,14 @@ fuzz: setup
 torture: setup
 	CAI_RECORD=$(CURDIR)/docs/reliability.json CAI_TORTURE=$(or $(KILLS),200) CORRUPTIONS=$(or $(CORRUPTIONS),900) $(BIN)/pytest tests/faults -m "not real" -s
 	$(BIN)/python -m tests.faults.reliability
+
+# An hour of runs on a scripted engine: memory, open files and threads must not grow. MINUTES=… chooses another time.
+soak: setup
+	$(BIN)/python -m tests.faults.soak $(or $(MINUTES),60)
+
+# Known vulnerabilities (of OSV, over the network; skipped aloud without one) and licences of the locked requirements.
+audit: setup
+	$(BIN)/python requirements/audit.py requirements/cpu.txt requirements/gpu.txt
 
 # For the tests of the HTML pages, which are skipped without a browser.
 browser: setup
