@@ -71,7 +71,7 @@ def audit_vulnerabilities(file: Path) -> int:
     try:
         found = json.loads(result.stdout)["dependencies"]
     except (ValueError, KeyError, TypeError):
-        reason = [*result.stderr.strip().splitlines(), "it printed nothing"][-1 if result.stderr.strip() else 0]
+        reason = (result.stderr.strip().splitlines() or ["it printed nothing"])[-1]
         print(f"vulnerabilities of {file}: SKIPPED, nothing was audited: {reason[:300]}")
         return SKIPPED
     skipped = [entry["name"] for entry in found if "skip_reason" in entry]
