@@ -1,5 +1,6 @@
 """Rows as JSON Lines: read with errors that name file and line, written atomically."""
 
+import errno
 import glob
 import gzip
 import hashlib
@@ -145,8 +146,10 @@ def parse_row(place: object, value: dict[str, Any], model: type[AnyRow]) -> AnyR
 def partial_path(path: Path) -> Path:
     """The temporary file beside `path` that this process writes before it renames it.
 
-    Those of the same file that killed processes left are removed.
+    Those of the same file that killed processes left are removed. Raises: IsADirectoryError for `.` and `/`.
     """
+    if not path.name:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     for beside in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
         if is_abandoned(beside):
             beside.unlink(missing_ok=True)
