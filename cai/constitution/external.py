@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from cai.config.characters import visible_json
 from cai.config.errors import CaiError, reading
+from cai.config.validation import describe
 from cai.constitution.principles import Constitution, Principle
 
 JUDGE_FROM_REVISION = "Which answer better does what this instruction asks for? Instruction: {revision}"
@@ -118,7 +119,7 @@ def check_critiques(value: Any) -> tuple[int, int, list[str]]:
         ):
             good = isinstance(text, str) and bool(_unframed(text, end.replace(":", "Request:"), end))
             valid += good
-            faults += [] if good else [f"{key!r} has no {what}"]
+            faults += [] if good else [f"{describe(key)} has no {what}"]
     return valid, 2 * len(value), faults
 
 
@@ -260,7 +261,9 @@ def _describe(value: Any) -> str:
     kind = kinds.get(type(value), "a number")
     if isinstance(value, dict):
         return (
-            f"{kind} with {', '.join(map(repr, list(value)[:4]))}{', …' if len(value) > 4 else ''}" if value else "{}"
+            f"{kind} with {', '.join(map(describe, list(value)[:4]))}{', …' if len(value) > 4 else ''}"
+            if value
+            else "{}"
         )
     return f"an empty {kind.split()[-1]}" if value in ([], "") else kind
 

@@ -78,7 +78,10 @@ def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path
     gate = _gate(config, run_file, principles, templates)
     train = [_with_files_found(settings, number, run_file) for number, settings in enumerate(config.train)]
     _check_launcher(config, run_file)
-    model = resolve_model(config.model)  # last: a Hub id is downloaded here
+    try:
+        model = resolve_model(config.model)  # last: a Hub id is downloaded here
+    except CaiError as error:
+        raise CaiError(f"{run_file}: {error}") from error
     names = [config.judge.model] if isinstance(config.judge.model, str) else config.judge.model
     judge_models: list[Model] = resolve_judges(names, config.judge.key_env) if names else [model]
     return Plan(

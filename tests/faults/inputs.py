@@ -246,6 +246,7 @@ class Target(NamedTuple):
 
     inputs: st.SearchStrategy[Any]
     read: Callable[[Any, Path], object]
+    names_file: bool = True  # in every error
     share: int = 10  # of the inputs of a long attack, relative to the other targets'
 
 
@@ -393,7 +394,7 @@ yaml_or_json = ("yaml", "json")
 TARGETS: dict[str, Target] = {
     "constitutions": Target(written([CONSTITUTION], yaml_or_json), lambda c, f: load_constitution(put(f, "c.yaml", c))),
     "run files": Target(written([RUN], yaml_or_json), plan, share=4),
-    "overrides": Target(overrides, plan_overridden),
+    "overrides": Target(overrides, plan_overridden, names_file=False),
     "sweeps": Target(written([SWEEP], yaml_or_json), sweep, share=2),
     "templates": Target(
         st.fixed_dictionaries({name: corrupted(source) for name, source in SOURCES.items() if name != "few_shot.yaml"}
@@ -418,8 +419,8 @@ TARGETS: dict[str, Target] = {
     "manifests": Target(
         written([{"command": "cai run", "config": RUN}], ("json",)), lambda c, f: put(f, "manifest.json", c) and read_manifest(f)
     ),
-    "stages": Target(settings_of_stage, stage),
-    "addresses": Target(requests, served, share=5),
+    "stages": Target(settings_of_stage, stage, names_file=False),
+    "addresses": Target(requests, served, names_file=False, share=5),
 }  # fmt: skip
 SHIPPED_TEMPLATES = Templates(ROOT / "prompts/default")
 assert set(BLOCKS) <= set(OF_TESTS)
