@@ -89,10 +89,7 @@ class Work:
 
     def value(self, value: Any) -> None:
         """What an expression comes to."""
-        if type(value) is str:  # mostly
-            self.spend(VALUE + len(value))
-        else:
-            self.spend(VALUE + size(value))
+        self.spend(VALUE + size(value))
 
     def operation(self, value: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Something linear in `value`, or in its length times the size of its arguments."""
@@ -116,6 +113,8 @@ def size(value: Any) -> int:
     Raises: TypeError for anything that is not plain, UndefinedError for something undefined in a list, Exceeded for
     integers over `MAX_INT`.
     """
+    if type(value) is str:  # mostly
+        return len(value)
     total, rest = 0, [value]
     while rest:
         item = rest.pop()
@@ -151,9 +150,11 @@ def _measured(context: _BoundedContext, value: Any) -> Any:
 
 @pass_context
 def _shown(context: _BoundedContext, value: Any) -> str:
-    if type(value) is not str and not isinstance(value, Undefined):
-        context.work.value(value)
-    text = str(value)
+    if type(value) is str:
+        text = value
+    else:
+        _measured(context, value)
+        text = str(value)
     context.work.write(text)
     return text
 
