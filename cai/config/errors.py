@@ -20,7 +20,14 @@ class CaiError(Exception):
 
 
 class RequestRefused(Exception):
-    """A model cannot answer one request, such as one that is too long: a counted failure, not the end of a run."""
+    """A model cannot answer one request: a counted row, not the end of a run.
+
+    `retryable` is false where asking again cannot help, such as for a request that is too long.
+    """
+
+    def __init__(self, reason: str, retryable: bool = True) -> None:
+        super().__init__(reason)
+        self.retryable = retryable
 
 
 @contextmanager

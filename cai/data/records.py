@@ -1,11 +1,12 @@
 """The rows that flow through a run, one JSON object a line in its files."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticKnownError
 from typing_extensions import TypedDict
 
+from cai.config.errors import RequestRefused
 from cai.stats.logistic import logit, sigmoid
 
 Role = Literal["system", "user", "assistant"]
@@ -252,9 +253,14 @@ class Scored(Row):
 
 
 class Skipped(Row):
-    """A row that is not used, and why; `failed` if a model could not answer its request."""
+    """A row that is not used, and why; `failed` if a model did not answer its request, and may when asked again."""
 
     prompt_id: str
     stage: str
     reason: str
     failed: bool = False
+
+    @classmethod
+    def refused(cls, prompt_id: str, stage: str, refusal: RequestRefused) -> Self:
+        """The row of a request that was not answered."""
+        return cls(prompt_id=prompt_id, stage=stage, reason=str(refusal), failed=refusal.retryable)

@@ -133,7 +133,7 @@ async def _judge_attacked(
         attack, target = next(waiting)
         if isinstance(verdicts, RequestRefused):
             stage = f"{INJECTION_PROBE}: {attack.id}"
-            skipped.append(Skipped(prompt_id=target.prompt_id, stage=stage, reason=str(verdicts), failed=True))
+            skipped.append(Skipped.refused(target.prompt_id, stage, verdicts))
             continue
         rows.append(target.attacked(attack, 1 - label(verdicts[0, 1], job.settings), panel.name))
     return rows, skipped
@@ -160,7 +160,7 @@ def _labelled_pair(
 ) -> Preference | Skipped:
     """A pair with the judge's label; equal answers are a tie without verdicts."""
     if isinstance(verdicts, RequestRefused):
-        return Skipped(prompt_id=item.prompt.id, stage=item.place, reason=str(verdicts), failed=True)
+        return Skipped.refused(item.prompt.id, item.place, verdicts)
     first, second = item.answers
     if first and first == second:
         return Preference(

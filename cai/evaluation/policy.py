@@ -399,7 +399,7 @@ class PolicyEvaluation:
         stage = Stage(step.name, step.engine, len(items), step.calls, "items")
         async for item, result in self._scheduler.run(stage, items, function):
             if isinstance(result, RequestRefused):
-                row = Skipped(prompt_id=prompt_id(item), stage=step.name, reason=str(result), failed=True)
+                row = Skipped.refused(prompt_id(item), step.name, result)
                 self.skipped.append(row)
             else:
                 results.append(result)

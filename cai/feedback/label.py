@@ -164,17 +164,18 @@ class _StoredVerdicts(Row):
     """One judge's verdicts on a set of candidates, on their way through a file."""
 
     refused: str | None = None
+    retryable: bool = True
     pairs: list[tuple[int, int, list[Verdict]]] = []
 
     @classmethod
     def of(cls, verdicts: Verdicts | RequestRefused) -> "_StoredVerdicts":
         if isinstance(verdicts, RequestRefused):
-            return cls(refused=str(verdicts))
+            return cls(refused=str(verdicts), retryable=verdicts.retryable)
         return cls(pairs=[(i, j, of_pair) for (i, j), of_pair in verdicts.items()])
 
     def restored(self) -> Verdicts | RequestRefused:
         if self.refused is not None:
-            return RequestRefused(self.refused)
+            return RequestRefused(self.refused, self.retryable)
         return {(i, j): verdicts for i, j, verdicts in self.pairs}
 
 
@@ -274,7 +275,7 @@ async def label_rows(job: LabelJob, panel: JudgePanel, out: Path, ranks: bool, t
 
         async for item, verdicts in panel.verdicts(out, skip):
             if isinstance(verdicts, RequestRefused):
-                skip(Skipped(prompt_id=item.prompt.id, stage=item.place, reason=str(verdicts), failed=True))
+                skip(Skipped.refused(item.prompt.id, item.place, verdicts))
                 continue
             judged = JudgedAnswers(item.prompt, item.answers, verdicts, item.model, panel.name, job.seed)
             for pair in labelled(item, judged, job.settings):

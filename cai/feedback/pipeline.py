@@ -179,7 +179,7 @@ class Journey:
         return pair.model_copy(update={"verdicts": verdicts, "judge": self._feedback.judge_name})
 
     def _skip(self, stage: str, refusal: RequestRefused) -> None:
-        row = Skipped(prompt_id=self.prompt.id, stage=stage, reason=str(refusal), failed=True)
+        row = Skipped.refused(self.prompt.id, stage, refusal)
         self.skipped.append(row)
 
 

@@ -106,9 +106,13 @@ class ChatTokenizer:
             rendered = self._tokenizer.apply_chat_template(messages, tokenize=False, **settings)
             hidden = self._tokenizer.apply_chat_template(self._hide(messages), tokenize=False, **settings)
         except jinja2.TemplateError as error:
-            raise RequestRefused(f"the model's chat template refuses the conversation: {error}") from error
+            raise RequestRefused(
+                f"the model's chat template refuses the conversation: {error}", retryable=False
+            ) from error
         if self._reveal(hidden) != rendered:
-            raise RequestRefused(f"the model's chat template rewrites a text that holds its control token {found[0]!r}")
+            raise RequestRefused(
+                f"the model's chat template rewrites a text that holds its control token {found[0]!r}", retryable=False
+            )
         return self._encode(self._reveal(self._mark(hidden)))
 
     def text_ids(self, text: str) -> list[int]:
@@ -148,7 +152,9 @@ class ChatTokenizer:
 
     def _encode(self, text: str) -> list[int]:
         if self._twin is None:
-            raise RequestRefused("a text holds a control token, and the model's tokenizer cannot read it as text")
+            raise RequestRefused(
+                "a text holds a control token, and the model's tokenizer cannot read it as text", retryable=False
+            )
         return list(self._twin.encode(text, add_special_tokens=False).ids)
 
     @cached_property

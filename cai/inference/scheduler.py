@@ -300,9 +300,7 @@ class Scheduler:
         """As `run`, without the refused items: they are added to `skipped` as failed."""
         async for item, result in self.run(stage, items, function):
             if isinstance(result, RequestRefused):
-                self.skipped.append(
-                    Skipped(prompt_id=prompt_id(item), stage=stage.name, reason=str(result), failed=True)
-                )
+                self.skipped.append(Skipped.refused(prompt_id(item), stage.name, result))
             else:
                 yield item, result
 

@@ -250,7 +250,7 @@ class VllmEngine:
         except (RequestRefused, SharedStart):
             raise
         except Exception as error:  # of the tokenizer or the chat template, by this request
-            raise RequestRefused(f"the request cannot be tokenised: {_named(error)}") from error
+            raise RequestRefused(f"the request cannot be tokenised: {_named(error)}", retryable=False) from error
         job.prompt_tokens = len(tokens)
         try:
             self._llm.add_request(name, {"prompt_token_ids": tokens}, sampling)
@@ -265,7 +265,8 @@ class VllmEngine:
         if isinstance(request, Score):
             ids += text_ids(self._tokenizer, request.text)
         if len(ids) >= self._limit:
-            raise RequestRefused(f"the request has {len(ids)} tokens, the context holds {self._limit} with the answer")
+            reason = f"the request has {len(ids)} tokens, the context holds {self._limit} with the answer"
+            raise RequestRefused(reason, retryable=False)
         return ids
 
     def _sampling(self, request: Request) -> Any:

@@ -85,8 +85,8 @@ def run_stage(scheduler: Scheduler, model: Path, items: list[str]) -> list[str]:
     engine = scheduler.engine(model)
 
     async def work(item: str) -> str:
-        if item == "refused":
-            raise RequestRefused("too long")
+        if item in ("busy", "too long"):
+            raise RequestRefused(item, retryable=item == "busy")
         return (await engine.generate(generate(item))).text
 
     async def collect() -> list[str]:
@@ -99,8 +99,11 @@ def run_stage(scheduler: Scheduler, model: Path, items: list[str]) -> list[str]:
 def test_a_refused_item_is_listed_as_skipped_and_the_others_go_on(tmp_path: Path, model_folder: Path) -> None:
     engines: list[ScriptedEngine] = []
     stages = scheduler(tmp_path, engines)
-    assert run_stage(stages, model_folder, ["a", "refused", "b"]) == ["a", "b"]
-    assert stages.skipped == [Skipped(prompt_id="id of refused", stage="stage", reason="too long", failed=True)]
+    assert run_stage(stages, model_folder, ["a", "busy", "too long", "b"]) == ["a", "b"]
+    assert stages.skipped == [
+        Skipped(prompt_id="id of busy", stage="stage", reason="busy", failed=True),
+        Skipped(prompt_id="id of too long", stage="stage", reason="too long", failed=False),
+    ]
 
 
 def test_a_stage_is_accounted_for_by_engine_with_cache_hits_and_misses(tmp_path: Path, model_folder: Path) -> None:

@@ -71,6 +71,7 @@ def test_the_real_model_answers_repeats_refuses_and_weighs(real_model: Path) -> 
     assert story != other_story
     assert isinstance(refusal, RequestRefused)
     assert "the context holds 512" in str(refusal)
+    assert not refusal.retryable
     assert isinstance(untokenised, RequestRefused)
     assert isinstance(logprobs, list)
     assert logprobs == pytest.approx(_by_transformers(real_model, options), abs=2e-3)
