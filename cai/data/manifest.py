@@ -53,10 +53,17 @@ class Claim:
     finished: str  # the file or folder inside that the command writes last
     inputs: Sequence[Path] = ()  # what the command reads, which must not be cleared away
     elsewhere: str = "--out FOLDER"  # the option that chooses another folder
+    trained: Sequence[str] = ()  # patterns of training output inside, which the cache of model calls does not give back
 
     def is_finished(self) -> bool:
         """Whether the folder holds finished results, of these settings or others."""
         return (self.folder / self.finished).exists()
+
+    def holds_training(self) -> bool:
+        """Whether the folder holds training output, finished or not, that is not about to be cleared."""
+        before = read_manifest(self.folder)
+        abandoned = before is not None and before.get(STATE) == CLAIMED
+        return not abandoned and any(any(self.folder.glob(pattern)) for pattern in self.trained)
 
     def changes(self) -> list[str]:
         """What differs between the folder's manifest and this one, a line each; [] where they agree or it has none."""
@@ -149,9 +156,10 @@ def take(claim: Claim, replace: bool) -> None:
     """Write the manifest into a folder that this process holds, after clearing it of results of other settings.
 
     With the same manifest, the folder stays as it is and the command resumes. With another manifest of the same
-    command, unfinished results are cleared; finished ones only with `replace`.
-    Raises: CaiError, with the differences, for finished results of other settings without `replace`; for a folder of
-    another command or of other files; and for an input inside the folder that would be cleared.
+    command, unfinished results are cleared, since the cache gives them back; finished ones and training output only
+    with `replace`.
+    Raises: CaiError, with the differences, for finished results or training output of other settings without `replace`;
+    for a folder of another command or of other files; and for an input inside the folder that would be cleared.
     """
     folder, command = claim.folder, claim.manifest["command"]
     before = read_manifest(folder)
@@ -162,7 +170,7 @@ def take(claim: Claim, replace: bool) -> None:
     if before is not None and before["command"] != command:
         raise CaiError(f"{folder}: holds the results of `{before['command']}`; choose another ({claim.elsewhere})")
     changes = claim.changes()
-    if changes and claim.is_finished() and not replace:
+    if changes and (claim.is_finished() or claim.holds_training()) and not replace:
         raise CaiError(refusal(claim, changes))
     if changes or (before is not None and before.get(STATE) == CLAIMED):
         _clear(claim)
@@ -175,11 +183,12 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def refusal(claim: Claim, changes: Sequence[str]) -> str:
-    """The error for finished results of other settings."""
+    """The error for finished results, or unfinished training, of other settings."""
     more = [f"and {len(changes) - MOST_CHANGES} more"] if len(changes) > MOST_CHANGES else []
     lines = "\n  ".join([*changes[:MOST_CHANGES], *more])
+    held = "finished results" if claim.is_finished() else "unfinished training"
     return (
-        f"{claim.folder}: holds finished results of `{claim.manifest['command']}` with other settings:\n  {lines}\n"
+        f"{claim.folder}: holds {held} of `{claim.manifest['command']}` with other settings:\n  {lines}\n"
         f"Choose another folder ({claim.elsewhere}), or overwrite this one (--replace)."
     )
 

@@ -28,7 +28,7 @@ from cai.inference.models import Model, model_fingerprint, resolve_model
 from cai.runs.folder import CACHE_FILES, ITERATION, RUN, RunFolder
 from cai.runs.run_file import RunConfig, load_run_file
 from cai.training.settings import TrainStage, weighs_pairs
-from cai.training.stage import worker_python
+from cai.training.stage import OUTPUT, worker_python
 
 LONGEST_NAME = 255  # bytes of a folder's name on Linux's file systems
 
@@ -250,13 +250,14 @@ def _content_of(c: Constitution) -> dict[str, Any]:
 
 
 def claim(plan: Plan) -> Claim:
-    """The run's folder with its manifest; a summary finishes it."""
+    """The run's folder with its manifest; a summary finishes it, and the output of its stages is worth keeping."""
     return Claim(
         folder=plan.folder.path,
         manifest=manifest(plan),
         finished=plan.folder.summary_json.name,
         inputs=(plan.run_file, plan.constitution_file, plan.eval_constitution_file, plan.templates.folder),
         elsewhere="--name NEW",
+        trained=[f"{plan.folder.train.name}/*/{pattern}" for pattern in OUTPUT],
     )
 
 

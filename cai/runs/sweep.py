@@ -173,13 +173,18 @@ def has_failed_rows(plan: Plan) -> bool:
 
 
 def refuse_other_runs(file: Path, name: str, members: list[Member]) -> None:
-    """Raise CaiError when folders of a sweep hold finished runs with other settings, with the first one's changes."""
+    """Refuse to overwrite finished or partly trained runs.
+
+    Raises: CaiError when folders of a sweep hold such runs with other settings, with the first one's changes.
+    """
     claims = [claim(iteration(member.plan, 1, member.plan.model)) for member in members]
-    others = [(other, changes) for other in claims if other.is_finished() and (changes := other.changes())]
+    valuable = [other for other in claims if other.is_finished() or other.holds_training()]
+    others = [(other, changes) for other in valuable if (changes := other.changes())]
     if others:
         first, changes = others[0]
+        held = "a finished run" if first.is_finished() else "an unfinished run, partly trained,"
         raise CaiError(
-            f"{first.folder}: holds a finished run with other settings:\n  "
+            f"{first.folder}: holds {held} with other settings:\n  "
             + "\n  ".join(changes[:MOST_CHANGES])
             + f"\n{len(others)} of the sweep's {counted(len(members), 'runs')} would be overwritten. Give the sweep "
             f"another name (`name: {name}` in {file}), or overwrite the runs (--replace)."

@@ -90,6 +90,7 @@ def _reasons(skipped: list[Skipped]) -> str:
 Report = Callable[[dict[str, Any]], None]
 """Takes the events of a stage: `step`, `of`, `note`; `examples` and other counts; `warning`, `again`, `done`."""
 MODEL = "model"  # the folder of the trained policy or reward model, which the worker writes last
+OUTPUT = (MODEL, "members/*", "checkpoints/*", "metrics*.jsonl")  # patterns of what took training in a stage's folder
 Settings = TypeVar("Settings", bound=TrainConfig, covariant=True)
 
 
@@ -155,7 +156,7 @@ class StageSpec(Generic[Settings]):
             "versions": versions(),
         }
         inputs = [path for path in (*files.values(), *models.values()) if path is not None]
-        return Claim(self.folder, manifest, MODEL, inputs)
+        return Claim(self.folder, manifest, MODEL, inputs, trained=OUTPUT)
 
 
 def run_stage(spec: StageSpec[Any], report: Report, replace: bool = True, keep_data: bool = False) -> Path:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,28 @@ def test_finished_results_of_other_content_are_refused_with_what_differs_unless_
     ]
     work(other, replace=True)
     assert read_manifest(other.folder) == other.manifest
+
+
+@pytest.mark.parametrize("output", ["train/1-dpo/checkpoints/checkpoint-2/x", "train/1-dpo/metrics.jsonl"])
+def test_unfinished_training_of_other_content_is_refused_unless_replaced(tmp_path: Path, output: str) -> None:
+    def training(seed: int) -> Claim:
+        return replace(claim(tmp_path, seed=seed), trained=("train/*/checkpoints/*", "train/*/metrics*.jsonl"))
+
+    work(training(0), finish=False)
+    kept = tmp_path / "out" / output
+    kept.parent.mkdir(parents=True)
+    kept.write_text("{}")
+    with pytest.raises(CaiError) as refused:
+        work(training(1))
+    assert str(refused.value).splitlines() == [
+        f"{tmp_path}/out: holds unfinished training of `cai judge` with other settings:",
+        "  settings.seed: 0 → 1",
+        "Choose another folder (--out FOLDER), or overwrite this one (--replace).",
+    ]
+    work(training(0), finish=False)  # resumes
+    assert kept.exists()
+    work(training(1), replace=True, finish=False)
+    assert not kept.exists()
 
 
 def test_a_folder_of_another_command_or_of_other_files_is_refused_even_with_replace(tmp_path: Path) -> None:

@@ -160,6 +160,13 @@ def test_runs_of_other_settings_are_refused_once_with_what_a_sweep_can_do_about_
     with pytest.raises(CaiError, match=said) as error:
         refuse_other_runs(path, *make_sweep(path, ["seed=7"], runs))
     assert "--name" not in str(error.value)
+    for member in members:
+        member.plan.folder.summary_json.unlink()
+    refuse_other_runs(path, *make_sweep(path, ["seed=7"], runs))  # nothing but cached calls
+    (members[1].plan.folder.train / "1-dpo/checkpoints/checkpoint-1").mkdir(parents=True)
+    said = r"(?s)rounds-2: holds an unfinished run, partly trained, with other settings.*\n1 of the sweep's 2 runs"
+    with pytest.raises(CaiError, match=said):
+        refuse_other_runs(path, *make_sweep(path, ["seed=7"], runs))
 
 
 def test_a_forecast_of_a_sweep_counts_shared_calls_once(tmp_path: Path, model_folder: Path) -> None:

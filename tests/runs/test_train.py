@@ -57,6 +57,35 @@ def test_the_policy_is_trained_against_the_reward_model_of_its_own_run(tmp_path:
     assert "mean score" in text
 
 
+@pytest.mark.parametrize(
+    "output", ["checkpoints/checkpoint-1/trainer_state.json", "metrics.jsonl", "model/config.json"]
+)
+def test_other_settings_do_not_overwrite_what_an_unfinished_run_has_trained(
+    tmp_path: Path, model_folder: Path, output: str
+) -> None:
+    run_file = write_workspace(tmp_path, model_folder)
+    [folder] = execute_run(run_file)
+    folder.summary_json.unlink()  # as if killed in training
+    kept = [folder.train / "1-dpo" / output, folder.path / "report.html"]
+    for path in kept:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    before = {path: path.read_bytes() for path in (folder.manifest_json, folder.run_yaml, folder.log, *kept)}
+    with pytest.raises(CaiError, match=r"(?s)holds unfinished training .*limit: null → 5\n.*--name NEW.*--replace"):
+        execute_run(run_file, "prompts.limit=5")
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_an_unfinished_run_without_training_output_takes_other_settings(tmp_path: Path, model_folder: Path) -> None:
+    run_file = write_workspace(tmp_path, model_folder)
+    [folder] = execute_run(run_file)
+    folder.summary_json.unlink()
+    (folder.train / "1-dpo").mkdir(parents=True)
+    (folder.train / "1-dpo/train.log").write_text("out of memory")  # the stage failed before its first update
+    [again] = execute_run(run_file, "prompts.limit=5")
+    assert len(again.prompts()) == 5
+
+
 @pytest.mark.usefixtures("no_worker")
 def test_each_iteration_samples_from_the_policy_before_it(tmp_path: Path, tiny_model: Path) -> None:
     run_file = write_workspace(tmp_path, tiny_model, extra=TRAIN + "iterations: 2\n")

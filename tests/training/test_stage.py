@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from cai.config.errors import CaiError
-from cai.data.manifest import exclusive, read_manifest
+from cai.data.manifest import exclusive, read_manifest, write_manifest
 from cai.inference.scheduler import Reporter
 from cai.runs.pipeline import train_stage
 from cai.training import stage, worker
@@ -132,6 +132,16 @@ def test_a_stage_is_finished_until_what_decides_it_changes(tmp_path: Path, tiny_
     assert not is_trained(replace(spec, data=copied))
     with pytest.raises(CaiError, match=r"holds finished results of `cai train` with other settings:\n  data: content"):
         run_stage(replace(spec, data=copied), print, replace=False)
+
+
+def test_checkpoints_of_other_settings_are_refused_unless_replaced(tmp_path: Path, tiny_model: Path) -> None:
+    spec = StageSpec(dpo(), preferences(tmp_path / "preferences.jsonl"), tiny_model, tmp_path / "dpo")
+    checkpoint = spec.folder / "checkpoints/checkpoint-3"
+    checkpoint.mkdir(parents=True)
+    write_manifest(spec.folder, spec.claim().manifest)
+    with pytest.raises(CaiError, match=r"holds unfinished training of `cai train` with other settings:\n  seed: 0 → 1"):
+        run_stage(replace(spec, seed=1), print, replace=False)
+    assert checkpoint.exists()
 
 
 @pytest.mark.usefixtures("no_worker")
