@@ -41,7 +41,7 @@ from cai.config.characters import visible
 from cai.feedback.metrics import RUN_METRICS
 from cai.report.comparison import comparison_report, read_comparison
 from cai.runs.folder import open_run
-from cai.stats.formatting import NONE, counted, number, percent
+from cai.stats.formatting import NONE, counted, number, percent, prompt_counts
 from cai.stats.significance import Effect
 
 PRINTED_EXAMPLES = 2  # of each kind; the page has more
@@ -80,7 +80,7 @@ def compare(
 def _comparison(c: RunComparison) -> Iterator[RenderableType | Grid]:
     letters = [run.letter for run in c.runs]
     for run in c.runs:
-        counts = f"{counted(run.principles, 'principles')}, {counted(run.prompts, 'prompts')}"
+        counts = f"{counted(run.principles, 'principles')}, {prompt_counts(run.prompts, run.held_out)}"
         yield Text(visible(f"{run.letter}: {run.name}   ({run.constitution or 'no constitution'}, {counts})"), "bold")
     yield heading("Findings")
     yield listed("·", c.findings)
@@ -95,8 +95,13 @@ def _comparison(c: RunComparison) -> Iterator[RenderableType | Grid]:
 
 def _pair(c: RunComparison, pair: PairComparison) -> Iterator[RenderableType | Grid]:
     b = c.runs[pair.b].letter
-    only = f"; {pair.only[0]} only in A, {pair.only[1]} only in {b}" if any(pair.only) else ""
-    yield heading(f"{b} against A: {counted(pair.shared, 'shared prompts')}{only}")
+    only = (
+        f"; {prompt_counts(training, held_out)} only in {letter}"
+        for letter, training, held_out in zip(("A", b), pair.only, pair.only_held_out, strict=True)
+        if training or held_out
+    )
+    shared = prompt_counts(pair.shared, pair.shared_held_out, "shared prompts")
+    yield heading(f"{b} against A: {shared}{''.join(only)}")
     unknown = "the settings are not recorded" if pair.settings is None else "no setting differs"
     yield listed(" ", pair.settings or [unknown])
     kinds: dict[str, list[str]] = {}

@@ -17,7 +17,7 @@ def runs(folder: RunsFolder = DEFAULT_RUNS) -> None:
         console.print(f"No runs in {folder}/. Start one: cai run examples/quickstart.yaml", markup=False)
         return
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("run", "started", "state", "constitution", "prompts", "training", "win rate"):
+    for column in ("run", "started", "state", "constitution", "prompts", "held out", "training", "win rate"):
         table.add_column(column, no_wrap=True)
     for each in run_folders:
         run = run_entry(str(each.path.relative_to(folder)), each)
@@ -27,6 +27,7 @@ def runs(folder: RunsFolder = DEFAULT_RUNS) -> None:
             run.state,
             run.constitution,
             run.prompts,
+            run.held_out,
             run.training or "–",
             run.win_rate or "–",
         )

@@ -152,7 +152,7 @@ def _read_single(
         if whole.revised and (id := member.principles.id) is not None and id not in drawn:
             warnings.append(f"no revision of {whole.name} drew '{id}', so its row is its effect as a judge alone")
         sides = (whole, run) if how == "one-at-a-time" else (run, whole)
-        runs.append(_SingleRun(member, len(shared), dict(_effects(*sides, shared))))
+        runs.append(_SingleRun(member, whole.split(shared)[0], dict(_effects(*sides, shared))))
     for warning, names in of_pairs.items():
         warnings.append(f"{whole.name} and {names[0] if len(names) == 1 else f'each of {len(names)} others'}{warning}")
     return runs, warnings

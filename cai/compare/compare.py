@@ -220,13 +220,17 @@ def _shared(a: RunData, b: RunData) -> list[str]:
 
 
 def _pair(a: RunData, b: RunData, number: int, shared: Sequence[str], example_count: int) -> PairComparison:
+    held_out, of_both = a.held_out | b.held_out, set(shared)
+    only_a, only_b = (run.split(run.prompts.keys() - of_both) for run in (a, b))
     return PairComparison(
         b=number,
         settings=differences(a.manifest["config"], b.manifest["config"])
         if "config" in a.manifest and "config" in b.manifest
         else None,
-        shared=len(shared),
-        only=(len(a.prompts) - len(shared), len(b.prompts) - len(shared)),
+        shared=len(of_both - held_out),
+        shared_held_out=len(of_both & held_out),
+        only=(only_a[0], only_b[0]),
+        only_held_out=(only_a[1], only_b[1]),
         metrics=list(_metrics(a, b, shared)),
         unpaired=[] if shared else list(_unpaired(a, b)),
         principles=compare_principles(a, b, shared),
@@ -279,13 +283,15 @@ def _corrected(pairs: Sequence[PairComparison]) -> list[PairComparison]:
 
 
 def _part(number: int, run: RunData) -> RunPart:
+    training, held_out = run.split(run.prompts)
     return RunPart(
         letter=LETTERS[number],
         name=run.name,
         finished=run.folder.summary_json.exists(),
         constitution=run.constitution.name if run.constitution else "",
         principles=len(run.constitution.principles) if run.constitution else 0,
-        prompts=len(run.prompts),
+        prompts=training,
+        held_out=held_out,
         rows=run.rows,
         skipped=run.skipped,
     )

@@ -18,7 +18,7 @@ def findings(c: RunComparison) -> list[str]:
     """At most LINES lines; only what remains after Holm's correction is called significant."""
     significant = [line for pair in c.pairs for line in _significant(c, pair)]
     not_significant = [line for pair in c.pairs for line in _not_significant(c, pair)]
-    if not any(pair.shared for pair in c.pairs):
+    if not any(pair.shared or pair.shared_held_out for pair in c.pairs):
         not_significant = ["the runs share no prompts, so their prompts may explain any difference", *not_significant]
     room = max(LINES - len(not_significant), LINES // 2)
     if len(significant) > room:

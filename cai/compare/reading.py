@@ -99,6 +99,16 @@ class RunData:
         """The run's name."""
         return self.folder.name
 
+    @property
+    def held_out(self) -> frozenset[str]:
+        """The ids of the prompts kept from training; empty in a manifest that does not know them."""
+        return frozenset(self.manifest.get("held_out") or ())
+
+    def split(self, prompt_ids: Iterable[str]) -> tuple[int, int]:
+        """How many of these prompts the run trains on, and how many it holds out."""
+        held_out = [i in self.held_out for i in prompt_ids]
+        return held_out.count(False), held_out.count(True)
+
     def setting(self, *at: str) -> Any:
         """A resolved setting, such as ("revise", "rounds"); None in a manifest that does not know it."""
         value: Any = self.manifest.get("config")

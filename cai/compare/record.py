@@ -29,7 +29,8 @@ class RunPart(Row):
     finished: bool
     constitution: str
     principles: int
-    prompts: int
+    prompts: int  # of training
+    held_out: int
     rows: dict[str, int | None]  # by file, such as `revisions`; None where the run does not have it, or in another form
     skipped: dict[str, int]  # by reason
 
@@ -144,8 +145,10 @@ class PairComparison(Row):
 
     b: int  # the other's place in `runs`
     settings: list[str] | None  # what differs, a line each; None where a manifest does not say
-    shared: int
-    only: tuple[int, int]  # prompts that only A, only B has
+    shared: int  # training prompts in both
+    shared_held_out: int  # prompts in both that at least one of them holds out
+    only: tuple[int, int]  # training prompts that only A, only B has
+    only_held_out: tuple[int, int]
     metrics: list[MetricDifference]
     unpaired: list[UnpairedMetric]  # in their place where no prompt is shared
     principles: list[PrincipleComparison]
@@ -198,7 +201,7 @@ class Attributed(Row):
 
     principle_id: str
     run: str
-    shared: int  # prompts of this run and of the one with all principles
+    shared: int  # training prompts of this run and of the one with all principles
     effects: dict[str, Effect]
 
 

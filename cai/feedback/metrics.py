@@ -221,7 +221,7 @@ REVISION_METRICS: tuple[Metric[Revision], ...] = (
 """Of rows of revisions.jsonl."""
 
 LABEL_P = Metric[Preference](
-    "label_p", "P(chosen better)", "by the judge; 0.5 is no opinion", "share", lambda row: max(row.p, 1 - row.p)
+    "label_p", "judge P(chosen better)", "of pairs it labelled; ½: unsure", "share", lambda row: max(row.p, 1 - row.p)
 )
 JUDGE_POSITION_BIAS = Metric[Preference](
     "position_bias", POSITION_BIAS, POSITION_BIAS_MEANING, "share", lambda row: position_bias(row.verdicts),

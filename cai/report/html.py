@@ -10,7 +10,7 @@ from markupsafe import Markup
 from cai.report.escape import inline_json, marked, plain, source_hash, visible
 from cai.report.plots import Plot
 from cai.report.table import Table, describe, embed
-from cai.stats.formatting import counted, difference, estimate, number, percent, signed
+from cai.stats.formatting import counted, difference, estimate, number, percent, prompt_counts, signed
 
 SCRIPTS = ("text.js", "plots.js", "sources.js", "examples.js")  # in this order
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
@@ -26,6 +26,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "estimate": estimate,
     "difference": difference,
     "counted": counted,
+    "prompt_counts": prompt_counts,
 }
 
 

@@ -38,7 +38,8 @@ class RunEntry(NamedTuple):
     state: str
     constitution: str = ""
     model: str = ""
-    prompts: str = ""
+    prompts: str = ""  # of training
+    held_out: str = ""
     training: str = ""
     win_rate: str = ""
 
@@ -57,20 +58,22 @@ def run_entry(name: str, folder: RunFolder) -> RunEntry:
     try:
         manifest, summary = folder.manifest(), folder.summary()
         listed = _with_settings(entry, manifest, summary)
-        return listed if summary else listed._replace(prompts=_prompts(folder))
+        return listed if summary else _with_prompts(listed, folder, manifest)
     except CaiError as error:
         return entry._replace(state=str(error))
     except (LookupError, TypeError, AttributeError):
         return entry._replace(state="written by another version of cai")
 
 
-def _prompts(folder: RunFolder) -> str:
-    """The number of prompts, in training and held out; the run writes them before anything else."""
+def _with_prompts(entry: RunEntry, folder: RunFolder, manifest: dict[str, Any]) -> RunEntry:
+    """The entry of an unfinished run with its numbers of prompts; the run writes them before anything else."""
+    held_out = len(manifest.get("held_out") or ())
     try:
         with folder.prompts_jsonl.open("rb") as lines:
-            return str(sum(1 for line in lines if line.strip()))
+            prompts = sum(1 for line in lines if line.strip())
     except OSError:
-        return ""
+        return entry
+    return entry._replace(prompts=str(prompts - held_out), held_out=str(held_out))
 
 
 def _with_settings(entry: RunEntry, manifest: dict[str, Any], summary: dict[str, Any] | None) -> RunEntry:
@@ -85,7 +88,8 @@ def _with_settings(entry: RunEntry, manifest: dict[str, Any], summary: dict[str,
     win_rate = summary_metrics(summary).get("win_rate")
     return entry._replace(
         state="finished",
-        prompts=str(summary["prompts"] + summary["held_out"]),
+        prompts=str(summary["prompts"]),
+        held_out=str(summary["held_out"]),
         win_rate=str(win_rate) if win_rate else "",
     )
 

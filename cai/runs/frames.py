@@ -63,8 +63,20 @@ class Run:
 
     @cached_property
     def prompts(self) -> "pyarrow.Table":
-        """All prompts, training and held out."""
-        return _table(self.folder.prompts_jsonl, Prompt)
+        """One row per training prompt."""
+        return self._prompts(held_out=False)
+
+    @cached_property
+    def held_out(self) -> "pyarrow.Table":
+        """One row per prompt that was held out from training."""
+        return self._prompts(held_out=True)
+
+    def _prompts(self, held_out: bool) -> "pyarrow.Table":
+        """Rows of prompts.jsonl, which holds both kinds."""
+        of_manifest = set(self.folder.manifest().get("held_out") or ())
+        path = self.folder.prompts_jsonl
+        rows = each_row(path, Prompt) if path.exists() else ()
+        return rows_table((row for row in rows if (row.id in of_manifest) == held_out), Prompt)
 
     @cached_property
     def revisions(self) -> "pyarrow.Table":

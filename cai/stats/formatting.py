@@ -70,6 +70,11 @@ def counted(number: int, things: str) -> str:
     return f"{number:,} {things.removesuffix('s') if number == 1 else things}"
 
 
+def prompt_counts(training: int, held_out: int, things: str = "prompts") -> str:
+    """A count of training prompts, and the held-out ones apart: `3 prompts, and 1 held out`."""
+    return f"{counted(training, things)}, and {held_out:,} held out" if held_out else counted(training, things)
+
+
 def duration(seconds: float) -> str:
     """A duration: `12.3 s`, `3 min 04 s`, `2 h 15 min`."""
     if seconds < 60:

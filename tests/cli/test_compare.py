@@ -37,8 +37,8 @@ def test_everything_fits_in_a_hundred_columns(runs: Path, capsys: pytest.Capture
     assert (runs / "comparison.html").exists()
     for heading in (
         "Findings",
-        "B against A: 60 shared prompts",
-        "C against A: 60 shared prompts",
+        "B against A: 30 shared prompts, and 30 held out",
+        "C against A: 30 shared prompts, and 30 held out",
         "Training curves, by update",
     ):
         assert heading in printed
@@ -56,7 +56,7 @@ def test_json_is_the_whole_record_and_nothing_else(runs: Path, capsys: pytest.Ca
     compare(["a", "b"], True, None, runs)
     printed = capsys.readouterr().out
     assert RunComparison.model_validate_json(printed).runs[1].name == "b"
-    assert "NaN" not in printed and json.loads(printed)["pairs"][0]["shared"] == 60
+    assert "NaN" not in printed and json.loads(printed)["pairs"][0]["shared"] == 30
     assert not (runs / "comparison.html").exists()
     compare(["a", "b"], True, runs / "page.html", runs)
     assert (runs / "page.html").exists()

@@ -42,14 +42,13 @@ def make_run(
     folder = RunFolder(path)
     path.mkdir(parents=True)
     config = {"seed": 0, "revise": {"rounds": rounds, "critique": True}, "train": [{"stage": "dpo"}], **settings}
-    manifest = {
+    manifest: dict[str, Any] = {
         "config": config,
         "eval_constitution": {"fingerprint": "r"},
         "model": "m",
         "judge_models": ["m"],
         "templates": "t",
     }
-    folder.manifest_json.write_text(json.dumps(manifest), encoding="utf-8")
     folder.constitution_yaml.write_text(constitution_yaml(constitution), encoding="utf-8")
     asked = [prompt(f"{prefix}{number}") for number in range(prompts)]
     held_out = [prompt(f"held-{prefix}{number}") for number in range(prompts if evaluation else 0)]
@@ -90,6 +89,8 @@ def make_run(
             p = max(p, 1 - p)
             said = [said_of(drawn[0].id, p)]
             pairs.append(Preference(**about, chosen=chosen, rejected=rejected, p=p, source="judge", verdicts=said))
+    manifest["held_out"] = [one.id for one in held_out]
+    folder.manifest_json.write_text(json.dumps(manifest), encoding="utf-8")
     write_rows(folder.prompts_jsonl, [*asked, *held_out])
     write_rows(folder.revisions_jsonl, rows)
     write_rows(folder.preferences_jsonl, pairs)

@@ -22,7 +22,7 @@ def test_a_comparison_tells_what_differs(tmp_path: Path, model_folder: Path) -> 
     (pair,) = found.pairs
     assert pair.settings == ['constitution: "constitutions/harmless.yaml" → "constitutions/brief.yaml"']
     assert Counter(p.kind for p in pair.principles) == {"removed": 16, "added": 4}
-    assert pair.shared == 8
+    assert (pair.shared, pair.shared_held_out, pair.only, pair.only_held_out) == (6, 2, (0, 0), (0, 0))
     drafts = next(f for f in pair.metrics if f.key == "draft_words")
     assert (drafts.effect.mean, drafts.effect.n) == (0.0, 6)
     assert "a trains no policy, so none is evaluated" in found.warnings

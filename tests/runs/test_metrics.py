@@ -15,6 +15,7 @@ from rich.console import Console
 
 from cai.cli.compare import compare
 from cai.cli.run import print_summary
+from cai.cli.runs import runs as list_runs
 from cai.compare.compare import compare_runs
 from cai.data.jsonl import write_rows
 from cai.feedback.metrics import RUN_METRICS
@@ -23,6 +24,7 @@ from cai.inference.models import Model
 from cai.inference.scheduler import Reporter
 from cai.report.comparison import comparison_report, read_comparison
 from cai.report.run import read_run, run_report
+from cai.report.serve import run_entry
 from cai.runs.folder import RunFolder
 from cai.runs.frames import load_run
 from cai.runs.metrics import summarise, summary_metrics, summary_warnings, training_lines, training_warnings
@@ -103,9 +105,30 @@ def test_every_surface_shows_the_same_value_under_the_same_name(
     compare([str(run.path), str(run.path)], runs=tmp_path / "runs")
     compared = lines_of(capsys.readouterr().out)
     page = text_of(run_report(run, read_run(run)))
+    read = load_run(run.path)
+    training, held_out = summary["prompts"], summary["held_out"]
+    assert (read.prompts.num_rows, read.held_out.num_rows) == (training, held_out)
+    assert (training, held_out) == (len(run.prompts()) - held_out, len(run.manifest()["held_out"])) and held_out
+    assert any(line == f"prompts {training}, and {held_out} held out" for line in printed)
+    counts = f"{training} prompts, and {held_out} held out"
+    assert any(line.startswith("A: a ") and line.endswith(f", {counts})") for line in compared)
+    assert f"B against A: {training} shared prompts, and {held_out} held out" in compared
+    list_runs(tmp_path / "runs")
+    listed = capsys.readouterr().out.splitlines()
+    columns = [
+        (re.search(rf"\b{title}\b", listed[0]) or pytest.fail(title)).start() for title in ("prompts", "held out")
+    ]
+    assert [int(listed[1][place:].split()[0]) for place in columns] == [training, held_out]
     both = text_of(comparison_report(read_comparison(found, [run, run])))
     write_dataset(run, tmp_path / "dataset", "unknown")
     card = (tmp_path / "dataset/README.md").read_text(encoding="utf-8")
+    assert f"prompts {training} and {held_out} held out" in page
+    assert f"{training} shared prompts, and {held_out} held out" in both
+    entry = run_entry("a", run)
+    run.summary_json.rename(run.path / "aside")
+    unfinished = run_entry("a", run)
+    assert {(one.prompts, one.held_out) for one in (entry, unfinished)} == {(str(training), str(held_out))}
+    (run.path / "aside").rename(run.summary_json)
     for name, (mean, shown) in texts.items():
         assert any(line.startswith(f"{name} {mean} ") for line in printed), name
         assert any(line.startswith(f"{name} {mean} {mean} ") for line in compared), name
