@@ -198,6 +198,11 @@ def read_text(path: Path) -> str:
         raise CaiError(f"{path}:{line}: not UTF-8 text: byte 0x{content[error.start]:02x}{hint}") from None
 
 
+def as_yaml(value: Any) -> str:
+    """A JSON value as YAML."""
+    return str(yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120))
+
+
 def _collect_places(path: Path, node: yaml.Node, at: Location, places: dict[Location, str]) -> None:
     places.setdefault(at, f"{path}:{node.start_mark.line + 1}")
     if len(places) > MOST_PLACES:

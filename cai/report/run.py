@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from cai.config.errors import CaiError
+from cai.config.yaml_files import as_yaml
 from cai.constitution.principles import Constitution, Principle, shares
 from cai.data.records import Revision
 from cai.evaluation.injection import HEADING as INJECTION_HEADING
@@ -35,7 +36,7 @@ from cai.report.plots import (
     plane,
     reliability,
 )
-from cai.report.summary import SummaryContents, as_yaml, configuration_files, provenance, read_summary
+from cai.report.summary import SummaryContents, configuration_files, provenance, read_summary
 from cai.report.table import Detail, Table
 from cai.runs.folder import RunFolder, stage_order, stage_settings
 from cai.stats.formatting import NONE, estimate, number

@@ -2,10 +2,8 @@
 
 from typing import Any, NamedTuple
 
-import yaml
-
 from cai.config.errors import CaiError
-from cai.config.yaml_files import read_text
+from cai.config.yaml_files import as_yaml, read_text
 from cai.feedback.metrics import RUN_METRICS
 from cai.runs.folder import RunFolder
 from cai.runs.metrics import summarise, summary_metrics, summary_warnings, training_lines, training_warnings
@@ -166,8 +164,3 @@ def configuration_files(folder: RunFolder, manifest: dict[str, Any]) -> list[tup
     shown = [file for file in inputs if file.is_file() and file.resolve().is_relative_to(home)]
     texts = [(str(file.relative_to(folder.path)), read_text(file)) for file in shown]
     return [*texts[:1], ("all settings with defaults", as_yaml(manifest.get("config"))), *texts[1:]]
-
-
-def as_yaml(value: Any) -> str:
-    """A JSON value as YAML."""
-    return str(yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120))

@@ -25,7 +25,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.run_yaml = path / "run.yaml"  # a copy, with the overrides of --set as comments
+        self.run_yaml = path / "run.yaml"  # the run file with the overrides and the name in force
         self.manifest_json = path / MANIFEST_JSON  # everything that decides the result
         self.constitution_yaml = path / "constitution.yaml"
         self.eval_constitution_yaml = path / "eval_constitution.yaml"

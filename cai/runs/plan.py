@@ -26,7 +26,7 @@ from cai.inference import models
 from cai.inference.endpoints import resolve_judges
 from cai.inference.models import Model, model_fingerprint, resolve_model
 from cai.runs.folder import CACHE_FILES, ITERATION, RUN, RunFolder
-from cai.runs.run_file import RunConfig, load_run_file
+from cai.runs.run_file import RunConfig, effective_text, load_run_file
 from cai.training.settings import TrainStage, weighs_pairs
 from cai.training.stage import OUTPUT, worker_python
 
@@ -268,8 +268,8 @@ def start_folder(plan: Plan, replace: bool) -> None:
     """
     folder = plan.folder
     take(claim(plan), replace)
-    overrides = "".join(f"# with --set {override}\n" for override in plan.overrides)
-    write_text(folder.run_yaml, overrides + read_text(plan.run_file))
+    name = plan.config.name or plan.run_file.stem
+    write_text(folder.run_yaml, effective_text(plan.run_file, plan.overrides, name))
     write_text(folder.constitution_yaml, read_text(plan.constitution_file))
     write_text(folder.eval_constitution_yaml, read_text(plan.eval_constitution_file))
     folder.templates.mkdir(exist_ok=True)

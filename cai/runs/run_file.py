@@ -7,6 +7,8 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from cai.config import yaml_files
+from cai.config.characters import visible
+from cai.config.errors import exists
 from cai.config.yaml_files import Section
 from cai.data.records import Probability, Seed
 from cai.evaluation.policy import EvaluateConfig
@@ -118,3 +120,25 @@ def load_run_file(path: Path, overrides: list[str] | None = None) -> RunConfig:
     source = yaml_files.read_yaml(path)
     yaml_files.expect_kind(source, "run file")
     return yaml_files.validate(yaml_files.apply_overrides(source, overrides or []), RunConfig)
+
+
+def effective_text(path: Path, overrides: list[str], name: str) -> str:
+    """A run file's text with the overrides and the run's name in force, which `cai run` takes for the same run.
+
+    Files that were found in the run file's folder are named from the working directory. The text stays as it is, with
+    its comments, where nothing differs.
+    """
+    source = yaml_files.read_yaml(path)
+    data = yaml_files.apply_overrides(source, overrides).data
+    data["name"] = name
+    sections = [(data, "constitution"), (data, "templates"), (data.get("evaluate"), "constitution")]
+    sections += [(data.get("prompts"), "source"), (data.get("preferences"), "source"), (data.get("judge_gate"), "data")]
+    sections += [(stage, key) for stage in data.get("train") or [] for key in ("mix", "reward")]
+    for section, key in sections:
+        file = section.get(key) if section else None
+        if file is not None and not exists(Path(file)) and exists(path.parent / file):
+            section[key] = str(path.parent / file)
+    origin = " ".join([str(path), *(f"--set {override}" for override in overrides)])
+    header = f"# Settings of this run, from {visible(' '.join(origin.split()))}; paths are from the working directory\n"
+    unchanged = data == source.data
+    return header + (yaml_files.read_text(path) if unchanged else yaml_files.as_yaml(data))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow
 import pytest
+import yaml
 from pyarrow import parquet
 
 from cai.config.errors import CaiError
@@ -244,7 +245,8 @@ def test_the_launcher_in_a_received_run_folder_is_not_run_by_what_reads_the_fold
     for name in ("one", "two"):
         shutil.copytree(runs / "test", runs / name)
         for file in ("run.yaml", "manifest.json"):
-            content = json.loads((runs / name / file).read_text().partition("# with")[0])
+            parse = yaml.safe_load if file == "run.yaml" else json.loads
+            content = parse((runs / name / file).read_text())
             (content.get("config") or content).update(launcher=f"touch {started}", train=[{"stage": "sft"}])
             (runs / name / file).write_text(json.dumps(content))
         stage = runs / name / "train/1-sft"

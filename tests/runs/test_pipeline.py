@@ -17,7 +17,7 @@ from cai.inference.engine import Choose, Completion, Generate, ScriptedEngine
 from cai.inference.scheduler import OpenEngine, Reporter
 from cai.runs.folder import RunFolder
 from cai.runs.pipeline import execute
-from cai.runs.plan import make_plan, split
+from cai.runs.plan import claim, make_plan, split, start_folder
 from tests.conftest import ROOT, prompt, remembered, scripted, write_workspace
 
 ROWS = ("prompts.jsonl", "revisions.jsonl", "preferences.jsonl", "skipped.jsonl")
@@ -111,6 +111,35 @@ def test_a_changed_setting_needs_another_name_or_replace(tmp_path: Path, model_f
     assert rows(folder) == before
     replaced = run_to_end(run_file, overrides=("revise.rounds=1",), replace=True)
     assert len(replaced.revisions()) == 6
+
+
+def test_the_run_file_in_a_runs_folder_is_the_same_run(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").mkdir()
+    run_file = write_workspace(tmp_path / "mine", model_folder, extra="# a comment\nevaluate: {constitution: plain}\n")
+    shutil.copyfile(ROOT / "constitutions/brief.yaml", tmp_path / "mine/brief.yaml")
+    monkeypatch.chdir(tmp_path)
+    overrides = ("revise.rounds=1", "train=[{stage: sft, learning_rate: 1.0e-5}]")
+    plan = make_plan(run_file, list(overrides), "other", tmp_path / "runs")
+    plan.folder.path.mkdir(parents=True)
+    start_folder(plan, replace=False)
+    again = make_plan(tmp_path / "runs/other/run.yaml", [], None, tmp_path / "runs")
+    assert again.folder.path == plan.folder.path
+    assert claim(again).changes() == []
+    first = plan.folder.run_yaml.read_text(encoding="utf-8").splitlines()[0]
+    assert first.startswith(f"# Settings of this run, from {run_file} --set revise.rounds=1 --set train=[")
+
+    moved = make_plan(run_file, ["constitution=brief.yaml"], "moved", tmp_path / "runs")
+    moved.folder.path.mkdir()
+    start_folder(moved, replace=False)
+    again = make_plan(moved.folder.run_yaml, [], None, tmp_path / "runs")
+    assert again.constitution_file == run_file.parent / "brief.yaml"
+
+    same = make_plan(run_file, [], None, tmp_path / "runs")
+    same.folder.path.mkdir()
+    start_folder(same, replace=False)
+    assert same.folder.run_yaml.read_text().partition("\n")[2] == run_file.read_text()
 
 
 @pytest.mark.slow
