@@ -101,7 +101,7 @@ class ReviseSettings(ReviseConfig):
     """Settings of `cai.revise`: those of `revise:` in a run file, and these."""
 
     seed: Seed = 0
-    """Random seed; decides samples and principle draws."""
+    """Random seed; decides samples and sampled principles."""
     templates: str = "prompts/default"
     """Folder of prompt templates."""
     engine: EngineConfig = EngineConfig()
@@ -112,7 +112,7 @@ class JudgeSettings(JudgeConfig):
     """Settings of `cai.judge`: those of `judge:` in a run file, and these."""
 
     seed: Seed = 0
-    """Random seed; decides principle draws and the sampling of chains of thought."""
+    """Random seed; decides sampled principles and the sampling of chains of thought."""
     templates: str = "prompts/default"
     """Folder of prompt templates."""
     engine: EngineConfig = EngineConfig()
@@ -173,7 +173,7 @@ def judge(
     open_engine: OpenEngine = open_model,
     **settings: Any,
 ) -> Labels:
-    """Label pairs of answers with an AI judge: a row a pair, `p` the probability that `chosen` is preferred.
+    """Label pairs of answers with an AI judge: a row a pair, `p` is P(chosen better).
 
     Rows of `answers` are pairs (`prompt`, `chosen`, `rejected`), or sets (`prompt`, `responses`) of which all pairs are
     judged and that are ranked; a Revision stands for its draft and its revision. Several models are a panel.

@@ -147,10 +147,10 @@ def _unpaired(metrics: Sequence[UnpairedMetric], b: str) -> Grid:
 def _principles(pair: PairComparison, b: str) -> Iterator[RenderableType | Grid]:
     """Each principle's outcomes in both runs, then the effects of changing it."""
     if any(p.a or p.b for p in pair.principles):
-        yield heading(f"Principles, over the rounds of revision that drew them: A / {b}")
+        yield heading(f"Principles, over the rounds of revision that sampled them: A / {b}")
         yield _uses(pair.principles)
         undrawn = sum(not any(use and use.drawn for use in (p.a, p.b)) for p in pair.principles)
-        more = f"; {counted(undrawn, 'principles')} not drawn by any shared prompt" if undrawn else ""
+        more = f"; {counted(undrawn, 'principles')} not sampled by any shared prompt" if undrawn else ""
         yield Text(f"  * significant against the run's other principles (Holm){more}", style="dim")
     effects = [(p, outcome, effect) for p in pair.principles for outcome, effect in p.effects.items()]
     known = sorted((item for item in effects if item[2].low is not None), key=lambda item: item[2].p or 0.0)
@@ -168,7 +168,7 @@ def _uses(principles: Sequence[PrincipleComparison]) -> Grid:
     outcomes = [key for key in OUTCOME_NAMES if any(u and key in u.means for p in principles for u in (p.a, p.b))]
     by_importance = [key for key in ("truncated", "filtered", "verdict", "changed") if key in outcomes]
     optional = [2 + outcomes.index(key) for key in by_importance]
-    grid = Grid(["", "drawn", *(OUTCOME_NAMES[key] for key in outcomes)], optional)
+    grid = Grid(["", "sampled", *(OUTCOME_NAMES[key] for key in outcomes)], optional)
     for p in principles:
         if not any(use and use.drawn for use in (p.a, p.b)):
             continue
@@ -274,6 +274,6 @@ def _flips(flips: Sequence[PositionFlip], letters: Sequence[str]) -> Iterator[Re
         runs.add(flip.run)
         pairs.add(pair)
         yield heading(f"{letters[flip.run]}: {flip.prompt_id}, {flip.what}: position bias at its widest")
-        sides = f"{number(flip.p_forward)} shown first, {number(flip.p_reverse)} shown second"
-        yield Text(visible(f"  {flip.principle_id}: P(first is better) is {sides}"))
-        yield from _texts({"first": flip.first, "second": flip.second})
+        sides = f"{number(flip.p_forward)} when shown first, {number(flip.p_reverse)} when shown second"
+        yield Text(visible(f"  {flip.principle_id}: P(answer 1 better): {sides}"))
+        yield from _texts({"answer 1": flip.first, "answer 2": flip.second})

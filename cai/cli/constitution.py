@@ -88,7 +88,7 @@ def new(
 
 @app.command(cls=HelpCommand)
 def show(constitution: Source, principle: PrincipleId = None, runs: RunsFolder = DEFAULT_RUNS) -> None:
-    """Print principles, their weights and shares of draws."""
+    """Print principles, their weights and how often each is sampled."""
     _show(constitution, principle, runs)
 
 
@@ -201,7 +201,7 @@ def _show(name: str, principle: str | None, runs: Path) -> None:
         console.rule(Text(p.id, style="bold"), align="left")
         tags = f", tags {visible(', '.join(p.tags))}" if p.tags else ""
         tests = f", {len(p.tests)} test{'s' if len(p.tests) > 1 else ''}" if p.tests else ""
-        weight = f"weight {p.weight:g}, {_percent(share[p.id])} of draws{tags}{tests}, fingerprint {p.fingerprint}"
+        weight = f"weight {p.weight:g}, sampled {_percent(share[p.id])}{tags}{tests}, fingerprint {p.fingerprint}"
         console.print(Text(weight, style="dim"))
         for field in (*TEXTS, "notes"):
             if text := getattr(p, field):
@@ -212,8 +212,8 @@ def _show(name: str, principle: str | None, runs: Path) -> None:
 
 def _overview(c: Constitution, share: dict[str, float]) -> Table:
     table = Table(box=None, padding=(0, 1))
-    for column in ("principle", "weight", "of draws", "fingerprint", "tags"):
-        right = column in ("weight", "of draws")
+    for column in ("principle", "weight", "sampled", "fingerprint", "tags"):
+        right = column in ("weight", "sampled")
         table.add_column(column, justify="right" if right else "left", no_wrap=column != "tags", overflow="fold")
     for p in c.principles:
         tags = Text(visible(", ".join(p.tags)))
@@ -276,11 +276,11 @@ def _print_difference(console: Console, a: Constitution, b: Constitution, differ
     share_a, share_b, changed = shares(a), shares(b), changed_calls(a, b)
     for kind, ids, share in (("removed", difference.removed, share_a), ("added", difference.added, share_b)):
         for i in ids:
-            console.print(Text.assemble((kind, COLOURS[kind]), f"  {i}  ({_percent(share[i])} of draws)"))
+            console.print(Text.assemble((kind, COLOURS[kind]), f"  {i}  (sampled {_percent(share[i])})"))
     for i in difference.reweighted:
         weights = f"{before[i].weight:g} → {after[i].weight:g}"
-        draws = f"({_percent(share_a[i])} → {_percent(share_b[i])} of draws)"
-        console.print(Text.assemble(("reweighted", "yellow"), f"  {i}  {weights}  {draws}"))
+        sampled = f"(sampled {_percent(share_a[i])} → {_percent(share_b[i])})"
+        console.print(Text.assemble(("reweighted", "yellow"), f"  {i}  {weights}  {sampled}"))
     for i in difference.reworded:
         console.print(Text.assemble(("reworded", "yellow"), f"  {i}"))
         for field, (old, new) in _reworded(before[i], after[i]).items():

@@ -68,9 +68,9 @@ def eval_(
 ) -> None:
     """Evaluate a policy: win rates, probes, reward hacking.
 
-    Win rates against other policies by an eval judge, on two axes (helpful and safe); probes for over-refusal,
-    sycophancy, red-team prompts and answers that attack the judge; signs of reward hacking. --set takes settings of
-    `evaluate:` in a run file. After an interrupt, the same command resumes.
+    Win rates against other policies by an eval judge, on three axes (overall, helpful and safe); probes for
+    over-refusal, sycophancy, red-team prompts and answers that attack the judge; signs of reward hacking. --set takes
+    settings of `evaluate:` in a run file. After an interrupt, the same command resumes.
     Exit status 1: a model could not answer some rows.
     """
     options = Options(

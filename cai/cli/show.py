@@ -64,7 +64,7 @@ def _revisions(folder: RunFolder) -> list[Example]:
                 parts.append((_heading("critique", row), row.critique))
             parts.append((_heading("revision", row, row.flags), row.revision))
         if prompt_id in labels:
-            parts.append(("label", f"p(revision preferred) = {labels[prompt_id].p:g}"))
+            parts.append(("label", _label(labels[prompt_id])))
         else:
             parts.append(("label", f"none: {reasons.get(prompt_id, 'no pair')}"))
         examples.append((prompt_id, parts))
@@ -78,15 +78,22 @@ def _heading(text: str, row: Revision, flags: Sequence[str] = ()) -> str:
 
 def _preference(row: Preference) -> Example:
     parts = [*_conversation(row.messages), ("chosen", row.chosen), ("rejected", row.rejected)]
-    parts.append(
-        ("label", f"p(chosen preferred) = {row.p:.4f}, by {row.source} {' '.join(row.principle_ids)}".rstrip())
-    )
+    parts.append(("label", _label(row)))
     return row.prompt_id, [*parts, *_verdicts(row.verdicts)]
+
+
+def _label(row: Preference) -> str:
+    """A pair's label and where it comes from."""
+    if row.source != "revision":
+        return f"P(chosen better) = {row.p:.4f}, by {row.source}"
+    names = "principles" if len(row.principle_ids) > 1 else "principle"
+    principles = f", {names}: {', '.join(row.principle_ids)}" if row.principle_ids else ""
+    return f"p = {row.p:g} by construction (revision over draft){principles}"
 
 
 def _comparison(row: BeforeAfter) -> Example:
     parts = [*_conversation(row.messages), ("before", row.before), ("after", row.after)]
-    return row.prompt_id, [*parts, ("label", f"p(after is better) = {row.p:.4f}"), *_verdicts(row.verdicts)]
+    return row.prompt_id, [*parts, ("label", f"P(after better) = {row.p:.4f}"), *_verdicts(row.verdicts)]
 
 
 def _skipped(row: Skipped) -> Example:

@@ -150,7 +150,7 @@ def _read_single(
         for warning in pair_warnings(whole, run, shared):
             of_pairs.setdefault(warning.removeprefix(f"{whole.name} and {run.name}"), []).append(run.name)
         if whole.revised and (id := member.principles.id) is not None and id not in drawn:
-            warnings.append(f"no revision of {whole.name} drew '{id}', so its row is its effect as a judge alone")
+            warnings.append(f"no revision of {whole.name} sampled '{id}', so its row is its effect as a judge alone")
         sides = (whole, run) if how == "one-at-a-time" else (run, whole)
         runs.append(_SingleRun(member, whole.split(shared)[0], dict(_effects(*sides, shared))))
     for warning, names in of_pairs.items():

@@ -156,7 +156,7 @@ def _changes(a: RunData, b: RunData, shared: Sequence[str], kinds: Mapping[str, 
 
 
 def _change(kind: Kind, met: Sequence[str], same: set[str], differences: Mapping[str, Mapping[str, float]]) -> _Change:
-    """A principle's change over the prompts that met it; `same` are those that met the same in both runs."""
+    """A principle's change over the prompts that sampled it; `same` are those that sampled the same in both runs."""
     prompts = [i for i in met if (i in same) == (kind == "same")]
     effects: dict[str, Effect] = {}
     used = 0

@@ -88,7 +88,7 @@ def _no_principle_effect(head: str, pair: PairComparison) -> Iterator[str]:
     nearest = max(detectable, key=lambda item: detected_share(item[2]), default=None)
     if nearest:
         p, outcome, effect = nearest
-        prompts = f"{effect.n} prompts with controls" if p.controls else f"the {effect.n} prompts that met it"
+        prompts = f"{effect.n} prompts with controls" if p.controls else f"the {effect.n} prompts that sampled it"
         change = f"{OUTCOME_NAMES[outcome]} {mean_difference(effect)} on {prompts}"
         line += f"; closest to significance: {p.id}, {change}, {_detectable(effect)}"
     yield line

@@ -178,8 +178,8 @@ class PositionFlip(Row):
     first: str
     second: str
     principle_id: str
-    p_forward: float  # P(first is better), shown first
-    p_reverse: float  # P(first is better), shown second
+    p_forward: float  # P(first better), shown first
+    p_reverse: float  # P(first better), shown second
 
 
 class RunComparison(Row):
@@ -210,8 +210,8 @@ class Attribution(Row):
 
     `leave-one-out`: the run with all principles less the run without this one, so what the principle adds.
     `one-at-a-time`: the run with this principle alone less the run with all of them.
-    Means of paired differences over all shared prompts, also those that never met the principle; Holm's correction is
-    over the principles of one outcome.
+    Means of paired differences over all shared prompts, also those that never sampled the principle; Holm's correction
+    is over the principles of one outcome.
     """
 
     sweep: str

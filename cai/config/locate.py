@@ -1,6 +1,6 @@
-"""Finding the files that users name: local ones, shipped ones, and data sets of the Hugging Face Hub.
+"""Finding the files that users name: local ones, shipped ones, and datasets of the Hugging Face Hub.
 
-A data set of the Hub is downloaded once and then read like any other file:
+A dataset of the Hub is downloaded once and then read like any other file:
 
     org/name                     the split `train`, or the only one
     org/name:test                this split
@@ -19,11 +19,11 @@ from typing import Any
 from cai.config.errors import CaiError, exists, similar
 
 HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::(?P<part>[\w./-]+))?")
-SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".gz", ".zst")  # of files, not of data sets
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".gz", ".zst")  # of files, not of datasets
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name, of no local file, may be that of a data set on the Hub."""
+    """Whether a name, of no local file, may be that of a dataset on the Hub."""
     parts = HUB_ID.fullmatch(name)
     return parts is not None and (parts["part"] is not None or Path(name).suffix not in SUFFIXES)
 
@@ -37,7 +37,7 @@ def local_file(name: str) -> Path:
         return Path(name)
     if not is_hub_id(name):
         other = similar(Path(name))
-        hint = f"did you mean '{other}'?" if other else "expected one, or a data set of the Hub such as org/name:split"
+        hint = f"did you mean '{other}'?" if other else "expected one, or a dataset of the Hub such as org/name:split"
         raise CaiError(f"{name}: no such file; {hint}")
     repo, _, part = name.partition(":")
     try:
@@ -46,7 +46,7 @@ def local_file(name: str) -> Path:
         raise
     except Exception as error:  # the Hub's client raises many kinds, offline ones of several libraries
         first = [*str(error).strip().splitlines(), type(error).__name__][0]
-        raise CaiError(f"{name}: no such file, and the Hub has no such data set or is unreachable: {first}") from error
+        raise CaiError(f"{name}: no such file, and the Hub has no such dataset or is unreachable: {first}") from error
 
 
 def _download_file(repo: str, file: str) -> Path:
@@ -125,7 +125,7 @@ def suggestion(name: str, run_file: Path) -> str:
 
 
 def find_data(field: str, name: str, run_file: Path) -> Path:
-    """`find_file` for data, which may also be a data set of the Hub, downloaded here."""
+    """`find_file` for data, which may also be a dataset of the Hub, downloaded here."""
     try:
         return find_file(field, name, run_file)
     except CaiError:

@@ -232,8 +232,8 @@ def _starved(constitution: Constitution, at: At) -> Iterator[Finding]:
     share = shares(constitution)
     for principle in constitution.principles:
         if share[principle.id] < MIN_SHARE:
-            often = f"once in {1 / share[principle.id]:.0f} draws" if share[principle.id] > 0 else "never"
-            reason = f"with weight {principle.weight:g} it is drawn {often}, less than once in {1 / MIN_SHARE:.0f}"
+            often = f"once in {1 / share[principle.id]:.0f} times" if share[principle.id] > 0 else "never"
+            reason = f"with weight {principle.weight:g} it is sampled {often}, less than once in {1 / MIN_SHARE:.0f}"
             suggestion = "raise its weight, lower the others, or delete it"
             yield Finding(*at(principle, "weight"), "rarely-drawn", "warning", reason, suggestion)
 

@@ -232,7 +232,7 @@ def _tojson(value: Any) -> str:
 
 FUNCTIONS: dict[str, Any] = {name: filters.FILTERS[name] for name in sorted(FILTERS) if name in filters.FILTERS}
 FUNCTIONS |= {"indent": _indent, "round": _round, "sum": _sum, "tojson": _tojson}
-FUNCTIONS |= {  # of our own: disguises of a request, for probes
+FUNCTIONS |= {  # of our own: encodings of a request, for probes
     "base64": lambda text: base64.b64encode(str(text).encode("utf-8")).decode("ascii"),
     "leet": lambda text: str(text).translate(LEET),
     "spaced": lambda text: " ".join(str(text)),

@@ -1,4 +1,4 @@
-"""External formats made of chat turns: what libraries, providers and data sets of the Hub store.
+"""External formats made of chat turns: what libraries, providers and datasets of the Hub store.
 
 trl (https://huggingface.co/docs/trl/dataset_formats), always as turns:
 
@@ -240,7 +240,7 @@ def _split_last(place: Place, key: str, conversation: Any) -> tuple[Messages, An
 
 
 def read_conversation_prompt(place: Place, value: RawRow) -> RowFields:
-    """The prompt of a cai-conversation row: a text or, in the first of these data sets, one turn."""
+    """The prompt of a cai-conversation row: a text or, in the first of these datasets, one turn."""
     prompt = value["init_prompt"]
     content = prompt.get("content") if isinstance(prompt, dict) else prompt
     if not isinstance(content, str):

@@ -259,7 +259,7 @@ def read_annotated_pair(place: Place, value: RawRow) -> RowFields:
         return skipped(place, value, "no prompt: a pair needs the conversation that it answers")
     first, second = (_response(place, value, key) for key in ("response_a", "response_b"))
     chosen, rejected = (first, second) if preferred == "a" else (second, first)
-    by_human = annotator.get("type") in ("human", "unknown")  # Inverse CAI writes `unknown` for any data set
+    by_human = annotator.get("type") in ("human", "unknown")  # Inverse CAI writes `unknown` for any dataset
     return [
         {
             "prompt_id": text(place, value, "id"),

@@ -80,7 +80,7 @@ class Revision(Row):
 
 
 class Verdict(Row):
-    """A judge's verdict on a pair by one principle: P(first is better), in both orders or, without swap, in one."""
+    """A judge's verdict on a pair by one principle: P(first better), in both orders or, without swap, in one."""
 
     principle_id: str
     principle_hash: str
@@ -110,7 +110,7 @@ class Verdict(Row):
 
 
 class Preference(Row):
-    """A labelled pair. `p` is P(chosen is preferred), soft from judge to loss."""
+    """A labelled pair. `p` is P(chosen better), soft from judge to loss."""
 
     prompt_id: str
     messages: Messages
@@ -120,12 +120,12 @@ class Preference(Row):
     p: Probability
     weight: Weight = 1.0  # of this pair in the loss, relative to others
     source: Literal["revision", "judge", "human"]
-    verdicts: list[Verdict] = []  # of the judge; p_forward and p_reverse are P(chosen is better)
+    verdicts: list[Verdict] = []  # of the judge; p_forward and p_reverse are P(chosen better)
     principle_ids: list[str] = []  # of the revision's rounds, in order
     model: str = ""  # engine fingerprint of the policy that wrote the responses
     judge: str = ""  # engine fingerprint of the judge
     seeds: list[int] = []
-    # P(chosen is preferred) by the input file's label, beside a judge's `p`; rows of a run have none
+    # P(chosen better) by the input file's label, beside a judge's `p`; rows of a run have none
     input_p: Probability | None = Field(default=None, exclude_if=lambda p: p is None)
 
 

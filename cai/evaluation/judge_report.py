@@ -57,7 +57,7 @@ class Judged(NamedTuple):
     """A labelled pair as a judge sees it, without its texts."""
 
     prompt_id: str
-    label: float  # P(first is better), by people
+    label: float  # P(first better), by people
     p: float  # by the judge
     longer: int  # characters of the first answer less those of the second
     opinions: tuple[Opinion, ...]  # none of identical answers, which are never asked

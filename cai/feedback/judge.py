@@ -222,7 +222,7 @@ def calls_for_revision(settings: JudgeConfig, rounds: int) -> int:
 
 
 def soft_label(verdicts: Sequence[Verdict], temperature: float = 1.0, clamp: tuple[float, float] = (0.0, 1.0)) -> float:
-    """P(first is better), in [0, 1]: the mean of the verdicts by weight, each within `clamp`.
+    """P(first better), in [0, 1]: the mean of the verdicts by weight, each within `clamp`.
 
     `temperature` divides the mean's log-odds.
     """
@@ -295,7 +295,7 @@ def judged_preferences(judged: JudgedAnswers, settings: JudgeConfig, stage: str)
 
 
 def swapped(verdict: Verdict) -> Verdict:
-    """The same verdict on the pair in reverse: P(second is better) in each order."""
+    """The same verdict on the pair in reverse: P(second better) in each order."""
     return verdict.model_copy(
         update={
             "p_forward": _complement(verdict.p_reverse),

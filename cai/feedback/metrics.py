@@ -150,7 +150,7 @@ def non_option_mass(verdicts: Sequence[Verdict]) -> float | None:
 
 
 def mean_p(verdicts: Sequence[Verdict]) -> float | None:
-    """The mean P(first is better) over verdicts; None without verdicts."""
+    """The mean P(first better) over verdicts; None without verdicts."""
     return sum(verdict.p for verdict in verdicts) / len(verdicts) if verdicts else None
 
 

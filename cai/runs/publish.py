@@ -1,6 +1,6 @@
-"""Exporting a run or a file to external formats, and publishing a run as a data set with a card.
+"""Exporting a run or a file to external formats, and publishing a run as a dataset with a card.
 
-The data set has Parquet splits that `datasets` loads, the constitutions, and a card
+The dataset has Parquet splits that `datasets` loads, the constitutions, and a card
 (https://huggingface.co/docs/hub/datasets-cards). On the card, text of people or models is in code blocks, where no
 Markdown or HTML in it takes effect.
 """
@@ -147,7 +147,7 @@ KINDS = {
     "prompts": "a prompt; `test` was held out from training",
 }
 SAMPLE = 1500  # characters of a text on the card
-HUB = "hub:"  # prefix of a data set's name on the Hub
+HUB = "hub:"  # prefix of a dataset's name on the Hub
 File = tuple[str, str, str, int]
 """A configuration, a split, its file, and how many rows it has."""
 
@@ -222,7 +222,7 @@ def _models(run: RunFolder, licence: str) -> str:
         "versions": ", ".join(f"{name} {version}" for name, version in manifest["versions"].items()),
     }
     licences = {
-        "this data set": "not stated" if licence == "unknown" else licence,
+        "this dataset": "not stated" if licence == "unknown" else licence,
         "prompts": f"not stated; that of {config['prompts']['source']}",
         "answers, critiques, revisions": f"subject to the terms of the model {model}",
         "verdicts": f"subject to the terms of the judge, {judges}",
@@ -293,7 +293,7 @@ def _revision(row: Revision) -> list[tuple[str, str]]:
 
 
 def _pair(row: Preference) -> list[tuple[str, str]]:
-    label = f"p(chosen is better) = {row.p:.4f}, by {row.source}"
+    label = f"P(chosen better) = {row.p:.4f}, by {row.source}"
     return [
         ("Prompt of a labelled pair", _conversation(row.messages)),
         ("Chosen", row.chosen),
@@ -324,7 +324,7 @@ class Split(NamedTuple):
 
     @property
     def file(self) -> str:
-        """Its path in the data set."""
+        """Its path in the dataset."""
         return f"{self.config}/{self.split}.parquet"
 
 
@@ -357,7 +357,7 @@ def write_dataset(run: RunFolder, folder: Path, licence: str) -> list[Split]:
 
 
 def splits(run: RunFolder) -> list[Split]:
-    """All rows of a run by kind; the first is the data set's default."""
+    """All rows of a run by kind; the first is the dataset's default."""
     held_out, prompts = set(run.manifest()["held_out"]), run.prompts()
     rankings = read_rows(run.rankings_jsonl, Ranking) if run.rankings_jsonl.exists() else []
     return [
@@ -371,7 +371,7 @@ def splits(run: RunFolder) -> list[Split]:
 
 
 def publish(run: RunFolder, repo: str, licence: str) -> str:
-    """Upload a run as a data set of the Hub, private if it is new; returns its URL.
+    """Upload a run as a dataset of the Hub, private if it is new; returns its URL.
 
     Raises: CaiError if the upload fails, as it does without a token (`hf auth login`).
     """

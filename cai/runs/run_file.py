@@ -22,7 +22,7 @@ class PromptsConfig(Section):
     """`prompts:`: the prompts the model answers."""
 
     source: str
-    """File of prompts in any format, or a data set of the Hub; relative to the working directory or the run file."""
+    """File of prompts in any format, or a dataset of the Hub; relative to the working directory or the run file."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """Use only the first prompts; null uses all."""
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.25
@@ -33,7 +33,7 @@ class PreferencesConfig(Section):
     """`preferences:`: labelled pairs, of people for example, added to the run's own."""
 
     source: str
-    """File of preferences in any format, or a data set of the Hub."""
+    """File of preferences in any format, or a dataset of the Hub."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Weight of one of its pairs in the loss, relative to the run's own."""
 
@@ -42,7 +42,7 @@ class GateConfig(Section):
     """`judge_gate:`: labelled pairs on which the judge must pass before the run makes any other call."""
 
     data: str
-    """File of labelled pairs in any format, or a data set of the Hub."""
+    """File of labelled pairs in any format, or a dataset of the Hub."""
     limit: Annotated[int, Field(ge=1)] | None = 200
     """Use only the first pairs; null uses all."""
     accuracy: Probability | None = None
@@ -63,7 +63,7 @@ class RunConfig(Section):
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
     """Name of the run's folder; by default the run file's name."""
     seed: Seed = 0
-    """Random seed; decides samples, principle draws and training."""
+    """Random seed; decides samples, sampled principles and training."""
     model: str
     """Known name such as smollm2-135m, folder, or Hub id; weights are read from safetensors."""
     constitution: str

@@ -84,7 +84,7 @@ def reproducible(folder: RunFolder) -> list[Claim]:
     served = any(name.startswith(SERVER_SCHEMES) for name in named)
     claims = [
         Claim("labels, metrics", "this folder", "exactly"),
-        Claim("draws of principles, requests", "this folder", "exactly"),
+        Claim("sampled principles, requests", "this folder", "exactly"),
         Claim("texts, verdicts", "and its cache", "exactly"),
         Claim("texts, verdicts, asked again", "and model, vLLM build", "nearly: rounding"),
     ]

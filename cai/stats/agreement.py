@@ -1,6 +1,6 @@
 """Preferences against labels: agreement beyond chance, log loss and calibration.
 
-A preference is P(first is better) of a pair, in [0, 1]; labels may be soft. No function depends on which answer of a
+A preference is P(first better) of a pair, in [0, 1]; labels may be soft. No function depends on which answer of a
 pair stands first.
 """
 
@@ -37,7 +37,7 @@ class Agreement(NamedTuple):
 
 
 def agreement(a: Sequence[float], b: Sequence[float]) -> Agreement | None:
-    """Between the winners that two judges' P(first is better) name; a tie is a verdict of its own. None for no pairs.
+    """Between the winners that two judges' P(first better) name; a tie is a verdict of its own. None for no pairs.
 
     Every pair is read from both sides: which answer stands first says nothing, and if it were the better one in every
     row of a file, chance agreement would be 1 and κ undefined. Without ties chance agreement is then exactly one
@@ -82,7 +82,7 @@ class Bin(NamedTuple):
 def reliability(predicted: Sequence[float], labels: Sequence[float]) -> list[Bin]:
     """The reliability curve over ten equal bins of [0.5, 1]; empty bins are skipped.
 
-    Args: both P(first preferred) in [0, 1], a value a pair; labels may be soft. A pair is read from the side of its
+    Args: both P(first better) in [0, 1], a value a pair; labels may be soft. A pair is read from the side of its
     predicted winner, since which response stands first says nothing; where none is predicted, from both sides.
     """
     sides = [

@@ -29,7 +29,7 @@ class TokenizedDPOTrainer(DPOTrainer):  # type: ignore[misc]
 
 
 class SoftDPOTrainer(TokenizedDPOTrainer):
-    """DPO on columns `p`, P(chosen is preferred), and `weight`, of mean 1: mean of w·(p·l(Δ) + (1 − p)·l(−Δ)).
+    """DPO on columns `p`, P(chosen better), and `weight`, of mean 1: mean of w·(p·l(Δ) + (1 − p)·l(−Δ)).
 
     l is trl's loss of a pair and Δ its margin. As that is l(Δ) + w·(1 − p)·(l(−Δ) − l(Δ)) + (w − 1)·l(Δ), we add the
     last two terms to trl's own loss: with p = 1 and w = 1 it is trl's to the bit. With x = βΔ and noise ε,

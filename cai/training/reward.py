@@ -49,7 +49,7 @@ def soft_preference_loss(delta: Tensor, p: Tensor, weight: Tensor) -> Tensor:
     """Cross-entropy of a Bradley–Terry model against soft labels: mean of w·(−p·log σ(Δ) − (1−p)·log σ(−Δ)).
 
     Args: delta of shape (pairs,), reward of the first response minus that of the second; p of shape (pairs,),
-    P(first preferred) in [0, 1]; weight of shape (pairs,), each pair's share, 1 / pairs for a plain mean.
+    P(first better) in [0, 1]; weight of shape (pairs,), each pair's share, 1 / pairs for a plain mean.
     Returns: a scalar in nats. With p = 1 it is InstructGPT's eq. 1 (arXiv:2203.02155).
     """
     return -(weight * (p * logsigmoid(delta) + (1 - p) * logsigmoid(-delta))).sum()

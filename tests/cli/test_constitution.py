@@ -84,7 +84,7 @@ def test_show_prints_texts_weights_and_shares(cai) -> None:
     assert max(map(len, result.out.splitlines())) <= 80
     result = cai("show", SHIPPED / "harmless.yaml", "--principle", "privacy")
     assert "spy on a person or share" in result.out
-    assert "weight 1, 6.1 % of draws, tags harm, privacy" in result.out
+    assert "weight 1, sampled 6.1 %, tags harm, privacy" in result.out
     assert "lawful" not in result.out
     result = cai("show", SHIPPED / "harmless.yaml", "--principle", "privcy")
     assert result.status == 2
@@ -116,9 +116,9 @@ def test_diff_marks_changed_words_and_counts_the_calls_to_repeat(cai, tmp_path: 
     )
     result = cai("diff", SHIPPED / "harmless.yaml", path)
     assert result.status == 1
-    assert "removed  privacy  (6.1 % of draws)" in result.out
-    assert "added  private-life  (5.6 % of draws)" in result.out
-    assert "reweighted  care-in-distress  1.5 → 3  (9.1 % → 16.7 % of draws)" in result.out
+    assert "removed  privacy  (sampled 6.1 %)" in result.out
+    assert "added  private-life  (sampled 5.6 %)" in result.out
+    assert "reweighted  care-in-distress  1.5 → 3  (sampled 9.1 % → 16.7 %)" in result.out
     assert (
         "reworded  no-bullying\n  judge\n    Which answer is {+much+} kinder to [-the-]{+every+} person" in result.out
     )

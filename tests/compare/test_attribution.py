@@ -81,7 +81,7 @@ def test_a_run_that_does_not_exist_yet_is_a_missing_row_with_a_warning(tmp_path:
 
 def test_principles_that_no_prompt_drew_are_named_and_warnings_of_all_runs_appear_once(tmp_path: Path) -> None:
     (found,) = attribute(write_sweep(tmp_path / "trial", "leave-one-out", prompts=1))
-    assert sum(note.startswith("no revision of trial/all drew ") for note in found.warnings) == 2
+    assert sum(note.startswith("no revision of trial/all sampled ") for note in found.warnings) == 2
     result = [note for note in found.warnings if "in common" in note]
     assert result == ["trial/all and each of 3 others evaluate only 1 held-out prompt in common: intervals are wide"]
 

@@ -13,7 +13,7 @@ from cai.data.files import rows
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A Hub with one data set of the splits `splits`; it can be taken off the network."""
+    """A Hub with one dataset of the splits `splits`; it can be taken off the network."""
     state = SimpleNamespace(splits=["train", "test"], commit="c0ffee", offline=False, loaded=0)
 
     def dataset_info(_: object, repo: str) -> Any:
@@ -81,7 +81,7 @@ def test_without_a_connection_the_cache_serves_and_nothing_else(hub: SimpleNames
     hub.offline = True
     assert local_file("org/name") == path
     with pytest.raises(
-        CaiError, match="org/name:test: no such file, and the Hub has no such data set or is unreachable: no route"
+        CaiError, match="org/name:test: no such file, and the Hub has no such dataset or is unreachable: no route"
     ):
         local_file("org/name:test")
 
@@ -89,7 +89,7 @@ def test_without_a_connection_the_cache_serves_and_nothing_else(hub: SimpleNames
 @pytest.mark.parametrize("name", ["pairs.jsonl", "data/pairs.jsonl", "./a/b", "a/b/c", "/nowhere/at/all", "a b/c"])
 def test_a_name_that_can_be_no_data_set_is_a_missing_file(hub: SimpleNamespace, name: str) -> None:
     assert not is_hub_id(name)
-    with pytest.raises(CaiError, match="no such file; expected one, or a data set of the Hub such as org/name:split"):
+    with pytest.raises(CaiError, match="no such file; expected one, or a dataset of the Hub such as org/name:split"):
         local_file(name)
 
 

@@ -71,7 +71,7 @@ def test_every_rule_and_bound_is_documented_as_it_is() -> None:
         f"more than {MAX_WORDS} words",
         f"of {ALIKE} or more",
         f"holds {100 * CONTAINED:.0f} %",
-        f"one draw in {1 / MIN_SHARE:.0f}",
+        f"once in {1 / MIN_SHARE:.0f} times",
         f"fewer than {MIN_WORDS_UNRELATED}",
     ):
         assert bound in doc
@@ -186,7 +186,7 @@ def test_a_principle_that_is_hardly_ever_drawn_is_reported(tmp_path: Path, weigh
 def test_a_rarely_drawn_principle_is_reported_with_its_share(tmp_path: Path) -> None:
     (finding,) = lint(write(tmp_path, {**SOURCES, "weight": 999}, CALM))
     assert (finding.principle, finding.line) == ("calm", 8)
-    assert "weight 1 it is drawn once in 1000 draws" in finding.reason
+    assert "weight 1 it is sampled once in 1000 times" in finding.reason
 
 
 def test_texts_that_are_too_long_are_reported(tmp_path: Path) -> None:
