@@ -12,6 +12,7 @@ from cai.cli.import_ import Reasons, echo_skipped, skipped_file, where, why, wri
 from cai.cli.options import DEFAULT_RUNS, RunsFolder
 from cai.config.errors import CaiError
 from cai.config.locate import local_file
+from cai.config.validation import closest_names, did_you_mean
 from cai.data.jsonl import write_rows
 from cai.data.records import Skipped
 from cai.runs.folder import RunFolder, is_run, open_run, runs_meant
@@ -64,7 +65,9 @@ def export(
 def export_file(name: str, format: str, out: Path, runs: Path) -> None:
     """Write the rows of a run or a file in an external format; a note lists the fields it cannot hold."""
     if format not in FORMATS:
-        raise CaiError(f"--format {format}: expected one of {', '.join(FORMATS)}")
+        near = closest_names(format, FORMATS)
+        hint = f"unknown format; {did_you_mean(near)}" if near else f"expected one of {', '.join(FORMATS)}"
+        raise CaiError(f"--format {format}: {hint}")
     source = _run_or_file(name, runs)
     lost, nothing = Counter[str](), f"{name}: nothing to write as {format}"
     if format in RUN_FORMATS and not isinstance(source, RunFolder):

@@ -234,6 +234,8 @@ def _end_misused(error: Any) -> NoReturn:
     else:
         message = error.format_message().strip().rstrip(".").replace(". Did you", "; did you")
         message = message[:1].lower() + message[1:]
+        if message.startswith("no such command") and "did you mean" not in message and path != "cai":
+            message += f"; expected one of {', '.join(context.command.list_commands(context))}"
     _echo_error(f"{path}: {message}")
     typer.echo(f"See {path} --help", err=True)
     sys.exit(2)

@@ -79,12 +79,18 @@ def error_text(error: Exception) -> str:
 
 
 def similar(path: Path) -> Path | None:
-    """The file in the same folder, of the same suffix, with the most similar name; None if none is similar."""
+    """The file in the same folder, of the same suffix, with the most similar name; None if none is similar.
+
+    Or else the file of the same name with a similar suffix: `mine.yaml` for `mine.yam`.
+    """
     if "\0" in str(path) or not exists(path.parent):
         return None
     files = {p.stem: p for p in sorted(path.parent.glob(f"*{path.suffix}"))}
-    matches = difflib.get_close_matches(path.stem, files, n=1)
-    return files[matches[0]] if matches else None
+    if matches := difflib.get_close_matches(path.stem, files, n=1):
+        return files[matches[0]]
+    suffixes = {p.suffix: p for p in sorted(path.parent.iterdir()) if p.stem == path.stem} if path.suffix else {}
+    matches = difflib.get_close_matches(path.suffix, suffixes, n=1)
+    return suffixes[matches[0]] if matches else None
 
 
 def exists(path: Path) -> bool:

@@ -10,6 +10,7 @@ A split becomes one Parquet file in the cache folder, named after its commit; wi
 is used.
 """
 
+import difflib
 import os
 import re
 from importlib.resources import files
@@ -101,9 +102,21 @@ def find_file(field: str, name: str, run_file: Path) -> Path:
 def find_constitution_file(field: str, name: str, run_file: Path) -> Path:
     """`find_file` for a constitution, which may also be the bare name of a shipped one, such as `plain`."""
     places = (Path(name), run_file.parent / name, shipped_file(name), shipped_file(f"constitutions/{name}.yaml"))
-    return next((place for place in places if exists(place) and place.is_file()), None) or find_file(
-        field, name, run_file
-    )
+    if file := next((place for place in places if exists(place) and place.is_file()), None):
+        return file
+    try:
+        return find_file(field, name, run_file)
+    except CaiError as error:
+        if hint := similar_constitution(name):
+            raise CaiError(str(error).partition("; did you mean")[0] + hint) from None
+        raise
+
+
+def similar_constitution(name: str) -> str:
+    """The shipped constitution with a similar bare name, as the end of a message; empty where there is none."""
+    shipped = sorted(path.stem for path in shipped_file("constitutions").glob("*.yaml"))
+    near = difflib.get_close_matches(name, shipped, n=1, cutoff=0.75)
+    return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def shipped_file(name: str) -> Path:

@@ -86,8 +86,21 @@ def _unknown_key(at: Location, models: list[type[BaseModel]], here: Any) -> Prob
     message = f"unknown key {describe(key)}{''.join(dict.fromkeys(chosen_by))}"
     if similar := closest_names(key, (name for m in models for name in m.model_fields)):
         return Problem(at, message, similar)
-    known = dict.fromkeys(name for m in models for name in settable(m))
-    return Problem(at, f"{message}; known keys: {', '.join(known)}")
+    return Problem(at, f"{message}; {_known_keys(models)}")
+
+
+def reaching(problem: Problem, model: type[BaseModel], data: Any, below: str) -> Problem:
+    """An unknown key with only the suggestions that have the rest of its dotted name, such as `.samples`."""
+    rest = [int(step) if step.isdecimal() else step for step in below.split(".")[1:]]
+    similar = tuple(name for name in problem.similar if _kinds_at(model, data, (*problem.at[:-1], name, *rest)))
+    if similar or not problem.similar:
+        return problem._replace(similar=similar)
+    here = [kind.type for kind in _kinds_at(model, data, problem.at[:-1]) if _is_model(kind.type)]
+    return Problem(problem.at, f"{problem.message}; {_known_keys(here)}")
+
+
+def _known_keys(models: list[type[BaseModel]]) -> str:
+    return f"known keys: {', '.join(dict.fromkeys(name for m in models for name in settable(m)))}"
 
 
 def renamed_key(at: Location, renamed: Mapping[str, str], fields: Container[str]) -> str | None:

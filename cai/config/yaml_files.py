@@ -1,6 +1,8 @@
 """Reading the YAML that users write into models, with errors that name file, line and field."""
 
+import contextlib
 import copy
+import difflib
 import re
 from collections.abc import Hashable
 from pathlib import Path
@@ -10,8 +12,8 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from cai.config.errors import CaiError, decoding_hint, reading
-from cai.config.validation import Location, Problem, bool_for_number, describe, format_location, problems
+from cai.config.errors import CaiError, decoding_hint, exists, reading
+from cai.config.validation import Location, Problem, bool_for_number, describe, format_location, problems, reaching
 
 HINTS = {  # part of a message of PyYAML, and what to write instead
     "'\\t' that cannot start": "; put spaces in place of the tab",
@@ -172,18 +174,47 @@ def _parse_value(text: str) -> Any:
     return None if node is None else _Constructor().construct_document(node)
 
 
+def read_kind(path: Path, expected: Kind) -> YamlSource:
+    """`read_yaml` of a file of one kind.
+
+    Raises: CaiError also for a file whose keys are those of another kind; suggests one for a missing file.
+    """
+    if not exists(path):
+        other = _similar_of_kind(path, expected)
+        raise CaiError(f"{path}: no such file" + (f"; did you mean '{other}'?" if other else ""))
+    source = read_yaml(path)
+    expect_kind(source, expected)
+    return source
+
+
 def expect_kind(source: YamlSource, expected: Kind) -> None:
     """Raises: CaiError for a file whose keys are those of another kind of file."""
+    kinds = _kinds(source)
+    if len(kinds) == 1 and kinds[0] != expected:
+        use = USED_BY[kinds[0]].format(path=source.path)
+        raise CaiError(f"{source.path}: expected a {expected}, found a {kinds[0]}; {use}")
+
+
+def _similar_of_kind(path: Path, kind: Kind) -> Path | None:
+    """The file of a kind with the most similar name, in the same folder or in `examples`; None if none is similar."""
+    for folder in (path.parent, Path("examples")):
+        files = {file.stem: file for file in sorted(folder.glob("*.y*ml"))} if "\0" not in str(path) else {}
+        for name in difflib.get_close_matches(path.stem, files, n=5):
+            with contextlib.suppress(CaiError):
+                if _kinds(read_yaml(files[name])) == [kind]:
+                    return files[name]
+    return None
+
+
+def _kinds(source: YamlSource) -> list[Kind]:
+    """The kinds of file that the keys are those of."""
     keys = source.data if isinstance(source.data, dict) else {}
     signs: dict[Kind, bool] = {
         "constitution": isinstance(keys.get("principles"), list),
         "run file": "prompts" in keys and ("model" in keys or "constitution" in keys),
         "sweep": "run" in keys and ("grid" in keys or "set" in keys or isinstance(keys.get("principles"), str)),
     }
-    kinds = [kind for kind, matches in signs.items() if matches]
-    if len(kinds) == 1 and kinds[0] != expected:
-        use = USED_BY[kinds[0]].format(path=source.path)
-        raise CaiError(f"{source.path}: expected a {expected}, found a {kinds[0]}; {use}")
+    return [kind for kind, matches in signs.items() if matches]
 
 
 def read_text(path: Path) -> str:
@@ -296,14 +327,15 @@ def check(source: YamlSource, model: type[AnySection]) -> AnySection | list[File
     try:
         return model.model_validate(source.data)
     except ValidationError as error:
-        return [_located(source, problem) for problem in problems(model, source.data, error, RENAMED)]
+        return [_located(source, problem, model) for problem in problems(model, source.data, error, RENAMED)]
 
 
-def _located(source: YamlSource, problem: Problem) -> FileProblem:
+def _located(source: YamlSource, problem: Problem, model: type[BaseModel]) -> FileProblem:
     at = problem.at
     place = next((source.places[at[:n]] for n in range(len(at), -1, -1) if at[:n] in source.places), str(source.path))
     option = f"{SET}{'.'.join(map(str, at))}"
     if place == option or (place.startswith(f"{option}.") and problem.message.startswith("unknown key")):
-        return FileProblem(place, at, problem.text(below=place.removeprefix(option)))
+        below = place.removeprefix(option)
+        return FileProblem(place, at, reaching(problem, model, source.data, below).text(below))
     name = format_location(source.data, at)
     return FileProblem(place, at, f"{name}: {problem.text()}" if name else problem.text())

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from cai.config.characters import visible_json
 from cai.config.errors import CaiError, reading
-from cai.config.validation import describe
+from cai.config.validation import closest_names, describe, did_you_mean
 from cai.constitution.principles import Constitution, Principle
 
 JUDGE_FROM_REVISION = "Which answer better does what this instruction asks for? Instruction: {revision}"
@@ -72,7 +72,9 @@ def read_external(path: Path) -> tuple[str, Constitution, list[str]]:
 def write_external(constitution: Constitution, name: str) -> tuple[str, list[str]]:
     """(text of a file in the named format, notices). Raises: CaiError for an unknown format."""
     if name not in FORMATS:
-        raise CaiError(f"--format {name}: expected one of {', '.join(FORMATS)}")
+        near = closest_names(name, FORMATS)
+        hint = f"unknown format; {did_you_mean(near)}" if near else f"expected one of {', '.join(FORMATS)}"
+        raise CaiError(f"--format {name}: {hint}")
     value, notices = FORMATS[name].write(constitution)
     return visible_json(json.dumps(value, ensure_ascii=False, indent=2)) + "\n", notices
 

@@ -157,9 +157,7 @@ class Constitution(yaml_files.Section):
 def load_constitution(path: Path) -> Constitution:
     """Read a constitution; raises CaiError with file and line."""
     try:
-        source = yaml_files.read_yaml(path)
-        yaml_files.expect_kind(source, "constitution")
-        return yaml_files.validate(source, Constitution)
+        return yaml_files.validate(yaml_files.read_kind(path, "constitution"), Constitution)
     except CaiError as error:
         hint = "\n`cai constitution import` converts external constitutions to YAML" if path.suffix == ".json" else ""
         raise CaiError(f"{error}{hint}") from error

@@ -1,6 +1,7 @@
 """Models by name: a known one, a local folder, a Hub id, a server's; and what exactly they are."""
 
 import contextlib
+import difflib
 import hashlib
 import os
 import re
@@ -96,9 +97,10 @@ def resolve_model(name: str) -> Path:
 
 def _download(name: str) -> Path:
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise CaiError(
-            f"model '{name}': no such folder; expected {SMALL_MODEL}, a folder, or a Hub id such as org/model"
-        )
+        near = difflib.get_close_matches(name.lower(), [SMALL_MODEL], cutoff=0.75)
+        expected = f"expected {SMALL_MODEL}, a folder, or a full Hub id, org/model (gpt2 is openai-community/gpt2)"
+        hint = f"did you mean '{near[0]}'?" if near else expected
+        raise CaiError(f"model '{name}': no such folder; {hint}")
     from huggingface_hub import snapshot_download
 
     try:

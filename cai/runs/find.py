@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from cai.config.errors import CaiError
-from cai.config.locate import find_constitution_file, suggestion
+from cai.config.locate import find_constitution_file, similar_constitution, suggestion
 from cai.data.jsonl import read_rows
 from cai.data.manifest import MANIFEST_JSON, read_json
 from cai.data.records import Prompt
@@ -147,4 +147,4 @@ def find_constitution(name: str, runs: Path | None) -> Path:
             return shipped
     what = "a folder without a run" if path.is_dir() else "no such file"
     known = f", nor a run in {runs}/ ({runs_meant(name, runs)})" if runs else ""
-    raise CaiError(f"{name}: {what}{known}{suggestion(name, path)}")
+    raise CaiError(f"{name}: {what}{known}{similar_constitution(name) or suggestion(name, path)}")

@@ -1,7 +1,7 @@
 """The run file: one YAML file with all settings of a run and the files they name."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -81,7 +81,7 @@ class RunConfig(Section):
     preferences: PreferencesConfig | None = None
     """Labelled pairs added to the run's own."""
     train: list[TrainStage] = []
-    """Training stages in order, each on the policy of the one before."""
+    """Training stages in order, each on the policy of the one before; [] or null trains none."""
     iterations: Annotated[int, Field(ge=1)] = 1
     """Number of iterations, each from the policy of the one before."""
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -90,6 +90,11 @@ class RunConfig(Section):
     """Inference engine."""
     launcher: str = ""
     """Launch command, such as `torchrun --nproc_per_node 2`; does not affect the run's identity."""
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _null_trains_nothing(cls, stages: Any) -> Any:
+        return [] if stages is None else stages
 
     @field_validator("train")
     @classmethod
@@ -117,8 +122,7 @@ class RunConfig(Section):
 
 def load_run_file(path: Path, overrides: list[str] | None = None) -> RunConfig:
     """Read a run file and apply `--set` overrides. Raises: CaiError naming line and field."""
-    source = yaml_files.read_yaml(path)
-    yaml_files.expect_kind(source, "run file")
+    source = yaml_files.read_kind(path, "run file")
     return yaml_files.validate(yaml_files.apply_overrides(source, overrides or []), RunConfig)
 
 

@@ -76,8 +76,7 @@ def make_sweep(
 
     Derived constitutions are written to the sweep's folder, or to `derived_in`. Raises: CaiError naming file and field.
     """
-    source = yaml_files.read_yaml(file)
-    yaml_files.expect_kind(source, "sweep")
+    source = yaml_files.read_kind(file, "sweep")
     sweep = yaml_files.validate(source, SweepConfig)
     run_file = find_file("run", sweep.run, file)
     folder = runs / folder_name(sweep.name, f"{file}: name", "choose a shorter one")

@@ -71,8 +71,7 @@ def read_tests(files: Sequence[Path], principle: str | None = None) -> list[Plac
     """
     tests, principles = [], []
     for path in files:  # not constitution.load, which forgets lines
-        source = yaml_files.read_yaml(path)
-        yaml_files.expect_kind(source, "constitution")
+        source = yaml_files.read_kind(path, "constitution")
         constitution = yaml_files.validate(source, Constitution)
         principles += constitution.principles
         for number, owner in enumerate(constitution.principles):

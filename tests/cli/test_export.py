@@ -139,7 +139,7 @@ def test_an_export_that_fails_leaves_nothing(tmp_path: Path) -> None:
             export_file(str(source), format, tmp_path / out, tmp_path / "runs")
         assert sorted(path.name for path in tmp_path.iterdir()) == before
 
-    refused(ours, "trl", "out.jsonl", "--format trl: expected one of cai, trl-preference, trl-implicit")
+    refused(ours, "xml", "out.jsonl", "--format xml: expected one of cai, trl-preference, trl-implicit")
     refused(ours, "alpaca-eval", "out", "needs a run's evaluation, and this is a file")
     refused(ours, "cai-conversation", "out.jsonl", "needs a run's revisions, and this is a file")
     refused(ours, "kto", "out.txt", r"out\.txt: expected a name that ends in")

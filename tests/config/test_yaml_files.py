@@ -1,5 +1,6 @@
 import re
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import given
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 
 from cai.config import yaml_files
 from cai.config.errors import CaiError
-from cai.config.yaml_files import RENAMED, Section, load_yaml
+from cai.config.yaml_files import RENAMED, Kind, Section, load_yaml, read_kind, read_yaml
 from cai.runs.run_file import load_run_file
 from tests.conftest import ROOT
 
@@ -218,3 +219,23 @@ def test_a_key_of_an_earlier_version_is_answered_with_its_new_name(tmp_path: Pat
     path.write_text(f"model: m\nconstitution: c\nprompts: {{source: p}}\n{old}\n")
     with pytest.raises(CaiError, match=rf"run\.yaml:4: {re.escape(new)}"):
         load_run_file(path)
+
+
+def test_a_missing_file_is_suggested_by_its_kind_or_its_suffix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples").mkdir()
+    for name in ("first.yaml", "examples/quick.yaml"):
+        (tmp_path / name).write_text("model: m\nprompts: {source: p}\n", encoding="utf-8")
+    for name in ("own.yaml", "firsts.yaml"):
+        (tmp_path / name).write_text("name: c\nprinciples: []\n", encoding="utf-8")
+    for wrong, kind, right in (
+        ("own", "run file", ""),
+        ("firstt.yaml", "run file", "; did you mean 'first.yaml'?"),
+        ("first.yml", "constitution", "; did you mean 'firsts.yaml'?"),
+        ("quick", "run file", "; did you mean 'examples/quick.yaml'?"),
+    ):
+        with pytest.raises(CaiError) as error:
+            read_kind(Path(wrong), cast("Kind", kind))
+        assert str(error.value) == f"{wrong}: no such file{right}"
+    with pytest.raises(CaiError, match=r"^own\.yam: no such file; did you mean 'own\.yaml'\?$"):
+        read_yaml(Path("own.yam"))

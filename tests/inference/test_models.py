@@ -26,7 +26,7 @@ def test_a_folder_is_checked_before_it_is_used(model_folder: Path) -> None:
 
 
 def test_an_unknown_name_tells_what_is_expected() -> None:
-    with pytest.raises(CaiError, match="expected smollm2-135m, a folder, or a Hub id"):
+    with pytest.raises(CaiError, match="expected smollm2-135m, a folder, or a full Hub id, org/model"):
         resolve_model("no-such-model")
 
 

@@ -188,3 +188,9 @@ def test_the_prompts_of_ppo_that_are_too_long_are_listed(tmp_path: Path, tiny_mo
     training = {p.id for p in folder.prompts()} - set(folder.manifest()["held_out"])
     assert {row.prompt_id for row in skipped} == {"p0", "p1", "p2"} & training
     assert all("longer than max_length, 76 tokens" in row.reason for row in skipped)
+
+
+def test_null_trains_nothing(tmp_path: Path, model_folder: Path) -> None:
+    run_file = write_workspace(tmp_path, model_folder, extra="train: [{stage: sft}]\n")
+    plan = make_plan(run_file, ["train=null"], None, tmp_path / "runs")
+    assert plan.train == plan.config.train == []
