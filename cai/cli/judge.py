@@ -14,6 +14,7 @@ from cai.cli.options import (
     DEFAULT_SEED,
     DEFAULT_TEMPLATES,
     ConstitutionName,
+    ControlTokensName,
     Data,
     JudgeNames,
     Limit,
@@ -33,7 +34,7 @@ from cai.data.manifest import Output
 from cai.feedback.judge import JudgeConfig
 from cai.feedback.label import JUDGE_JSON, LabelJob, label_file
 from cai.feedback.metrics import JUDGE_METRICS
-from cai.inference.chat import server_warning
+from cai.inference.chat import ControlTokens, control_warnings
 from cai.inference.endpoints import resolve_judges
 from cai.inference.scheduler import Reporter
 from cai.runs.find import find_constitution
@@ -55,6 +56,7 @@ class JudgeOptions(NamedTuple):
     limit: int | None
     seed: int
     runs: Path
+    control_tokens: ControlTokens = "text"
 
 
 def judge(
@@ -65,6 +67,7 @@ def judge(
     templates: TemplatesFolder = DEFAULT_TEMPLATES,
     settings: Settings = None,
     limit: Limit = None,
+    control_tokens: ControlTokensName = "text",
     seed: Seed = DEFAULT_SEED,
     replace: Replace = False,
     runs: RunsFolder = DEFAULT_RUNS,
@@ -75,7 +78,7 @@ def judge(
     `judge:` in a run file, such as principles=all. After an interrupt, the same command resumes.
     Exit status 1: the judge could not answer some rows.
     """
-    options = JudgeOptions(data, judges, constitution, templates, settings or [], limit, seed, runs)
+    options = JudgeOptions(data, judges, constitution, templates, settings or [], limit, seed, runs, control_tokens)
     job = label_job(options, ranked=False)
     console = Terminal()
     with resumable(console):
@@ -103,7 +106,7 @@ def _parts(labelling: dict[str, Any]) -> Iterator[RenderableType | Grid]:
     high = [f"{metric.name} is {metric.shown(e)}" for metric, e in estimates.items() if metric.warns(e.mean)]
     reasons = [f"skipped: {count:,} × {reason}" for reason, count in skipped["reasons"].items()]
     failed = [f"{counted(skipped['failed'], 'rows')} failed; skipped.jsonl says why"] if skipped["failed"] else []
-    if warnings := [*high, *server_warning(labelling["control_tokens"] or 0), *reasons, *failed]:
+    if warnings := [*high, *control_warnings(labelling), *reasons, *failed]:
         yield heading("Warnings")
         yield listed("!", warnings, "yellow")
     yield Text("")
@@ -131,4 +134,6 @@ def label_job(options: JudgeOptions, ranked: bool) -> LabelJob:
     templates = Templates(find_file("--templates", options.templates, source.path))
     names = [settings.model] if isinstance(settings.model, str) else settings.model or []
     judges = resolve_judges(names, settings.key_env)  # last: a Hub id is downloaded here
-    return LabelJob(data, ranked, options.limit, judges, constitution, templates, settings, options.seed)
+    return LabelJob(
+        data, ranked, options.limit, judges, constitution, templates, settings, options.seed, options.control_tokens
+    )

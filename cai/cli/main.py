@@ -232,7 +232,9 @@ def _end_misused(error: Any) -> NoReturn:
         near = difflib.get_close_matches(option, getattr(error, "possibilities", None) or [], n=1)
         message = f"no such option {option}" + (f"; did you mean {near[0]}?" if near else "")
     else:
-        message = error.format_message().strip().rstrip(".").replace(". Did you", "; did you")
+        message = (
+            error.format_message().strip().rstrip(".").replace(". Did you", "; did you").replace("Value error, ", "")
+        )
         message = message[:1].lower() + message[1:]
         if message.startswith("no such command") and "did you mean" not in message and path != "cai":
             message += f"; expected one of {', '.join(context.command.list_commands(context))}"

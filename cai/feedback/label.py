@@ -36,7 +36,7 @@ from cai.feedback.judge import (
 from cai.feedback.metrics import JUDGE_METRICS, PromptMeans
 from cai.inference.cache import Cache
 from cai.inference.cached_engine import CachedEngine
-from cai.inference.chat import spells_control
+from cai.inference.chat import ControlTokens, control_counts, spells_control
 from cai.inference.engine import EngineConfig
 from cai.inference.models import Model, model_fingerprint, served
 from cai.inference.scheduler import EngineWork, OpenEngine, Reporter, Scheduler, Stage, open_model
@@ -56,6 +56,7 @@ class LabelJob:
     templates: Templates
     settings: JudgeConfig
     seed: int
+    control_tokens: ControlTokens = "text"  # as in EngineConfig
 
 
 class Extent(NamedTuple):
@@ -195,6 +196,7 @@ def label_claim(command: str, job: LabelJob, folder: Path, **options: Any) -> Cl
         "templates": job.templates.fingerprint,
         "settings": job.settings.model_dump(mode="json", exclude={"samples", "model", "key_env"}),
         "seed": job.seed,
+        **({"control_tokens": job.control_tokens} if job.control_tokens != "text" else {}),
         **options,
         "where": {"data": str(job.data), "judges": [str(judge) for judge in job.judges]},
         "versions": versions(),
@@ -214,7 +216,7 @@ class Totals:
     pairs: int = 0
     metrics: PromptMeans[Preference] = field(default_factory=lambda: PromptMeans(JUDGE_METRICS))
     rankings: int = 0
-    control_tokens: int | None = None  # pairs whose texts spell some, where a server judges
+    spelling: int = 0  # pairs whose texts spell control tokens
     failed: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
 
@@ -222,8 +224,7 @@ class Totals:
         """Count one labelled pair."""
         self.pairs += 1
         self.metrics.add(pair)
-        if self.control_tokens is not None:
-            self.control_tokens += spells_control(pair)
+        self.spelling += spells_control(pair)
 
     def add_skipped(self, row: Skipped) -> None:
         """Count one row that was not used."""
@@ -236,7 +237,6 @@ class Totals:
         return {
             "pairs": self.pairs,
             "rankings": self.rankings,
-            "control_tokens": self.control_tokens,
             "skipped": {"reasons": dict(self.reasons.most_common()), "failed": self.failed},
             "metrics": {key: estimate and estimate._asdict() for key, estimate in self.metrics.estimates().items()},
         }
@@ -255,10 +255,11 @@ def label_file(
         reporter.logging_to(folder / "log.txt"),
         closing(Cache(cache)) as store,
     ):
-        scheduler = Scheduler(EngineConfig(), store, reporter, open_engine)
-        begun, totals = time.monotonic(), Totals(control_tokens=0 if served(job.judges) else None)
+        scheduler = Scheduler(EngineConfig(control_tokens=job.control_tokens), store, reporter, open_engine)
+        begun, totals = time.monotonic(), Totals()
         asyncio.run(label_rows(job, JudgePanel(job, extent, scheduler), folder, extent.most > 2, totals))
-        content = totals.summary() | {"cost": scheduler.cost(time.monotonic() - begun)._asdict()}
+        spelling = control_counts(totals.spelling, job.control_tokens, served(job.judges))
+        content = totals.summary() | spelling | {"cost": scheduler.cost(time.monotonic() - begun)._asdict()}
         write_judge_json(folder, content)
     return content
 

@@ -13,12 +13,13 @@ import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from cai.config.errors import CaiError
 from cai.config.hashing import canonical_json
 from cai.inference.cache import AnyCache, Changes, Tally, Work
 from cai.inference.cache_file import Entry
+from cai.inference.chat import ControlTokenRefused, ControlTokens, control_string, escape_control
 from cai.inference.engine import (
     Choose,
     Completion,
@@ -29,6 +30,7 @@ from cai.inference.engine import (
     validate_completion,
 )
 
+Request = TypeVar("Request", Generate, Choose)
 BEAT_SECONDS = 5.0  # between heartbeats, by which the process keeps its leases
 POLL_SECONDS = 0.1  # between looks for an answer that another process is asking for
 
@@ -105,14 +107,25 @@ class _Commits:
 
 
 class CachedEngine:
-    """An engine that looks into the cache first, and opens the model behind it only on the first miss."""
+    """An engine that looks into the cache first, and opens the model behind it only on the first miss.
 
-    def __init__(self, fingerprint: str, cache: AnyCache, open_engine: Callable[[], Engine]) -> None:
+    Args: `control_tokens` as in EngineConfig; `served`, whether a server tokenizes the requests.
+    """
+
+    def __init__(
+        self,
+        fingerprint: str,
+        cache: AnyCache,
+        open_engine: Callable[[], Engine],
+        control_tokens: ControlTokens = "text",
+        served: bool = False,
+    ) -> None:
         self.fingerprint = fingerprint
         self.steps: defaultdict[str, Tally] = defaultdict(Tally)
         self.work: list[Work] = []
         self._cache = cache
         self._open_engine = open_engine
+        self._control_tokens, self._served = control_tokens, served
         self._engine: Engine | None = None
         self._opened = 0
         self._commits = _Commits(cache)
@@ -141,25 +154,25 @@ class CachedEngine:
     async def generate(self, request: Generate) -> Completion:
         """As Engine.generate; equal concurrent requests share one call."""
 
-        async def ask() -> dict[str, Any]:
-            completion = await self._model().generate(request)
-            tally = self.steps[request.step]
-            tally.allowed += request.max_tokens
+        async def ask(asked: Generate) -> dict[str, Any]:
+            completion = await self._model().generate(asked)
+            tally = self.steps[asked.step]
+            tally.allowed += asked.max_tokens
             tally.tokens += completion.completion_tokens
             return dataclasses.asdict(completion)
 
-        return _completion(await self._cached(request, ask, _completion))
+        return _completion(await self._screened(request, ask, _completion))
 
     async def choose(self, request: Choose) -> list[float]:
         """As Engine.choose, cached."""
 
-        async def ask() -> list[float]:
-            return list(await self._model().choose(request))
+        async def ask(asked: Choose) -> list[float]:
+            return list(await self._model().choose(asked))
 
         def check(log_probs: Any) -> None:
             validate_choice(log_probs if isinstance(log_probs, list) else [], len(request.options))
 
-        return list(await self._cached(request, ask, check))
+        return list(await self._screened(request, ask, check))
 
     async def close(self) -> None:
         """Close the model if it is open; the cache stays open."""
@@ -178,8 +191,32 @@ class CachedEngine:
         content = canonical_json([self.fingerprint, type(request).__name__, content_of])
         return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
+    async def _screened(
+        self, request: Request, ask: Callable[[Request], Awaitable[Any]], check: Callable[[Any], object]
+    ) -> Any:
+        """As `_cached`, of the request that `control_tokens` makes of one that spells a control token.
+
+        It has the cache key of what it says. Raises: ControlTokenRefused.
+        """
+        spelled = None if self._control_tokens == "text" else control_string(request.messages)
+        if spelled is None:
+            return await self._cached(request, ask, check)
+        if self._control_tokens == "refuse":
+            raise ControlTokenRefused(
+                f"a text holds the control token {spelled!r}, which engine.control_tokens: refuse skips"
+            )
+        escaped = dataclasses.replace(request, messages=escape_control(request.messages))
+        if not self._served:
+            refused_before = self._stored(self._key(escaped), check) is not None  # so that no model is loaded to say so
+            if not refused_before or self._stored(self._key(request), check) is not None:
+                try:
+                    return await self._cached(request, ask, check)
+                except ControlTokenRefused:
+                    pass  # the model cannot read it as text
+        return await self._cached(escaped, ask, check)
+
     async def _cached(
-        self, request: Generate | Choose, ask: Callable[[], Awaitable[Any]], check: Callable[[Any], object]
+        self, request: Request, ask: Callable[[Request], Awaitable[Any]], check: Callable[[Any], object]
     ) -> Any:
         """The answer, as JSON. `check` raises UnusableAnswer for one that must not be stored, or was once."""
         key, tally = self._key(request), self.steps[request.step]
@@ -206,7 +243,7 @@ class CachedEngine:
             del self._in_flight[key]
 
     async def _leased(
-        self, key: bytes, request: Generate | Choose, ask: Callable[[], Awaitable[Any]], check: Callable[[Any], object]
+        self, key: bytes, request: Request, ask: Callable[[Request], Awaitable[Any]], check: Callable[[Any], object]
     ) -> Any:
         """The answer of this process's call, or of another's that makes the same one now or was the first."""
         tally = self.steps[request.step]
@@ -216,7 +253,7 @@ class CachedEngine:
                 return answer
             await asyncio.sleep(POLL_SECONDS)
         try:
-            answer = await ask()
+            answer = await ask(request)
             check(answer)
         except BaseException:
             self._commits.release(key)

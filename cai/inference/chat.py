@@ -13,7 +13,7 @@ import secrets
 import weakref
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import jinja2
 
@@ -27,8 +27,17 @@ SERVER_CONTROL = re.compile(
     r"|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>"  # Gemma
     r"|</?s>|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]|<</?SYS>>"  # Llama 2, Mistral
 )
-"""Control tokens of common model families, for texts that a server tokenizes with a tokenizer we cannot read."""
+"""Control tokens of common model families, for texts whose tokenizer we cannot read, such as a server's."""
+ControlTokens = Literal["text", "escape", "refuse"]
+"""See EngineConfig.control_tokens (cai/inference/engine.py)."""
 _ALTERNATING: tuple[Role, ...] = ("user", "assistant", "user")  # which every chat template takes
+
+
+class ControlTokenRefused(RequestRefused):
+    """A text spells a control token, and cannot be read as text or is not to be asked."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, retryable=False)
 
 
 def chat_ids(
@@ -36,20 +45,59 @@ def chat_ids(
 ) -> list[int]:
     """The token ids of a conversation by the model's chat template, in which messages hold no control token.
 
-    Raises: RequestRefused when the template refuses the conversation, or when a message spells a control token and the
-    template rewrites it, or the tokenizer has no twin (see ChatTokenizer).
+    Raises: RequestRefused when the template refuses the conversation; ControlTokenRefused when a message spells a
+    control token and the template rewrites it, or the tokenizer has no twin (see ChatTokenizer).
     """
     return ChatTokenizer.of(tokenizer).ids(messages, add_generation_prompt, continue_final_message)
 
 
-def server_warning(pairs: int) -> list[str]:
-    """The warning about pairs of `spells_control` that a server judged; none for 0."""
-    if not pairs:
-        return []
-    return [
-        f"{counted(pairs, 'pairs')} with control tokens (such as <|im_end|>) went to a server, which may read them as "
-        "turns: cai cannot keep it from that"
-    ]
+def control_string(messages: Messages) -> str | None:
+    """The first control token of a common model family that a conversation spells."""
+    matches = (SERVER_CONTROL.search(message["content"]) for message in messages)
+    return next((match[0] for match in matches if match), None)
+
+
+def escape_control(messages: Messages) -> list[Message]:
+    """The conversation with a space behind the bracket of every control token: `<|im_end|>` becomes `< |im_end|>`.
+
+    No tokenizer of a common family reads the result as a control token; escaping it again changes nothing.
+    """
+    return [Message(role=message["role"], content=_escaped(message["content"])) for message in messages]
+
+
+def _escaped(text: str) -> str:
+    while (escaped := SERVER_CONTROL.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)) != text:
+        text = escaped  # a token may stand in the name of another one
+    return text
+
+
+def control_counts(pairs: int, control_tokens: ControlTokens, served: bool) -> dict[str, int | None]:
+    """What a summary has of judged pairs, `pairs` of them as `spells_control` says.
+
+    `control_tokens` went to a server as they are; `control_tokens_escaped` were escaped where that was needed. None
+    where the setting, or a judge in the process, excludes it.
+    """
+    return {
+        "control_tokens": pairs if control_tokens == "text" and served else None,
+        "control_tokens_escaped": pairs if control_tokens == "escape" else None,
+    }
+
+
+def control_warnings(summary: dict[str, Any]) -> list[str]:
+    """The warnings about the counts of `control_counts` in a summary; none for 0."""
+    sent, escaped = (summary.get(key) or 0 for key in ("control_tokens", "control_tokens_escaped"))
+    warnings = []
+    if sent:
+        warnings.append(
+            f"{counted(sent, 'pairs')} with control tokens (such as <|im_end|>) went to a server, which may read them "
+            "as turns; engine.control_tokens (--control-tokens) can escape or refuse them"
+        )
+    if escaped:
+        warnings.append(
+            f"{counted(escaped, 'pairs')} with control tokens: where a model could read them as turns, it got them "
+            "escaped (< |im_end|> for <|im_end|>)"
+        )
+    return warnings
 
 
 def spells_control(pair: Preference) -> bool:
@@ -110,8 +158,8 @@ class ChatTokenizer:
                 f"the model's chat template refuses the conversation: {error}", retryable=False
             ) from error
         if self._reveal(hidden) != rendered:
-            raise RequestRefused(
-                f"the model's chat template rewrites a text that holds its control token {found[0]!r}", retryable=False
+            raise ControlTokenRefused(
+                f"the model's chat template rewrites a text that holds its control token {found[0]!r}"
             )
         return self._encode(self._reveal(self._mark(hidden)))
 
@@ -152,9 +200,7 @@ class ChatTokenizer:
 
     def _encode(self, text: str) -> list[int]:
         if self._twin is None:
-            raise RequestRefused(
-                "a text holds a control token, and the model's tokenizer cannot read it as text", retryable=False
-            )
+            raise ControlTokenRefused("a text holds a control token, and the model's tokenizer cannot read it as text")
         return list(self._twin.encode(text, add_special_tokens=False).ids)
 
     @cached_property

@@ -12,6 +12,7 @@ from pydantic import Field
 from cai.config.errors import RequestRefused
 from cai.config.yaml_files import Section
 from cai.data.records import Messages
+from cai.inference.chat import ControlTokens
 
 LOG_PROB_ROUNDING = 1e-3  # nats above 0 that sums of rounded probabilities may reach
 
@@ -25,6 +26,11 @@ class EngineConfig(Section):
     """Maximum tokens of a request and its answer together; null: the model's, at most 8192."""
     stall_minutes: Annotated[float, Field(gt=0)] = 10.0
     """Minutes without a token, or until a server's answer, after which the engine counts as stalled."""
+    control_tokens: ControlTokens = "text"
+    """How to ask texts that spell control tokens (text, escape, refuse); `text`: as text, or the row is skipped where
+    the tokenizer or chat template cannot, and a server gets <|im_end|> as it is, with a warning; `escape`: as
+    < |im_end|> to a server and where it cannot be read as text, rows keep the original; `refuse`: not at all, the row
+    is skipped."""
 
 
 Step = Literal["answer", "critique", "revision", "chain_of_thought", "verdict", "other"]

@@ -26,7 +26,7 @@ from cai.inference.cache import AnyCache, Tally, Work
 from cai.inference.cached_engine import CachedEngine
 from cai.inference.endpoints import ServerEngine
 from cai.inference.engine import Engine, EngineConfig
-from cai.inference.models import Model, Server, model_fingerprint
+from cai.inference.models import Model, Server, model_fingerprint, served
 from cai.inference.vllm import VllmEngine, vllm_build
 from cai.stats.formatting import counted, duration
 
@@ -240,7 +240,11 @@ class Scheduler:
         identity = engine_fingerprint(model, self.settings)
         if identity not in self._engines:
             self._engines[identity] = CachedEngine(
-                identity, self._cache, lambda: self._open_engine(model, identity, self.settings)
+                identity,
+                self._cache,
+                lambda: self._open_engine(model, identity, self.settings),
+                self.settings.control_tokens,
+                served([model]),
             )
         return self._engines[identity]
 

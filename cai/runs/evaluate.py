@@ -177,6 +177,7 @@ def _trained_on(policies: Sequence[Policy], prompts: Sequence[Prompt]) -> list[s
 def evaluation_claim(plan: EvaluationPlan, out: Path) -> Claim:
     """The folder of an evaluation with its manifest; evaluation.json finishes it."""
     probes = plan.probes._asdict() if plan.probes is not None else dict.fromkeys(Probes._fields)
+    control = plan.engine.control_tokens
     manifest = {
         "command": COMMAND.name,
         "policies": [{"name": p.name, "model": folder_fingerprint(p.folder)} for p in plan.policies],
@@ -187,7 +188,11 @@ def evaluation_claim(plan: EvaluationPlan, out: Path) -> Claim:
         },
         "templates": plan.templates.fingerprint,
         "judge": model_fingerprint(plan.judge),
-        "settings": {"max_tokens": plan.settings.max_tokens, "temperature": plan.settings.temperature},
+        "settings": {
+            "max_tokens": plan.settings.max_tokens,
+            "temperature": plan.settings.temperature,
+            **({"control_tokens": control} if control != "text" else {}),
+        },
         "probes": {name: part and fingerprint(part.model_dump()) for name, part in probes.items()},
         "limit": plan.limit,
         "seed": plan.seed,

@@ -16,7 +16,7 @@ from cai.feedback.metrics import (
     WIN_RATE,
     PromptMeans,
 )
-from cai.inference.chat import server_warning, spells_control
+from cai.inference.chat import control_counts, control_warnings, spells_control
 from cai.inference.models import SERVER_SCHEMES
 from cai.runs.folder import RunFolder, stage_order, stage_settings
 from cai.stats.formatting import counted, estimate, number
@@ -43,7 +43,7 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
         },
         "preferences": {"by_source": dict(Counter(row.source for row in preferences))},
         "metrics": {key: value and value._asdict() for key, value in estimates.items()},
-        "control_tokens": _sent_to_server(manifest, preferences),
+        **_control_tokens(manifest, preferences),
         "skipped": _skipped(folder.skipped()),
         "training": _training(folder),
     }
@@ -82,12 +82,12 @@ def summary_metrics(summary: dict[str, Any]) -> dict[str, Estimate]:
     return {key: Estimate(**written[key]) for key in RUN_METRICS if written[key] is not None}
 
 
-def _sent_to_server(manifest: dict[str, Any], preferences: Iterable[Preference]) -> int | None:
-    """Pairs whose texts spell control tokens, where a server judged them; None for judges in the process."""
+def _control_tokens(manifest: dict[str, Any], preferences: Iterable[Preference]) -> dict[str, int | None]:
+    """See `control_counts`; people's pairs were not judged."""
     names = (manifest["config"].get("judge") or {}).get("model") or []
-    if not any(name.startswith(SERVER_SCHEMES) for name in ([names] if isinstance(names, str) else names)):
-        return None
-    return sum(spells_control(row) for row in preferences if row.source != "human")
+    served = any(name.startswith(SERVER_SCHEMES) for name in ([names] if isinstance(names, str) else names))
+    pairs = sum(spells_control(row) for row in preferences if row.source != "human")
+    return control_counts(pairs, manifest["config"]["engine"].get("control_tokens", "text"), served)
 
 
 def _skipped(rows: Sequence[Skipped]) -> dict[str, Any]:
@@ -187,7 +187,7 @@ def summary_warnings(summary: dict[str, Any]) -> list[str]:
     warnings = [f"{metric.name} {metric.text(mean)} (warns from {metric.warn_from:g})" for metric, mean in high]
     if (win_rate := metrics.get(WIN_RATE.key)) and win_rate.n < FEW_PROMPTS:
         warnings.append(f"only {counted(win_rate.n, 'held-out prompts')}: the interval of the win rate is wide")
-    warnings += server_warning(summary.get("control_tokens") or 0)
+    warnings += control_warnings(summary)
     warnings += [f"skipped: {count:,} × {reason}" for reason, count in skipped["reasons"].items()]
     if skipped["failed"]:
         warnings.append(f"{counted(skipped['failed'], 'requests')} failed; skipped.jsonl says why")

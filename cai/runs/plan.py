@@ -179,7 +179,8 @@ def _gate(config: RunConfig, run_file: Path, principles: Constitution, templates
     if gate is None:
         return None
     data = locate.find_data("judge_gate.data", gate.data, run_file)
-    judging = LabelJob(data, True, gate.limit, [], principles, templates, config.judge, config.seed)
+    control = config.engine.control_tokens
+    judging = LabelJob(data, True, gate.limit, [], principles, templates, config.judge, config.seed, control)
     try:
         count_work(judging)
     except CaiError as error:
@@ -208,6 +209,7 @@ def split(prompts: list[Prompt], share: float) -> tuple[list[Prompt], list[Promp
 
 def manifest(plan: Plan) -> dict[str, Any]:
     """The manifest of a run (cai/data/manifest.py)."""
+    default = plan.config.engine.control_tokens == "text"  # as of a run that began before there was the setting
     decides_nothing: Any = {
         "name": True,
         "launcher": True,
@@ -215,7 +217,7 @@ def manifest(plan: Plan) -> dict[str, Any]:
         "train": {"__all__": {"report_to"}},
         "evaluate": {"probes"},  # the evaluation has a manifest of its own
         "judge": {"key_env"},
-        "engine": {"concurrency", "stall_minutes"},
+        "engine": {"concurrency", "stall_minutes", *(["control_tokens"] if default else [])},
     }
     settings = plan.config.model_dump(mode="json", exclude=decides_nothing)
     return {

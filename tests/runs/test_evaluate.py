@@ -3,6 +3,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from cai.inference.scheduler import OpenEngine, Reporter, Scheduler
 from cai.report.run import evaluation_grids
 from cai.runs import pipeline
 from cai.runs.dry_run import account, dry_run
-from cai.runs.evaluate import Options, evaluate_policies, option_changes, plan_evaluation
+from cai.runs.evaluate import Options, evaluate_policies, evaluation_claim, option_changes, plan_evaluation
 from cai.runs.folder import RunFolder
 from cai.runs.plan import Plan, make_plan
 from cai.runs.run_file import RunConfig
@@ -254,6 +255,16 @@ def test_every_row_is_written_and_a_second_time_nothing_is_asked_of_a_model(tmp_
     assert again == []
     assert remembered(runs / "cache.sqlite") == calls == first.cost["cache_misses"]
     assert second.model_copy(update={"cost": first.cost}) == first
+
+
+def test_a_finished_evaluation_with_another_setting_of_control_tokens_is_kept(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs", "good")
+    options = Options("good", limit=3)
+    evaluate(tmp_path / "runs", options)
+    plan = plan_evaluation(options, tmp_path / "runs")
+    assert not any("control_tokens" in change for change in evaluation_claim(plan, run.eval).changes())
+    refusing = replace(plan, engine=EngineConfig(control_tokens="refuse"))
+    assert any("control_tokens" in change for change in evaluation_claim(refusing, run.eval).changes())
 
 
 def test_many_policies_share_one_scale_and_who_is_worse_on_both_axes_is_dominated(tmp_path: Path) -> None:

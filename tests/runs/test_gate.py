@@ -9,6 +9,8 @@ import pytest
 from rich.console import Console
 
 from cai.config.errors import CaiError
+from cai.data.jsonl import read_rows
+from cai.data.records import Skipped
 from cai.inference.engine import Choose, Generate, ScriptedEngine
 from cai.inference.scheduler import Reporter
 from cai.runs.folder import RunFolder
@@ -117,3 +119,20 @@ def test_an_unusable_gate_file_is_an_error_before_anything_is_written(
     with pytest.raises(CaiError, match=rf"run\.yaml: judge_gate\.data: .*labelled\.jsonl{said}"):
         make_plan(run_file, [], None, tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("control", ["text", "refuse"])
+def test_the_gate_and_the_run_treat_control_tokens_alike(tmp_path: Path, model_folder: Path, control: str) -> None:
+    pairs = [{"prompt": f"q{i}", "chosen": "good answer", "rejected": "no" + "<|im_end|>" * (i > 8)} for i in range(10)]
+    (tmp_path / "labelled.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
+    run_file = write_workspace(tmp_path, model_folder, extra=f"judge_gate: {{data: {tmp_path / 'labelled.jsonl'}}}\n")
+    plan = make_plan(run_file, [f"engine.control_tokens={control}"], None, tmp_path / "runs")
+    engines: list[ScriptedEngine] = []
+    execute(plan, Reporter(Console(quiet=True)), False, scripted(engines))
+    asked = [message["content"] for engine in engines for request in engine.requests for message in request.messages]
+    assert any("<|im_end|>" in text for text in asked) == (control == "text")
+    skipped = [row.reason for row in read_rows(plan.folder.judge / "skipped.jsonl", Skipped)]
+    assert any("control token '<|im_end|>'" in reason for reason in skipped) == (control == "refuse")
+    # the default is no part of the manifest, as in one of a version without the setting
+    settings = plan.folder.manifest()["config"]["engine"]
+    assert settings.get("control_tokens") == (None if control == "text" else control)

@@ -196,3 +196,10 @@ def test_a_run_warns_of_control_tokens_that_went_to_a_server(run: RunFolder) -> 
     warning = "1 pair with control tokens (such as <|im_end|>) went to a server"
     assert [warning in text for text in summary_warnings(served)].count(True) == 1
     assert not any("control tokens" in text for text in summary_warnings(summary))
+    manifest["config"]["engine"]["control_tokens"] = "escape"
+    for judges in ("https://example.org/v1#big", "model"):  # a model in the process may need it too
+        manifest["config"]["judge"]["model"] = judges
+        run.manifest_json.write_text(json.dumps(manifest), encoding="utf-8")
+        escaped = summarise(run)
+        assert (escaped["control_tokens"], escaped["control_tokens_escaped"]) == (None, 1)
+        assert any("it got them escaped" in text for text in summary_warnings(escaped))
