@@ -250,7 +250,7 @@ class VllmEngine:
         except (RequestRefused, SharedStart):
             raise
         except Exception as error:  # of the tokenizer or the chat template, by this request
-            raise RequestRefused(f"the request cannot be tokenised: {_named(error)}", retryable=False) from error
+            raise RequestRefused(f"the request cannot be tokenised: {_named(error)}") from error
         job.prompt_tokens = len(tokens)
         try:
             self._llm.add_request(name, {"prompt_token_ids": tokens}, sampling)
