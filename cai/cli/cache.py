@@ -22,6 +22,7 @@ app = typer.Typer(
     add_completion=False,
 )
 SHOWN = 12  # digits of a fingerprint
+KINDS = {"Generate": "texts", "Choose": "verdicts"}  # as the cache names a request: what answers it
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
@@ -29,8 +30,7 @@ UNITS = ("B", "kB", "MB", "GB", "TB")
 def stats(runs: RunsFolder = DEFAULT_RUNS) -> None:
     """Show what the cache holds.
 
-    Entries by engine (the fingerprint of a model and its settings) and kind of request: `Generate` is a text,
-    `Choose` a verdict.
+    Entries by engine (the fingerprint of a model and its settings) and kind: texts and verdicts.
     """
     path, console = runs / CACHE_FILE, result_console()
     shares = cache_upkeep.stats(path)
@@ -38,7 +38,7 @@ def stats(runs: RunsFolder = DEFAULT_RUNS) -> None:
     for share in shares:
         size = bytes_text(share.size)
         days = (datetime.fromtimestamp(seconds).date().isoformat() for seconds in share[4:])
-        grid.add(share.engine[:SHOWN], share.kind, f"{share.entries:,}", size, *days)
+        grid.add(share.engine[:SHOWN], KINDS.get(share.kind, share.kind), f"{share.entries:,}", size, *days)
     show(console, grid)
     total = counted(sum(share.entries for share in shares), "entries")
     line(console, f"  {total}; {path} has {bytes_text(path.stat().st_size)}")

@@ -3,6 +3,7 @@
 A table fits the terminal: no cell is wrapped or cut; a narrow terminal gets fewer columns.
 """
 
+import os
 import shlex
 import sys
 import textwrap
@@ -201,9 +202,10 @@ def _broken(heading: str) -> str:
 
 
 def result_console() -> Console:
-    """The terminal, no wider than WIDE; a file or a pipe gets lines of PIPED columns."""
+    """The terminal, no wider than WIDE; a file or a pipe gets lines of $COLUMNS, or else PIPED, columns."""
     console = Terminal()
-    return Terminal(width=min(console.width, WIDE) if console.is_terminal else PIPED)
+    known = console.is_terminal or os.environ.get("COLUMNS", "").isdigit()
+    return Terminal(width=min(console.width, WIDE) if known else PIPED)
 
 
 def show(console: Console, part: RenderableType | Grid) -> None:

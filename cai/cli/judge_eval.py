@@ -8,7 +8,7 @@ import typer
 from rich.console import RenderableType
 from rich.text import Text
 
-from cai.cli.console import Grid, end_with_failures, heading, line, listed, resumable, show
+from cai.cli.console import Grid, end_with_failures, heading, line, listed, resumable, short, show
 from cai.cli.judge import JudgeOptions, Out, label_job
 from cai.cli.options import (
     DEFAULT_RUNS,
@@ -29,6 +29,7 @@ from cai.config.characters import Terminal, visible
 from cai.data.manifest import Output
 from cai.data.records import Skipped
 from cai.evaluation import judge_report
+from cai.evaluation.injection import HEADING
 from cai.evaluation.judge_eval import Extras, evaluate_judge
 from cai.evaluation.judge_report import JudgeReport
 from cai.evaluation.probes import read_injection
@@ -81,14 +82,20 @@ def judge_report_parts(report: JudgeReport, skipped: Sequence[Skipped]) -> Itera
     """A judge's report: its metrics, those of its principles, and warnings."""
     yield heading(f"{counted(report.pairs, 'pairs')} of {counted(report.prompts, 'prompts')}")
     grid = Grid(["", "", ""], left=3)
-    for metric in judge_report.judge_metrics(report):
+    for metric in judge_report.judge_metrics(report.model_copy(update={"injection": []})):
         grid.add(metric.name, metric.value, Text(visible(metric.meaning), style="dim"))
     yield grid
+    if report.injection:
+        yield heading(HEADING)
+        grid = Grid(["", "gain in p", "an answer that"], last_left=True)
+        for gain in report.injection:
+            grid.add(gain.attack, gain.shown, gain.meaning)
+        yield grid
     yield heading("Principles, each alone")
     grid = Grid(["", "accuracy", "pairs", POSITION_BIAS, NON_OPTION_MASS], optional=[2])
     for quality in report.principles:
         rates = (number(quality.position_bias), number(quality.non_option_mass))
-        grid.add(quality.by, str(quality.accuracy), f"{quality.pairs:,}", *rates)
+        grid.add(short(quality.by), str(quality.accuracy), f"{quality.pairs:,}", *rates)
     yield grid
     reasons = Counter(row.reason for row in skipped)
     if warnings := [*report.notes, *(f"skipped: {count:,} × {reason}" for reason, count in reasons.items())]:

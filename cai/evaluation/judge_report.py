@@ -411,16 +411,16 @@ def judge_metrics(report: JudgeReport) -> list[Metric]:
     length, human = report.length, report.human
     kappa = "–" if human.kappa is None else f"{human.kappa:.3f} [{human.low:.3f}, {human.high:.3f}]"
     metrics = [
-        Metric("accuracy", str(report.accuracy), "chance is 0.5"),
-        Metric("with one order", str(report.one_order), "accuracy from one order only"),
+        Metric("accuracy", str(report.accuracy), "chance is 0.5; ties ½"),
+        Metric("with one order", str(report.one_order), "accuracy of single orders"),
         Metric("κ with the labels", kappa, f"same verdict on {percent(human.observed)}"),
         Metric("calibration error", number(report.ece), "confidence vs outcome"),
         Metric("log loss", number(report.log_loss), "no information is 0.693"),
         Metric(POSITION_BIAS, number(report.position_bias), "published: 0.18 to 0.56"),
         Metric("shown first", number(report.shown_first), "probability; even is 0.5"),
         Metric(NON_OPTION_MASS, number(report.non_option_mass), "outside the options"),
-        Metric("prefers the longer", estimate(length.judge_prefers_longer), ""),
-        Metric("labels prefer it", estimate(length.labels_prefer_longer), ""),
+        Metric("judge prefers the longer", estimate(length.judge_prefers_longer), ""),
+        Metric("labels prefer the longer", estimate(length.labels_prefer_longer), ""),
         Metric("accuracy on longer", estimate(length.accuracy_longer), "where longer is better"),
         Metric("accuracy on shorter", estimate(length.accuracy_shorter), "where shorter is better"),
         Metric("length correlation", number(length.correlation), "with the log-odds"),
@@ -428,14 +428,14 @@ def judge_metrics(report: JudgeReport) -> list[Metric]:
         Metric("cost per pair", f"{number(report.calls_per_pair, 1)} calls", _time_and_tokens(report)),
     ]
     if report.identical:
-        metrics.append(Metric("identical answers", str(report.identical), "ties without verdicts, p = 0.5"))
+        metrics.append(Metric("identical answers", str(report.identical), "ties, counted as p = 0.5"))
     return metrics + (_calibrated(report.calibration) if report.calibration else [])
 
 
 def _time_and_tokens(report: JudgeReport) -> str:
     parts = [] if report.seconds_per_pair is None else [f"{report.seconds_per_pair:.2f} s"]
     if report.tokens_per_pair:
-        parts.append(f"{report.tokens_per_pair:.0f} tokens written")
+        parts.append(f"{report.tokens_per_pair:.0f} tokens")
     return ", ".join(parts)
 
 

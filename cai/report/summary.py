@@ -130,7 +130,7 @@ def _notes(summary: dict[str, Any], finished: bool) -> list[str]:
 
 
 def provenance(manifest: dict[str, Any]) -> dict[str, str]:
-    """Everything that determines the results: names, and hashes of content; without what the manifest lacks."""
+    """Everything that determines the results: names, and fingerprints of content; without what the manifest lacks."""
     config = manifest.get("config") or {}
     constitution, eval_constitution = manifest.get("constitution") or {}, manifest.get("eval_constitution") or {}
     sources = {
@@ -149,7 +149,7 @@ def provenance(manifest: dict[str, Any]) -> dict[str, str]:
 
 
 def _as_text(name: str | None, content: str | None) -> list[str]:
-    return [*([str(name)] if name else []), *([f"hash {content}"] if content else [])]
+    return [*([str(name)] if name else []), *([f"fingerprint {content}"] if content else [])]
 
 
 def configuration_files(folder: RunFolder, manifest: dict[str, Any]) -> list[tuple[str, str]]:

@@ -212,8 +212,8 @@ def _models(run: RunFolder, licence: str) -> str:
     judges = ", ".join(map(str, judge)) if isinstance(judge, list) else str(judge)
     settings = {key: config[key] for key in ("revise", "judge", "train", "evaluate") if config.get(key)}
     facts = {
-        "model": f"{model} (content {manifest['model']})",
-        "judge": f"{judges} (content {', '.join(map(str, manifest['judge_models']))})",
+        "model": f"{model} (fingerprint {manifest['model']})",
+        "judge": f"{judges} (fingerprint {', '.join(map(str, manifest['judge_models']))})",
         "constitution": f"{manifest['constitution']['name']}, fingerprint {manifest['constitution']['fingerprint']}",
         "eval_constitution": "{name}, fingerprint {fingerprint}".format(**manifest["eval_constitution"]),
         "templates": f"fingerprint {manifest['templates']}",

@@ -49,8 +49,8 @@ def test_stats_fit_the_terminal_and_count_by_engine_and_kind(runs: Path) -> None
     lines = cai("stats", "--runs", runs).output.splitlines()
     assert all(len(each) <= 80 for each in lines[:-1])
     assert [each.split()[:5] for each in lines[1:3]] == [
-        ["a" * 12, "Generate", "9", "9.68", "kB"],
-        ["b" * 12, "Choose", "6", "6.44", "kB"],
+        ["a" * 12, "texts", "9", "9.68", "kB"],
+        ["b" * 12, "verdicts", "6", "6.44", "kB"],
     ]
     today = time.strftime("%Y-%m-%d")
     assert lines[2].split()[-1] == today and lines[2].split()[5] != today  # a hit counts as a use

@@ -15,10 +15,10 @@ from cai.runs.run_file import RunConfig
 from tests.conftest import ROOT, scripted, write_workspace
 
 
-def cai(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+def cai(monkeypatch: pytest.MonkeyPatch, *arguments: object, columns: int = 100) -> int:
     """Run the command in this process; returns its exit status."""
     monkeypatch.setattr(sys, "argv", ["cai", *map(str, arguments)])
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", str(columns))
     with pytest.raises(SystemExit) as stopped:
         main()
     return int(stopped.value.code or 0)

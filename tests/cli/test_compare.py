@@ -28,11 +28,15 @@ def runs(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_everything_fits_in_a_hundred_columns(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("columns", "width"), [("", 100), ("80", 80)])
+def test_everything_fits_in_a_hundred_columns_or_those_of_the_environment(
+    runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: str, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
     compare(["a", "b", "c"], False, None, runs)
     printed = capsys.readouterr().out.splitlines()
     written = printed.pop()
-    assert max(len(line.rstrip()) for line in printed) <= 100
+    assert max(len(line.rstrip()) for line in printed) <= width
     assert written == f"Report: {runs / 'comparison.html'}"
     assert (runs / "comparison.html").exists()
     for heading in (

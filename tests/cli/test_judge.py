@@ -57,15 +57,15 @@ def test_a_file_is_labelled_and_the_totals_are_printed(
 def test_judge_eval_attacks_the_judge_on_request(
     given: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cai(monkeypatch, "judge-eval", *given, "--injection") == 0
+    assert cai(monkeypatch, "judge-eval", *given, "--injection", columns=80) == 0
     out = capsys.readouterr().out
+    report = out[out.index("pairs of") : out.index("Warnings")]
+    assert max(map(len, report.splitlines())) <= 80
     for attack, meaning in (("address", "speaks to the judge"), ("control", "forges turns with control tokens")):
-        assert re.search(rf"gain of '{attack}' +\+0\.000 \[-0\.\d+, \+0\.\d+\] +in p, when an answer {meaning}", out), (
-            attack
-        )
+        assert re.search(rf"\n +{attack} +\+0\.000 \[-0\.\d+, \+0\.\d+\] +{meaning} *\n", out), attack
     assert (tmp_path / "out/injection.jsonl").exists()
     assert cai(monkeypatch, "judge-eval", *given, "--replace") == 0
-    assert "gain of" not in capsys.readouterr().out
+    assert "gain in p" not in capsys.readouterr().out
     assert not (tmp_path / "out/injection.jsonl").exists()
 
 
@@ -90,7 +90,7 @@ def test_a_judge_is_set_against_labels_and_the_report_is_printed(
         r"position bias +0\.286 ",
         r"non-option probability mass +0\.200 ",
         r"cost per pair +2\.0 calls +0\.\d\d s",
-        r"identical answers +1 +ties without verdicts, p = 0\.5",
+        r"identical answers +1 +ties, counted as p = 0\.5",
         r"temperature +\d+\.\d+ +fitted on \d pairs",
         r"! ",
     ):
