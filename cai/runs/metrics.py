@@ -87,7 +87,7 @@ def _control_tokens(manifest: dict[str, Any], preferences: Iterable[Preference])
     names = (manifest["config"].get("judge") or {}).get("model") or []
     served = any(name.startswith(SERVER_SCHEMES) for name in ([names] if isinstance(names, str) else names))
     pairs = sum(spells_control(row) for row in preferences if row.source != "human")
-    return control_counts(pairs, manifest["config"]["engine"].get("control_tokens", "text"), served)
+    return control_counts(pairs, (manifest["config"].get("engine") or {}).get("control_tokens", "text"), served)
 
 
 def _skipped(rows: Sequence[Skipped]) -> dict[str, Any]:
