@@ -21,7 +21,7 @@ from cai.runs.dry_run import dry_run as forecast
 from cai.runs.folder import RunFolder
 from cai.runs.metrics import summary_metrics, summary_warnings, training_lines
 from cai.runs.pipeline import execute
-from cai.runs.plan import Plan, iteration, make_plan
+from cai.runs.plan import Plan, holdout_warning, iteration, make_plan
 from cai.runs.run_file import RunConfig
 from cai.stats.formatting import counted, duration, number
 from cai.stats.intervals import Estimate
@@ -49,6 +49,8 @@ def run(
     console = Terminal()
     if dry_run:
         line(console, f"{plan.folder.name}: dry run: no model is called and nothing is written")
+        if warning := holdout_warning(plan):
+            line(console, warning)
         for part in forecast_parts(forecast(plan), gpu_rate):
             show(console, part)
         return

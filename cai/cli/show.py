@@ -13,6 +13,7 @@ from cai.config.errors import CaiError
 from cai.data.records import BeforeAfter, Messages, Preference, Revision, Skipped, Verdict
 from cai.runs.folder import RunFolder, open_run
 
+EMPTY = {"revisions": "revisions", "preferences": "preferences", "evaluation": "evaluation", "skipped": "skipped rows"}
 Part = tuple[str, str]  # a heading and its text
 Example = tuple[str, list[Part]]
 
@@ -37,8 +38,13 @@ def show(
     }
     if stage not in stages:
         raise CaiError(f"--stage {stage}: expected one of {', '.join(stages)}")
-    examples = stages[stage](open_run(run, runs))
+    folder = open_run(run, runs)
+    examples = stages[stage](folder)
     console = Terminal()
+    if not examples:
+        yet = " yet" if stage == "evaluation" or folder.summary() is None else ""
+        console.print(Text(f"{run} has no {EMPTY[stage]}{yet}"))
+        return
     for title, parts in examples[:limit]:
         console.rule(Text(title, style="bold"), align="left")
         for heading, text in parts:

@@ -227,14 +227,33 @@ def differences(before: Any, after: Any, at: str = "") -> list[str]:
     if isinstance(before, dict) and isinstance(after, dict):
         keys = [*before, *(key for key in after if key not in before)]
         lines = []
-        for key in keys:
+        if (owner := at.removesuffix("constitution.principles")) != at and owner in ("", "eval_"):
+            return _principle_changes(before, after, "evaluation principle" if owner else "principle")
+        by_principle = before.get("principles") != after.get("principles")  # then the fingerprint of all says no more
+        for key in keys if not by_principle else [key for key in keys if key != "fingerprint"]:
             lines += differences(before.get(key), after.get(key), f"{at}.{key}" if at else str(key))
         return lines
     if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
         return [
             line for i, pair in enumerate(zip(before, after, strict=True)) for line in differences(*pair, f"{at}[{i}]")
         ]
+    if before != after and all(isinstance(value, str) and FINGERPRINT.fullmatch(value) for value in (before, after)):
+        return [f"{at}: content changed"]
     return [] if before == after else [f"{at}: {brief(before)} → {brief(after)}"]
+
+
+def _principle_changes(before: dict[str, Any], after: dict[str, Any], kind: str) -> list[str]:
+    """What differs between the principles of two manifests, a line for each: `principle brevity: weight 1 → 2`."""
+    lines = []
+    for name in dict.fromkeys([*before, *after]):
+        old, new = before.get(name), after.get(name)
+        if old is None or new is None:
+            lines.append(f"{kind} {name}: {'added' if old is None else 'removed'}")
+        elif old != new:
+            changes = ["text changed"] if old["text"] != new["text"] else []
+            changes += [f"weight {old['weight']:g} → {new['weight']:g}"] if old["weight"] != new["weight"] else []
+            lines.append(f"{kind} {name}: {', '.join(changes)}")
+    return lines
 
 
 def brief(value: Any) -> str:

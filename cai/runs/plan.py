@@ -27,6 +27,7 @@ from cai.inference.endpoints import resolve_judges
 from cai.inference.models import Model, model_fingerprint, resolve_model
 from cai.runs.folder import CACHE_FILES, ITERATION, RUN, RunFolder
 from cai.runs.run_file import RunConfig, effective_text, load_run_file
+from cai.stats.formatting import counted
 from cai.training.settings import TrainStage, weighs_pairs
 from cai.training.stage import OUTPUT, worker_python
 
@@ -205,6 +206,17 @@ def split(prompts: list[Prompt], share: float) -> tuple[list[Prompt], list[Promp
     chosen = sorted(prompts, key=lambda prompt: uniform("held out", prompt.id))[: round(share * len(prompts))]
     held = {prompt.id for prompt in chosen}
     return [p for p in prompts if p.id not in held], [p for p in prompts if p.id in held]
+
+
+def holdout_warning(plan: Plan) -> str | None:
+    """What a run with training and a share to hold out lacks when that share of its prompts rounds to none."""
+    share, prompts = plan.config.prompts.holdout, len(plan.training)
+    if plan.held_out or not share or not plan.train:
+        return None
+    return (
+        f"warning: prompts.holdout {share:g} of {counted(prompts, 'prompts')} is none: the policy will not be evaluated"
+        "; use more prompts or a larger share"
+    )
 
 
 def manifest(plan: Plan) -> dict[str, Any]:

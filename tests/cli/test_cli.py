@@ -178,6 +178,31 @@ def test_an_unknown_stage_names_the_known_ones(
     assert "expected one of revisions, preferences, evaluation, skipped" in capsys.readouterr().err
 
 
+def test_a_stage_without_rows_is_said_to_have_none(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = ("--runs", workspace / "runs")
+    cai(monkeypatch, "run", workspace / "run.yaml", *runs, "--set", "revise.rounds=0")
+    capsys.readouterr()
+    for stage, expected in (("evaluation", "test has no evaluation yet\n"), ("revisions", "test has no revisions\n")):
+        assert cai(monkeypatch, "show", "test", "--stage", stage, *runs) == 0
+        assert capsys.readouterr().out == expected
+
+
+@pytest.mark.parametrize(("settings", "warned"), [((), False), (("train=[{stage: sft}]",), True)])
+def test_a_holdout_that_rounds_to_no_prompt_is_a_warning(
+    settings: tuple[str, ...],
+    warned: bool,
+    workspace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = [f for value in ("prompts.limit=1", *settings) for f in ("--set", value)]
+    cai(monkeypatch, "run", workspace / "run.yaml", "--runs", workspace / "runs", "--dry-run", *options)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert ("prompts.holdout 0.25 of 1 prompt is none: the policy will not be evaluated" in printed) == warned
+
+
 @pytest.mark.parametrize("inside", [True, False])  # typer turns an interrupt within a command into an exit
 def test_an_interrupt_does_not_wait_for_a_model_that_is_still_loading(inside: bool) -> None:
     code = (

@@ -50,7 +50,7 @@ def test_finished_results_of_other_content_are_refused_with_what_differs_unless_
     assert str(refused.value).splitlines() == [
         f"{tmp_path}/out: holds finished results of `cai judge` with other settings:",
         "  settings.seed: 0 → 1",
-        "  settings.prompts: content 01234567 → content fedcba98",
+        "  settings.prompts: content changed",
         "Choose another folder (--out FOLDER), or overwrite this one (--replace).",
     ]
     work(other, replace=True)
@@ -115,6 +115,19 @@ def test_differences_name_what_changed_shortly() -> None:
     before = {"a": [{"name": "x"}], "b": {"c": 1, "d": [1, 2]}, "gone": None}
     after = {"a": [{"name": "x"}, {"name": "y"}], "b": {"c": 1, "d": [1, 3]}, "new": "t"}
     assert differences(before, after) == ['a: ["x"] → ["x", "y"]', "b.d[1]: 2 → 3", 'new: null → "t"']
+
+
+def test_changed_principles_are_named_without_their_hashes() -> None:
+    def manifest(**principles: tuple[str, float]) -> dict[str, Any]:
+        by_id = {name: {"text": text * 16, "weight": weight} for name, (text, weight) in principles.items()}
+        return {"name": "c", "fingerprint": str(len(principles)) * 16, "principles": by_id}
+
+    before = manifest(gone=("a", 1.0), heavy=("b", 1.0), other=("c", 1.0), same=("d", 1.0))
+    after = manifest(heavy=("b", 2.0), other=("e", 1.5), same=("d", 1.0), new=("f", 1.0), more=("f", 1.0))
+    lines = ["gone: removed", "heavy: weight 1 → 2", "other: text changed, weight 1 → 1.5", "new: added", "more: added"]
+    assert differences({"constitution": before}, {"constitution": after}) == [f"principle {line}" for line in lines]
+    changed = differences({"eval_constitution": before}, {"eval_constitution": after})
+    assert changed == [f"evaluation principle {line}" for line in lines]
 
 
 def gone() -> int:
