@@ -72,6 +72,8 @@ def judge_eval(
     with resumable(console):
         evaluated = evaluate_judge(job, Output(out, replace), runs / CACHE_FILE, Reporter(console), more)
     page = write_judge_page(out)
+    if evaluated.own_labels:
+        show(console, listed("!", [evaluated.own_labels], "yellow"))
     for part in judge_report_parts(evaluated.report, evaluated.skipped):
         show(console, part)
     line(console, f"  the page is {page}; metrics and rows: {JUDGE_JSON}, verdicts.jsonl")

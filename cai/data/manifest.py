@@ -243,16 +243,15 @@ def differences(before: Any, after: Any, at: str = "") -> list[str]:
 
 
 def _principle_changes(before: dict[str, Any], after: dict[str, Any], kind: str) -> list[str]:
-    """What differs between the principles of two manifests, a line for each: `principle brevity: weight 1 → 2`."""
+    """What differs between the principles of two manifests, a line for each: `principle brevity: weight: 1.0 → 2.0`."""
     lines = []
     for name in dict.fromkeys([*before, *after]):
         old, new = before.get(name), after.get(name)
         if old is None or new is None:
             lines.append(f"{kind} {name}: {'added' if old is None else 'removed'}")
         elif old != new:
-            changes = ["text changed"] if old["text"] != new["text"] else []
-            changes += [f"weight {old['weight']:g} → {new['weight']:g}"] if old["weight"] != new["weight"] else []
-            lines.append(f"{kind} {name}: {', '.join(changes)}")
+            changes = differences(old, new)  # `text` and `weight`, or whatever a damaged manifest holds
+            lines.append(f"{kind} {name}: {', '.join(changes).replace('text: content', 'text').removeprefix(': ')}")
     return lines
 
 

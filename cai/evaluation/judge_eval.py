@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from cai.config.errors import CaiError, RequestRefused
 from cai.config.hashing import fingerprint
+from cai.data.files import rows as rows_of
 from cai.data.jsonl import RowWriter, each_row, write_rows
 from cai.data.manifest import Output, claimed
 from cai.data.preferences import Candidates
@@ -25,6 +26,7 @@ from cai.inference.chat import control_counts, control_warnings, spells_control
 from cai.inference.engine import EngineConfig
 from cai.inference.models import served
 from cai.inference.scheduler import EngineWork, OpenEngine, Reporter, Scheduler, open_model
+from cai.stats.formatting import counted
 
 VERDICTS, SKIPPED, INJECTION = "verdicts.jsonl", "skipped.jsonl", "injection.jsonl"
 
@@ -35,6 +37,7 @@ class JudgeEvaluation(NamedTuple):
     report: JudgeReport
     skipped: list[Skipped]
     work: list[EngineWork]
+    own_labels: str = ""  # a warning, for labels that this very judge wrote
 
 
 class Extras(NamedTuple):
@@ -77,13 +80,26 @@ def evaluate_judge(
         spelled = sum(map(spells_control, each_row(folder / VERDICTS, Preference)))
         warnings = control_warnings(control_counts(spelled, judging.control_tokens, served(judging.judges)))
         report = report.model_copy(update={"notes": [*report.notes, *warnings]})
+        if warning := _own_labels(judging.data, panel.name):
+            report = report.model_copy(update={"notes": [warning, *report.notes]})
         write_rows(folder / SKIPPED, skipped)
-        evaluated = JudgeEvaluation(report, skipped, panel.work("gate"))
+        evaluated = JudgeEvaluation(report, skipped, panel.work("gate"), warning)
         content = {"cost": cost._asdict(), **report.model_dump(mode="json")}
         if report.calibration is not None:
             content["temperature"] = report.calibration.temperature
         write_judge_json(folder, content)
     return evaluated
+
+
+def _own_labels(data: Path, judge: str) -> str:
+    """A warning about the rows of a file that the judge itself labelled; empty without any."""
+    judges = [row.get("judge") for _, row in rows_of(data)]
+    if not (own := judges.count(judge)):
+        return ""
+    return (
+        f"{own:,} of {counted(len(judges), 'rows')} were labelled by this very judge: its accuracy there is agreement "
+        "with itself, not with people"
+    )
 
 
 def _injection_gains(

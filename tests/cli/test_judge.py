@@ -54,6 +54,20 @@ def test_a_file_is_labelled_and_the_totals_are_printed(
     assert {len(r.verdicts) for r in read_rows(tmp_path / "out/preferences.jsonl", Preference)} == {16}
 
 
+def test_a_judge_that_is_set_against_its_own_labels_is_a_warning_first(
+    given: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cai(monkeypatch, "judge", *given)
+    labelled = tmp_path / "mine.jsonl"
+    labelled.write_text((tmp_path / "out/preferences.jsonl").read_text(encoding="utf-8"), encoding="utf-8")
+    capsys.readouterr()
+    assert cai(monkeypatch, "judge-eval", *given[2:], "--data", labelled, "--out", tmp_path / "again") == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert out.index("! 7 of 7 rows were labelled by this very judge") < out.index("7 pairs of 7 prompts")
+    assert cai(monkeypatch, "judge-eval", *given, "--replace", "--out", tmp_path / "people") == 0
+    assert "by this very judge" not in capsys.readouterr().out
+
+
 def test_judge_eval_attacks_the_judge_on_request(
     given: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -124,10 +124,13 @@ def test_changed_principles_are_named_without_their_hashes() -> None:
 
     before = manifest(gone=("a", 1.0), heavy=("b", 1.0), other=("c", 1.0), same=("d", 1.0))
     after = manifest(heavy=("b", 2.0), other=("e", 1.5), same=("d", 1.0), new=("f", 1.0), more=("f", 1.0))
-    lines = ["gone: removed", "heavy: weight 1 → 2", "other: text changed, weight 1 → 1.5", "new: added", "more: added"]
+    heavy, other = "heavy: weight: 1.0 → 2.0", "other: text changed, weight: 1.0 → 1.5"
+    lines = ["gone: removed", heavy, other, "new: added", "more: added"]
     assert differences({"constitution": before}, {"constitution": after}) == [f"principle {line}" for line in lines]
     changed = differences({"eval_constitution": before}, {"eval_constitution": after})
     assert changed == [f"evaluation principle {line}" for line in lines]
+    damaged = {"constitution": {"principles": {"same": 3}}}
+    assert differences(damaged, {"constitution": {"principles": {"same": "x"}}}) == ['principle same: 3 → "x"']
 
 
 def gone() -> int:
