@@ -24,6 +24,7 @@ from cai.config.errors import CaiError, writing
 from cai.constitution.principles import word_changes
 from cai.data.jsonl import read_rows, write_text
 from cai.data.records import Skipped
+from cai.inference.scheduler import Reporter
 from cai.stats.formatting import counted, interval, mean_difference, number
 from cai.stats.significance import Effect
 
@@ -65,18 +66,26 @@ def own_command() -> str:
 
 
 @contextmanager
-def resumable(
-    console: Console, message: str = "Interrupted. All answers so far are cached; the same command resumes:"
-) -> Iterator[None]:
-    """After an interrupt, print the command that resumes."""
+def resumable(console: Console, reporter: Reporter | None = None) -> Iterator[None]:
+    """After an interrupt, print what is kept, by the reporter of the work if there is one, and what resumes it."""
     interruption = interrupts.current
-    interruption.message = f"{message}\n  {own_command()}"
+    interruption.message = lambda: _interrupted(reporter)
     try:
         yield
     except KeyboardInterrupt:
-        line(console, f"\n{interruption.message}")
+        line(console, f"\n{interruption.message()}")
         interruption.reported = True
         raise KeyboardInterrupt("reported") from None
+
+
+def _interrupted(reporter: Reporter | None) -> str:
+    if reporter is not None and reporter.resumption is not None:
+        kept = f"{reporter.resumption()}; the same command goes on"
+    elif reporter is not None and not reporter.advanced:  # a model was still loading
+        return "Interrupted."
+    else:
+        kept = "All answers so far are cached; the same command resumes"
+    return f"Interrupted. {visible(kept)}:\n  {own_command()}"
 
 
 def end_with_failures(*folders: Path, option: str = "") -> None:

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
@@ -22,7 +22,7 @@ class Interruption:
     """The signals a command has received, and what to print for them."""
 
     def __init__(self) -> None:
-        self.message = "Interrupted."
+        self.message: Callable[[], str] = lambda: "Interrupted."
         self.reported = False  # whether the message is printed
         self._received: list[int] = []
         self._patience: threading.Timer | None = None
@@ -52,7 +52,7 @@ class Interruption:
             if sys.__stdout__ is not None and sys.__stdout__.isatty():
                 os.write(1, SHOW_CURSOR)
             if not self.reported:
-                os.write(2, f"\n{self.message}\n".encode())
+                os.write(2, f"\n{self.message()}\n".encode())
         leave(self.status, flush=False)
 
 

@@ -54,8 +54,9 @@ def run(
         for part in forecast_parts(forecast(plan), gpu_rate):
             show(console, part)
         return
-    with resumable(console):
-        folders = execute_with_pages(plan, Reporter(console), replace)
+    reporter = Reporter(console)
+    with resumable(console, reporter):
+        folders = execute_with_pages(plan, reporter, replace)
     for folder in folders:
         print_summary(result_console(), folder)
     places = [place for folder in folders for place in (folder.judge, folder.path)]

@@ -51,7 +51,7 @@ def _run_all(file: Path, settings: list[str], replace: bool, runs: Path, retry_f
     if not replace:
         refuse_other_runs(file, name, members)
     reporter = Reporter(console)
-    with resumable(console):
+    with resumable(console, reporter):
         failed = run_members(
             name,
             members,

@@ -71,8 +71,9 @@ def train(
             launcher=launcher,
         )
         skipped = convert_data(config, local_file(str(data)), rows)
-        with resumable(console, "Interrupted. The same command resumes from the last checkpoint:"):
-            result, more = train_stage(stage, spec, Reporter(console), replace, keep_data=True)
+        reporter = Reporter(console)
+        with resumable(console, reporter):
+            result, more = train_stage(stage, spec, reporter, replace, keep_data=True)
     for reason, count in Counter(row.reason for row in [*skipped, *more]).items():
         line(console, f"  skipped: {count} × {reason}")
     if skipped or more:

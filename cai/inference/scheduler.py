@@ -46,6 +46,7 @@ class Task:
     def update(self, done: int, total: int, note: str = "", cache_hits: int = 0) -> None:
         """`done` of `total` units are done, `cache_hits` of them without work; `note` stands beside the rate."""
         self.done, self.total = done, total
+        self._reporter.advanced |= done > 0
         self.cache_hits = cache_hits
         now, rate = time.monotonic(), self._rate(done - cache_hits)
         speed = "" if rate is None else f"{rate:.1f} {self.unit}/s" if rate >= 1 else f"{1 / rate:.1f} s each"
@@ -85,6 +86,10 @@ class Reporter:
     def __init__(self, console: Console, log: Path | None = None) -> None:
         self.console, self.log = console, log
         self.bars: Progress | None = None
+        self.advanced = False  # whether any work is done
+        self.resumption: Callable[[], str] | None = (
+            None  # what the work in progress resumes from, if not from the cache
+        )
 
     @contextmanager
     def logging_to(self, path: Path) -> Iterator[None]:
@@ -107,6 +112,7 @@ class Reporter:
     @contextmanager
     def task(self, name: str, total: int, unit: str) -> Iterator[Task]:
         """Report progress of `total` units of work inside the block, which closes the task."""
+        self.resumption = None  # of work before it that failed
         if not self.console.is_terminal:
             yield Task(self, name, total, unit)
             return

@@ -25,7 +25,7 @@ from cai.runs.plan import Plan, holdout_warning, iteration, start_folder
 from cai.runs.run_file import GateConfig
 from cai.stats.formatting import counted
 from cai.training.settings import Online
-from cai.training.stage import StageSpec, run_stage
+from cai.training.stage import StageSpec, checkpoint_update, run_stage
 
 UNDECIDED = "p is 0.5, and this loss knows only which answer is better"
 
@@ -59,9 +59,22 @@ def train_stage(
             if "done" in event:
                 reporter.say(f"  {name}: {event['done']}")
 
+        reporter.resumption = lambda: resumption(name, spec)
         result = run_stage(spec, report, replace, keep_data)
+        reporter.resumption = None
         task.close()
     return result, skipped
+
+
+def resumption(name: str, spec: StageSpec[Any]) -> str:
+    """What an interrupted stage resumes from."""
+    members = spec.folder / "members"  # of an ensemble of reward models
+    trained = len(list(members.glob("member-*")))
+    of_member = f" of member {trained + 1}" if trained else ""
+    update = checkpoint_update(members / f"{trained + 1}") if members.is_dir() else checkpoint_update(spec.folder)
+    if update or trained:
+        return f"Training of {name} resumes from update {update:,}{of_member}"
+    return f"Training of {name} starts again: no checkpoint yet (save_steps: {spec.settings.save_steps})"
 
 
 TrainOne = Callable[[str, StageSpec[Any], Reporter], tuple[Path, list[Skipped]]]

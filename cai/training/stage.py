@@ -203,6 +203,13 @@ def run_stage(spec: StageSpec[Any], report: Report, replace: bool = True, keep_d
     return folder / MODEL
 
 
+def checkpoint_update(folder: Path) -> int:
+    """The update from which an interrupted stage resumes; 0 without a complete checkpoint."""
+    states = [path.parent for path in folder.glob("checkpoints/*/*state.json")]  # the last file of each
+    numbers = [path.name.rpartition("-")[2] for path in states]  # beside them may be one in writing: update-000004.part
+    return max((int(number) for number in numbers if number.isdecimal()), default=0)
+
+
 def _remove_spent(folder: Path) -> None:
     """Remove what is large, and of no use once the policy is saved."""
     for spent in ("checkpoints", "dataset"):

@@ -58,8 +58,8 @@ def test_a_model_that_loads_is_not_waited_for(command: Loading, number: signal.S
     status, seconds, out = command.stopped(number)
     assert status == expected
     assert seconds < GRACE_SECONDS + 1
-    assert out.count("Interrupted. All answers so far are cached; the same command resumes:") == 1
-    assert "  cai run " in out
+    assert out.count("Interrupted.\n") == 1
+    assert "All answers so far are cached" not in out
     assert "Traceback" not in out
     assert is_gone(command.child)
 
@@ -69,7 +69,7 @@ def test_what_does_not_end_is_ended(command: Loading) -> None:
     status, seconds, out = command.stopped(signal.SIGINT)
     assert status == 130
     assert GRACE_SECONDS - 0.5 < seconds < GRACE_SECONDS + 1.5
-    assert out.count("the same command resumes") == 1
+    assert out.count("Interrupted.\n") == 1
     assert is_gone(command.child)
 
 
@@ -78,5 +78,5 @@ def test_a_second_signal_ends_at_once(command: Loading) -> None:
     status, seconds, out = command.stopped(signal.SIGINT, signal.SIGINT)
     assert status == 130
     assert seconds < GRACE_SECONDS - 0.3
-    assert out.count("the same command resumes") == 1
+    assert out.count("Interrupted.\n") == 1
     assert is_gone(command.child)

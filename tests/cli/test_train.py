@@ -14,6 +14,7 @@ from cai.data.files import table_writer
 from cai.data.jsonl import read_rows
 from cai.data.records import Demonstration, Preference, Revision, Skipped
 from cai.training.stage import StageSpec
+from tests.cli.test_cli import cai
 
 
 def invoke(*args: str | Path) -> Result:
@@ -144,3 +145,32 @@ def test_a_stage_gets_rows_in_cai_format_from_every_input_format(
     assert [row.reason for row in read_rows(tmp_path / "out2" / "skipped.jsonl", Skipped)] == [
         "the completion's label is false"
     ]
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "expected"),
+    [
+        (["checkpoint-5", "checkpoint-10"], "Training of dpo resumes from update 10; the same command goes on:"),
+        (["update-000003", "update-000006.part"], "Training of dpo resumes from update 3; the same command goes on:"),
+        ([], "Training of dpo starts again: no checkpoint yet (save_steps: 20); the same command goes on:"),
+    ],
+)
+def test_an_interrupted_training_names_the_update_that_it_resumes_from(
+    tmp_path: Path,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    checkpoints: list[str],
+    expected: str,
+) -> None:
+    def interrupted(spec: StageSpec[Any], *_: object) -> None:
+        for name in checkpoints:
+            path = spec.folder / "checkpoints" / name / "state.json"
+            path.parent.mkdir(parents=True)
+            path.write_text("{}")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cai.runs.pipeline.run_stage", interrupted)
+    asked = ("dpo", "--data", pairs(tmp_path), "--model", tiny_model, "--out", tmp_path / "out")
+    assert cai(monkeypatch, "train", *asked) == 130
+    assert f"Interrupted. {expected}\n  cai train dpo" in capsys.readouterr().out
