@@ -75,7 +75,7 @@ def test_the_page_has_the_findings_of_the_comparison(tmp_path: Path, model_folde
     assert (text.count(" added "), text.count(" removed ")) == (4, 16)
     for figure in found.comparison.pairs[0].metrics:
         assert figure.name in text
-    assert "constitution harmless, hash" in text and "differs" in text
+    assert "constitution harmless, fingerprint" in text and "differs" in text
 
 
 def test_monitors_are_side_by_side(tmp_path: Path) -> None:
