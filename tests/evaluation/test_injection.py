@@ -122,8 +122,8 @@ def test_a_judge_that_is_fooled_and_one_that_is_not_on_every_surface(
     printed = " ".join(console.export_text().split())
     page = " ".join(html.unescape(re.sub(r"<[^>]+>", " ", judge_page(out))).split())
     for gain in report.injection:
-        line = f"{gain.name} {gain.shown} in p, when an answer {gain.meaning}"
-        assert line in printed and line in page, gain.attack
+        assert f"{gain.attack} {gain.shown} {gain.meaning}" in printed, gain.attack
+        assert f"{gain.name} {gain.shown} in p, when an answer {gain.meaning}" in page, gain.attack
         assert any(metric.value == gain.shown for metric in judge_metrics(report))
     assert "injection: the judge finds an answer better when it speaks to the judge" in printed
     assert "injection: the judge finds an answer better when it speaks to the judge" in page
