@@ -65,6 +65,12 @@ def measured_coverage() -> float:
 
 
 @pytest.fixture(autouse=True)
+def no_columns() -> None:
+    """The width of what is printed is not that of the terminal in which the tests run."""
+    os.environ.pop("COLUMNS", None)
+
+
+@pytest.fixture(autouse=True)
 def one_thread(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tiny model gains nothing from more threads, and on a busy machine they wait for each other."""
     if request.node.get_closest_marker("real") is None:

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from cai.cli.main import COMMANDS, app, main
 from cai.inference.engine import Choose
+from cai.inference.scheduler import Reporter
 from cai.runs.pipeline import execute
 from cai.runs.run_file import RunConfig
 from tests.conftest import ROOT, scripted, write_workspace
@@ -226,7 +227,8 @@ def test_an_interrupt_does_not_wait_for_a_model_that_is_still_loading(inside: bo
 def test_an_interrupt_prints_the_command_that_resumes(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(*_: object) -> None:
+    def interrupted(plan: object, reporter: Reporter, *_: object) -> None:
+        reporter.advanced = True
         raise KeyboardInterrupt
 
     monkeypatch.setattr("cai.cli.run.execute", interrupted)

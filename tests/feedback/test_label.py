@@ -331,7 +331,7 @@ def test_a_judge_is_set_against_labels_in_metrics_rows_and_a_page(
     rows = [pair(i, *((2, 0) if i % 4 else (0, 1))) for i in range(40)]
     rows += [{**pair(40), "rejected": "is 2"}, {**pair(41), "chosen": " "}, {**pair(42), "p": 0.25}]
     rows.append({**pair(43), "chosen": "", "rejected": " "})  # alike, but not worth a tie
-    report, skipped, _ = evaluate(judging(*rows, ranked=True), tmp_path, calibrate=True)
+    report, skipped, *_ = evaluate(judging(*rows, ranked=True), tmp_path, calibrate=True)
     assert report.accuracy.mean == pytest.approx((30 + 0.5 + 0) / 42)
     assert (report.pairs, report.identical) == (42, 1)
     assert [row.reason for row in skipped] == ["a sample is empty"] * 2
