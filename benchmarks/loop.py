@@ -34,7 +34,8 @@ from cai.inference.cached_engine import CachedEngine
 from cai.inference.engine import Completion, Generate
 from cai.inference.models import resolve_model
 from cai.inference.scheduler import run_concurrently
-from cai.inference.vllm import VllmEngine, engine_settings
+from cai.inference.vllm import VllmEngine
+from cai.inference.vllm_settings import engine_settings
 
 ROOT = Path(__file__).parent.parent
 LIMITS = (16, 48, 128, 512)

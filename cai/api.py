@@ -34,10 +34,10 @@ from cai.feedback.judge import JudgeConfig
 from cai.feedback.label import JudgePanel, LabelJob, Totals, count_work, label_rows
 from cai.feedback.revise import ReviseConfig, Reviser, calls_of_loop
 from cai.inference.cache import Cache
-from cai.inference.endpoints import resolve_judges
 from cai.inference.engine import EngineConfig
 from cai.inference.models import SMALL_MODEL, resolve_model
 from cai.inference.scheduler import OpenEngine, Reporter, Scheduler, Stage, open_model
+from cai.inference.servers import resolve_judges
 from cai.runs.find import find_constitution
 from cai.runs.folder import CACHE_FILE
 from cai.runs.frames import Run, load_run, rows_table, updates_table

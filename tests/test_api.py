@@ -242,7 +242,7 @@ def test_rows_of_a_file_are_those_of_a_list(model_folder: Path) -> None:
 def test_every_snippet_of_the_documentation_runs(monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> None:
     page = (ROOT / "docs/python.md").read_text(encoding="utf-8")
     make_run(Path("runs/quickstart"), principles("calm", "short"), lambda i, drawn: i).summary_json.unlink()
-    for module in ("cai.api", "cai.inference.endpoints"):
+    for module in ("cai.api", "cai.inference.servers"):
         monkeypatch.setattr(f"{module}.resolve_model", lambda name: tiny_model)
     weigh = lambda request: [0.6, 0.2]  # noqa: E731
     for name in ("revise", "judge"):

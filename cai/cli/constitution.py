@@ -45,9 +45,9 @@ from cai.constitution.principles import (
     word_changes,
 )
 from cai.constitution.templates import OF_TESTS, Templates
-from cai.inference.endpoints import resolve_judges
 from cai.inference.models import SMALL_MODEL
 from cai.inference.scheduler import Cost, Reporter
+from cai.inference.servers import resolve_judges
 from cai.runs.find import find_constitution
 from cai.runs.folder import CACHE_FILE
 from cai.stats.formatting import counted

@@ -35,8 +35,8 @@ from cai.feedback.judge import JudgeConfig
 from cai.feedback.label import JUDGE_JSON, LabelJob, label_file
 from cai.feedback.metrics import JUDGE_METRICS
 from cai.inference.chat import ControlTokens, control_warnings
-from cai.inference.endpoints import resolve_judges
 from cai.inference.scheduler import Reporter
+from cai.inference.servers import resolve_judges
 from cai.runs.find import find_constitution
 from cai.runs.folder import CACHE_FILE
 from cai.stats.formatting import counted, duration

@@ -32,8 +32,8 @@ from cai.constitution.templates import Templates
 from cai.data.prompts import read_prompts
 from cai.data.records import Message, Prompt
 from cai.feedback.revise import ReviseConfig
-from cai.inference.endpoints import resolve_judges
 from cai.inference.models import SMALL_MODEL
+from cai.inference.servers import resolve_judges
 from cai.runs.find import find_constitution
 from cai.runs.folder import CACHE_FILE
 from cai.stats.formatting import counted

@@ -8,28 +8,23 @@ bounded number of times. A key goes to the one host it is meant for, and into no
 """
 
 import asyncio
-import difflib
 import json
 import math
-import os
 import random
-import re
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
 
 from cai.config.errors import CaiError, RequestRefused
 from cai.data.records import Messages
 from cai.inference.engine import Choose, Completion, Generate, UnusableAnswer, validate_choice, validate_completion
-from cai.inference.models import SERVER_SCHEMES, Model, Server, model_fingerprint, resolve_model, without_password
+from cai.inference.models import Server, without_password
+from cai.inference.servers import LARGEST_BODY, one_line, read_json, server_headers, server_key, server_message
 from cai.stats.formatting import duration
 
 if TYPE_CHECKING:
     import httpx
 
 Answer = TypeVar("Answer")
-OPENAI_HOST, OPENAI_KEY = "api.openai.com", "OPENAI_API_KEY"
 TOP_LOGPROBS = 20  # the most that OpenAI and, by default, vLLM return for a token
 BUSY_TRIES = 7  # of a request to a server that is overloaded or cannot be reached
 UNUSABLE_TRIES = 3  # of one whose response is no answer
@@ -38,8 +33,6 @@ FAILURES_IN_A_ROW = 8  # requests given up with no answer between them, after wh
 BACK_OFF = 0.5  # seconds before the second try, doubled for each one after it
 LONGEST_BACK_OFF = 30.0
 CONNECT_SECONDS = 20.0
-LIST_SECONDS = 20.0  # for a server's list of models
-LARGEST_BODY = 16 * 2**20  # bytes of a response
 LONGEST_TOKEN = 256  # characters; tokens of blanks or dashes have up to 128
 BUSY_STATUS = (408, 409, 425, 429)  # and all from 500 on
 REFUSED_STATUS = (400, 413, 422)
@@ -188,21 +181,21 @@ class ServerEngine:
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
             raise CaiError(f"model '{self._server}': not an address: {error}") from None
         except (httpx.HTTPError, httpx.StreamError) as error:
-            raise _Fault(f"the server cannot be reached or broke off: {_line(error)}", BUSY_TRIES) from None
+            raise _Fault(f"the server cannot be reached or broke off: {one_line(error)}", BUSY_TRIES) from None
         return self._checked(response, body)
 
     def _connect(self) -> "httpx.AsyncClient":
         import httpx
 
         return httpx.AsyncClient(
-            headers=_headers(self._server),
+            headers=server_headers(self._server),
             timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),  # the whole request has one of its own
             limits=httpx.Limits(max_connections=self._concurrency),
             follow_redirects=False,
         )
 
     def _checked(self, response: "httpx.Response", body: bytes) -> Any:
-        status, message = response.status_code, self._safe(_server_message(body))
+        status, message = response.status_code, self._safe(server_message(body))
         if status in REFUSED_STATUS:
             if "logprob" in message.lower():
                 raise self._no_logprobs()
@@ -216,11 +209,11 @@ class ServerEngine:
             )
         if status >= 400:
             raise CaiError(f"model '{self._server}': status {status}: {message}")
-        return _json(body)
+        return read_json(body)
 
     def _safe(self, text: str) -> str:
         """A message without the key, which a server may send back."""
-        key = _key(self._server)
+        key = server_key(self._server)
         return text.replace(key, "[key]") if key else text
 
     def _no_logprobs(self) -> CaiError:
@@ -234,18 +227,10 @@ class _NoLogProbs(UnusableAnswer):
     """A response without log-probabilities: of a server that never returns any, the end of the run."""
 
 
-def _json(body: bytes) -> Any:
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
-        start = _line(body[:80].decode("utf-8", "replace")) or "nothing"
-        raise UnusableAnswer(f"the server's response is not JSON; it begins with: {start}") from None
-
-
 def _choice(body: Any) -> dict[str, Any]:
     """The first choice of a chat completion. Raises: UnusableAnswer."""
     if isinstance(body, dict) and body.get("error"):
-        raise UnusableAnswer(f"the server answers with an error: {_server_message(json.dumps(body).encode())}")
+        raise UnusableAnswer(f"the server answers with an error: {server_message(json.dumps(body).encode())}")
     choices = body.get("choices") if isinstance(body, dict) else None
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         raise UnusableAnswer("the server's response has no choices")
@@ -304,151 +289,9 @@ def _option_log_probs(body: Any, options: Sequence[str]) -> list[float]:
     return found
 
 
-def _server_message(body: bytes) -> str:
-    """What a server says about an error, in one line."""
-    text = body.decode("utf-8", "replace")
-    try:
-        said = json.loads(text)
-        error = said.get("error", said) if isinstance(said, dict) else said
-        message = error.get("message", error) if isinstance(error, dict) else error
-        text = message if isinstance(message, str) else json.dumps(message)
-    except (ValueError, RecursionError):
-        pass
-    return _line(text) or "no message"
-
-
-def _line(text: object) -> str:
-    """A text, or an error, in one line of at most 300 characters."""
-    return " ".join(str(text).split())[:300] or (type(text).__name__ if isinstance(text, Exception) else "")
-
-
 def _retry_after(response: "httpx.Response") -> float:
     try:
         seconds = float(response.headers.get("retry-after", 0))
     except ValueError:  # a date
         return 0.0
     return seconds if math.isfinite(seconds) and seconds > 0 else 0.0
-
-
-def check_address(address: str) -> None:
-    """Raises: CaiError for a server's address that is none, or that holds a password or a query, which are secrets."""
-    url = address.partition("#")[0]
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        host, parts = None, urlsplit("")
-    if not host:
-        raise CaiError(f"model '{without_password(address)}': expected an address such as http://localhost:8000/v1")
-    if "@" in parts.netloc or parts.query:
-        what = "a password" if "@" in parts.netloc else "a query"
-        raise CaiError(
-            f"model '{without_password(address)}': the address holds {what}, which would be written to files; keep the "
-            "key in an environment variable and name it (judge.key_env)"
-        )
-
-
-def key_variable(url: str, key_env: str | Mapping[str, str] | None) -> str | None:
-    """The environment variable with the key for a server's host: the one named for it, or OpenAI's for OpenAI alone.
-
-    Raises: CaiError for what cannot be a variable's name, or names one that is not set.
-    """
-    host = urlsplit(url).hostname or ""
-    named = key_env if isinstance(key_env, str) or key_env is None else key_env.get(host)
-    if named is None:
-        return OPENAI_KEY if host == OPENAI_HOST and url.startswith("https://") else None
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", named):  # not quoted: it may be the key itself
-        raise CaiError("judge.key_env: expected the name of an environment variable such as MY_KEY, not the key itself")
-    if not os.environ.get(named):
-        raise CaiError(f"judge.key_env: the environment variable {named} is not set; it is to hold the key for {host}")
-    return named
-
-
-def _key(server: Server) -> str | None:
-    return os.environ.get(server.key_env) or None if server.key_env else None
-
-
-def _headers(server: Server) -> dict[str, str]:
-    key = _key(server)
-    if key is not None and not re.fullmatch(r"[\x21-\x7e]+", key):
-        raise CaiError(f"${server.key_env}: expected a key of printable characters without spaces")
-    return {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-
-
-def resolve_server(address: str, key_env: str | Mapping[str, str] | None = None) -> Server:
-    """A server's model from `URL#NAME`, or from the address alone where the server has one model.
-
-    Raises: CaiError for an address with a password in it, a key that is not set, or when the server does not list its
-    models or has no such model.
-    """
-    check_address(address)
-    url, _, name = address.partition("#")
-    server = Server(url, name, key_variable(url, key_env))
-    known = _models(server, address)
-    if name in known or (not name and len(known) == 1):
-        return server._replace(name=name or known[0])
-    near = difflib.get_close_matches(name, known, n=5, cutoff=0.3) or known[:5]
-    wanted = f"the server has no model '{name}'" if name else f"the server has {len(known)} models; name one behind a #"
-    raise CaiError(f"model '{address}': {wanted}: {', '.join(near) or 'none at all'}")
-
-
-def _models(server: Server, address: str) -> list[str]:
-    """The names of a server's models, asked for twice at most."""
-    problem = ""
-    for _ in range(2):
-        try:
-            return _model_list(server)
-        except UnusableAnswer as error:
-            problem = str(error)
-    key = _key(server)
-    problem = problem.replace(key, "[key]") if key else problem
-    raise CaiError(f"model '{address}': the server does not list its models: {problem}")
-
-
-def _model_list(server: Server) -> list[str]:
-    import httpx
-
-    end, body = time.monotonic() + LIST_SECONDS, b""
-    try:
-        with (
-            httpx.Client(headers=_headers(server), timeout=LIST_SECONDS, follow_redirects=False) as client,
-            client.stream("GET", f"{server.url.rstrip('/')}/models") as response,
-        ):
-            for part in response.iter_bytes():
-                body += part
-                if time.monotonic() > end or len(body) > LARGEST_BODY:
-                    raise UnusableAnswer(f"its list is not complete after {duration(LIST_SECONDS)}")
-    except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
-        raise UnusableAnswer(_line(error)) from None
-    if response.status_code != 200:
-        raise UnusableAnswer(f"status {response.status_code}: {_server_message(body)}")
-    listed = _json(body)
-    data = listed.get("data") if isinstance(listed, dict) else None
-    entries = [entry for entry in data if isinstance(entry, dict)] if isinstance(data, list) else []
-    names = [name for entry in entries if isinstance(name := entry.get("id"), str)]
-    if not names:
-        raise UnusableAnswer(f"its list has no models: {_server_message(body)}")
-    return names
-
-
-def resolve_judges(names: Sequence[str], key_env: str | Mapping[str, str] | None = None) -> list[Model]:
-    """A judge's folder or server, or a panel's; `key_env` names the key's environment variable, of several by host.
-
-    Raises: CaiError, also when two of a panel are the same model, or one key is named for several hosts.
-    """
-    servers = [name for name in names if name.lower().startswith(SERVER_SCHEMES)]
-    for server in servers:
-        check_address(server)
-    hosts = {urlsplit(server).hostname for server in servers}
-    if isinstance(key_env, str) and len(hosts) > 1:
-        raise CaiError(
-            f"judge.key_env: the judges are on {len(hosts)} hosts; name a variable for each, as HOST: VARIABLE"
-        )
-    judges: list[Model] = [resolve_server(name, key_env) if name in servers else resolve_model(name) for name in names]
-    seen: dict[str, str] = {}
-    for name, judge in zip(names, judges, strict=True):
-        identity = model_fingerprint(judge)
-        if identity in seen:
-            raise CaiError(f"judge.model: '{seen[identity]}' and '{name}' are the same model; a panel has each once")
-        seen[identity] = name
-    return judges

@@ -27,7 +27,8 @@ from cai.inference.cached_engine import CachedEngine
 from cai.inference.endpoints import ServerEngine
 from cai.inference.engine import Engine, EngineConfig
 from cai.inference.models import Model, Server, model_fingerprint, served
-from cai.inference.vllm import VllmEngine, vllm_build
+from cai.inference.vllm import VllmEngine
+from cai.inference.vllm_settings import vllm_build
 from cai.stats.formatting import counted, duration
 
 PLAIN_SECONDS = 15.0  # between two plain lines

@@ -34,10 +34,10 @@ from cai.evaluation.policy_report import (
 from cai.evaluation.probes import PROBE_SETS, Probes, read_probes
 from cai.evaluation.scores import score_answers
 from cai.inference.cache import Cache
-from cai.inference.endpoints import resolve_judges
 from cai.inference.engine import EngineConfig
 from cai.inference.models import Model, folder_fingerprint, model_fingerprint
 from cai.inference.scheduler import OpenEngine, Reporter, Scheduler, open_model
+from cai.inference.servers import resolve_judges
 from cai.runs.find import FoundPolicy, check_base, find_policy, policy_of_model
 from cai.runs.plan import Plan
 

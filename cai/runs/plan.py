@@ -23,8 +23,8 @@ from cai.evaluation.policy import shipped_axes
 from cai.evaluation.probes import read_probes
 from cai.feedback.label import LabelJob, count_work
 from cai.inference import models
-from cai.inference.endpoints import resolve_judges
 from cai.inference.models import Model, model_fingerprint, resolve_model
+from cai.inference.servers import resolve_judges
 from cai.runs.folder import CACHE_FILES, ITERATION, RUN, RunFolder
 from cai.runs.run_file import RunConfig, effective_text, load_run_file
 from cai.stats.formatting import counted

@@ -13,7 +13,8 @@ from cai.config.errors import CaiError
 from cai.data.records import Message
 from cai.inference.engine import Choose
 from cai.inference.models import SAFE_LOADING, resolve_model
-from cai.inference.vllm import VllmEngine, engine_settings
+from cai.inference.vllm import VllmEngine
+from cai.inference.vllm_settings import engine_settings
 from tests.conftest import ROOT
 
 CODE = """

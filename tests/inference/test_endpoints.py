@@ -12,9 +12,10 @@ import pytest
 
 from cai.config.errors import CaiError, RequestRefused
 from cai.data.records import Message
-from cai.inference.endpoints import ServerEngine, key_variable, resolve_judges, resolve_server
+from cai.inference.endpoints import ServerEngine
 from cai.inference.engine import Choose, Generate
 from cai.inference.models import Server, model_fingerprint, resolve_model
+from cai.inference.servers import key_variable, resolve_judges, resolve_server
 
 Answer = Callable[[dict[str, Any]], tuple[int, dict[str, Any]]]
 JUDGING = [Message(role="user", content="A or B?"), Message(role="assistant", content="Answer")]

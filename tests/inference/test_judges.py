@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cai.config.errors import CaiError
-from cai.inference.endpoints import resolve_judges
+from cai.inference.servers import resolve_judges
 
 
 def test_a_panel_has_each_model_once(model_folder: Path, tmp_path: Path) -> None:

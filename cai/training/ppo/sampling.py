@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from cai.inference.vllm import load_engine
+from cai.inference.vllm_settings import load_engine
 from cai.training import distributed
 
 GPU_SHARE = 0.3  # of the GPU's memory for vLLM: training needs the rest
