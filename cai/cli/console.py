@@ -66,8 +66,8 @@ def own_command() -> str:
 
 
 @contextmanager
-def resumable(console: Console, reporter: Reporter | None = None) -> Iterator[None]:
-    """After an interrupt, print what is kept, by the reporter of the work if there is one, and what resumes it."""
+def resumable(console: Console, reporter: Reporter) -> Iterator[None]:
+    """After an interrupt, print what the work of the reporter has kept, if anything, and what resumes it."""
     interruption = interrupts.current
     interruption.message = lambda: _interrupted(reporter)
     try:
@@ -78,10 +78,10 @@ def resumable(console: Console, reporter: Reporter | None = None) -> Iterator[No
         raise KeyboardInterrupt("reported") from None
 
 
-def _interrupted(reporter: Reporter | None) -> str:
-    if reporter is not None and reporter.resumption is not None:
+def _interrupted(reporter: Reporter) -> str:
+    if reporter.resumption is not None:
         kept = f"{reporter.resumption()}; the same command goes on"
-    elif reporter is not None and not reporter.advanced:  # a model was still loading
+    elif not reporter.advanced:  # a model was still loading
         return "Interrupted."
     else:
         kept = "All answers so far are cached; the same command resumes"

@@ -142,8 +142,9 @@ def test(
     found_templates = Templates(find_file("--templates", templates, Path("cai constitution test")), OF_TESTS)
     [found_model] = resolve_judges([model], key_env)  # last: a Hub id is downloaded here
     progress = Terminal(stderr=as_json)
-    with resumable(progress):
-        tested, cost = run_tests(tests, found_model, found_templates, runs / CACHE_FILE, Reporter(progress))
+    reporter = Reporter(progress)
+    with resumable(progress, reporter):
+        tested, cost = run_tests(tests, found_model, found_templates, runs / CACHE_FILE, reporter)
     if as_json:
         echo_json(json.dumps([row for test in tested for row in _test_rows(test)], ensure_ascii=False, indent=2))
     else:

@@ -82,8 +82,9 @@ def eval_(
     if out is None and run is None:
         raise CaiError(f"--out: '{options.policy}' is no run, and has no folder for results; name one")
     target = out if out is not None else run.eval if run is not None else Path()
-    with resumable(console):
-        report = evaluate_policies(plan, target, runs / CACHE_FILE, Reporter(console), replace)
+    reporter = Reporter(console)
+    with resumable(console, reporter):
+        report = evaluate_policies(plan, target, runs / CACHE_FILE, reporter, replace)
     output = result_console()
     for part in report_tables(report, output.width):
         show(output, part)

@@ -81,8 +81,9 @@ def judge(
     options = JudgeOptions(data, judges, constitution, templates, settings or [], limit, seed, runs, control_tokens)
     job = label_job(options, ranked=False)
     console = Terminal()
-    with resumable(console):
-        labelling = label_file(job, Output(out, replace), runs / CACHE_FILE, Reporter(console))
+    reporter = Reporter(console)
+    with resumable(console, reporter):
+        labelling = label_file(job, Output(out, replace), runs / CACHE_FILE, reporter)
     for part in _parts(labelling):
         show(console, part)
     files = ", ".join(name for name in ("preferences.jsonl", "rankings.jsonl") if (out / name).exists())

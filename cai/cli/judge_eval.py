@@ -69,8 +69,9 @@ def judge_eval(
     job = label_job(options, ranked=True)
     more = Extras(calibrate, read_injection().attacks if injection else [])
     console = Terminal()
-    with resumable(console):
-        evaluated = evaluate_judge(job, Output(out, replace), runs / CACHE_FILE, Reporter(console), more)
+    reporter = Reporter(console)
+    with resumable(console, reporter):
+        evaluated = evaluate_judge(job, Output(out, replace), runs / CACHE_FILE, reporter, more)
     page = write_judge_page(out)
     if evaluated.own_labels:
         show(console, listed("!", [evaluated.own_labels], "yellow"))

@@ -33,6 +33,7 @@ from cai.data.prompts import read_prompts
 from cai.data.records import Message, Prompt
 from cai.feedback.revise import ReviseConfig
 from cai.inference.models import SMALL_MODEL
+from cai.inference.scheduler import Reporter
 from cai.inference.servers import resolve_judges
 from cai.runs.find import find_constitution
 from cai.runs.folder import CACHE_FILE
@@ -78,14 +79,16 @@ def try_(
     load()  # an error at the start ends the command
     [resolved] = resolve_judges([model], key_env)
     console = Terminal()
+    reporter = Reporter(console)
     page = Page(console, inputs, model)
     occasions = changes([file, folder]) if watch else once()
     with (
-        nullcontext() if watch else resumable(console),
+        nullcontext() if watch else resumable(console, reporter),
         console.status("waiting for the model") as status,
     ):
 
         def show(event: Event) -> None:
+            reporter.advanced |= isinstance(event, News)
             if isinstance(event, Begun):
                 status.start()
             elif not isinstance(event, Loading | News):

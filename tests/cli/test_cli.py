@@ -14,6 +14,7 @@ from cai.inference.scheduler import Reporter
 from cai.runs.pipeline import execute
 from cai.runs.run_file import RunConfig
 from tests.conftest import ROOT, scripted, write_workspace
+from tests.runs.test_evaluate import make_run
 
 
 def cai(monkeypatch: pytest.MonkeyPatch, *arguments: object, columns: int = 100) -> int:
@@ -235,6 +236,20 @@ def test_an_interrupt_prints_the_command_that_resumes(
     assert cai(monkeypatch, "run", workspace / "run.yaml", "--runs", workspace / "runs", "--replace") == 130
     out = capsys.readouterr().out
     assert f"cai run {workspace}/run.yaml --runs {workspace}/runs\n" in out
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_an_interrupted_evaluation_says_that_answers_are_cached_once_there_are_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], answered: bool
+) -> None:
+    def interrupted(plan: object, out: object, cache: object, reporter: Reporter, *_: object) -> None:
+        reporter.advanced = answered
+        raise KeyboardInterrupt
+
+    make_run(tmp_path / "runs", "good")
+    monkeypatch.setattr("cai.cli.eval.evaluate_policies", interrupted)
+    assert cai(monkeypatch, "eval", "good", "--runs", tmp_path / "runs") == 130
+    assert ("All answers so far are cached" in capsys.readouterr().out) is answered
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -125,11 +126,15 @@ def test_a_mistake_is_an_error_message_with_status_2(cai, tmp_path: Path, argume
     assert "Traceback" not in err
 
 
-def test_an_interrupt_prints_the_command_that_resumes(cai, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object) -> None:
+@pytest.mark.parametrize("answered", [False, True])
+def test_an_interrupt_prints_the_command_that_resumes_once_there_are_answers(
+    cai, monkeypatch: pytest.MonkeyPatch, answered: bool
+) -> None:
+    def interrupted(*arguments: Any) -> None:
+        arguments[-1].advanced = answered
         raise KeyboardInterrupt
 
     monkeypatch.setattr("cai.cli.constitution.run_tests", interrupted)
     status, out, _ = cai("c.yaml")
     assert status == 130
-    assert "cai constitution test c.yaml" in out
+    assert ("cai constitution test c.yaml" in out) is answered

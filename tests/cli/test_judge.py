@@ -15,6 +15,7 @@ from cai.data.jsonl import read_rows
 from cai.data.records import Preference, Ranking
 from cai.evaluation.judge_eval import Extras, evaluate_judge
 from cai.feedback.label import label_file
+from cai.inference.scheduler import Reporter
 from tests.cli.test_cli import cai
 from tests.conftest import ROOT, scripted
 from tests.feedback.test_label import another, by_goodness, pair, written
@@ -193,19 +194,26 @@ def test_a_row_of_no_known_form_is_named_with_its_line(
     )
 
 
+@pytest.mark.parametrize("answered", [0, 7])
 @pytest.mark.parametrize("command", ["judge", "judge-eval"])
-def test_an_interrupt_prints_the_command_that_resumes(
-    given: list[object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+def test_an_interrupt_prints_the_command_that_resumes_once_there_are_answers(
+    given: list[object],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    answered: int,
 ) -> None:
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
+    def interrupted(job: object, output: object, cache: object, reporter: Reporter, *_: object) -> None:
+        with reporter.task("labels", 56, "calls") as task:
+            task.update(answered, 56)
+            raise KeyboardInterrupt
 
     monkeypatch.setattr("cai.cli.judge.label_file", interrupted)
     monkeypatch.setattr("cai.cli.judge_eval.evaluate_judge", interrupted)
     assert cai(monkeypatch, command, *given) == 130
     out = capsys.readouterr().out
-    assert "All answers so far are cached" in out
-    assert f"cai {command} --data {given[1]}" in out
+    assert "Interrupted." in out
+    assert ("All answers so far are cached" in out) is (f"cai {command} --data {given[1]}" in out) is bool(answered)
 
 
 class Tags(HTMLParser):

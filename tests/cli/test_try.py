@@ -153,11 +153,20 @@ def test_a_mistake_is_an_error_message_with_status_2(
     assert "Traceback" not in err
 
 
-def test_an_interrupt_prints_the_command_that_resumes(cai, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("answers", [0, 1])
+def test_an_interrupt_prints_the_command_that_resumes_once_there_are_answers(
+    cai, monkeypatch: pytest.MonkeyPatch, answers: int
+) -> None:
+    answered: list[Generate] = []
 
-    monkeypatch.setattr("cai.cli.try_.try_out", interrupted)
+    def answer(request: Generate) -> str:
+        answered.append(request)
+        if len(answered) > answers:
+            raise KeyboardInterrupt
+        return "The draft."
+
+    monkeypatch.setattr(try_out, "__defaults__", (scripted(answer=answer),))
     status, out, _ = cai("c.yaml", "-p", "x")
     assert status == 130
-    assert "cai try c.yaml -p x" in out
+    assert "Interrupted." in out
+    assert ("cai try c.yaml -p x" in out) is bool(answers)
