@@ -80,7 +80,7 @@ class RunConfig(Section):
     """Requirements on the judge, checked before any other call."""
     preferences: PreferencesConfig | None = None
     """Labelled pairs added to the run's own."""
-    train: list[TrainStage] = []
+    train: Annotated[list[TrainStage], Field(json_schema_extra={"type": ["array", "null"]})] = []
     """Training stages in order, each on the policy of the one before; [] or null trains none."""
     iterations: Annotated[int, Field(ge=1)] = 1
     """Number of iterations, each from the policy of the one before."""

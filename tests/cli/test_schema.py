@@ -63,6 +63,7 @@ def test_a_shipped_file_names_its_schema_and_fits_it(path: Path) -> None:
         ("run", "model: m\nconstitution: c\nprompts: {source: s, holdout: 1}"),
         ("run", "model: m\nconstitution: c\nprompts: {source: s}\ntrain: [{stage: sft, beta: 0.1}]"),
         ("run", "model: m\nconstitution: c\nprompts: {source: s}\ntrain: [{stage: unknown}]"),
+        ("run", "model: m\nconstitution: c\nprompts: {source: s}\ntrain: {stage: sft}"),
         ("run", "model: m\nconstitution: c\nprompts: {source: s}\nrevise: {rounds: -1}"),
     ],
 )
@@ -72,6 +73,14 @@ def test_what_does_not_load_does_not_fit_its_schema(kind: str, text: str, tmp_pa
     with pytest.raises(CaiError):
         load_yaml(path, principles.Constitution if kind == "constitution" else RunConfig)
     assert faults(kind, yaml.safe_load(text))
+
+
+@pytest.mark.parametrize("train", ["null", "[]", "[{stage: sft}, {stage: dpo, beta: 0.2}]"])
+def test_what_trains_or_trains_nothing_fits_the_schema(train: str, tmp_path: Path) -> None:
+    text = f"model: m\nconstitution: c\nprompts: {{source: s}}\ntrain: {train}"
+    (tmp_path / "f.yaml").write_text(text, encoding="utf-8")
+    load_yaml(tmp_path / "f.yaml", RunConfig)
+    assert faults("run", yaml.safe_load(text)) == []
 
 
 def test_a_field_of_a_constitution_is_explained() -> None:
