@@ -413,7 +413,7 @@ def judge_metrics(report: JudgeReport) -> list[Metric]:
     metrics = [
         Metric("accuracy", str(report.accuracy), "chance is 0.5; ties ½"),
         Metric("with one order", str(report.one_order), "accuracy of single orders"),
-        Metric("κ with the labels", kappa, f"same verdict on {percent(human.observed)}"),
+        Metric("κ with the labels", kappa, f"raw agreement {percent(human.observed)}"),
         Metric("calibration error", number(report.ece), "confidence vs outcome"),
         Metric("log loss", number(report.log_loss), "no information is 0.693"),
         Metric(POSITION_BIAS, number(report.position_bias), "published: 0.18 to 0.56"),

@@ -101,7 +101,7 @@ def test_a_judge_is_set_against_labels_and_the_report_is_printed(
     assert "8 pairs of 8 prompts" in out
     for line in (
         r"accuracy +0\.438 \[0\.\d+, 0\.\d+\] +chance is 0\.5",
-        r"κ with the labels +-?0\.\d+ \[",
+        r"κ with the labels +-?0\.\d+ \[.*\]  raw agreement \d+ %",
         r"position bias +0\.286 ",
         r"non-option probability mass +0\.200 ",
         r"cost per pair +2\.0 calls +0\.\d\d s",
