@@ -38,7 +38,7 @@ from cai.data.records import Message, Prompt
 from cai.feedback.revise import ReviseConfig, Reviser
 from cai.inference.cache import Cache, Tally
 from cai.inference.cached_engine import CachedEngine
-from cai.inference.engine import Completion, Engine, Generate, ScriptedEngine
+from cai.inference.engine import Completion, Engine, EngineConfig, Generate, ScriptedEngine
 from cai.inference.models import resolve_model
 from cai.inference.scheduler import run_concurrently
 from cai.inference.vllm import VllmEngine
@@ -46,6 +46,7 @@ from cai.inference.vllm import VllmEngine
 ROOT = Path(__file__).parent.parent
 SETTINGS = ReviseConfig(rounds=2, max_tokens=64, temperature=1.0)
 AT_ONCE, CONTEXT = 32, 2048
+ENGINE = EngineConfig(max_model_len=CONTEXT, concurrency=AT_ONCE)
 
 
 def sensitive(request: Generate) -> str:
@@ -140,7 +141,7 @@ def median(edit: Callable[[Constitution, int], Constitution], given: list[Prompt
 
 
 def small() -> Engine:
-    return VllmEngine(resolve_model("smollm2-135m"), "benchmark", CONTEXT, AT_ONCE)
+    return VllmEngine(resolve_model("smollm2-135m"), "benchmark", ENGINE)
 
 
 def real(count: int) -> dict[str, float]:

@@ -36,13 +36,14 @@ from cai.data.records import Preference
 from cai.evaluation.judge_eval import evaluate_judge
 from cai.feedback.judge import Judge, JudgeConfig
 from cai.feedback.label import LabelJob, label_file
-from cai.inference.engine import Choose, Generate, ScriptedEngine
+from cai.inference.engine import Choose, EngineConfig, Generate, ScriptedEngine
 from cai.inference.models import resolve_model
 from cai.inference.scheduler import Reporter
 from cai.inference.vllm import VllmEngine
 
 ROOT = Path(__file__).parent.parent
 LONGEST, WRITTEN, CONTEXT, AT_ONCE = 400, 96, 2048, 32
+ENGINE = EngineConfig(max_model_len=CONTEXT, concurrency=AT_ONCE)
 WAYS = ("one", "sixteen", "first", "written")
 
 
@@ -79,7 +80,7 @@ async def cost(way: str, file: Path, count: int, folder: Path) -> dict[str, floa
     principles = load_constitution(ROOT / "constitutions/harmless.yaml").principles
     asked = principles if way in ("sixteen", "first") else principles[:1]
     templates = principle_first(folder) if way == "first" else Templates(ROOT / "prompts/default")
-    engine = VllmEngine(resolve_model("smollm2-135m"), "benchmark", CONTEXT, AT_ONCE)
+    engine = VllmEngine(resolve_model("smollm2-135m"), "benchmark", ENGINE)
 
     async def compare(pair: Preference) -> None:
         if way != "written":

@@ -31,15 +31,16 @@ from cai.data.records import Message, Prompt
 from cai.feedback.revise import ReviseConfig, Reviser, respond
 from cai.inference.cache import Cache
 from cai.inference.cached_engine import CachedEngine
-from cai.inference.engine import Completion, Generate
+from cai.inference.engine import Completion, EngineConfig, Generate
 from cai.inference.models import resolve_model
 from cai.inference.scheduler import run_concurrently
 from cai.inference.vllm import VllmEngine
-from cai.inference.vllm_settings import engine_settings
+from cai.inference.vllm_settings import engine_arguments
 
 ROOT = Path(__file__).parent.parent
 LIMITS = (16, 48, 128, 512)
 AT_ONCE, CONTEXT, TEMPERATURE = 32, 4096, 0.7
+ENGINE = EngineConfig(max_model_len=CONTEXT, concurrency=AT_ONCE)
 
 
 class LimitedEngine(CachedEngine):
@@ -62,12 +63,12 @@ async def ours(count: int) -> dict[str, float]:
     prompts, principles, templates = inputs(count)
     settings = ReviseConfig(rounds=1, temperature=TEMPERATURE)
     with tempfile.TemporaryDirectory() as folder:
-        model = VllmEngine(resolve_model("smollm2-135m"), "benchmark", CONTEXT, AT_ONCE)
+        model = VllmEngine(resolve_model("smollm2-135m"), "benchmark", ENGINE)
         await model.generate(Generate([Message(role="user", content="Hello")], 4, 0.0, 0))  # load and warm up
         engine = LimitedEngine("benchmark", Cache(Path(folder) / "cache.sqlite"), lambda: model)
 
         async def one(prompt: Prompt) -> None:
-            draft = await respond(prompt, engine, seed=0, max_tokens=1, temperature=TEMPERATURE)
+            draft = await respond(prompt, engine, ReviseConfig(max_tokens=1, temperature=TEMPERATURE), seed=0)
             await Reviser(templates, engine, settings, seed=0).rounds(prompt, draft, principles)
 
         busy, start = model.busy_seconds, time.perf_counter()
@@ -81,7 +82,7 @@ async def ours(count: int) -> dict[str, float]:
 
 def bare(count: int) -> dict[str, float]:
     prompts, principles, templates = inputs(count)
-    settings = engine_settings(resolve_model("smollm2-135m"), CONTEXT, AT_ONCE)
+    settings = engine_arguments(resolve_model("smollm2-135m"), ENGINE)
     from vllm import LLM, SamplingParams
 
     llm = LLM(**settings)

@@ -154,7 +154,7 @@ def revise(
         async def revisions(prompt: Prompt) -> list[Revision]:
             return await reviser.rounds(prompt, await reviser.respond(prompt), source)
 
-        stage = Stage("revising", engine, len(inputs), (1 + calls_of_loop(chosen)) * len(inputs))
+        stage = Stage("revising", [engine], len(inputs), (1 + calls_of_loop(chosen)) * len(inputs))
         scheduler.skipped += skipped
         try:
             of_prompts = scheduler.each(stage, inputs, revisions, attrgetter("id"))

@@ -82,20 +82,20 @@ class Section(BaseModel):
         return data
 
 
-def _json_value(value: Any) -> Any:
+def json_value(value: Any) -> Any:
     """A value that JSON has. Raises: PydanticCustomError for a date, bytes or a set, such as `2024-01-01`."""
     if isinstance(value, dict | list):
         for key, inside in value.items() if isinstance(value, dict) else enumerate(value):
             if isinstance(value, dict) and not isinstance(key, str):
                 raise PydanticCustomError("no_json", "{m}", {"m": f"expected texts as keys, found {describe(key)}"})
-            _json_value(inside)
+            json_value(inside)
     elif not isinstance(value, str | int | float | bool | None):
         message = f"expected a text, a number, true, false, null, a list or a mapping, found {describe(value)}"
         raise PydanticCustomError("no_json", "{m}", {"m": message})
     return value
 
 
-JsonValue = Annotated[Any, AfterValidator(_json_value)]
+JsonValue = Annotated[Any, AfterValidator(json_value)]
 """A value of a setting that is not known here: anything but YAML's dates, bytes and sets."""
 
 

@@ -75,6 +75,7 @@ class Revision(Row):
     truncated: list[Literal["draft", "critique", "revision"]]  # texts that reached max_tokens
     flags: list[str]  # failed filters, see cai/feedback/filters.py
     model: str  # engine fingerprint
+    reviser: str | None = None  # engine fingerprint, where another model than the draft's criticised and revised
     templates: str  # fingerprint
     seed: int
 

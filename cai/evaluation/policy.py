@@ -16,7 +16,6 @@ from pydantic import Field
 from cai.config.errors import RequestRefused
 from cai.config.hashing import fingerprint
 from cai.config.locate import find_file
-from cai.config.yaml_files import Section
 from cai.constitution.principles import Constitution, load_constitution
 from cai.constitution.templates import Templates
 from cai.data.records import Answer, Attacked, Judgement, Messages, Prompt, Reply, Sampled, Skipped, Verdict
@@ -41,7 +40,7 @@ from cai.feedback.judge import Judge, soft_label
 from cai.feedback.revise import respond
 from cai.inference.cache import Tally
 from cai.inference.cached_engine import CachedEngine
-from cai.inference.engine import EngineConfig
+from cai.inference.engine import EngineConfig, Generation
 from cai.inference.models import Model
 from cai.inference.scheduler import EngineWork, Scheduler, Stage
 
@@ -60,8 +59,13 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class EvaluateConfig(Section):
+class EvaluateConfig(Generation):
     """`evaluate:` in a run file: the eval judge, and how both policies are sampled."""
+
+    judge: str | None = None
+    """The eval judge, named as the run's model; null: the first of the run's judges."""
+    engine: EngineConfig | None = None
+    """Settings of the eval judge's engine that differ from `engine:`."""
 
     constitution: str = "constitutions/plain.yaml"
     """The constitution by which answers before and after training are compared; named like the run's."""
@@ -106,6 +110,7 @@ class EvaluationPlan:
     limit: int | None  # of the items of each set of probes
     seed: int
     engine: EngineConfig
+    judge_engine: EngineConfig
     notes: list[str]
 
     @property
@@ -202,10 +207,8 @@ class PolicyEvaluation:
         plan = self.plan
 
         async def answer(asked: PolicyPrompt) -> Answer:
-            prompt, settings = asked.prompt, plan.settings
-            completion = await respond(
-                prompt, engine, seed=plan.seed, max_tokens=settings.max_tokens, temperature=settings.temperature
-            )
+            prompt = asked.prompt
+            completion = await respond(prompt, engine, plan.settings, plan.seed)
             return Answer(
                 policy=policy.name,
                 prompts=asked.prompts,
@@ -396,7 +399,7 @@ class PolicyEvaluation:
         if not items:
             return []
         results = []
-        stage = Stage(step.name, step.engine, len(items), step.calls, "items")
+        stage = Stage(step.name, [step.engine], len(items), step.calls, "items")
         async for item, result in self._scheduler.run(stage, items, function):
             if isinstance(result, RequestRefused):
                 row = Skipped.refused(prompt_id(item), step.name, result)

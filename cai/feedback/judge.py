@@ -18,11 +18,10 @@ from pydantic import Field
 
 from cai.config.errors import CaiError
 from cai.config.hashing import derive_seed
-from cai.config.yaml_files import Section
 from cai.constitution.principles import Constitution, Principle, assign
 from cai.constitution.templates import Templates
 from cai.data.records import Messages, Preference, Prompt, Ranking, Skipped, Verdict
-from cai.inference.engine import Choose, Engine, Generate
+from cai.inference.engine import Choose, Engine, EngineConfig, Generate, Sampling
 from cai.stats.logistic import bradley_terry, logit, sigmoid
 
 Pair = tuple[int, int]
@@ -31,8 +30,8 @@ Verdicts = dict[Pair, list[Verdict]]
 MIN_LOG_PROB = -30.0  # nats: log-probabilities below it carry no more information
 
 
-class JudgeConfig(Section):
-    """`judge:` in a run file."""
+class JudgeConfig(Sampling):
+    """`judge:` in a run file; `top_p`, `stop` and the like are for chains of thought."""
 
     samples: Annotated[int, Field(ge=0, le=len(ascii_uppercase))] = 2
     """Answers sampled for each prompt, all pairs of which are judged; the draft is the first. 0 or 1 judges none."""
@@ -54,6 +53,8 @@ class JudgeConfig(Section):
     """Maximum tokens of a chain of thought."""
     cot_clamp: tuple[Annotated[float, Field(ge=0, le=0.5)], Annotated[float, Field(ge=0.5, le=1)]] = (0.4, 0.6)
     """Range that a verdict after a chain of thought is clamped to, as it is overconfident (Bai et al. 2022 §4.1)."""
+    engine: EngineConfig | None = None
+    """Settings of the judges' engines that differ from `engine:`."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Divides a label's log-odds: above 1 labels are softer."""
 
@@ -173,7 +174,8 @@ class Judge:
             question = self._templates.judge_cot(principle, conversation, options)
             temperature = 1.0 if samples > 1 else 0.0
             seed = derive_seed(cot_seed, principle.id, list(options.values()), number)
-            request = Generate(question, max_tokens, temperature, seed, "chain_of_thought")
+            drawn = self._settings.sampling
+            request = Generate(question, max_tokens, temperature, seed, "chain_of_thought", drawn)
             return (await self.engine.generate(request)).text
 
         chains = await asyncio.gather(*(think(number) for number in range(samples)))

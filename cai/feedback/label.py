@@ -145,7 +145,7 @@ class JudgePanel:
             return await judge.judge_answers(item.prompt, item.answers, job.constitution)
 
         name = "judging" if of == 1 else f"judging, {number} of {of}"
-        stage = Stage(name, engine, self._extent.sets, self._extent.calls, "rows")
+        stage = Stage(name, [engine], self._extent.sets, self._extent.calls, "rows")
         try:
             async for item, verdicts in self._scheduler.run(stage, candidates(job, skip), ask):
                 yield item, verdicts

@@ -1,7 +1,7 @@
 """The feedback stage of a run: each prompt's way from draft to labelled pairs, and the files its rows go to.
 
 A prompt is judged while another is still being drafted. Judges that are other models read answers and revisions once
-the first model is closed, one after the other, so that two models never need to fit in memory together.
+the models that write are closed, one after the other, so that a judge never needs to fit in memory beside them.
 """
 
 import asyncio
@@ -45,6 +45,7 @@ class FeedbackJob:
     judge: JudgeConfig
     seed: int
     model: Model
+    reviser: Model  # which criticises and revises what the model answered
     judges: Sequence[Model]  # of several, each counts alike
     input_preferences: Sequence[Preference]  # labels from a file, which join the run's own
     input_skipped: Sequence[Skipped]  # its rows that are not used
@@ -59,11 +60,12 @@ class _Feedback:
 
     job: FeedbackJob
     model: CachedEngine
+    critic: CachedEngine
     judges: list[CachedEngine]
     reviser: Reviser = field(init=False)
 
     def __post_init__(self) -> None:
-        self.reviser = Reviser(self.job.templates, self.model, self.job.revise, self.job.seed)
+        self.reviser = Reviser(self.job.templates, self.model, self.job.revise, self.job.seed, self.critic)
 
     @property
     def judge_name(self) -> str:
@@ -188,7 +190,8 @@ async def collect_feedback(job: FeedbackJob, scheduler: Scheduler) -> None:
 
     What is not used goes to `scheduler.skipped`, prompt by prompt in their order.
     """
-    feedback = _Feedback(job, scheduler.engine(job.model), [scheduler.engine(judge) for judge in job.judges])
+    model, critic = scheduler.engine(job.model), scheduler.engine(job.reviser)
+    feedback = _Feedback(job, model, critic, [scheduler.engine(judge) for judge in job.judges])
     with ExitStack() as files:
         revisions, preferences = (
             files.enter_context(RowWriter(path)) for path in (job.revisions_jsonl, job.preferences_jsonl)
@@ -213,6 +216,7 @@ async def collect_feedback(job: FeedbackJob, scheduler: Scheduler) -> None:
                     write(journey)
         finally:
             await feedback.model.close()
+            await feedback.critic.close()
         for pair in job.input_preferences:
             preferences.write(pair)
         scheduler.skipped += job.input_skipped
@@ -228,14 +232,15 @@ async def _generate(feedback: _Feedback, scheduler: Scheduler) -> AsyncIterator[
     calls = 1 + calls_of_loop(job.revise) + max(0, job.judge.samples - 1)
     if feedback.model in feedback.judges:
         calls += _judge_calls(job)
-    stage = Stage("feedback", feedback.model, len(job.prompts), calls * len(job.prompts))
+    engines = list(dict.fromkeys((feedback.model, feedback.critic)))
+    stage = Stage("feedback", engines, len(job.prompts), calls * len(job.prompts))
     journeys = (Journey(prompt, feedback) for prompt in job.prompts)  # each is dropped once its rows are written
     async for journey, _ in scheduler.each(stage, journeys, Journey.generate, _prompt_id):
         yield journey
 
 
 async def _judge(feedback: _Feedback, scheduler: Scheduler, journeys: Sequence[Journey], engine: CachedEngine) -> None:
-    stage = Stage("judging", engine, len(journeys), _judge_calls(feedback.job) * len(journeys))
+    stage = Stage("judging", [engine], len(journeys), _judge_calls(feedback.job) * len(journeys))
     try:
         async for _ in scheduler.each(stage, journeys, partial(Journey.judge, engine=engine), _prompt_id):
             pass

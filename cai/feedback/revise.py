@@ -10,19 +10,22 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from cai.config.hashing import derive_seed
-from cai.config.yaml_files import Section
 from cai.constitution.principles import Constitution, Principle, assign
 from cai.constitution.templates import Templates
 from cai.data.records import Message, Messages, Preference, Prompt, Revision, Skipped
 from cai.feedback.filters import failed_filters
-from cai.inference.engine import Completion, Engine, Generate
+from cai.inference.engine import Completion, Engine, EngineConfig, Generation
 
 REVISION_PAIRS = "revision pairs"  # the stage of a prompt whose revision makes no pair
 
 
-class ReviseConfig(Section):
+class ReviseConfig(Generation):
     """`revise:` in a run file: critique and revision, and how the model is sampled for all feedback."""
 
+    model: str | None = None
+    """The model that criticises and revises, named as the run's; null: the run's own model."""
+    engine: EngineConfig | None = None
+    """Settings of that model's engine that differ from `engine:`."""
     rounds: Annotated[int, Field(ge=0)] = 2
     """Rounds of critique and revision; 0 makes none."""
     critique: bool = True
@@ -33,30 +36,29 @@ class ReviseConfig(Section):
     """Sampling temperature of the same; 0 takes the likeliest token."""
 
 
-async def respond(
-    prompt: Prompt, engine: Engine, *, seed: int, max_tokens: int, temperature: float, sample: int = 0
-) -> Completion:
+async def respond(prompt: Prompt, engine: Engine, settings: Generation, seed: int, sample: int = 0) -> Completion:
     """Sample number `sample` of the model's answer; the same seed, prompt and number give the same sample."""
     own_seed = derive_seed(seed, prompt.id, "respond", sample)
-    return await engine.generate(Generate(prompt.messages, max_tokens, temperature, own_seed, "answer"))
+    return await engine.generate(settings.request(prompt.messages, own_seed, "answer"))
 
 
 class Reviser:
-    """A model that answers prompts, criticises its answers by a principle and rewrites them.
+    """A model that answers prompts, criticises the answers by a principle and rewrites them.
 
-    One call a text. The seed of each text follows from `seed`, the prompt's id, the kind of text and its number, so
-    that the same arguments make the same request.
+    `critic`, if there is one, criticises and rewrites what `engine` has answered. One call a text. The seed of each
+    text follows from `seed`, the prompt's id, the kind of text and its number, so that the same arguments make the same
+    request.
     """
 
-    def __init__(self, templates: Templates, engine: Engine, settings: ReviseConfig, seed: int) -> None:
+    def __init__(
+        self, templates: Templates, engine: Engine, settings: ReviseConfig, seed: int, critic: Engine | None = None
+    ) -> None:
         self._templates, self._engine, self._settings, self._seed = templates, engine, settings, seed
+        self._critic = critic or engine
 
     async def respond(self, prompt: Prompt, sample: int = 0) -> Completion:
         """Sample number `sample` of the answer; the draft is number 0."""
-        max_tokens, temperature = self._settings.max_tokens, self._settings.temperature
-        return await respond(
-            prompt, self._engine, seed=self._seed, max_tokens=max_tokens, temperature=temperature, sample=sample
-        )
+        return await respond(prompt, self._engine, self._settings, self._seed, sample)
 
     async def critique(self, prompt: Prompt, answer: str, principle: Principle, round: int = 1) -> Completion:
         """A critique of the answer by a principle."""
@@ -106,6 +108,7 @@ class Reviser:
                     truncated=[name for name, text in texts.items() if text is not None and text.finish == "length"],
                     flags=failed_filters(answer, critique_text, revision.text),
                     model=self._engine.fingerprint,
+                    reviser=self._critic.fingerprint if self._critic is not self._engine else None,
                     templates=self._templates.fingerprint,
                     seed=self._seed,
                 )
@@ -124,10 +127,7 @@ class Reviser:
         self, conversation: Messages, prompt: Prompt, step: Literal["critique", "revision"], round: int
     ) -> Completion:
         seed = derive_seed(self._seed, prompt.id, "revise" if step == "revision" else step, round)
-        settings = self._settings
-        return await self._engine.generate(
-            Generate(conversation, settings.max_tokens, settings.temperature, seed, step)
-        )
+        return await self._critic.generate(self._settings.request(conversation, seed, step))
 
 
 def calls_of_loop(settings: ReviseConfig) -> int:

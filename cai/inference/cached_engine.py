@@ -187,7 +187,9 @@ class CachedEngine:
         return self._engine
 
     def _key(self, request: Generate | Choose) -> bytes:
-        content_of = {name: value for name, value in vars(request).items() if name != "step"}
+        content_of = {name: value for name, value in vars(request).items() if name not in ("step", "sampling")}
+        if isinstance(request, Generate) and request.sampling is not None:
+            content_of["sampling"] = request.sampling.model_dump(exclude_defaults=True)
         content = canonical_json([self.fingerprint, type(request).__name__, content_of])
         return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 

@@ -5,32 +5,73 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, Protocol
+from functools import cached_property
+from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from cai.config.errors import RequestRefused
-from cai.config.yaml_files import Section
+from cai.config.yaml_files import Section, json_value
 from cai.data.records import Messages
 from cai.inference.chat import ControlTokens
 
 LOG_PROB_ROUNDING = 1e-3  # nats above 0 that sums of rounded probabilities may reach
 
 
+class Sampling(Section):
+    """How tokens are drawn, beside the temperature: fields of `revise:`, `judge:` and `evaluate:`, named as vLLM's."""
+
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Sample from the likeliest tokens whose probabilities add up to this."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Sample from this many likeliest tokens; 0 from all."""
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Sample from tokens at least this probable, relative to the likeliest."""
+    repetition_penalty: Annotated[float, Field(gt=0, le=2)] = 1.0
+    """Above 1 tokens that occurred before, in the request too, become less likely."""
+    stop: Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)] = []
+    """Texts at which an answer ends, themselves left out."""
+
+    @cached_property
+    def sampling(self) -> "Sampling | None":
+        """These fields alone, of a section that has others too; None where nothing differs from the default."""
+        drawn = Sampling(**{name: getattr(self, name) for name in Sampling.model_fields})
+        return None if drawn == Sampling() else drawn
+
+
+class Generation(Sampling):
+    """How a text is generated: fields of `revise:` and `evaluate:`."""
+
+    max_tokens: Annotated[int, Field(ge=1)] = 128
+    """Maximum tokens of a text."""
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    """Sampling temperature; 0 takes the likeliest token."""
+
+    def request(self, messages: Messages, seed: int, step: "Step") -> "Generate":
+        """The request for the next turn of a conversation."""
+        return Generate(messages, self.max_tokens, self.temperature, seed, step, self.sampling)
+
+
 class EngineConfig(Section):
     """`engine:`: how the model is held in memory."""
 
-    concurrency: Annotated[int, Field(ge=1)] = 32
-    """Maximum concurrent prompts; does not affect the run's identity."""
+    concurrency: Annotated[int, Field(ge=1)] | None = None
+    """Maximum concurrent prompts; null: what the engine has room for, 32 on a CPU. Does not affect results."""
     max_model_len: Annotated[int, Field(ge=64)] | None = None
     """Maximum tokens of a request and its answer together; null: the model's, at most 8192."""
     stall_minutes: Annotated[float, Field(gt=0)] = 10.0
     """Minutes without a token, or until a server's answer, after which the engine counts as stalled."""
+    vllm: Annotated[dict[str, Any], AfterValidator(json_value)] = {}
+    """Engine arguments of vLLM by name, such as tensor_parallel_size, dtype, quantization, gpu_memory_utilization."""
     control_tokens: ControlTokens = "text"
     """How to ask texts that spell control tokens (text, escape, refuse); `text`: as text, or the row is skipped where
     the tokenizer or chat template cannot, and a server gets <|im_end|> as it is, with a warning; `escape`: as
     < |im_end|> to a server and where it cannot be read as text, rows keep the original; `refuse`: not at all, the row
     is skipped."""
+
+    def over(self, base: "EngineConfig") -> "EngineConfig":
+        """`base` with the settings that were given here in place of its own."""
+        return base.model_copy(update={name: getattr(self, name) for name in self.model_fields_set})
 
 
 Step = Literal["answer", "critique", "revision", "chain_of_thought", "verdict", "other"]
@@ -39,13 +80,17 @@ Step = Literal["answer", "critique", "revision", "chain_of_thought", "verdict", 
 
 @dataclass(frozen=True)
 class Generate:
-    """A request for the assistant's next turn. `temperature` 0 is greedy; `seed` fixes the sample."""
+    """A request for the assistant's next turn. `temperature` 0 is greedy; `seed` fixes the sample.
+
+    Without `sampling`, tokens are drawn from the model's distribution as it is.
+    """
 
     messages: Messages
     max_tokens: int
     temperature: float
     seed: int
     step: Step = field(default="other", compare=False)
+    sampling: Sampling | None = None
 
 
 @dataclass(frozen=True)

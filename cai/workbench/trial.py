@@ -23,6 +23,7 @@ from cai.inference.cached_engine import CachedEngine
 from cai.inference.engine import Completion, Engine, EngineConfig
 from cai.inference.models import Model, Server
 from cai.inference.scheduler import OpenEngine, Scheduler, Stage, open_model
+from cai.inference.vllm_settings import prompts_at_once
 
 POLL_SECONDS = 0.1
 GONE_POLLS = 10  # editors that save by renaming leave a moment without the file
@@ -77,7 +78,7 @@ async def restarted(occasions: AsyncIterator[None], work: Callable[[], Coroutine
 
 SEED = 0
 Key = tuple[str, str, int, str]
-CONCURRENCY = 3 * EngineConfig().concurrency  # texts, of which most wait for the one they answer
+TEXTS_AT_ONCE = 3  # a prompt that the engine has room for, as most texts wait for the one they answer
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,8 @@ async def news(trial: Trial, scheduler: Scheduler, engine: CachedEngine, known: 
         return await write(step, trial.settings, reviser)
 
     refused: set[tuple[str, str]] = set()
-    stage = Stage("trying", engine, len(all_steps), len(all_steps), "texts", CONCURRENCY)
+    at_once = TEXTS_AT_ONCE * prompts_at_once(EngineConfig())
+    stage = Stage("trying", [engine], len(all_steps), len(all_steps), "texts", at_once)
     async for step, written in scheduler.run(stage, all_steps, write_one):
         if isinstance(written, RequestRefused):
             place = step.key[:2]

@@ -84,7 +84,7 @@ def ask(server: FaultyServer, step: str, cache: Path, timeout: float = 30.0) -> 
                 request = item[1]
                 return await (engine.choose(request) if isinstance(request, Choose) else engine.generate(request))
 
-            stage, answers = Stage("asking", engine, REQUESTS, REQUESTS), {}
+            stage, answers = Stage("asking", [engine], REQUESTS, REQUESTS), {}
             try:
                 async for item, result in scheduler.each(stage, items, one, lambda item: str(item[0])):
                     answers[item[0]] = (result.text, result.finish) if isinstance(result, Completion) else result

@@ -11,10 +11,10 @@ import pytest
 
 from cai.config.errors import CaiError
 from cai.data.records import Message
-from cai.inference.engine import Choose
+from cai.inference.engine import Choose, EngineConfig
 from cai.inference.models import SAFE_LOADING, resolve_model
 from cai.inference.vllm import VllmEngine
-from cai.inference.vllm_settings import engine_settings
+from cai.inference.vllm_settings import engine_arguments
 from tests.conftest import ROOT
 
 CODE = """
@@ -94,7 +94,7 @@ def test_pickles_are_not_read_in_place_of_missing_safetensors(planted: Path, mar
 
 
 def test_vllm_is_told_so_too(planted: Path, marker: Path) -> None:
-    settings = engine_settings(planted, 64, 1)
+    settings = engine_arguments(planted, EngineConfig(max_model_len=64, concurrency=1))
     assert settings["trust_remote_code"] is False
     assert settings["load_format"] == "safetensors"
     assert not marker.exists()
@@ -106,7 +106,7 @@ def test_neither_runs_in_vllm(tmp_path: Path, real_model: Path, marker: Path) ->
     messages = [Message(role="user", content="Hi"), Message(role="assistant", content="A")]
 
     async def ask() -> list[float]:
-        engine = VllmEngine(planted, "planted", 128, 2)
+        engine = VllmEngine(planted, "planted", EngineConfig(max_model_len=128, concurrency=2))
         try:
             return await engine.choose(Choose(messages, ("x", "y")))
         finally:

@@ -28,6 +28,7 @@ from cai.feedback.label import LabelJob, count_work, label_file
 from cai.inference.engine import Choose, Engine, EngineConfig, ScriptedEngine
 from cai.inference.models import Server
 from cai.inference.scheduler import OpenEngine, Reporter
+from cai.inference.vllm_settings import prompts_at_once
 from cai.report.judge import judge_page, most_confident_mistakes
 from tests.conftest import ROOT, remembered, scripted
 
@@ -379,7 +380,7 @@ def test_nothing_of_a_row_is_kept_once_it_is_written(
 
     monkeypatch.setattr(labelling.Totals, "add_pair", counting)
     label(judging(*[pair(i) for i in range(400)], principles=1), tmp_path)
-    assert 0 < most <= 2 * EngineConfig().concurrency
+    assert 0 < most <= 2 * prompts_at_once(EngineConfig())
 
 
 def test_pairs_that_spell_control_tokens_are_counted_where_a_server_judges(

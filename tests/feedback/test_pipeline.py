@@ -28,10 +28,10 @@ def travel(
     """A journey that is over, its model judging itself."""
     engine: Any = ScriptedEngine("m", answer)
     job = FeedbackJob(
-        [PROMPT], CONSTITUTION, templates, ReviseConfig(rounds=rounds), JudgeConfig(**judge), 0, Path("m"), [Path("m")],
+        [PROMPT], CONSTITUTION, templates, ReviseConfig(rounds=rounds), JudgeConfig(**judge), 0, Path("m"), Path("m"), [Path("m")],
         [], [], Path("r"), Path("p"), Path("k"),
     )  # fmt: skip
-    journey = Journey(PROMPT, _Feedback(job, engine, [engine]))
+    journey = Journey(PROMPT, _Feedback(job, engine, engine, [engine]))
     asyncio.run(journey.generate())
     return journey, engine
 
@@ -53,6 +53,20 @@ def test_rounds_continue_from_the_revision_before_and_make_one_pair(templates: T
     [pair] = [pair for pair in journey.preferences() if pair.source == "revision"]
     assert (pair.rejected, pair.chosen) == (journey.revisions[0].draft, journey.revisions[-1].revision)
     assert journey.skipped == []
+
+
+def test_another_model_criticises_and_revises_what_the_first_answered(templates: Templates) -> None:
+    engines = [ScriptedEngine(name, different) for name in ("student", "teacher")]
+    job = FeedbackJob(
+        [PROMPT], CONSTITUTION, templates, ReviseConfig(rounds=2), JudgeConfig(), 0, Path("s"), Path("t"), [Path("s")],
+        [], [], Path("r"), Path("p"), Path("k"),
+    )  # fmt: skip
+    student, teacher = engines
+    journey = Journey(PROMPT, _Feedback(job, student, teacher, [student]))  # type: ignore[arg-type, list-item]
+    asyncio.run(journey.generate())
+    asked = {engine.fingerprint: [step(r) for r in engine.requests if isinstance(r, Generate)] for engine in engines}
+    assert asked == {"student": ["draft", "draft"], "teacher": ["critique", "revision"] * 2}
+    assert {(row.model, row.reviser) for row in journey.revisions} == {("student", "teacher")}
 
 
 def test_a_refused_critique_costs_the_revision_and_not_the_samples(templates: Templates) -> None:

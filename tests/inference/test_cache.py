@@ -1,4 +1,5 @@
 import asyncio
+import dataclasses
 import hashlib
 import json
 import math
@@ -18,7 +19,7 @@ from cai.data.records import Message
 from cai.inference.cache import Cache, Changes, Tally
 from cai.inference.cache_file import APPLICATION, Entry
 from cai.inference.cached_engine import CachedEngine
-from cai.inference.engine import Choose, Completion, Engine, Generate, ScriptedEngine, UnusableAnswer
+from cai.inference.engine import Choose, Completion, Engine, Generate, Sampling, ScriptedEngine, UnusableAnswer
 from tests.faults.asking import request
 
 
@@ -47,7 +48,10 @@ def test_an_answer_is_paid_for_once_across_processes_and_engines(tmp_path: Path)
     assert (second[2].tally.cache_misses, second[2].tally.cache_hits) == (0, 2)
 
 
-@pytest.mark.parametrize("other", [generate(seed=1), generate(text="hello "), generate(max_tokens=8)])
+DRAWN = dataclasses.replace(generate(), sampling=Sampling(top_p=0.9))
+
+
+@pytest.mark.parametrize("other", [generate(seed=1), generate(text="hello "), generate(max_tokens=8), DRAWN])
 def test_any_change_of_the_request_is_another_call(tmp_path: Path, other: Generate) -> None:
     model = ScriptedEngine()
 

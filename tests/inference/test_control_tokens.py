@@ -66,7 +66,7 @@ def ask(
         return (await cached.generate(generate(text))).text
 
     async def collect() -> list[str]:
-        stage = Stage("judge", scheduler.engine(model), len(texts), len(texts))
+        stage = Stage("judge", [scheduler.engine(model)], len(texts), len(texts))
         return [result async for _, result in scheduler.each(stage, texts, answer, lambda text: text[:2])]
 
     return asyncio.run(collect()), scheduler

@@ -90,7 +90,7 @@ def run_stage(scheduler: Scheduler, model: Path, items: list[str]) -> list[str]:
         return (await engine.generate(generate(item))).text
 
     async def collect() -> list[str]:
-        stage = Stage("stage", engine, len(items), len(items))
+        stage = Stage("stage", [engine], len(items), len(items))
         return [item async for item, _ in scheduler.each(stage, items, work, lambda item: f"id of {item}")]
 
     return asyncio.run(collect())

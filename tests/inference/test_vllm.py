@@ -9,7 +9,7 @@ import pytest
 
 from cai.config.errors import CaiError, RequestRefused
 from cai.data.records import Message, Messages
-from cai.inference.engine import Choose, Completion, Generate
+from cai.inference.engine import Choose, Completion, EngineConfig, Generate
 from cai.inference.vllm import VllmEngine
 
 pytestmark = pytest.mark.real
@@ -25,7 +25,7 @@ def judging(text: str) -> Messages:
 
 @asynccontextmanager
 async def opened(folder: Path, max_model_len: int = 512) -> AsyncIterator[VllmEngine]:
-    engine = VllmEngine(folder, "real", max_model_len, concurrency=8)
+    engine = VllmEngine(folder, "real", EngineConfig(max_model_len=max_model_len, concurrency=8))
     try:
         yield engine
     finally:

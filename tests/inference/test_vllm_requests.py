@@ -13,7 +13,7 @@ from cai.config.errors import CaiError, RequestRefused
 from cai.data.records import Message
 from cai.inference.cache import Cache
 from cai.inference.cached_engine import CachedEngine
-from cai.inference.engine import Choose, Completion, Generate, UnusableAnswer
+from cai.inference.engine import Choose, Completion, EngineConfig, Generate, UnusableAnswer
 from cai.inference.vllm import VllmEngine
 from tests.inference.fake_vllm import FakeLLM, FakeTokenizer, install
 from tests.inference.tokenizers_of_families import qwen
@@ -44,7 +44,7 @@ def ask(*requests: Generate | Choose, stall_seconds: float = 600.0) -> list[Any]
 
 def with_engine(work: Callable[[VllmEngine], Coroutine[Any, Any, Any]], stall_seconds: float = 600.0) -> Any:
     async def opened() -> Any:
-        engine = VllmEngine(Path("model"), "fake", concurrency=8, stall_minutes=stall_seconds / 60)
+        engine = VllmEngine(Path("model"), "fake", EngineConfig(concurrency=8, stall_minutes=stall_seconds / 60))
         try:
             return await work(engine)
         finally:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from cai.inference.engine import EngineConfig
 from cai.inference.vllm_settings import load_engine
 from cai.training import distributed
 
@@ -120,7 +121,7 @@ class VllmSampler:
         options: dict[str, Any] = {"gpu_memory_utilization": GPU_SHARE}
         if distributed.process_count() > 1:
             options["distributed_executor_backend"] = "external_launcher"  # torchrun's processes, not vLLM's own
-        self._llm = load_engine(folder, max_length, concurrency, **options)
+        self._llm = load_engine(folder, EngineConfig(max_model_len=max_length, concurrency=concurrency), **options)
 
     def generate(
         self,

