@@ -39,11 +39,30 @@ def _object(place: str, line: str) -> dict[str, Any]:
     return value
 
 
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise DuplicateKeyError(f"duplicate key {twice!r} in one object")
+    return value
+
+
+class DuplicateKeyError(ValueError):
+    """A JSON object has a key twice: readers differ in which value they take, so neither is taken."""
+
+
+_decode = json.JSONDecoder(object_pairs_hook=_each_key_once).decode  # made once: `json.loads` would make it per call
+
+
 def parse_json(place: str, text: str) -> Any:
-    """The value of a JSON text; raises CaiError that starts with `place` for one that is not valid."""
+    """The value of a JSON text; raises CaiError that starts with `place` for one that is not valid.
+
+    A key that stands twice in one object is invalid.
+    """
     text = text.rstrip()  # or a line end would count as a character of a truncated string
     try:
-        value = json.loads(text)
+        value = _decode(text)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
@@ -53,6 +72,8 @@ def parse_json(place: str, text: str) -> Any:
         raise CaiError(f"{place}: {half} is half of a surrogate pair") from None
     except RecursionError:
         raise CaiError(f"{place}: nested too deeply") from None
+    except DuplicateKeyError as error:
+        raise CaiError(f"{place}: {error}") from None
     except ValueError as error:  # a number of thousands of digits
         raise CaiError(f"{place}: not valid JSON: {error}") from None
     return value

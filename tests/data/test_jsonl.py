@@ -37,6 +37,8 @@ def test_rows_come_back_exactly(rows: list[tuple[str, str, float]]) -> None:
         ('{"a": ' + "[" * 10**5, "f.jsonl:2: nested too deeply"),
         ('{"a": ' + "1" * 5000 + "}", "f.jsonl:2: not valid JSON: Exceeds the limit"),
         ('{"a": "\\ud83d\\ude00 \\uDe00"}', "f.jsonl:2: \\ude00 is half of a surrogate pair"),
+        ('{"p": 0, "a": {"b": 1}, "p": 1}', "f.jsonl:2: duplicate key 'p' in one object"),
+        ('{"a": [{"b": 1, "c": 2, "b": 1}]}', "f.jsonl:2: duplicate key 'b' in one object"),
         ("[1]", "f.jsonl:2: expected a JSON object, found [1]"),
         ('{"prompt_id": "a", "stage": "s"}', "f.jsonl:2: reason: missing; expected a text"),
         (
