@@ -88,25 +88,46 @@ def _interrupted(reporter: Reporter) -> str:
     return f"Interrupted. {visible(kept)}:\n  {own_command()}"
 
 
+INPUTS = ("prompts.jsonl", "skipped.jsonl")  # the row files that a command writes whatever comes of them
+
+
 def end_with_failures(*folders: Path, option: str = "") -> None:
     """End with status 1 if a model could not answer rows: how many, by the folders' skipped.jsonl, and how to go on.
 
-    Running a command again, in some cases with an option, asks for them again, since only answers are cached.
+    Running a command again, in some cases with an option, asks for them again, since only answers are cached. A folder
+    in which every row was skipped, so that it holds no other, is status 1 too: nothing was produced.
     """
-    files = (folder / "skipped.jsonl" for folder in folders)
-    rows = [row for file in files if file.exists() for row in read_rows(file, Skipped) if row.failed]
-    if not rows:
-        return
-    again = own_command() if not option or option in sys.argv else f"{own_command()} {option}"
+    skipped = {folder: _skipped(folder) for folder in folders}
+    rows = [row for of_folder in skipped.values() for row in of_folder if row.failed]
+    empty = [folder for folder, of_folder in skipped.items() if of_folder and not _has_rows(folder)]
+    for folder in empty:
+        reasons = _most_common(skipped[folder])
+        echo(f"{visible(str(folder))}: no rows were produced; all were skipped: {reasons}", err=True)
+    if rows:
+        again = own_command() if not option or option in sys.argv else f"{own_command()} {option}"
+        echo(
+            f"{counted(len(rows), 'rows')} failed: {_most_common(rows)}\n"
+            f"To ask for them again, run the same command{option and ' with ' + option}:\n  {again}",
+            err=True,
+        )
+    if rows or empty:
+        raise typer.Exit(1)
+
+
+def _skipped(folder: Path) -> list[Skipped]:
+    file = folder / "skipped.jsonl"
+    return read_rows(file, Skipped) if file.exists() else []
+
+
+def _has_rows(folder: Path) -> bool:
+    return any(file.stat().st_size for file in folder.glob("*.jsonl") if file.name not in INPUTS)
+
+
+def _most_common(rows: Sequence[Skipped]) -> str:
     reasons = Counter(row.reason for row in rows)
     reason, count = reasons.most_common(1)[0]
     others = f"; {counted(len(reasons) - 1, 'other reasons')} in skipped.jsonl" if len(reasons) > 1 else ""
-    echo(
-        f"{counted(len(rows), 'rows')} failed: {count:,} × {visible(reason)}{others}\n"
-        f"To ask for them again, run the same command{option and ' with ' + option}:\n  {again}",
-        err=True,
-    )
-    raise typer.Exit(1)
+    return f"{count:,} × {visible(reason)}{others}"
 
 
 def marked(before: str, after: str) -> Text:

@@ -76,7 +76,7 @@ def judge(
 
     Compares responses in pairs, in both orders, and writes soft preference labels. --set takes settings of
     `judge:` in a run file, such as principles=all. After an interrupt, the same command resumes.
-    Exit status 1: the judge could not answer some rows.
+    Exit status 1: the judge could not answer some rows, or every row was skipped.
     """
     options = JudgeOptions(data, judges, constitution, templates, settings or [], limit, seed, runs, control_tokens)
     job = label_job(options, ranked=False)

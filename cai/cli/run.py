@@ -41,7 +41,8 @@ def run(
     """Run the pipeline of a run file, or resume it.
 
     Revisions, preferences, training and evaluation, as the file describes. After an interrupt, the same command
-    resumes: cached model calls are not repeated. Exit status 1: a model could not answer some rows.
+    resumes: cached model calls are not repeated. Exit status 1: a model could not answer some rows, or every row was
+    skipped.
     """
     if gpu_rate is not None and not dry_run:
         raise CaiError("--gpu-rate applies to --dry-run only; add --dry-run")

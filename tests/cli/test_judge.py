@@ -55,6 +55,14 @@ def test_a_file_is_labelled_and_the_totals_are_printed(
     assert {len(r.verdicts) for r in read_rows(tmp_path / "out/preferences.jsonl", Preference)} == {16}
 
 
+def test_a_file_of_which_no_pair_can_be_judged_is_no_success(
+    given: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written(tmp_path, {"prompt": "q", "responses": ["same", "same"]})
+    assert cai(monkeypatch, "judge", *given) == 1
+    assert f"{tmp_path}/out: no rows were produced; all were skipped: 1 × samples identical" in capsys.readouterr().err
+
+
 def test_a_judge_that_is_set_against_its_own_labels_is_a_warning_first(
     given: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -185,6 +185,24 @@ def test_an_empty_text_is_an_answer_that_makes_no_pair(
     assert '"failed":true' not in skipped
 
 
+def test_a_run_that_produces_no_row_is_no_success(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def opened(*_: Any) -> Engine:
+        engine = FaultyEngine("same", words)
+        engine.generated = raising(RequestRefused("too long", retryable=False))
+        return engine
+
+    # Of two prompts one is answered: status 0. Then the other one alone.
+    assert run(tmp_path / "some", model_folder, monkeypatch, opened) == 0
+    assert "no rows" not in capsys.readouterr().err
+    assert run(tmp_path / "none", model_folder, monkeypatch, opened, "--set", "prompts.limit=1") == 1
+    folder = tmp_path / "none/runs/test"
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "no rows" in line]
+    assert line == f"{folder}: no rows were produced; all were skipped: 1 × too long"
+    assert run(tmp_path / "none", model_folder, monkeypatch, opened, "--set", "prompts.limit=1") == 1  # again
+
+
 def long_prompts(prompt: list[int]) -> None:
     if len(prompt) > 50:
         raise ValueError("prompt too long")
