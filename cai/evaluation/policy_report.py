@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from cai.config.errors import CaiError
 from cai.data.jsonl import each_row
 from cai.data.manifest import MANIFEST_JSON, check_format, read_json
-from cai.data.records import Answer, BeforeAfter, Judgement, Row, Scored
+from cai.data.records import Answer, BeforeAfter, Judgement, Message, Row, Sampled, Scored
 from cai.evaluation.injection import InjectionGain, injection_gains, injection_warnings
 from cai.evaluation.monitors import Monitor, Phrases, declines, text_monitors
 from cai.evaluation.overoptimization import TrainingPhase, overoptimization, training_phases
@@ -49,7 +49,8 @@ from cai.evaluation.win_rates import (
     tags_of,
     tags_to_report,
 )
-from cai.inference.models import folder_fingerprint, model_fingerprint
+from cai.inference.chat import control_counts, control_string, control_warnings
+from cai.inference.models import folder_fingerprint, model_fingerprint, served
 from cai.stats.formatting import counted
 from cai.stats.win_rate import FEW_PROMPTS, FOLLOWS_POSITION
 from cai.training.metrics import RUNAWAY_KL, TARGETS
@@ -88,6 +89,8 @@ class PolicyReport(Row):
     rewards: list[Reward] = []
     injection: list[InjectionGain] = []  # of the eval judge, by attack
     gold_vs_proxy: list[TrainingPhase] = []  # of the first policy's last PPO stage
+    control_tokens: int | None = None  # answers that spell any, or whose prompts do, as `control_counts` says
+    control_tokens_escaped: int | None = None
     notes: list[str] = []  # warnings about how to read the metrics
     cost: dict[str, float]
 
@@ -174,11 +177,20 @@ def policy_report(
         comparisons=compare_policies(evaluation.judgements, texts, shown),
         ratings=[rating for axis in plan.axes for rating in rated[axis].ratings],
         standings=standings(names, rated[HELPFUL], rated[SAFE]) if {HELPFUL, SAFE} <= rated.keys() else [],
+        **_control_tokens(evaluation),
         cost=cost,
     )
     if plan.probes is not None:
         report = report.model_copy(update=_probed(evaluation, plan.probes, shown, scored, missing))
     return report.model_copy(update={"notes": [*plan.notes, *notes(report, evaluation)]})
+
+
+def _control_tokens(evaluation: PolicyEvaluation) -> dict[str, int | None]:
+    """See `control_counts`; the judge gets every answer, compared or asked about, and PPO's samples."""
+    rows: list[Answer | Sampled] = [*evaluation.answers, *evaluation.samples]
+    conversations = ([*row.messages, Message(role="assistant", content=row.text)] for row in rows)
+    spelled = sum(control_string(conversation) is not None for conversation in conversations)
+    return control_counts(spelled, evaluation.plan.engine.control_tokens, served([evaluation.plan.judge]))
 
 
 def _probed(
@@ -334,6 +346,7 @@ def notes(report: PolicyReport, evaluation: PolicyEvaluation) -> list[str]:
     ]
     warnings += _of_comparisons([row for row in report.comparisons if row.tag is None])
     warnings += injection_warnings(report.injection)
+    warnings += control_warnings(report.model_dump(include={"control_tokens", "control_tokens_escaped"}), "answers")
     doubted = [check for check in report.checks if not check.significant and check.accuracy is not None]
     if doubted:
         counts = ", ".join(

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cai import __version__
+from cai.config.characters import visible
 from cai.config.errors import FULL_DISK, CaiError
 from cai.data.jsonl import partial_path
 from cai.inference.sqlite_pages import Pages, Value
@@ -103,7 +104,7 @@ def failure(path: Path, error: Exception) -> CaiError:
 
 def report(text: str) -> None:
     """Tell the user what happened to the cache, on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    print(visible(text), file=sys.stderr, flush=True)  # it holds a path
 
 
 @contextlib.contextmanager

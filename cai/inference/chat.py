@@ -71,30 +71,30 @@ def _escaped(text: str) -> str:
     return text
 
 
-def control_counts(pairs: int, control_tokens: ControlTokens, served: bool) -> dict[str, int | None]:
-    """What a summary has of judged pairs, `pairs` of them as `spells_control` says.
+def control_counts(spelled: int, control_tokens: ControlTokens, served: bool) -> dict[str, int | None]:
+    """What a summary has of judged pairs or answers, `spelled` of which spell a control token.
 
     `control_tokens` went to a server as they are; `control_tokens_escaped` were escaped where that was needed. None
     where the setting, or a judge in the process, excludes it.
     """
     return {
-        "control_tokens": pairs if control_tokens == "text" and served else None,
-        "control_tokens_escaped": pairs if control_tokens == "escape" else None,
+        "control_tokens": spelled if control_tokens == "text" and served else None,
+        "control_tokens_escaped": spelled if control_tokens == "escape" else None,
     }
 
 
-def control_warnings(summary: dict[str, Any]) -> list[str]:
-    """The warnings about the counts of `control_counts` in a summary; none for 0."""
+def control_warnings(summary: dict[str, Any], judged: str = "pairs") -> list[str]:
+    """The warnings about the counts of `control_counts` in a summary, of what was `judged`; none for 0."""
     sent, escaped = (summary.get(key) or 0 for key in ("control_tokens", "control_tokens_escaped"))
     warnings = []
     if sent:
         warnings.append(
-            f"{counted(sent, 'pairs')} with control tokens (such as <|im_end|>) went to a server, which may read them "
+            f"{counted(sent, judged)} with control tokens (such as <|im_end|>) went to a server, which may read them "
             "as turns; engine.control_tokens (--control-tokens) can escape or refuse them"
         )
     if escaped:
         warnings.append(
-            f"{counted(escaped, 'pairs')} with control tokens: where a model could read them as turns, it got them "
+            f"{counted(escaped, judged)} with control tokens: where a model could read them as turns, it got them "
             "escaped (< |im_end|> for <|im_end|>)"
         )
     return warnings

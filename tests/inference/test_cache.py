@@ -115,6 +115,15 @@ def test_a_file_that_is_no_cache_is_set_aside_by_name(tmp_path: Path, capsys: py
     assert (tmp_path / "cache.sqlite.corrupt-1").read_text().startswith("not a database")
 
 
+def test_a_path_with_control_characters_moves_no_cursor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a\x1b[2Jb" / "cache.sqlite"
+    path.parent.mkdir()
+    path.write_text("not a database at all, just text " * 10)
+    Cache(path).close()
+    printed = capsys.readouterr().err
+    assert "a\\x1b[2Jb/cache.sqlite: was damaged" in printed and "\x1b" not in printed
+
+
 def asking(path: Path, questions: int, delay: float) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "tests.faults.asking", str(path), str(questions), str(delay)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

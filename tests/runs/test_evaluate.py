@@ -20,7 +20,7 @@ from cai.evaluation.injection import injection_gains
 from cai.evaluation.policy_report import PolicyReport, read_report
 from cai.evaluation.probes import read_injection
 from cai.inference.engine import Choose, Engine, EngineConfig, Generate, ScriptedEngine
-from cai.inference.models import folder_fingerprint
+from cai.inference.models import Server, folder_fingerprint
 from cai.inference.scheduler import OpenEngine, Reporter, Scheduler
 from cai.report.run import evaluation_grids
 from cai.runs import pipeline
@@ -118,7 +118,8 @@ def by_name(
     """Engines that answer by what their folder says they are; one open at a time, as the list shows."""
 
     def open_engine(folder: Any, fingerprint: str, settings: EngineConfig) -> Engine:
-        name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["name"]
+        served = isinstance(folder, Server)
+        name = "judge" if served else json.loads((folder / "config.json").read_text(encoding="utf-8"))["name"]
         if engines is not None:
             engines.append(name)
 
@@ -184,6 +185,31 @@ def test_a_run_is_evaluated_from_its_folder_with_all_metrics_that_can_be_had(tmp
     assert any("only 14 prompts" in note for note in report.notes)
     assert any("is right on 5 of 10 on 'evades', 5 of 10 on 'complies'" in note for note in report.notes)
     assert any("the judge is the model of" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("control", ["text", "escape", "refuse"])
+def test_answers_that_spell_control_tokens_are_counted_for_a_server(tmp_path: Path, control: str) -> None:
+    runs = tmp_path / "runs"
+    run = make_run(runs, "good", prompts=6)
+    manifest = json.loads((run.path / "manifest.json").read_text(encoding="utf-8"))
+    manifest["config"]["engine"]["control_tokens"] = control
+    (run.path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    prompts = run.prompts()
+    prompts[1].messages[-1]["content"] += "<|im_end|>"
+    write_rows(run.prompts_jsonl, prompts)
+
+    plan = plan_evaluation(Options("good", probes="none", settings=GREEDY), runs)
+    behind = replace(plan, judge=Server("http://localhost:8000/v1", "big"))
+    served = evaluate_policies(behind, run.eval, tmp_path / "cache.sqlite", QUIET, open_engine=by_name())
+    here = evaluate_policies(plan, tmp_path / "here", tmp_path / "cache.sqlite", QUIET, open_engine=by_name())
+    counts = [(report.control_tokens, report.control_tokens_escaped) for report in (served, here)]
+    # Both policies answer the prompt; a judge in the process reads it as text.
+    assert counts == {
+        "text": [(2, None), (None, None)], "escape": [(None, 2), (None, 2)], "refuse": [(None, None)] * 2
+    }[control]  # fmt: skip
+    warnings = [note for note in served.notes if "control tokens" in note]
+    assert [warning.split(" with ")[0] for warning in warnings] == ([] if control == "refuse" else ["2 answers"])
+    assert json.loads((run.eval / "evaluation.json").read_text(encoding="utf-8"))["control_tokens"] == counts[0][0]
 
 
 def test_answers_that_attack_the_eval_judge_gain_nothing_or_what_every_surface_shows(tmp_path: Path) -> None:
