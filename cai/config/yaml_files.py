@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from cai.config.errors import CaiError, decoding_hint, exists, reading
@@ -80,6 +80,16 @@ class Section(BaseModel):
             if key in cls.model_fields and (message := bool_for_number(cls, key, value)):
                 raise PydanticCustomError("bool_for_number", "{message}", {"message": message, "at": (key,)})
         return data
+
+
+# Upper bounds that only a typing error exceeds: it costs one line then, not a run that never ends or a failure in it.
+MOST_TOKENS = 10_000_000  # Llama 4 Scout's context, the longest of any published model
+MOST_REPEATS = 1_000_000  # of what a run does one after another: eleven days at one a second
+MOST_TEMPERATURE = 100.0  # where a model's likeliest token has hardly more than its share of the vocabulary
+Tokens = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
+Repeats = Annotated[int, Field(ge=1, le=MOST_REPEATS)]
+Temperature = Annotated[float, Field(ge=0, le=MOST_TEMPERATURE)]
+PositiveTemperature = Annotated[float, Field(gt=0, le=MOST_TEMPERATURE)]
 
 
 def json_value(value: Any) -> Any:

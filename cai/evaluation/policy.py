@@ -9,13 +9,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, NamedTuple, TypeVar
-
-from pydantic import Field
+from typing import NamedTuple, TypeVar
 
 from cai.config.errors import RequestRefused
 from cai.config.hashing import fingerprint
 from cai.config.locate import find_file
+from cai.config.yaml_files import Temperature, Tokens
 from cai.constitution.principles import Constitution, load_constitution
 from cai.constitution.templates import Templates
 from cai.data.records import Answer, Attacked, Judgement, Messages, Prompt, Reply, Sampled, Skipped, Verdict
@@ -69,9 +68,9 @@ class EvaluateConfig(Generation):
 
     constitution: str = "constitutions/plain.yaml"
     """The constitution by which answers before and after training are compared; named like the run's."""
-    max_tokens: Annotated[int, Field(ge=1)] = 128
+    max_tokens: Tokens = 128
     """Of a held-out answer."""
-    temperature: Annotated[float, Field(ge=0)] = 1.0
+    temperature: Temperature = 1.0
     """For held-out answers; 0 takes the likeliest token."""
     probes: bool = False
     """Whether the run ends with all that `cai eval` measures."""

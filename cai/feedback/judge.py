@@ -18,6 +18,7 @@ from pydantic import Field
 
 from cai.config.errors import CaiError
 from cai.config.hashing import derive_seed
+from cai.config.yaml_files import PositiveTemperature, Tokens
 from cai.constitution.principles import Constitution, Principle, assign
 from cai.constitution.templates import Templates
 from cai.data.records import Messages, Preference, Prompt, Ranking, Skipped, Verdict
@@ -47,15 +48,15 @@ class JudgeConfig(Sampling):
     """false shows each pair in one order only."""
     revisions: bool = True
     """Also judge whether revisions are better than drafts, by the principles of their rounds; changes no label."""
-    cot_samples: Annotated[int, Field(ge=0)] = 0
+    cot_samples: Annotated[int, Field(ge=0, le=1000)] = 0
     """Chains of thought sampled before each verdict, whose verdicts are averaged; 0 judges without reasoning."""
-    cot_max_tokens: Annotated[int, Field(ge=1)] = 256
+    cot_max_tokens: Tokens = 256
     """Maximum tokens of a chain of thought."""
     cot_clamp: tuple[Annotated[float, Field(ge=0, le=0.5)], Annotated[float, Field(ge=0.5, le=1)]] = (0.4, 0.6)
     """Range that a verdict after a chain of thought is clamped to, as it is overconfident (Bai et al. 2022 §4.1)."""
     engine: EngineConfig | None = None
     """Settings of the judges' engines that differ from `engine:`."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: PositiveTemperature = 1.0
     """Divides a label's log-odds: above 1 labels are softer."""
 
 

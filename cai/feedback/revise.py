@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from cai.config.hashing import derive_seed
+from cai.config.yaml_files import Temperature, Tokens
 from cai.constitution.principles import Constitution, Principle, assign
 from cai.constitution.templates import Templates
 from cai.data.records import Message, Messages, Preference, Prompt, Revision, Skipped
@@ -26,13 +27,13 @@ class ReviseConfig(Generation):
     """The model that criticises and revises, named as the run's; null: the run's own model."""
     engine: EngineConfig | None = None
     """Settings of that model's engine that differ from `engine:`."""
-    rounds: Annotated[int, Field(ge=0)] = 2
+    rounds: Annotated[int, Field(ge=0, le=100)] = 2
     """Rounds of critique and revision; 0 makes none."""
     critique: bool = True
     """false revises directly, without a critique."""
-    max_tokens: Annotated[int, Field(ge=1)] = 128
+    max_tokens: Tokens = 128
     """Maximum tokens of a draft, a sample, a critique or a revision."""
-    temperature: Annotated[float, Field(ge=0)] = 1.0
+    temperature: Temperature = 1.0
     """Sampling temperature of the same; 0 takes the likeliest token."""
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Protocol
 from pydantic import AfterValidator, Field
 
 from cai.config.errors import RequestRefused
-from cai.config.yaml_files import Section, json_value
+from cai.config.yaml_files import MOST_TOKENS, Section, Temperature, Tokens, json_value
 from cai.data.records import Messages
 from cai.inference.chat import ControlTokens
 
@@ -42,9 +42,9 @@ class Sampling(Section):
 class Generation(Sampling):
     """How a text is generated: fields of `revise:` and `evaluate:`."""
 
-    max_tokens: Annotated[int, Field(ge=1)] = 128
+    max_tokens: Tokens = 128
     """Maximum tokens of a text."""
-    temperature: Annotated[float, Field(ge=0)] = 1.0
+    temperature: Temperature = 1.0
     """Sampling temperature; 0 takes the likeliest token."""
 
     def request(self, messages: Messages, seed: int, step: "Step") -> "Generate":
@@ -55,11 +55,11 @@ class Generation(Sampling):
 class EngineConfig(Section):
     """`engine:`: how the model is held in memory."""
 
-    concurrency: Annotated[int, Field(ge=1)] | None = None
+    concurrency: Annotated[int, Field(ge=1, le=65_536)] | None = None
     """Maximum concurrent prompts; null: what the engine has room for, 32 on a CPU. Does not affect results."""
-    max_model_len: Annotated[int, Field(ge=64)] | None = None
+    max_model_len: Annotated[int, Field(ge=64, le=MOST_TOKENS)] | None = None
     """Maximum tokens of a request and its answer together; null: the model's, at most 8192."""
-    stall_minutes: Annotated[float, Field(gt=0)] = 10.0
+    stall_minutes: Annotated[float, Field(gt=0, le=10_080)] = 10.0
     """Minutes without a token, or until a server's answer, after which the engine counts as stalled."""
     vllm: Annotated[dict[str, Any], AfterValidator(json_value)] = {}
     """Engine arguments of vLLM by name, such as tensor_parallel_size, dtype, quantization, gpu_memory_utilization."""

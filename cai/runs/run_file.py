@@ -82,7 +82,7 @@ class RunConfig(Section):
     """Labelled pairs added to the run's own."""
     train: Annotated[list[TrainStage], Field(json_schema_extra={"type": ["array", "null"]})] = []
     """Training stages in order, each on the policy of the one before; [] or null trains none."""
-    iterations: Annotated[int, Field(ge=1)] = 1
+    iterations: Annotated[int, Field(ge=1, le=100)] = 1
     """Number of iterations, each from the policy of the one before."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """Evaluation of the trained policy against the base model."""

@@ -4,22 +4,22 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from cai.config.yaml_files import Section
+from cai.config.yaml_files import MOST_REPEATS, MOST_TOKENS, PositiveTemperature, Repeats, Section, Tokens
 from cai.training.metrics import Tracker, check_installed
 
 
 class TrainConfig(Section):
     """What every entry of `train:` in a run file has."""
 
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-4
     """Peak; it warms up over the first tenth of the updates and decays to a tenth of it."""
-    per_device_train_batch_size: Annotated[int, Field(ge=1)] = 4
+    per_device_train_batch_size: Repeats = 4
     """Examples in a batch, of each process."""
-    gradient_accumulation_steps: Annotated[int, Field(ge=1)] = 1
+    gradient_accumulation_steps: Repeats = 1
     """Batches for each update."""
     lora_r: Annotated[int, Field(ge=1)] | None = 16
     """Rank of a LoRA on every linear layer; null trains all weights."""
-    max_length: Annotated[int, Field(ge=8)] = 1024
+    max_length: Annotated[int, Field(ge=8, le=MOST_TOKENS)] = 1024
     """Tokens of prompt and answer; longer ones are truncated at the end."""
     save_steps: Annotated[int, Field(ge=1)] = 20
     """Updates between checkpoints."""
@@ -30,7 +30,7 @@ class TrainConfig(Section):
 class DatasetConfig(TrainConfig):
     """Settings of the stages that pass over a dataset, which trl trains."""
 
-    num_train_epochs: Annotated[float, Field(gt=0)] = 1.0
+    num_train_epochs: Annotated[float, Field(gt=0, le=10_000)] = 1.0
     """Passes over the data."""
 
 
@@ -78,23 +78,23 @@ class PPOConfig(TrainConfig):
     """What the stage learns from."""
     reward: str | None = None
     """Folder of the reward model; null takes the run's last."""
-    updates: Annotated[int, Field(ge=1)] = 50
+    updates: Repeats = 50
     """Updates in all; each samples answers and makes passes over them."""
-    rollouts: Annotated[int, Field(ge=2)] = 32
+    rollouts: Annotated[int, Field(ge=2, le=MOST_REPEATS)] = 32
     """Answers sampled for an update."""
-    num_ppo_epochs: Annotated[int, Field(ge=1)] = 2
+    num_ppo_epochs: Annotated[int, Field(ge=1, le=10_000)] = 2
     """Passes over the answers of an update."""
-    per_device_train_batch_size: Annotated[int, Field(ge=1)] = 2
+    per_device_train_batch_size: Repeats = 2
     """Answers in a forward pass, which bounds the memory: a step's loss is the mean over all its tokens."""
-    gradient_accumulation_steps: Annotated[int, Field(ge=1)] = 4
+    gradient_accumulation_steps: Repeats = 4
     """Batches for each step."""
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 5e-5
     """Constant over all updates."""
     save_steps: Annotated[int, Field(ge=1)] = 5
     """Updates between checkpoints."""
-    max_tokens: Annotated[int, Field(ge=1)] = 128
+    max_tokens: Tokens = 128
     """Most tokens of an answer."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: PositiveTemperature = 1.0
     """Sampling temperature, at which the probabilities of the loss are taken too."""
     kl_coef: Annotated[float, Field(ge=0)] = 0.05
     """Penalty on a token for each nat of KL to the starting policy; with target_kl its first value."""
@@ -186,7 +186,7 @@ class KTOConfig(DatasetConfig):
     stage: Literal["kto"]
     data: Literal["preferences"] = "preferences"
     """What the stage learns from."""
-    per_device_train_batch_size: Annotated[int, Field(ge=2)] = 4
+    per_device_train_batch_size: Annotated[int, Field(ge=2, le=MOST_REPEATS)] = 4
     """Examples in a batch, of each process; at least 2: answers to its other prompts give the KL term's estimate."""
     beta: Annotated[float, Field(gt=0)] = 0.1
     """Strength of the pull to the reference, as in the paper."""
@@ -213,15 +213,15 @@ class OnlineConfig(DatasetConfig):
     """What the stage learns from."""
     reward: str | None = None
     """Folder of the reward model; null takes the run's last."""
-    per_device_train_batch_size: Annotated[int, Field(ge=1)] = 8
+    per_device_train_batch_size: Repeats = 8
     """Answers in a batch, of each process; for online_dpo prompts."""
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 5e-5
     """Peak; it warms up over the first tenth of the updates and decays to a tenth of it."""
     save_steps: Annotated[int, Field(ge=1)] = 5
     """Updates between checkpoints."""
-    max_tokens: Annotated[int, Field(ge=1)] = 128
+    max_tokens: Tokens = 128
     """Most tokens of an answer."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: PositiveTemperature = 1.0
     """Sampling temperature."""
     missing_eos_penalty: Annotated[float, Field(ge=0)] = 1.0
     """Subtracted from the score of an answer that is truncated at max_tokens."""
@@ -230,7 +230,7 @@ class OnlineConfig(DatasetConfig):
 
 
 class _GroupConfig(OnlineConfig):
-    num_generations: Annotated[int, Field(ge=2)] = 4
+    num_generations: Annotated[int, Field(ge=2, le=MOST_REPEATS)] = 4
     """Answers to a prompt, compared with each other."""
     beta: Annotated[float, Field(ge=0)] = 0.05
     """KL coefficient to the starting policy: of an answer in its reward (rloo), of each token in the loss (grpo)."""

@@ -194,6 +194,38 @@ def test_a_key_of_an_earlier_version_is_refused_with_its_new_name(tmp_path: Path
     assert str(raised.value) == message
 
 
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("revise.rounds=1000000000", "expected a whole number from 0 to 100, found 1000000000"),
+        ("revise.max_tokens=1000000000", "expected a whole number from 1 to 10000000, found 1000000000"),
+        ("revise.temperature=1.0e+308", "expected a number from 0 to 100, found 1e+308"),
+        ("judge.samples=1000000000", "expected a whole number from 0 to 26, found 1000000000"),
+        ("judge.cot_samples=1000000000", "expected a whole number from 0 to 1000, found 1000000000"),
+        ("judge.cot_max_tokens=1000000000", "expected a whole number from 1 to 10000000, found 1000000000"),
+        ("judge.temperature=1.0e+308", "expected a number above 0 and at most 100, found 1e+308"),
+        ("iterations=1000000000", "expected a whole number from 1 to 100, found 1000000000"),
+        ("evaluate.max_tokens=1000000000", "expected a whole number from 1 to 10000000, found 1000000000"),
+        ("engine.concurrency=1000000000", "expected a whole number from 1 to 65536 or null, found 1000000000"),
+        ("engine.max_model_len=1000000000", "expected a whole number from 64 to 10000000 or null, found 1000000000"),
+        ("engine.stall_minutes=1.0e+308", "expected a number above 0 and at most 10080, found 1e+308"),
+        ("train.0.updates=1000000000", "expected a whole number from 1 to 1000000, found 1000000000"),
+        ("train.0.rollouts=1000000000", "expected a whole number from 2 to 1000000, found 1000000000"),
+        ("train.0.max_tokens=1000000000", "expected a whole number from 1 to 10000000, found 1000000000"),
+        ("train.0.max_length=1000000000", "expected a whole number from 8 to 10000000, found 1000000000"),
+        ("train.0.learning_rate=1.0e+308", "expected a number above 0 and at most 1, found 1e+308"),
+        ("train.1.num_train_epochs=1.0e+308", "expected a number above 0 and at most 10000, found 1e+308"),
+    ],
+)
+def test_a_number_that_only_a_typing_error_can_be_is_one_line(tmp_path: Path, setting: str, expected: str) -> None:
+    run_file = tmp_path / "run.yaml"
+    stages = "[{stage: ppo, reward: r}, {stage: dpo}]"
+    run_file.write_text(f"model: m\nconstitution: c\nprompts: {{source: p}}\ntrain: {stages}\n", encoding="utf-8")
+    with pytest.raises(CaiError) as raised:
+        load_run_file(run_file, [setting])
+    assert str(raised.value) == f"--set {setting.partition('=')[0]}: {expected}"
+
+
 def test_a_renamed_key_leads_to_one_that_exists() -> None:
     schemas = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "schemas").glob("*.json"))
     for old, new in RENAMED.items():
