@@ -4,6 +4,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +24,7 @@ from cai.cli.options import (
     ModelOrServer,
     PrincipleId,
     RunsFolder,
+    Settings,
     TemplatesFolder,
 )
 from cai.config.characters import Terminal, visible
@@ -45,11 +47,14 @@ from cai.constitution.principles import (
     word_changes,
 )
 from cai.constitution.templates import OF_TESTS, Templates
+from cai.inference.cache import Cache
+from cai.inference.engine import EngineConfig
 from cai.inference.models import SMALL_MODEL
-from cai.inference.scheduler import Cost, Reporter
+from cai.inference.scheduler import Cost, Reporter, Scheduler
 from cai.inference.servers import resolve_judges
 from cai.runs.find import find_constitution
 from cai.runs.folder import CACHE_FILE
+from cai.runs.run_file import engine_settings
 from cai.stats.formatting import counted
 from cai.workbench.principle_tests import Outcome, Result, read_tests, run_tests
 
@@ -130,21 +135,26 @@ def test(
     model: ModelOrServer = SMALL_MODEL,
     key_env: KeyEnv = None,
     templates: TemplatesFolder = DEFAULT_TEMPLATES,
+    settings: Settings = None,
     as_json: AsJson = False,
     runs: RunsFolder = DEFAULT_RUNS,
 ) -> None:
     """Run the tests of principles on a model.
 
-    Compares the critique, revision and verdict of each test with what the constitution expects. Exit status: 0 when
+    Compares the critique, revision and verdict of each test with what the constitution expects. --set takes settings of
+    `engine:` in a run file, such as engine.max_model_len=4096. Exit status: 0 when
     every test passes, 1 when one fails, 2 when they cannot be run.
     """
     tests = read_tests([find_constitution(name, None) for name in files], principle)
-    found_templates = Templates(find_file("--templates", templates, Path("cai constitution test")), OF_TESTS)
+    command = Path("cai constitution test")
+    found_templates = Templates(find_file("--templates", templates, command), OF_TESTS)
+    engine = engine_settings(settings or [], EngineConfig(), command)
     [found_model] = resolve_judges([model], key_env)  # last: a Hub id is downloaded here
     progress = Terminal(stderr=as_json)
     reporter = Reporter(progress)
-    with resumable(progress, reporter):
-        tested, cost = run_tests(tests, found_model, found_templates, runs / CACHE_FILE, reporter)
+    with resumable(progress, reporter), closing(Cache(runs / CACHE_FILE)) as cache:
+        scheduler = Scheduler(engine, cache, reporter)
+        tested, cost = run_tests(tests, found_model, found_templates, scheduler)
     if as_json:
         echo_json(json.dumps([row for test in tested for row in _test_rows(test)], ensure_ascii=False, indent=2))
     else:

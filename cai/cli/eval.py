@@ -70,8 +70,8 @@ def eval_(
 
     Win rates against other policies by an eval judge, on three axes (overall, helpful and safe); probes for
     over-refusal, sycophancy, red-team prompts and answers that attack the judge; signs of reward hacking. --set takes
-    settings of `evaluate:` in a run file. After an interrupt, the same command resumes.
-    Exit status 1: a model could not answer some rows.
+    settings of `evaluate:` in a run file, and of `engine:` for all models. After an interrupt, the same command
+    resumes. Exit status 1: a model could not answer some rows.
     """
     options = Options(
         policy, against or [], reference, prompts, constitution, judge, key_env, probes, limit, settings or []

@@ -14,7 +14,6 @@ from cai.cli.options import (
     DEFAULT_SEED,
     DEFAULT_TEMPLATES,
     ConstitutionName,
-    ControlTokensName,
     Data,
     JudgeNames,
     Limit,
@@ -34,9 +33,10 @@ from cai.data.manifest import Output
 from cai.feedback.judge import JudgeConfig
 from cai.feedback.label import JUDGE_JSON, LabelJob, label_file
 from cai.feedback.metrics import JUDGE_METRICS
-from cai.inference.chat import ControlTokens, control_warnings
+from cai.inference.chat import control_warnings
 from cai.inference.scheduler import Reporter
 from cai.inference.servers import resolve_judges
+from cai.inference.vllm_settings import check_arguments
 from cai.runs.find import find_constitution
 from cai.runs.folder import CACHE_FILE
 from cai.stats.formatting import counted, duration
@@ -56,7 +56,6 @@ class JudgeOptions(NamedTuple):
     limit: int | None
     seed: int
     runs: Path
-    control_tokens: ControlTokens = "text"
 
 
 def judge(
@@ -67,7 +66,6 @@ def judge(
     templates: TemplatesFolder = DEFAULT_TEMPLATES,
     settings: Settings = None,
     limit: Limit = None,
-    control_tokens: ControlTokensName = "text",
     seed: Seed = DEFAULT_SEED,
     replace: Replace = False,
     runs: RunsFolder = DEFAULT_RUNS,
@@ -75,10 +73,10 @@ def judge(
     """Label responses with an AI judge.
 
     Compares responses in pairs, in both orders, and writes soft preference labels. --set takes settings of
-    `judge:` in a run file, such as principles=all. After an interrupt, the same command resumes.
-    Exit status 1: the judge could not answer some rows, or every row was skipped.
+    `judge:` in a run file, such as principles=all or engine.max_model_len=4096. After an interrupt, the same command
+    resumes. Exit status 1: the judge could not answer some rows, or every row was skipped.
     """
-    options = JudgeOptions(data, judges, constitution, templates, settings or [], limit, seed, runs, control_tokens)
+    options = JudgeOptions(data, judges, constitution, templates, settings or [], limit, seed, runs)
     job = label_job(options, ranked=False)
     console = Terminal()
     reporter = Reporter(console)
@@ -135,6 +133,6 @@ def label_job(options: JudgeOptions, ranked: bool) -> LabelJob:
     templates = Templates(find_file("--templates", options.templates, source.path))
     names = [settings.model] if isinstance(settings.model, str) else settings.model or []
     judges = resolve_judges(names, settings.key_env)  # last: a Hub id is downloaded here
-    return LabelJob(
-        data, ranked, options.limit, judges, constitution, templates, settings, options.seed, options.control_tokens
-    )
+    job = LabelJob(data, ranked, options.limit, judges, constitution, templates, settings, options.seed)
+    check_arguments(job.engine, "--set engine")
+    return job

@@ -15,7 +15,6 @@ from cai.cli.options import (
     DEFAULT_SEED,
     DEFAULT_TEMPLATES,
     ConstitutionName,
-    ControlTokensName,
     Data,
     JudgeNames,
     Limit,
@@ -53,7 +52,6 @@ def judge_eval(
     injection: Annotated[
         bool, typer.Option("--injection", help="Attack the rejected answers: text meant for the judge.")
     ] = False,
-    control_tokens: ControlTokensName = "text",
     seed: Seed = DEFAULT_SEED,
     replace: Replace = False,
     runs: RunsFolder = DEFAULT_RUNS,
@@ -65,7 +63,7 @@ def judge_eval(
     moves the judge: as many calls again for each of the attacks. After an interrupt, the same command resumes.
     Exit status 1: the judge could not answer some rows.
     """
-    options = JudgeOptions(data, judges, constitution, templates, settings or [], limit, seed, runs, control_tokens)
+    options = JudgeOptions(data, judges, constitution, templates, settings or [], limit, seed, runs)
     job = label_job(options, ranked=True)
     more = Extras(calibrate, read_injection().attacks if injection else [])
     console = Terminal()

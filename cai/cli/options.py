@@ -10,8 +10,6 @@ from typing import Annotated, Any
 import typer
 from pydantic import BaseModel
 
-from cai.inference.chat import ControlTokens
-from cai.inference.engine import EngineConfig
 from cai.runs.run_file import RunConfig
 
 
@@ -66,6 +64,5 @@ JudgeNames = Annotated[
 Data = Annotated[
     Path, typer.Option("--data", metavar="FILE", help="File or Hub id: preferences, or prompt and responses.")
 ]
-ControlTokensName = Annotated[ControlTokens, setting(EngineConfig, "control_tokens", "--control-tokens", "MODE")]
 Limit = Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Use only the first N rows.")]
 PrincipleId = Annotated[str | None, typer.Option("--principle", metavar="ID", help="Only this principle.")]

@@ -32,9 +32,11 @@ from cai.constitution.templates import Templates
 from cai.data.prompts import read_prompts
 from cai.data.records import Message, Prompt
 from cai.feedback.revise import ReviseConfig
+from cai.inference.engine import EngineConfig
 from cai.inference.models import SMALL_MODEL
 from cai.inference.scheduler import Reporter
 from cai.inference.servers import resolve_judges
+from cai.inference.vllm_settings import check_arguments
 from cai.runs.find import find_constitution
 from cai.runs.folder import CACHE_FILE
 from cai.stats.formatting import counted
@@ -63,7 +65,7 @@ def try_(
     """Critique and revise a few prompts, text by text.
 
     Prints a draft for each prompt, and its critique and revision by each principle. --set takes settings of `revise:`
-    in a run file, such as revise.temperature=1.
+    in a run file, such as revise.temperature=1 or engine.max_model_len=4096.
     """
     inputs = read_inputs(prompt or [], prompts, limit)
     file, folder = find_constitution(constitution, None), find_file("--templates", templates, COMMAND)
@@ -77,6 +79,7 @@ def try_(
         return Trial(inputs, principles, Templates(folder), revise)
 
     load()  # an error at the start ends the command
+    check_arguments(revise.engine or EngineConfig(), "--set engine")
     [resolved] = resolve_judges([model], key_env)
     console = Terminal()
     reporter = Reporter(console)

@@ -23,7 +23,6 @@ from cai.feedback.judge import JudgedAnswers, Verdicts, label
 from cai.feedback.label import JudgePanel, LabelJob, count_work, label_claim, labelled, write_judge_json
 from cai.inference.cache import Cache
 from cai.inference.chat import control_counts, control_warnings, spells_control
-from cai.inference.engine import EngineConfig
 from cai.inference.models import served
 from cai.inference.scheduler import EngineWork, OpenEngine, Reporter, Scheduler, open_model
 from cai.stats.formatting import counted
@@ -67,7 +66,7 @@ def evaluate_judge(
     attacks = {"injection": fingerprint([attack.model_dump() for attack in more.attacks])} if more.attacks else {}
     claim = label_claim("cai judge-eval", judging, folder, calibrate=more.calibrate, **attacks)
     with claimed(claim, out.replace), reporter.logging_to(folder / "log.txt"), closing(Cache(cache)) as store:
-        scheduler = Scheduler(EngineConfig(control_tokens=judging.control_tokens), store, reporter, open_engine)
+        scheduler = Scheduler(judging.engine, store, reporter, open_engine)
         panel = JudgePanel(judging, extent, scheduler)
         begun = time.monotonic()
         rows, skipped = asyncio.run(_judge(judging, panel, folder))
@@ -78,7 +77,7 @@ def evaluate_judge(
         skipped += not_judged
         report = judge_report(rows, cost, more.calibrate, judging.settings.temperature, gains)
         spelled = sum(map(spells_control, each_row(folder / VERDICTS, Preference)))
-        warnings = control_warnings(control_counts(spelled, judging.control_tokens, served(judging.judges)))
+        warnings = control_warnings(control_counts(spelled, judging.engine.control_tokens, served(judging.judges)))
         report = report.model_copy(update={"notes": [*report.notes, *warnings]})
         if warning := _own_labels(judging.data, panel.name):
             report = report.model_copy(update={"notes": [warning, *report.notes]})

@@ -36,10 +36,10 @@ from cai.feedback.judge import (
 from cai.feedback.metrics import JUDGE_METRICS, PromptMeans
 from cai.inference.cache import Cache
 from cai.inference.cached_engine import CachedEngine
-from cai.inference.chat import ControlTokens, control_counts, spells_control
+from cai.inference.chat import control_counts, spells_control
 from cai.inference.engine import EngineConfig
 from cai.inference.models import Model, model_fingerprint, served
-from cai.inference.scheduler import EngineWork, OpenEngine, Reporter, Scheduler, Stage, open_model
+from cai.inference.scheduler import EngineWork, OpenEngine, Reporter, Scheduler, Stage, deciding_settings, open_model
 
 JUDGE_JSON = "judge.json"  # metrics; written last
 
@@ -56,7 +56,11 @@ class LabelJob:
     templates: Templates
     settings: JudgeConfig
     seed: int
-    control_tokens: ControlTokens = "text"  # as in EngineConfig
+
+    @property
+    def engine(self) -> EngineConfig:
+        """The settings of every judge's engine."""
+        return self.settings.engine or EngineConfig()
 
 
 class Extent(NamedTuple):
@@ -194,9 +198,9 @@ def label_claim(command: str, job: LabelJob, folder: Path, **options: Any) -> Cl
             "principles": {p.id: {"text": p.fingerprint, "weight": p.weight} for p in job.constitution.principles},
         },
         "templates": job.templates.fingerprint,
-        "settings": job.settings.model_dump(mode="json", exclude={"samples", "model", "key_env"}),
+        "settings": job.settings.model_dump(mode="json", exclude={"samples", "model", "key_env", "engine"}),
         "seed": job.seed,
-        **({"control_tokens": job.control_tokens} if job.control_tokens != "text" else {}),
+        **deciding_settings(job.engine),
         **options,
         "where": {"data": str(job.data), "judges": [str(judge) for judge in job.judges]},
         "versions": versions(),
@@ -255,10 +259,10 @@ def label_file(
         reporter.logging_to(folder / "log.txt"),
         closing(Cache(cache)) as store,
     ):
-        scheduler = Scheduler(EngineConfig(control_tokens=job.control_tokens), store, reporter, open_engine)
+        scheduler = Scheduler(job.engine, store, reporter, open_engine)
         begun, totals = time.monotonic(), Totals()
         asyncio.run(label_rows(job, JudgePanel(job, extent, scheduler), folder, extent.most > 2, totals))
-        spelling = control_counts(totals.spelling, job.control_tokens, served(job.judges))
+        spelling = control_counts(totals.spelling, job.engine.control_tokens, served(job.judges))
         content = totals.summary() | spelling | {"cost": scheduler.cost(time.monotonic() - begun)._asdict()}
         write_judge_json(folder, content)
     return content

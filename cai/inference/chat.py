@@ -90,7 +90,7 @@ def control_warnings(summary: dict[str, Any], judged: str = "pairs") -> list[str
     if sent:
         warnings.append(
             f"{counted(sent, judged)} with control tokens (such as <|im_end|>) went to a server, which may read them "
-            "as turns; engine.control_tokens (--control-tokens) can escape or refuse them"
+            "as turns; engine.control_tokens can escape or refuse them"
         )
     if escaped:
         warnings.append(

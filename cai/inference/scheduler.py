@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -193,6 +193,13 @@ def engine_fingerprint(model: Model, settings: EngineConfig) -> str:
         return identity
     deciding = deciding_arguments(settings)
     return fingerprint(identity, settings.max_model_len, vllm_build(), *([deciding] if deciding else []))
+
+
+def deciding_settings(settings: EngineConfig) -> dict[str, Any]:
+    """What a manifest has of an engine's settings: those that are not the default and decide answers."""
+    chosen = settings.model_dump(mode="json", exclude={"concurrency", "stall_minutes", "vllm"}, exclude_defaults=True)
+    arguments = deciding_arguments(settings)
+    return chosen | ({"vllm": arguments} if arguments else {})
 
 
 class Stage(NamedTuple):

@@ -36,11 +36,11 @@ from cai.evaluation.scores import score_answers
 from cai.inference.cache import Cache
 from cai.inference.engine import EngineConfig
 from cai.inference.models import Model, folder_fingerprint, model_fingerprint
-from cai.inference.scheduler import OpenEngine, Reporter, Scheduler, open_model
+from cai.inference.scheduler import OpenEngine, Reporter, Scheduler, deciding_settings, open_model
 from cai.inference.servers import resolve_judges
 from cai.runs.find import FoundPolicy, check_base, find_policy, policy_of_model
 from cai.runs.plan import Plan
-from cai.runs.run_file import eval_judge_name
+from cai.runs.run_file import engine_settings, eval_judge_name
 
 ROWS = {
     ANSWERS: "answers",
@@ -82,7 +82,8 @@ def plan_evaluation(options: Options, runs: Path) -> EvaluationPlan:
     )
     reference = _reference(options, first)
     policies = [reference, first.policy, *others]
-    engine = first.config.engine if first.config is not None else EngineConfig()
+    base = first.config.engine if first.config is not None else EngineConfig()
+    engine = engine_settings([setting for setting in options.settings if _of_engine(setting)], base, COMMAND)
     _refuse_twins(policies)
     return EvaluationPlan(
         policies=policies,
@@ -101,9 +102,13 @@ def plan_evaluation(options: Options, runs: Path) -> EvaluationPlan:
     )
 
 
+def _of_engine(setting: str) -> bool:
+    return setting.startswith("engine.")
+
+
 def _settings(options: Options, first: FoundPolicy) -> EvaluateConfig:
-    """Those of the run, with the `--set` options laid over them."""
-    overrides = [setting.removeprefix("evaluate.") for setting in options.settings]
+    """Those of the run, with the `--set` options laid over them, but those of `engine:`."""
+    overrides = [setting.removeprefix("evaluate.") for setting in options.settings if not _of_engine(setting)]
     base = first.config.evaluate if first.config is not None else EvaluateConfig()
     source = YamlSource(COMMAND, base.model_dump(exclude={"probes"}), {})
     return yaml_files.validate(yaml_files.apply_overrides(source, overrides), EvaluateConfig)
@@ -188,7 +193,6 @@ def _trained_on(policies: Sequence[Policy], prompts: Sequence[Prompt]) -> list[s
 def evaluation_claim(plan: EvaluationPlan, out: Path) -> Claim:
     """The folder of an evaluation with its manifest; evaluation.json finishes it."""
     probes = plan.probes._asdict() if plan.probes is not None else dict.fromkeys(Probes._fields)
-    control = plan.engine.control_tokens
     manifest = {
         "command": COMMAND.name,
         "policies": [{"name": p.name, "model": folder_fingerprint(p.folder)} for p in plan.policies],
@@ -199,11 +203,12 @@ def evaluation_claim(plan: EvaluationPlan, out: Path) -> Claim:
         },
         "templates": plan.templates.fingerprint,
         "judge": model_fingerprint(plan.judge),
+        **({"judge_engine": deciding_settings(plan.judge_engine)} if plan.judge_engine != plan.engine else {}),
         "settings": {
             "max_tokens": plan.settings.max_tokens,
             "temperature": plan.settings.temperature,
             **(plan.settings.sampling.model_dump(exclude_defaults=True) if plan.settings.sampling else {}),
-            **({"control_tokens": control} if control != "text" else {}),
+            **deciding_settings(plan.engine),
         },
         "probes": {name: part and fingerprint(part.model_dump()) for name, part in probes.items()},
         "limit": plan.limit,

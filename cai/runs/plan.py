@@ -25,6 +25,7 @@ from cai.feedback.label import LabelJob, count_work
 from cai.inference import models
 from cai.inference.engine import EngineConfig
 from cai.inference.models import Model, model_fingerprint, resolve_model
+from cai.inference.scheduler import deciding_settings
 from cai.inference.servers import resolve_judges
 from cai.inference.vllm_settings import check_arguments
 from cai.runs.folder import CACHE_FILES, ITERATION, RUN, RunFolder
@@ -222,8 +223,9 @@ def _gate(config: RunConfig, run_file: Path, principles: Constitution, templates
     if gate is None:
         return None
     data = locate.find_data("judge_gate.data", gate.data, run_file)
-    control = config.engine.control_tokens
-    judging = LabelJob(data, True, gate.limit, [], principles, templates, config.judge, config.seed, control)
+    engine = config.engine if config.judge.engine is None else config.judge.engine.over(config.engine)
+    judge = config.judge.model_copy(update={"engine": engine})
+    judging = LabelJob(data, True, gate.limit, [], principles, templates, judge, config.seed)
     try:
         count_work(judging)
     except CaiError as error:
@@ -263,7 +265,7 @@ def holdout_warning(plan: Plan) -> str | None:
 
 def manifest(plan: Plan) -> dict[str, Any]:
     """The manifest of a run (cai/data/manifest.py)."""
-    default = plan.config.engine.control_tokens == "text"  # as of a run that began before there was the setting
+    config = plan.config
     decides_nothing: Any = {
         "name": True,
         "launcher": True,
@@ -271,9 +273,15 @@ def manifest(plan: Plan) -> dict[str, Any]:
         "train": {"__all__": {"report_to"}},
         "evaluate": {"probes"},  # the evaluation has a manifest of its own
         "judge": {"key_env"},
-        "engine": {"concurrency", "stall_minutes", *(["control_tokens"] if default else [])},
     }
-    settings = plan.config.model_dump(mode="json", exclude=decides_nothing)
+    settings = config.model_dump(mode="json", exclude=decides_nothing)
+    for part, section in (
+        (settings, config),
+        (settings["revise"], config.revise),
+        (settings["judge"], config.judge),
+        (settings["evaluate"], config.evaluate),
+    ):
+        part["engine"] = deciding_settings(section.engine) if section.engine is not None else None
     return {
         "command": RUN,
         "config": settings,

@@ -15,6 +15,7 @@ from cai.evaluation.policy import EvaluateConfig
 from cai.feedback.judge import JudgeConfig
 from cai.feedback.revise import ReviseConfig
 from cai.inference.engine import EngineConfig
+from cai.inference.vllm_settings import check_arguments
 from cai.training.settings import Online, TrainStage
 
 
@@ -139,6 +140,21 @@ def eval_judge_name(config: RunConfig) -> str | None:
     """The name of the eval judge: its own, or the first of the run's judges; None where the run's model judges."""
     model = config.judge.model
     return config.evaluate.judge or (model if isinstance(model, str) or model is None else model[0])
+
+
+class _EngineSection(Section):
+    engine: EngineConfig
+
+
+def engine_settings(overrides: list[str], base: EngineConfig, command: Path) -> EngineConfig:
+    """`base` with the `--set engine.KEY=VALUE` options of a command laid over it.
+
+    Raises: CaiError for other settings and values, and for engine arguments that vLLM does not have.
+    """
+    source = yaml_files.YamlSource(command, {"engine": base.model_dump(exclude_unset=True)}, {})
+    engine = yaml_files.validate(yaml_files.apply_overrides(source, overrides), _EngineSection).engine
+    check_arguments(engine, "--set engine")
+    return engine
 
 
 def load_run_file(path: Path, overrides: list[str] | None = None) -> RunConfig:

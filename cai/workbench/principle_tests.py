@@ -8,7 +8,6 @@ import asyncio
 import re
 import time
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,11 +21,10 @@ from cai.data.records import Message, Messages, Prompt, Verdict
 from cai.feedback.filters import FILTERS, failed_filters
 from cai.feedback.judge import Judge, check_critique
 from cai.feedback.revise import ReviseConfig, Reviser
-from cai.inference.cache import Cache
 from cai.inference.cached_engine import CachedEngine
-from cai.inference.engine import Completion, EngineConfig
+from cai.inference.engine import Completion
 from cai.inference.models import Model
-from cai.inference.scheduler import Cost, OpenEngine, Reporter, Scheduler, Stage, open_model
+from cai.inference.scheduler import Cost, Scheduler, Stage
 from cai.stats.win_rate import win
 
 SETTINGS = ReviseConfig(rounds=1, max_tokens=256, temperature=0)
@@ -97,18 +95,11 @@ def _line(source: yaml_files.YamlSource, principle: int, test: int) -> int:
 
 
 def run_tests(
-    tests: Sequence[Placed],
-    model: Model,
-    templates: Templates,
-    cache: Path,
-    reporter: Reporter,
-    open_engine: OpenEngine = open_model,
+    tests: Sequence[Placed], model: Model, templates: Templates, scheduler: Scheduler
 ) -> tuple[list[Result], Cost]:
     """Run tests on one model; `templates` are those OF_TESTS. Returns: the tests in order, and what they cost."""
     begun = time.monotonic()
-    with closing(Cache(cache)) as store:
-        scheduler = Scheduler(EngineConfig(), store, reporter, open_engine)
-        results = asyncio.run(_run(tests, templates, scheduler, scheduler.engine(model)))
+    results = asyncio.run(_run(tests, templates, scheduler, scheduler.engine(model)))
     return results, scheduler.cost(time.monotonic() - begun)
 
 

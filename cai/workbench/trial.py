@@ -153,7 +153,8 @@ def try_out(
 ) -> None:
     """On each occasion load the trial and show its new and changed texts; an early occasion cancels the last pass.
 
-    The model stays loaded from one occasion to the next. Raises: CaiError when the model cannot be used.
+    The model stays loaded from one occasion to the next. Raises: CaiError when it cannot be used, or the first trial
+    cannot be loaded.
     """
     known: dict[Key, str] = {}
     again = False
@@ -183,7 +184,7 @@ def try_out(
         await engine.close()  # not after an interrupt, which would wait for a model that is still loading
 
     with closing(Cache(cache)) as store:
-        scheduler = Scheduler(EngineConfig(), store, open_engine=opened)
+        scheduler = Scheduler(load().settings.engine or EngineConfig(), store, open_engine=opened)
         engine = scheduler.engine(model)
         asyncio.run(all_passes())
 
@@ -211,7 +212,7 @@ async def news(trial: Trial, scheduler: Scheduler, engine: CachedEngine, known: 
         return await write(step, trial.settings, reviser)
 
     refused: set[tuple[str, str]] = set()
-    at_once = TEXTS_AT_ONCE * prompts_at_once(EngineConfig())
+    at_once = TEXTS_AT_ONCE * prompts_at_once(scheduler.settings)
     stage = Stage("trying", [engine], len(all_steps), len(all_steps), "texts", at_once)
     async for step, written in scheduler.run(stage, all_steps, write_one):
         if isinstance(written, RequestRefused):

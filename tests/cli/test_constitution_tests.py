@@ -1,6 +1,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 from cai.cli.main import main
 from cai.inference.engine import Choose
-from cai.workbench.principle_tests import run_tests
+from cai.inference.scheduler import Scheduler
 from tests.conftest import ROOT, scripted
 
 FILE = """\
@@ -38,7 +39,8 @@ def cai(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr(run_tests, "__defaults__", (scripted(answer=lambda r: "Use\x07 the stairs.", weigh=weigh),))
+    opened = scripted(answer=lambda r: "Use\x07 the stairs.", weigh=weigh)
+    monkeypatch.setattr("cai.cli.constitution.Scheduler", partial(Scheduler, open_engine=opened))
     (tmp_path / "c.yaml").write_text(FILE, encoding="utf-8")
 
     def run(*arguments: object) -> tuple[int, str, str]:
@@ -131,7 +133,7 @@ def test_an_interrupt_prints_the_command_that_resumes_once_there_are_answers(
     cai, monkeypatch: pytest.MonkeyPatch, answered: bool
 ) -> None:
     def interrupted(*arguments: Any) -> None:
-        arguments[-1].advanced = answered
+        arguments[-1].reporter.advanced = answered
         raise KeyboardInterrupt
 
     monkeypatch.setattr("cai.cli.constitution.run_tests", interrupted)

@@ -15,6 +15,8 @@ from cai.data.jsonl import read_rows
 from cai.data.records import Preference, Ranking
 from cai.evaluation.judge_eval import Extras, evaluate_judge
 from cai.feedback.label import label_file
+from cai.inference.engine import Engine, EngineConfig
+from cai.inference.models import Model
 from cai.inference.scheduler import Reporter
 from tests.cli.test_cli import cai
 from tests.conftest import ROOT, scripted
@@ -61,6 +63,23 @@ def test_a_file_of_which_no_pair_can_be_judged_is_no_success(
     written(tmp_path, {"prompt": "q", "responses": ["same", "same"]})
     assert cai(monkeypatch, "judge", *given) == 1
     assert f"{tmp_path}/out: no rows were produced; all were skipped: 1 × samples identical" in capsys.readouterr().err
+
+
+def test_settings_of_the_judges_engine_reach_it(
+    given: list[object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened: list[EngineConfig] = []
+
+    def open_engine(model: Model, fingerprint: str, settings: EngineConfig) -> Engine:
+        opened.append(settings)
+        return scripted(weigh=by_goodness)(model, fingerprint, settings)
+
+    monkeypatch.setattr(label_file, "__defaults__", (open_engine,))
+    engine = ("--set", "engine.max_model_len=512", "--set", "judge.engine.vllm.dtype=half")
+    assert cai(monkeypatch, "judge", *given, *engine) == 0
+    assert [(settings.max_model_len, settings.vllm) for settings in opened] == [(512, {"dtype": "half"})]
+    assert cai(monkeypatch, "judge", *given, "--set", "engine.vllm.dtpye=half") == 2
+    assert "--set engine.vllm.dtpye" in capsys.readouterr().err
 
 
 def test_a_judge_that_is_set_against_its_own_labels_is_a_warning_first(
@@ -143,7 +162,7 @@ def test_a_panel_is_named_by_repeating_the_model(
         (["--constitution", "none.yaml"], "--constitution none.yaml: no such file, nor a run in"),
         (["--constitution", "plian.yaml"], "did you mean 'constitutions/plain.yaml'?"),
         (["--constitution", "harmles"], "did you mean 'harmless'?"),
-        (["--set", "revise.rounds=1"], "--set revise.rounds: unknown key 'revise'; known keys: samples, "),
+        (["--set", "revise.rounds=1"], "--set revise.rounds: unknown key 'revise'; known keys: "),
         (["--judge", "smollm2-135"], "model 'smollm2-135': no such folder; did you mean 'smollm2-135m'?"),
         (["--judge", "gpt2"], "or a full Hub id, org/model (gpt2 is openai-community/gpt2)"),
         (["--templates", "none"], "--templates: 'none' not found"),

@@ -19,7 +19,9 @@ from cai.data.records import Message, Prompt
 from cai.feedback.judge import JudgeConfig
 from cai.feedback.label import LabelJob, label_file
 from cai.feedback.revise import ReviseConfig
-from cai.inference.scheduler import Reporter
+from cai.inference.cache import Cache
+from cai.inference.engine import EngineConfig
+from cai.inference.scheduler import Reporter, Scheduler
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan
 from cai.workbench.principle_tests import read_tests, run_tests
@@ -138,7 +140,8 @@ def test_a_trial_asks_under_the_keys_of_earlier_versions(workspace: Path) -> Non
 
 def test_principle_tests_ask_under_the_keys_of_earlier_versions(workspace: Path) -> None:
     cache, templates = workspace / "cache.sqlite", Templates(workspace / "templates", OF_TESTS)
-    run_tests(read_tests([workspace / "fixed.yaml"]), workspace / "model", templates, cache, quiet(), scripted())
+    scheduler = Scheduler(EngineConfig(), Cache(cache), open_engine=scripted())
+    run_tests(read_tests([workspace / "fixed.yaml"]), workspace / "model", templates, scheduler)
     assert digest(cache) == DIGESTS["principle tests"]
 
 

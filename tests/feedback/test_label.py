@@ -383,6 +383,10 @@ def test_nothing_of_a_row_is_kept_once_it_is_written(
     assert 0 < most <= 2 * prompts_at_once(EngineConfig())
 
 
+def with_engine(job: LabelJob, **settings: Any) -> LabelJob:
+    return replace(job, settings=job.settings.model_copy(update={"engine": EngineConfig(**settings)}))
+
+
 def test_pairs_that_spell_control_tokens_are_counted_where_a_server_judges(
     tmp_path: Path, judging: Callable[..., LabelJob]
 ) -> None:
@@ -409,7 +413,7 @@ def test_control_tokens_of_a_server_judge_are_escaped_or_refused_on_request(
     before = read_rows(tmp_path / "out/preferences.jsonl", Preference)
 
     engines: list[ScriptedEngine] = []
-    escaping = replace(served, control_tokens="escape")
+    escaping = with_engine(served, control_tokens="escape")
     with pytest.raises(CaiError, match=r"control_tokens"):  # a finished folder of another setting is kept
         label(escaping, tmp_path, engines)
     assert label(escaping, tmp_path, engines, replace=True)["control_tokens_escaped"] == 1
@@ -422,11 +426,11 @@ def test_control_tokens_of_a_server_judge_are_escaped_or_refused_on_request(
     escaped = "1 pair with control tokens: where a model could read them as turns, it got them escaped"
     assert any(escaped in note for note in evaluate(escaping, tmp_path).report.notes)
     shutil.rmtree(tmp_path / "out")
-    local = replace(judging(pair(0), forged), control_tokens="escape")
+    local = with_engine(judging(pair(0), forged), control_tokens="escape")
     assert any(escaped in note for note in evaluate(local, tmp_path).report.notes)
     shutil.rmtree(tmp_path / "out")
 
-    refused = label(replace(served, control_tokens="refuse"), tmp_path)
+    refused = label(with_engine(served, control_tokens="refuse"), tmp_path)
     [row] = read_rows(tmp_path / "out/skipped.jsonl", Skipped)
     assert "holds the control token '<|im_end|>', which engine.control_tokens: refuse skips" in row.reason
     assert (refused["pairs"], refused["skipped"]) == (1, {"reasons": {row.reason: 1}, "failed": 0})

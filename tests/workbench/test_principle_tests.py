@@ -2,13 +2,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from cai.config.errors import CaiError, RequestRefused
 from cai.constitution.principles import Phrases, load_constitution
 from cai.constitution.templates import OF_TESTS, Templates
-from cai.inference.engine import Choose, Generate, ScriptedEngine
-from cai.inference.scheduler import Reporter
+from cai.inference.cache import Cache
+from cai.inference.engine import Choose, EngineConfig, Generate, ScriptedEngine
+from cai.inference.scheduler import Scheduler
 from cai.workbench.principle_tests import Result, calls, missed, read_tests, run_tests
 from tests.conftest import ROOT, scripted
 
@@ -51,14 +51,9 @@ def run(tmp_path: Path, model_folder: Path):
         path = tmp_path / "c.yaml"
         path.write_text(FILE.replace("TEST", text), encoding="utf-8")
         templates = Templates(ROOT / "prompts/default", OF_TESTS)
-        tested, _ = run_tests(
-            read_tests([path]),
-            model_folder,
-            templates,
-            tmp_path / "cache.sqlite",
-            Reporter(Console(quiet=True)),
-            scripted(engines, answer, weigh),
-        )
+        cache, opened = Cache(tmp_path / "cache.sqlite"), scripted(engines, answer, weigh)
+        scheduler = Scheduler(EngineConfig(), cache, open_engine=opened)
+        tested, _ = run_tests(read_tests([path]), model_folder, templates, scheduler)
         return tested
 
     return carried_out
