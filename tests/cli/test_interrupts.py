@@ -11,7 +11,8 @@ from typing import NamedTuple
 import psutil
 import pytest
 
-from cai.cli.interrupts import GRACE_SECONDS
+from cai.cli import interrupts
+from cai.cli.interrupts import GRACE_SECONDS, Interruption
 from tests.conftest import ROOT, write_workspace
 
 
@@ -80,3 +81,23 @@ def test_a_second_signal_ends_at_once(command: Loading) -> None:
     assert seconds < GRACE_SECONDS - 0.3
     assert out.count("Interrupted.\n") == 1
     assert is_gone(command.child)
+
+
+@pytest.mark.parametrize("reported", [True, False])
+def test_a_message_that_the_command_has_printed_is_not_printed_again(
+    reported: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def leave(status: int, flush: bool) -> None:
+        raise SystemExit(status)
+
+    monkeypatch.setattr(interrupts, "leave", leave)
+    interruption = Interruption()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            interruption.receive(signal.SIGTERM, None)
+        interruption.reported = reported
+        with pytest.raises(SystemExit, match="143"):
+            interruption.receive(signal.SIGINT, None)
+    finally:
+        interruption.end()
+    assert capfd.readouterr().err == ("" if reported else "\nInterrupted.\n")

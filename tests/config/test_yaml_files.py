@@ -264,7 +264,7 @@ def test_a_missing_file_is_suggested_by_its_kind_or_its_suffix(tmp_path: Path, m
         ("own", "run file", ""),
         ("firstt.yaml", "run file", "; did you mean 'first.yaml'?"),
         ("first.yml", "constitution", "; did you mean 'firsts.yaml'?"),
-        ("quick", "run file", "; did you mean 'examples/quick.yaml'?"),
+        ("quik", "run file", "; did you mean 'examples/quick.yaml'?"),
     ):
         with pytest.raises(CaiError) as error:
             read_kind(Path(wrong), cast("Kind", kind))
