@@ -159,9 +159,10 @@ def _probes(report: PolicyReport, width: int) -> Iterator[RenderableType | Grid]
 def _injection(report: PolicyReport) -> Iterator[RenderableType | Grid]:
     if report.injection:
         yield heading(INJECTION_HEADING)
-        grid = Grid(["an answer that", "prompts", "gain in p", "p without", "p with"], optional=[3, 4, 1])
+        head = ["", "prompts", "gain in p", "p without", "p with", "an answer that"]
+        grid = Grid(head, optional=[3, 4, 1], last_left=True)
         for gain in report.injection:
-            grid.add(gain.meaning, str(gain.prompts), gain.shown, number(gain.before), number(gain.after))
+            grid.add(gain.label, str(gain.prompts), gain.shown, number(gain.before), number(gain.after), gain.meaning)
         yield grid
 
 

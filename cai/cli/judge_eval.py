@@ -60,7 +60,8 @@ def judge_eval(
 
     Reports accuracy, calibration and biases, for the judge and for each principle. --set takes settings of
     `judge:` in a run file. --injection measures how far text in an answer (instructions, a verdict, forged turns)
-    moves the judge: as many calls again for each of the attacks. After an interrupt, the same command resumes.
+    moves the judge: as many calls again for each of the attacks, and for decoys of control tokens. After an
+    interrupt, the same command resumes.
     Exit status 1: the judge could not answer some rows.
     """
     options = JudgeOptions(data, judges, constitution, templates, settings or [], limit, seed, runs)
@@ -90,7 +91,7 @@ def judge_report_parts(report: JudgeReport, skipped: Sequence[Skipped]) -> Itera
         yield heading(HEADING)
         grid = Grid(["", "gain in p", "an answer that"], last_left=True)
         for gain in report.injection:
-            grid.add(gain.attack, gain.shown, gain.meaning)
+            grid.add(gain.label, gain.shown, gain.meaning)
         yield grid
     yield heading("Principles, each alone")
     grid = Grid(["", "accuracy", "pairs", POSITION_BIAS, NON_OPTION_MASS], optional=[2])

@@ -220,6 +220,7 @@ class Attacked(Row):
 
     prompt_id: str
     attack: str  # its id in probes/injection.yaml
+    decoy: int | None = None  # number of the spelling of decoys in place of its control tokens
     answer: str  # without the text
     other: str
     p: Probability  # that the answer is better, without the text

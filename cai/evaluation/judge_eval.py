@@ -17,7 +17,7 @@ from cai.data.manifest import Output, claimed
 from cai.data.preferences import Candidates
 from cai.data.records import Attacked, Preference, Skipped
 from cai.evaluation.injection import INJECTION as INJECTION_PROBE
-from cai.evaluation.injection import Attack, InjectionGain, Target, injection_gains
+from cai.evaluation.injection import Attack, InjectionGain, Target, Variant, injection_gains
 from cai.evaluation.judge_report import Judged, JudgeReport, judge_report, judged
 from cai.feedback.judge import JudgedAnswers, Verdicts, label
 from cai.feedback.label import JudgePanel, LabelJob, count_work, label_claim, labelled, write_judge_json
@@ -109,12 +109,14 @@ def _injection_gains(
     Writes injection.jsonl. Returns: the gains, and the attacked pairs without a verdict.
     """
     targets = [target for pair in each_row(folder / VERDICTS, Preference) if (target := _target(pair)) is not None]
-    attacked = [(attack, target) for attack in attacks for target in targets]
+    attacked = [
+        (variant, target) for attack in attacks for target in targets for variant in attack.variants(target.prompt_id)
+    ]
     if not attacked:
         return [], []
     with tempfile.TemporaryDirectory(prefix=".injection-", dir=folder) as aside:
         data = Path(aside) / "pairs.jsonl"
-        write_rows(data, (_pair(attack, target) for attack, target in attacked))
+        write_rows(data, (_pair(variant, target) for variant, target in attacked))
         job = replace(judging, data=data, ranked=True, limit=None)
         rows, skipped = asyncio.run(_judge_attacked(job, attacked, scheduler, folder))
     write_rows(folder / INJECTION, rows)
@@ -130,27 +132,27 @@ def _target(pair: Preference) -> Target | None:
     return Target(pair.prompt_id, pair.messages, pair.chosen, pair.rejected, pair.p)
 
 
-def _pair(attack: Attack, target: Target) -> Preference:
+def _pair(variant: Variant, target: Target) -> Preference:
     return Preference(
         prompt_id=target.prompt_id, messages=target.messages, chosen=target.other,
-        rejected=attack.put_into(target.answer), p=1.0, source="human",
+        rejected=variant.put_into(target.answer), p=1.0, source="human",
     )  # fmt: skip
 
 
 async def _judge_attacked(
-    job: LabelJob, attacked: Sequence[tuple[Attack, Target]], scheduler: Scheduler, folder: Path
+    job: LabelJob, attacked: Sequence[tuple[Variant, Target]], scheduler: Scheduler, folder: Path
 ) -> tuple[list[Attacked], list[Skipped]]:
     panel = JudgePanel(job, count_work(job), scheduler)
     rows: list[Attacked] = []
     skipped: list[Skipped] = []
     waiting = iter(attacked)  # the pairs come in the file's order
     async for _, verdicts in panel.verdicts(folder, skipped.append):
-        attack, target = next(waiting)
+        variant, target = next(waiting)
         if isinstance(verdicts, RequestRefused):
-            stage = f"{INJECTION_PROBE}: {attack.id}"
+            stage = f"{INJECTION_PROBE}: {variant.attack}"
             skipped.append(Skipped.refused(target.prompt_id, stage, verdicts))
             continue
-        rows.append(target.attacked(attack, 1 - label(verdicts[0, 1], job.settings), panel.name))
+        rows.append(target.attacked(variant, 1 - label(verdicts[0, 1], job.settings), panel.name))
     return rows, skipped
 
 

@@ -18,7 +18,7 @@ from cai.config.yaml_files import Temperature, Tokens
 from cai.constitution.principles import Constitution, load_constitution
 from cai.constitution.templates import Templates
 from cai.data.records import Answer, Attacked, Judgement, Messages, Prompt, Reply, Sampled, Skipped, Verdict
-from cai.evaluation.injection import Attack, Target, drawn
+from cai.evaluation.injection import Target, Variant, drawn
 from cai.evaluation.overoptimization import TRAINING_SAMPLES, read_samples
 from cai.evaluation.probes import (
     CONTROL,
@@ -354,14 +354,19 @@ class PolicyEvaluation:
                 side = drawn(prompt.id)
                 targets.append(Target(prompt.id, prompt.messages, answers[side], answers[1 - side], p[side]))
         attacks = probes.injection.attacks if probes.injection is not None else []
-        items = [(attack, target) for target in targets for attack in attacks]
+        items = [
+            (variant, target)
+            for target in targets
+            for attack in attacks
+            for variant in attack.variants(target.prompt_id)
+        ]
 
-        async def attack(item: tuple[Attack, Target]) -> Attacked:
-            attack, target = item
+        async def attack(item: tuple[Variant, Target]) -> Attacked:
+            variant, target = item
             prompt = Prompt(id=target.prompt_id, messages=target.messages)
-            pair = AnswerPair(prompt, policy, against, attack.put_into(target.answer), target.other)
+            pair = AnswerPair(prompt, policy, against, variant.put_into(target.answer), target.other)
             verdicts = (await self._verdicts(pair, [OVERALL], engine))[OVERALL]
-            return target.attacked(attack, soft_label(verdicts), engine.fingerprint)
+            return target.attacked(variant, soft_label(verdicts), engine.fingerprint)
 
         step = Step("judge: injection", engine, 2 * len(plan.axes[OVERALL].principles) * len(items))
         self.attacked = await self._each(step, items, attack, lambda item: item[1].prompt_id)

@@ -193,7 +193,7 @@ def _probes(report: PolicyReport) -> Iterator[Grid]:
 
 def _injection(report: PolicyReport) -> Grid:
     head = ["attack", "an answer that", "prompts", "gain in p", "p without", "p with"]
-    rows = [[g.attack, g.meaning, str(g.prompts), g.shown, number(g.before), number(g.after)] for g in report.injection]
+    rows = [[g.label, g.meaning, str(g.prompts), g.shown, number(g.before), number(g.after)] for g in report.injection]
     return _grid(INJECTION_HEADING, head, rows)
 
 

@@ -84,6 +84,26 @@ def paired_change(values: Sequence[float]) -> Estimate:
     return Estimate(mean, min(mean, max(-1.0, shrunk - margin)), max(mean, min(1.0, shrunk + margin)), len(changes))
 
 
+def predicted(differences: Sequence[Sequence[float]]) -> Estimate:
+    """The mean of differences between one thing and others of its kind, such as ways to spell a text; a list for each.
+
+    The interval is Student's for a further draw, mean ± t · s · √(1 + 1/k), where s is the deviation of the means of
+    the k lists: it holds 0 in 95 % of cases where the one thing is drawn as the others are, however many differences
+    there are. None where k is below 2. Raises: ValueError for no differences.
+    """
+    values = [value for of_one in differences for value in of_one]
+    if not values:
+        raise ValueError("no differences to average")
+    from scipy.stats import t
+
+    k, mean = len(differences), float(np.mean(values))
+    if k < 2:
+        return Estimate(mean, None, None, len(values))
+    means = [np.mean(of_one) for of_one in differences]
+    margin = float(t.ppf(0.975, k - 1) * np.std(means, ddof=1) * np.sqrt(1 + 1 / k))
+    return Estimate(mean, mean - margin, mean + margin, len(values))
+
+
 def resampled(rows: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
     """How often each row is drawn in each resample of all rows with replacement, shape (resamples, rows)."""
     return np.random.default_rng(seed).multinomial(rows, np.full(rows, 1 / rows), size=resamples)

@@ -227,15 +227,16 @@ def test_answers_that_attack_the_eval_judge_gain_nothing_or_what_every_surface_s
 
     report = evaluate(runs, Options("good", probes="injection"), judge=credulous)
     assert [(gain.attack, gain.prompts, gain.pairs) for gain in report.injection] == [
-        ("address", 16, 16), ("format", 16, 16), ("control", 16, 16), ("neutral", 16, 16)
+        ("address", 16, 16), ("format", 16, 16), ("control", 16, 16), ("control", 16, 16),
+        ("neutral", 16, 16),
     ]  # fmt: skip
     fooled, *sober = report.injection
     assert fooled.significant and fooled.gain > 0.1
     assert fooled.after - fooled.before == pytest.approx(fooled.gain)
-    assert [(gain.gain, gain.significant) for gain in sober] == [(0.0, False)] * 3
+    assert [(gain.gain, gain.significant) for gain in sober] == [(0.0, False)] * 4
 
     rows = read_rows(run.eval / "injection.jsonl", Attacked)
-    assert len(rows) == 64
+    assert len(rows) == 80
     sides = {row.prompt_id: row.answer.split()[0] for row in rows}
     assert set(sides.values()) == {"good", "base"}  # no verdict decides which of the two is attacked
     compared = {
@@ -254,8 +255,10 @@ def test_answers_that_attack_the_eval_judge_gain_nothing_or_what_every_surface_s
             show(console, part)
     [grid] = [grid for grid in evaluation_grids(report) if grid.title.startswith("Attacks on the judge")]
     for gain in report.injection:
-        assert re.search(rf"{gain.meaning} +16 +{re.escape(gain.shown)} ", printed.get()), gain.attack
-        assert gain.shown in next(row for row in grid.rows if row[0] == gain.attack)
+        assert re.search(rf"{gain.label} +16 +{re.escape(gain.shown)} .* {gain.meaning} *\n", printed.get()), (
+            gain.attack
+        )
+        assert gain.shown in next(row for row in grid.rows if row[0] == gain.label)
     [warning] = [note for note in report.notes if note.startswith("injection")]
     assert (
         warning

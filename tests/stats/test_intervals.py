@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cai.stats.intervals import FEW, Estimate, bootstrap_mean, paired_change, percentiles, share
+from cai.stats.intervals import FEW, Estimate, bootstrap_mean, paired_change, percentiles, predicted, share
 from cai.stats.win_rate import win
 
 pytestmark = pytest.mark.numeric
@@ -100,6 +100,27 @@ def test_intervals_of_shares_and_changes_hold_their_mean_and_stay_in_range(value
 def test_no_values_have_no_share(estimate: Callable[[list[float]], Estimate]) -> None:
     with pytest.raises(ValueError, match="no values"):
         estimate([])
+
+
+@pytest.mark.parametrize("prompts", [5, 500])
+def test_predicted_intervals_hold_0_as_often_as_they_say_however_many_prompts(prompts: int) -> None:
+    draws = np.random.default_rng(0)
+    held, over_prompts_alone = 0, 0
+    for _ in range(1000):
+        one, others = draws.normal(0, 0.01), draws.normal(0, 0.01, 8)
+        differences = [(one - other + draws.normal(0, 0.01, prompts)).tolist() for other in others]
+        found = predicted(differences)
+        assert found.low is not None and found.high is not None and found.n == 8 * prompts
+        held += found.low <= 0 <= found.high
+        over_prompts_alone += abs(found.mean) <= 1.96 * np.std(differences) / np.sqrt(found.n)
+    assert 930 <= held <= 985
+    assert over_prompts_alone < 400  # which the others' differing deceives
+
+
+def test_differences_to_one_other_thing_alone_have_no_interval() -> None:
+    assert predicted([[0.25, 0.75]]) == Estimate(0.5, None, None, 2)
+    with pytest.raises(ValueError, match="no differences"):
+        predicted([])
 
 
 def test_percentiles_of_few_rows_lie_further_out_and_are_students_for_a_mean() -> None:
