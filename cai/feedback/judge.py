@@ -163,10 +163,11 @@ class Judge:
     ) -> _OrderVerdict:
         """One question about the answers as shown; several chains of thought give the mean of their verdicts."""
         samples, max_tokens = self._settings.cot_samples, self._settings.cot_max_tokens
+        session = conversation[0]["content"]  # all questions about it begin with it
 
         async def choose(cot: str | None) -> _OrderVerdict:
             messages = self._templates.judge(principle, conversation, options, cot)
-            return _OrderVerdict(*await choose_letter(messages, options, self.engine), cot=[])
+            return _OrderVerdict(*await choose_letter(messages, options, self.engine, session), cot=[])
 
         if not samples:
             return await choose(None)
@@ -176,7 +177,7 @@ class Judge:
             temperature = 1.0 if samples > 1 else 0.0
             seed = derive_seed(cot_seed, principle.id, list(options.values()), number)
             drawn = self._settings.sampling
-            request = Generate(question, max_tokens, temperature, seed, "chain_of_thought", drawn)
+            request = Generate(question, max_tokens, temperature, seed, "chain_of_thought", drawn, session)
             return (await self.engine.generate(request)).text
 
         chains = await asyncio.gather(*(think(number) for number in range(samples)))
@@ -191,9 +192,14 @@ def _complement(p: float | None) -> float | None:
     return None if p is None else 1.0 - p
 
 
-async def choose_letter(messages: Messages, letters: Iterable[str], engine: Engine) -> tuple[list[float], float]:
-    """The log-probability of each letter as the end of the last message, renormalised; and the non-option mass."""
-    logps = await engine.choose(Choose(messages, tuple(f" {letter}" for letter in letters)))
+async def choose_letter(
+    messages: Messages, letters: Iterable[str], engine: Engine, session: str | None = None
+) -> tuple[list[float], float]:
+    """The log-probability of each letter as the end of the last message, renormalised; and the non-option mass.
+
+    `session` as in Choose.
+    """
+    logps = await engine.choose(Choose(messages, tuple(f" {letter}" for letter in letters), session=session))
     kept = [max(x, MIN_LOG_PROB) for x in logps]
     total = max(kept) + math.log(sum(math.exp(x - max(kept)) for x in kept))
     return [x - total for x in kept], min(1.0, max(0.0, 1.0 - math.exp(total)))

@@ -32,6 +32,7 @@ from cai.inference.engine import (
 
 Request = TypeVar("Request", Generate, Choose)
 BEAT_SECONDS = 5.0  # between heartbeats, by which the process keeps its leases
+NOT_IN_KEYS = ("step", "session", "sampling")  # fields of requests; the last is, where it is set
 POLL_SECONDS = 0.1  # between looks for an answer that another process is asking for
 
 
@@ -187,7 +188,7 @@ class CachedEngine:
         return self._engine
 
     def _key(self, request: Generate | Choose) -> bytes:
-        content_of = {name: value for name, value in vars(request).items() if name not in ("step", "sampling")}
+        content_of = {name: value for name, value in vars(request).items() if name not in NOT_IN_KEYS}
         if isinstance(request, Generate) and request.sampling is not None:
             content_of["sampling"] = request.sampling.model_dump(exclude_defaults=True)
         content = canonical_json([self.fingerprint, type(request).__name__, content_of])

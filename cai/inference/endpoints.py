@@ -1,226 +1,178 @@
-"""A model behind an OpenAI-compatible server, as a judge: vLLM, llama.cpp, OpenAI.
+"""A model behind OpenAI-compatible servers: vLLM, SGLang, llama.cpp, hosted ones; see cai/inference/endpoint_pool.py.
 
-Verdicts are read from `top_logprobs` of the first token (https://platform.openai.com/docs/api-reference/chat). vLLM
-continues the judge's unfinished turn (`continue_final_message`); a server that refuses that gets no such turn.
-
-A server is not trusted to answer: every response is checked, read within a total time and size, and asked for again a
-bounded number of times. A key goes to the one host it is meant for, and into no message.
+Verdicts are exact on vLLM, which returns the log-probabilities of the tokens that it is asked for
+(`logprob_token_ids`); elsewhere they are read from `top_logprobs` of the first token
+(https://platform.openai.com/docs/api-reference/chat). vLLM continues the judge's unfinished turn
+(`continue_final_message`); a server that refuses that gets no such turn.
 """
 
-import asyncio
 import json
 import math
-import random
+import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any
 
 from cai.config.errors import CaiError, RequestRefused
+from cai.config.hashing import fingerprint as digest
 from cai.data.records import Messages
+from cai.inference.endpoint_pool import Endpoint, EndpointPool
 from cai.inference.engine import Choose, Completion, Generate, UnusableAnswer, validate_choice, validate_completion
-from cai.inference.models import Server, without_password
-from cai.inference.servers import LARGEST_BODY, one_line, read_json, server_headers, server_key, server_message
-from cai.stats.formatting import duration
+from cai.inference.models import Server
+from cai.inference.servers import server_message
 
-if TYPE_CHECKING:
-    import httpx
-
-Answer = TypeVar("Answer")
 TOP_LOGPROBS = 20  # the most that OpenAI and, by default, vLLM return for a token
-BUSY_TRIES = 7  # of a request to a server that is overloaded or cannot be reached
-UNUSABLE_TRIES = 3  # of one whose response is no answer
-SLOW_TRIES = 2  # of one that takes longer than the time-out
-FAILURES_IN_A_ROW = 8  # requests given up with no answer between them, after which the server counts as down
-BACK_OFF = 0.5  # seconds before the second try, doubled for each one after it
-LONGEST_BACK_OFF = 30.0
-CONNECT_SECONDS = 20.0
 LONGEST_TOKEN = 256  # characters; tokens of blanks or dashes have up to 128
-BUSY_STATUS = (408, 409, 425, 429)  # and all from 500 on
-REFUSED_STATUS = (400, 413, 422)
 NO_ANSWER = ("content_filter", "error", "abort", "tool_calls", "function_call")  # values of finish_reason
+TOKEN_ID = "token_id:"  # how vLLM names a token by its number
 
 
-class _Fault(Exception):
-    """A response, or the lack of one, that another try may mend; `tries` is how many are worth it."""
+@dataclass
+class _Abilities:
+    """What an endpoint was seen to do; None until it has answered."""
 
-    def __init__(self, reason: str, tries: int, retry_after: float = 0.0) -> None:
-        super().__init__(reason)
-        self.tries, self.retry_after = tries, retry_after
+    continues: bool | None = None  # the assistant's unfinished turn
+    judges: bool = False  # has it ever returned log-probabilities
+    exact: bool | None = None  # takes logprob_token_ids
+    first_tokens: dict[str, int] = field(default_factory=dict)  # of options
 
 
 class ServerEngine:
-    """A server's model; see cai.inference.engine.Engine.
+    """A model on its servers; see cai.inference.engine.Engine.
 
-    Args: `concurrency`, how many requests run at once; `timeout`, seconds for one response from its first byte sent to
-    its last one read.
-    Raises: RequestRefused for a request that gets no usable answer; CaiError when the server does not take the key,
-    redirects, does not know the model, gives no log-probabilities or fails on every request.
+    Args: `concurrency`, how many requests each server gets at a time at most; `timeout`, seconds for one response from
+    its first byte sent to its last one read.
+    Raises: RequestRefused for a request that gets no usable answer; CaiError when a server does not take the key or a
+    sampling setting, redirects, does not know the model or gives no log-probabilities, or all fail on every request.
     """
 
     def __init__(self, server: Server, fingerprint: str, concurrency: int = 64, timeout: float = 600.0) -> None:
         self.fingerprint = fingerprint
-        self._server, self._timeout, self._concurrency = server, timeout, concurrency
-        self._slots = asyncio.Semaphore(concurrency)
-        self._client: httpx.AsyncClient | None = None
-        self._continues: bool | None = None  # whether the server can; None until it has answered
-        self._judges = False  # whether it has ever returned log-probabilities
-        self._failures = 0  # in a row
+        self._server, self._concurrency, self._timeout = server, concurrency, timeout
+        self._pool: EndpointPool | None = None
+        self._abilities = {address: _Abilities() for address in server.addresses}
 
     async def generate(self, request: Generate) -> Completion:
         """The assistant's next turn; the seed holds as far as the server keeps to it."""
-        wanted = {"max_tokens": request.max_tokens, "temperature": request.temperature, "seed": request.seed}
+        drawn = request.sampling.model_dump(exclude_defaults=True) if request.sampling else {}
+        body = {
+            "messages": request.messages,
+            "max_tokens": request.max_tokens,
+            "temperature": request.temperature,
+            "seed": request.seed,
+            **drawn,
+        }
 
-        def read(body: Any) -> Completion:
-            completion = _completion(body)
+        async def attempt(endpoint: Endpoint) -> Completion:
+            try:
+                completion = _completion(await endpoint.chat(body, session))
+            except UnusableAnswer:
+                raise
+            except RequestRefused as refusal:
+                if (name := _named_setting(str(refusal), drawn)) is not None:
+                    raise CaiError(f"model '{endpoint}': the server does not take {name}: {refusal}") from None
+                raise
             if len(completion.text) > LONGEST_TOKEN * request.max_tokens:
                 raise UnusableAnswer(
                     f"the server's text has {len(completion.text):,} characters for {request.max_tokens} tokens"
                 )
             return completion
 
-        return await self._ask(request.messages, wanted, read)
+        session = session_of(request)
+        return await self._open().ask(session, attempt)
 
     async def choose(self, request: Choose) -> list[float]:
-        """Log-probabilities of the options, each summed over its tokens with and without a leading space.
+        """Log-probabilities of the options: of their first tokens where a server returns those.
 
-        An option that is not among the likeliest TOP_LOGPROBS tokens gets the probability of the last of those.
+        Elsewhere each is summed over its tokens with and without a leading space, and one that is not among the
+        likeliest TOP_LOGPROBS tokens gets the probability of the last of those.
         """
-        wanted = {"max_tokens": 1, "temperature": 0.0, "logprobs": True, "top_logprobs": TOP_LOGPROBS}
+        session = session_of(request)
 
-        def read(body: Any) -> list[float]:
-            log_probs = _option_log_probs(body, request.options)
-            self._judges = True
-            return log_probs
+        async def attempt(endpoint: Endpoint) -> list[float]:
+            return await self._verdict(endpoint, request, session)
 
         try:
-            return await self._continued(request.messages, wanted, read)
+            return await self._open().ask(session, attempt)
         except _NoLogProbs as error:
-            if self._judges:
+            if any(abilities.judges for abilities in self._abilities.values()):
                 raise
-            raise self._no_logprobs() from error
+            raise _no_logprobs(str(self._server)) from error
 
     async def close(self) -> None:
         """Close the connections."""
-        if self._client is not None:
-            await self._client.aclose()
-            self._client = None
+        if self._pool is not None:
+            await self._pool.close()
+            self._pool = None
 
-    async def _continued(self, messages: Messages, wanted: dict[str, Any], read: Callable[[Any], Answer]) -> Answer:
+    def _open(self) -> EndpointPool:
+        if self._pool is None:
+            self._pool = EndpointPool(self._server, self._concurrency, self._timeout)
+        return self._pool
+
+    async def _verdict(self, endpoint: Endpoint, request: Choose, session: str) -> list[float]:
+        """One try of a verdict at one endpoint."""
+        abilities = self._abilities[endpoint.address]
+        top = {"max_tokens": 1, "temperature": 0.0, "logprobs": True, "top_logprobs": TOP_LOGPROBS}
+        try:
+            log_probs = await self._continued(
+                endpoint, request.messages, top, lambda body: _option_log_probs(body, request.options), session
+            )
+        except UnusableAnswer:
+            raise
+        except RequestRefused as refusal:
+            if "logprob" in str(refusal).lower():
+                raise _no_logprobs(str(endpoint)) from None
+            raise
+        abilities.judges = True
+        return log_probs
+
+    async def _continued(
+        self,
+        endpoint: Endpoint,
+        messages: Messages,
+        wanted: dict[str, Any],
+        read: Callable[[Any], list[float]],
+        session: str,
+    ) -> list[float]:
         """The answer to a conversation that ends inside the assistant's turn."""
-        if self._continues is not False:
+        abilities = self._abilities[endpoint.address]
+        if abilities.continues is not False:
             try:
-                answer = await self._ask(
-                    messages, wanted | {"continue_final_message": True, "add_generation_prompt": False}, read
-                )
-                self._continues = True
+                body = {"messages": messages, **wanted, "continue_final_message": True, "add_generation_prompt": False}
+                answer = read(await endpoint.chat(body, session))
+                abilities.continues = True
                 return answer
             except UnusableAnswer:
                 raise
             except RequestRefused:  # because of the request, or of vLLM's own parameters: the second try shows which
-                if self._continues:
+                if abilities.continues:
                     raise
-                answer = await self._ask(messages[:-1], wanted, read)
-                self._continues = False
-                return answer
-        return await self._ask(messages[:-1], wanted, read)
+        answer = read(await endpoint.chat({"messages": messages[:-1], **wanted}, session))
+        abilities.continues = False
+        return answer
 
-    async def _ask(self, messages: Messages, settings: dict[str, Any], read: Callable[[Any], Answer]) -> Answer:
-        """What `read` makes of the response, after as many tries as its faults are worth."""
-        body = {"model": self._server.name, "messages": messages, **settings}
-        try:
-            content = json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
-        except (UnicodeEncodeError, ValueError) as error:
-            raise RequestRefused(f"the request cannot be sent as JSON: {error}") from None
-        attempt = 0
-        while True:
-            attempt += 1
-            try:
-                answer = read(await self._post(content))
-                self._failures = 0
-                return answer
-            except UnusableAnswer as unusable:
-                fault: _Fault | UnusableAnswer = unusable
-                tries, wait = UNUSABLE_TRIES, 0.0
-            except _Fault as error:
-                fault, tries, wait = error, error.tries, error.retry_after
-            if attempt >= tries:
-                raise self._given_up(fault, attempt)
-            doubled = BACK_OFF * 2 ** (attempt - 1) * random.uniform(0.75, 1.25)  # spread, as all were sent at once
-            await asyncio.sleep(min(max(wait, doubled), LONGEST_BACK_OFF))
 
-    def _given_up(self, fault: Exception, attempts: int) -> Exception:
-        """The error of a request without an answer: its own, or the server's if no request gets one any more."""
-        self._failures += 1
-        reason = self._safe(f"{fault} (asked {attempts} times)" if attempts > 1 else str(fault))
-        if self._failures >= FAILURES_IN_A_ROW:
-            return CaiError(
-                f"model '{self._server}': the server failed on {self._failures} requests in a row, the last time: "
-                + reason
-            )
-        return _NoLogProbs(reason) if isinstance(fault, _NoLogProbs) else UnusableAnswer(reason)
+def session_of(request: Generate | Choose) -> str:
+    """What keeps a conversation on one endpoint: the hash of its session, or else of its first user turn."""
+    first = next((message["content"] for message in request.messages if message["role"] == "user"), "")
+    return digest("session", first if request.session is None else request.session)
 
-    async def _post(self, content: bytes) -> Any:
-        """The JSON of one response. Raises: _Fault, RequestRefused, CaiError."""
-        import httpx
 
-        if self._client is None:
-            self._client = self._connect()
-        url = f"{self._server.url.rstrip('/')}/chat/completions"
-        try:
-            async with (
-                self._slots,
-                asyncio.timeout(self._timeout),
-                self._client.stream("POST", url, content=content) as response,
-            ):
-                body = b""
-                async for part in response.aiter_bytes():
-                    body += part
-                    if len(body) > LARGEST_BODY:
-                        raise _Fault(f"the server's response has more than {LARGEST_BODY:,} bytes", UNUSABLE_TRIES)
-        except TimeoutError:
-            raise _Fault(f"the server did not answer within {duration(self._timeout)}", SLOW_TRIES) from None
-        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-            raise CaiError(f"model '{self._server}': not an address: {error}") from None
-        except (httpx.HTTPError, httpx.StreamError) as error:
-            raise _Fault(f"the server cannot be reached or broke off: {one_line(error)}", BUSY_TRIES) from None
-        return self._checked(response, body)
+def _named_setting(message: str, settings: dict[str, Any]) -> str | None:
+    """The first of the sampling settings that a refusal names; `stop` is a word, so only in quotes."""
+    quote = "['\"`]"
+    for name in settings:
+        if re.search(rf"{quote}{name}{quote}" if name == "stop" else rf"(?<!\w){name}(?!\w)", message):
+            return name
+    return None
 
-    def _connect(self) -> "httpx.AsyncClient":
-        import httpx
 
-        return httpx.AsyncClient(
-            headers=server_headers(self._server),
-            timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),  # the whole request has one of its own
-            limits=httpx.Limits(max_connections=self._concurrency),
-            follow_redirects=False,
-        )
-
-    def _checked(self, response: "httpx.Response", body: bytes) -> Any:
-        status, message = response.status_code, self._safe(server_message(body))
-        if status in REFUSED_STATUS:
-            if "logprob" in message.lower():
-                raise self._no_logprobs()
-            raise RequestRefused(f"the server refuses the request: {message}")
-        if status in BUSY_STATUS or status >= 500:
-            raise _Fault(f"the server answers with status {status}: {message}", BUSY_TRIES, _retry_after(response))
-        if 300 <= status < 400:
-            target = without_password(response.headers.get("location", "no address"))
-            raise CaiError(
-                f"model '{self._server}': the server redirects to {target}, which is not followed; name that address"
-            )
-        if status >= 400:
-            raise CaiError(f"model '{self._server}': status {status}: {message}")
-        return read_json(body)
-
-    def _safe(self, text: str) -> str:
-        """A message without the key, which a server may send back."""
-        key = server_key(self._server)
-        return text.replace(key, "[key]") if key else text
-
-    def _no_logprobs(self) -> CaiError:
-        return CaiError(
-            f"model '{self._server}': the server returns no log-probabilities, from which a judge's verdict "
-            "is read; vLLM, llama.cpp and OpenAI's chat models return them"
-        )
+def _no_logprobs(model: str) -> CaiError:
+    return CaiError(
+        f"model '{model}': the server returns no log-probabilities, from which a judge's verdict is read; vLLM, "
+        "SGLang, llama.cpp and OpenAI's chat models return them"
+    )
 
 
 class _NoLogProbs(UnusableAnswer):
@@ -287,11 +239,3 @@ def _option_log_probs(body: Any, options: Sequence[str]) -> list[float]:
     found = [of(option) for option in options]
     validate_choice(found, len(options))
     return found
-
-
-def _retry_after(response: "httpx.Response") -> float:
-    try:
-        seconds = float(response.headers.get("retry-after", 0))
-    except ValueError:  # a date
-        return 0.0
-    return seconds if math.isfinite(seconds) and seconds > 0 else 0.0

@@ -82,7 +82,8 @@ Step = Literal["answer", "critique", "revision", "chain_of_thought", "verdict", 
 class Generate:
     """A request for the assistant's next turn. `temperature` 0 is greedy; `seed` fixes the sample.
 
-    Without `sampling`, tokens are drawn from the model's distribution as it is.
+    Without `sampling`, tokens are drawn from the model's distribution as it is. Requests of one `session` go to one
+    server of several, as they begin alike; by default those with the same first user turn.
     """
 
     messages: Messages
@@ -91,6 +92,7 @@ class Generate:
     seed: int
     step: Step = field(default="other", compare=False)
     sampling: Sampling | None = None
+    session: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -98,12 +100,13 @@ class Choose:
     """A request for the probability of each option as the next text of the last message.
 
     `messages` ends with an assistant turn, the start of the answer; each option is a text such as ` A`, which its
-    first token after that start tells apart from the others, or else the whole of it.
+    first token after that start tells apart from the others, or else the whole of it. `session` as in Generate.
     """
 
     messages: Messages
     options: tuple[str, ...]
     step: Step = field(default="verdict", compare=False)
+    session: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

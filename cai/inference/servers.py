@@ -14,7 +14,15 @@ from urllib.parse import urlsplit
 
 from cai.config.errors import CaiError
 from cai.inference.engine import UnusableAnswer
-from cai.inference.models import SERVER_SCHEMES, Model, Server, model_fingerprint, resolve_model, without_password
+from cai.inference.models import (
+    SERVER_SCHEMES,
+    Address,
+    Model,
+    Server,
+    model_fingerprint,
+    resolve_model,
+    without_password,
+)
 from cai.stats.formatting import duration
 
 OPENAI_HOST, OPENAI_KEY = "api.openai.com", "OPENAI_API_KEY"
@@ -83,16 +91,16 @@ def key_variable(url: str, key_env: str | Mapping[str, str] | None) -> str | Non
     return named
 
 
-def server_key(server: Server) -> str | None:
+def server_key(address: Address) -> str | None:
     """The key for a server, from its environment variable; None without one."""
-    return os.environ.get(server.key_env) or None if server.key_env else None
+    return os.environ.get(address.key_env) or None if address.key_env else None
 
 
-def server_headers(server: Server) -> dict[str, str]:
+def server_headers(address: Address) -> dict[str, str]:
     """Headers of a request, with the key. Raises: CaiError for a key that no header can hold."""
-    key = server_key(server)
+    key = server_key(address)
     if key is not None and not re.fullmatch(r"[\x21-\x7e]+", key):
-        raise CaiError(f"${server.key_env}: expected a key of printable characters without spaces")
+        raise CaiError(f"${address.key_env}: expected a key of printable characters without spaces")
     return {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
 
 
@@ -104,16 +112,16 @@ def resolve_server(address: str, key_env: str | Mapping[str, str] | None = None)
     """
     check_address(address)
     url, _, name = address.partition("#")
-    server = Server(url, name, key_variable(url, key_env))
-    known = _models(server, address)
+    place = Address(url, key_variable(url, key_env))
+    known = _models(place, address)
     if name in known or (not name and len(known) == 1):
-        return server._replace(name=name or known[0])
+        return Server((place,), name or known[0])
     near = difflib.get_close_matches(name, known, n=5, cutoff=0.3) or known[:5]
     wanted = f"the server has no model '{name}'" if name else f"the server has {len(known)} models; name one behind a #"
     raise CaiError(f"model '{address}': {wanted}: {', '.join(near) or 'none at all'}")
 
 
-def _models(server: Server, address: str) -> list[str]:
+def _models(server: Address, address: str) -> list[str]:
     """The names of a server's models, asked for twice at most."""
     problem = ""
     for _ in range(2):
@@ -126,7 +134,7 @@ def _models(server: Server, address: str) -> list[str]:
     raise CaiError(f"model '{address}': the server does not list its models: {problem}")
 
 
-def _model_list(server: Server) -> list[str]:
+def _model_list(server: Address) -> list[str]:
     import httpx
 
     end, body = time.monotonic() + LIST_SECONDS, b""
@@ -141,8 +149,13 @@ def _model_list(server: Server) -> list[str]:
                     raise UnusableAnswer(f"its list is not complete after {duration(LIST_SECONDS)}")
     except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
         raise UnusableAnswer(one_line(error)) from None
-    if response.status_code != 200:
-        raise UnusableAnswer(f"status {response.status_code}: {server_message(body)}")
+    return listed_models(response.status_code, body)
+
+
+def listed_models(status: int, body: bytes) -> list[str]:
+    """The names in a server's list of models. Raises: UnusableAnswer for a response that is none."""
+    if status != 200:
+        raise UnusableAnswer(f"status {status}: {server_message(body)}")
     listed = read_json(body)
     data = listed.get("data") if isinstance(listed, dict) else None
     entries = [entry for entry in data if isinstance(entry, dict)] if isinstance(data, list) else []

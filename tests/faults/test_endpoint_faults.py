@@ -11,7 +11,7 @@ import pytest
 
 from cai.config.errors import CaiError
 from cai.data.records import Message, Skipped
-from cai.inference import endpoints
+from cai.inference import endpoint_pool
 from cai.inference.cache import Cache
 from cai.inference.endpoints import ServerEngine
 from cai.inference.engine import Choose, Completion, Engine, EngineConfig, Generate, ScriptedEngine
@@ -50,9 +50,9 @@ CASES = [
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoints, "BACK_OFF", 0.001)
-    monkeypatch.setattr(endpoints, "LONGEST_BACK_OFF", 0.01)
-    monkeypatch.setattr(endpoints, "LARGEST_BODY", 2**20)
+    monkeypatch.setattr(endpoint_pool, "BACK_OFF", 0.001)
+    monkeypatch.setattr(endpoint_pool, "LONGEST_BACK_OFF", 0.01)
+    monkeypatch.setattr(endpoint_pool, "LARGEST_BODY", 2**20)
     monkeypatch.setenv("PLANTED", KEY)
 
 
@@ -92,7 +92,7 @@ def ask(server: FaultyServer, step: str, cache: Path, timeout: float = 30.0) -> 
                 await engine.close()
             return answers, scheduler.skipped
 
-    target = Server(server.url, "m", "PLANTED")
+    target = Server.at(server.url, "m", "PLANTED")
     return asyncio.run(asyncio.wait_for(run(), SOON))
 
 
@@ -139,7 +139,7 @@ def test_the_faults_are_many_and_each_is_played() -> None:
 def test_a_server_that_is_down_ends_the_command_before_all_rows_have_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoints, "FAILURES_IN_A_ROW", 2)
+    monkeypatch.setattr(endpoint_pool, "FAILURES_IN_A_ROW", 2)
     with (
         faulty_server("status 503", "always") as server,
         pytest.raises(CaiError, match="failed on 2 requests in a row"),
@@ -170,7 +170,7 @@ def test_failed_rows_are_status_1_with_the_command_that_asks_again(
     capsys: pytest.CaptureFixture[str],
     command: str,
 ) -> None:
-    monkeypatch.setattr(endpoints, "UNUSABLE_TRIES", 1)
+    monkeypatch.setattr(endpoint_pool, "UNUSABLE_TRIES", 1)
     with faulty_server("html", "first") as server:
         assert cai(monkeypatch, command, "--judge", server.url, *judging) == 1
         error = capsys.readouterr().err
@@ -211,7 +211,7 @@ def test_a_run_and_its_report_have_the_key_in_no_byte(
         return open_model(model, fingerprint, settings) if isinstance(model, Server) else ScriptedEngine(fingerprint)
 
     monkeypatch.setattr(execute, "__defaults__", (False, opened))
-    monkeypatch.setattr(endpoints, "FAILURES_IN_A_ROW", 100)
+    monkeypatch.setattr(endpoint_pool, "FAILURES_IN_A_ROW", 100)
     with faulty_server("sends the key back", "always") as server:
         judge = f"judge: {{model: '{server.url}', key_env: PLANTED, principles: 1}}\n"
         run_file = write_workspace(tmp_path, model_folder, prompts=2, extra=judge)

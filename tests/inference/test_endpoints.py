@@ -35,13 +35,16 @@ def completion(text: str, top: dict[str, float] | None, finish: str = "stop") ->
 class Service:
     """A server whose chat completions are what `answer` says; keeps what it was asked."""
 
-    def __init__(self, models: list[str]) -> None:
+    def __init__(self, models: list[str], port: int = 0) -> None:
         self.models, self.asked, self.keys = models, list[dict[str, Any]](), list[str]()
+        self.headers, self.listed = list[dict[str, str]](), list[str]()
+        self.tokens: dict[str, list[int]] | None = None  # of the texts that /tokenize knows, if there is one
         self.answer: Answer = lambda asked: (200, completion(" A ", {"A": 0.5, " A": 0.1, "B": 0.2, "C": 0.01}))
         service = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                service.listed.append(self.path)
                 self.reply(
                     200,
                     {
@@ -52,8 +55,12 @@ class Service:
 
             def do_POST(self) -> None:
                 asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                if self.path == "/tokenize":
+                    self.reply(*((200, {"tokens": service.tokens[asked["prompt"]]}) if service.tokens else (404, {})))
+                    return
                 service.asked.append(asked)
                 service.keys.append(self.headers["Authorization"])
+                service.headers.append(dict(self.headers))
                 self.reply(*service.answer(asked))
 
             def reply(self, status: int, body: dict[str, Any]) -> None:
@@ -67,8 +74,9 @@ class Service:
             def log_message(self, format: str, *args: object) -> None:
                 pass
 
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
+        self._http = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self.port = self._http.server_port
+        self.url = f"http://127.0.0.1:{self.port}/v1"
         threading.Thread(target=self._http.serve_forever, daemon=True).start()
 
     def close(self) -> None:
@@ -84,7 +92,7 @@ def service() -> Iterator[Service]:
 
 
 def ask(service: Service, *requests: Generate | Choose) -> list[Any]:
-    return ask_of(Server(service.url, "big"), *requests)
+    return ask_of(Server.at(service.url, "big"), *requests)
 
 
 def ask_of(server: Server, *requests: Generate | Choose) -> list[Any]:
@@ -153,7 +161,7 @@ def test_a_busy_server_is_asked_again(service: Service) -> None:
 
 
 def test_a_servers_model_is_named_by_address_and_name(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert resolve_server(service.url) == resolve_server(f"{service.url}#big") == Server(service.url, "big")
+    assert resolve_server(service.url) == resolve_server(f"{service.url}#big") == Server.at(service.url, "big")
     with pytest.raises(CaiError, match=r"has no model 'bog': big"):
         resolve_server(f"{service.url}#bog")
     service.models.append("small")
@@ -161,7 +169,9 @@ def test_a_servers_model_is_named_by_address_and_name(service: Service, monkeypa
         resolve_server(service.url)
     with pytest.raises(CaiError, match="the server does not list its models"):
         resolve_server("http://127.0.0.1:9/v1")
-    assert model_fingerprint(Server("http://here/v1", "big")) == model_fingerprint(Server("http://there/v1", "big"))
+    assert model_fingerprint(Server.at("http://here/v1", "big")) == model_fingerprint(
+        Server.at("http://there/v1", "big")
+    )
 
 
 def test_a_key_goes_to_the_host_it_is_named_for(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,8 +180,8 @@ def test_a_key_goes_to_the_host_it_is_named_for(service: Service, monkeypatch: p
     ask(service, Choose(JUDGING, (" A", " B")))
     assert service.keys == [None]  # OpenAI's key is for OpenAI
     for named in ("MINE", {"127.0.0.1": "MINE", "elsewhere": "OPENAI_API_KEY"}):
-        assert resolve_server(service.url, named) == Server(service.url, "big", "MINE")
-    ask_of(Server(service.url, "big", "MINE"), Choose(JUDGING, (" A", " B")))
+        assert resolve_server(service.url, named) == Server.at(service.url, "big", "MINE")
+    ask_of(Server.at(service.url, "big", "MINE"), Choose(JUDGING, (" A", " B")))
     assert service.keys[1:] == ["Bearer my-secret"]
 
 
@@ -213,4 +223,4 @@ def test_a_server_that_sends_the_key_back_does_not_get_it_into_a_message(
     monkeypatch.setenv("MINE", "my-secret")
     service.answer = lambda asked: (401, {"error": {"message": "wrong key: my-secret"}})
     with pytest.raises(CaiError, match=r"status 401: wrong key: \[key\]"):
-        ask_of(Server(service.url, "big", "MINE"), Choose(JUDGING, (" A", " B")))
+        ask_of(Server.at(service.url, "big", "MINE"), Choose(JUDGING, (" A", " B")))

@@ -199,7 +199,7 @@ def test_answers_that_spell_control_tokens_are_counted_for_a_server(tmp_path: Pa
     write_rows(run.prompts_jsonl, prompts)
 
     plan = plan_evaluation(Options("good", probes="none", settings=GREEDY), runs)
-    behind = replace(plan, judge=Server("http://localhost:8000/v1", "big"))
+    behind = replace(plan, judge=Server.at("http://localhost:8000/v1", "big"))
     served = evaluate_policies(behind, run.eval, tmp_path / "cache.sqlite", QUIET, open_engine=by_name())
     here = evaluate_policies(plan, tmp_path / "here", tmp_path / "cache.sqlite", QUIET, open_engine=by_name())
     counts = [(report.control_tokens, report.control_tokens_escaped) for report in (served, here)]

@@ -163,7 +163,7 @@ def test_loading_a_model_is_reported_and_connecting_to_a_server_is_not(
     tmp_path: Path, tried: Tried, served: bool
 ) -> None:
     events: list[Event] = []
-    model = Server("http://localhost/v1", "m") if served else tried.model
+    model = Server.at("http://localhost/v1", "m") if served else tried.model
     trial = Trial(
         tried.prompts, load_constitution(tried.file).principles, Templates(ROOT / "prompts/default"), tried.settings
     )
