@@ -1,6 +1,5 @@
 """Metrics of answers that need model weights: KL to the reference, rewards, and signs of reward hacking."""
 
-import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ import numpy as np
 from cai.config.errors import CaiError
 from cai.config.hashing import fingerprint
 from cai.data.jsonl import file_fingerprint, read_rows, write_text
+from cai.data.manifest import read_json
 from cai.data.records import Row, Scored
 from cai.evaluation.judge_report import Interval
 from cai.evaluation.monitors import Monitor, measured, unmeasured
@@ -67,17 +67,17 @@ class Reward(Row):
 def score_answers(plan: EvaluationPlan, out: Path, reporter: Reporter) -> tuple[list[Scored], dict[str, str]]:
     """Score the answers in `out` to the prompts held out, in a process of its own; writes scores.jsonl.
 
-    Scores of the same answers by the same models are reused. Returns also the reasons for missing scores, under `kl`
-    and `reward`.
+    scores.jsonl is a cache inside a folder that the evaluation's manifest has claimed: rows of the same answers by the
+    same models are reused, others are computed again without asking, since nothing is lost by it. Its key is in
+    scoring.json. Returns also the reasons for missing scores, under `kl` and `reward`.
     """
     spec, missing = _spec(plan, out)
     if not spec.policies and spec.reward is None:
         return [], missing
     spec_file, log = out / "scoring.json", out / "scoring.log"
-    request = {"identity": _identity(spec), **spec.model_dump(mode="json")}
-    if not spec.out.exists() or _scored_before(spec_file) != request["identity"]:
+    if not spec.out.exists() or _cached_key(spec_file) != spec.cache_key:
         spec.out.unlink(missing_ok=True)
-        write_text(spec_file, json.dumps(request, indent=1) + "\n")
+        write_text(spec_file, spec.model_dump_json(indent=1) + "\n")
         with reporter.task("scores", 0, "models") as task:
 
             def report(event: dict[str, Any]) -> None:
@@ -104,7 +104,7 @@ def _spec(plan: EvaluationPlan, out: Path) -> tuple[ScoringSpec, dict[str, str]]
     elif not (reward / "reward.json").exists():
         missing["reward"] = f"its reward model is no longer at {reward}"
         reward = None
-    return ScoringSpec(
+    spec = ScoringSpec(
         answers=out / "answers.jsonl",
         prompts=HELD_OUT,
         reference=plan.reference.folder,
@@ -114,21 +114,23 @@ def _spec(plan: EvaluationPlan, out: Path) -> tuple[ScoringSpec, dict[str, str]]
         pairs=first.labels if reward is not None and first.labels is not None and first.labels.exists() else None,
         pairs_limit=PAIRS,
         out=out / "scores.jsonl",
-    ), missing
+    )
+    return spec.model_copy(update={"cache_key": _cache_key(spec)}), missing
 
 
-def _identity(spec: ScoringSpec) -> str:
+def _cache_key(spec: ScoringSpec) -> str:
+    """What decides the scores: answers, pairs and models by content, wherever they are."""
     folders = [spec.reference, *(policy.folder for policy in spec.policies), *([spec.reward] if spec.reward else [])]
     files = [spec.answers, *([spec.pairs] if spec.pairs else [])]
     contents = [*map(folder_fingerprint, folders), *map(file_fingerprint, files)]
     return fingerprint([policy.name for policy in spec.policies], spec.temperature, spec.pairs_limit, contents)
 
 
-def _scored_before(path: Path) -> str | None:
+def _cached_key(path: Path) -> str | None:
+    """The key of the scores that are there; None where scoring.json is missing, damaged or of an earlier version."""
     try:
-        identity: str | None = json.loads(path.read_text(encoding="utf-8")).get("identity")
-        return identity
-    except (OSError, ValueError, AttributeError):
+        return ScoringSpec.model_validate(read_json(path)).cache_key
+    except (CaiError, ValueError):
         return None
 
 

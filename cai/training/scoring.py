@@ -4,7 +4,6 @@ An answer is tokenized by its chat template, also where a sampler chose other to
 One model is in memory at a time.
 """
 
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 from cai.config.errors import RequestRefused
 from cai.config.yaml_files import Section
 from cai.data.jsonl import read_rows, write_rows
+from cai.data.manifest import read_json
 from cai.data.records import Answer, Messages, Preference, Scored
 from cai.inference.models import SAFE_LOADING
 from cai.training.distributed import device
@@ -46,6 +46,7 @@ class ScoringSpec(Section):
     pairs: Path | None
     pairs_limit: int
     out: Path
+    cache_key: str = ""  # under which `out` is reused; scoring itself does not read it
 
 
 class Text(NamedTuple):
@@ -201,9 +202,8 @@ def same_tokens(policy: Path, reference: Path) -> bool:
 def main() -> int:
     """Score what SPEC.json asks for; returns the exit status."""
     path = Path(sys.argv[1])
-    spec: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    del spec["identity"]  # the parent's, to know what is scored already
-    return serve(lambda report: score(ScoringSpec.model_validate(spec), report), path.parent)
+    spec = ScoringSpec.model_validate(read_json(path))
+    return serve(lambda report: score(spec, report), path.parent)
 
 
 if __name__ == "__main__":

@@ -253,6 +253,22 @@ def test_the_same_answers_are_scored_once_and_others_anew(tmp_path: Path, asked:
     assert len(asked) == 3
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"identity": "0123456789abcdef", "prompts": "held_out"}'])
+def test_scores_under_a_key_that_cannot_be_read_are_computed_again(
+    tmp_path: Path, asked: list[dict[str, Any]], text: str
+) -> None:
+    make_run(tmp_path / "runs", "good")
+    evaluating, out = planned(tmp_path)
+    scores.score_answers(evaluating, out, QUIET)
+    key = asked[0]["cache_key"]
+    (out / "scoring.json").write_text(text, encoding="utf-8")
+    rows, _ = scores.score_answers(evaluating, out, QUIET)
+    assert [asked["cache_key"] for asked in asked] == [key, key]
+    scored = out.rename(tmp_path / "copied")  # the same content elsewhere
+    assert scores.score_answers(evaluating, scored, QUIET)[0] == rows
+    assert len(asked) == 2
+
+
 def test_greedy_answers_have_no_kl_and_without_a_reward_model_nothing_is_started(
     tmp_path: Path, asked: list[dict[str, Any]]
 ) -> None:
