@@ -6,10 +6,10 @@ The names below are the Python API, see docs/python.md. Each is imported on firs
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cai.api import Rows, Run, Trained, judge, load_constitution, load_run, revise, train
+    from cai.api import Rows, Run, Trained, close, judge, load_constitution, load_run, revise, train
 
 __version__ = "0.2.0"
-__all__ = ["Rows", "Run", "Trained", "judge", "load_constitution", "load_run", "revise", "train"]
+__all__ = ["Rows", "Run", "Trained", "close", "judge", "load_constitution", "load_run", "revise", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,9 @@
 """The Python API: what `import cai` offers notebooks and scripts.
 
 The functions do what the commands of the same names do, with the same models, cache and settings, and return rows in
-place of files. They run from plain Python as well as inside an event loop, as in Jupyter. An interrupt cancels the
-requests in flight and closes the model; the cache keeps every answer, so calling again continues.
+place of files. They run from plain Python as well as inside an event loop, as in Jupyter. A model that a call loads
+stays loaded for the next call. An interrupt cancels the requests in flight; the cache keeps every answer, so calling
+again continues.
 """
 
 import asyncio
@@ -35,6 +36,7 @@ from cai.feedback.label import JudgePanel, LabelJob, Totals, count_work, label_r
 from cai.feedback.revise import ReviseConfig, Reviser, calls_of_loop
 from cai.inference.cache import Cache
 from cai.inference.engine import EngineConfig
+from cai.inference.keep_alive import KeepAlive
 from cai.inference.models import SMALL_MODEL, resolve_model
 from cai.inference.scheduler import OpenEngine, Reporter, Scheduler, Stage, open_model
 from cai.inference.servers import resolve_judges
@@ -48,9 +50,11 @@ if TYPE_CHECKING:
     import pandas
     import pyarrow
 
-__all__ = ["Rows", "Run", "Trained", "judge", "load_constitution", "load_run", "revise", "train"]
+__all__ = ["Rows", "Run", "Trained", "close", "judge", "load_constitution", "load_run", "revise", "train"]
 
 PARAMETERS = {"--replace": "replace=True", "--out FOLDER": "out=FOLDER", "--runs": "runs=FOLDER"}  # for options
+MODELS = KeepAlive()
+"""The model that the last call loaded."""
 AnyRow = TypeVar("AnyRow", bound=Row)
 Result = TypeVar("Result")
 Data = str | Path | Iterable[str | Messages | dict[str, Any] | Row]
@@ -218,6 +222,7 @@ def train(
     kind, fields = stage_settings_class(stage), {"stage": stage, **_plain(settings)}
     config = validate(YamlSource(Path("cai.train"), fields, {}), kind)
     folder, reporter = Path(out), Reporter(Terminal())
+    close()  # training needs the memory
     with _file_of("data", data) as source, tempfile.TemporaryDirectory(prefix="cai-train-") as aside:
         rows = Path(aside) / "rows.jsonl"
         reward = reward_model(config, "reward")
@@ -227,6 +232,14 @@ def train(
             result, more = train_stage(stage, spec, reporter, replace, keep_data=True)
     _report(reporter, [*skipped, *more])
     return Trained(result, folder, [*skipped, *more])
+
+
+def close() -> None:
+    """Free the model that the last call left loaded; the next call that misses the cache loads its own.
+
+    `cai.train`, a call with another model or other `engine` settings, and the end of the process do so by themselves.
+    """
+    run_async(MODELS.close)
 
 
 @dataclass(frozen=True)
@@ -246,7 +259,7 @@ def _ask(
 
     async def with_cache() -> Rows[AnyRow]:
         with closing(Cache(engines.runs / CACHE_FILE)) as cache:  # SQLite's connection belongs to this thread
-            scheduler = Scheduler(engines.settings, cache, reporter, engines.open_engine)
+            scheduler = Scheduler(engines.settings, cache, reporter, MODELS.opening(engines.open_engine))
             return Rows(await work(scheduler), kind, scheduler.skipped)
 
     with _parameters_for_options():

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,10 @@ PROMPTS = ["How do I boil an egg?", [Message(role="user", content="Why do cats p
 
 
 @pytest.fixture(autouse=True)
-def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
+    yield
+    cai.close()
 
 
 def test_importing_cai_loads_nothing_heavy() -> None:
@@ -70,6 +73,51 @@ def test_calling_again_is_answered_by_the_cache(model_folder: Path) -> None:
     assert first == again and len(engines) == 1 and Path("runs/cache.sqlite").exists()
     cai.revise(PROMPTS, "plain", model_folder, runs="elsewhere", open_engine=scripted(engines), rounds=1)
     assert len(engines) == 2 and Path("elsewhere/cache.sqlite").exists()
+
+
+def pairs(call: int) -> list[dict[str, str]]:
+    return [{"prompt": f"Why {call}?", "chosen": "Because.", "rejected": "No."}]
+
+
+def test_calls_that_ask_for_the_same_model_load_it_once(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engines: list[ScriptedEngine] = []
+    opened, closed = scripted(engines), []
+
+    async def close(engine: ScriptedEngine) -> None:
+        closed.append(engine)
+
+    monkeypatch.setattr(ScriptedEngine, "close", close)
+    for call in range(3):
+        cai.judge(pairs(call), "plain", model_folder, open_engine=opened, principles=1)
+    cai.revise(PROMPTS, "plain", model_folder, open_engine=opened, rounds=1)
+    assert (len(engines), closed) == (1, [])
+    cai.judge(pairs(3), "plain", model_folder, open_engine=opened, principles=1, engine={"concurrency": 2})
+    assert (len(engines), closed) == (2, engines[:1])
+    cai.close()
+    assert closed == engines
+    cai.judge(pairs(4), "plain", model_folder, open_engine=opened, principles=1)
+    assert (len(engines), len(closed)) == (3, 2)
+    with pytest.raises(CaiError, match="no usable pair"):
+        cai.train("dpo", [{"prompt": "Why?", "chosen": "a", "rejected": "a"}], out="x", model=model_folder)
+    assert closed == engines, "training needs the memory"
+
+
+def test_an_interrupted_call_leaves_a_state_in_which_the_next_one_works(model_folder: Path) -> None:
+    engines: list[ScriptedEngine] = []
+    interrupts: list[Choose] = []
+
+    def weigh(request: Choose) -> list[float]:
+        if not interrupts:
+            interrupts.append(request)  # as Ctrl-C in a terminal: the signal reaches the main thread
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        return [0.5, 0.4]
+
+    opened = scripted(engines, weigh=weigh, delay=0.05)
+    with pytest.raises(KeyboardInterrupt):
+        cai.judge(pairs(0), "plain", model_folder, open_engine=opened, principles=1)
+    labels = cai.judge(pairs(0), "plain", model_folder, open_engine=opened, principles=1)
+    assert len(labels) == 1
+    assert len(engines) == 1
 
 
 def test_a_refused_prompt_is_skipped_with_its_reason(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,6 +29,7 @@ from cai.inference.engine import (
     validate_choice,
     validate_completion,
 )
+from cai.inference.keep_alive import KeptEngine
 
 Request = TypeVar("Request", Generate, Choose)
 BEAT_SECONDS = 5.0  # between heartbeats, by which the process keeps its leases
@@ -147,7 +148,8 @@ class CachedEngine:
         finally:
             steps = {step: tally - before.get(step, Tally()) for step, tally in self.steps.items()}
             done = {step: tally for step, tally in steps.items() if tally != Tally()}
-            work = Work(name, done, time.monotonic() - begun, self._opened > opened)
+            reused = isinstance(self._engine, KeptEngine) and self._engine.reused
+            work = Work(name, done, time.monotonic() - begun, self._opened > opened and not reused)
             self.work.append(work)
             if any(tally.cache_misses for tally in done.values()):
                 self._cache.add_work(self.fingerprint, work)

@@ -7,6 +7,7 @@ uses them); the asyncio side only queues requests and awaits futures.
 import asyncio
 import gc
 import itertools
+import math
 import queue
 import threading
 import time
@@ -26,6 +27,8 @@ from cai.stats.formatting import counted, duration
 WORK_SECONDS = 0.5  # a step of this length ran the model, a chunk of a long prompt for example
 LOAD_POLL_SECONDS = 1.0
 ABANDON_SECONDS = 0.5  # that close() waits for a thread it will not join
+CLOSE_POLL_SECONDS = 0.01
+LOADING = threading.Lock()  # held while a model loads: two at once share vLLM's global state
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,9 @@ class VllmEngine:
         abandoned = self._stuck or (self._progressed is None and self._error is None)
         self._error = self._error or CaiError(f"{self._folder}: the engine is closed")
         self._jobs.put(None)
-        await asyncio.to_thread(self._thread.join, ABANDON_SECONDS if abandoned else None)
+        end = time.monotonic() + ABANDON_SECONDS if abandoned else math.inf
+        while self._thread.is_alive() and time.monotonic() < end:  # as the interpreter exits, no thread can join it
+            await asyncio.sleep(CLOSE_POLL_SECONDS)
 
     async def _submit(self, request: Request) -> Any:
         """The request's answer, waited for as long as the engine moves."""
@@ -151,7 +156,12 @@ class VllmEngine:
     def _serve(self) -> None:
         running: dict[str, Job] = {}
         try:
-            self._llm = load_engine(self._folder, self._settings)
+            with LOADING:
+                if not self._closed:
+                    self._llm = load_engine(self._folder, self._settings)
+                if self._closed:  # abandoned: gone before another model loads
+                    self._unload(running)
+                    raise self._error or CaiError(f"{self._folder}: the engine is closed")
             self._tokenizer = self._llm.get_tokenizer()
             self._limit = self._llm.model_config.max_model_len
             self._progressed = time.monotonic()

@@ -233,6 +233,42 @@ def test_close_does_not_wait_for_a_model_that_still_loads(monkeypatch: pytest.Mo
         loaded.set()
 
 
+def test_a_model_closed_while_it_loads_is_gone_before_the_next_one_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    proceed, events = threading.Event(), []
+
+    class Loaded(FakeLLM):
+        def __init__(self) -> None:
+            events.append("loads")
+            proceed.wait(SOON)
+            super().__init__()
+
+    install(monkeypatch, Loaded)
+
+    def free(llm: FakeLLM) -> None:
+        time.sleep(0.2)
+        events.append("freed")
+
+    monkeypatch.setattr("cai.inference.vllm.free_engine", free)
+
+    async def change_of_mind() -> list[Completion]:
+        first = VllmEngine(Path("model"), "first")
+        never_loaded = VllmEngine(Path("model"), "never loaded")
+        await first.close()
+        await never_loaded.close()
+        second = VllmEngine(Path("model"), "second")
+        try:
+            answer = asyncio.ensure_future(second.generate(hello()))
+            await asyncio.sleep(0.1)
+            assert events == ["loads"]
+            proceed.set()
+            return [await answer]
+        finally:
+            await second.close()
+
+    assert asyncio.run(asyncio.wait_for(change_of_mind(), SOON)) == [Completion("done", "stop", 2, 2)]
+    assert events == ["loads", "freed", "loads", "freed"]
+
+
 def test_a_closed_engine_takes_no_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, FakeLLM)
 
