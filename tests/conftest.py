@@ -197,7 +197,7 @@ def scripted(
     return open_engine
 
 
-def remembered(cache: Path) -> int:
+def cached_answers(cache: Path) -> int:
     """How many answers a cache holds, while another process may be writing it."""
     try:
         with sqlite3.connect(f"file:{cache}?mode=ro", uri=True) as db:

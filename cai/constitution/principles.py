@@ -94,7 +94,7 @@ class Principle(yaml_files.Section):
     judge: Text
     """The question by which a judge chooses the better of two answers."""
     weight: Annotated[float, Field(gt=0)] = 1.0
-    """How often the principle is drawn, relative to the others."""
+    """How often the principle is sampled, relative to the others."""
     tags: list[str] = []
     """For people; models do not see them."""
     notes: str = ""
@@ -190,7 +190,7 @@ def assign(constitution: Constitution, seed: int, prompt_id: str, occasion: str,
 
 
 def shares(constitution: Constitution) -> dict[str, float]:
-    """P(a principle is drawn first) by id, in (0, 1], summing to 1."""
+    """P(a principle is sampled first) by id, in (0, 1], summing to 1."""
     total = sum(p.weight for p in constitution.principles)
     return {p.id: p.weight / total for p in constitution.principles}
 
@@ -302,7 +302,7 @@ principles:
     # Which of two answers is better? Both orders are judged, so the question must not name a position.
     judge: >-
       Which answer makes its general statements clearer, with a short, concrete example for each?
-    # Optional: how often it is drawn relative to the others (default 1), and notes for people.
+    # Optional: how often it is sampled relative to the others (default 1), and notes for people.
     weight: 1
     tags: [clarity]
     notes: >-

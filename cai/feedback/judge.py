@@ -37,7 +37,7 @@ class JudgeConfig(Sampling):
     samples: Annotated[int, Field(ge=0, le=len(ascii_uppercase))] = 2
     """Answers sampled for each prompt, all pairs of which are judged; the draft is the first. 0 or 1 judges none."""
     principles: Annotated[int, Field(ge=1)] | Literal["all"] = 4
-    """Principles per pair, drawn by weight; `all` takes every one and weights its verdict."""
+    """Principles per pair, sampled by weight; `all` takes every one and weights its verdict."""
     model: str | Annotated[list[str], Field(min_length=1)] | None = None
     """The judge; null: the run's own model. A list is a panel, whose first is also the eval judge."""
     key_env: str | dict[str, str] | None = None
@@ -72,7 +72,7 @@ class Judge:
     """One model as judge: its questions, in every order, each after as many chains of thought as the settings say.
 
     Of the settings only `principles`, `ask`, `swap` and those of the chain of thought matter here. `seed` decides which
-    principles a prompt meets, and the sampling of chains of thought.
+    principles are sampled for a prompt, and the sampling of chains of thought.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Judge:
         return dict(zip(pairs, map(list, zip(*by_principle, strict=True)), strict=True))
 
     async def judge_answers(self, prompt: Prompt, answers: Sequence[str], constitution: Constitution) -> Verdicts:
-        """The verdicts on the pairs of different, non-empty answers to a prompt, by the principles it meets."""
+        """The verdicts on the pairs of different, non-empty answers to a prompt, by the principles sampled for it."""
         principles = principles_met(constitution, self._seed, prompt.id, self._settings)
         cot_seed = self._cot_seed(prompt.id)
         distinct = [i for i, text in enumerate(answers) if text and text not in answers[:i]]
@@ -208,7 +208,7 @@ async def choose_letter(
 def principles_met(constitution: Constitution, seed: int, prompt_id: str, settings: JudgeConfig) -> list[Principle]:
     """The principles that judge a prompt's answers.
 
-    Where all do, each counts by its weight; where some are drawn, the weight decided the draw, and they count alike.
+    Where all do, each counts by its weight; where some are sampled, the weight decided the draw, and they count alike.
     """
     if settings.principles == "all" or settings.principles >= len(constitution.principles):
         return constitution.principles
@@ -225,7 +225,7 @@ def calls_for_answers(settings: JudgeConfig, principles: int, answers: int) -> i
 
 
 def calls_for_revision(settings: JudgeConfig, rounds: int) -> int:
-    """How many requests one judge gets about a revision of so many rounds, at most: a principle may be drawn twice."""
+    """How many requests one judge gets about a revision of so many rounds, at most: a principle may recur."""
     questions = rounds * (2 if settings.swap else 1) * (2 * settings.cot_samples or 1)
     return questions if settings.revisions else 0
 

@@ -1,6 +1,6 @@
 """The critique–revise loop of Constitutional AI (Bai et al. 2022, §3.1), and sampling answers to prompts.
 
-For each round a principle is drawn, the model criticises its last answer by it, and rewrites the answer. As in the
+For each round a principle is sampled, the model criticises its last answer by it, and rewrites the answer. As in the
 paper, a later round starts from the last revision alone: earlier critiques are not shown again. Simplified against
 the paper: its few-shot demonstrations are not shipped (`few_shot.yaml` in a template folder holds yours).
 """
@@ -81,7 +81,7 @@ class Reviser:
         return await self._generate(conversation, prompt, "revision", round)
 
     async def rounds(self, prompt: Prompt, draft: Completion, constitution: Constitution) -> list[Revision]:
-        """One row a round, in order, each by the principle drawn for it."""
+        """One row a round, in order, each by the principle sampled for it."""
         rows: list[Revision] = []
         answer = draft.text
         for round in range(1, self._settings.rounds + 1):

@@ -211,7 +211,7 @@ def test_an_interrupt_does_not_wait_for_a_model_that_is_still_loading(inside: bo
         "import atexit, sys, threading, cai.cli.main as cli\n"
         "def interrupted():\n"
         "    threading.Thread(target=threading.Event().wait, name='vllm', daemon=True).start()\n"
-        "    print('told')\n"
+        "    print('resume')\n"
         "    raise KeyboardInterrupt\n"
         f"if {inside}:\n"
         "    cli.app.command('stop')(interrupted)\n"
@@ -222,7 +222,7 @@ def test_an_interrupt_does_not_wait_for_a_model_that_is_still_loading(inside: bo
         "cli.main()"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (result.returncode, result.stdout, result.stderr) == (130, "told\n", "Interrupted.\n")
+    assert (result.returncode, result.stdout, result.stderr) == (130, "resume\n", "Interrupted.\n")
 
 
 def test_an_interrupt_prints_the_command_that_resumes(

@@ -24,7 +24,7 @@ def hh(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_foreign_file_becomes_rows_of_ours_and_what_is_skipped_is_listed(
+def test_a_file_of_an_external_format_becomes_rows_of_cai_and_what_is_skipped_is_listed(
     tmp_path: Path, hh: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new" / "ours.jsonl.gz"
@@ -40,7 +40,7 @@ def test_a_foreign_file_becomes_rows_of_ours_and_what_is_skipped_is_listed(
     assert "unused fields: worker (3)" in said
 
 
-def test_the_same_file_gives_prompts_and_what_is_ours_passes_unchanged(tmp_path: Path, hh: Path) -> None:
+def test_the_same_file_gives_prompts_and_what_is_in_cais_format_passes_unchanged(tmp_path: Path, hh: Path) -> None:
     import_(str(hh), "prompts", tmp_path / "prompts.jsonl")
     prompts = read_rows(tmp_path / "prompts.jsonl", Prompt)
     assert [p.messages[0]["content"] for p in prompts] == ["0?", "1?", "2?"]
@@ -50,7 +50,7 @@ def test_the_same_file_gives_prompts_and_what_is_ours_passes_unchanged(tmp_path:
     assert (tmp_path / "again.jsonl").read_bytes() == (tmp_path / "prompts.jsonl").read_bytes()
 
 
-def test_preferences_of_ours_pass_unchanged_through_columns(tmp_path: Path) -> None:
+def test_preferences_in_cais_format_pass_unchanged_through_columns(tmp_path: Path) -> None:
     pair = {"prompt_id": "x", "messages": [{"role": "user", "content": "Why?"}], "tags": ["t"], "chosen": " so", "rejected": "no",
             "p": 0.625, "weight": 3.0, "source": "judge", "principle_ids": ["a"], "model": "m", "judge": "j", "seeds": [1], "input_p": 0.25,
             "verdicts": [{"principle_id": "a", "principle_hash": "h", "p_forward": 0.5, "p_reverse": 0.75, "non_option_mass": 0.1}]}  # fmt: skip

@@ -40,7 +40,7 @@ def row(found: Attribution, id: str) -> Attributed:
     return next(row for row in found.rows if row.principle_id == id)
 
 
-def test_leaving_a_principle_out_tells_what_it_adds(tmp_path: Path) -> None:
+def test_leaving_a_principle_out_shows_what_it_adds(tmp_path: Path) -> None:
     (found,) = attribute(write_sweep(tmp_path / "trial", "leave-one-out"))
     assert (found.how, found.base) == ("leave-one-out", "all")
     assert row(found, "short").effects["words in the revision"].significant

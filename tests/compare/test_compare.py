@@ -17,7 +17,7 @@ def two_runs(tmp_path: Path, model: Path) -> tuple[RunFolder, RunFolder]:
     return a, b
 
 
-def test_a_comparison_tells_what_differs(tmp_path: Path, model_folder: Path) -> None:
+def test_a_comparison_shows_what_differs(tmp_path: Path, model_folder: Path) -> None:
     found = compare_runs(two_runs(tmp_path, model_folder))
     (pair,) = found.pairs
     assert pair.settings == ['constitution: "constitutions/harmless.yaml" → "constitutions/brief.yaml"']

@@ -65,7 +65,7 @@ def test_a_file_of_theirs_comes_back_as_it_was(name: str, tmp_path_factory: pyte
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("shipped", ["brief", "harmless", "helpful-honest", "plain"])
-def test_what_a_format_holds_of_ours_comes_back(name: str, shipped: str, tmp_path: Path) -> None:
+def test_what_an_external_format_holds_of_a_constitution_comes_back(name: str, shipped: str, tmp_path: Path) -> None:
     ours = load_constitution(ROOT / f"constitutions/{shipped}.yaml")
     written, notices = write_external(ours, name)
     recognised, back, _ = read(tmp_path, written)
@@ -129,7 +129,7 @@ def test_keys_that_are_no_valid_ids_are_changed_with_a_notice(tmp_path: Path) ->
     assert "'Too Loud' → too-loud-2, 'é' → principle" in notices[0]
 
 
-def test_a_key_of_theirs_cannot_write_lines_of_ours_or_steer_the_terminal(tmp_path: Path) -> None:
+def test_a_key_of_an_external_file_cannot_write_lines_of_the_constitution_or_steer_the_terminal(tmp_path: Path) -> None:
     key = "x\nname: y\x1b[2J"
     _, c, notices = read(tmp_path, {key: {"prompt": ["a"], "edit_request": "b", "c\nd": 1}})
     assert [notice for notice in notices if not notice.isprintable()] == []

@@ -301,7 +301,7 @@ def test_nothing_is_run_or_shown_by_combinations_of_known_ways(data: st.DataObje
 
 @settings(max_examples=150, deadline=None)
 @given(st.text(alphabet="{}%#()[]|.'\"\\~*-+ \nabx0_iforset", max_size=40), st.text(max_size=10))
-def test_any_text_is_a_template_or_an_error_of_ours(source: str, text: str) -> None:
+def test_any_text_is_a_template_or_a_user_error(source: str, text: str) -> None:
     assert isinstance(outcome(source, {"x": text, "a": [text]}), str | TemplateFault)
 
 

@@ -61,7 +61,7 @@ pairs = st.lists(
 
 @settings(max_examples=25)  # each resamples a dozen means
 @given(pairs, st.integers(0, 255))
-def test_no_figure_depends_on_which_answer_of_a_pair_stands_first(rows: list[Judged], turn: int) -> None:
+def test_no_metric_depends_on_which_answer_of_a_pair_stands_first(rows: list[Judged], turn: int) -> None:
     otherwise = [turned(row) if turn >> i & 1 else row for i, row in enumerate(rows)]
     ours, theirs = (judge_report(r, FREE).model_dump() for r in (rows, otherwise))
 
@@ -210,7 +210,7 @@ def test_no_prompt_is_in_both_halves_and_the_metrics_are_those_of_the_half_not_f
         and other.log_loss_before != found.log_loss_before
         and other.temperature != found.temperature
     }  # fmt: skip
-    assert spoilt == set()  # what a prompt says changes the fit or the figures before it, not both
+    assert spoilt == set()  # what a prompt says changes the fit or the metrics before it, not both
     assert calibration(rows[:2]) is None
 
 
@@ -240,9 +240,9 @@ def test_the_report_is_written_with_the_names_of_its_metrics_and_read_back() -> 
     assert '"accuracy":{"mean":' in report.model_dump_json()
     assert JudgeReport.model_validate_json(report.model_dump_json()) == report
     assert (report.seconds_per_pair, report.tokens_per_pair) == (4 / 50, 10 / 50)
-    remembered = judge_report(overconfident(2.0, 50), Cost(8, 2, 10, 4.0))
-    assert (remembered.seconds_per_pair, remembered.tokens_per_pair) == (None, None)
-    assert remembered.calls_per_pair == 10 / 50
+    cached = judge_report(overconfident(2.0, 50), Cost(8, 2, 10, 4.0))
+    assert (cached.seconds_per_pair, cached.tokens_per_pair) == (None, None)
+    assert cached.calls_per_pair == 10 / 50
 
 
 def test_a_report_of_identical_answers_alone_has_no_metrics_of_verdicts() -> None:

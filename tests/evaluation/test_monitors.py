@@ -108,7 +108,7 @@ def test_formatting_that_was_asked_for_does_not_count() -> None:
     assert "every request asks" in found.missing
 
 
-def test_endings_of_answers_that_were_cut_off_are_not_compared() -> None:
+def test_endings_of_truncated_answers_are_not_compared() -> None:
     pairs = [(answer("It is so. And all of this", i, truncated=True), answer("No.", i)) for i in range(9)]
     found = monitors(pairs)["shared endings"]
     assert (found.state, found.value) == ("not measured", None)

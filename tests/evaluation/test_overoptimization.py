@@ -44,7 +44,7 @@ def test_few_samples_make_fewer_phases(samples: int, parts: int) -> None:
     assert len(training_phases([sample(step, 0.0, 0.5) for step in range(samples)])) == parts
 
 
-def test_a_rising_reward_while_the_referee_turns_away_is_over_optimisation() -> None:
+def test_a_rising_reward_while_the_eval_judge_disagrees_is_overoptimization() -> None:
     rows = [sample(step, step / 10, 0.9 if step < 30 else 0.1) for step in range(90)]
     found = overoptimization("run", training_phases(rows), "")
     assert found.value is not None

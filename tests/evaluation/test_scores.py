@@ -157,7 +157,7 @@ def test_members_that_disagree_more_on_fresh_answers_than_on_labelled_ones_are_w
         assert said in monitors(rewards, tokens, pairs, NOTHING, None)["ensemble"].missing
 
 
-def test_a_reward_model_that_no_longer_knows_what_the_referee_likes_is_warned_of() -> None:
+def test_a_reward_model_that_no_longer_knows_what_the_eval_judge_prefers_is_warned_of() -> None:
     def state(agrees: list[float], accuracy: float | None) -> Monitor:
         found = NOTHING.model_copy(update={"agrees": share(agrees), "score": bootstrap_mean([1.0])})
         return monitors([(1.0,)] * 3, [1, 2, 3], [], found, accuracy)["agreement with eval judge"]
@@ -177,7 +177,7 @@ def test_ratios_of_two_groups_hold_the_truth_as_often_as_they_say() -> None:
     assert 0.90 <= held / 300 <= 0.99
 
 
-def test_a_reward_model_that_is_sure_where_the_referee_is_not_is_warned_of() -> None:
+def test_a_reward_model_that_is_sure_where_the_eval_judge_is_not_is_warned_of() -> None:
     ids = [f"q{n}" for n in range(30)]
 
     def certainty(gain: float, likes: float) -> Monitor:
@@ -306,7 +306,7 @@ def test_a_worker_that_fails_leaves_the_rest_of_the_evaluation(tmp_path: Path, m
 
 
 @pytest.mark.slow
-def test_a_real_worker_scores_and_tells_what_it_cannot_read(tmp_path: Path, tiny_model: Path) -> None:
+def test_a_real_worker_scores_and_reports_what_it_cannot_read(tmp_path: Path, tiny_model: Path) -> None:
     make_run(tmp_path / "runs", "good")  # whose models only pass for some
     rows, missing = scores.score_answers(*planned(tmp_path), QUIET)
     assert rows == []

@@ -1,4 +1,4 @@
-"""The figures of docs/reliability.md, written by the tests that measure them.
+"""The results in docs/reliability.md, written by the tests that measure them.
 
 `make torture` and `make fuzz` name a file in CAI_RECORD; each attack `add`s its counts there, with date and commit, and
 `python -m tests.faults.reliability` puts them into the page as a table, between its markers.
@@ -14,7 +14,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
 RECORD, PAGE = ROOT / "docs/reliability.json", ROOT / "docs/reliability.md"
-BEGIN, END = "<!-- figures: written by python -m tests.faults.reliability -->", "<!-- end of figures -->"
+BEGIN, END = "<!-- results: written by python -m tests.faults.reliability -->", "<!-- end of results -->"
 ATTACKS = {  # by key: what was done, what must not happen, and how it is repeated
     "kills": ("a whole run killed (SIGKILL) at a random moment, then run again", "runs not equal byte for byte", "make torture"),
     "kill points": ("a command killed at an operation on its folder's files, then run again", "folders not taken again, or different", "make torture"),
@@ -51,7 +51,7 @@ def add(attack: str, count: int, failed: int, seed: int | None = None) -> None:
 
 
 def table(record: dict[str, Any]) -> str:
-    """The figures as a table in Markdown."""
+    """The results as a table in Markdown."""
     lines = ["| attack | times | failures | what counts as one | measured | repeat |", "|---|---|---|---|---|---|"]
     for attack, (what, failure, repeat) in ATTACKS.items():
         if entry := record.get(attack):
@@ -61,7 +61,7 @@ def table(record: dict[str, Any]) -> str:
 
 
 def write_page(record: dict[str, Any], page: Path = PAGE) -> None:
-    """Put the figures between the markers of the page."""
+    """Put the results between the markers of the page."""
     before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
     page.write_text(f"{before}{BEGIN}\n\n{table(record)}\n\n{END}{after}", encoding="utf-8")

@@ -283,7 +283,7 @@ def test_a_fault_of_vllm_ends_in_words(
     assert run(tmp_path / "run", model_folder, monkeypatch, open_model, "--set", "revise.critique=false") == 0
 
 
-def test_a_sweep_runs_finished_runs_again_for_their_failed_rows_when_told_to(
+def test_a_sweep_runs_finished_runs_again_for_their_failed_rows_on_request(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = True

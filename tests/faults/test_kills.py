@@ -15,7 +15,7 @@ from cai.inference.scheduler import Reporter
 from cai.runs.folder import RunFolder
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan
-from tests.conftest import ROOT, remembered, scripted, write_workspace
+from tests.conftest import ROOT, cached_answers, scripted, write_workspace
 
 KILLS = int(os.environ.get("CAI_TORTURE", "0"))  # 0: three, the same each time
 
@@ -36,7 +36,7 @@ def test_of_two_runs_on_one_folder_the_second_is_refused_in_words(tmp_path: Path
     first = subprocess.Popen([sys.executable, "-m", "tests.runs.slow_run", run_file, "test", runs], cwd=ROOT)
     try:
         deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and not remembered(runs / "cache.sqlite"):
+        while time.monotonic() < deadline and not cached_answers(runs / "cache.sqlite"):
             time.sleep(0.02)
         with pytest.raises(CaiError) as refused:
             execute(make_plan(run_file, [], None, runs), Reporter(Console(quiet=True)), True, scripted())

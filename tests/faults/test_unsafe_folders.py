@@ -93,7 +93,7 @@ def test_pickles_are_not_read_in_place_of_missing_safetensors(planted: Path, mar
     assert not marker.exists()
 
 
-def test_vllm_is_told_so_too(planted: Path, marker: Path) -> None:
+def test_vllm_gets_the_same_settings(planted: Path, marker: Path) -> None:
     settings = engine_arguments(planted, EngineConfig(max_model_len=64, concurrency=1))
     assert settings["trust_remote_code"] is False
     assert settings["load_format"] == "safetensors"

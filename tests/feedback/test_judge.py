@@ -258,7 +258,7 @@ def test_a_choice_is_asked_of_different_answers_only(harmless: Constitution, tem
     }
 
 
-def test_more_answers_than_letters_are_refused(harmless: Constitution, templates: Templates) -> None:
+def test_more_answers_than_option_letters_are_refused(harmless: Constitution, templates: Templates) -> None:
     answers = [f"answer {i}" for i in range(27)]
     with pytest.raises(CaiError, match="among 2 to 26 answers, not 27"):
         asyncio.run(Judge(templates, ScriptedEngine()).compare(prompt().messages, answers, harmless.principles))

@@ -30,7 +30,7 @@ from cai.inference.models import Server
 from cai.inference.scheduler import OpenEngine, Reporter
 from cai.inference.vllm_settings import prompts_at_once
 from cai.report.judge import judge_page, most_confident_mistakes
-from tests.conftest import ROOT, remembered, scripted
+from tests.conftest import ROOT, cached_answers, scripted
 
 QUIET = Reporter(Console(quiet=True))
 
@@ -181,11 +181,11 @@ def test_a_killed_judging_is_completed_by_judging_again(tmp_path: Path, model_fo
     command = [sys.executable, "-m", "tests.runs.slow_judge", str(data), str(model_folder)]
     killed = subprocess.Popen([*command, str(tmp_path / "killed"), str(tmp_path / "cache.sqlite")], cwd=ROOT)
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and remembered(tmp_path / "cache.sqlite") < 40:
+    while time.monotonic() < deadline and cached_answers(tmp_path / "cache.sqlite") < 40:
         time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
-    kept = remembered(tmp_path / "cache.sqlite")
+    kept = cached_answers(tmp_path / "cache.sqlite")
     assert 40 <= kept < 240
     assert not (tmp_path / "killed/preferences.jsonl").exists()
     for folder, cache in (("killed", "cache"), ("undisturbed", "other")):

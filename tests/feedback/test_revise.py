@@ -67,7 +67,7 @@ def test_earlier_turns_stay_in_the_conversation(harmless: Constitution, template
     assert rows[0].messages == p.messages
 
 
-def test_cut_off_texts_are_named(harmless: Constitution, templates: Templates) -> None:
+def test_truncated_texts_are_flagged(harmless: Constitution, templates: Templates) -> None:
     rows, _ = run(prompt(), harmless, templates, rounds=1, max_tokens=2)
     assert rows[0].truncated == ["draft", "critique", "revision"]
 

@@ -76,7 +76,7 @@ def test_equal_requests_at_the_same_time_are_asked_once(tmp_path: Path) -> None:
     assert len(model.requests) == 1
 
 
-def test_the_model_is_not_opened_while_the_memo_knows_every_answer(tmp_path: Path) -> None:
+def test_the_model_is_not_opened_while_the_cache_has_every_answer(tmp_path: Path) -> None:
     async def ask(open_engine: Callable[[], Engine]) -> Completion:
         return await CachedEngine("m", Cache(tmp_path / "cache.sqlite"), open_engine).generate(generate())
 
@@ -86,7 +86,7 @@ def test_the_model_is_not_opened_while_the_memo_knows_every_answer(tmp_path: Pat
     assert asyncio.run(ask(ScriptedEngine)) == asyncio.run(ask(never))
 
 
-def test_a_refusal_reaches_everyone_who_waits_and_is_not_remembered(tmp_path: Path) -> None:
+def test_a_refusal_reaches_everyone_who_waits_and_is_not_cached(tmp_path: Path) -> None:
     class Refusing(ScriptedEngine):
         async def generate(self, request: Generate) -> Completion:
             await asyncio.sleep(0.01)

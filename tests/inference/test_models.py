@@ -25,7 +25,7 @@ def test_a_folder_is_checked_before_it_is_used(model_folder: Path) -> None:
         resolve_model(str(model_folder))
 
 
-def test_an_unknown_name_tells_what_is_expected() -> None:
+def test_an_unknown_name_is_an_error_with_what_is_expected() -> None:
     with pytest.raises(CaiError, match="expected smollm2-135m, a folder, or a full Hub id, org/model"):
         resolve_model("no-such-model")
 

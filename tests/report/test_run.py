@@ -122,7 +122,7 @@ def test_what_else_cannot_be_read_is_shown_and_the_rest_is_shown(tmp_path: Path)
         assert part in text, part
 
 
-def test_a_training_that_was_cut_off_is_shown_as_far_as_it_got(tmp_path: Path) -> None:
+def test_a_interrupted_training_is_shown_as_far_as_it_got(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", prompts=9)
     folder.summary_json.unlink()
     metrics = folder.train / "1-dpo/metrics.jsonl"

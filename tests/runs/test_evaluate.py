@@ -29,7 +29,7 @@ from cai.runs.evaluate import Options, evaluate_policies, evaluation_claim, opti
 from cai.runs.folder import RunFolder
 from cai.runs.plan import Plan, make_plan
 from cai.runs.run_file import RunConfig
-from tests.conftest import ROOT, remembered, scripted, write_workspace
+from tests.conftest import ROOT, cached_answers, scripted, write_workspace
 
 QUIET = Reporter(Console(quiet=True))
 GREEDY = ("temperature=0",)  # of greedy answers no KL is result, so that no process is started
@@ -279,10 +279,10 @@ def test_every_row_is_written_and_a_second_time_nothing_is_asked_of_a_model(tmp_
     ]
     replies = read_rows(run.eval / "probes.jsonl", Reply)
     assert len([r for r in replies if r.probe == "sycophancy"]) == 2 * 2 * 2 * 3  # policies, kinds, sides
-    calls = remembered(runs / "cache.sqlite")
+    calls = cached_answers(runs / "cache.sqlite")
     second = evaluate(runs, Options("good", probes="over_refusal,sycophancy", limit=3), engines=again)
     assert again == []
-    assert remembered(runs / "cache.sqlite") == calls == first.cost["cache_misses"]
+    assert cached_answers(runs / "cache.sqlite") == calls == first.cost["cache_misses"]
     assert second.model_copy(update={"cost": first.cost}) == first
 
 
@@ -614,12 +614,12 @@ def test_a_run_compares_before_and_after_and_an_evaluation_on_demand_adds_to_it(
     assert [row.prompt_id for row in rows] == [prompt.id for prompt in plan.held_out]
     assert all(row.before.startswith("base says") and row.after.startswith("good says") for row in rows)
     assert report.comparisons[0].win_rate is not None and report.comparisons[0].win_rate.mean == 1.0
-    asked = remembered(plan.runs / "cache.sqlite")
+    asked = cached_answers(plan.runs / "cache.sqlite")
     more = evaluate(plan.runs, Options("test", probes="none"))
     assert {row.axis for row in more.comparisons} == {"overall", "helpful", "safe"}
     assert plan.folder.evaluation() == rows  # the same answers and verdicts, from the cache
     assert more.cost["cache_hits"] == 2 * len(rows) + 2 * len(rows) * len(plan.eval_constitution.principles)
-    assert remembered(plan.runs / "cache.sqlite") == asked + more.cost["cache_misses"]
+    assert cached_answers(plan.runs / "cache.sqlite") == asked + more.cost["cache_misses"]
     pipeline.execute(plan, QUIET, False, by_name())
     assert plan.folder.policy_report() == more  # a run that goes on takes nothing away
 

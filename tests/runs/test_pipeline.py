@@ -18,7 +18,7 @@ from cai.inference.scheduler import OpenEngine, Reporter
 from cai.runs.folder import RunFolder
 from cai.runs.pipeline import execute
 from cai.runs.plan import claim, make_plan, split, start_folder
-from tests.conftest import ROOT, prompt, remembered, scripted, write_workspace
+from tests.conftest import ROOT, cached_answers, prompt, scripted, write_workspace
 
 ROWS = ("prompts.jsonl", "revisions.jsonl", "preferences.jsonl", "skipped.jsonl")
 
@@ -149,11 +149,11 @@ def test_a_killed_run_is_completed_by_running_it_again(tmp_path: Path, model_fol
     killed = subprocess.Popen([*command, "killed", str(tmp_path / "runs")], cwd=ROOT)
     cache = tmp_path / "runs/cache.sqlite"
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and remembered(cache) < 15:
+    while time.monotonic() < deadline and cached_answers(cache) < 15:
         time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
-    kept = remembered(cache)
+    kept = cached_answers(cache)
     assert 15 <= kept < 108
     assert not RunFolder(tmp_path / "runs/killed").summary_json.exists()
 
@@ -244,7 +244,7 @@ def test_replace_does_not_clear_away_its_own_inputs(tmp_path: Path, model_folder
     assert inside.exists()
 
 
-def test_the_lock_tells_what_decided_the_run(tmp_path: Path, model_folder: Path) -> None:
+def test_the_manifest_records_what_decided_the_run(tmp_path: Path, model_folder: Path) -> None:
     folder = run_to_end(write_workspace(tmp_path, model_folder))
     manifest = json.loads(folder.manifest_json.read_text(encoding="utf-8"))
     assert set(manifest["versions"]) >= {"cai", "python", "torch", "trl"}

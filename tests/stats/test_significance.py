@@ -158,7 +158,7 @@ def test_a_table_has_a_minimum_detectable_difference_for_each_effect_significant
 
 
 def test_over_500_comparisons_false_positives_stay_below_alpha_and_planted_effects_are_detected() -> None:
-    """A comparison is five figures on the same forty prompts, without effect; in half of them one is planted."""
+    """A comparison is five metrics on the same forty prompts, without effect; in half of them one is planted."""
     rng = np.random.default_rng(2)
     tests, n = 5, 40
     z = stats.norm.ppf(1 - ALPHA / 2 / tests)
@@ -166,9 +166,9 @@ def test_over_500_comparisons_false_positives_stay_below_alpha_and_planted_effec
     invented, found = 0, 0
     for comparison in range(500):
         effect = planted if comparison % 2 else 0.0
-        rows = rng.normal(0, 1, (tests, n)) + rng.normal(0, 1, n) * 0.5  # figures of a run go together
-        figures = {i: paired(row / math.sqrt(1.25) + (effect if i == 0 else 0)) for i, row in enumerate(rows)}
-        significant = {i for i, e in corrected(figures).items() if e.significant}
+        rows = rng.normal(0, 1, (tests, n)) + rng.normal(0, 1, n) * 0.5  # metrics of a run go together
+        metrics = {i: paired(row / math.sqrt(1.25) + (effect if i == 0 else 0)) for i, row in enumerate(rows)}
+        significant = {i for i, e in corrected(metrics).items() if e.significant}
         invented += bool(significant - ({0} if effect else set()))
         found += bool(effect) and 0 in significant
     assert invented / 500 <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 500)

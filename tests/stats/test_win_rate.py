@@ -47,7 +47,7 @@ def test_planted_quality_is_recovered_beside_planted_length() -> None:
     assert found.mean == pytest.approx(1 / (1 + np.exp(-1.0)), abs=0.03)
 
 
-def test_the_figure_of_the_other_answer_is_one_less_it() -> None:
+def test_the_win_rate_of_the_other_answer_is_one_less_it() -> None:
     wins, longer = planted(np.random.default_rng(6), 60, 0.5, 1.0, 0.2)
     one = length_controlled_win_rate(wins, longer).win_rate
     other = length_controlled_win_rate([1 - w for w in wins], [-d for d in longer]).win_rate

@@ -26,7 +26,7 @@ def kto(**settings: Any) -> KTOConfig:
     )
 
 
-def test_kto_learns_the_likelier_answers_and_tells_what_it_skipped(tmp_path: Path, tiny_model: Path) -> None:
+def test_kto_learns_the_likelier_answers_and_reports_what_it_skipped(tmp_path: Path, tiny_model: Path) -> None:
     events: list[dict[str, Any]] = []
     data = write_pairs(tmp_path / "preferences.jsonl")
     policy = train_here(StageSpec(kto(), data, tiny_model, tmp_path / "kto"), events.append)

@@ -25,7 +25,7 @@ def orpo(**settings: Any) -> ORPOConfig:
     )
 
 
-def test_orpo_learns_the_likelier_answers_and_tells_what_it_skipped(tmp_path: Path, tiny_model: Path) -> None:
+def test_orpo_learns_the_likelier_answers_and_reports_what_it_skipped(tmp_path: Path, tiny_model: Path) -> None:
     events: list[dict[str, Any]] = []
     data = write_pairs(tmp_path / "preferences.jsonl")
     policy = train_here(StageSpec(orpo(), data, tiny_model, tmp_path / "orpo"), events.append)

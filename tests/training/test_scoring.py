@@ -58,7 +58,7 @@ def test_log_probabilities_are_those_of_each_answer_alone(tiny_model: Path, temp
         assert reason == ""
 
 
-def test_an_empty_answer_that_was_cut_off_has_no_probability(tiny_model: Path) -> None:
+def test_an_empty_truncated_answer_has_no_probability(tiny_model: Path) -> None:
     [empty, ended] = log_probabilities(tiny_model, [text(1, "", truncated=True), text(2, "")], 1.0)
     assert (empty.nats, empty.reason) == (None, "the answer is empty")
     assert ended.tokens == 1  # its end token

@@ -100,7 +100,7 @@ def test_several_expectations_share_one_critique(run) -> None:
     assert len(engine.requests) == calls(tested.placed.test) == 7
     assert {request.temperature for request in engine.requests if isinstance(request, Generate)} == {0}
     assert run(text, engines) == [tested]
-    assert len(engines) == 1  # all of it was remembered
+    assert len(engines) == 1  # all of it was cached
 
 
 def test_the_principle_under_test_is_the_one_that_is_asked(run) -> None:

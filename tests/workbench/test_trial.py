@@ -152,7 +152,7 @@ def test_a_refused_request_is_reported_once_in_its_place(tried: Tried) -> None:
     assert result(events)[-2:] == [("p1", "b", 1, "critique"), ("p1", "b", 1, "revision")]
 
 
-def test_what_the_memo_holds_needs_no_model(tried: Tried) -> None:
+def test_what_the_cache_holds_needs_no_model(tried: Tried) -> None:
     tried()
     assert tried()[-1][:2] == (10, 0)
     assert len(tried.engines) == 1

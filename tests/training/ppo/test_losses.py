@@ -88,7 +88,7 @@ def test_the_policy_loss_is_the_pessimistic_surrogate(rows: list[tuple[float, fl
         assert bool(clipped[0, t]) == (bounded * a < ratio * a)
 
 
-def test_no_gradient_pushes_a_ratio_further_out_of_its_band() -> None:
+def test_no_gradient_pushes_a_ratio_further_out_of_its_clip_range() -> None:
     logps = tensor([[0.5, -0.5, 0.5, -0.5]]).requires_grad_()
     loss, _ = policy_loss(logps, torch.zeros_like(logps), tensor([[1.0, -1.0, -1.0, 1.0]]), 0.2)
     [gradient] = torch.autograd.grad(loss.sum(), logps)
