@@ -251,11 +251,13 @@ def test_a_model_closed_while_it_loads_is_gone_before_the_next_one_loads(monkeyp
     monkeypatch.setattr("cai.inference.vllm.free_engine", free)
 
     async def change_of_mind() -> list[Completion]:
-        first = VllmEngine(Path("model"), "first")
-        never_loaded = VllmEngine(Path("model"), "never loaded")
+        first = VllmEngine(Path("model"), "first", EngineConfig())
+        while not events:
+            await asyncio.sleep(0.01)
+        never_loaded = VllmEngine(Path("model"), "never loaded", EngineConfig())
         await first.close()
         await never_loaded.close()
-        second = VllmEngine(Path("model"), "second")
+        second = VllmEngine(Path("model"), "second", EngineConfig())
         try:
             answer = asyncio.ensure_future(second.generate(hello()))
             await asyncio.sleep(0.1)
