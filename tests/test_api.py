@@ -178,7 +178,7 @@ def test_an_error_names_the_parameter_in_place_of_the_option(model_folder: Path)
 def test_errors_name_the_function_the_setting_or_the_row(model_folder: Path) -> None:
     with pytest.raises(CaiError, match=r"cai.revise: round: unknown key 'round'; did you mean 'rounds'\?"):
         cai.revise(["Why?"], "plain", model_folder, round=1)
-    with pytest.raises(CaiError, match=r"cai.revise: rounds: expected a whole number of at least 0, found -1"):
+    with pytest.raises(CaiError, match=r"cai.revise: rounds: expected a whole number from 0 to 100, found -1"):
         cai.revise(["Why?"], "plain", model_folder, rounds=-1)
     with pytest.raises(CaiError, match=r"^prompts:2: .*empty"):
         cai.revise(["Why?", " "], "plain", model_folder)
