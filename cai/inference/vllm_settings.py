@@ -20,6 +20,12 @@ CPU_KV_SHARE = 0.25  # of free memory
 CPU_KV_MOST = 4 * GIB
 CPU_PROMPTS = 32
 GPU_PROMPTS = 512  # a prompt is one to about eight requests at a time, and vLLM runs 256 to 1,024 of them together
+CHOICES = (  # an argument, its key where it has several, and the values that name no Python code
+    ("distributed_executor_backend", "", ("mp", "ray", "uni", "external_launcher")),
+    ("speculative_config", "method", ("ngram", "suffix", "eagle", "eagle3", "mtp", "medusa", "draft_model")),
+    ("compilation_config", "backend", (None, "inductor", "eager")),
+    ("compilation_config", "inductor_passes", (None,)),
+)
 LOAD_FORMATS = ("safetensors", "fastsafetensors", "runai_streamer", "sharded_state", "bitsandbytes", "gguf")
 OURS = {
     "model": "the model is named by `model:`",
@@ -30,6 +36,19 @@ OURS = {
     "generation_config": "sampling is set in `revise:` and `evaluate:`",
 }
 """Arguments that the user does not pass on, and what to do instead."""
+# fmt: off
+REACHING_OUT = frozenset(
+    {
+        "ec_manager_config", "ec_transfer_config", "hf_config_path", "hf_token", "io_processor_plugin",
+        "kv_events_config", "kv_transfer_config", "log_config_file", "logging_config", "logits_processors",
+        "model_class_overrides", "model_weights", "otlp_traces_endpoint", "profiler_config",
+        "reasoning_parser_plugin", "scheduler_cls", "spec_method", "spec_model", "structured_outputs_config",
+        "weight_transfer_config", "worker_cls", "worker_extension_cls",
+    }
+)
+# fmt: on
+"""Arguments by which vLLM imports code, reads other files, or opens connections: a run's folder, which may come from
+anybody, holds the run file that `cai eval` follows."""
 # fmt: off
 UNDECIDING = frozenset(
     {
@@ -69,8 +88,10 @@ def engine_arguments(folder: Path, settings: EngineConfig) -> dict[str, Any]:
 
     On a GPU whatever the settings leave open is vLLM's own default. Also sets the environment vLLM reads when it is
     imported, so call this first.
-    Raises: CaiError when vLLM is missing, `max_model_len` exceeds the model's, or the model has no chat template.
+    Raises: CaiError when vLLM is missing, `max_model_len` exceeds the model's, or the model has no chat template; as
+    `check_arguments` too, since the settings may be those of a received run's folder.
     """
+    check_arguments(settings)
     if find_spec("vllm") is None:
         raise CaiError(
             "vLLM is not installed: install it with `pip install 'cai-rlaif[cpu]'`, or 'cai-rlaif[gpu]' for a GPU"
@@ -121,13 +142,23 @@ def engine_arguments(folder: Path, settings: EngineConfig) -> dict[str, Any]:
 
 
 def check_arguments(settings: EngineConfig, place: str = "engine") -> None:
-    """Raises: CaiError for an argument in `vllm` that the installed vLLM does not have, or that cai sets.
+    """Raises: CaiError for an argument in `vllm` that cai sets, that reaches out, or that the installed vLLM lacks.
 
     `place` is where the settings stand in the run file.
     """
     for name in settings.vllm:
         if name in OURS:
             raise CaiError(f"{place}.vllm.{name}: {OURS[name]}")
+        if name in REACHING_OUT:
+            raise CaiError(
+                f"{place}.vllm.{name}: lets vLLM import code, read other files or open connections; remove it"
+            )
+    for name, key, expected in CHOICES:
+        value = settings.vllm.get(name)
+        chosen = value.get(key) if key and isinstance(value, dict) else value
+        if value is not None and chosen not in expected:
+            at = f"{place}.vllm.{name}{key and '.' + key}"
+            raise CaiError(f"{at}: expected {' or '.join(value or 'none' for value in expected)}, found {chosen!r}")
     if settings.vllm.get("load_format", "safetensors") not in LOAD_FORMATS:
         raise CaiError(
             f"{place}.vllm.load_format: expected one of {', '.join(LOAD_FORMATS)}, which read no pickles, found "

@@ -47,11 +47,42 @@ def test_on_a_cpu_the_measured_settings_hold_until_the_user_sets_others(
         ({"max_model_len": 99}, "engine.vllm.max_model_len: set engine.max_model_len"),
         ({"trust_remote_code": True}, "runs no code of a model folder"),
         ({"load_format": "pt"}, "engine.vllm.load_format: .*no pickles, found 'pt'"),
+        ({"reasoning_parser_plugin": "x.py"}, "engine.vllm.reasoning_parser_plugin: lets vLLM import code"),
+        ({"structured_outputs_config": {"reasoning_parser_plugin": "x.py"}}, "structured_outputs_config: lets vLLM"),
+        ({"worker_cls": "a.B"}, "engine.vllm.worker_cls: lets vLLM import code"),
+        ({"distributed_executor_backend": "a.B"}, "distributed_executor_backend: expected mp or ray .*found 'a.B'"),
+        (
+            {"speculative_config": {"method": "custom_class", "model": "a.B"}},
+            "speculative_config.method: expected ngram or ",
+        ),
+        ({"speculative_config": {"model": "a.B"}}, "speculative_config.method: expected ngram or .*found None"),
+        ({"compilation_config": {"backend": "a.b"}}, "compilation_config.backend: expected none or inductor"),
+        (
+            {"compilation_config": {"inductor_passes": {"a": "b.c"}}},
+            "inductor_passes: expected none, found {'a': 'b.c'}",
+        ),
     ],
 )
 def test_an_argument_that_vllm_must_not_get_is_refused_by_name(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(CaiError, match=said):
         check_arguments(EngineConfig(vllm=arguments))
+
+
+def test_arguments_that_reach_out_are_refused_wherever_the_settings_come_from(tiny_model: Path) -> None:
+    with pytest.raises(CaiError, match=r"engine\.vllm\.worker_cls: lets vLLM import code"):
+        engine_arguments(tiny_model, EngineConfig(vllm={"worker_cls": "a.B"}))  # as of a received run's folder
+
+
+def test_arguments_for_speed_are_passed_on() -> None:
+    check_arguments(
+        EngineConfig(
+            vllm={
+                "distributed_executor_backend": "ray",
+                "speculative_config": {"method": "ngram", "num_speculative_tokens": 4},
+                "compilation_config": {"cudagraph_mode": "FULL"},
+            }
+        )
+    )
 
 
 def test_arguments_that_change_answers_change_the_fingerprint_and_others_do_not(model_folder: Path) -> None:
