@@ -43,6 +43,8 @@ class Attack(Section):
         if len({len(others) for others in self.decoys.values()}) > 1:
             raise ValueError(f"decoys: expected as many for each word, found {[*map(len, self.decoys.values())]}")
         tokens = [match[0] for match in SERVER_CONTROL.finditer(self.text)] if self.decoys else []
+        if self.decoys and not tokens:
+            raise ValueError("decoys: the text spells no control token of a common model family, for which they stand")
         if kept := next((token for token in tokens if not self.decoys.keys() & set(WORD.findall(token))), None):
             raise ValueError(f"decoys: the control token {kept} keeps its words; name another for one of them")
         return self

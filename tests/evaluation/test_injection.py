@@ -97,6 +97,11 @@ def test_decoys_change_words_of_control_tokens_alone_and_a_prompt_has_one_spelli
     }
 
 
+def test_decoys_for_a_text_without_control_tokens_are_refused() -> None:
+    with pytest.raises(ValidationError, match="decoys: the text spells no control token"):
+        Attack(id="forged", meaning="m", text="im", decoys=FORGED.decoys)
+
+
 @pytest.mark.parametrize(
     ("decoys", "message"),
     [
