@@ -1,7 +1,7 @@
 """`cai compare`: runs against the first of them, metric by metric on the prompts they share.
 
 All runs are read from their folders alone. Every paired difference is tested over prompts, and Holm's correction is
-over the metrics of all pairs of runs together. Principle by principle: how often each was drawn, what its rounds did,
+over the metrics of all pairs of runs together. Principle by principle: how often each was sampled, what its rounds did,
 and what changing it did.
 """
 
