@@ -258,8 +258,8 @@ def test_an_error_inside_a_running_loop_reaches_the_caller() -> None:
         asyncio.run(cell())
 
 
-@pytest.mark.slow
-def test_train_returns_the_policy_and_its_metrics(tiny_model: Path) -> None:
+@pytest.mark.usefixtures("no_worker")
+def test_train_returns_the_policy_and_its_metrics(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [
         Preference(prompt_id=f"p{i}", messages=[Message(role="user", content=f"Question {i}?")],
                    chosen="!" * (i + 1), rejected="?" * (i + 1), p=0.9, source="judge")
@@ -273,9 +273,8 @@ def test_train_returns_the_policy_and_its_metrics(tiny_model: Path) -> None:
     metrics = trained.metrics.to_pylist()
     assert metrics[0]["stage"] == "policy" and metrics[0]["step"] == 1 and metrics[0]["loss"] > 0
     assert len(Path("policy/rows.jsonl").read_text().splitlines()) == 4
-    began = time.monotonic()
+    monkeypatch.delattr("cai.training.stage.follow")  # it is trained already, and no worker starts
     assert cai.train("dpo", rows, out="policy", model=tiny_model, **settings).model == trained.model
-    assert time.monotonic() - began < 3  # it is trained already
 
 
 def test_rows_of_a_file_are_those_of_a_list(model_folder: Path) -> None:
@@ -286,7 +285,7 @@ def test_rows_of_a_file_are_those_of_a_list(model_folder: Path) -> None:
     assert from_file == cai.revise(prompts, "plain", model_folder, open_engine=scripted(), rounds=1)
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("no_worker")
 def test_every_snippet_of_the_documentation_runs(monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> None:
     page = (ROOT / "docs/python.md").read_text(encoding="utf-8")
     make_run(Path("runs/quickstart"), principles("calm", "short"), lambda i, drawn: i).summary_json.unlink()

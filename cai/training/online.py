@@ -111,8 +111,19 @@ def _up_to_end(ids: list[int], ends: set[int]) -> list[int]:
     return ids[:stop]
 
 
+def keep_vllm_out_of_trl() -> None:
+    """Let trl's online trainers, which sample with transformers here, not import vLLM, which takes long.
+
+    Call it before they are imported.
+    """
+    from trl import import_utils
+
+    import_utils.is_vllm_available = lambda min_version=None: False
+
+
 def _trainer(spec: StageSpec[OnlineStage]) -> tuple[Any, Any]:
     """trl's trainer class for the stage, and its arguments."""
+    keep_vllm_out_of_trl()
     settings = spec.settings
     arguments = trl_stage.trl_arguments(settings, spec.folder, spec.seed)
     del arguments["model_init_kwargs"], arguments["max_length"]  # these trainers take the loaded policy

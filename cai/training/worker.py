@@ -72,24 +72,35 @@ def _user_message(error: Exception, folder: Path) -> str | None:
 
 
 def train(spec: StageSpec[Any], report: Report) -> None:
-    """Train one stage in this process."""
-    from cai.training import dpo, kto, online, orpo, reward, sft  # they bring torch and trl
-    from cai.training.ppo import trainer
-
+    """Train one stage in this process; imports what this stage needs: PPO does without trl, which takes seconds."""
     match spec.settings:
         case SFTConfig():
+            from cai.training import sft
+
             sft.train(spec, report)
         case RewardConfig():
+            from cai.training import reward
+
             reward.train(spec, report)
         case DPOConfig():
+            from cai.training import dpo
+
             dpo.train(spec, report)
         case KTOConfig():
+            from cai.training import kto
+
             kto.train(spec, report)
         case ORPOConfig():
+            from cai.training import orpo
+
             orpo.train(spec, report)
         case PPOConfig():
+            from cai.training.ppo import trainer
+
             trainer.train(spec, report)
         case RLOOConfig() | GRPOConfig() | OnlineDPOConfig():
+            from cai.training import online
+
             online.train(spec, report)
 
 

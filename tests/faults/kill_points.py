@@ -7,18 +7,21 @@ from pathlib import Path
 from typing import Any
 
 killed = 0  # so often in this process, for tests/faults/conftest.py
+TORTURE = bool(os.environ.get("CAI_TORTURE"))
 KILLED = 9  # the exit status of a process that was killed at its point
 OPERATIONS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "sqlite3.connect"}
 WRITING = os.O_WRONLY | os.O_RDWR
 
 
-def kill_points(work: Callable[[], object], folder: Path, prepare: Callable[[], object]) -> Iterator[int]:
+def kill_points(
+    work: Callable[[], object], folder: Path, prepare: Callable[[], object], every: int = 1
+) -> Iterator[int]:
     """Every number of operations on files below `folder` after which `work` was killed, until it is done.
 
-    A file that is opened for writing is a point twice: before it is created, and once it is empty.
+    With `every` above 1 only each of so many; under `make torture` always all. A file that is opened for writing is a point twice: before it is created, and once it is empty.
     """
     global killed
-    for point in range(1, 10_000):
+    for point in range(1, 10_000, 1 if TORTURE else every):
         prepare()
         status = status_of(work, folder, point)
         if status == 0:

@@ -1,6 +1,6 @@
 """Real cache files corrupted at random: no command fails on one, and every intact entry is saved.
 
-CORRUPTIONS=900 pytest tests/faults/test_corrupt_caches.py: this many in place of a few dozen.
+CORRUPTIONS=900 pytest tests/faults/test_corrupt_caches.py: this many in place of a dozen.
 """
 
 import json
@@ -19,7 +19,7 @@ from cai.inference import cache_upkeep
 from cai.inference.cache import Cache, Changes
 from cai.inference.cache_file import Entry
 
-CORRUPTIONS = int(os.environ.get("CORRUPTIONS", "36"))
+CORRUPTIONS = int(os.environ.get("CORRUPTIONS", "12"))
 PAGE, WAL_HEADER, FRAME_HEADER = 4096, 32, 24
 ENTRIES = 240
 

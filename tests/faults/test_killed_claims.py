@@ -17,7 +17,7 @@ from cai.training import stage
 from cai.training.settings import SFTConfig
 from cai.training.stage import Report, StageSpec, run_stage
 from tests.conftest import ROOT, scripted, write_workspace
-from tests.faults.kill_points import kill_points
+from tests.faults.kill_points import TORTURE, kill_points
 
 SAME_ANYWHERE = {BUSY, "log.txt", "summary.json"}  # of which the last two have times in them
 
@@ -92,11 +92,11 @@ def test_a_run_killed_at_any_operation_on_its_folder_completes_with_the_same_row
 
     run()
     undisturbed, points = content(runs / "test"), 0
-    for point in kill_points(run, runs / "test", lambda: shutil.rmtree(runs, ignore_errors=True)):
+    for point in kill_points(run, runs / "test", lambda: shutil.rmtree(runs, ignore_errors=True), every=7):
         run()
         assert content(runs / "test") == undisturbed, f"killed at operation {point}"
         points += 1
-    assert points >= 30
+    assert points >= (30 if TORTURE else 4)
 
 
 def test_a_stage_killed_at_any_operation_on_its_folder_is_trained_by_the_next_command(

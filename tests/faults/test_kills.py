@@ -4,18 +4,20 @@ import json
 import os
 import subprocess
 import sys
-import time
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from cai.config.errors import CaiError
+from cai.inference.engine import Generate
 from cai.inference.scheduler import Reporter
 from cai.runs.folder import RunFolder
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan
-from tests.conftest import ROOT, cached_answers, scripted, write_workspace
+from tests.conftest import ROOT, scripted, write_workspace
 
 KILLS = int(os.environ.get("CAI_TORTURE", "0"))  # 0: three, the same each time
 
@@ -33,17 +35,26 @@ def test_a_run_killed_at_random_moments_completes_with_the_same_bytes(tiny_model
 
 def test_of_two_runs_on_one_folder_the_second_is_refused_in_words(tmp_path: Path, model_folder: Path) -> None:
     run_file, runs = write_workspace(tmp_path, model_folder), tmp_path / "runs"
-    first = subprocess.Popen([sys.executable, "-m", "tests.runs.slow_run", run_file, "test", runs], cwd=ROOT)
-    try:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and not cached_answers(runs / "cache.sqlite"):
-            time.sleep(0.02)
-        with pytest.raises(CaiError) as refused:
-            execute(make_plan(run_file, [], None, runs), Reporter(Console(quiet=True)), True, scripted())
-        assert str(refused.value) == f"{runs / 'test'}: another process is working in this folder"
-        assert first.wait(60) == 0
-    finally:
-        first.kill()
+    refused: list[str] = []
+
+    def run(answer: Callable[[Generate], str] | None = None) -> None:
+        execute(make_plan(run_file, [], None, runs), Reporter(Console(quiet=True)), True, scripted(answer=answer))
+
+    def second() -> None:
+        with pytest.raises(CaiError) as error:
+            run()
+        refused.append(str(error.value))
+
+    def answer(request: Generate) -> str:
+        """Of the first run, which thus works for as long as the second takes."""
+        if not refused:
+            thread = threading.Thread(target=second)
+            thread.start()
+            thread.join()
+        return f"answer {request.seed}"
+
+    run(answer)
+    assert refused == [f"{runs / 'test'}: another process is working in this folder"]
     assert len(RunFolder(runs / "test").revisions()) == 12
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from cai.training.online import keep_vllm_out_of_trl
+
 
 @pytest.fixture(scope="session", autouse=True)
 def one_torch_thread() -> Iterator[None]:
@@ -15,3 +17,9 @@ def one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_vllm_in_trl() -> None:
+    """As when an online stage trains, also where a test imports trl's trainers first."""
+    keep_vllm_out_of_trl()

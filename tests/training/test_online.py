@@ -86,12 +86,12 @@ def test_the_reward_models_score_of_the_policys_answers_rises(
     tmp_path: Path, tiny_model: Path, judges: Path, stage: str
 ) -> None:
     events: list[dict[str, Any]] = []
-    size: dict[str, Any] = {"num_train_epochs": 8, "per_device_train_batch_size": 32}
+    size: dict[str, Any] = {"num_train_epochs": 4, "per_device_train_batch_size": 32}
     if stage == "online_dpo":  # whose batches count prompts
         size = {"num_train_epochs": 16, "per_device_train_batch_size": 16}
     lines = run(stage, tiny_model, judges, tmp_path, report=events.append, missing_eos_penalty=0.0, **size)
     assert events[0] == {"examples": 32, "too_long": []}
-    assert len(lines) == 32
+    assert len(lines) == (32 if stage == "online_dpo" else 16)
     assert mean_score(tmp_path / "model", judges) > mean_score(tiny_model, judges) + 0.2
 
 

@@ -29,7 +29,7 @@ PROMPTS = [[1, 70, 71], [1, 100], [1, 90, 91, 92, 93]]
 def settings(**options: Any) -> PPOConfig:
     usual = {
         "stage": "ppo", "lora_r": None, "learning_rate": 1e-2, "rollouts": 128, "per_device_train_batch_size": 128, "num_ppo_epochs": 4,
-        "max_tokens": 1, "missing_eos_penalty": 0.0, "kl_stop": None, "updates": 60, "save_steps": 1000,
+        "max_tokens": 1, "missing_eos_penalty": 0.0, "kl_stop": None, "updates": 30, "save_steps": 1000,
     }  # fmt: skip
     return PPOConfig.model_validate({**usual, **options})
 
@@ -107,9 +107,9 @@ def test_the_policy_comes_near_the_optimum_that_the_kl_coefficient_allows(tmp_pa
 @pytest.mark.slow
 def test_without_a_kl_penalty_the_policy_hacks_the_reward(tmp_path: Path, tiny_model: Path) -> None:
     events: list[dict[str, Any]] = []
-    config = settings(kl_coef=0.0, max_tokens=6, updates=40, target_kl=None)
+    config = settings(kl_coef=0.0, max_tokens=6, updates=20, learning_rate=2e-2)
     _, lines = run(tiny_model, tmp_path / "free", config, report=events.append)
-    _, held = run(tiny_model, tmp_path / "held", settings(kl_coef=1.0, max_tokens=6, updates=40))
+    _, held = run(tiny_model, tmp_path / "held", settings(kl_coef=1.0, max_tokens=6, updates=20))
     assert late(lines, "objective/scores") > 5.5  # of 6 possible
     assert late(held, "objective/scores") < 3
     assert late(lines, "objective/kl") > 5 * late(held, "objective/kl")
@@ -117,7 +117,8 @@ def test_without_a_kl_penalty_the_policy_hacks_the_reward(tmp_path: Path, tiny_m
 
 @pytest.mark.slow
 def test_an_adaptive_coefficient_brings_the_kl_to_its_target(tmp_path: Path, tiny_model: Path) -> None:
-    _, lines = run(tiny_model, tmp_path / "a", settings(kl_coef=0.15, target_kl=0.5, updates=90))
+    config = settings(kl_coef=0.15, target_kl=0.5, updates=90, rollouts=32, per_device_train_batch_size=32)
+    _, lines = run(tiny_model, tmp_path / "a", config)
     assert late(lines, "objective/kl") == pytest.approx(0.5, abs=0.2)
     assert lines[-1]["kl_coef"] > 1.5 * lines[0]["kl_coef"]
 
@@ -126,14 +127,16 @@ def test_an_adaptive_coefficient_brings_the_kl_to_its_target(tmp_path: Path, tin
 def test_an_entropy_bonus_keeps_the_policy_from_narrowing(tmp_path: Path, tiny_model: Path) -> None:
     found = {}
     for bonus in (0.0, 1.0):
-        config = settings(kl_coef=0.0, entropy_coef=bonus, updates=30)
+        config = settings(kl_coef=0.0, entropy_coef=bonus, updates=15, learning_rate=2e-2)
         found[bonus] = late(run(tiny_model, tmp_path / f"{bonus}", config)[1], "objective/entropy")
     assert found[0.0] < 3.5 < 4.5 < found[1.0]  # ln 30 = 3.4 for all good tokens alike, ln 259 = 5.6 at most
 
 
 @pytest.mark.slow
 def test_the_value_function_learns_to_explain_the_returns(tmp_path: Path, tiny_model: Path) -> None:
-    config = settings(max_tokens=6, value="separate", vf_coef=1.0, updates=25, kl_coef=0.5, cliprange_value=10.0)
+    config = settings(
+        max_tokens=6, value="separate", vf_coef=1.0, updates=16, learning_rate=2e-2, kl_coef=0.5, cliprange_value=10.0
+    )
     _, lines = run(tiny_model, tmp_path / "a", config)
     assert lines[0]["val/explained_variance"] == pytest.approx(0, abs=1e-5)  # a head of zeros
     assert late(lines, "val/explained_variance") > 0.2
@@ -292,7 +295,9 @@ def test_a_first_step_is_always_taken_even_where_sampling_and_learning_disagree(
 
 @pytest.mark.slow
 def test_an_answer_without_an_end_is_worth_less(tmp_path: Path, tiny_model: Path) -> None:
-    config = settings(max_tokens=8, rollouts=64, missing_eos_penalty=5.0, lora_r=None, updates=30, kl_coef=0.01)
+    config = settings(
+        max_tokens=8, rollouts=64, missing_eos_penalty=5.0, lora_r=None, updates=12, learning_rate=2e-2, kl_coef=0.01
+    )
     _, lines = run(tiny_model, tmp_path / "a", config, score=lambda asked, answers: torch.zeros(len(answers), 1))
     assert lines[0]["response/eos_rate"] < 0.15
     assert late(lines, "response/eos_rate") > 0.6
