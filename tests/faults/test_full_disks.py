@@ -55,8 +55,9 @@ def error_of(run_file: Path, runs: Path) -> str | None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kilobytes", [4, 8, 40, 60, 100, 160, 180, 200, 240, 300])
 def test_a_run_on_a_full_disk_names_a_file_and_completes_once_there_is_room(
-    tmp_path: Path, model_folder: Path, small_disk: Path, kilobytes: int
+    tmp_path: Path, model_folder: Path, small_disk: Path, kilobytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("cai.inference.cache.LEASE_SECONDS", 0.5)  # those that found no room to end are waited for
     run_file = write_workspace(tmp_path, model_folder)
     undisturbed = run(run_file, tmp_path / "runs")
     assert mount("-o", f"remount,size={kilobytes}k", str(small_disk))
