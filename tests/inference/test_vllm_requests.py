@@ -2,7 +2,8 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine
+import time
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,15 @@ def with_engine(work: Callable[[VllmEngine], Coroutine[Any, Any, Any]], stall_se
             await engine.close()
 
     return asyncio.run(asyncio.wait_for(opened(), SOON))
+
+
+@pytest.fixture(autouse=True)
+def no_thread_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The thread of an engine that was not waited for ends before the next test takes the place of what it calls."""
+    yield
+    for thread in threading.enumerate():
+        if thread.name == "vllm":
+            thread.join(SOON)
 
 
 def raising(error: BaseException) -> Callable[..., None]:
