@@ -12,7 +12,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 from cai.config.errors import CaiError
@@ -30,6 +30,7 @@ from cai.inference.engine import (
     validate_completion,
 )
 from cai.inference.keep_alive import KeptEngine
+from cai.inference.turns import Turns
 
 Request = TypeVar("Request", Generate, Choose)
 BEAT_SECONDS = 5.0  # between heartbeats, by which the process keeps its leases
@@ -132,6 +133,7 @@ class CachedEngine:
         self._opened = 0
         self._commits = _Commits(cache)
         self._in_flight: dict[bytes, asyncio.Future[Any]] = {}
+        self.turns: Turns | None = None  # which it takes with the other models of a stage
 
     @property
     def tally(self) -> Tally:
@@ -158,7 +160,8 @@ class CachedEngine:
         """As Engine.generate; equal concurrent requests share one call."""
 
         async def ask(asked: Generate) -> dict[str, Any]:
-            completion = await self._model().generate(asked)
+            async with self._turn():
+                completion = await self._model().generate(asked)
             tally = self.steps[asked.step]
             tally.allowed += asked.max_tokens
             tally.tokens += completion.completion_tokens
@@ -170,7 +173,8 @@ class CachedEngine:
         """As Engine.choose, cached."""
 
         async def ask(asked: Choose) -> list[float]:
-            return list(await self._model().choose(asked))
+            async with self._turn():
+                return list(await self._model().choose(asked))
 
         def check(log_probs: Any) -> None:
             validate_choice(log_probs if isinstance(log_probs, list) else [], len(request.options))
@@ -182,6 +186,9 @@ class CachedEngine:
         if self._engine is not None:
             await self._engine.close()
             self._engine = None
+
+    def _turn(self) -> AbstractAsyncContextManager[None]:
+        return self.turns.turn(self) if self.turns is not None else nullcontext()
 
     def _model(self) -> Engine:
         if self._engine is None:

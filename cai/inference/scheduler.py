@@ -27,6 +27,7 @@ from cai.inference.cached_engine import CachedEngine
 from cai.inference.endpoints import ServerEngine
 from cai.inference.engine import Engine, EngineConfig
 from cai.inference.models import Model, Server, model_fingerprint, served
+from cai.inference.turns import Turns, fit_together
 from cai.inference.vllm import VllmEngine
 from cai.inference.vllm_settings import deciding_arguments, prompts_at_once, vllm_build
 from cai.stats.formatting import counted, duration
@@ -138,6 +139,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 OpenEngine = Callable[[Model, str, EngineConfig], Engine]
 PROGRESS_SECONDS = 0.5
+PROMPTS_A_TURN = 4096  # that are under way where models take turns: loading one costs as much as many answers
 
 
 async def run_concurrently(
@@ -253,12 +255,15 @@ class Scheduler:
         self.seconds: dict[str, float] = {}
         self._cache, self._open_engine = cache, open_engine
         self._engines: dict[str, CachedEngine] = {}
+        self._loaded: dict[str, tuple[Path, EngineConfig]] = {}  # of those whose model this process loads
 
     def engine(self, model: Model) -> CachedEngine:
         """The engine of a model; one for all folders of the same content."""
         settings = self._own_settings.get(model, self.settings)
         identity = engine_fingerprint(model, settings)
         if identity not in self._engines:
+            if isinstance(model, Path):
+                self._loaded[identity] = (model, settings)
             self._engines[identity] = CachedEngine(
                 identity,
                 self._cache,
@@ -301,6 +306,8 @@ class Scheduler:
             task.update(done, max(done, stage.calls), note, calls.cache_hits)
 
         limit = stage.concurrency or prompts_at_once(self.settings)
+        if self._take_turns(stage):
+            limit = max(limit, PROMPTS_A_TURN)
         with ExitStack() as stack:
             for engine in stage.engines:
                 stack.enter_context(engine.stage(stage.name))
@@ -330,6 +337,21 @@ class Scheduler:
                 self.skipped.append(Skipped.refused(prompt_id(item), stage.name, result))
             else:
                 yield item, result
+
+    def _take_turns(self, stage: Stage) -> bool:
+        """Whether the models of a stage do not fit in memory together, and so take turns from now on."""
+        models = {e.fingerprint: self._loaded[e.fingerprint] for e in stage.engines if e.fingerprint in self._loaded}
+        if len(models) < 2:
+            return False
+        together = fit_together(list(models.values()))
+        if self.reporter is not None:
+            names = " and ".join(str(folder) for folder, _ in models.values())
+            fit = "fit in memory together" if together else "do not fit in memory together and are loaded in turns"
+            self.reporter.say(f"  {names} {fit}")
+        turns = None if together else Turns()
+        for engine in stage.engines:
+            engine.turns = turns if engine.fingerprint in models else None
+        return not together
 
     def tally(self) -> Tally:
         """The calls of all engines together."""

@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from cai.config.errors import CaiError, RequestRefused
 from cai.data.records import Messages
 from cai.inference.chat import chat_ids, text_ids
 from cai.inference.engine import Choose, Completion, EngineConfig, Generate, UnusableAnswer
-from cai.inference.vllm_settings import free_engine, load_engine
+from cai.inference.vllm_settings import free_engine, load_engine, on_cpu
 from cai.stats.formatting import counted, duration
 
 WORK_SECONDS = 0.5  # a step of this length ran the model, a chunk of a long prompt for example
@@ -50,6 +50,28 @@ class Job:
     future: "asyncio.Future[Any]"
     since: float
     prompt_tokens: int = 0
+
+
+class _FairLock:
+    """A lock that its waiters get in the order in which they came; threading's own may starve one of them."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._next = self._serving = 0
+
+    def __enter__(self) -> None:
+        with self._changed:
+            number = self._next
+            self._next += 1
+            self._changed.wait_for(lambda: self._serving == number)
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._serving += 1
+            self._changed.notify_all()
+
+
+_STEPS = _FairLock()  # two engines that compute on the same cores at once are several times slower than one by one
 
 
 class SharedStart(Exception):
@@ -167,7 +189,8 @@ class VllmEngine:
             self._progressed = time.monotonic()
             while self._take_jobs(running):
                 begun = time.monotonic()
-                outputs = self._llm.step()
+                with _STEPS if on_cpu() else nullcontext():
+                    outputs = self._llm.step()
                 took = time.monotonic() - begun
                 self.busy_seconds += took
                 self._settle(running, outputs)
