@@ -4,6 +4,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import pytest
@@ -264,5 +265,6 @@ def test_more_answers_than_option_letters_are_refused(harmless: Constitution, te
         asyncio.run(Judge(templates, ScriptedEngine()).compare(prompt().messages, answers, harmless.principles))
 
 
+@cache
 def shipped() -> tuple[Constitution, Templates]:
     return load_constitution(ROOT / "constitutions/harmless.yaml"), Templates(ROOT / "prompts/default")

@@ -31,6 +31,7 @@ from cai.inference.scheduler import OpenEngine, Reporter
 from cai.inference.vllm_settings import prompts_at_once
 from cai.report.judge import judge_page, most_confident_mistakes
 from tests.conftest import ROOT, cached_answers, scripted
+from tests.runs import slow_judge
 
 QUIET = Reporter(Console(quiet=True))
 
@@ -189,8 +190,7 @@ def test_a_killed_judging_is_completed_by_judging_again(tmp_path: Path, model_fo
     assert 40 <= kept < 240
     assert not (tmp_path / "killed/preferences.jsonl").exists()
     for folder, cache in (("killed", "cache"), ("undisturbed", "other")):
-        out = (str(tmp_path / folder), str(tmp_path / f"{cache}.sqlite"))
-        subprocess.run([*command, *out], cwd=ROOT, check=True, capture_output=True)
+        slow_judge.judge(data, model_folder, tmp_path / folder, tmp_path / f"{cache}.sqlite")
     resumed, whole = (tmp_path / name / "preferences.jsonl" for name in ("killed", "undisturbed"))
     assert resumed.read_text(encoding="utf-8") == whole.read_text(encoding="utf-8")
     cost = json.loads((tmp_path / "killed/judge.json").read_text(encoding="utf-8"))["cost"]

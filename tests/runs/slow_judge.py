@@ -14,8 +14,13 @@ from cai.inference.scheduler import Reporter
 from tests.conftest import ROOT, scripted
 from tests.runs.slow_run import weigh
 
-if __name__ == "__main__":
-    data, model, out, cache = map(Path, sys.argv[1:])
+
+def judge(data: Path, model: Path, out: Path, cache: Path, delay: float = 0.0) -> None:
+    """Label the pairs of `data`; each call to the judge takes `delay` seconds."""
     principles, templates = load_constitution(ROOT / "constitutions/harmless.yaml"), Templates(ROOT / "prompts/default")
     judging = LabelJob(data, False, None, [model], principles, templates, JudgeConfig(principles=2), 0)
-    label_file(judging, Output(out), cache, Reporter(Console()), scripted(weigh=weigh, delay=0.05))
+    label_file(judging, Output(out), cache, Reporter(Console()), scripted(weigh=weigh, delay=delay))
+
+
+if __name__ == "__main__":
+    judge(*map(Path, sys.argv[1:]), delay=0.05)

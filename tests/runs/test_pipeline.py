@@ -19,6 +19,7 @@ from cai.runs.folder import RunFolder
 from cai.runs.pipeline import execute
 from cai.runs.plan import claim, make_plan, split, start_folder
 from tests.conftest import ROOT, cached_answers, prompt, scripted, write_workspace
+from tests.runs.slow_run import weigh
 
 ROWS = ("prompts.jsonl", "revisions.jsonl", "preferences.jsonl", "skipped.jsonl")
 
@@ -157,14 +158,14 @@ def test_a_killed_run_is_completed_by_running_it_again(tmp_path: Path, model_fol
     assert 15 <= kept < 108
     assert not RunFolder(tmp_path / "runs/killed").summary_json.exists()
 
-    subprocess.run([*command, "killed", str(tmp_path / "runs")], cwd=ROOT, check=True, capture_output=True)
+    run_to_end(run_file, name="killed", open_engine=scripted(weigh=weigh))
     resumed = RunFolder(tmp_path / "runs/killed")
     summary = resumed.summary()
     assert summary is not None
     assert summary["calls"]["cache_hits"] == kept
     assert summary["calls"]["cache_misses"] == 108 - kept
 
-    subprocess.run([*command, "undisturbed", str(tmp_path / "runs")], cwd=ROOT, check=True, capture_output=True)
+    run_to_end(run_file, name="undisturbed", open_engine=scripted(weigh=weigh))
     assert rows(resumed) == rows(RunFolder(tmp_path / "runs/undisturbed"))
 
 
@@ -276,7 +277,7 @@ def test_held_out_prompts_do_not_depend_on_their_order_and_stay_out_of_training(
         ("train=[{stage: dpo, betta: 1}]", "did you mean 'beta'?"),
         (
             "revise.rounds=-1",
-            "--set revise.rounds: expected a whole number of at least 0, found -1",
+            "--set revise.rounds: expected a whole number from 0 to 100, found -1",
         ),
         ("prompts.holdout=0.99", "prompts.holdout: all of the 8 prompts are held out; leave some"),
         ("judge.model=[model, model]", "judge.model: 'model' and 'model' are the same model; a panel has each once"),
@@ -385,6 +386,6 @@ def test_two_runs_at_once_pay_for_each_call_once_and_have_the_same_rows(tmp_path
     first = rows(RunFolder(runs / "one"))
     assert rows(RunFolder(runs / "two")) == first
     for name in ("one", "two"):
-        assert start(name).wait(timeout=120) == 0
+        run_to_end(run_file, name=name, open_engine=scripted(weigh=weigh))
         assert calls(name)["cache_misses"] == 0
         assert rows(RunFolder(runs / name)) == first
