@@ -23,6 +23,7 @@ from typing import Any
 
 from rich.console import Console
 
+from cai.inference import cache
 from cai.inference.scheduler import Reporter
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan
@@ -163,8 +164,8 @@ class Torture:
     def differences(self, runs: Path) -> list[str]:
         """Files that are not as in the undisturbed run, or missing, or more; and a damaged cache."""
         found = contents(runs / "test")
-        with sqlite3.connect(runs / "cache.sqlite") as cache:
-            whole = cache.execute("PRAGMA integrity_check").fetchone()[0]
+        with sqlite3.connect(runs / "cache.sqlite") as db:
+            whole = db.execute("PRAGMA integrity_check").fetchone()[0]
         odd = [
             name for name in sorted(found.keys() | self.expected.keys()) if found.get(name) != self.expected.get(name)
         ]
@@ -182,6 +183,7 @@ def load() -> None:
     torch.set_num_threads(1)
     assert dpo and reward and sft and trainer
     stage.follow = follow
+    cache.LEASE_SECONDS = 1.0  # of killed runs, which the next one waits out
 
 
 def main() -> int:

@@ -144,7 +144,10 @@ def test_the_run_file_in_a_runs_folder_is_the_same_run(
 
 
 @pytest.mark.slow
-def test_a_killed_run_is_completed_by_running_it_again(tmp_path: Path, model_folder: Path) -> None:
+def test_a_killed_run_is_completed_by_running_it_again(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cai.inference.cache.LEASE_SECONDS", 0.5)  # of the killed run, waited out
     run_file = write_workspace(tmp_path, model_folder, extra="engine: {concurrency: 2}\n")
     command = [sys.executable, "-m", "tests.runs.slow_run", str(run_file)]
     killed = subprocess.Popen([*command, "killed", str(tmp_path / "runs")], cwd=ROOT)
