@@ -149,10 +149,10 @@ def revise(
     source, templates = _constitution(constitution), _templates("cai.revise", chosen.templates)
     with _file_of("prompts", prompts) as path:
         inputs, skipped = read_prompts(path)
-    folder = resolve_model(str(model))
+    [resolved] = resolve_judges([str(model)], engine=chosen.engine)
 
     async def work(scheduler: Scheduler) -> list[Revision]:
-        engine = scheduler.engine(folder)
+        engine = scheduler.engine(resolved)
         reviser = Reviser(templates, engine, chosen, chosen.seed)
 
         async def revisions(prompt: Prompt) -> list[Revision]:
@@ -190,7 +190,7 @@ def judge(
     source, templates = _constitution(constitution), _templates("cai.judge", chosen.templates)
     names = [model] if isinstance(model, str | Path) else model
     with _file_of("answers", answers) as data, tempfile.TemporaryDirectory(prefix="cai-judge-") as aside:
-        judges, out = resolve_judges([str(name) for name in names], chosen.key_env), Path(aside)
+        judges, out = resolve_judges([str(name) for name in names], chosen.key_env, chosen.engine), Path(aside)
         job = LabelJob(data, False, None, judges, source, templates, chosen, chosen.seed)
         extent = count_work(job)
 

@@ -149,7 +149,7 @@ def test(
     command = Path("cai constitution test")
     found_templates = Templates(find_file("--templates", templates, command), OF_TESTS)
     engine = engine_settings(settings or [], EngineConfig(), command)
-    [found_model] = resolve_judges([model], key_env)  # last: a Hub id is downloaded here
+    [found_model] = resolve_judges([model], key_env, engine)  # last: a Hub id is downloaded here
     progress = Terminal(stderr=as_json)
     reporter = Reporter(progress)
     with resumable(progress, reporter), closing(Cache(runs / CACHE_FILE)) as cache:

@@ -132,7 +132,7 @@ def label_job(options: JudgeOptions, ranked: bool) -> LabelJob:
     constitution = load_constitution(constitution_file)
     templates = Templates(find_file("--templates", options.templates, source.path))
     names = [settings.model] if isinstance(settings.model, str) else settings.model or []
-    judges = resolve_judges(names, settings.key_env)  # last: a Hub id is downloaded here
+    judges = resolve_judges(names, settings.key_env, settings.engine)  # last: a Hub id is downloaded here
     job = LabelJob(data, ranked, options.limit, judges, constitution, templates, settings, options.seed)
     check_arguments(job.engine, "--set engine")
     return job

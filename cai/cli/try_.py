@@ -80,7 +80,7 @@ def try_(
 
     load()  # an error at the start ends the command
     check_arguments(revise.engine or EngineConfig(), "--set engine")
-    [resolved] = resolve_judges([model], key_env)
+    [resolved] = resolve_judges([model], key_env, revise.engine)
     console = Terminal()
     reporter = Reporter(console)
     page = Page(console, inputs, model)

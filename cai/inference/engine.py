@@ -52,8 +52,17 @@ class Generation(Sampling):
         return Generate(messages, self.max_tokens, self.temperature, seed, step, self.sampling)
 
 
+class EndpointConfig(Section):
+    """One of `engine.endpoints` that needs a key."""
+
+    url: Annotated[str, Field(min_length=1)]
+    """Address, such as https://llm.example.org/v1."""
+    key_env: str | None = None
+    """Environment variable with the server's key."""
+
+
 class EngineConfig(Section):
-    """`engine:`: how the model is held in memory."""
+    """`engine:`: where the model answers, and how it is held in memory."""
 
     concurrency: Annotated[int, Field(ge=1, le=65_536)] | None = None
     """Maximum concurrent prompts; null: what the engine has room for, 32 on a CPU. Does not affect results."""
@@ -61,6 +70,11 @@ class EngineConfig(Section):
     """Maximum tokens of a request and its answer together; null: the model's, at most 8192."""
     stall_minutes: Annotated[float, Field(gt=0, le=10_080)] = 10.0
     """Minutes without a token, or until a server's answer, after which the engine counts as stalled."""
+    endpoints: list[Annotated[str, Field(min_length=1)] | EndpointConfig] = []
+    """OpenAI-compatible servers that hold the model, such as http://localhost:8000/v1, or {url, key_env}; [] loads it
+    here. Does not affect results."""
+    served_model_name: str | None = None
+    """The model's name on the endpoints; null: its name here if they list it, or else their only model."""
     vllm: Annotated[dict[str, Any], AfterValidator(json_value)] = {}
     """Engine arguments of vLLM by name, such as tensor_parallel_size, dtype, quantization, gpu_memory_utilization."""
     control_tokens: ControlTokens = "text"
@@ -70,8 +84,13 @@ class EngineConfig(Section):
     is skipped."""
 
     def over(self, base: "EngineConfig") -> "EngineConfig":
-        """`base` with the settings that were given here in place of its own."""
-        return base.model_copy(update={name: getattr(self, name) for name in self.model_fields_set})
+        """`base` with the settings that were given here in place of its own; endpoints hold its model alone."""
+        return base.in_process.model_copy(update={name: getattr(self, name) for name in self.model_fields_set})
+
+    @property
+    def in_process(self) -> "EngineConfig":
+        """These settings without endpoints: they say which model a role has, and nothing of its engine."""
+        return self.model_copy(update={"endpoints": [], "served_model_name": None})
 
 
 Step = Literal["answer", "critique", "revision", "chain_of_thought", "verdict", "other"]

@@ -91,7 +91,7 @@ def resolve_model(name: str) -> Path:
     if name.lower().startswith(SERVER_SCHEMES):
         address = without_password(name)
         raise CaiError(
-            f"model '{address}': a server's model can be the judge (judge.model); what is trained is a folder"
+            f"model '{address}': a server's model can answer and judge; what is trained or evaluated is a folder"
         )
     folder = Path(name)
     if not exists(folder):

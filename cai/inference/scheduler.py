@@ -135,6 +135,8 @@ class Reporter:
                 self.bars = None
 
 
+DECIDES_NOTHING = {"concurrency", "stall_minutes", "endpoints", "served_model_name", "vllm"}
+"""Engine settings that no manifest has as they are; `vllm` has a rule of its own."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 OpenEngine = Callable[[Model, str, EngineConfig], Engine]
@@ -199,7 +201,7 @@ def engine_fingerprint(model: Model, settings: EngineConfig) -> str:
 
 def deciding_settings(settings: EngineConfig) -> dict[str, Any]:
     """What a manifest has of an engine's settings: those that are not the default and decide answers."""
-    chosen = settings.model_dump(mode="json", exclude={"concurrency", "stall_minutes", "vllm"}, exclude_defaults=True)
+    chosen = settings.model_dump(mode="json", exclude=DECIDES_NOTHING, exclude_defaults=True)
     arguments = deciding_arguments(settings)
     return chosen | ({"vllm": arguments} if arguments else {})
 

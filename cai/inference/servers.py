@@ -9,11 +9,13 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
 from cai.config.errors import CaiError
-from cai.inference.engine import UnusableAnswer
+from cai.inference.cache_file import report
+from cai.inference.engine import EngineConfig, UnusableAnswer
 from cai.inference.models import (
     SERVER_SCHEMES,
     Address,
@@ -71,7 +73,7 @@ def check_address(address: str) -> None:
         what = "a password" if "@" in parts.netloc else "a query"
         raise CaiError(
             f"model '{without_password(address)}': the address holds {what}, which would be written to files; keep the "
-            "key in an environment variable and name it (judge.key_env)"
+            "key in an environment variable and name it (key_env)"
         )
 
 
@@ -85,9 +87,9 @@ def key_variable(url: str, key_env: str | Mapping[str, str] | None) -> str | Non
     if named is None:
         return OPENAI_KEY if host == OPENAI_HOST and url.startswith("https://") else None
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", named):  # not quoted: it may be the key itself
-        raise CaiError("judge.key_env: expected the name of an environment variable such as MY_KEY, not the key itself")
+        raise CaiError("key_env: expected the name of an environment variable such as MY_KEY, not the key itself")
     if not os.environ.get(named):
-        raise CaiError(f"judge.key_env: the environment variable {named} is not set; it is to hold the key for {host}")
+        raise CaiError(f"key_env: the environment variable {named} is not set; it is to hold the key for {host}")
     return named
 
 
@@ -116,9 +118,8 @@ def resolve_server(address: str, key_env: str | Mapping[str, str] | None = None)
     known = _models(place, address)
     if name in known or (not name and len(known) == 1):
         return Server((place,), name or known[0])
-    near = difflib.get_close_matches(name, known, n=5, cutoff=0.3) or known[:5]
     wanted = f"the server has no model '{name}'" if name else f"the server has {len(known)} models; name one behind a #"
-    raise CaiError(f"model '{address}': {wanted}: {', '.join(near) or 'none at all'}")
+    raise CaiError(f"model '{address}': {wanted}: {_near(name, known)}")
 
 
 def _models(server: Address, address: str) -> list[str]:
@@ -148,14 +149,15 @@ def _model_list(server: Address) -> list[str]:
                 if time.monotonic() > end or len(body) > LARGEST_BODY:
                     raise UnusableAnswer(f"its list is not complete after {duration(LIST_SECONDS)}")
     except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
-        raise UnusableAnswer(one_line(error)) from None
+        raise _Down(one_line(error)) from None
     return listed_models(response.status_code, body)
 
 
 def listed_models(status: int, body: bytes) -> list[str]:
     """The names in a server's list of models. Raises: UnusableAnswer for a response that is none."""
     if status != 200:
-        raise UnusableAnswer(f"status {status}: {server_message(body)}")
+        kind = _Down if status == 429 or status >= 500 else UnusableAnswer
+        raise kind(f"status {status}: {server_message(body)}")
     listed = read_json(body)
     data = listed.get("data") if isinstance(listed, dict) else None
     entries = [entry for entry in data if isinstance(entry, dict)] if isinstance(data, list) else []
@@ -165,20 +167,120 @@ def listed_models(status: int, body: bytes) -> list[str]:
     return names
 
 
-def resolve_judges(names: Sequence[str], key_env: str | Mapping[str, str] | None = None) -> list[Model]:
+class _Down(UnusableAnswer):
+    """A server that cannot be reached, or is not ready."""
+
+
+def resolve_endpoints(name: str, settings: EngineConfig, key_env: str | Mapping[str, str] | None = None) -> Server:
+    """A model on the endpoints of its engine's settings.
+
+    It is asked for by `served_model_name`, else by its name here if a server lists that, else as the only model of
+    every server. A server that is down now may come back; all others must have it.
+    Raises: CaiError naming the server that lacks it, does not take the key, or is down with all others.
+    """
+    addresses = _addresses(settings, key_env)
+    with ThreadPoolExecutor(len(addresses)) as threads:
+        lists = dict(zip(addresses, threads.map(_models_if_up, addresses), strict=True))
+    models = {address: found for address, found in lists.items() if not isinstance(found, _Down)}
+    down = [f"{address.url}: {found}" for address, found in lists.items() if isinstance(found, _Down)]
+    if not models:
+        raise CaiError(f"engine.endpoints: no server can be reached: {'; '.join(down)}")
+    wanted = settings.served_model_name or _name_on(models, name)
+    for address, names in models.items():
+        if wanted not in names:
+            raise CaiError(
+                f"engine.endpoints: {address.url} has no model '{wanted}': it has {_near(wanted, names)}; "
+                "engine.served_model_name names the model on the servers"
+            )
+    for problem in down:
+        report(f"warning: engine.endpoints: {problem}; the other servers get its requests until it is up")
+    return Server(tuple(addresses), wanted)
+
+
+def _addresses(settings: EngineConfig, key_env: str | Mapping[str, str] | None) -> list[Address]:
+    addresses = []
+    for endpoint in settings.endpoints:
+        url = endpoint if isinstance(endpoint, str) else endpoint.url
+        if not url.lower().startswith(SERVER_SCHEMES) or "#" in url:
+            raise CaiError(
+                f"engine.endpoints: '{without_password(url)}': expected an address such as http://localhost:8000/v1; "
+                "engine.served_model_name names the model there"
+            )
+        check_address(url)
+        named = key_env if isinstance(endpoint, str) else endpoint.key_env
+        addresses.append(Address(url, key_variable(url, named)))
+    if len({address.url.rstrip("/") for address in addresses}) < len(addresses):
+        raise CaiError("engine.endpoints: one address is there twice; name each server once")
+    return addresses
+
+
+def _models_if_up(address: Address) -> "list[str] | _Down":
+    """Raises: CaiError for a server that is up and does not list its models."""
+    try:
+        return _model_list(address)
+    except _Down:
+        pass  # once more
+    except UnusableAnswer:
+        return _models(address, address.url)
+    try:
+        return _model_list(address)
+    except _Down as down:
+        return down
+    except UnusableAnswer:
+        return _models(address, address.url)
+
+
+def _name_on(models: Mapping[Address, list[str]], name: str) -> str:
+    """The name by which servers know a model that has this name here. Raises: CaiError where that is not clear."""
+    listed = set().union(*models.values())
+    if name in listed:
+        return name
+    if len(listed) == 1:
+        return listed.pop()
+    raise CaiError(
+        f"engine.endpoints: no server lists '{name}', and they list several models; name one as "
+        f"engine.served_model_name: {_near(name, sorted(listed))}"
+    )
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    return ", ".join(difflib.get_close_matches(name, known, n=5, cutoff=0.3) or known[:5]) or "none at all"
+
+
+def is_address(name: str) -> bool:
+    """Whether a model is named by the address of a server."""
+    return name.lower().startswith(SERVER_SCHEMES)
+
+
+def resolve_judges(
+    names: Sequence[str], key_env: str | Mapping[str, str] | None = None, engine: EngineConfig | None = None
+) -> list[Model]:
     """A judge's folder or server, or a panel's; `key_env` names the key's environment variable, of several by host.
 
+    With endpoints in the settings of their `engine`, models that are no addresses are asked there.
     Raises: CaiError, also when two of a panel are the same model, or one key is named for several hosts.
     """
-    servers = [name for name in names if name.lower().startswith(SERVER_SCHEMES)]
+    endpoints = engine.endpoints if engine else []
+    servers = [name for name in names if is_address(name)]
+    if endpoints and servers:
+        raise CaiError(
+            f"model '{without_password(servers[0])}': is on a server, and engine.endpoints names servers too; keep one "
+            "of them"
+        )
     for server in servers:
         check_address(server)
-    hosts = {urlsplit(server).hostname for server in servers}
+    hosts = {urlsplit(url).hostname for url in [*servers, *(url for url in endpoints if isinstance(url, str))]}
     if isinstance(key_env, str) and len(hosts) > 1:
         raise CaiError(
             f"judge.key_env: the judges are on {len(hosts)} hosts; name a variable for each, as HOST: VARIABLE"
         )
-    judges: list[Model] = [resolve_server(name, key_env) if name in servers else resolve_model(name) for name in names]
+
+    def resolve(name: str) -> Model:
+        if engine is not None and engine.endpoints:
+            return resolve_endpoints(name, engine, key_env)
+        return resolve_server(name, key_env) if name in servers else resolve_model(name)
+
+    judges = [resolve(name) for name in names]
     seen: dict[str, str] = {}
     for name, judge in zip(names, judges, strict=True):
         identity = model_fingerprint(judge)

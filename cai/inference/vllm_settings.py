@@ -19,6 +19,7 @@ CPU_BLOCK_TOKENS = 32  # short prefixes must fill a block to be shared; vLLM's d
 CPU_KV_SHARE = 0.25  # of free memory
 CPU_KV_MOST = 4 * GIB
 CPU_PROMPTS = 32
+ENDPOINT_PROMPTS = 64  # of each server; how many it takes at a time shows in its answers
 GPU_PROMPTS = 512  # a prompt is one to about eight requests at a time, and vLLM runs 256 to 1,024 of them together
 CHOICES = (  # an argument, its key where it has several, and the values that name no Python code
     ("distributed_executor_backend", "", ("mp", "ray", "uni", "external_launcher")),
@@ -184,6 +185,8 @@ def deciding_arguments(settings: EngineConfig) -> dict[str, Any]:
 
 def prompts_at_once(settings: EngineConfig) -> int:
     """How many prompts the engine has room for, if the settings do not say it."""
+    if settings.endpoints:
+        return settings.concurrency or ENDPOINT_PROMPTS * len(settings.endpoints)
     return settings.concurrency or (CPU_PROMPTS if on_cpu() else GPU_PROMPTS)
 
 

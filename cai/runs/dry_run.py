@@ -102,7 +102,7 @@ def dry_run(plan: Plan, counted: Cache | None = None) -> DryRun:
             asyncio.run(collect_feedback(feedback_job(aside_plan), scheduler))
             untrained = _evaluate(aside_plan, scheduler, plan.folder, Path(temporary))
             known = {engine: below.work(engine) for engine in {done.engine for done in scheduler.work}}
-            own = scheduler.engine(plan.model).fingerprint
+            own = scheduler.engine(plan.generator).fingerprint
     lines, seconds = _expected(scheduler.work, known, known.get(own, []))
     tallies = [tally for done in scheduler.work for tally in done.work.steps.values()]
     read = sum(tally.characters for tally in tallies) / CHARACTERS
@@ -148,7 +148,7 @@ def _evaluate(plan: Plan, scheduler: Scheduler, existing: RunFolder, aside: Path
         policy = aside / "policy"
         policy.mkdir()
         write_text(policy / "config.json", str(aside))  # a folder of a fingerprint of its own
-    if policy != plan.model and plan.held_out:
+    if isinstance(policy, Path) and policy != plan.model and plan.held_out:
         evaluation_plan = plan_of_run(plan, Policy(existing.name, policy))
         asyncio.run(PolicyEvaluation(evaluation_plan, scheduler).run())
     return untrained

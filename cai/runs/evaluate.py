@@ -83,7 +83,7 @@ def plan_evaluation(options: Options, runs: Path) -> EvaluationPlan:
     reference = _reference(options, first)
     policies = [reference, first.policy, *others]
     base = first.config.engine if first.config is not None else EngineConfig()
-    engine = engine_settings([setting for setting in options.settings if _of_engine(setting)], base, COMMAND)
+    engine = _engine(options, base)
     _refuse_twins(policies)
     return EvaluationPlan(
         policies=policies,
@@ -100,6 +100,11 @@ def plan_evaluation(options: Options, runs: Path) -> EvaluationPlan:
         judge_engine=_judge_engine(options, first, engine),
         notes=_trained_on(policies, prompts),
     )
+
+
+def _engine(options: Options, base: EngineConfig) -> EngineConfig:
+    """The engine settings of the options, laid over `base`."""
+    return engine_settings([setting for setting in options.settings if _of_engine(setting)], base, COMMAND)
 
 
 def _of_engine(setting: str) -> bool:
@@ -150,13 +155,21 @@ def _reference(options: Options, first: FoundPolicy) -> Policy:
 
 
 def _judge(options: Options, first: FoundPolicy) -> Model | None:
-    """The named judge, or the first of the run's, as in the run's own evaluation; None for a run that judges itself."""
+    """The named judge, or the first of the run's, as in the run's own evaluation; None for a run that judges itself.
+
+    Endpoints of the options hold the judge, of which name it may be; policies answer from their folders.
+    """
+    given, config = _engine(options, EngineConfig()), first.config
     if options.judge is not None:
-        return resolve_judges([options.judge], options.key_env)[0]
-    name = eval_judge_name(first.config) if first.config is not None else None
-    if first.config is None or name is None:
+        return resolve_judges([options.judge], options.key_env, given)[0]
+    if config is None:
         return None
-    return resolve_judges([name], options.key_env or first.config.judge.key_env)[0]
+    name = eval_judge_name(config)
+    if name is None and not (given.endpoints or config.engine.endpoints):
+        return None
+    own = config.engine if name is None else config.evaluate.engine if config.evaluate.judge else config.judge.engine
+    key_env = options.key_env or (config.judge.key_env if name else None)
+    return resolve_judges([name or config.model], key_env, given if given.endpoints else own)[0]
 
 
 def _judge_engine(options: Options, first: FoundPolicy, engine: EngineConfig) -> EngineConfig:
@@ -165,7 +178,7 @@ def _judge_engine(options: Options, first: FoundPolicy, engine: EngineConfig) ->
     if options.judge is not None or config is None:
         return engine
     own = config.evaluate.engine if config.evaluate.judge else config.judge.engine
-    return engine if own is None else own.over(engine)
+    return engine if own is None else own.over(engine).in_process
 
 
 def _refuse_twins(policies: Sequence[Policy]) -> None:
@@ -203,7 +216,11 @@ def evaluation_claim(plan: EvaluationPlan, out: Path) -> Claim:
         },
         "templates": plan.templates.fingerprint,
         "judge": model_fingerprint(plan.judge),
-        **({"judge_engine": deciding_settings(plan.judge_engine)} if plan.judge_engine != plan.engine else {}),
+        **(
+            {"judge_engine": deciding_settings(plan.judge_engine)}
+            if deciding_settings(plan.judge_engine) != deciding_settings(plan.engine)
+            else {}
+        ),
         "settings": {
             "max_tokens": plan.settings.max_tokens,
             "temperature": plan.settings.temperature,
@@ -357,6 +374,7 @@ def plan_of_run(plan: Plan, policy: Policy) -> EvaluationPlan:
     On the axis `overall` alone, or with `evaluate: {probes: true}` all that `cai eval` measures.
     """
     probes = plan.config.evaluate.probes
+    assert isinstance(plan.before, Path), "a policy was trained from it"
     return EvaluationPlan(
         policies=[dataclasses.replace(_base(plan.config.model, policy), folder=plan.before), policy],
         prompts=plan.held_out,

@@ -86,6 +86,7 @@ def _control_tokens(manifest: dict[str, Any], preferences: Iterable[Preference])
     """See `control_counts`; people's pairs were not judged."""
     names = (manifest["config"].get("judge") or {}).get("model") or []
     served = any(name.startswith(SERVER_SCHEMES) for name in ([names] if isinstance(names, str) else names))
+    served = served or bool((manifest.get("where") or {}).get("judges"))
     pairs = sum(spells_control(row) for row in preferences if row.source != "human")
     return control_counts(pairs, (manifest["config"].get("engine") or {}).get("control_tokens", "text"), served)
 

@@ -16,6 +16,7 @@ from cai.evaluation.judge_report import JudgeReport
 from cai.evaluation.policy import Policy, PolicyEvaluation
 from cai.feedback.pipeline import FeedbackJob, collect_feedback
 from cai.inference.cache import Cache
+from cai.inference.models import Model
 from cai.inference.scheduler import EngineWork, OpenEngine, Reporter, Scheduler, open_model
 from cai.runs.evaluate import NothingCompared, evaluate_into, evaluation_claim, kept_evaluation, plan_of_run
 from cai.runs.find import find_policy
@@ -80,7 +81,7 @@ def resumption(name: str, spec: StageSpec[Any]) -> str:
 TrainOne = Callable[[str, StageSpec[Any], Reporter], tuple[Path, list[Skipped]]]
 
 
-def train_policy(plan: Plan, scheduler: Scheduler, reporter: Reporter, train: TrainOne = train_stage) -> Path:
+def train_policy(plan: Plan, scheduler: Scheduler, reporter: Reporter, train: TrainOne = train_stage) -> Model:
     """Run the stages of `train:`, each on the policy of the one before; returns the last policy.
 
     A reward stage trains the reward model of the stages after it. `train` is called in place of `train_stage`.
@@ -91,6 +92,8 @@ def train_policy(plan: Plan, scheduler: Scheduler, reporter: Reporter, train: Tr
         data["prompts"] = folder.train / "prompts.jsonl"
         folder.train.mkdir(exist_ok=True)
         write_rows(data["prompts"], plan.training)
+    if not isinstance(plan.model, Path):  # it has no folder to train, and `train:` is empty
+        return plan.model
     policy, last_reward = plan.model, None
     for number, settings in enumerate(plan.train, start=1):
         name = f"{number}-{settings.stage}"
@@ -166,7 +169,7 @@ def execute(
 
     Raises: CaiError; everything finished by then is kept.
     """
-    folders, policy = [], plan.model
+    policy, folders = plan.model, list[RunFolder]()
     for number in range(1, plan.config.iterations + 1):
         current = iteration(plan, number, policy)
         folders.append(current.folder)
@@ -205,7 +208,7 @@ def feedback_job(plan: Plan) -> FeedbackJob:
         revise=config.revise,
         judge=config.judge,
         seed=config.seed,
-        model=plan.model,
+        model=plan.generator,
         reviser=plan.reviser,
         judges=plan.judge_models,
         input_preferences=plan.preferences,
@@ -216,7 +219,7 @@ def feedback_job(plan: Plan) -> FeedbackJob:
     )
 
 
-def _run_stages(plan: Plan, scheduler: Scheduler, reporter: Reporter, replace: bool) -> Path:
+def _run_stages(plan: Plan, scheduler: Scheduler, reporter: Reporter, replace: bool) -> Model:
     """Feedback, training, evaluation and summary of one iteration; returns its policy."""
     folder = plan.folder
     scheduler.skipped += plan.prompts_skipped
@@ -224,7 +227,7 @@ def _run_stages(plan: Plan, scheduler: Scheduler, reporter: Reporter, replace: b
         asyncio.run(collect_feedback(feedback_job(plan), scheduler))
     write_rows(folder.skipped_jsonl, scheduler.skipped)
     policy = train_policy(plan, scheduler, reporter)
-    if policy != plan.model and plan.held_out:
+    if isinstance(policy, Path) and policy != plan.model and plan.held_out:
         _evaluate(plan, scheduler, reporter, policy, replace)
     write_rows(folder.skipped_jsonl, scheduler.skipped)
     calls = scheduler.tally()

@@ -24,9 +24,9 @@ from cai.evaluation.probes import read_probes
 from cai.feedback.label import LabelJob, count_work
 from cai.inference import models
 from cai.inference.engine import EngineConfig
-from cai.inference.models import Model, model_fingerprint, resolve_model
+from cai.inference.models import Model, Server, model_fingerprint, resolve_model, without_password
 from cai.inference.scheduler import deciding_settings
-from cai.inference.servers import resolve_judges
+from cai.inference.servers import is_address, resolve_judges
 from cai.inference.vllm_settings import check_arguments
 from cai.runs.folder import CACHE_FILES, ITERATION, RUN, RunFolder
 from cai.runs.run_file import RunConfig, effective_text, load_run_file
@@ -52,13 +52,14 @@ class Plan:
     training: list[Prompt]
     held_out: list[Prompt]
     prompts_skipped: list[Skipped]
-    model: Path
+    model: Model  # which is trained: a folder; without training it may be on servers alone
+    generator: Model  # which answers the prompts: the same, or the servers that hold it
     reviser: Model  # which criticises and revises
     judge_models: list[Model]
     eval_judge: Model
     own_settings: dict[Model, EngineConfig]  # of the models whose engines differ from the run's
     gate: LabelJob | None  # of the judge_gate's pairs
-    before: Path  # the model the evaluation compares with
+    before: Model  # what the evaluation compares a trained policy with
     preferences: list[Preference]
     preferences_skipped: list[Skipped]
     train: Sequence[TrainStage]  # with the files they name found
@@ -86,10 +87,10 @@ def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path
     train = [_with_files_found(settings, number, run_file) for number, settings in enumerate(config.train)]
     _check_launcher(config, run_file)
     try:
-        model = resolve_model(config.model)  # last: a Hub id is downloaded here
+        model, generator = _models(config)  # last: a Hub id is downloaded here
     except CaiError as error:
         raise CaiError(f"{run_file}: {error}") from error
-    roles = _roles(config, model)
+    roles = _roles(config, generator)
     return Plan(
         run_file=run_file,
         overrides=overrides,
@@ -103,6 +104,7 @@ def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path
         held_out=held_out,
         prompts_skipped=prompts_skipped,
         model=model,
+        generator=generator,
         **roles._asdict(),
         gate=replace(gate, judges=roles.judge_models) if gate else None,
         before=model,
@@ -123,31 +125,55 @@ class _Roles(NamedTuple):
     own_settings: dict[Model, EngineConfig]
 
 
-def _roles(config: RunConfig, model: Path) -> _Roles:
+def _models(config: RunConfig) -> tuple[Model, Model]:
+    """The model that is trained, and what answers the prompts. Raises: CaiError for a server's where it is trained."""
+    if not is_address(config.model) and not config.engine.endpoints:
+        folder = resolve_model(config.model)
+        return folder, folder
+    if config.train and is_address(config.model):
+        raise CaiError(
+            f"model '{without_password(config.model)}': `train:` trains a model's folder; name the folder, and the "
+            "server as engine.endpoints"
+        )
+    generator = served_generator(config)
+    return resolve_model(config.model) if config.train else generator, generator
+
+
+def served_generator(config: RunConfig) -> Model:
+    """The run's model on its servers, where it has any. Raises: CaiError."""
+    return resolve_judges([config.model], engine=config.engine)[0]
+
+
+def _roles(config: RunConfig, generator: Model) -> _Roles:
     """Raises: CaiError also when one model is to have engines of different settings."""
     names = [config.judge.model] if isinstance(config.judge.model, str) else config.judge.model
-    judges: list[Model] = resolve_judges(names, config.judge.key_env) if names else [model]
-    reviser = resolve_judges([config.revise.model])[0] if config.revise.model else model
-    eval_judge = judges[0]
+    key_env = config.judge.key_env
+    judges = resolve_judges(names, key_env, config.judge.engine) if names else [generator]
+    reviser = generator
+    if config.revise.model:
+        [reviser] = resolve_judges([config.revise.model], engine=config.revise.engine)
+    eval_judge, eval_engine = judges[0], config.judge.engine
     if config.evaluate.judge:
-        [eval_judge] = resolve_judges([config.evaluate.judge], config.judge.key_env)
+        [eval_judge] = resolve_judges([config.evaluate.judge], key_env, config.evaluate.engine)
+        eval_engine = config.evaluate.engine
     own: dict[Model, EngineConfig] = {}
+    base = config.engine.in_process
     wanted = {
         "revise.engine": ([reviser], config.revise.engine),
         "judge.engine": (judges, config.judge.engine),
-        "evaluate.engine": ([eval_judge], config.evaluate.engine),
+        "evaluate.engine": ([eval_judge], eval_engine),
     }
     check_arguments(config.engine)
-    used: dict[Model, EngineConfig] = {model: config.engine}
+    used: dict[Model, EngineConfig] = {generator: base}
     for key, (found, engine) in wanted.items():
-        settings = config.engine
+        settings = base
         if engine is not None:
             check_arguments(engine, key)
-            settings = engine.over(config.engine)
+            settings = engine.over(config.engine).in_process
         for each in found:
             if used.setdefault(each, settings) != settings:
                 raise CaiError(f"{key}: {each} is also another model of this run, with other engine settings")
-            if settings != config.engine:
+            if settings != base:
                 own[each] = settings
     return _Roles(reviser, judges, eval_judge, own)
 
@@ -173,11 +199,11 @@ def folder_name(name: str, place: str, remedy: str) -> str:
     return name
 
 
-def iteration(plan: Plan, number: int, policy: Path) -> Plan:
+def iteration(plan: Plan, number: int, policy: Model) -> Plan:
     """The plan of one iteration, from 1, which starts from `policy`; in a folder of its own if there are several.
 
     Later ones make no revisions and skip SFT: they sample from the policy, judge, and train on the new labels. The
-    judge and what the policy is compared with stay the same.
+    judge and what the policy is compared with stay the same. No server has the policy: it answers in this process.
     """
     if plan.config.iterations == 1:
         return plan
@@ -186,7 +212,7 @@ def iteration(plan: Plan, number: int, policy: Path) -> Plan:
         return replace(plan, folder=folder)
     config = plan.config.model_copy(update={"revise": plan.config.revise.model_copy(update={"rounds": 0})})
     train = [settings for settings in plan.train if settings.stage != "sft"]
-    return replace(plan, folder=folder, config=config, train=train, model=policy)
+    return replace(plan, folder=folder, config=config, train=train, model=policy, generator=policy)
 
 
 def _conversation(messages: Messages) -> str:
@@ -298,9 +324,14 @@ def manifest(plan: Plan) -> dict[str, Any]:
             for key in ("mix", "reward")
             if (value := getattr(settings, key, None)) is not None
         },
-        "model": models.folder_fingerprint(plan.model),
-        "reviser": model_fingerprint(plan.reviser) if plan.reviser != plan.model else None,
+        "model": model_fingerprint(plan.model),
+        **({"generator": model_fingerprint(plan.generator)} if plan.generator != plan.model else {}),
+        "reviser": model_fingerprint(plan.reviser) if plan.reviser != plan.generator else None,
         "judge_models": [model_fingerprint(judge) for judge in plan.judge_models],
+        "where": {
+            "generator": str(plan.generator) if isinstance(plan.generator, Server) else None,
+            "judges": [str(judge) for judge in plan.judge_models if isinstance(judge, Server)],
+        },
         "versions": versions(),
     }
 

@@ -228,8 +228,9 @@ class FaultyServer:
         self.closing = threading.Event()
         self._lock = threading.Lock()
         handler = type("Bound", (Handler,), {"service": self})
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._http.daemon_threads = True
+        self._http = type("Http", (ThreadingHTTPServer,), {"request_queue_size": 256, "daemon_threads": True})(
+            ("127.0.0.1", 0), handler
+        )
         self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
         threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 

@@ -32,6 +32,11 @@ def completion(text: str, top: dict[str, float] | None, finish: str = "stop") ->
     }  # fmt: skip
 
 
+class HttpServer(ThreadingHTTPServer):
+    request_queue_size = 256  # connections that wait; more are reset
+    daemon_threads = True
+
+
 class Service:
     """A server whose chat completions are what `answer` says; keeps what it was asked."""
 
@@ -74,7 +79,7 @@ class Service:
             def log_message(self, format: str, *args: object) -> None:
                 pass
 
-        self._http = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self._http = HttpServer(("127.0.0.1", port), Handler)
         self.port = self._http.server_port
         self.url = f"http://127.0.0.1:{self.port}/v1"
         threading.Thread(target=self._http.serve_forever, daemon=True).start()

@@ -1,0 +1,116 @@
+"""Runs whose prompts are answered, and judged, by servers."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from cai.inference.engine import Engine, EngineConfig, ScriptedEngine
+from cai.inference.models import Address, Model, Server
+from cai.inference.scheduler import Reporter, open_model
+from cai.runs.dry_run import dry_run
+from cai.runs.folder import RunFolder
+from cai.runs.pipeline import execute
+from cai.runs.plan import make_plan
+from cai.runs.run_file import load_run_file
+from tests.conftest import ROOT, write_workspace
+from tests.inference.test_endpoints import Service, completion
+
+PROMPTS = 8
+
+
+def answer(asked: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    if asked.get("logprobs"):
+        return 200, completion("A", {"A": 0.6, " B": 0.3})
+    return 200, completion(f"text {asked['seed']} about {asked['messages'][-1]['content'][:9]}", None)
+
+
+@pytest.fixture
+def services() -> Iterator[list[Service]]:
+    opened = [Service(["big"]) for _ in range(3)]
+    for service in opened:
+        service.answer = answer
+    yield opened
+    for service in opened:
+        service.close()
+
+
+def run_file_on(folder: Path, model: Path, services: list[Service], extra: str = "") -> Path:
+    urls = ", ".join(service.url for service in services)
+    return write_workspace(folder, model, PROMPTS, f"engine: {{endpoints: [{urls}]}}\n{extra}")
+
+
+def run(run_file: Path, opened: list[Model] | None = None) -> RunFolder:
+    def open_engine(model: Model, fingerprint: str, settings: EngineConfig) -> Engine:
+        if opened is not None:
+            opened.append(model)
+        return open_model(model, fingerprint, settings) if isinstance(model, Server) else ScriptedEngine(fingerprint)
+
+    plan = make_plan(run_file, [], None, run_file.parent / "runs")
+    execute(plan, Reporter(Console(quiet=True)), open_engine=open_engine)
+    return plan.folder
+
+
+def test_servers_answer_and_judge_every_prompt_of_a_run(tmp_path: Path, services: list[Service]) -> None:
+    folder = run(run_file_on(tmp_path, Path("big"), services[:2]))
+    training = [prompt.id for prompt in folder.prompts()][:6]
+    assert {row.prompt_id for row in folder.revisions()} == set(training)
+    judged = [row for row in folder.preferences() if row.source == "judge"]
+    assert {row.prompt_id for row in judged} == set(training)
+    assert judged[0].verdicts[0].non_option_mass == pytest.approx(0.1)
+    assert math.isclose(judged[0].p, 0.5)  # A in both orders
+    assert not services[2].asked
+    verdicts = [[str(asked["messages"]) for asked in service.asked if asked.get("logprobs")] for service in services]
+    for prompt in folder.prompts()[:6]:  # all questions about the answers to a prompt were asked of one server
+        text = prompt.messages[0]["content"]
+        assert sum(any(text in question for question in of_service) for of_service in verdicts) == 1
+
+
+def test_a_run_goes_on_when_its_servers_have_moved(tmp_path: Path, services: list[Service]) -> None:
+    run(run_file_on(tmp_path, Path("big"), services[:2]))
+    folder = run(run_file_on(tmp_path, Path("big"), services[2:]))
+    assert not services[2].asked
+    summary = folder.summary()
+    assert summary is not None
+    assert summary["calls"]["cache_misses"] == 0
+
+
+def test_what_is_trained_answers_on_servers_and_is_evaluated_in_this_process(
+    tmp_path: Path, tiny_model: Path, services: list[Service], no_worker: None
+) -> None:
+    opened: list[Model] = []
+    train = "train: [{stage: sft, max_length: 256}]\nrevise: {rounds: 1}\n"
+    folder = run(run_file_on(tmp_path, tiny_model, services[:2], train), opened)
+    policies = {model for model in opened if isinstance(model, Path)}
+    assert policies == {tiny_model, folder.train / "1-sft" / "model"}
+    manifest = folder.manifest()
+    assert manifest["generator"] != manifest["model"]
+    assert (folder.eval / "evaluation.json").exists()
+
+
+def test_a_dry_run_counts_the_calls_of_servers_and_makes_none(tmp_path: Path, services: list[Service]) -> None:
+    plan = make_plan(run_file_on(tmp_path, Path("big"), services[:1]), [], None, tmp_path / "runs")
+    lines = dry_run(plan).lines
+    assert sum(line.cache_misses for line in lines) > 60
+    assert not services[0].asked
+    assert json.dumps([service.listed for service in services]).count("/models") == 1
+
+
+def test_the_example_is_a_run_on_two_servers(tmp_path: Path, model_folder: Path, services: list[Service]) -> None:
+    for service in services[:2]:
+        service.models = ["smollm2-135m"]
+    urls = [service.url for service in services[:2]]
+    example = ROOT / "examples/endpoints.yaml"
+    assert load_run_file(example).engine.endpoints == ["http://localhost:8000/v1", "http://localhost:8001/v1"]
+    overrides = [
+        f"engine.endpoints={json.dumps(urls)}",
+        "engine.served_model_name=smollm2-135m",
+        f"model={model_folder}",
+    ]
+    plan = make_plan(example, overrides, None, tmp_path / "runs")
+    assert plan.generator == Server(tuple(map(Address, urls)), "smollm2-135m")
+    assert plan.model == model_folder
