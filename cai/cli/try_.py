@@ -71,6 +71,8 @@ def try_(
     file, folder = find_constitution(constitution, None), find_file("--templates", templates, COMMAND)
     source = YamlSource(COMMAND, dict(DEFAULTS), {})
     revise = validate(apply_overrides(source, [o.removeprefix("revise.") for o in settings or []]), ReviseConfig)
+    if revise.model is not None:
+        raise CaiError("--set model: `cai try` asks one model; --model names it")
 
     def load() -> Trial:
         principles = load_constitution(file).principles

@@ -21,6 +21,7 @@ from cai.config.errors import CaiError, RequestRefused
 from cai.data.records import Messages
 from cai.inference.chat import chat_ids, text_ids
 from cai.inference.engine import Choose, Completion, EngineConfig, Generate, UnusableAnswer
+from cai.inference.vllm_errors import explained, named
 from cai.inference.vllm_settings import free_engine, load_engine, on_cpu
 from cai.stats.formatting import counted, duration
 
@@ -324,7 +325,7 @@ class VllmEngine:
     def _fail_all(self, running: dict[str, Job], error: BaseException) -> None:
         """Fail every request with one error, those that still come too, until close() is called."""
         if not isinstance(error, CaiError):
-            error = CaiError(f"{self._folder}: vLLM stopped: {_named(error)}{_advice(error)}")
+            error = CaiError(f"{self._folder}: vLLM stopped: {explained(error)}")
         self._error = self._error or error
         for job in running.values():
             _reject(job.future, error)
@@ -357,15 +358,7 @@ def sampling_params(request: Generate) -> Any:
 
 
 def _named(error: BaseException) -> str:
-    """An error's kind and its message, in one line of at most 300 characters."""
-    message = " ".join(str(error).split())[:300]
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__
-
-
-def _advice(error: BaseException) -> str:
-    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "out of memory" in str(error).lower():
-        return "; lower engine.concurrency or engine.max_model_len, or free memory on the device"
-    return ""
+    return named(type(error).__name__, str(error))
 
 
 def _resolve(future: "asyncio.Future[Any]", answer: Any) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from cai.config.errors import CaiError
 from cai.inference.engine import EngineConfig
+from cai.inference.vllm_errors import log_to_file
 
 GIB = 2**30
 DEFAULT_MAX_MODEL_LEN = 8192  # tokens; long contexts cost memory whether used or not
@@ -204,6 +205,8 @@ def set_environment() -> None:
     Its workers are spawned: forked ones die where CUDA was asked for anything before, even whether it is there.
     """
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    if not on_cpu():
+        log_to_file()
     _quieten()
 
 
