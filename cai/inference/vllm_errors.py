@@ -61,13 +61,12 @@ ADVICE: tuple[Advice, ...] = (
 
 def explained(error: BaseException) -> str:
     """An error of vLLM's in one line: kind and message, of its own processes where they say why, and what to set."""
-    found, log = named(type(error).__name__, str(error)), _log()
-    if log is not None and any(wrapper in str(error) for wrapper in WRAPPERS):
-        found = _root_cause(log) or found
-    found = found.rstrip(".")
-    whole = f"{type(error).__name__} {error} {found if log is not None else ''}"
+    kind, message, log = type(error).__name__, str(error), _log()
+    if log is not None and any(wrapper in message for wrapper in WRAPPERS):
+        kind, message = _root_cause(log) or (kind, message)
+    whole = f"{kind}: {message}"
     advice = next((f"; {advise(match)}" for pattern, advise in ADVICE if (match := pattern.search(whole))), "")
-    return f"{found}{advice}" + (f". vLLM's log is {log}" if log is not None else "")
+    return f"{named(kind, message).rstrip('.')}{advice}" + (f". vLLM's log is {log}" if log is not None else "")
 
 
 def named(kind: str, message: str) -> str:
@@ -120,12 +119,12 @@ def _log() -> Path | None:
     return log
 
 
-def _root_cause(log: Path) -> str:
-    """The last error in the log that is not about another one; empty without any."""
+def _root_cause(log: Path) -> tuple[str, str] | None:
+    """Kind and message of the last error in the log that is not about another one."""
     with suppress(OSError), log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - READ))
         text = file.read().decode("utf-8", "replace")
         errors = [m for m in LAST_ERROR.finditer(text) if not any(wrapper in m[2] for wrapper in WRAPPERS)]
         if errors:
-            return named(errors[-1][1], errors[-1][2])
-    return ""
+            return errors[-1][1], errors[-1][2]
+    return None

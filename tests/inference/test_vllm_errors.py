@@ -50,13 +50,13 @@ def test_why_an_engines_process_ended_is_read_from_its_log(tmp_path: Path, monke
         "2026-11-30 ERROR EngineCore EngineCore failed to start.\n"
         "Traceback (most recent call last):\n"
         '  File "worker.py", line 1, in f\n'
-        "ValueError: Free memory on device cuda:0 (10.00/80.00 GiB) on startup is less than desired GPU memory "
-        "utilization (0.9, 72.0 GiB).\n"
+        f"ValueError: {'Long before. ' * 30}Free memory on device cuda:0 (10.00/80.00 GiB) on startup is less than "
+        "desired GPU memory utilization (0.9, 72.0 GiB).\n"
         "RuntimeError: Engine core initialization failed. See root cause above.\n",
         encoding="utf-8",
     )
     said = explained(RuntimeError("Engine core initialization failed. See root cause above. Failed core proc(s): {}"))
-    assert said.startswith("ValueError: Free memory on device cuda:0 (10.00/80.00 GiB)")
+    assert said.startswith("ValueError: Long before.")
     assert "gpu_memory_utilization to at most 0.12" in said
     assert said.endswith(f"vLLM's log is {tmp_path / 'vllm-1.log'}")
 

@@ -1,0 +1,44 @@
+"""The shipped run files can be planned as they are, with other folders in place of the models that they name."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cai.runs.plan import Plan, make_plan
+from tests.conftest import ROOT
+
+EXAMPLES = sorted(
+    path.name for path in (ROOT / "examples").glob("*.yaml") if "endpoints" not in path.name
+)  # needs servers
+ROLES = ("model", "revise.model", "judge.model", "evaluate.judge")
+
+
+def planned(name: str, folder: Path, model: Path) -> Plan:
+    """The plan of an example; each model that it names is a folder of its own, without weights."""
+    path = ROOT / "examples" / name
+    data, overrides = yaml.safe_load(path.read_text(encoding="utf-8")), []
+    for role in ROLES:
+        section, _, key = role.rpartition(".")
+        named = (data.get(section) or {} if section else data).get(key)
+        if named is not None and not str(named).startswith("http"):
+            own = folder / str(named).replace("/", "--")
+            if not own.exists():
+                own.mkdir()
+                for file in model.iterdir():
+                    (own / file.name).write_text(f'{{"name": "{named}"}}', encoding="utf-8")
+            overrides.append(f"{role}={own}")
+    return make_plan(path, overrides, None, folder / "runs")
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_can_be_planned(name: str, tmp_path: Path, model_folder: Path) -> None:
+    plan = planned(name, tmp_path, model_folder)
+    assert plan.training
+    assert (plan.config.name or "") + ".yaml" == name
+
+
+def test_one_gpu_gets_vllms_own_settings_but_those_of_the_file(tmp_path: Path, model_folder: Path) -> None:
+    engine = planned("gpu-8b.yaml", tmp_path, model_folder).config.engine
+    assert engine.vllm == {"dtype": "bfloat16", "gpu_memory_utilization": 0.9}
+    assert engine.concurrency is None
