@@ -32,6 +32,7 @@ def stage_file(folder: RunFolder, name: str) -> dict[str, Any]:
     return specification
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_worker")
 def test_the_policy_is_trained_against_the_reward_model_of_its_own_run(tmp_path: Path, tiny_model: Path) -> None:
     [folder] = execute_run(write_workspace(tmp_path, tiny_model, extra=TRAIN))
@@ -86,6 +87,7 @@ def test_an_unfinished_run_without_training_output_takes_other_settings(tmp_path
     assert len(again.prompts()) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_worker")
 def test_each_iteration_samples_from_the_policy_before_it(tmp_path: Path, tiny_model: Path) -> None:
     run_file = write_workspace(tmp_path, tiny_model, extra=TRAIN + "iterations: 2\n")

@@ -143,6 +143,7 @@ def test_the_pull_to_the_starting_policy_is_on_unless_switched_off(
     assert found["default"] == found["0.05"] != found["off"]
 
 
+@pytest.mark.slow
 def test_online_dpo_pulls_to_the_starting_policy(tmp_path: Path, tiny_model: Path, judges: Path) -> None:
     kl = {}
     variants: dict[str, dict[str, Any]] = {"default": {}, "strong": {"beta": 100.0}}
@@ -171,6 +172,7 @@ def test_a_reward_model_of_another_vocabulary_is_refused(
             run(stage, tiny_model, foreign, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "lora"), [("rloo", 4), ("grpo", None), ("online_dpo", 4)])
 def test_resumed_is_undisturbed_to_the_bit(
     tmp_path: Path, tiny_model: Path, judges: Path, stage: str, lora: int | None

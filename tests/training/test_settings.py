@@ -43,6 +43,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_worker")
 def test_dpo_interrupted_and_resumed_is_dpo_undisturbed(tmp_path: Path, tiny_model: Path) -> None:
     data, settings = preferences(tmp_path / "preferences.jsonl"), dpo(num_train_epochs=2)

@@ -142,7 +142,10 @@ def test_the_value_function_learns_to_explain_the_returns(tmp_path: Path, tiny_m
     assert late(lines, "val/explained_variance") > 0.2
 
 
-@pytest.mark.parametrize(("lora", "value"), [(4, "shared"), (4, "separate"), (None, "shared"), (None, "separate")])
+@pytest.mark.parametrize(
+    ("lora", "value"),
+    [(4, "shared"), pytest.param(4, "separate", marks=pytest.mark.slow), (None, "shared"), (None, "separate")],
+)
 def test_resumed_is_undisturbed_to_the_bit(tmp_path: Path, tiny_model: Path, lora: int | None, value: str) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
