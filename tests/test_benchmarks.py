@@ -8,6 +8,14 @@ from pathlib import Path
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
+def test_a_run_is_measured_and_replayed_over_an_engine_that_answers_at_once() -> None:
+    for script, arguments in (("scheduler.py", ["20", "40"]), ("replay.py", ["20"])):
+        command = [sys.executable, str(BENCHMARKS / script), *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+        assert json.loads(result.stdout.splitlines()[-1])["ratio"] > 0
+
+
 def test_the_judge_benchmark_labels_scripted_pairs() -> None:
     command = [sys.executable, str(BENCHMARKS / "judge.py"), "scale", "20"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+from collections.abc import Iterable, Iterator
 from typing import Any
+
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)  # json.dumps makes one a call
 
 
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spaces: equal values give equal text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return _ENCODER.encode(value)
 
 
 def _digest(parts: tuple[Any, ...], size: int) -> bytes:
@@ -26,4 +29,18 @@ def derive_seed(*parts: Any) -> int:
 
 def uniform(*parts: Any) -> float:
     """A number in the open interval (0, 1), uniform over parts and the same for the same parts."""
-    return (int.from_bytes(_digest(parts, 8), "big") // 2**11 + 0.5) / 2**53
+    return _unit(_digest(parts, 8))
+
+
+def uniforms(parts: tuple[Any, ...], last: Iterable[str]) -> Iterator[float]:
+    """`uniform(*parts, text)` of each text in `last`; the parts before it are hashed once."""
+    prefix = canonical_json(parts)[:-1] + ("," if parts else "")
+    shared = hashlib.blake2b(prefix.encode("utf-8", "surrogatepass"), digest_size=8)
+    for text in last:
+        whole = shared.copy()
+        whole.update(f"{canonical_json(text)}]".encode("utf-8", "surrogatepass"))
+        yield _unit(whole.digest())
+
+
+def _unit(digest: bytes) -> float:
+    return (int.from_bytes(digest, "big") // 2**11 + 0.5) / 2**53

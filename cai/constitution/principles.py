@@ -8,6 +8,7 @@ import math
 import re
 import textwrap
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -17,7 +18,7 @@ from pydantic_core import PydanticCustomError
 
 from cai.config import yaml_files
 from cai.config.errors import CaiError
-from cai.config.hashing import fingerprint, uniform
+from cai.config.hashing import fingerprint, uniforms
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True), Field(json_schema_extra={"pattern": r"\S"})]
 Quoted = Annotated[
@@ -118,7 +119,10 @@ class Principle(yaml_files.Section):
     @property
     def fingerprint(self) -> str:
         """Hash of the three texts a model sees; weight, tags, notes and tests are excluded."""
-        return fingerprint(self.critique, self.revision, self.judge)
+        return _fingerprint(self.critique, self.revision, self.judge)
+
+
+_fingerprint = lru_cache(maxsize=1024)(fingerprint)  # of every row and verdict
 
 
 class Constitution(yaml_files.Section):
@@ -182,11 +186,10 @@ def assign(constitution: Constitution, seed: int, prompt_id: str, occasion: str,
     Returns min(count, number of principles) principles, first choice first.
     """
 
-    def arrival(principle: Principle) -> tuple[float, str]:
-        u = uniform(seed, prompt_id, occasion, principle.id)
-        return -math.log(u) / principle.weight, principle.id
-
-    return sorted(constitution.principles, key=arrival)[:count]
+    principles = constitution.principles
+    drawn = uniforms((seed, prompt_id, occasion), (principle.id for principle in principles))
+    arrivals = [(-math.log(u) / p.weight, p.id, p) for u, p in zip(drawn, principles, strict=True)]
+    return [principle for _, _, principle in sorted(arrivals)[:count]]  # ids are unique: principles are not compared
 
 
 def shares(constitution: Constitution) -> dict[str, float]:

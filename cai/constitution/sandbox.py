@@ -58,6 +58,7 @@ ELEMENT = 16  # characters that an element of a list or a key of a dict costs be
 
 SCALARS = (str, int, float, bool, type(None))
 PLAIN = (*SCALARS, list, tuple, dict)
+LAZY: Any = (Iterator, type({}.keys()), type({}.values()), type({}.items()))
 KINDS: dict[type, str] = {
     **{str: "text", bool: "true or false", int: "a number", float: "a number", type(None): "none"},
     **{list: "a list", tuple: "a list", dict: "a dict"},
@@ -79,8 +80,9 @@ class Work:
 
     def spend(self, characters: int) -> None:
         """Before, or at the latest when, something of this size is computed."""
-        self.check(characters)
         self._work -= characters
+        if self._work < 0:
+            self.check(0)
 
     def check(self, characters: int) -> None:
         """Raises: Exceeded for something that would cost more than is left."""
@@ -143,7 +145,9 @@ class _BoundedContext(Context):
 
 @pass_context
 def _measured(context: _BoundedContext, value: Any) -> Any:
-    if not isinstance(value, Undefined):
+    if type(value) is str:  # mostly
+        context.work.spend(VALUE + len(value))
+    elif not isinstance(value, Undefined):
         context.work.value(value)
     return value
 
@@ -241,9 +245,9 @@ FUNCTIONS |= {  # of our own: encodings of a request, for probes
 
 def _listed(result: Any) -> Any:
     """The elements of what Jinja and Python give lazily."""
-    if isinstance(result, Iterator | type({}.keys()) | type({}.values()) | type({}.items())):
-        return list(result)
-    return result
+    if type(result) in PLAIN or not isinstance(result, LAZY):  # mostly
+        return result
+    return list(result)
 
 
 class _Environment(ImmutableSandboxedEnvironment):
@@ -383,9 +387,11 @@ class Template:
             parser = Parser(_ENVIRONMENT, source)
             tree = parser.parse()
             check_syntax(tree, variables, renamed or {})
+            self._constant = {b.name for b in tree.find_all(nodes.Block) if b.find(nodes.Name) is None}
             _Metered().visit(tree)  # in place
             code = _ENVIRONMENT.compile(tree)
             self._template = jinja2.Template.from_code(_ENVIRONMENT, code, {})
+            self._rendered: dict[str, str] = {}  # blocks without variables
         except TemplateFault:
             raise
         except jinja2.TemplateSyntaxError as error:
@@ -403,15 +409,20 @@ class Template:
 
         Raises: TypeError for a variable that is not plain; TemplateFault for whatever the template does wrong.
         """
+        if block in self._rendered:
+            return self._rendered[block]
         work = Work(variables)
         render = self._template.root_render_func if block is None else self._template.blocks[block]
         try:
             context = self._template.new_context(dict(variables))
             assert isinstance(context, _BoundedContext)
             context.work = work
-            return "".join(render(context)).strip()
+            text = "".join(render(context)).strip()
         except Exception as error:  # whatever an expression may raise
             raise TemplateFault(self._line(error), _message(error)) from error
+        if block in self._constant:
+            self._rendered[block] = text
+        return text
 
     def _line(self, error: Exception) -> int:
         """The line of the template that an error comes from."""

@@ -21,6 +21,7 @@ stranger's: no file is read from outside it, by whatever link, and a template do
 
 import itertools
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ class Templates:
         for name in names:
             self._tried(name)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Of every template's text and the few-shot turns."""
         return fingerprint(self._sources, self.few_shot.model_dump())

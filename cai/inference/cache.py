@@ -138,11 +138,11 @@ class Cache:
         """
 
         def write() -> Committed:
-            now, execute = time.time(), self._db.execute
+            now, execute, execute_many = time.time(), self._db.execute, self._db.executemany
             with self._transaction():
                 second = {entry.key for entry in changes.entries if not execute(INSERT, entry.row()).rowcount}
-                for key in (*(entry.key for entry in changes.entries), *changes.released):
-                    execute("DELETE FROM leases WHERE key = ? AND owner = ?", (key, self._owner))
+                ended = (*(entry.key for entry in changes.entries), *changes.released)
+                execute_many("DELETE FROM leases WHERE key = ? AND owner = ?", [(key, self._owner) for key in ended])
                 if changes.leases and now - self._beat > BEAT_SECONDS:
                     self._write_heartbeat(now)
                 values = {"owner": self._owner, "expired": now - LEASE_SECONDS}

@@ -1,7 +1,8 @@
 """An engine under the cache: what is cached is answered, the rest is asked once, in all processes together.
 
-A process leases the key of a call while it makes it, and other processes wait for its answer. Leases and answers of one
-turn of the event loop are one transaction. What is no answer (`validate_completion`) is never stored.
+A process leases the key of a call while it makes it, and other processes wait for its answer. Leases and answers of a
+few milliseconds are one transaction, for which those who need them wait: on a slow disk more of them, up to 0.2 s. What
+is no answer (`validate_completion`) is never stored.
 """
 
 import asyncio
@@ -36,10 +37,16 @@ Request = TypeVar("Request", Generate, Choose)
 BEAT_SECONDS = 5.0  # between heartbeats, by which the process keeps its leases
 NOT_IN_KEYS = ("step", "session", "sampling")  # fields of requests; the last is, where it is set
 POLL_SECONDS = 0.1  # between looks for an answer that another process is asking for
+LEAST_DELAY, MOST_DELAY = 0.005, 0.2  # seconds between two transactions
+DELAY_RATIO = 4.0  # between two transactions, as many times as long as the first one took
 
 
 class _Commits:
-    """Collects the changes of one turn of the event loop, and keeps this process's leases while there are any."""
+    """Commits changes together, in intervals, and keeps this process's leases while there are any.
+
+    A transaction runs in the event loop, at most a fifth of the time: its statements are so short that a thread of its
+    own would mostly wait for the interpreter, which the loop keeps for 5 ms each time.
+    """
 
     def __init__(self, cache: AnyCache) -> None:
         self._cache = cache
@@ -48,6 +55,7 @@ class _Commits:
         self._released: list[bytes] = []
         self._held: set[bytes] = set()
         self._scheduled: asyncio.AbstractEventLoop | None = None
+        self._next = 0.0  # not before then is the next transaction, by the clock of event loops
         self._beating: asyncio.AbstractEventLoop | None = None
 
     async def lease(self, key: bytes) -> bool:
@@ -73,10 +81,25 @@ class _Commits:
         loop = asyncio.get_running_loop()
         if self._scheduled is not loop:
             self._scheduled = loop
-            loop.call_soon(self._commit)
+            loop.call_at(self._next, self._commit)
+
+    def flush(self) -> None:
+        """Commit now what is waiting."""
+        if self._entries or self._released:
+            self._commit()
 
     def _commit(self) -> None:
         self._scheduled = None
+        if not (self._entries or self._leases or self._released):  # flushed
+            return
+        begun = time.monotonic()
+        try:
+            self._commit_waiting()
+        finally:
+            ended = time.monotonic()
+            self._next = ended + min(MOST_DELAY, max(LEAST_DELAY, DELAY_RATIO * (ended - begun)))
+
+    def _commit_waiting(self) -> None:
         entries, leases, released = self._entries, self._leases, self._released
         self._entries, self._leases, self._released = [], [], []
         try:
@@ -153,6 +176,7 @@ class CachedEngine:
             reused = isinstance(self._engine, KeptEngine) and self._engine.reused
             work = Work(name, done, time.monotonic() - begun, self._opened > opened and not reused)
             self.work.append(work)
+            self._commits.flush()  # an interrupt may end the event loop before its turn
             if any(tally.cache_misses for tally in done.values()):
                 self._cache.add_work(self.fingerprint, work)
 
@@ -165,7 +189,7 @@ class CachedEngine:
             tally = self.steps[asked.step]
             tally.allowed += asked.max_tokens
             tally.tokens += completion.completion_tokens
-            return dataclasses.asdict(completion)
+            return dict(vars(completion))
 
         return _completion(await self._screened(request, ask, _completion))
 

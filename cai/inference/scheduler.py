@@ -7,6 +7,7 @@ Progress shows as bars with rates and estimates on a terminal, as plain lines el
 """
 
 import asyncio
+import gc
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -142,6 +143,7 @@ Result = TypeVar("Result")
 OpenEngine = Callable[[Model, str, EngineConfig], Engine]
 PROGRESS_SECONDS = 0.5
 PROMPTS_A_TURN = 4096  # that are under way where models take turns: loading one costs as much as many answers
+YOUNG_OBJECTS = 50_000  # new objects until Python looks for garbage among them; 700 without us
 
 
 async def run_concurrently(
@@ -153,8 +155,17 @@ async def run_concurrently(
     """
     waiting: deque[tuple[Item, asyncio.Task[Result]]] = deque()
     running: set[asyncio.Task[Result]] = set()
+    failed: list[asyncio.Task[Result]] = []
+    ended = asyncio.Event()
     source = iter(items)
     exhausted = False
+
+    def end(task: asyncio.Task[Result]) -> None:
+        running.discard(task)
+        if task.cancelled() or task.exception() is not None:
+            failed.append(task)
+        ended.set()
+
     try:
         while True:
             while len(running) < limit and not exhausted:
@@ -166,17 +177,19 @@ async def run_concurrently(
                 task = asyncio.ensure_future(function(item))
                 waiting.append((item, task))
                 running.add(task)
+                task.add_done_callback(end)  # asyncio.wait would go through all that run, each time that one ends
             while waiting and waiting[0][1].done():
                 item, task = waiting.popleft()
                 yield item, task.result()
             if not waiting and exhausted:
                 return
             if running:
-                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    task.result()
+                await ended.wait()
+            ended.clear()
+            for task in failed:
+                task.result()
     finally:
-        for task in running:
+        for task in list(running):
             task.cancel()
         await asyncio.gather(
             *(task for _, task in waiting), return_exceptions=True
@@ -314,6 +327,7 @@ class Scheduler:
             for engine in stage.engines:
                 stack.enter_context(engine.stage(stage.name))
             task = stack.enter_context(self._task(stage))
+            stack.enter_context(_rare_collections())
             progress = asyncio.ensure_future(_repeat(show, task)) if task else None
             try:
                 async for item, result in run_concurrently(guarded, items, limit):
@@ -375,6 +389,20 @@ class Scheduler:
     def _task(self, stage: Stage) -> Iterator[Task | None]:
         with self.reporter.task(stage.name, stage.calls, "calls") if self.reporter else nullcontext() as task:
             yield task
+
+
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Collect garbage rarely inside the block: thousands of waiting calls are looked through each time, and are none.
+
+    Measured on the scripted engine: 15 % of the time of a call.
+    """
+    before = gc.get_threshold()
+    gc.set_threshold(YOUNG_OBJECTS, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def _tally(engines: Iterable[CachedEngine]) -> Tally:

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cai.config.hashing import derive_seed, fingerprint, uniform
+from cai.config.hashing import derive_seed, fingerprint, uniform, uniforms
 
 json_values = st.recursive(  # a few leaves: an order of keys needs no more
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -24,6 +24,11 @@ def _same_json(a: object, b: object) -> bool:
     import json
 
     return json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)
+
+
+@given(st.lists(json_values, max_size=3), st.lists(st.text(), max_size=3))
+def test_numbers_drawn_together_are_those_drawn_one_by_one(parts: list[object], last: list[str]) -> None:
+    assert list(uniforms(tuple(parts), last)) == [uniform(*parts, text) for text in last]
 
 
 def test_parts_are_not_run_together() -> None:

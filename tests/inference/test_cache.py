@@ -16,7 +16,7 @@ import pytest
 
 from cai.config.errors import CaiError, RequestRefused
 from cai.data.records import Message
-from cai.inference.cache import Cache, Changes, Tally
+from cai.inference.cache import Cache, Changes, Committed, Tally
 from cai.inference.cache_file import APPLICATION, Entry
 from cai.inference.cached_engine import CachedEngine
 from cai.inference.engine import Choose, Completion, Engine, Generate, Sampling, ScriptedEngine, UnusableAnswer
@@ -84,6 +84,57 @@ def test_the_model_is_not_opened_while_the_cache_has_every_answer(tmp_path: Path
         raise AssertionError("opened")
 
     assert asyncio.run(ask(ScriptedEngine)) == asyncio.run(ask(never))
+
+
+class CountingCache(Cache):
+    """A cache that counts its transactions, each of which takes `seconds` more than it does."""
+
+    transactions = 0
+    seconds = 0.0
+
+    def commit(self, changes: Changes) -> Committed:
+        self.transactions += 1
+        time.sleep(self.seconds)
+        return super().commit(changes)
+
+
+@pytest.mark.parametrize(("seconds", "most"), [(0.0, 0.5), (0.01, 0.25)])
+def test_calls_that_end_one_by_one_share_transactions_and_more_on_a_slow_disk(
+    tmp_path: Path, seconds: float, most: float
+) -> None:
+    class Trickling(ScriptedEngine):
+        async def generate(self, request: Generate) -> Completion:
+            await asyncio.sleep(0.002 * request.seed)
+            return await super().generate(request)
+
+    cache = CountingCache(tmp_path / "cache.sqlite")
+    cache.seconds = seconds
+    engine = CachedEngine("m", cache, Trickling)
+
+    async def ask() -> None:
+        await asyncio.gather(*(engine.generate(generate(seed=i)) for i in range(100)))
+
+    asyncio.run(ask())
+    assert engine.tally.cache_misses == 100
+    assert cache.transactions < most * 100
+
+
+def test_an_interrupt_stores_the_answers_that_wait_for_a_transaction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cai.inference.cached_engine.LEAST_DELAY", 60.0)
+    engine = remembering(tmp_path / "cache.sqlite", ScriptedEngine())
+
+    async def ask() -> None:
+        with engine.stage("feedback"):
+            waiting = asyncio.ensure_future(engine.generate(generate()))
+            await asyncio.sleep(0.05)
+            waiting.cancel()
+            await asyncio.sleep(0)
+
+    asyncio.run(ask())
+    with closing(sqlite3.connect(tmp_path / "cache.sqlite")) as db:
+        assert db.execute("SELECT count(*) FROM answers").fetchone() == (1,)
 
 
 def test_a_refusal_reaches_everyone_who_waits_and_is_not_cached(tmp_path: Path) -> None:

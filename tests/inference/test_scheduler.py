@@ -2,6 +2,7 @@ import asyncio
 import io
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -49,6 +50,35 @@ def test_a_slow_example_does_not_hold_up_the_others() -> None:
 
     assert asyncio.run(collect()) == list(range(20))
     assert finished[-1] == 0
+
+
+def test_an_example_that_ends_costs_the_same_however_many_run() -> None:
+    def callbacks(limit: int) -> int:
+        """How often a running task is looked at, while one example after the other ends beside `limit` that wait."""
+        looks = 0
+
+        class Task(asyncio.Task[None]):
+            def add_done_callback(self, *args: Any, **kwargs: Any) -> None:
+                nonlocal looks
+                looks += 1
+                super().add_done_callback(*args, **kwargs)
+
+        async def collect() -> None:
+            asyncio.get_running_loop().set_task_factory(lambda loop, coro, **kwargs: Task(coro, loop=loop, **kwargs))
+            gate = asyncio.Event()
+
+            async def work(item: int) -> None:
+                await (gate.wait() if item < limit else asyncio.sleep(0))
+                if item == limit + 50:
+                    gate.set()
+
+            async for _ in run_concurrently(work, range(limit + 51), limit + 1):
+                pass
+
+        asyncio.run(collect())
+        return looks - limit
+
+    assert callbacks(400) < callbacks(10) + 150
 
 
 def test_the_first_error_cancels_the_rest() -> None:
