@@ -34,6 +34,7 @@ from cai.feedback.judge import JudgeConfig
 from cai.feedback.label import JUDGE_JSON, LabelJob, label_file
 from cai.feedback.metrics import JUDGE_METRICS
 from cai.inference.chat import control_warnings
+from cai.inference.endpoints import bounded_warnings
 from cai.inference.scheduler import Reporter
 from cai.inference.servers import resolve_judges
 from cai.inference.vllm_settings import check_arguments
@@ -105,7 +106,13 @@ def _parts(labelling: dict[str, Any]) -> Iterator[RenderableType | Grid]:
     high = [f"{metric.name} is {metric.shown(e)}" for metric, e in estimates.items() if metric.warns(e.mean)]
     reasons = [f"skipped: {count:,} × {reason}" for reason, count in skipped["reasons"].items()]
     failed = [f"{counted(skipped['failed'], 'rows')} failed; skipped.jsonl says why"] if skipped["failed"] else []
-    if warnings := [*high, *control_warnings(labelling), *reasons, *failed]:
+    if warnings := [
+        *high,
+        *control_warnings(labelling),
+        *bounded_warnings(labelling.get("bounded", 0)),
+        *reasons,
+        *failed,
+    ]:
         yield heading("Warnings")
         yield listed("!", warnings, "yellow")
     yield Text("")

@@ -23,6 +23,7 @@ from cai.feedback.judge import JudgedAnswers, Verdicts, label
 from cai.feedback.label import JudgePanel, LabelJob, count_work, label_claim, labelled, write_judge_json
 from cai.inference.cache import Cache
 from cai.inference.chat import control_counts, control_warnings, spells_control
+from cai.inference.endpoints import bounded_warnings
 from cai.inference.models import served
 from cai.inference.scheduler import EngineWork, OpenEngine, Reporter, Scheduler, open_model
 from cai.stats.formatting import counted
@@ -78,6 +79,7 @@ def evaluate_judge(
         report = judge_report(rows, cost, more.calibrate, judging.settings.temperature, gains)
         spelled = sum(map(spells_control, each_row(folder / VERDICTS, Preference)))
         warnings = control_warnings(control_counts(spelled, judging.engine.control_tokens, served(judging.judges)))
+        warnings += bounded_warnings(scheduler.tally().bounded)
         report = report.model_copy(update={"notes": [*report.notes, *warnings]})
         if warning := _own_labels(judging.data, panel.name):
             report = report.model_copy(update={"notes": [warning, *report.notes]})

@@ -50,6 +50,7 @@ from cai.evaluation.win_rates import (
     tags_to_report,
 )
 from cai.inference.chat import control_counts, control_string, control_warnings
+from cai.inference.endpoints import bounded_warnings
 from cai.inference.models import folder_fingerprint, model_fingerprint, served
 from cai.stats.formatting import counted
 from cai.stats.win_rate import FEW_PROMPTS, FOLLOWS_POSITION
@@ -347,6 +348,7 @@ def notes(report: PolicyReport, evaluation: PolicyEvaluation) -> list[str]:
     warnings += _of_comparisons([row for row in report.comparisons if row.tag is None])
     warnings += injection_warnings(report.injection)
     warnings += control_warnings(report.model_dump(include={"control_tokens", "control_tokens_escaped"}), "answers")
+    warnings += bounded_warnings(evaluation.calls().bounded)
     doubted = [check for check in report.checks if not check.significant and check.accuracy is not None]
     if doubted:
         counts = ", ".join(

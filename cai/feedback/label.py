@@ -263,7 +263,8 @@ def label_file(
         begun, totals = time.monotonic(), Totals()
         asyncio.run(label_rows(job, JudgePanel(job, extent, scheduler), folder, extent.most > 2, totals))
         spelling = control_counts(totals.spelling, job.engine.control_tokens, served(job.judges))
-        content = totals.summary() | spelling | {"cost": scheduler.cost(time.monotonic() - begun)._asdict()}
+        cost = scheduler.cost(time.monotonic() - begun)._asdict()
+        content = totals.summary() | spelling | {"bounded": scheduler.tally().bounded, "cost": cost}
         write_judge_json(folder, content)
     return content
 

@@ -50,7 +50,7 @@ Result = TypeVar("Result")
 @dataclasses.dataclass
 class Tally:
     """Calls of an engine. Of the cache misses alone: the tokens they may write at most (`allowed`), the tokens they
-    wrote, and the characters they read.
+    wrote, and the characters they read. `bounded` are verdicts with an upper bound for a log-probability.
     """
 
     cache_misses: int = 0
@@ -58,6 +58,7 @@ class Tally:
     allowed: int = 0
     tokens: int = 0
     characters: int = 0
+    bounded: int = 0
 
     def __add__(self, other: "Tally") -> "Tally":
         return Tally(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))

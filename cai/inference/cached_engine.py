@@ -22,6 +22,7 @@ from cai.inference.cache import AnyCache, Changes, Tally, Work
 from cai.inference.cache_file import Entry
 from cai.inference.chat import ControlTokenRefused, ControlTokens, control_string, escape_control
 from cai.inference.engine import (
+    BoundedLogProbs,
     Choose,
     Completion,
     Engine,
@@ -196,14 +197,20 @@ class CachedEngine:
     async def choose(self, request: Choose) -> list[float]:
         """As Engine.choose, cached."""
 
-        async def ask(asked: Choose) -> list[float]:
+        async def ask(asked: Choose) -> list[float] | dict[str, Any]:
             async with self._turn():
-                return list(await self._model().choose(asked))
+                log_probs = await self._model().choose(asked)
+            return {"at_most": list(log_probs)} if isinstance(log_probs, BoundedLogProbs) else list(log_probs)
 
-        def check(log_probs: Any) -> None:
+        def check(answer: Any) -> None:
+            log_probs = answer.get("at_most") if isinstance(answer, dict) else answer
             validate_choice(log_probs if isinstance(log_probs, list) else [], len(request.options))
 
-        return list(await self._screened(request, ask, check))
+        answer = await self._screened(request, ask, check)
+        if isinstance(answer, dict):
+            self.steps[request.step].bounded += 1
+            return BoundedLogProbs(answer["at_most"])
+        return list(answer)
 
     async def close(self) -> None:
         """Close the model if it is open; the cache stays open."""

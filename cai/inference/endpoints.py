@@ -17,9 +17,18 @@ from cai.config.errors import CaiError, RequestRefused
 from cai.config.hashing import fingerprint as digest
 from cai.data.records import Messages
 from cai.inference.endpoint_pool import Endpoint, EndpointPool
-from cai.inference.engine import Choose, Completion, Generate, UnusableAnswer, validate_choice, validate_completion
+from cai.inference.engine import (
+    BoundedLogProbs,
+    Choose,
+    Completion,
+    Generate,
+    UnusableAnswer,
+    validate_choice,
+    validate_completion,
+)
 from cai.inference.models import Server
 from cai.inference.servers import server_message
+from cai.stats.formatting import counted
 
 TOP_LOGPROBS = 20  # the most that OpenAI and, by default, vLLM return for a token
 LONGEST_TOKEN = 256  # characters; tokens of blanks or dashes have up to 128
@@ -29,12 +38,12 @@ TOKEN_ID = "token_id:"  # how vLLM names a token by its number
 
 @dataclass
 class _Abilities:
-    """What an endpoint was seen to do; None until it has answered."""
+    """What an endpoint was seen to do; a switch is None until the endpoint has answered."""
 
     continues: bool | None = None  # the assistant's unfinished turn
     judges: bool = False  # has it ever returned log-probabilities
     exact: bool | None = None  # takes logprob_token_ids
-    first_tokens: dict[str, int] = field(default_factory=dict)  # of options
+    first_tokens: dict[str, int] | None = field(default_factory=dict)  # of options; None: the server does not say
 
 
 class ServerEngine:
@@ -85,7 +94,7 @@ class ServerEngine:
         """Log-probabilities of the options: of their first tokens where a server returns those.
 
         Elsewhere each is summed over its tokens with and without a leading space, and one that is not among the
-        likeliest TOP_LOGPROBS tokens gets the probability of the last of those.
+        likeliest TOP_LOGPROBS tokens has the probability of the last of those at most: BoundedLogProbs.
         """
         session = session_of(request)
 
@@ -111,8 +120,17 @@ class ServerEngine:
         return self._pool
 
     async def _verdict(self, endpoint: Endpoint, request: Choose, session: str) -> list[float]:
-        """One try of a verdict at one endpoint."""
+        """One try of a verdict at one endpoint: exact, or from its `top_logprobs`."""
         abilities = self._abilities[endpoint.address]
+        tokens = None if abilities.exact is False else await self._first_tokens(endpoint, request.options)
+        if tokens is not None:
+            try:
+                log_probs = await self._exact(endpoint, request.messages, tokens, session)
+                abilities.exact = abilities.continues = abilities.judges = True
+                return log_probs
+            except RequestRefused as refusal:  # by the request, or vLLM's own parameters: the second try shows which
+                if abilities.exact or (isinstance(refusal, UnusableAnswer) and not isinstance(refusal, _NoLogProbs)):
+                    raise
         top = {"max_tokens": 1, "temperature": 0.0, "logprobs": True, "top_logprobs": TOP_LOGPROBS}
         try:
             log_probs = await self._continued(
@@ -125,7 +143,41 @@ class ServerEngine:
                 raise _no_logprobs(str(endpoint)) from None
             raise
         abilities.judges = True
+        if tokens is not None or abilities.first_tokens is None:
+            abilities.exact = False
         return log_probs
+
+    async def _first_tokens(self, endpoint: Endpoint, options: Sequence[str]) -> list[int] | None:
+        """The number of each option's first token; None where the server does not say, or options begin alike."""
+        known = self._abilities[endpoint.address].first_tokens
+        for option in options:
+            if known is not None and option not in known:
+                reply = await endpoint.beside("tokenize", {"prompt": option, "add_special_tokens": False})
+                numbers = reply.get("tokens") if isinstance(reply, dict) else None
+                if not isinstance(numbers, list) or not numbers or not isinstance(numbers[0], int):
+                    known = self._abilities[endpoint.address].first_tokens = None
+                else:
+                    known[option] = numbers[0]
+        tokens = [] if known is None else [known[option] for option in options]
+        return tokens if tokens and len(set(tokens)) == len(tokens) else None
+
+    async def _exact(self, endpoint: Endpoint, messages: Messages, tokens: list[int], session: str) -> list[float]:
+        """The log-probabilities of tokens by their numbers, which vLLM returns from 0.32 on."""
+        body = {
+            "messages": messages,
+            "max_tokens": 1,
+            "temperature": 0.0,
+            "logprobs": True,
+            "logprob_token_ids": tokens,
+            "return_tokens_as_token_ids": True,
+            "continue_final_message": True,
+            "add_generation_prompt": False,
+        }
+        listed = dict(_top_logprobs(await endpoint.chat(body, session)))
+        log_probs = [listed.get(f"{TOKEN_ID}{token}") for token in tokens]
+        if None in log_probs:
+            raise _NoLogProbs("the server's response lacks log-probabilities that it was asked for")
+        return [min(0.0, log_prob) for log_prob in log_probs if log_prob is not None]
 
     async def _continued(
         self,
@@ -215,7 +267,28 @@ def _count(usage: Any, field: str) -> int:
     return value if isinstance(value, int) and value >= 0 else 0
 
 
+def bounded_warnings(verdicts: int) -> list[str]:
+    """The warning of verdicts with options of which a server did not return the log-probability; none for 0."""
+    if not verdicts:
+        return []
+    return [
+        f"{counted(verdicts, 'verdicts')} bounded: an option was not among the {TOP_LOGPROBS} likeliest tokens that "
+        "the server returns, and counts with the probability of the last of them; vLLM from 0.32 on returns all options"
+    ]
+
+
 def _option_log_probs(body: Any, options: Sequence[str]) -> list[float]:
+    """The log-probability of each option, or the upper bound of one that is not listed."""
+    top = [(token.strip(), log_prob) for token, log_prob in _top_logprobs(body)]
+    least = min(log_prob for _, log_prob in top)
+    masses = [sum(math.exp(log_prob) for token, log_prob in top if token == option.strip()) for option in options]
+    log_probs = [math.log(mass) if mass > 0 else least for mass in masses]
+    validate_choice(log_probs, len(options))
+    return log_probs if all(masses) else BoundedLogProbs(log_probs)
+
+
+def _top_logprobs(body: Any) -> list[tuple[str, float]]:
+    """The tokens listed for the first place of an answer, with their log-probabilities. Raises: UnusableAnswer."""
     choice = _choice(body)
     logprobs = choice.get("logprobs")
     content = logprobs.get("content") if isinstance(logprobs, dict) else None
@@ -229,13 +302,5 @@ def _option_log_probs(body: Any, options: Sequence[str]) -> list[float]:
         if not isinstance(token, str):
             raise UnusableAnswer("the server's log-probabilities are not of tokens")
         validate_choice([entry.get("logprob")], 1)
-        top.append((token.strip(), entry["logprob"]))
-    least = min(logprob for _, logprob in top)
-
-    def of(option: str) -> float:
-        mass = sum(math.exp(logprob) for token, logprob in top if token == option.strip())
-        return math.log(mass) if mass > 0 else least
-
-    found = [of(option) for option in options]
-    validate_choice(found, len(options))
-    return found
+        top.append((token, entry["logprob"]))
+    return top

@@ -138,6 +138,10 @@ class Completion:
     completion_tokens: int
 
 
+class BoundedLogProbs(list[float]):
+    """Log-probabilities some of which are upper bounds, since the server returned those of other tokens alone."""
+
+
 class UnusableAnswer(RequestRefused):
     """An engine returned something that is no answer, such as NaN for a log-probability: never cached, may be retried.
 
@@ -192,7 +196,7 @@ class Engine(Protocol):
 
     async def choose(self, request: Choose) -> list[float]:
         """The log-probability (nats, full vocabulary) of each option: of its first token, by one prefill, unless
-        several begin with the same one.
+        several begin with the same one. BoundedLogProbs where it cannot tell them exactly.
         """
 
     async def close(self) -> None:

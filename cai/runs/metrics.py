@@ -17,6 +17,7 @@ from cai.feedback.metrics import (
     PromptMeans,
 )
 from cai.inference.chat import control_counts, control_warnings, spells_control
+from cai.inference.endpoints import bounded_warnings
 from cai.inference.models import SERVER_SCHEMES
 from cai.runs.folder import RunFolder, stage_order, stage_settings
 from cai.stats.formatting import counted, estimate, number
@@ -189,6 +190,8 @@ def summary_warnings(summary: dict[str, Any]) -> list[str]:
     if (win_rate := metrics.get(WIN_RATE.key)) and win_rate.n < FEW_PROMPTS:
         warnings.append(f"only {counted(win_rate.n, 'held-out prompts')}: the interval of the win rate is wide")
     warnings += control_warnings(summary)
+    steps = (step for work in summary.get("work", []) for step in work["steps"].values())
+    warnings += bounded_warnings(sum(step.get("bounded", 0) for step in steps))
     warnings += [f"skipped: {count:,} × {reason}" for reason, count in skipped["reasons"].items()]
     if skipped["failed"]:
         warnings.append(f"{counted(skipped['failed'], 'requests')} failed; skipped.jsonl says why")

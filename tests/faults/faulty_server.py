@@ -46,6 +46,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/tokenize":  # which few servers have
+            self.send({"error": {"message": "no such path"}}, 404)
+            return
         with suppress(OSError):  # the client has given up
             if self.service.fails_now():
                 FAULTS[self.service.fault](self)

@@ -5,15 +5,19 @@ import json
 import math
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cai.config.errors import CaiError, RequestRefused
 from cai.data.records import Message
+from cai.inference.cache import Cache
+from cai.inference.cached_engine import CachedEngine
 from cai.inference.endpoints import ServerEngine
-from cai.inference.engine import Choose, Generate
+from cai.inference.engine import BoundedLogProbs, Choose, Generate
 from cai.inference.models import Server, model_fingerprint, resolve_model
 from cai.inference.servers import key_variable, resolve_judges, resolve_server
 
@@ -43,6 +47,7 @@ class Service:
     def __init__(self, models: list[str], port: int = 0) -> None:
         self.models, self.asked, self.keys = models, list[dict[str, Any]](), list[str]()
         self.headers, self.listed = list[dict[str, str]](), list[str]()
+        self.tokenized = list[str]()
         self.tokens: dict[str, list[int]] | None = None  # of the texts that /tokenize knows, if there is one
         self.answer: Answer = lambda asked: (200, completion(" A ", {"A": 0.5, " A": 0.1, "B": 0.2, "C": 0.01}))
         service = self
@@ -61,6 +66,7 @@ class Service:
             def do_POST(self) -> None:
                 asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 if self.path == "/tokenize":
+                    service.tokenized.append(asked["prompt"])
                     self.reply(*((200, {"tokens": service.tokens[asked["prompt"]]}) if service.tokens else (404, {})))
                     return
                 service.asked.append(asked)
@@ -124,6 +130,75 @@ def test_an_option_has_the_mass_of_all_its_spellings(service: Service) -> None:
     assert found == pytest.approx([math.log(0.6), math.log(0.2), math.log(0.01)])  # D: at most as likely as the last
     assert service.asked[0]["continue_final_message"] is True
     assert service.asked[0]["messages"] == JUDGING
+
+
+def exactly(log_probs: dict[int, float]) -> Answer:
+    """vLLM's answer about tokens by their numbers, and to all else what `completion` says."""
+
+    def answer(asked: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if "logprob_token_ids" not in asked:
+            return 200, completion("A", {"A": 0.9})
+        listed = {f"token_id:{number}": math.exp(log_probs[number]) for number in asked["logprob_token_ids"]}
+        return 200, completion("A", listed | {"token_id:99": 0.5})
+
+    return answer
+
+
+def test_verdicts_are_exact_where_a_server_returns_the_tokens_it_is_asked_for(service: Service) -> None:
+    service.tokens, service.answer = {" A": [7, 1], " B": [8]}, exactly({7: -0.25, 8: -12.5})
+    found = ask(service, Choose(JUDGING, (" A", " B")), Choose(JUDGING, (" A", " B")))
+    assert found == [pytest.approx([-0.25, -12.5])] * 2
+    assert not isinstance(found[0], BoundedLogProbs)
+    assert [asked["logprob_token_ids"] for asked in service.asked] == [[7, 8], [7, 8]]
+    assert service.asked[0]["continue_final_message"] is True
+    assert service.tokenized == [" A", " B"]  # once each
+
+
+@pytest.mark.parametrize("why", ["ignores", "refuses", "begins alike"])
+def test_verdicts_come_from_the_likeliest_tokens_elsewhere(service: Service, why: str) -> None:
+    service.tokens = {" A": [7], " B": [7] if why == "begins alike" else [8]}
+
+    def answer(asked: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if why == "refuses" and "logprob_token_ids" in asked:
+            return 400, {"error": {"message": "logprob_token_ids: Extra inputs are not permitted"}}
+        return 200, completion("A", {"A": 0.6, " B": 0.2} if asked.get("top_logprobs") else None)
+
+    service.answer = answer
+    found = ask(service, *[Choose(JUDGING, (" A", " B"))] * 3)
+    assert found == [pytest.approx([math.log(0.6), math.log(0.2)])] * 3
+    assert sum("logprob_token_ids" in asked for asked in service.asked) == (0 if why == "begins alike" else 1)
+
+
+def test_a_request_that_is_refused_does_not_end_exact_verdicts(service: Service) -> None:
+    service.tokens = {" A": [7], " B": [8]}
+    service.answer = lambda asked: (400, {"error": {"message": "maximum context length is 8 tokens"}})
+
+    async def verdicts() -> None:
+        engine = ServerEngine(Server.at(service.url, "big"), "f")
+        with pytest.raises(RequestRefused, match="maximum context length"):
+            await engine.choose(Choose(JUDGING, (" A", " B")))
+        service.answer = exactly({7: -0.25, 8: -12.5})
+        assert await engine.choose(Choose(JUDGING, (" A", " B"))) == pytest.approx([-0.25, -12.5])
+        await engine.close()
+
+    asyncio.run(verdicts())
+
+
+def test_an_option_that_a_server_does_not_list_is_bounded_and_counted(service: Service, tmp_path: Path) -> None:
+    service.answer = lambda asked: (200, completion("A", {"A": 0.6, "X": 0.2}))
+
+    async def verdicts() -> list[float]:
+        with closing(Cache(tmp_path / "cache.sqlite")) as store:
+            engine = CachedEngine("f", store, lambda: ServerEngine(Server.at(service.url, "big"), "f"))
+            found = await engine.choose(Choose(JUDGING, (" A", " B")))
+            assert isinstance(found, BoundedLogProbs)
+            assert engine.tally.bounded == 1
+            await engine.close()
+        return found
+
+    for _ in range(2):  # the second time from the cache
+        assert asyncio.run(verdicts()) == pytest.approx([math.log(0.6), math.log(0.2)])
+    assert len(service.asked) == 1
 
 
 def test_a_server_that_cannot_go_on_with_a_turn_is_asked_without_it_from_then_on(service: Service) -> None:
