@@ -1,4 +1,4 @@
-"""`cai cache`: what the cache of a folder of runs holds, whether it is intact, and removing what is not needed."""
+"""`cai cache`: what the cache of a folder of runs holds, whether it is intact, removing what is not needed, merging."""
 
 import sys
 from datetime import datetime
@@ -16,7 +16,7 @@ from cai.runs.folder import CACHE_FILE
 from cai.stats.formatting import counted
 
 app = typer.Typer(
-    help="Inspect, verify, prune and salvage the cache of model calls.",
+    help="Inspect, verify, prune, salvage and merge caches of model calls.",
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
@@ -104,6 +104,34 @@ def prune(
         return
     removed = cache_upkeep.prune(path, which)
     line(console, f"{path}: {counted(removed, 'entries')} removed; the file has {bytes_text(path.stat().st_size)}")
+
+
+@app.command(cls=HelpCommand)
+def merge(
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="Cache to add to: a file, or a folder of runs.")],
+    sources: Annotated[
+        list[Path], typer.Argument(metavar="SOURCE...", help="Caches whose entries are added; they stay as they are.")
+    ],
+) -> None:
+    """Add the entries of other caches, such as those of the shards of a run.
+
+    A union: where the target has another answer to the same request, its own stays. Entries whose hash does not verify
+    are not added. The target is created if need be.
+    """
+    console = result_console()
+    path = _cache_file(target)
+    for merged in cache_upkeep.merge(path, [_cache_file(source) for source in sources]):
+        parts = [f"{merged.added:,} added", f"{merged.present:,} already there"]
+        parts += [f"{merged.differing:,} with another answer, of which the target's stays"] if merged.differing else []
+        parts += [f"{merged.damaged:,} damaged and not added"] if merged.damaged else []
+        line(console, f"{merged.source}: {', '.join(parts)}")
+    entries = sum(share.entries for share in cache_upkeep.stats(path))
+    line(console, f"{path}: {counted(entries, 'entries')}")
+
+
+def _cache_file(path: Path) -> Path:
+    """The cache of a folder of runs, or the file itself; a path that does not end in .sqlite is to be a folder."""
+    return path if path.is_file() or (path.suffix == ".sqlite" and not path.is_dir()) else path / CACHE_FILE
 
 
 def _engine(path: Path, name: str) -> str:

@@ -1,17 +1,19 @@
-"""Looking after a cache: what is in it, whether it is intact, and removing what is no longer needed."""
+"""Looking after caches: what is in one, whether it is intact, removing what is no longer needed, uniting several."""
 
 import sqlite3
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cai.config.errors import CaiError
+from cai.config.errors import CaiError, writing
 from cai.inference.cache_file import (
     BUSY_SECONDS,
     COLUMNS,
     DAY,
     FORMAT,
+    INSERT,
     ROWS_AT_ONCE,
     check_header,
     entries_in,
@@ -63,6 +65,16 @@ class Which(NamedTuple):
     unused_days: int | None
 
 
+class Merge(NamedTuple):
+    """The entries of one source: added to the target, there before with the same answer or with another, damaged."""
+
+    source: Path
+    added: int
+    present: int
+    differing: int
+    damaged: int
+
+
 def verify(path: Path) -> Verification:
     """Check every entry's hash and the file's structure, and change nothing.
 
@@ -73,12 +85,7 @@ def verify(path: Path) -> Verification:
     intact = damaged = 0
     try:
         check_header(path)
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_SECONDS)) as db:
-            db.text_factory = lambda data: data.decode(errors="replace")
-            if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'calls'").fetchone():
-                raise CaiError(
-                    f"{path}: a cache of an earlier version of cai, without hashes; `cai cache stats` converts it"
-                )
+        with closing(_read_only(path)) as db:
             problems = integrity_problems(db)
             if db.execute("PRAGMA user_version").fetchone()[0] != FORMAT:
                 problems.append("the header has no format number")
@@ -130,6 +137,85 @@ def prune(path: Path, which: Which) -> int:
         except sqlite3.Error as error:
             raise failure(path, error) from error
     return len(ids)
+
+
+def merge(target: Path, sources: Sequence[Path]) -> list[Merge]:
+    """Add the entries of caches to `target`, which is created if need be: a union, in which the first answer stays.
+
+    Entries whose hash does not verify are not added. Other processes may use all of these caches meanwhile; killed on
+    the way, merging again goes on. Raises: CaiError for a source that is missing, the target itself or damaged.
+    """
+    for source in sources:
+        _require(source)
+        if target.exists() and source.samefile(target):
+            raise CaiError(f"{source}: is the target itself; name the caches to add to it")
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    with opening(target):
+        db = open_file(target)
+    with closing(db):
+        return [_merge_one(target, db, source) for source in sources]
+
+
+def _merge_one(target: Path, db: sqlite3.Connection, source: Path) -> Merge:
+    counts = dict.fromkeys(("added", "present", "differing", "damaged"), 0)
+    try:
+        check_header(source)
+        with closing(_read_only(source)) as other:
+            rows = other.execute(f"SELECT {COLUMNS.replace('answer', 'answers.answer')}, day FROM {USED}")
+            while some := _fetched(source, rows):
+                try:
+                    db.execute("BEGIN IMMEDIATE")
+                    for row in some:
+                        counts[_add(db, row)] += 1
+                    db.execute("COMMIT")
+                except sqlite3.Error as error:
+                    raise failure(target, error) from error
+            work = other.execute("SELECT engine, work FROM work").fetchall()
+            new = "INSERT INTO work SELECT :engine, :work WHERE NOT EXISTS (SELECT 1 FROM work WHERE work = :work)"
+            db.executemany(new, [{"engine": engine, "work": text} for engine, text in work])
+    except sqlite3.Error as error:
+        raise _unreadable(source, error) from error
+    return Merge(source, **counts)
+
+
+def _add(db: sqlite3.Connection, row: tuple[Any, ...]) -> str:
+    """Add an entry, as (COLUMNS, day of its last use), unless its key has one; what came of it, by a field of Merge."""
+    entry = intact_entry(row[:6])
+    if entry is None:
+        return "damaged"
+    if not db.execute(INSERT, entry.row()).rowcount:
+        there = intact_entry(db.execute(f"SELECT {COLUMNS} FROM answers WHERE key = ?", (entry.key,)).fetchone())
+        if there is not None:
+            return "present" if there.answer == entry.answer else "differing"
+        db.execute("DELETE FROM answers WHERE key = ?", (entry.key,))
+        db.execute(INSERT, entry.row())
+    if isinstance(row[6], int):
+        db.execute("INSERT OR REPLACE INTO hits SELECT id, ? FROM answers WHERE key = ?", (row[6], entry.key))
+    return "added"
+
+
+def _fetched(source: Path, rows: sqlite3.Cursor) -> list[tuple[Any, ...]]:
+    try:
+        return rows.fetchmany(ROWS_AT_ONCE)
+    except sqlite3.Error as error:
+        raise _unreadable(source, error) from error
+
+
+def _unreadable(source: Path, error: sqlite3.Error) -> CaiError:
+    if is_damage(error):
+        return CaiError(f"{source}: damaged ({error}); keep its intact entries with `cai cache salvage`, then merge it")
+    return failure(source, error)
+
+
+def _read_only(path: Path) -> sqlite3.Connection:
+    """A cache, open to be read alone. Raises: CaiError for one of format 1."""
+    db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_SECONDS)
+    db.text_factory = lambda data: data.decode(errors="replace")
+    if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'calls'").fetchone():
+        db.close()
+        raise CaiError(f"{path}: a cache of an earlier version of cai, without hashes; `cai cache stats` converts it")
+    return db
 
 
 def salvage_now(path: Path) -> Path:

@@ -10,8 +10,9 @@ from typer.testing import CliRunner, Result
 from cai.cli.cache import bytes_text
 from cai.cli.main import app
 from cai.config.errors import CaiError
-from cai.inference.cache import Cache, Changes
+from cai.inference.cache import Cache, Changes, Tally, Work
 from cai.inference.cache_file import DAY, Entry
+from cai.inference.cache_upkeep import verify
 
 NOW = int(time.time())
 
@@ -130,3 +131,57 @@ def test_bytes_are_shown_in_their_unit() -> None:
         "65.4 MB",
         "3 TB",
     ]
+
+
+def cache(folder: Path, entries: list[Entry]) -> Path:
+    with closing(Cache(folder / "cache.sqlite")) as opened:
+        opened.commit(Changes(entries=entries))
+    return folder / "cache.sqlite"
+
+
+def test_a_merge_is_a_union_in_which_the_target_has_the_first_word(tmp_path: Path) -> None:
+    other = entry(2)._replace(answer=json.dumps({"text": "another"}))
+    target, first, second = tmp_path / "all", tmp_path / "1", tmp_path / "2"
+    cache(target, [entry(1), entry(2)])
+    cache(first, [entry(1), other, entry(3), entry(4)])
+    cache(second, [entry(4), *(entry(n) for n in range(100, 2600))])
+    damage(second, 1)
+    result = cai("merge", target, first, second / "cache.sqlite")
+    assert result.exit_code == 0, result.output
+    assert [each.split(": ")[1] for each in result.output.splitlines()] == [
+        "2 added, 1 already there, 1 with another answer, of which the target's stays",
+        "2,500 added, 0 already there, 1 damaged and not added",
+        "2,504 entries",
+    ]
+    with closing(Cache(target / "cache.sqlite")) as merged:
+        assert merged.get(entry(2).key) == {"text": "x" * 1000}
+    again = cai("merge", target, first)
+    assert again.output.startswith(f"{first}/cache.sqlite: 0 added, 3 already there, 1 with another answer")
+    assert keys(first) == {1, 2, 3, 4}
+
+
+def test_a_merge_mends_damaged_entries_and_keeps_when_they_were_used_and_what_stages_took(
+    runs: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "new" / "all.sqlite"
+    work = Work("feedback", {"answer": Tally(cache_misses=3)}, 2.0, loaded=True)
+    with closing(Cache(runs / "cache.sqlite")) as source:
+        source.add_work("a" * 16, work)
+    assert cai("merge", target, runs).output.startswith(f"{runs}/cache.sqlite: 15 added")
+    with closing(sqlite3.connect(target)) as db:
+        assert db.execute("SELECT count(*) FROM hits").fetchone() == (1,)
+        db.execute("UPDATE answers SET answer = '{}' WHERE id <= 4")
+        db.commit()
+    assert cai("merge", target, runs).output.startswith(f"{runs}/cache.sqlite: 4 added, 11 already there")
+    assert verify(target).intact == 15
+    with closing(Cache(target)) as merged:
+        assert merged.work("a" * 16) == [work]
+
+
+def test_a_merge_names_a_source_that_it_cannot_read(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.sqlite").write_text("no cache")
+    for source, message in ((runs, "is the target itself"), (tmp_path / "text.sqlite", "damaged (file is not a data")):
+        result = cai("merge", runs, source)
+        assert result.exit_code != 0 and message in str(result.exception)
+    result = cai("merge", runs, tmp_path / "none")
+    assert result.exit_code != 0 and f"{tmp_path}/none/cache.sqlite: no such cache" in str(result.exception)
