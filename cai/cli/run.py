@@ -21,7 +21,7 @@ from cai.runs.dry_run import dry_run as forecast
 from cai.runs.folder import RunFolder
 from cai.runs.metrics import summary_metrics, summary_warnings, training_lines
 from cai.runs.pipeline import execute
-from cai.runs.plan import Plan, holdout_warning, iteration, make_plan
+from cai.runs.plan import Plan, Shard, holdout_warning, iteration, make_plan, shard_plan
 from cai.runs.run_file import RunConfig
 from cai.stats.formatting import counted, duration, number
 from cai.stats.intervals import Estimate
@@ -33,6 +33,10 @@ def run(
     name: Annotated[str | None, setting(RunConfig, "name", "--name", "NAME")] = None,
     replace: Replace = False,
     dry_run: DryRun = False,
+    shard: Annotated[
+        str | None,
+        typer.Option("--shard", metavar="K/N", help="Make feedback for the K-th of N shares of the prompts."),
+    ] = None,
     gpu_rate: Annotated[
         float | None, typer.Option("--gpu-rate", metavar="N", min=1, help="With --dry-run: tokens/s of a GPU.")
     ] = None,
@@ -41,12 +45,13 @@ def run(
     """Run the pipeline of a run file, or resume it.
 
     Revisions, preferences, training and evaluation, as the file describes. After an interrupt, the same command
-    resumes: cached model calls are not repeated. Exit status 1: a model could not answer some rows, or every row was
-    skipped.
+    resumes: cached model calls are not repeated. With --shard, machines share the calls (docs/scaling.md). Exit status
+    1: a model could not answer some rows, or every row was skipped.
     """
     if gpu_rate is not None and not dry_run:
         raise CaiError("--gpu-rate applies to --dry-run only; add --dry-run")
-    plan = make_plan(run_file, settings or [], name, runs)
+    whole = make_plan(run_file, settings or [], name, runs)
+    plan = whole if shard is None else shard_plan(whole, Shard.parse(shard))
     console = Terminal()
     if dry_run:
         line(console, f"{plan.folder.name}: dry run: no model is called and nothing is written")
@@ -60,6 +65,9 @@ def run(
         folders = execute_with_pages(plan, reporter, replace)
     for folder in folders:
         print_summary(result_console(), folder)
+    if plan.shard:
+        for part in _after_shard(plan):
+            show(result_console(), part)
     places = [place for folder in folders for place in (folder.judge, folder.path)]
     end_with_failures(*places)
 
@@ -81,6 +89,16 @@ def print_summary(console: Console, folder: RunFolder) -> None:
     assert summary is not None
     for part in _summary_parts(folder, summary):
         show(console, part)
+
+
+def _after_shard(plan: Plan) -> Iterator[RenderableType | Grid]:
+    """What to do once every shard is finished."""
+    yield heading("Once every shard is finished")
+    commands = Grid(["", ""], left=2)
+    commands.add(f"cai cache merge {plan.runs} SOURCE...", "adds caches of other --runs")
+    commands.add(f"cai run {plan.run_file} --runs {plan.runs}", "the whole run, from the cache")
+    yield commands
+    yield Text("  This shard made feedback only: the whole run trains and evaluates.")
 
 
 def _summary_parts(folder: RunFolder, summary: dict[str, Any]) -> Iterator[RenderableType | Grid]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,6 +66,58 @@ class Plan:
     train: Sequence[TrainStage]  # with the files they name found
     runs: Path
     folder: RunFolder
+    shard: str = ""  # such as 3/16, of a plan with a share of the prompts alone
+
+
+class Shard(NamedTuple):
+    """One of `count` shares of a run's training prompts; `number` counts from 1."""
+
+    number: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Shard":
+        """Read `3/16`. Raises: CaiError for anything else."""
+        match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+        shard = cls(int(match[1]), int(match[2])) if match else cls(0, 0)
+        if not 1 <= shard.number <= shard.count:
+            raise CaiError(f"--shard {text}: expected K/N with K from 1 to N, such as 3/16")
+        return shard
+
+    def has(self, prompt_id: str) -> bool:
+        """Whether a prompt is in this share, which the hash of its id alone decides."""
+        return int(uniform("shard", prompt_id) * self.count) == self.number - 1
+
+
+def shard_plan(plan: Plan, shard: Shard) -> Plan:
+    """The feedback of one shard of a run, in a folder of its own; the whole run then finds it in the cache.
+
+    It neither trains nor evaluates, and leaves to the whole run what is not asked of a model: labels from a file and
+    skipped rows. Raises: CaiError for a shard without prompts.
+    """
+    training = [prompt for prompt in plan.training if shard.has(prompt.id)]
+    if not training:
+        prompts = counted(len(plan.training), "training prompts")
+        raise CaiError(f"--shard {shard}: none of the {prompts} is in this shard; use fewer shards")
+    name = f"{plan.config.name or plan.run_file.stem}-shard-{shard.number}-of-{shard.count}"
+    changes = {"name": name, "train": [], "iterations": 1, "preferences": None}
+    prompts_config = plan.config.prompts.model_copy(update={"holdout": 0.0})
+    return replace(
+        plan,
+        overrides=[*plan.overrides, "train=[]", "iterations=1", "preferences=null", "prompts.holdout=0"],
+        config=plan.config.model_copy(update={**changes, "prompts": prompts_config}),
+        training=training,
+        held_out=[],
+        prompts_skipped=[],
+        preferences=[],
+        preferences_skipped=[],
+        train=[],
+        folder=RunFolder(plan.runs / folder_name(name, f"--shard {shard}: name", "--name NEW")),
+        shard=str(shard),
+    )
 
 
 def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path) -> Plan:
@@ -333,6 +386,7 @@ def manifest(plan: Plan) -> dict[str, Any]:
             "judges": [str(judge) for judge in plan.judge_models if isinstance(judge, Server)],
         },
         "versions": versions(),
+        **({"shard": plan.shard} if plan.shard else {}),
     }
 
 
