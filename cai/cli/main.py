@@ -63,7 +63,7 @@ PANELS: dict[str, dict[str, Command]] = {
     },
     "Look after files": {
         "verify": Command("verify:verify", "Check a run's folder against its manifest."),
-        "cache": Command("cache:app", "Inspect, verify, prune and salvage the cache of model calls."),
+        "cache": Command("cache:app", "Inspect, verify, prune, salvage and merge caches of model calls."),
     },
 }
 COMMANDS = {name: command for panel in PANELS.values() for name, command in panel.items()}

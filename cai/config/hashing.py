@@ -22,6 +22,15 @@ def fingerprint(*parts: Any) -> str:
     return _digest(parts, 8).hex()
 
 
+def fingerprint_of_all(values: Iterable[Any]) -> str:
+    """`fingerprint(list(values))`, with one value in memory at a time."""
+    digest = hashlib.blake2b(b"[[", digest_size=8)
+    for number, value in enumerate(values):
+        digest.update(("," * (number > 0) + canonical_json(value)).encode("utf-8", "surrogatepass"))
+    digest.update(b"]]")
+    return digest.hexdigest()
+
+
 def derive_seed(*parts: Any) -> int:
     """A sampling seed in [0, 2**31), the same for the same parts."""
     return int.from_bytes(_digest(parts, 8), "big") % 2**31

@@ -1,14 +1,14 @@
 """A run's folder: its files by name, how to find and read it."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from cai.config.errors import CaiError
 from cai.constitution.principles import Constitution, load_constitution
-from cai.data.jsonl import AnyRow, read_rows
+from cai.data.jsonl import AnyRow, each_row, read_rows
 from cai.data.manifest import MANIFEST_JSON, brief, read_json, refuse_old_format
 from cai.data.records import BeforeAfter, Preference, Prompt, Revision, Skipped
 from cai.evaluation.policy_report import REPORT, PolicyReport, each_before_after, read_report
@@ -175,6 +175,12 @@ def stage_settings(stage: Path) -> dict[str, Any]:
     path = stage / "stage.json"
     settings: dict[str, Any] = read_json(path).get("settings", {}) if path.exists() else {}
     return settings
+
+
+def each_row_of(path: Path, model: type[AnyRow]) -> Iterator[AnyRow]:
+    """The rows of a file, one at a time; none where there is no file yet."""
+    if path.exists():
+        yield from each_row(path, model)
 
 
 def _rows(path: Path, model: type[AnyRow]) -> list[AnyRow]:

@@ -2,11 +2,11 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from cai.data.manifest import read_json
-from cai.data.records import BeforeAfter, Preference, Revision, Skipped
+from cai.data.records import BeforeAfter, Preference, Prompt, Revision, Skipped
 from cai.feedback.metrics import (
     EVALUATION_METRICS,
     LABEL_METRICS,
@@ -19,7 +19,7 @@ from cai.feedback.metrics import (
 from cai.inference.chat import control_counts, control_warnings, spells_control
 from cai.inference.endpoints import bounded_warnings
 from cai.inference.models import SERVER_SCHEMES
-from cai.runs.folder import RunFolder, stage_order, stage_settings
+from cai.runs.folder import RunFolder, each_row_of, stage_order, stage_settings
 from cai.stats.formatting import counted, estimate, number
 from cai.stats.intervals import Estimate
 from cai.stats.win_rate import FEW_PROMPTS
@@ -32,46 +32,63 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
     A metric has `mean`, `low` and `high` (its 95 % interval, or null) and `n` prompts; it is null where no row says
     anything about it.
     """
-    prompts, manifest = folder.prompts(), folder.manifest()
-    revisions, preferences = folder.revisions(), folder.preferences()
-    estimates = run_estimates(revisions, preferences, folder.evaluation())
+    manifest = folder.manifest()
+    principles: Counter[str] = Counter()
+    sources: Counter[str] = Counter()
+    spelling = 0  # of the judged pairs
+
+    def revisions() -> Iterator[Revision]:
+        for row in each_row_of(folder.revisions_jsonl, Revision):
+            principles[row.principle_id] += 1
+            yield row
+
+    def preferences() -> Iterator[Preference]:
+        nonlocal spelling
+        for row in each_row_of(folder.preferences_jsonl, Preference):
+            sources[row.source] += 1
+            spelling += row.source != "human" and spells_control(row)
+            yield row
+
+    estimates = run_estimates(revisions(), preferences(), folder.evaluation())  # one pass, a row in memory at a time
     return {
-        "prompts": len(prompts) - len(manifest["held_out"]),
+        "prompts": sum(1 for _ in each_row_of(folder.prompts_jsonl, Prompt)) - len(manifest["held_out"]),
         "held_out": len(manifest["held_out"]),
-        "revisions": {
-            "rows": len(revisions),
-            "principles": dict(Counter(row.principle_id for row in revisions).most_common()),
-        },
-        "preferences": {"by_source": dict(Counter(row.source for row in preferences))},
+        "revisions": {"rows": principles.total(), "principles": dict(principles.most_common())},
+        "preferences": {"by_source": dict(sources)},
         "metrics": {key: value and value._asdict() for key, value in estimates.items()},
-        **_control_tokens(manifest, preferences),
-        "skipped": _skipped(folder.skipped()),
+        **_control_tokens(manifest, spelling),
+        "skipped": _skipped(each_row_of(folder.skipped_jsonl, Skipped)),
         "training": _training(folder),
     }
 
 
 def run_estimates(
-    revisions: Iterable[Revision], preferences: Sequence[Preference], evaluation: Iterable[BeforeAfter]
+    revisions: Iterable[Revision], preferences: Iterable[Preference], evaluation: Iterable[BeforeAfter]
 ) -> dict[str, Estimate | None]:
     """Every metric of a run by key, aggregated as cai/feedback/metrics.py says."""
-    values = values_by_prompt(revisions, preferences, evaluation)
-    return {
-        key: metric.estimate(list(values[key].values())) if values[key] else None for key, metric in RUN_METRICS.items()
-    }
+    means = _means(revisions, preferences, evaluation)
+    return {key: estimate for group in means for key, estimate in group.estimates().items()}
 
 
 def values_by_prompt(
-    revisions: Iterable[Revision], preferences: Sequence[Preference], evaluation: Iterable[BeforeAfter]
+    revisions: Iterable[Revision], preferences: Iterable[Preference], evaluation: Iterable[BeforeAfter]
 ) -> dict[str, dict[str, float]]:
     """Every metric of a run by key, then by prompt: the mean over the prompt's rows."""
-    judged = (row for row in preferences if row.source == "judge")
-    revision_pairs = (row for row in preferences if row.source == "revision")
-    return {
-        **PromptMeans(REVISION_METRICS).add_all(revisions).all_by_prompt(),
-        **PromptMeans(LABEL_METRICS).add_all(judged).all_by_prompt(),
-        **PromptMeans(REVISION_PAIR_METRICS).add_all(revision_pairs).all_by_prompt(),
-        **PromptMeans(EVALUATION_METRICS).add_all(evaluation).all_by_prompt(),
-    }
+    means = _means(revisions, preferences, evaluation)
+    return {key: values for group in means for key, values in group.all_by_prompt().items()}
+
+
+def _means(
+    revisions: Iterable[Revision], preferences: Iterable[Preference], evaluation: Iterable[BeforeAfter]
+) -> list[PromptMeans[Any]]:
+    """The metrics of a run in the order of RUN_METRICS, by the kind of row they are of; rows pass by once."""
+    labels, revision_pairs = PromptMeans(LABEL_METRICS), PromptMeans(REVISION_PAIR_METRICS)
+    of_source = {"judge": labels, "revision": revision_pairs}
+    of_revisions = PromptMeans(REVISION_METRICS).add_all(revisions)
+    for row in preferences:
+        if row.source in of_source:
+            of_source[row.source].add(row)
+    return [of_revisions, labels, revision_pairs, PromptMeans(EVALUATION_METRICS).add_all(evaluation)]
 
 
 def summary_metrics(summary: dict[str, Any]) -> dict[str, Estimate]:
@@ -83,18 +100,21 @@ def summary_metrics(summary: dict[str, Any]) -> dict[str, Estimate]:
     return {key: Estimate(**written[key]) for key in RUN_METRICS if written[key] is not None}
 
 
-def _control_tokens(manifest: dict[str, Any], preferences: Iterable[Preference]) -> dict[str, int | None]:
-    """See `control_counts`; people's pairs were not judged."""
+def _control_tokens(manifest: dict[str, Any], pairs: int) -> dict[str, int | None]:
+    """See `control_counts`, of so many judged pairs that spell any."""
     names = (manifest["config"].get("judge") or {}).get("model") or []
     served = any(name.startswith(SERVER_SCHEMES) for name in ([names] if isinstance(names, str) else names))
     served = served or bool((manifest.get("where") or {}).get("judges"))
-    pairs = sum(spells_control(row) for row in preferences if row.source != "human")
     return control_counts(pairs, (manifest["config"].get("engine") or {}).get("control_tokens", "text"), served)
 
 
-def _skipped(rows: Sequence[Skipped]) -> dict[str, Any]:
-    reasons = Counter(row.reason for row in rows if not row.failed)
-    return {"reasons": dict(reasons.most_common()), "failed": sum(row.failed for row in rows)}
+def _skipped(rows: Iterable[Skipped]) -> dict[str, Any]:
+    reasons: Counter[str] = Counter()
+    failed = 0
+    for row in rows:
+        failed += row.failed
+        reasons[row.reason] += not row.failed
+    return {"reasons": dict((+reasons).most_common()), "failed": failed}
 
 
 def _training(folder: RunFolder) -> dict[str, Any]:

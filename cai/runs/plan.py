@@ -5,12 +5,13 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cai.config import locate
 from cai.config.errors import CaiError
-from cai.config.hashing import fingerprint, uniform
+from cai.config.hashing import fingerprint_of_all, uniform
 from cai.config.locate import find_constitution_file, find_file
 from cai.config.yaml_files import read_text
 from cai.constitution.principles import Constitution, load_constitution
@@ -70,26 +71,26 @@ class Plan:
 
 
 class Shard(NamedTuple):
-    """One of `count` shares of a run's training prompts; `number` counts from 1."""
+    """One of `total` shares of a run's training prompts; `number` counts from 1."""
 
     number: int
-    count: int
+    total: int
 
     def __str__(self) -> str:
-        return f"{self.number}/{self.count}"
+        return f"{self.number}/{self.total}"
 
     @classmethod
     def parse(cls, text: str) -> "Shard":
         """Read `3/16`. Raises: CaiError for anything else."""
         match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
         shard = cls(int(match[1]), int(match[2])) if match else cls(0, 0)
-        if not 1 <= shard.number <= shard.count:
+        if not 1 <= shard.number <= shard.total:
             raise CaiError(f"--shard {text}: expected K/N with K from 1 to N, such as 3/16")
         return shard
 
     def has(self, prompt_id: str) -> bool:
         """Whether a prompt is in this share, which the hash of its id alone decides."""
-        return int(uniform("shard", prompt_id) * self.count) == self.number - 1
+        return int(uniform("shard", prompt_id) * self.total) == self.number - 1
 
 
 def shard_plan(plan: Plan, shard: Shard) -> Plan:
@@ -102,7 +103,7 @@ def shard_plan(plan: Plan, shard: Shard) -> Plan:
     if not training:
         prompts = counted(len(plan.training), "training prompts")
         raise CaiError(f"--shard {shard}: none of the {prompts} is in this shard; use fewer shards")
-    name = f"{plan.config.name or plan.run_file.stem}-shard-{shard.number}-of-{shard.count}"
+    name = f"{plan.config.name or plan.run_file.stem}-shard-{shard.number}-of-{shard.total}"
     changes = {"name": name, "train": [], "iterations": 1, "preferences": None}
     prompts_config = plan.config.prompts.model_copy(update={"holdout": 0.0})
     return replace(
@@ -367,10 +368,10 @@ def manifest(plan: Plan) -> dict[str, Any]:
         "constitution": _content_of(plan.constitution),
         "eval_constitution": _content_of(plan.eval_constitution),
         "templates": plan.templates.fingerprint,
-        "prompts": fingerprint([p.model_dump() for p in [*plan.training, *plan.held_out]]),
+        "prompts": fingerprint_of_all(p.model_dump() for p in chain(plan.training, plan.held_out)),
         "held_out": [p.id for p in plan.held_out],
         "judge_gate": _content(plan.gate.data) if plan.gate else None,
-        "preferences": fingerprint([p.model_dump() for p in plan.preferences]) if plan.preferences else None,
+        "preferences": fingerprint_of_all(p.model_dump() for p in plan.preferences) if plan.preferences else None,
         "train_files": {
             f"train[{number}].{key}": _content(Path(value))
             for number, settings in enumerate(plan.train)
@@ -425,4 +426,4 @@ def start_folder(plan: Plan, replace: bool) -> None:
     folder.templates.mkdir(exist_ok=True)
     for name, text in plan.templates.files().items():
         write_text(folder.templates / name, text)
-    write_rows(folder.prompts_jsonl, [*plan.training, *plan.held_out])
+    write_rows(folder.prompts_jsonl, chain(plan.training, plan.held_out))

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cai.config.hashing import derive_seed, fingerprint, uniform, uniforms
+from cai.config.hashing import derive_seed, fingerprint, fingerprint_of_all, uniform, uniforms
 
 json_values = st.recursive(  # a few leaves: an order of keys needs no more
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -29,6 +29,11 @@ def _same_json(a: object, b: object) -> bool:
 @given(st.lists(json_values, max_size=3), st.lists(st.text(), max_size=3))
 def test_numbers_drawn_together_are_those_drawn_one_by_one(parts: list[object], last: list[str]) -> None:
     assert list(uniforms(tuple(parts), last)) == [uniform(*parts, text) for text in last]
+
+
+@given(st.lists(json_values, max_size=3))
+def test_a_list_hashed_value_by_value_has_its_fingerprint(values: list[object]) -> None:
+    assert fingerprint_of_all(iter(values)) == fingerprint(values)
 
 
 def test_parts_are_not_run_together() -> None:
