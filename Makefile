@@ -13,7 +13,7 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 endif
 # Where no folder of wheels is given, uv fetches the CPU build of torch from its own index.
 TORCH := $(if $(UV_FIND_LINKS),,--torch-backend=cpu)
-COMPILE := uv pip compile --quiet --no-header --no-annotate pyproject.toml requirements/small-model.in --extra dev
+COMPILE := uv pip compile --quiet --no-header --no-annotate pyproject.toml requirements/small-model.in --extra ray --extra dev
 
 .PHONY: setup demo test test-fast test-numerics browser fuzz torture soak audit lint format bench docs requirements clean
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from functools import cached_property
 from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
 from cai.config.errors import RequestRefused
 from cai.config.yaml_files import MOST_TOKENS, Section, Temperature, Tokens, json_value
@@ -61,6 +63,28 @@ class EndpointConfig(Section):
     """Environment variable with the server's key."""
 
 
+def cluster_address(text: str) -> str:
+    """An address of a Ray cluster's head. Raises: PydanticCustomError."""
+    if text != "auto" and not re.fullmatch(r"[\w.\-]+:\d{1,5}|\[[\da-fA-F:.]+\]:\d{1,5}", text):
+        hint = "; run cai on one of the cluster's nodes, or by `ray job submit`" if text.startswith("ray://") else ""
+        message = f"expected auto, or HOST:PORT of the cluster's head node, found '{text}'{hint}"
+        raise PydanticCustomError("cluster_address", "{message}", {"message": message})
+    return text
+
+
+class RayConfig(Section):
+    """`engine.ray:`: replicas of the model as Ray actors. Does not affect results."""
+
+    address: Annotated[str, AfterValidator(cluster_address)] | None = None
+    """`auto`: this machine's cluster; HOST:PORT of a head node; null: a Ray that starts and ends with the command."""
+    replicas: Annotated[int, Field(ge=1, le=4096)] = 1
+    """Copies of the model, each a process of its own."""
+    gpus_per_replica: Annotated[float, Field(ge=0, le=64)] | None = None
+    """GPUs of a replica, or a part of one; null: as many as the vLLM arguments need, none on a CPU."""
+    cpus_per_replica: Annotated[float, Field(ge=0, le=4096)] | None = None
+    """CPU cores of a replica; null: 1, or where models run on the CPUs of this machine, an equal part of them."""
+
+
 class EngineConfig(Section):
     """`engine:`: where the model answers, and how it is held in memory."""
 
@@ -77,6 +101,8 @@ class EngineConfig(Section):
     """The model's name on the endpoints; null: its name here if they list it, or else their only model."""
     vllm: Annotated[dict[str, Any], AfterValidator(json_value)] = {}
     """Engine arguments of vLLM by name, such as tensor_parallel_size, dtype, quantization, gpu_memory_utilization."""
+    ray: RayConfig | None = None
+    """Replicas of the model as Ray actors, on this machine or a cluster; null: one engine in this process."""
     control_tokens: ControlTokens = "text"
     """How to ask texts that spell control tokens (text, escape, refuse); `text`: as text, or the row is skipped where
     the tokenizer or chat template cannot, and a server gets <|im_end|> as it is, with a warning; `escape`: as

@@ -28,6 +28,7 @@ from cai.inference.cached_engine import CachedEngine
 from cai.inference.endpoints import ServerEngine
 from cai.inference.engine import Engine, EngineConfig
 from cai.inference.models import Model, Server, model_fingerprint, served
+from cai.inference.ray_engine import RayEngine
 from cai.inference.turns import Turns, fit_together
 from cai.inference.vllm import VllmEngine
 from cai.inference.vllm_settings import deciding_arguments, prompts_at_once, vllm_build
@@ -136,7 +137,7 @@ class Reporter:
                 self.bars = None
 
 
-DECIDES_NOTHING = {"concurrency", "stall_minutes", "endpoints", "served_model_name", "vllm"}
+DECIDES_NOTHING = {"concurrency", "stall_minutes", "endpoints", "served_model_name", "ray", "vllm"}
 """Engine settings that no manifest has as they are; `vllm` has a rule of its own."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -197,9 +198,11 @@ async def run_concurrently(
 
 
 def open_model(model: Model, fingerprint: str, settings: EngineConfig) -> Engine:
-    """vLLM on a model folder, which loads in the background; or a client of the server."""
+    """vLLM on a model folder, or replicas of it, which load in the background; or a client of the server."""
     if isinstance(model, Server):
         return ServerEngine(model, fingerprint, prompts_at_once(settings), 60 * settings.stall_minutes)
+    if settings.ray is not None:
+        return RayEngine(model, fingerprint, settings)
     return VllmEngine(model, fingerprint, settings)
 
 

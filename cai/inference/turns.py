@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from cai.inference.engine import EngineConfig
-from cai.inference.vllm_settings import CPU_KV_MOST, on_cpu
+from cai.inference.vllm_settings import CPU_KV_MOST, on_cpu, replicas
 
 IDLE_SECONDS = 0.2  # without a request, after which the loaded model has nothing left to do: loading takes far longer
 GPU_SHARE = 0.92  # of its memory, which vLLM takes where gpu_memory_utilization does not say it
@@ -98,15 +98,22 @@ def fit_together(models: Sequence[tuple[Path, EngineConfig]]) -> bool:
     """Whether models may be loaded at the same time.
 
     On a CPU their weights in float32 and their caches must fit in the memory that is free; on GPUs the shares that
-    their engines take (`engine.vllm.gpu_memory_utilization`) must.
+    their engines take (`engine.vllm.gpu_memory_utilization`) must. Replicas on a cluster or GPUs of their own are Ray's
+    to place.
     """
+    models = [(folder, settings) for folder, settings in models if not _placed_by_ray(settings)]
     if not on_cpu():
         shares: list[float] = [settings.vllm.get("gpu_memory_utilization", GPU_SHARE) for _, settings in models]
         return sum(shares) <= FULL
     import psutil
 
     free: int = psutil.virtual_memory().available
-    return sum(_float32_bytes(folder) + CPU_KV_MOST for folder, _ in models) <= FULL * free
+    needed = (_float32_bytes(folder) * replicas(settings) + CPU_KV_MOST for folder, settings in models)
+    return sum(needed) <= FULL * free
+
+
+def _placed_by_ray(settings: EngineConfig) -> bool:
+    return settings.ray is not None and (settings.ray.address is not None or not on_cpu())
 
 
 def _float32_bytes(folder: Path) -> int:

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import logging
+import math
 import os
 import warnings
 from importlib.metadata import PackageNotFoundError, distribution, version
@@ -137,17 +138,25 @@ def engine_arguments(folder: Path, settings: EngineConfig) -> dict[str, Any]:
             "block_size": CPU_BLOCK_TOKENS,
             "enable_chunked_prefill": False,  # seeded sampling fails on a CPU when a prompt comes in chunks
             "max_num_batched_tokens": max(length, 2048),
-            "kv_cache_memory_bytes": int(min(CPU_KV_MOST, CPU_KV_SHARE * psutil.virtual_memory().available)),
+            "kv_cache_memory_bytes": int(
+                min(CPU_KV_MOST, CPU_KV_SHARE * psutil.virtual_memory().available / replicas(settings))
+            ),
         }
         | settings.vllm
     )
 
 
 def check_arguments(settings: EngineConfig, place: str = "engine") -> None:
-    """Raises: CaiError for an argument in `vllm` that cai sets, that reaches out, or that the installed vLLM lacks.
+    """Raises: CaiError for an argument in `vllm` that cai sets, that reaches out, that the installed vLLM lacks, or
+    that needs more GPUs than a replica gets.
 
     `place` is where the settings stand in the run file.
     """
+    if settings.ray is not None and (gpus := settings.ray.gpus_per_replica) and gpus < gpus_needed(settings):
+        raise CaiError(
+            f"{place}.ray.gpus_per_replica: {gpus:g}, but {place}.vllm needs {gpus_needed(settings)} "
+            "(tensor_parallel_size × pipeline_parallel_size); raise it, or leave it out"
+        )
     for name in settings.vllm:
         if name in OURS:
             raise CaiError(f"{place}.vllm.{name}: {OURS[name]}")
@@ -185,10 +194,21 @@ def deciding_arguments(settings: EngineConfig) -> dict[str, Any]:
 
 
 def prompts_at_once(settings: EngineConfig) -> int:
-    """How many prompts the engine has room for, if the settings do not say it."""
+    """How many prompts the engine has room for, in all replicas together, if the settings do not say it."""
     if settings.endpoints:
         return settings.concurrency or ENDPOINT_PROMPTS * len(settings.endpoints)
-    return settings.concurrency or (CPU_PROMPTS if on_cpu() else GPU_PROMPTS)
+    return settings.concurrency or (CPU_PROMPTS if on_cpu() else GPU_PROMPTS) * replicas(settings)
+
+
+def replicas(settings: EngineConfig) -> int:
+    """How many copies of the model answer."""
+    return settings.ray.replicas if settings.ray else 1
+
+
+def gpus_needed(settings: EngineConfig) -> int:
+    """The GPUs that vLLM computes on: one for each rank of tensor and pipeline parallelism."""
+    ranks = (settings.vllm.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline"))
+    return math.prod(rank for rank in ranks if isinstance(rank, int))
 
 
 def on_cpu() -> bool:
@@ -200,7 +220,7 @@ def on_cpu() -> bool:
 
 
 def set_environment() -> None:
-    """Set what vLLM reads when it is imported, unless the user has set it.
+    """Set what vLLM, and Ray, read when they are imported, unless the user has set it.
 
     Its workers are spawned: forked ones die where CUDA was asked for anything before, even whether it is there.
     """
@@ -228,6 +248,7 @@ def _quieten() -> None:
         "VLLM_NO_USAGE_STATS": "1",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
         "TRANSFORMERS_VERBOSITY": "error",
+        "RAY_DEDUP_LOGS_SKIP_REGEX": "^",  # vLLM imports Ray, which prints errors of tasks on standard output
     }.items():
         os.environ.setdefault(name, value)
     logging.getLogger("torch._library.triton").setLevel(logging.ERROR)

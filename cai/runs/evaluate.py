@@ -84,6 +84,8 @@ def plan_evaluation(options: Options, runs: Path) -> EvaluationPlan:
     policies = [reference, first.policy, *others]
     base = first.config.engine if first.config is not None else EngineConfig()
     engine = _engine(options, base)
+    judge_engine = _judge_engine(options, first, engine)
+    _refuse_cluster(options, (engine, judge_engine))
     _refuse_twins(policies)
     return EvaluationPlan(
         policies=policies,
@@ -97,7 +99,7 @@ def plan_evaluation(options: Options, runs: Path) -> EvaluationPlan:
         limit=options.limit,
         seed=first.config.seed if first.config is not None else 0,
         engine=engine,
-        judge_engine=_judge_engine(options, first, engine),
+        judge_engine=judge_engine,
         notes=_trained_on(policies, prompts),
     )
 
@@ -179,6 +181,21 @@ def _judge_engine(options: Options, first: FoundPolicy, engine: EngineConfig) ->
         return engine
     own = config.evaluate.engine if config.evaluate.judge else config.judge.engine
     return engine if own is None else own.over(engine).in_process
+
+
+def _refuse_cluster(options: Options, engines: Sequence[EngineConfig]) -> None:
+    """Raises: CaiError for the address of a Ray cluster that only the run's folder names.
+
+    The folder may be anybody's, and a cluster can run any code in this process.
+    """
+    given = _engine(options, EngineConfig()).ray
+    for engine in engines:
+        address = engine.ray.address if engine.ray else None
+        if address not in (None, "auto") and (given is None or given.address != address):
+            raise CaiError(
+                f"{options.policy}: its engine.ray.address is {address}, and a Ray cluster can run any code here; if "
+                f"it is yours, add --set engine.ray.address={address}, else --set engine.ray=null"
+            )
 
 
 def _refuse_twins(policies: Sequence[Policy]) -> None:

@@ -19,7 +19,7 @@ from cai.data.records import Answer, Attacked, Judgement, Message, Prompt, Reply
 from cai.evaluation.injection import injection_gains
 from cai.evaluation.policy_report import PolicyReport, read_report
 from cai.evaluation.probes import read_injection
-from cai.inference.engine import Choose, Engine, EngineConfig, Generate, ScriptedEngine
+from cai.inference.engine import Choose, Engine, EngineConfig, Generate, RayConfig, ScriptedEngine
 from cai.inference.models import Server, folder_fingerprint
 from cai.inference.scheduler import OpenEngine, Reporter, Scheduler
 from cai.report.run import evaluation_grids
@@ -210,6 +210,24 @@ def test_answers_that_spell_control_tokens_are_counted_for_a_server(tmp_path: Pa
     warnings = [note for note in served.notes if "control tokens" in note]
     assert [warning.split(" with ")[0] for warning in warnings] == ([] if control == "refuse" else ["2 answers"])
     assert json.loads((run.eval / "evaluation.json").read_text(encoding="utf-8"))["control_tokens"] == counts[0][0]
+
+
+def test_a_cluster_that_only_the_runs_folder_names_is_not_joined(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    run = make_run(runs, "good", prompts=6)
+    manifest = json.loads((run.path / "manifest.json").read_text(encoding="utf-8"))
+    manifest["config"]["engine"]["ray"] = {"address": "10.0.0.1:6379", "replicas": 2}
+    (run.path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+    def planned(*settings: str) -> EngineConfig:
+        return plan_evaluation(Options("good", probes="none", settings=[*GREEDY, *settings]), runs).engine
+
+    with pytest.raises(
+        CaiError, match=r"good: its engine\.ray\.address is 10\.0\.0\.1:6379, and a Ray cluster can run"
+    ):
+        planned()
+    assert planned("engine.ray.address=10.0.0.1:6379").ray == RayConfig(address="10.0.0.1:6379", replicas=2)
+    assert planned("engine.ray=null").ray is None
 
 
 def test_answers_that_attack_the_eval_judge_gain_nothing_or_what_every_surface_shows(tmp_path: Path) -> None:

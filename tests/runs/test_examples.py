@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cai.inference.engine import RayConfig
+from cai.inference.vllm_settings import gpus_needed
 from cai.runs.plan import Plan, make_plan
 from tests.conftest import ROOT
 
@@ -42,3 +44,9 @@ def test_one_gpu_gets_vllms_own_settings_but_those_of_the_file(tmp_path: Path, m
     engine = planned("gpu-8b.yaml", tmp_path, model_folder).config.engine
     assert engine.vllm == {"dtype": "bfloat16", "gpu_memory_utilization": 0.9}
     assert engine.concurrency is None
+
+
+def test_replicas_on_a_cluster_get_the_gpus_that_their_arguments_need(tmp_path: Path, model_folder: Path) -> None:
+    settings = planned("ray-cluster.yaml", tmp_path, model_folder).config.engine
+    assert settings.ray == RayConfig(address="auto", replicas=8)
+    assert gpus_needed(settings) == 4
