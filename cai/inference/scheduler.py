@@ -280,7 +280,7 @@ class Scheduler:
         settings = self._own_settings.get(model, self.settings)
         identity = engine_fingerprint(model, settings)
         if identity not in self._engines:
-            if isinstance(model, Path):
+            if isinstance(model, Path) and settings.ray is None:
                 self._loaded[identity] = (model, settings)
             self._engines[identity] = CachedEngine(
                 identity,

@@ -50,3 +50,12 @@ def test_replicas_on_a_cluster_get_the_gpus_that_their_arguments_need(tmp_path: 
     settings = planned("ray-cluster.yaml", tmp_path, model_folder).config.engine
     assert settings.ray == RayConfig(address="auto", replicas=8)
     assert gpus_needed(settings) == 4
+
+
+def test_eight_gpus_hold_replicas_of_the_policy_and_then_one_judge(tmp_path: Path, model_folder: Path) -> None:
+    plan = planned("8xgpu-8b-with-70b-judge.yaml", tmp_path, model_folder)
+    [judge] = plan.judge_models
+    policy, of_judge = plan.config.engine, plan.own_settings[judge]
+    assert policy.ray is not None
+    assert (policy.ray.replicas, policy.ray.gpus_per_replica) == (8, 1)
+    assert (of_judge.ray, of_judge.vllm["tensor_parallel_size"], of_judge.max_model_len) == (None, 8, 8192)
