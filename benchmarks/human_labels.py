@@ -22,12 +22,12 @@ from cai.config.hashing import uniform
 from cai.data.jsonl import write_rows
 from cai.data.preferences import read_preferences
 from cai.data.records import Prompt
+from cai.inference.chat_template import load_tokenizer
 from cai.inference.models import resolve_model
 from cai.stats.intervals import bootstrap_mean
 from cai.training.reward import evaluate_reward_model, pairs_that_fit
 from cai.training.settings import DPOConfig, PPOConfig, RewardConfig
 from cai.training.stage import Report, StageSpec, run_stage
-from cai.training.tokens import load_tokenizer
 
 LENGTH, HELD_OUT = 128, 0.35
 WINDOW = 5

@@ -20,11 +20,11 @@ from pathlib import Path
 
 from cai.data.jsonl import write_rows
 from cai.data.records import Message, Preference
+from cai.inference.chat_template import load_tokenizer
 from cai.inference.models import resolve_model
 from cai.training.reward import evaluate_reward_model, pairs_that_fit
 from cai.training.settings import RewardConfig
 from cai.training.stage import StageSpec, run_stage
-from cai.training.tokens import load_tokenizer
 
 KIND = ("I am glad you asked.", "You are doing well.", "Take all the time you need.", "Thank you for telling me.")
 NEUTRAL = ("It depends.", "There are several ways.", "The first is common.", "The second is rare.", "Both take a day.")

@@ -28,12 +28,13 @@ from typing import Any
 from cai.data.jsonl import read_rows, write_rows
 from cai.data.prompts import read_prompts
 from cai.data.records import Demonstration, Preference, Prompt
+from cai.inference.chat_template import load_tokenizer
 from cai.inference.models import resolve_model
 from cai.training import dpo, reward, sft, trl_stage
 from cai.training.ppo import trainer
 from cai.training.settings import DatasetConfig, DPOConfig, PPOConfig, RewardConfig, SFTConfig
 from cai.training.stage import StageSpec
-from cai.training.tokens import assistant_turn, load_tokenizer
+from cai.training.tokens import assistant_turn
 
 ROOT = Path(__file__).parent.parent
 UPDATES, PPO_UPDATES, BATCH, LENGTH = 6, 3, 4, 256

@@ -34,6 +34,7 @@ from cai.feedback.judge import JudgeConfig
 from cai.feedback.label import JUDGE_JSON, LabelJob, label_file
 from cai.feedback.metrics import JUDGE_METRICS
 from cai.inference.chat import control_warnings
+from cai.inference.chat_template import check_chat, with_template_text
 from cai.inference.endpoints import bounded_warnings
 from cai.inference.scheduler import Reporter
 from cai.inference.servers import resolve_judges
@@ -140,6 +141,11 @@ def label_job(options: JudgeOptions, ranked: bool) -> LabelJob:
     templates = Templates(find_file("--templates", options.templates, source.path))
     names = [settings.model] if isinstance(settings.model, str) else settings.model or []
     judges = resolve_judges(names, settings.key_env, settings.engine)  # last: a Hub id is downloaded here
+    if settings.engine is not None:
+        engine = with_template_text(settings.engine, "--set engine", source.path)
+        settings = settings.model_copy(update={"engine": engine})
     job = LabelJob(data, ranked, options.limit, judges, constitution, templates, settings, options.seed)
     check_arguments(job.engine, "--set engine")
+    for judge in judges:
+        check_chat(judge, job.engine.chat, "--set engine")
     return job

@@ -13,6 +13,7 @@ from cai.config.errors import CaiError
 from cai.data.records import BeforeAfter, Messages, Preference, Revision, Skipped, Verdict
 from cai.runs.folder import RunFolder, open_run
 
+REASONING_SHOWN = 200  # characters
 EMPTY = {"revisions": "revisions", "preferences": "preferences", "evaluation": "evaluation", "skipped": "skipped rows"}
 Part = tuple[str, str]  # a heading and its text
 Example = tuple[str, list[Part]]
@@ -63,11 +64,14 @@ def _revisions(folder: RunFolder) -> list[Example]:
     reasons = {row.prompt_id: row.reason for row in folder.skipped() if row.stage == "revision pairs"}
     examples = []
     for prompt_id, rows in rounds.items():
-        parts = [*_conversation(rows[0].messages), (_heading("draft", rows[0]), rows[0].draft)]
+        parts = [*_conversation(rows[0].messages), *_reasoning("draft", rows[0].draft_reasoning)]
+        parts.append((_heading("draft", rows[0]), rows[0].draft))
         for row in rows:
             parts.append((f"principle, round {row.round}", row.principle_id))
             if row.critique is not None:
+                parts += _reasoning("critique", row.critique_reasoning)
                 parts.append((_heading("critique", row), row.critique))
+            parts += _reasoning("revision", row.revision_reasoning)
             parts.append((_heading("revision", row, row.flags), row.revision))
         if prompt_id in labels:
             parts.append(("label", _label(labels[prompt_id])))
@@ -77,13 +81,22 @@ def _revisions(folder: RunFolder) -> list[Example]:
     return examples
 
 
+def _reasoning(text: str, thought: str | None) -> list[Part]:
+    """The beginning of what a model thought before a text; its rows hold all of it."""
+    if not thought:
+        return []
+    shown = thought[:REASONING_SHOWN] + ("…" if len(thought) > REASONING_SHOWN else "")
+    return [(f"reasoning before {text}  ({len(thought):,} characters)", shown)]
+
+
 def _heading(text: str, row: Revision, flags: Sequence[str] = ()) -> str:
     notes = [*flags, *(["truncated"] if text in row.truncated else [])]
     return text + (f"  ({', '.join(notes)})" if notes else "")
 
 
 def _preference(row: Preference) -> Example:
-    parts = [*_conversation(row.messages), ("chosen", row.chosen), ("rejected", row.rejected)]
+    parts = [*_conversation(row.messages), *_reasoning("chosen", row.chosen_reasoning), ("chosen", row.chosen)]
+    parts += [*_reasoning("rejected", row.rejected_reasoning), ("rejected", row.rejected)]
     parts.append(("label", _label(row)))
     return row.prompt_id, [*parts, *_verdicts(row.verdicts)]
 

@@ -16,6 +16,7 @@ from cai.config.locate import local_file
 from cai.config.yaml_files import YamlSource, apply_overrides, validate
 from cai.data.jsonl import write_rows
 from cai.data.manifest import read_json
+from cai.inference.chat_template import ChatSettings, with_template_text
 from cai.inference.models import resolve_model
 from cai.inference.scheduler import Reporter
 from cai.runs.metrics import reward_lines
@@ -26,6 +27,8 @@ from cai.training.stage import StageSpec, convert_data, reward_model, stage_sett
 
 Reward = Annotated[str | None, setting(PPOConfig, "reward", "--reward", "DIR")]
 Launcher = Annotated[str, setting(RunConfig, "launcher", "--launcher", "COMMAND")]
+CHAT = "engine."  # begins the --set of a chat template's settings
+COMMAND = Path("cai train")  # where options come from, for messages
 DEFAULT_LAUNCHER: str = default(RunConfig, "launcher")
 
 
@@ -50,14 +53,15 @@ def train(
     """Train one stage on a data file, or resume it.
 
     The stage decides the data: preferences for reward, dpo, kto and orpo; completions for sft; prompts for ppo, rloo,
-    grpo and online_dpo. docs/run-file.md lists the settings for --set, such as learning_rate=1e-5. After an interrupt,
-    the same command resumes from the last checkpoint.
+    grpo and online_dpo. docs/run-file.md lists the settings for --set, such as learning_rate=1e-5, or
+    engine.chat_template=chatml for a base model. After an interrupt, the same command resumes from the last checkpoint.
     """
     out = folder or DEFAULT_RUNS / f"{stage}-{data.name.split('.')[0].replace(':', '-')}"
     console = Terminal()
     if out.exists() and not out.is_dir():
         raise CaiError(f"--out {out}: is a file; expected a folder")
-    config = _settings(stage, reward, settings or [])
+    config = _settings(stage, reward, [override for override in settings or [] if not override.startswith(CHAT)])
+    chat = _chat([override for override in settings or [] if override.startswith(CHAT)])
     worker_python(launcher)  # an error in it shows now
     with tempfile.TemporaryDirectory(prefix="cai-train-") as aside:
         rows = Path(aside) / "rows.jsonl"
@@ -68,6 +72,7 @@ def train(
             folder=out,
             seed=seed,
             reward=reward_model(config, "--reward"),
+            chat=chat,
             launcher=launcher,
         )
         skipped = convert_data(config, local_file(str(data)), rows)
@@ -84,6 +89,13 @@ def train(
     line(console, f"  {'reward model' if stage == 'reward' else 'policy'} in {result}, metrics in {out}/metrics.jsonl")
 
 
+def _chat(overrides: list[str]) -> ChatSettings | None:
+    source = YamlSource(COMMAND, {}, {})
+    overrides = [override.removeprefix(CHAT) for override in overrides]
+    settings = validate(apply_overrides(source, overrides), ChatSettings)
+    return with_template_text(settings, "engine", COMMAND).chat
+
+
 def _settings(stage: str, reward: str | None, overrides: list[str]) -> TrainConfig:
     kind = stage_settings_class(stage)
     if reward and not issubclass(kind, Online):
@@ -94,5 +106,5 @@ def _settings(stage: str, reward: str | None, overrides: list[str]) -> TrainConf
                 f"--set {override}: `cai train` trains one stage; omit the prefix: --set {override[prefix.end() :]}"
             )
     named = {"reward": reward} if reward else {}
-    source = apply_overrides(YamlSource(Path("cai train"), {"stage": stage, **named}, {}), overrides)
+    source = apply_overrides(YamlSource(COMMAND, {"stage": stage, **named}, {}), overrides)
     return validate(source, kind)

@@ -22,6 +22,15 @@ Probability = Annotated[float, Field(ge=0, le=1), BeforeValidator(_reject_bool)]
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_reject_bool)]
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
+# What a model that thinks thought before a text. Rows of other models have no such field, and nothing that judges,
+# filters, measures or trains reads it.
+Reasoning = Annotated[str | None, Field(exclude_if=_is_none)]
+
+
 MAX_SEED = 2**32 - 1  # of numpy's global generator, which trl and transformers seed
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
@@ -78,6 +87,9 @@ class Revision(Row):
     reviser: str | None = None  # engine fingerprint, where another model than the draft's criticised and revised
     templates: str  # fingerprint
     seed: int
+    draft_reasoning: Reasoning = None
+    critique_reasoning: Reasoning = None
+    revision_reasoning: Reasoning = None
 
 
 class Verdict(Row):
@@ -92,6 +104,7 @@ class Verdict(Row):
     share_forward: Probability = 0.5  # weight of p_forward in the log-odds of p
     non_option_mass: Probability  # mean probability mass outside the options
     cot: list[str] = []  # the judge's chains of thought, in each order
+    cot_reasoning: Annotated[list[str] | None, Field(exclude_if=_is_none)] = None  # before each, "" where there is none
 
     @property
     def p(self) -> float:
@@ -126,6 +139,8 @@ class Preference(Row):
     model: str = ""  # engine fingerprint of the policy that wrote the responses
     judge: str = ""  # engine fingerprint of the judge
     seeds: list[int] = []
+    chosen_reasoning: Reasoning = None
+    rejected_reasoning: Reasoning = None
     # P(chosen better) by the input file's label, beside a judge's `p`; rows of a run have none
     input_p: Probability | None = Field(default=None, exclude_if=lambda p: p is None)
 
@@ -181,6 +196,7 @@ class Answer(Row):
     text: str
     truncated: bool  # ran into max_tokens
     model: str  # engine fingerprint
+    reasoning: Reasoning = None
 
 
 class Judgement(Row):

@@ -67,7 +67,7 @@ def evaluate_judge(
     attacks = {"injection": fingerprint([attack.model_dump() for attack in more.attacks])} if more.attacks else {}
     claim = label_claim("cai judge-eval", judging, folder, calibrate=more.calibrate, **attacks)
     with claimed(claim, out.replace), reporter.logging_to(folder / "log.txt"), closing(Cache(cache)) as store:
-        scheduler = Scheduler(judging.engine, store, reporter, open_engine)
+        scheduler = judging.scheduler(store, reporter, open_engine)
         panel = JudgePanel(judging, extent, scheduler)
         begun = time.monotonic()
         rows, skipped = asyncio.run(_judge(judging, panel, folder))

@@ -15,6 +15,7 @@ from cai.data.jsonl import read_objects
 from cai.data.records import Prompt, Row, Sampled, Skipped
 from cai.evaluation.judge_report import Interval
 from cai.evaluation.monitors import Monitor, measured, unmeasured
+from cai.inference.chat_template import load_tokenizer
 from cai.stats.intervals import Estimate, Z, bootstrap_mean, share
 from cai.stats.win_rate import win
 
@@ -42,11 +43,9 @@ def read_samples(path: Path, model: Path, prompts: Sequence[Prompt]) -> tuple[li
     A sample names its prompt as the policy read it, in its chat template; so the training `prompts` are written out
     in the template of `model` and looked up. Raises: CaiError for a file that is not one of samples.
     """
-    from transformers import AutoTokenizer
-
     from cai.training.tokens import prompt_ids
 
-    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    tokenizer = load_tokenizer(model)
     known = {tokenizer.decode(prompt_ids(tokenizer, p.messages)): p for p in prompts}
     ends = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     samples, skipped = [], []

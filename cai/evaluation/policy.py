@@ -5,7 +5,7 @@ their beginning. There is no resume code: evaluating again makes the same reques
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -109,13 +109,23 @@ class EvaluationPlan:
     limit: int | None  # of the items of each set of probes
     seed: int
     engine: EngineConfig
-    judge_engine: EngineConfig
+    own_settings: Mapping[Model, EngineConfig]  # of the reference and the judge, where their engines differ
     notes: list[str]
 
     @property
     def reference(self) -> Policy:
         """What the others are compared with."""
         return self.policies[0]
+
+    @property
+    def reference_engine(self) -> EngineConfig:
+        """The settings of the reference's engine."""
+        return self.own_settings.get(self.reference.folder, self.engine)
+
+    @property
+    def judge_engine(self) -> EngineConfig:
+        """The settings of the judge's engine."""
+        return self.own_settings.get(self.judge, self.engine)
 
 
 def shipped_axes() -> dict[str, Constitution]:
@@ -217,6 +227,7 @@ class PolicyEvaluation:
                 text=completion.text,
                 truncated=completion.finish == "length",
                 model=engine.fingerprint,
+                reasoning=completion.reasoning,
             )
 
         prompts = self._prompts(samples=policy is plan.reference)

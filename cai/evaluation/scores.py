@@ -108,6 +108,7 @@ def _spec(plan: EvaluationPlan, out: Path) -> tuple[ScoringSpec, dict[str, str]]
         answers=out / "answers.jsonl",
         prompts=HELD_OUT,
         reference=plan.reference.folder,
+        reference_chat=own.chat if (own := plan.own_settings.get(plan.reference.folder)) else None,
         policies=[] if "kl" in missing else [Writer(name=c.name, folder=c.folder) for c in plan.policies[1:]],
         temperature=plan.settings.temperature,
         reward=reward,
@@ -123,7 +124,8 @@ def _cache_key(spec: ScoringSpec) -> str:
     folders = [spec.reference, *(policy.folder for policy in spec.policies), *([spec.reward] if spec.reward else [])]
     files = [spec.answers, *([spec.pairs] if spec.pairs else [])]
     contents = [*map(folder_fingerprint, folders), *map(file_fingerprint, files)]
-    return fingerprint([policy.name for policy in spec.policies], spec.temperature, spec.pairs_limit, contents)
+    chat = [spec.reference_chat.identity()] if spec.reference_chat else []
+    return fingerprint([policy.name for policy in spec.policies], spec.temperature, spec.pairs_limit, contents, *chat)
 
 
 def _cached_key(path: Path) -> str | None:

@@ -22,7 +22,7 @@ from cai.config.yaml_files import PositiveTemperature, Tokens
 from cai.constitution.principles import Constitution, Principle, assign
 from cai.constitution.templates import Templates
 from cai.data.records import Messages, Preference, Prompt, Ranking, Skipped, Verdict
-from cai.inference.engine import Choose, Engine, EngineConfig, Generate, Sampling
+from cai.inference.engine import Choose, Completion, Engine, EngineConfig, Generate, Sampling
 from cai.stats.logistic import bradley_terry, logit, sigmoid
 
 Pair = tuple[int, int]
@@ -65,7 +65,7 @@ class _OrderVerdict(NamedTuple):
 
     logps: list[float]
     non_option_mass: float
-    cot: list[str]
+    cot: Sequence[Completion]
 
 
 class Judge:
@@ -144,6 +144,7 @@ class Judge:
                 return None
             return sigmoid(fmean(logps[number][i] - logps[number][j] for number in before))
 
+        thoughts = [chain.reasoning or "" for shown in by_order for chain in shown.cot]
         return [
             Verdict(
                 principle_id=principle.id,
@@ -153,7 +154,8 @@ class Judge:
                 p_reverse=_complement(side(j, i)),
                 share_forward=1 - (j - i) / len(orders) if self._settings.swap else 1.0,
                 non_option_mass=fmean(shown.non_option_mass for shown in by_order),
-                cot=[text for shown in by_order for text in shown.cot],
+                cot=[chain.text for shown in by_order for chain in shown.cot],
+                cot_reasoning=thoughts if any(thoughts) else None,
             )
             for i, j in itertools.combinations(range(len(orders[0])), 2)
         ]
@@ -172,16 +174,16 @@ class Judge:
         if not samples:
             return await choose(None)
 
-        async def think(number: int) -> str:
+        async def think(number: int) -> Completion:
             question = self._templates.judge_cot(principle, conversation, options)
             temperature = 1.0 if samples > 1 else 0.0
             seed = derive_seed(cot_seed, principle.id, list(options.values()), number)
             drawn = self._settings.sampling
             request = Generate(question, max_tokens, temperature, seed, "chain_of_thought", drawn, session)
-            return (await self.engine.generate(request)).text
+            return await self.engine.generate(request)
 
         chains = await asyncio.gather(*(think(number) for number in range(samples)))
-        verdicts = await asyncio.gather(*(choose(cot) for cot in chains))
+        verdicts = await asyncio.gather(*(choose(chain.text) for chain in chains))
         by_option = zip(*(verdict.logps for verdict in verdicts), strict=True)
         mean = [math.log(fmean(math.exp(x) for x in logps)) for logps in by_option]
         return _OrderVerdict(mean, fmean(verdict.non_option_mass for verdict in verdicts), list(chains))
@@ -266,6 +268,7 @@ class JudgedAnswers:
     model: str  # engine fingerprint of who answered
     judge: str  # of who judged; of a panel joined by `+`
     seed: int
+    reasoning: Sequence[str | None] = ()  # what was thought before each answer, where that is known
 
 
 def judged_preferences(judged: JudgedAnswers, settings: JudgeConfig, stage: str) -> list[Preference | Skipped]:
@@ -285,19 +288,22 @@ def judged_preferences(judged: JudgedAnswers, settings: JudgeConfig, stage: str)
         verdicts = judged.verdicts[i, j]
         p = label(verdicts, settings)
         swap = p < 0.5
-        chosen, rejected = (answers[j], answers[i]) if swap else (answers[i], answers[j])
+        better, worse = (j, i) if swap else (i, j)
+        thoughts = judged.reasoning or [None] * len(answers)
         return Preference(
             prompt_id=prompt.id,
             messages=prompt.messages,
             tags=prompt.tags,
-            chosen=chosen,
-            rejected=rejected,
+            chosen=answers[better],
+            rejected=answers[worse],
             p=1.0 - p if swap else p,
             source="judge",
             verdicts=[swapped(v) for v in verdicts] if swap else verdicts,
             model=judged.model,
             judge=judged.judge,
             seeds=[judged.seed],
+            chosen_reasoning=thoughts[better],
+            rejected_reasoning=thoughts[worse],
         )
 
     return [preference(i, j) for i, j in itertools.combinations(range(len(answers)), 2)]

@@ -10,7 +10,7 @@ import json
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,7 +34,7 @@ from cai.feedback.judge import (
     rank_judged,
 )
 from cai.feedback.metrics import JUDGE_METRICS, PromptMeans
-from cai.inference.cache import Cache
+from cai.inference.cache import AnyCache, Cache
 from cai.inference.cached_engine import CachedEngine
 from cai.inference.chat import control_counts, spells_control
 from cai.inference.engine import EngineConfig
@@ -56,11 +56,18 @@ class LabelJob:
     templates: Templates
     settings: JudgeConfig
     seed: int
+    own_settings: Mapping[Model, EngineConfig] = field(default_factory=dict)  # of judges with other engine settings
 
     @property
     def engine(self) -> EngineConfig:
-        """The settings of every judge's engine."""
+        """The settings of every other judge's engine."""
         return self.settings.engine or EngineConfig()
+
+    def scheduler(
+        self, cache: AnyCache, reporter: Reporter | None = None, open_engine: OpenEngine = open_model
+    ) -> Scheduler:
+        """The judges over a cache."""
+        return Scheduler(self.engine, cache, reporter, open_engine, self.own_settings)
 
 
 class Extent(NamedTuple):
@@ -259,7 +266,7 @@ def label_file(
         reporter.logging_to(folder / "log.txt"),
         closing(Cache(cache)) as store,
     ):
-        scheduler = Scheduler(job.engine, store, reporter, open_engine)
+        scheduler = job.scheduler(store, reporter, open_engine)
         begun, totals = time.monotonic(), Totals()
         asyncio.run(label_rows(job, JudgePanel(job, extent, scheduler), folder, extent.most > 2, totals))
         spelling = control_counts(totals.spelling, job.engine.control_tokens, served(job.judges))

@@ -94,6 +94,7 @@ class Journey:
         self.skipped: list[Skipped] = []
         self._feedback, self._job = feedback, feedback.job
         self._samples: list[str] = []
+        self._thoughts: list[str | None] = []  # before each of them
         self._verdicts: list[tuple[str, Verdicts]] = []  # on the samples, of each judge by its fingerprint
         self._revision_pair: Preference | None = None
         self._revision_verdicts: list[tuple[str, Verdicts]] = []
@@ -135,7 +136,8 @@ class Journey:
     async def _sample(self, draft: Completion) -> None:
         numbers = range(1, self._job.judge.samples)  # the draft is number 0
         more = await asyncio.gather(*(self._feedback.reviser.respond(self.prompt, number) for number in numbers))
-        self._samples = [draft.text, *(completion.text for completion in more)]
+        self._samples = [completion.text for completion in (draft, *more)]
+        self._thoughts = [completion.reasoning for completion in (draft, *more)]
         if self._feedback.model in self._feedback.judges:
             await self._judge_samples(self._feedback.judge(self._feedback.model))
 
@@ -171,7 +173,7 @@ class Journey:
             return None
         verdicts, model = panel_verdicts(self._verdicts), self._feedback.model.fingerprint
         judge = self._feedback.judge_name
-        return JudgedAnswers(self.prompt, self._samples, verdicts, model, judge, self._job.seed)
+        return JudgedAnswers(self.prompt, self._samples, verdicts, model, judge, self._job.seed, self._thoughts)
 
     def _with_verdicts(self, pair: Preference) -> Preference:
         """The revision pair with the verdicts on it, if every judge has answered."""

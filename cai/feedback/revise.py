@@ -112,6 +112,9 @@ class Reviser:
                     reviser=self._critic.fingerprint if self._critic is not self._engine else None,
                     templates=self._templates.fingerprint,
                     seed=self._seed,
+                    draft_reasoning=draft.reasoning,
+                    critique_reasoning=critique.reasoning if critique else None,
+                    revision_reasoning=revision.reasoning,
                 )
             )
             answer = revision.text
@@ -154,4 +157,6 @@ def revision_preference(rows: list[Revision]) -> Preference | Skipped:
         principle_ids=[row.principle_id for row in rows],
         model=last.model,
         seeds=[last.seed],
+        chosen_reasoning=last.revision_reasoning,
+        rejected_reasoning=last.draft_reasoning,
     )

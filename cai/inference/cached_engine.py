@@ -190,7 +190,10 @@ class CachedEngine:
             tally = self.steps[asked.step]
             tally.allowed += asked.max_tokens
             tally.tokens += completion.completion_tokens
-            return dict(vars(completion))
+            answer = dict(vars(completion))
+            if completion.reasoning is None:  # an entry as it was before there were any
+                del answer["reasoning"]
+            return answer
 
         return _completion(await self._screened(request, ask, _completion))
 

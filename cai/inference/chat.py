@@ -7,6 +7,7 @@ others the tokenizer's twin is used, in which every control token has an unguess
 whole text splits, normalizes and merges as the tokenizer itself does, and the markers in a message are ordinary text.
 """
 
+import contextlib
 import json
 import re
 import secrets
@@ -30,7 +31,10 @@ SERVER_CONTROL = re.compile(
 """Control tokens of common model families, for texts whose tokenizer we cannot read, such as a server's."""
 ControlTokens = Literal["text", "escape", "refuse"]
 """See EngineConfig.control_tokens (cai/inference/engine.py)."""
-_ALTERNATING: tuple[Role, ...] = ("user", "assistant", "user")  # which every chat template takes
+THOUGHT = ("<think>", "</think>")
+"""The tokens around a chain of thought of DeepSeek-R1, Qwen3, SmolLM3 and most others."""
+_PLAIN: tuple[tuple[Role, ...], ...] = (("system", "user", "assistant", "user"), ("user", "assistant", "user"))
+"""Conversations to see a chat template's markers: one of them every template takes."""
 
 
 class ControlTokenRefused(RequestRefused):
@@ -254,11 +258,23 @@ def renamed(tokenizer: str, names: dict[str, str]) -> str:
     return json.dumps(content, ensure_ascii=False)
 
 
+def turn_end(tokenizer: Any) -> int | None:
+    """The token that ends an assistant's turn: the last special one of a rendered answer; None where there is none."""
+    conversation = [Message(role="user", content="a"), Message(role="assistant", content="b")]
+    start = len(chat_ids(tokenizer, conversation[:1], add_generation_prompt=True))
+    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    marks = [t for t in chat_ids(tokenizer, conversation)[start:] if t in special | {tokenizer.eos_token_id}]
+    return int(marks[-1]) if marks else None
+
+
 def _plain_conversation(tokenizer: Any) -> str:
-    """A conversation as the chat template writes it; empty without a template that takes it."""
-    turns = [Message(role=role, content="a") for role in _ALTERNATING]
-    try:
-        rendered: str = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    except (jinja2.TemplateError, ValueError):  # the latter where there is no template
-        return ""
-    return rendered
+    """A conversation as the chat template writes it; empty without a template that takes it.
+
+    It has a system message where the template takes one: the text of a default one is none of the markers.
+    """
+    for roles in _PLAIN:
+        turns = [Message(role=role, content="a") for role in roles]
+        with contextlib.suppress(jinja2.TemplateError, ValueError):  # the latter where there is no template
+            rendered: str = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+            return rendered
+    return ""

@@ -16,6 +16,7 @@ from typing import Any
 from cai.config.errors import CaiError, RequestRefused
 from cai.config.hashing import fingerprint as digest
 from cai.data.records import Messages
+from cai.inference.chat_template import ChatSettings
 from cai.inference.endpoint_pool import Endpoint, EndpointPool
 from cai.inference.engine import (
     BoundedLogProbs,
@@ -23,6 +24,7 @@ from cai.inference.engine import (
     Completion,
     Generate,
     UnusableAnswer,
+    split_reasoning,
     validate_choice,
     validate_completion,
 )
@@ -32,6 +34,7 @@ from cai.stats.formatting import counted
 
 TOP_LOGPROBS = 20  # the most that OpenAI and, by default, vLLM return for a token
 LONGEST_TOKEN = 256  # characters; tokens of blanks or dashes have up to 128
+REASONING_FIELDS = ("reasoning", "reasoning_content")  # of a message, where a server parses chains of thought itself
 NO_ANSWER = ("content_filter", "error", "abort", "tool_calls", "function_call")  # values of finish_reason
 TOKEN_ID = "token_id:"  # how vLLM names a token by its number
 
@@ -50,13 +53,21 @@ class ServerEngine:
     """A model on its servers; see cai.inference.engine.Engine.
 
     Args: `concurrency`, how many requests each server gets at a time at most; `timeout`, seconds for one response from
-    its first byte sent to its last one read.
+    its first byte sent to its last one read; `chat`, the system prompt and the template's arguments of every request.
     Raises: RequestRefused for a request that gets no usable answer; CaiError when a server does not take the key or a
     sampling setting, redirects, does not know the model or gives no log-probabilities, or all fail on every request.
     """
 
-    def __init__(self, server: Server, fingerprint: str, concurrency: int = 64, timeout: float = 600.0) -> None:
+    def __init__(
+        self,
+        server: Server,
+        fingerprint: str,
+        concurrency: int = 64,
+        timeout: float = 600.0,
+        chat: ChatSettings | None = None,
+    ) -> None:
         self.fingerprint = fingerprint
+        self._chat = chat or ChatSettings()
         self._server, self._concurrency, self._timeout = server, concurrency, timeout
         self._pool: EndpointPool | None = None
         self._abilities = {address: _Abilities() for address in server.addresses}
@@ -65,7 +76,7 @@ class ServerEngine:
         """The assistant's next turn; the seed holds as far as the server keeps to it."""
         drawn = request.sampling.model_dump(exclude_defaults=True) if request.sampling else {}
         body = {
-            "messages": request.messages,
+            **self._chat.served(request.messages),
             "max_tokens": request.max_tokens,
             "temperature": request.temperature,
             "seed": request.seed,
@@ -81,7 +92,7 @@ class ServerEngine:
                 if (name := _named_setting(str(refusal), drawn)) is not None:
                     raise CaiError(f"model '{endpoint}': the server does not take {name}: {refusal}") from None
                 raise
-            if len(completion.text) > LONGEST_TOKEN * request.max_tokens:
+            if len(completion.text + (completion.reasoning or "")) > LONGEST_TOKEN * request.max_tokens:
                 raise UnusableAnswer(
                     f"the server's text has {len(completion.text):,} characters for {request.max_tokens} tokens"
                 )
@@ -191,7 +202,8 @@ class ServerEngine:
         abilities = self._abilities[endpoint.address]
         if abilities.continues is not False:
             try:
-                body = {"messages": messages, **wanted, "continue_final_message": True, "add_generation_prompt": False}
+                unfinished = {"continue_final_message": True, "add_generation_prompt": False}
+                body = {**self._chat.served(messages), **wanted, **unfinished}
                 answer = read(await endpoint.chat(body, session))
                 abilities.continues = True
                 return answer
@@ -200,7 +212,7 @@ class ServerEngine:
             except RequestRefused:  # because of the request, or of vLLM's own parameters: the second try shows which
                 if abilities.continues:
                     raise
-        answer = read(await endpoint.chat({"messages": messages[:-1], **wanted}, session))
+        answer = read(await endpoint.chat({**self._chat.served(messages[:-1]), **wanted}, session))
         abilities.continues = False
         return answer
 
@@ -246,16 +258,20 @@ def _choice(body: Any) -> dict[str, Any]:
 
 def _completion(body: Any) -> Completion:
     choice = _choice(body)
-    message = choice.get("message")
-    text = message.get("content") if isinstance(message, dict) else None
+    found = choice.get("message")
+    message = found if isinstance(found, dict) else {}
+    thought = next((message[name] for name in REASONING_FIELDS if isinstance(message.get(name), str)), "").strip()
+    text = message.get("content") or ("" if thought else message.get("content"))
     if not isinstance(text, str):
         raise UnusableAnswer(f"the server's response has no text (finish_reason: {choice.get('finish_reason')})")
     usage = body.get("usage")
+    text, reasoning = split_reasoning(text, opened=None)
     completion = Completion(
-        text=text.strip(),
+        text=text,
         finish="length" if choice.get("finish_reason") == "length" else "stop",
         prompt_tokens=_count(usage, "prompt_tokens"),
         completion_tokens=_count(usage, "completion_tokens"),
+        reasoning=thought or reasoning,
     )
     validate_completion(completion)
     return completion

@@ -15,8 +15,10 @@ from pydantic_core import PydanticCustomError
 from cai.config.errors import RequestRefused
 from cai.config.yaml_files import MOST_TOKENS, Section, Temperature, Tokens, json_value
 from cai.data.records import Messages
-from cai.inference.chat import ControlTokens
+from cai.inference.chat import THOUGHT, ControlTokens
+from cai.inference.chat_template import ChatSettings
 
+_LONE_CLOSING = re.compile(r"^</think>[^\S\n]*$", re.MULTILINE)  # as models write it, and hardly a text about it
 LOG_PROB_ROUNDING = 1e-3  # nats above 0 that sums of rounded probabilities may reach
 
 
@@ -85,8 +87,8 @@ class RayConfig(Section):
     """CPU cores of a replica; null: 1, or where models run on the CPUs of this machine, an equal part of them."""
 
 
-class EngineConfig(Section):
-    """`engine:`: where the model answers, and how it is held in memory."""
+class EngineConfig(ChatSettings):
+    """`engine:`: where the model answers, how it is put conversations, and how it is held in memory."""
 
     concurrency: Annotated[int, Field(ge=1, le=65_536)] | None = None
     """Maximum concurrent prompts; null: what the engine has room for, 32 on a CPU. Does not affect results."""
@@ -110,13 +112,23 @@ class EngineConfig(Section):
     is skipped."""
 
     def over(self, base: "EngineConfig") -> "EngineConfig":
-        """`base` with the settings that were given here in place of its own; endpoints hold its model alone."""
-        return base.in_process.model_copy(update={name: getattr(self, name) for name in self.model_fields_set})
+        """`base` with the settings that were given here in place of its own, but those of its model alone."""
+        return base.shared.model_copy(update={name: getattr(self, name) for name in self.model_fields_set})
 
     @property
     def in_process(self) -> "EngineConfig":
         """These settings without endpoints: they say which model a role has, and nothing of its engine."""
         return self.model_copy(update={"endpoints": [], "served_model_name": None})
+
+    @property
+    def shared(self) -> "EngineConfig":
+        """What holds for other models too: these settings without endpoints and those of the chat template."""
+        return self.in_process.with_chat(None)
+
+    def with_chat(self, chat: ChatSettings | None) -> "EngineConfig":
+        """These settings with those of a chat template."""
+        fields = {name: getattr(chat or ChatSettings(), name) for name in ChatSettings.model_fields}
+        return self.model_copy(update=fields)
 
 
 Step = Literal["answer", "critique", "revision", "chain_of_thought", "verdict", "other"]
@@ -156,12 +168,37 @@ class Choose:
 
 @dataclass(frozen=True)
 class Completion:
-    """A generated turn; `finish` is `length` when it ran into max_tokens (or the context's end)."""
+    """A generated turn; `finish` is `length` when it ran into max_tokens (or the context's end).
+
+    A chain of thought is no part of `text`, which is empty where the limit came before the answer.
+    """
 
     text: str
     finish: Literal["stop", "length"]
     prompt_tokens: int
     completion_tokens: int
+    reasoning: str | None = None
+    """The chain of thought that the model wrote before the text."""
+
+
+def split_reasoning(text: str, opened: bool | None = False) -> tuple[str, str | None]:
+    """A generated text without the chain of thought before it, and that, None where there is none or an empty one.
+
+    `opened`: whether the chat template's generation prompt ended with `<think>`, so that the text begins inside the
+    thought; None where that is not known, as of a server. Without the closing tag all of it is thought: the limit, or
+    the model, ended it there. Tags further on in a text are what it says.
+    """
+    start, end = THOUGHT
+    text = text.strip()
+    if text.startswith(start):
+        text, opened = text.removeprefix(start), True
+    if opened:
+        thought, _, answer = text.partition(end)
+    elif opened is None and (closing := _LONE_CLOSING.search(text)) and start not in text[: closing.start()]:
+        thought, answer = text[: closing.start()], text[closing.end() :]
+    else:
+        return text, None
+    return answer.strip(), thought.strip() or None
 
 
 class BoundedLogProbs(list[float]):
@@ -181,13 +218,15 @@ def validate_completion(completion: Completion) -> None:
     An empty text is an answer: a policy that says nothing must not be spared its evaluation.
     Raises: UnusableAnswer when the text is none that a UTF-8 file can hold, `finish` is unknown or a count negative.
     """
-    if not isinstance(completion.text, str):
-        raise UnusableAnswer(f"the model returned {type(completion.text).__name__} in place of a text")
-    try:
-        completion.text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        found = completion.text[error.start]
-        raise UnusableAnswer(f"the model's text holds U+{ord(found):04X}, half of a surrogate pair") from None
+    for text in (completion.text, completion.reasoning or ""):
+        if not isinstance(text, str):
+            raise UnusableAnswer(f"the model returned {type(text).__name__} in place of a text")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UnusableAnswer(
+                f"the model's text holds U+{ord(text[error.start]):04X}, half of a surrogate pair"
+            ) from None
     if completion.finish not in ("stop", "length"):
         raise UnusableAnswer(f"the model's text ended with {completion.finish!r}; expected stop or length")
     for count in (completion.prompt_tokens, completion.completion_tokens):

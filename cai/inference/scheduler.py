@@ -200,19 +200,20 @@ async def run_concurrently(
 def open_model(model: Model, fingerprint: str, settings: EngineConfig) -> Engine:
     """vLLM on a model folder, or replicas of it, which load in the background; or a client of the server."""
     if isinstance(model, Server):
-        return ServerEngine(model, fingerprint, prompts_at_once(settings), 60 * settings.stall_minutes)
+        return ServerEngine(model, fingerprint, prompts_at_once(settings), 60 * settings.stall_minutes, settings.chat)
     if settings.ray is not None:
         return RayEngine(model, fingerprint, settings)
     return VllmEngine(model, fingerprint, settings)
 
 
 def engine_fingerprint(model: Model, settings: EngineConfig) -> str:
-    """What decides a model's answers: content, vLLM's build and settings; of a server its name alone."""
+    """What decides a model's answers: content, vLLM's build and settings; of a server its name and the chat's alone."""
     identity = model_fingerprint(model)
+    chat = [] if settings.chat is None else [settings.chat.identity()]
     if isinstance(model, Server):
-        return identity
+        return fingerprint(identity, *chat) if chat else identity
     deciding = deciding_arguments(settings)
-    return fingerprint(identity, settings.max_model_len, vllm_build(), *([deciding] if deciding else []))
+    return fingerprint(identity, settings.max_model_len, vllm_build(), *([deciding] if deciding else []), *chat)
 
 
 def deciding_settings(settings: EngineConfig) -> dict[str, Any]:

@@ -19,14 +19,16 @@ from typing import Any
 
 from cai.config.errors import CaiError, RequestRefused
 from cai.data.records import Messages
-from cai.inference.chat import chat_ids, text_ids
-from cai.inference.engine import Choose, Completion, EngineConfig, Generate, UnusableAnswer
+from cai.inference.chat import THOUGHT, chat_ids, text_ids, turn_end
+from cai.inference.chat_template import load_tokenizer
+from cai.inference.engine import Choose, Completion, EngineConfig, Generate, UnusableAnswer, split_reasoning
 from cai.inference.vllm_errors import explained, named
-from cai.inference.vllm_settings import free_engine, load_engine, on_cpu
+from cai.inference.vllm_settings import free_engine, load_engine, on_cpu, set_environment
 from cai.stats.formatting import counted, duration
 
 WORK_SECONDS = 0.5  # a step of this length ran the model, a chunk of a long prompt for example
 LOAD_POLL_SECONDS = 1.0
+THOUGHT_TOKENS = 8  # at the end of a prompt, in which an opened thought shows: `<think>` has at most 4, and a newline
 ABANDON_SECONDS = 0.5  # that close() waits for a thread it will not join
 CLOSE_POLL_SECONDS = 0.01
 LOADING = threading.Lock()  # held while a model loads: two at once share vLLM's global state
@@ -181,11 +183,13 @@ class VllmEngine:
         try:
             with LOADING:
                 if not self._closed:
+                    set_environment()
+                    self._tokenizer = load_tokenizer(self._folder, self._settings.chat)
+                    self._end = turn_end(self._tokenizer)
                     self._llm = load_engine(self._folder, self._settings)
                 if self._closed:  # abandoned: gone before another model loads
                     self._unload(running)
                     raise self._error or CaiError(f"{self._folder}: the engine is closed")
-            self._tokenizer = self._llm.get_tokenizer()
             self._limit = self._llm.model_config.max_model_len
             self._progressed = time.monotonic()
             while self._take_jobs(running):
@@ -290,7 +294,7 @@ class VllmEngine:
         from vllm.sampling_params import RequestOutputKind
 
         if isinstance(request, Generate):
-            return sampling_params(request)
+            return sampling_params(request, self._end)
         if isinstance(request, Choose):
             wanted: dict[str, Any] = {"logprob_token_ids": self._first_tokens(request.options)}
         else:
@@ -315,11 +319,14 @@ class VllmEngine:
             end = len(text_ids(self._tokenizer, request.text))
             scored = zip(output.prompt_token_ids[-end:], output.prompt_logprobs[-end:], strict=True)
             return float(sum(logprobs[token].logprob for token, logprobs in scored))
+        opened = self._tokenizer.decode(output.prompt_token_ids[-THOUGHT_TOKENS:]).rstrip().endswith(THOUGHT[0])
+        text, reasoning = split_reasoning(sample.text, opened and request.messages[-1]["role"] != "assistant")
         return Completion(
-            text=sample.text.strip(),
+            text=text,
             finish="stop" if sample.finish_reason == "stop" else "length",
             prompt_tokens=len(output.prompt_token_ids),
             completion_tokens=len(sample.token_ids),
+            reasoning=reasoning,
         )
 
     def _fail_all(self, running: dict[str, Job], error: BaseException) -> None:
@@ -343,8 +350,11 @@ class VllmEngine:
             gc.collect()
 
 
-def sampling_params(request: Generate) -> Any:
-    """vLLM's sampling parameters for a text."""
+def sampling_params(request: Generate, end: int | None = None) -> Any:
+    """vLLM's sampling parameters for a text; `end`, the chat template's end of a turn, ends it beside the model's own.
+
+    A base model that was given a chat template does not know that one.
+    """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -352,6 +362,7 @@ def sampling_params(request: Generate) -> Any:
         max_tokens=request.max_tokens,
         temperature=request.temperature,
         seed=request.seed,
+        stop_token_ids=[] if end is None else [end],
         output_kind=RequestOutputKind.FINAL_ONLY,
         **(request.sampling.model_dump() if request.sampling else {}),
     )

@@ -91,8 +91,8 @@ def engine_arguments(folder: Path, settings: EngineConfig) -> dict[str, Any]:
 
     On a GPU whatever the settings leave open is vLLM's own default. Also sets the environment vLLM reads when it is
     imported, so call this first.
-    Raises: CaiError when vLLM is missing, `max_model_len` exceeds the model's, or the model has no chat template; as
-    `check_arguments` too, since the settings may be those of a received run's folder.
+    Raises: CaiError when vLLM is missing, or `max_model_len` exceeds the model's; as `check_arguments` too, since the
+    settings may be those of a received run's folder.
     """
     check_arguments(settings)
     if find_spec("vllm") is None:
@@ -100,18 +100,13 @@ def engine_arguments(folder: Path, settings: EngineConfig) -> dict[str, Any]:
             "vLLM is not installed: install it with `pip install 'cai-rlaif[cpu]'`, or 'cai-rlaif[gpu]' for a GPU"
         )
     set_environment()
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     own = getattr(config.get_text_config(), "max_position_embeddings", DEFAULT_MAX_MODEL_LEN)
     max_model_len = settings.max_model_len
     if max_model_len is not None and max_model_len > own:
         raise CaiError(f"engine.max_model_len: {max_model_len} tokens, but the model in {folder} takes at most {own}")
-    if AutoTokenizer.from_pretrained(folder, trust_remote_code=False).chat_template is None:
-        raise CaiError(
-            f"model {folder}: its tokenizer has no chat template, as of a base model; use a model trained on "
-            "conversations, or add a chat_template.jinja to the folder"
-        )
     length = max_model_len or min(own, DEFAULT_MAX_MODEL_LEN)
     ours: dict[str, Any] = {
         "model": str(folder),

@@ -182,6 +182,10 @@ async function setUpExamples() {
     const body = byId("example-body");
     body.replaceChildren(...example.turns.flatMap(([role, number]) => [make("p", { class: "role" }, ...visible(role)), text(number)]));
     for (const block of example.blocks) {
+      if ("folded" in block) {
+        body.append(make("details", {}, make("summary", {}, ...visible(block.title)), text(block.folded)));
+        continue;
+      }
       body.append(make("h3", {}, ...visible(block.title)));
       if (block.note) body.append(make("p", { class: "soft" }, ...visible(block.note)));
       if ("text" in block) body.append(text(block.text));

@@ -219,7 +219,13 @@ def run_detail(example: Example) -> Detail:
 
 
 def revision_blocks(detail: Detail, row: Revision, title: str) -> None:
-    """One round: the critique, the revision beside the answer it started from, and their provenance."""
+    """One round: the critique, the revision beside the answer it started from, their reasoning and provenance."""
+    if row.draft_reasoning and row.round == 1:
+        detail.folded(f"{title}: reasoning before the draft", row.draft_reasoning)
+    if row.critique_reasoning:
+        detail.folded(f"{title}: reasoning before the critique", row.critique_reasoning)
+    if row.revision_reasoning:
+        detail.folded(f"{title}: reasoning before the revision", row.revision_reasoning)
     if row.critique is not None:
         note = "truncated" if "critique" in row.truncated else ""
         detail.text(f"{title}: critique by {row.principle_id}", row.critique, note)
@@ -248,6 +254,9 @@ def _preference_blocks(detail: Detail, pair: Preference, example: Example) -> No
         detail.note(name[pair.source], f"draft and revision above, {label}")
     else:
         detail.diff(name[pair.source], ("rejected", "chosen"), (pair.rejected, pair.chosen), label)
+        for side, thought in (("chosen", pair.chosen_reasoning), ("rejected", pair.rejected_reasoning)):
+            if thought:
+                detail.folded(f"{name[pair.source]}: reasoning before the {side} answer", thought)
     verdict_block(detail, pair.verdicts, "chosen")
     provenance: list[list[Cell]] = [["label source", pair.source]]
     provenance += [["principles", ", ".join(pair.principle_ids)]] if pair.principle_ids else []
@@ -282,6 +291,8 @@ def verdict_block(detail: Detail, verdicts: Sequence[Verdict], side: str) -> Non
     for v in verdicts:
         for number, thought in enumerate(v.cot, start=1):
             detail.text(f"Chain of thought {number} before the verdict of {v.principle_id}", thought)
+            if reasoning := (v.cot_reasoning or [""] * number)[number - 1]:
+                detail.folded(f"Reasoning before chain of thought {number}", reasoning)
 
 
 REVISED = "Last revision"

@@ -71,6 +71,10 @@ class Detail:
         """A text under its title, with a remark about it."""
         self.blocks.append({"title": title, "note": note, "text": self._number(text)})
 
+    def folded(self, title: str, text: str) -> None:
+        """A text that shows once its title is opened."""
+        self.blocks.append({"title": title, "folded": self._number(text)})
+
     def diff(self, title: str, names: tuple[str, str], texts: tuple[str, str], note: str = "") -> None:
         """Two texts side by side, their differences marked."""
         sides = [self._number(text) for text in texts]

@@ -95,7 +95,7 @@ def dry_run(plan: Plan, counted: Cache | None = None) -> DryRun:
             closing(Cache(Path(temporary) / "cache.sqlite")) as upper,
         ):
             cache = OverlayCache(below, counted or upper)
-            scheduler = Scheduler(plan.config.engine, cache, None, open_placeholders, plan.own_settings)
+            scheduler = Scheduler(plan.config.engine.shared, cache, None, open_placeholders, plan.own_settings)
             if plan.gate is not None:
                 scheduler.work += asyncio.run(_gate(plan.gate, Path(temporary), cache))
             aside_plan = replace(plan, folder=folder)
@@ -116,7 +116,7 @@ def open_placeholders(model: Model, fingerprint: str, settings: EngineConfig) ->
 
 async def _gate(judging: LabelJob, aside: Path, cache: OverlayCache) -> list[EngineWork]:
     """Count the calls of the judge's gate."""
-    scheduler = Scheduler(EngineConfig(), cache, open_engine=open_placeholders)
+    scheduler = judging.scheduler(cache, None, open_placeholders)
     panel = JudgePanel(judging, count_work(judging), scheduler)
     async for _ in panel.verdicts(aside, lambda _: None):
         pass

@@ -83,8 +83,9 @@ def plan_evaluation(options: Options, runs: Path) -> EvaluationPlan:
     reference = _reference(options, first)
     policies = [reference, first.policy, *others]
     base = first.config.engine if first.config is not None else EngineConfig()
-    engine = _engine(options, base)
-    judge_engine = _judge_engine(options, first, engine)
+    engine = _engine(options, base.with_chat(None))
+    asked = engine if options.reference else _engine(options, base.with_chat(first.chat))
+    judge, judge_engine = _judge(options, first) or reference.folder, _judge_engine(options, first, engine)
     _refuse_cluster(options, (engine, judge_engine))
     _refuse_twins(policies)
     return EvaluationPlan(
@@ -93,13 +94,13 @@ def plan_evaluation(options: Options, runs: Path) -> EvaluationPlan:
         prompts_skipped=skipped,
         axes={OVERALL: eval_constitution, **shipped_axes()},
         templates=templates,
-        judge=_judge(options, first) or reference.folder,
+        judge=judge,
         settings=settings,
         probes=probes,
         limit=options.limit,
         seed=first.config.seed if first.config is not None else 0,
         engine=engine,
-        judge_engine=judge_engine,
+        own_settings={judge: judge_engine, reference.folder: asked},
         notes=_trained_on(policies, prompts),
     )
 
@@ -223,6 +224,8 @@ def _trained_on(policies: Sequence[Policy], prompts: Sequence[Prompt]) -> list[s
 def evaluation_claim(plan: EvaluationPlan, out: Path) -> Claim:
     """The folder of an evaluation with its manifest; evaluation.json finishes it."""
     probes = plan.probes._asdict() if plan.probes is not None else dict.fromkeys(Probes._fields)
+    engines = {"reference_engine": plan.reference_engine, "judge_engine": plan.judge_engine}
+    roles = {name: deciding_settings(engine) for name, engine in engines.items()}
     manifest = {
         "command": COMMAND.name,
         "policies": [{"name": p.name, "model": folder_fingerprint(p.folder)} for p in plan.policies],
@@ -233,11 +236,7 @@ def evaluation_claim(plan: EvaluationPlan, out: Path) -> Claim:
         },
         "templates": plan.templates.fingerprint,
         "judge": model_fingerprint(plan.judge),
-        **(
-            {"judge_engine": deciding_settings(plan.judge_engine)}
-            if deciding_settings(plan.judge_engine) != deciding_settings(plan.engine)
-            else {}
-        ),
+        **{name: settings for name, settings in roles.items() if settings != deciding_settings(plan.engine)},
         "settings": {
             "max_tokens": plan.settings.max_tokens,
             "temperature": plan.settings.temperature,
@@ -266,7 +265,7 @@ def evaluate_policies(
     Raises: CaiError, also for a finished evaluation with other options in `out`, unless `replace`.
     """
     with closing(Cache(cache)) as store:
-        scheduler = Scheduler(plan.engine, store, reporter, open_engine, {plan.judge: plan.judge_engine})
+        scheduler = Scheduler(plan.engine, store, reporter, open_engine, plan.own_settings)
         return evaluate_into(Output(out, replace), PolicyEvaluation(plan, scheduler), reporter)
 
 
@@ -403,8 +402,8 @@ def plan_of_run(plan: Plan, policy: Policy) -> EvaluationPlan:
         probes=read_probes("all") if probes else None,
         limit=None,
         seed=plan.config.seed,
-        engine=plan.config.engine,
-        judge_engine=plan.own_settings.get(plan.eval_judge, plan.config.engine),
+        engine=plan.config.engine.shared,
+        own_settings=plan.own_settings,
         notes=[],
     )
 

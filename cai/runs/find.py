@@ -12,6 +12,7 @@ from cai.data.jsonl import read_rows
 from cai.data.manifest import MANIFEST_JSON, read_json
 from cai.data.records import Prompt
 from cai.evaluation.policy import Policy
+from cai.inference.chat_template import ChatSettings
 from cai.inference.models import folder_fingerprint, resolve_model
 from cai.runs.folder import ITERATION, RunFolder, is_run, open_run, runs_meant
 from cai.runs.run_file import RunConfig
@@ -25,6 +26,7 @@ class FoundPolicy(NamedTuple):
     policy: Policy
     run: RunFolder | None = None
     config: RunConfig | None = None
+    chat: ChatSettings | None = None  # of the chat template that it was trained with, from its base model
 
 
 def find_policy(name: str, runs: Path) -> FoundPolicy:
@@ -78,7 +80,7 @@ def _of_run(folder: RunFolder) -> FoundPolicy:
         labels=folder.preferences_jsonl,
         target_kl=next((target for target in reversed(targets) if target is not None), None),
     )
-    return FoundPolicy(policy, folder, config)
+    return FoundPolicy(policy, folder, config, config.engine.chat)
 
 
 def _of_stage(path: Path) -> FoundPolicy:
@@ -96,7 +98,8 @@ def _of_stage(path: Path) -> FoundPolicy:
         reward=_reward_of(path),
         samples=samples if samples.exists() else None,
     )
-    return FoundPolicy(policy)
+    chat = stage.get("chat")
+    return FoundPolicy(policy, chat=ChatSettings.model_validate(chat) if chat else None)
 
 
 def _reward_of(stage: Path) -> Path | None:

@@ -107,6 +107,7 @@ def train_policy(plan: Plan, scheduler: Scheduler, reporter: Reporter, train: Tr
             folder=folder.train / name,
             seed=plan.config.seed,
             reward=reward,
+            chat=own.chat if (own := plan.own_settings.get(policy)) else None,
             launcher=plan.config.launcher,
         )
         with scheduler.timed(name):
@@ -183,7 +184,7 @@ def execute(
             current, gate_work = pass_gate(current, reporter, open_engine)
             cache = Cache(plan.runs / CACHE_FILE)
             try:
-                scheduler = Scheduler(current.config.engine, cache, reporter, open_engine, current.own_settings)
+                scheduler = Scheduler(current.config.engine.shared, cache, reporter, open_engine, current.own_settings)
                 scheduler.work += gate_work
                 policy = _run_stages(current, scheduler, reporter, replace)
             finally:

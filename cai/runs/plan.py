@@ -25,6 +25,7 @@ from cai.evaluation.policy import shipped_axes
 from cai.evaluation.probes import read_probes
 from cai.feedback.label import LabelJob, count_work
 from cai.inference import models
+from cai.inference.chat_template import check_chat, with_template_text
 from cai.inference.engine import EngineConfig
 from cai.inference.models import Model, Server, model_fingerprint, resolve_model, without_password
 from cai.inference.scheduler import deciding_settings
@@ -59,7 +60,7 @@ class Plan:
     reviser: Model  # which criticises and revises
     judge_models: list[Model]
     eval_judge: Model
-    own_settings: dict[Model, EngineConfig]  # of the models whose engines differ from the run's
+    own_settings: dict[Model, EngineConfig]  # of the models whose engines differ from others of the run
     gate: LabelJob | None  # of the judge_gate's pairs
     before: Model  # what the evaluation compares a trained policy with
     preferences: list[Preference]
@@ -124,7 +125,7 @@ def shard_plan(plan: Plan, shard: Shard) -> Plan:
 def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path) -> Plan:
     """Read and check everything a run needs. Raises: CaiError naming file, line and field."""
     named = [] if name is None else [f"name={json.dumps(name)}"]  # quoted: a name like 2024 is a text too
-    config = load_run_file(run_file, [*overrides, *named])
+    config = with_template_texts(load_run_file(run_file, [*overrides, *named]), run_file)
     constitution_file = find_constitution_file("constitution", config.constitution, run_file)
     eval_constitution_file = find_constitution_file("evaluate.constitution", config.evaluate.constitution, run_file)
     prompts_file = locate.find_data("prompts.source", config.prompts.source, run_file)
@@ -144,7 +145,7 @@ def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path
         model, generator = _models(config)  # last: a Hub id is downloaded here
     except CaiError as error:
         raise CaiError(f"{run_file}: {error}") from error
-    roles = _roles(config, generator)
+    roles = _roles(config, model, generator)
     return Plan(
         run_file=run_file,
         overrides=overrides,
@@ -160,7 +161,7 @@ def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path
         model=model,
         generator=generator,
         **roles._asdict(),
-        gate=replace(gate, judges=roles.judge_models) if gate else None,
+        gate=replace(gate, judges=roles.judge_models, own_settings=roles.own_settings) if gate else None,
         before=model,
         preferences=preferences,
         preferences_skipped=preferences_skipped,
@@ -168,6 +169,17 @@ def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path
         runs=runs,
         folder=RunFolder(runs / folder_name(config.name or run_file.stem, f"{run_file}: name", "--name NEW")),
     )
+
+
+def with_template_texts(config: RunConfig, run_file: Path) -> RunConfig:
+    """The settings with the texts of the chat templates that they name."""
+    update: dict[str, Any] = {"engine": with_template_text(config.engine, "engine", run_file)}
+    for name in ("revise", "judge", "evaluate"):
+        section = getattr(config, name)
+        if section.engine is not None:
+            engine = with_template_text(section.engine, f"{name}.engine", run_file)
+            update[name] = section.model_copy(update={"engine": engine})
+    return config.model_copy(update=update)
 
 
 class _Roles(NamedTuple):
@@ -198,7 +210,7 @@ def served_generator(config: RunConfig) -> Model:
     return resolve_judges([config.model], engine=config.engine)[0]
 
 
-def _roles(config: RunConfig, generator: Model) -> _Roles:
+def _roles(config: RunConfig, model: Model, generator: Model) -> _Roles:
     """Raises: CaiError also when one model is to have engines of different settings."""
     names = [config.judge.model] if isinstance(config.judge.model, str) else config.judge.model
     key_env = config.judge.key_env
@@ -210,26 +222,25 @@ def _roles(config: RunConfig, generator: Model) -> _Roles:
     if config.evaluate.judge:
         [eval_judge] = resolve_judges([config.evaluate.judge], key_env, config.evaluate.engine)
         eval_engine = config.evaluate.engine
-    own: dict[Model, EngineConfig] = {}
-    base = config.engine.in_process
+    base, shared = config.engine.in_process, config.engine.shared
     wanted = {
         "revise.engine": ([reviser], config.revise.engine),
         "judge.engine": (judges, config.judge.engine),
         "evaluate.engine": ([eval_judge], eval_engine),
     }
     check_arguments(config.engine)
-    used: dict[Model, EngineConfig] = {generator: base}
+    check_chat(model, base.chat, "engine")  # of one that is trained, its folder: its servers may have the same template
+    used: dict[Model, EngineConfig] = {generator: base, model: base}
     for key, (found, engine) in wanted.items():
-        settings = base
         if engine is not None:
             check_arguments(engine, key)
-            settings = engine.over(config.engine).in_process
         for each in found:
+            settings = used.get(each, shared) if engine is None else engine.over(config.engine).in_process
+            if each not in used:
+                check_chat(each, settings.chat, key)
             if used.setdefault(each, settings) != settings:
                 raise CaiError(f"{key}: {each} is also another model of this run, with other engine settings")
-            if settings != base:
-                own[each] = settings
-    return _Roles(reviser, judges, eval_judge, own)
+    return _Roles(reviser, judges, eval_judge, {each: own for each, own in used.items() if own != shared})
 
 
 def _check_launcher(config: RunConfig, run_file: Path) -> None:
@@ -303,7 +314,8 @@ def _gate(config: RunConfig, run_file: Path, principles: Constitution, templates
     if gate is None:
         return None
     data = locate.find_data("judge_gate.data", gate.data, run_file)
-    engine = config.engine if config.judge.engine is None else config.judge.engine.over(config.engine)
+    shared = config.engine.shared
+    engine = shared if config.judge.engine is None else config.judge.engine.over(shared)
     judge = config.judge.model_copy(update={"engine": engine})
     judging = LabelJob(data, True, gate.limit, [], principles, templates, judge, config.seed)
     try:

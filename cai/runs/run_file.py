@@ -14,6 +14,7 @@ from cai.data.records import Probability, Seed
 from cai.evaluation.policy import EvaluateConfig
 from cai.feedback.judge import JudgeConfig
 from cai.feedback.revise import ReviseConfig
+from cai.inference.chat_template import with_template_text
 from cai.inference.engine import EngineConfig
 from cai.inference.vllm_settings import check_arguments
 from cai.training.settings import Online, TrainStage
@@ -154,7 +155,9 @@ def engine_settings(overrides: list[str], base: EngineConfig, command: Path) -> 
     source = yaml_files.YamlSource(command, {"engine": base.model_dump(exclude_unset=True)}, {})
     engine = yaml_files.validate(yaml_files.apply_overrides(source, overrides), _EngineSection).engine
     check_arguments(engine, "--set engine")
-    return engine
+    if engine.chat_template == base.chat_template:  # a text, of a run's folder that may come from anybody
+        return engine
+    return with_template_text(engine, "--set engine", command)
 
 
 def load_run_file(path: Path, overrides: list[str] | None = None) -> RunConfig:
@@ -174,6 +177,9 @@ def effective_text(path: Path, overrides: list[str], name: str) -> str:
     data["name"] = name
     sections = [(data, "constitution"), (data, "templates"), (data.get("evaluate"), "constitution")]
     sections += [(data.get("prompts"), "source"), (data.get("preferences"), "source"), (data.get("judge_gate"), "data")]
+    sections += [(data.get("engine"), "chat_template")]
+    roles = [data.get(name) for name in ("revise", "judge", "evaluate")]
+    sections += [(role.get("engine"), "chat_template") for role in roles if role]
     sections += [(stage, key) for stage in data.get("train") or [] for key in ("mix", "reward")]
     for section, key in sections:
         file = section.get(key) if section else None

@@ -15,10 +15,11 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from cai.data.jsonl import read_rows
 from cai.data.records import Preference
+from cai.inference.chat_template import load_tokenizer
 from cai.training import trl_stage
 from cai.training.settings import SOFT, DPOConfig
 from cai.training.stage import Report, StageSpec
-from cai.training.tokens import SplitTurn, load_tokenizer
+from cai.training.tokens import SplitTurn
 
 
 class TokenizedDPOTrainer(DPOTrainer):  # type: ignore[misc]
@@ -100,7 +101,7 @@ def train(spec: StageSpec[DPOConfig], report: Report) -> None:
     """Train on a file of Preference rows; writes `model/`, checkpoints and metrics.jsonl."""
     import trl
 
-    settings, tokenizer = spec.settings, load_tokenizer(spec.model)
+    settings, tokenizer = spec.settings, load_tokenizer(spec.model, spec.chat)
     soft = settings.loss_type in SOFT
     if soft:
         rows, undecided = read_rows(spec.data, Preference), list[str]()

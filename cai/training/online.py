@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 from cai.config.errors import CaiError
 from cai.data.jsonl import read_rows
 from cai.data.records import Messages, Prompt
+from cai.inference.chat_template import load_tokenizer
 from cai.inference.models import SAFE_LOADING
 from cai.training import distributed, trl_stage
 from cai.training.settings import GRPOConfig, OnlineConfig, OnlineDPOConfig, RLOOConfig
 from cai.training.stage import Report, StageSpec
-from cai.training.tokens import end_of_turn, load_tokenizer, prompt_ids, prompts_that_fit, whole_turn
+from cai.training.tokens import end_of_turn, prompt_ids, prompts_that_fit, whole_turn
 
 OnlineStage = RLOOConfig | GRPOConfig | OnlineDPOConfig
 Reward = Callable[..., list[float]]
@@ -64,7 +65,7 @@ def _prepare(spec: StageSpec[OnlineStage], report: Report) -> _Start:
     from cai.training.reward_model import RewardModel, check_vocabulary
 
     assert spec.reward is not None, "an online stage has a reward model"
-    settings, tokenizer = spec.settings, load_tokenizer(spec.model)
+    settings, tokenizer = spec.settings, load_tokenizer(spec.model, spec.chat)
     check_vocabulary(spec.reward, tokenizer, spec.model)
     fitting, unfit = prompts_that_fit(
         tokenizer, read_rows(spec.data, Prompt), settings.max_length - settings.max_tokens

@@ -7,10 +7,10 @@ from typing import Any
 
 from trl.experimental import orpo
 
+from cai.inference.chat_template import load_tokenizer
 from cai.training import trl_stage
 from cai.training.settings import ORPOConfig
 from cai.training.stage import Report, StageSpec
-from cai.training.tokens import load_tokenizer
 
 
 class TokenizedORPOTrainer(orpo.ORPOTrainer):  # type: ignore[misc]
@@ -39,7 +39,7 @@ def train(spec: StageSpec[ORPOConfig], report: Report) -> None:
     """Train on a file of Preference rows; writes `model/`, checkpoints and metrics.jsonl."""
     import datasets
 
-    settings, tokenizer = spec.settings, load_tokenizer(spec.model)
+    settings, tokenizer = spec.settings, load_tokenizer(spec.model, spec.chat)
     hard, undecided = trl_stage.read_hard_pairs(spec.data, "orpo")
 
     turns, unfit = trl_stage.turns_that_fit(

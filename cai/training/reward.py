@@ -24,6 +24,7 @@ from cai.config.errors import CaiError
 from cai.config.hashing import derive_seed, fingerprint, uniform
 from cai.data.jsonl import read_rows, write_text
 from cai.data.records import Preference
+from cai.inference.chat_template import load_tokenizer
 from cai.inference.models import folder_fingerprint
 from cai.stats.agreement import expected_calibration_error, reliability
 from cai.stats.intervals import bootstrap_mean
@@ -31,16 +32,7 @@ from cai.training import distributed, trl_stage
 from cai.training.reward_model import RewardModel, right_padded
 from cai.training.settings import RewardConfig
 from cai.training.stage import Report, StageSpec
-from cai.training.tokens import (
-    Unfit,
-    end_of_turn,
-    keep_fitting,
-    load_tokenizer,
-    padding,
-    prompt_ids,
-    turn_ids,
-    vocabulary_fingerprint,
-)
+from cai.training.tokens import Unfit, end_of_turn, keep_fitting, padding, prompt_ids, turn_ids, vocabulary_fingerprint
 
 MAX_RESPONSES = 9  # in one batch element; InstructGPT §3.5 ranks 4 to 9
 
@@ -142,7 +134,7 @@ class Pair(NamedTuple):
 
 def train(spec: StageSpec[RewardConfig], report: Report) -> None:
     """Train on a file of Preference rows; writes `model/` (a reward model), report.json and metrics.jsonl."""
-    settings, folder, tokenizer = spec.settings, spec.folder, load_tokenizer(spec.model)
+    settings, folder, tokenizer = spec.settings, spec.folder, load_tokenizer(spec.model, spec.chat)
     pairs, unfit = pairs_that_fit(tokenizer, read_rows(spec.data, Preference), settings.max_length)
     held_out, training = _split(pairs, settings.holdout)
     report({"examples": len(training), **unfit.event(), "held_out": len(held_out)})

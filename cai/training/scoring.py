@@ -15,10 +15,11 @@ from cai.config.yaml_files import Section
 from cai.data.jsonl import read_rows, write_rows
 from cai.data.manifest import read_json
 from cai.data.records import Answer, Messages, Preference, Scored
+from cai.inference.chat_template import ChatSettings, load_tokenizer
 from cai.inference.models import SAFE_LOADING
 from cai.training.distributed import device
 from cai.training.stage import Report
-from cai.training.tokens import end_of_turn, load_tokenizer, prompt_ids, turn_ids, vocabulary_fingerprint
+from cai.training.tokens import end_of_turn, prompt_ids, turn_ids, vocabulary_fingerprint
 from cai.training.worker import serve
 
 BATCH = 4  # answers whose logits are in memory at once
@@ -40,6 +41,7 @@ class ScoringSpec(Section):
     answers: Path
     prompts: str  # the set of prompts whose answers are scored
     reference: Path
+    reference_chat: ChatSettings | None = None  # the chat template's settings that it is asked with
     policies: list[Writer]
     temperature: float  # that the answers were sampled at: log-probabilities are those of the distribution sampled from
     reward: Path | None
@@ -72,7 +74,8 @@ def score(spec: ScoringSpec, report: Report) -> None:
     steps = len(spec.policies) + 2
 
     def add_log_probabilities(folder: Path, field: str, chosen: Sequence[int]) -> None:
-        likelihoods = log_probabilities(folder, [texts[i] for i in chosen], spec.temperature)
+        chat = spec.reference_chat if folder == spec.reference else None
+        likelihoods = log_probabilities(folder, [texts[i] for i in chosen], spec.temperature, chat)
         for i, (tokens, nats, reason) in zip(chosen, likelihoods, strict=True):
             finite = nats is not None and math.isfinite(nats)
             odd = "" if finite or reason else f"its log-probability is {nats}"
@@ -81,7 +84,7 @@ def score(spec: ScoringSpec, report: Report) -> None:
     comparable = []
     for step, policy in enumerate(spec.policies, start=1):
         own = [i for i, text in enumerate(texts) if text.of == "answers" and text.policy == policy.name]
-        if same_tokens(policy.folder, spec.reference):
+        if same_tokens(policy.folder, spec.reference, spec.reference_chat):
             add_log_probabilities(policy.folder, "logp", own)
             comparable += own
         else:
@@ -115,7 +118,9 @@ class Likelihood(NamedTuple):
     reason: str
 
 
-def log_probabilities(model: Path, texts: Sequence[Text], temperature: float) -> list[Likelihood]:
+def log_probabilities(
+    model: Path, texts: Sequence[Text], temperature: float, chat: ChatSettings | None = None
+) -> list[Likelihood]:
     """The likelihood of each text under a model at a temperature above 0, in the order of `texts`."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -123,7 +128,7 @@ def log_probabilities(model: Path, texts: Sequence[Text], temperature: float) ->
     from cai.training.ppo.actor import chosen_logps
     from cai.training.ppo.sampling import padded
 
-    tokenizer, where = load_tokenizer(model), device()
+    tokenizer, where = load_tokenizer(model, chat), device()
     end = end_of_turn(tokenizer)
     likelihoods = [Likelihood(0, None, "")] * len(texts)
     split: dict[int, tuple[list[int], list[int]]] = {}
@@ -194,9 +199,9 @@ def rewards_of(folder: Path, texts: Sequence[Text]) -> list[Rewards]:
     return rewards
 
 
-def same_tokens(policy: Path, reference: Path) -> bool:
+def same_tokens(policy: Path, reference: Path, chat: ChatSettings | None = None) -> bool:
     """Whether two models have the same vocabulary, so that their probabilities can be compared."""
-    return vocabulary_fingerprint(load_tokenizer(policy)) == vocabulary_fingerprint(load_tokenizer(reference))
+    return vocabulary_fingerprint(load_tokenizer(policy)) == vocabulary_fingerprint(load_tokenizer(reference, chat))
 
 
 def main() -> int:

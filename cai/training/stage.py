@@ -1,5 +1,6 @@
 """One training stage from outside: its settings by name, what it starts from, its worker process, and its result."""
 
+import dataclasses
 import json
 import os
 import shlex
@@ -22,6 +23,7 @@ from cai.data.manifest import Claim, exclusive, read_json, read_manifest, take, 
 from cai.data.preferences import read_preferences
 from cai.data.prompts import read_completions, read_prompts
 from cai.data.records import MAX_SEED, Revision, Skipped
+from cai.inference.chat_template import ChatSettings
 from cai.inference.models import folder_fingerprint
 from cai.training.settings import Online, TrainConfig, TrainStage
 
@@ -108,6 +110,8 @@ class StageSpec(Generic[Settings]):
     seed: int = 0
     reward: Path | None = None
     """The folder of the reward model, for the stages that need one."""
+    chat: ChatSettings | None = None
+    """The chat template's settings of `model`, with which the result is saved; None for those that its folder has."""
     launcher: str = ""
     """A command that starts the worker in place of Python, such as `torchrun --nproc_per_node 2`."""
 
@@ -124,7 +128,8 @@ class StageSpec(Generic[Settings]):
             settings: TrainConfig = TypeAdapter(TrainStage).validate_python(fields["settings"])
             data, model, folder = (Path(fields[key]) for key in ("data", "model", "folder"))
             reward = Path(fields["reward"]) if fields["reward"] else None
-            return StageSpec(settings, data, model, folder, fields["seed"], reward)
+            chat = ChatSettings.model_validate(fields["chat"]) if fields.get("chat") else None
+            return StageSpec(settings, data, model, folder, fields["seed"], reward, chat)
         except (KeyError, TypeError, ValueError) as error:
             raise CaiError(f"{path}: not the specification of a training stage: {error!r}") from error
 
@@ -137,6 +142,7 @@ class StageSpec(Generic[Settings]):
             "model": str(self.model),
             "folder": str(self.folder),
             "reward": str(self.reward) if self.reward else None,
+            "chat": self.chat.identity() if self.chat else None,
         }
         write_text(path, json.dumps(fields, indent=2))
 
@@ -152,6 +158,7 @@ class StageSpec(Generic[Settings]):
             "settings": self.settings.model_dump(mode="json", exclude={"reward", "mix", "report_to"}),
             "seed": self.seed,
             **contents,
+            **({"chat": self.chat.identity()} if self.chat else {}),
             "where": {key: str(path) for key, path in models.items() if path is not None},
             "versions": versions(),
         }
@@ -184,7 +191,7 @@ def run_stage(spec: StageSpec[Any], report: Report, replace: bool = True, keep_d
             shutil.copyfile(data, beside)
             data = beside.replace(folder / "rows.jsonl")
         stage_file = folder / "stage.json"
-        StageSpec(spec.settings, data, spec.model, folder, spec.seed, spec.reward).write(stage_file)
+        dataclasses.replace(spec, data=data).write(stage_file)
 
         def keep_counts(event: dict[str, Any]) -> None:
             if "examples" in event:  # reported again when the finished stage is not trained again

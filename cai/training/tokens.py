@@ -1,27 +1,16 @@
-"""Tokenizers, and conversations as token ids: the same for reward models, their evaluation and online training."""
+"""Conversations as token ids: the same for reward models, their evaluation and online training."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from cai.config.errors import CaiError, RequestRefused
 from cai.config.hashing import fingerprint
 from cai.data.records import Message, Messages, Prompt
-from cai.inference.chat import chat_ids
+from cai.inference.chat import chat_ids, turn_end
 
 Row = TypeVar("Row")
 Tokenized = TypeVar("Tokenized")
-
-
-def load_tokenizer(model: Path) -> Any:
-    """The model's tokenizer; its end token pads where it has no padding token of its own."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def vocabulary_fingerprint(tokenizer: Any) -> str:
@@ -84,14 +73,10 @@ def end_of_turn(tokenizer: Any) -> int:
 
     Raises: CaiError when the chat template marks no end.
     """
-    conversation = [Message(role="user", content="a"), *assistant_turn("b")]
-    start = len(prompt_ids(tokenizer, conversation[:1]))
-    ids = chat_ids(tokenizer, conversation)
-    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
-    marks = [token for token in ids[start:] if token in special | {tokenizer.eos_token_id}]
-    if not marks:
+    end = turn_end(tokenizer)
+    if end is None:
         raise CaiError("the chat template does not end an answer with a special token; there is no place for a score")
-    return int(marks[-1])
+    return end
 
 
 def padding(tokenizer: Any, end: int) -> int:

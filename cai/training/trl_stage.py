@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from cai.config.errors import CaiError
 from cai.data.jsonl import read_rows
 from cai.data.records import Demonstration, Preference
+from cai.inference.chat import turn_end
 from cai.inference.models import SAFE_LOADING
 from cai.training.metrics import Tracker, Trackers, add_metrics, drop_metrics_after, not_finite, read_metrics
 from cai.training.settings import DatasetConfig, TrainConfig
@@ -152,7 +153,14 @@ def train(trainer: Any, report_to: Sequence[Tracker], metrics: Path, report: Rep
 
 
 def save_policy(model: Any, tokenizer: Any, target: Path) -> None:
-    """Save a folder that transformers and vLLM load; written beside `target` and renamed."""
+    """Save a folder that transformers and vLLM load; written beside `target` and renamed.
+
+    Generation ends at the chat template's end of a turn, which a base model's configuration does not know.
+    """
+    declared = model.generation_config.eos_token_id
+    ends = set(declared if isinstance(declared, list) else [declared]) - {None}
+    if (end := turn_end(tokenizer)) is not None and end not in ends:
+        model.generation_config.eos_token_id = sorted(ends | {end})
     beside = target.with_name(target.name + ".part")
     shutil.rmtree(beside, ignore_errors=True)
     model.save_pretrained(beside)

@@ -73,7 +73,7 @@ def test_the_traps_work(planted: Path, marker: Path) -> None:
 def test_neither_runs_when_a_model_is_trained_or_scored(planted: Path, marker: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    from cai.training.tokens import load_tokenizer
+    from cai.inference.chat_template import load_tokenizer
 
     assert resolve_model(str(planted)) == planted
     load_tokenizer(planted)

@@ -35,6 +35,9 @@ class FakeTokenizer:
             raise TypeError("TextEncodeInput must be Union[TextInputSequence, Tuple[InputSequence, InputSequence]]")
         return [ord(character) for character in text.strip(" ") or text]
 
+    def decode(self, ids: list[int]) -> str:
+        return "".join(map(chr, ids))
+
 
 def finished(name: str, prompt: list[int], sampling: Any) -> Any:
     """What LLMEngine.step returns of a finished request: the text `done` with the seed, or even log-probabilities."""
@@ -108,7 +111,15 @@ def install(monkeypatch: pytest.MonkeyPatch, load: Callable[[], FakeLLM]) -> Non
     def free(llm: FakeLLM) -> None:
         llm.freed = True
 
-    monkeypatch.setattr(vllm, "load_engine", lambda *_: load())
+    loaded: list[FakeLLM] = []
+
+    def load_tokenizer(*_: Any) -> FakeTokenizer:
+        loaded.append(load())
+        return loaded[-1].get_tokenizer()
+
+    monkeypatch.setattr(vllm, "load_tokenizer", load_tokenizer)
+    monkeypatch.setattr(vllm, "turn_end", lambda _: None)
+    monkeypatch.setattr(vllm, "load_engine", lambda *_: loaded.pop())
     monkeypatch.setattr(vllm, "free_engine", free)
 
     def sampling(engine: vllm.VllmEngine, request: Any) -> Any:

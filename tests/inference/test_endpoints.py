@@ -16,6 +16,7 @@ from cai.config.errors import CaiError, RequestRefused
 from cai.data.records import Message
 from cai.inference.cache import Cache
 from cai.inference.cached_engine import CachedEngine
+from cai.inference.chat_template import ChatSettings
 from cai.inference.endpoints import ServerEngine
 from cai.inference.engine import BoundedLogProbs, Choose, Generate
 from cai.inference.models import Server, model_fingerprint, resolve_model
@@ -304,3 +305,39 @@ def test_a_server_that_sends_the_key_back_does_not_get_it_into_a_message(
     service.answer = lambda asked: (401, {"error": {"message": "wrong key: my-secret"}})
     with pytest.raises(CaiError, match=r"status 401: wrong key: \[key\]"):
         ask_of(Server.at(service.url, "big", "MINE"), Choose(JUDGING, (" A", " B")))
+
+
+@pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])
+def test_a_thought_that_the_server_parses_is_kept_beside_the_text(service: Service, field: str) -> None:
+    def thinking(asked: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        body = completion("Blue.", None, "stop" if asked["seed"] else "length")
+        body["choices"][0]["message"] |= {field: "\nhm\n"} | ({} if asked["seed"] else {"content": None})
+        return 200, body
+
+    service.answer = thinking
+    question = [Message(role="user", content="Why?")]
+    whole, cut = ask(service, Generate(question, 3, 0.5, 1), Generate(question, 3, 0.5, 0))
+    assert (whole.text, whole.reasoning) == ("Blue.", "hm")
+    assert (cut.text, cut.finish, cut.reasoning) == ("", "length", "hm")
+
+
+def test_a_thought_that_the_server_leaves_in_the_text_is_taken_off(service: Service) -> None:
+    service.answer = lambda asked: (200, completion("hm\n</think>\n\nBlue.", None))
+    (found,) = ask(service, Generate([Message(role="user", content="Why?")], 3, 0.5, 1))
+    assert (found.text, found.reasoning) == ("Blue.", "hm")
+
+
+def test_every_request_has_the_system_prompt_and_the_templates_arguments(service: Service) -> None:
+    chat = ChatSettings(system_prompt="Be brief.", chat_template_kwargs={"enable_thinking": False})
+    engine = ServerEngine(Server.at(service.url, "big"), "judge", chat=chat)
+
+    async def both() -> None:
+        await engine.choose(Choose(JUDGING, (" A", " B")))
+        service.answer = lambda asked: (200, completion("Blue.", None))
+        await engine.generate(Generate(JUDGING[:1], 3, 0.5, 1))
+        await engine.close()
+
+    asyncio.run(both())
+    system = {"role": "system", "content": "Be brief."}
+    assert [asked["messages"] for asked in service.asked] == [[system, *JUDGING], [system, *JUDGING[:1]]]
+    assert all(asked["chat_template_kwargs"] == {"enable_thinking": False} for asked in service.asked)

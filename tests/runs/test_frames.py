@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cai.config.errors import CaiError
-from cai.data.records import Preference
+from cai.data.records import Preference, Revision
 from cai.feedback.metrics import RUN_METRICS
 from cai.runs import load_run
 from cai.runs.metrics import run_estimates
@@ -17,7 +17,7 @@ CONSTITUTION = principles("calm", "short")
 def test_rows_come_back_from_a_table_as_they_are(tmp_path: Path) -> None:
     run = make_run(tmp_path / "x", CONSTITUTION, lambda i, drawn: f"{i} {drawn}", verdict=lambda i, drawn: 0.75)
     tables = load_run(tmp_path / "x")
-    assert tables.revisions.to_pylist() == [row.model_dump() for row in run.revisions()]
+    assert [Revision.model_validate(row) for row in tables.revisions.to_pylist()] == run.revisions()
     assert [
         Preference.model_validate(row) for row in _without_none(tables.preferences.to_pylist())
     ] == run.preferences()

@@ -13,13 +13,14 @@ from pydantic import ValidationError
 
 from cai.config.errors import CaiError
 from cai.data.jsonl import write_rows
+from cai.inference.chat_template import load_tokenizer
 from cai.training import online, reward, settings
 from cai.training.online import reward_function
 from cai.training.ppo import trainer
 from cai.training.reward_model import RewardModel, combined
 from cai.training.settings import GRPOConfig, OnlineDPOConfig, RewardConfig, RLOOConfig
 from cai.training.stage import StageSpec
-from cai.training.tokens import end_of_turn, load_tokenizer, prompt_ids, turn_ids
+from cai.training.tokens import end_of_turn, prompt_ids, turn_ids
 from tests.conftest import prompt
 from tests.training.test_reward import planted
 

@@ -8,10 +8,10 @@ import pytest
 from cai.config.errors import CaiError
 from cai.data.jsonl import write_rows
 from cai.data.records import Revision
+from cai.inference.chat_template import load_tokenizer
 from cai.training import sft
 from cai.training.settings import SFTConfig
 from cai.training.stage import StageSpec
-from cai.training.tokens import load_tokenizer
 from tests.conftest import prompt, train_here
 
 

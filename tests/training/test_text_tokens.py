@@ -9,12 +9,13 @@ import pytest
 from cai.config.errors import CaiError
 from cai.data.jsonl import write_rows
 from cai.data.records import Demonstration, Messages, Preference
+from cai.inference.chat_template import load_tokenizer
 from cai.training import dpo, kto, orpo, sft
 from cai.training.reward import batch_elements, pairs_that_fit
 from cai.training.scoring import Text, log_probabilities, rewards_of
 from cai.training.settings import DPOConfig, KTOConfig, ORPOConfig, SFTConfig, TrainConfig
 from cai.training.stage import StageSpec
-from cai.training.tokens import assistant_turn, end_of_turn, load_tokenizer, prompts_that_fit, turn_ids
+from cai.training.tokens import assistant_turn, end_of_turn, prompts_that_fit, turn_ids
 from cai.training.trl_stage import trl_arguments
 from tests.conftest import prompt
 from tests.training.policies import pair
@@ -182,7 +183,9 @@ def test_rows_that_cannot_be_read_as_text_are_listed_with_the_reason(tokenizer: 
 
 
 def test_answers_that_cannot_be_read_as_text_get_no_score(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cai.training.scoring.load_tokenizer", lambda folder: rewriting(load_tokenizer(folder)))
+    monkeypatch.setattr(
+        "cai.training.scoring.load_tokenizer", lambda folder, chat=None: rewriting(load_tokenizer(folder))
+    )
     messages: Messages = prompt("p").messages
     texts = [Text("policy", "answers", "p", messages, answer, False) for answer in ("fine", FORGED)]
     fine, refused = log_probabilities(tiny_model, texts, 1.0)

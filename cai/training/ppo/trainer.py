@@ -24,6 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 from cai.config.hashing import derive_seed
 from cai.data.jsonl import read_rows
 from cai.data.records import Prompt
+from cai.inference.chat_template import load_tokenizer
 from cai.training import distributed
 from cai.training.metrics import Trackers, add_metrics, drop_metrics_after, not_finite, read_metrics, runaway
 from cai.training.ppo.actor import Actor
@@ -33,7 +34,7 @@ from cai.training.ppo.sampling import Rollout, VllmSampler, padded
 from cai.training.reward_model import RewardModel, check_vocabulary, shares_weights
 from cai.training.settings import PPOConfig
 from cai.training.stage import Report, StageSpec
-from cai.training.tokens import end_of_turn, load_tokenizer, prompts_that_fit, whole_turn
+from cai.training.tokens import end_of_turn, prompts_that_fit, whole_turn
 from cai.training.trl_stage import save_policy
 
 KEPT_CHECKPOINTS = 2
@@ -85,7 +86,7 @@ def train(spec: StageSpec[PPOConfig], report: Report) -> None:
     assert spec.reward is not None, "PPO has a reward model"
     distributed.join()
     torch.manual_seed(spec.seed)  # adapters start at random
-    settings, tokenizer = spec.settings, load_tokenizer(spec.model)
+    settings, tokenizer = spec.settings, load_tokenizer(spec.model, spec.chat)
     check_vocabulary(spec.reward, tokenizer, spec.model)
     limit = settings.max_length - settings.max_tokens
     fitting, unfit = prompts_that_fit(tokenizer, read_rows(spec.data, Prompt), limit)

@@ -37,8 +37,9 @@ def test_an_actors_weights_are_those_of_the_policy_it_saves(tiny_model: Path, lo
 def test_vllm_samples_from_the_updated_weights(real_model: Path) -> None:
     from transformers import AutoModelForCausalLM
 
+    from cai.inference.chat_template import load_tokenizer
     from cai.training.ppo.sampling import VllmSampler
-    from cai.training.tokens import end_of_turn, load_tokenizer, prompt_ids
+    from cai.training.tokens import end_of_turn, prompt_ids
 
     tokenizer = load_tokenizer(real_model)
     prompt, ends = prompt_ids(tokenizer, [{"role": "user", "content": PROMPT}]), {end_of_turn(tokenizer)}
