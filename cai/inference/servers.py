@@ -197,6 +197,11 @@ def resolve_endpoints(name: str, settings: EngineConfig, key_env: str | Mapping[
     return Server(tuple(addresses), wanted)
 
 
+def addresses_of(settings: EngineConfig) -> list[str]:
+    """The addresses of an engine's endpoints, without the names of their keys."""
+    return [endpoint if isinstance(endpoint, str) else endpoint.url for endpoint in settings.endpoints]
+
+
 def _addresses(settings: EngineConfig, key_env: str | Mapping[str, str] | None) -> list[Address]:
     addresses = []
     for endpoint in settings.endpoints:

@@ -1,5 +1,6 @@
 """Finding a policy by name (of a run, of a `cai train` folder, or any model), and a constitution."""
 
+import copy
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -112,12 +113,19 @@ def _stage(path: Path) -> dict[str, Any]:
 
 
 def run_config(folder: RunFolder) -> RunConfig:
-    """A run's settings, from its manifest. Raises: CaiError for settings of another version of cai."""
+    """A run's settings, from its manifest, which also says where its models' servers were.
+
+    Raises: CaiError for settings of another version of cai.
+    """
     manifest = folder.manifest()
     problems = [f"no '{part}'" for part in ("config", "held_out", "model") if part not in manifest]
     try:
         if not problems:
-            return RunConfig.model_validate(manifest["config"])
+            config = copy.deepcopy(manifest["config"])
+            for section, servers in (manifest.get("where") or {}).items():
+                part = config if section == "model" else config[section]
+                part["engine"] = (part.get("engine") or {}) | servers
+            return RunConfig.model_validate(config)
     except ValidationError as error:
         problems = [error.errors()[0]["msg"]]
     raise CaiError(f"{folder.manifest_json}: not the settings of a run of this version of cai: {problems[0]}")

@@ -102,9 +102,10 @@ def summary_metrics(summary: dict[str, Any]) -> dict[str, Estimate]:
 
 def _control_tokens(manifest: dict[str, Any], pairs: int) -> dict[str, int | None]:
     """See `control_counts`, of so many judged pairs that spell any."""
-    names = (manifest["config"].get("judge") or {}).get("model") or []
+    named = (manifest["config"].get("judge") or {}).get("model")
+    names = named or manifest["config"].get("model") or []
     served = any(name.startswith(SERVER_SCHEMES) for name in ([names] if isinstance(names, str) else names))
-    served = served or bool((manifest.get("where") or {}).get("judges"))
+    served = served or ("judge" if named else "model") in (manifest.get("where") or {})
     return control_counts(pairs, (manifest["config"].get("engine") or {}).get("control_tokens", "text"), served)
 
 

@@ -27,9 +27,9 @@ from cai.feedback.label import LabelJob, count_work
 from cai.inference import models
 from cai.inference.chat_template import check_chat, with_template_text
 from cai.inference.engine import EngineConfig
-from cai.inference.models import Model, Server, model_fingerprint, resolve_model, without_password
+from cai.inference.models import Model, model_fingerprint, resolve_model, without_password
 from cai.inference.scheduler import deciding_settings
-from cai.inference.servers import is_address, resolve_judges
+from cai.inference.servers import addresses_of, is_address, resolve_judges
 from cai.inference.vllm_settings import check_arguments
 from cai.runs.folder import CACHE_FILES, ITERATION, RUN, RunFolder
 from cai.runs.run_file import RunConfig, effective_text, load_run_file
@@ -394,12 +394,24 @@ def manifest(plan: Plan) -> dict[str, Any]:
         **({"generator": model_fingerprint(plan.generator)} if plan.generator != plan.model else {}),
         "reviser": model_fingerprint(plan.reviser) if plan.reviser != plan.generator else None,
         "judge_models": [model_fingerprint(judge) for judge in plan.judge_models],
-        "where": {
-            "generator": str(plan.generator) if isinstance(plan.generator, Server) else None,
-            "judges": [str(judge) for judge in plan.judge_models if isinstance(judge, Server)],
-        },
+        "where": _servers(config),
         "versions": versions(),
         **({"shard": plan.shard} if plan.shard else {}),
+    }
+
+
+def _servers(config: RunConfig) -> dict[str, Any]:
+    """The servers of each section's model that has any, without the names of keys; see `run_config`."""
+    engines = {
+        "model": config.engine,
+        "revise": config.revise.engine,
+        "judge": config.judge.engine,
+        "evaluate": config.evaluate.engine,
+    }
+    return {
+        section: {"endpoints": addresses_of(engine), "served_model_name": engine.served_model_name}
+        for section, engine in engines.items()
+        if engine is not None and engine.endpoints
     }
 
 

@@ -13,6 +13,7 @@ from cai.inference.engine import Engine, EngineConfig, ScriptedEngine
 from cai.inference.models import Address, Model, Server
 from cai.inference.scheduler import Reporter, open_model
 from cai.runs.dry_run import dry_run
+from cai.runs.evaluate import Options, evaluation_claim, plan_evaluation
 from cai.runs.folder import RunFolder
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan
@@ -90,6 +91,9 @@ def test_what_is_trained_answers_on_servers_and_is_evaluated_in_this_process(
     manifest = folder.manifest()
     assert manifest["generator"] != manifest["model"]
     assert (folder.eval / "evaluation.json").exists()
+    again = plan_evaluation(Options(str(folder.path), probes="none"), tmp_path / "runs")  # with the run's own judge
+    assert again.judge == Server(tuple(Address(service.url) for service in services[:2]), "big")
+    assert all(change.startswith("axes.") for change in evaluation_claim(again, folder.eval).changes())
 
 
 def test_a_dry_run_counts_the_calls_of_servers_and_makes_none(tmp_path: Path, services: list[Service]) -> None:
