@@ -2,8 +2,8 @@
 
     python benchmarks/endpoints.py [PROMPTS]
 
-The servers are processes that answer after 150 ms, 8 requests at a time, like a model that decodes in batches. PROMPTS
-(800) for each server go through the scheduler and the cache of a run, to 1, 2 and 4 servers. Then 4 servers answer in
+The servers are processes that answer after 400 ms, 8 requests at a time, like a model that decodes in batches. PROMPTS
+(400) for each server go through the scheduler and the cache of a run, to 1, 2 and 4 servers. Then 4 servers answer in
 such a way that 10 % of the requests meet an error, a reset connection or a stall, and one of them is killed when a
 quarter of the rows is there; run again, as after a run with failed rows, the cache answers what was answered.
 
@@ -39,7 +39,7 @@ from cai.inference.engine import Completion, EngineConfig, Generate
 from cai.inference.models import Address, Server
 from cai.inference.scheduler import Scheduler, Stage
 
-SECONDS = 0.15  # of an answer
+SECONDS = 0.4  # of an answer
 SLOTS = 8  # answers at a time
 TIMEOUT = 5.0
 FAULTS = 0.1
@@ -177,7 +177,7 @@ def under_faults(prompts: int, folder: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    prompts = int(sys.argv[1]) if len(sys.argv) > 1 else 800
+    prompts = int(sys.argv[1]) if len(sys.argv) > 1 else 400
     logging.disable()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -14,11 +14,12 @@ import json
 import math
 import random
 import re
+import ssl
 import statistics
 import time
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cai.config.errors import CaiError, RequestRefused
@@ -123,8 +124,10 @@ class Endpoint:
         self.failures = 0  # in a row
         self.rest = REST_SECONDS
         self.resting: asyncio.Task[None] | None = None
-        self._timeout, self._most = timeout, most
-        self._client: httpx.AsyncClient | None = None
+        self._timeout = timeout
+        self._ssl: ssl.SSLContext | None = None
+        self._clients: list[httpx.AsyncClient] = []
+        self._idle: list[httpx.AsyncClient] = []  # the one used last, whose connection is alive, at the end
 
     def __str__(self) -> str:
         return f"{self.address.url}#{self.name}"
@@ -168,7 +171,8 @@ class Endpoint:
         url = f"{self.address.url.rstrip('/')}/models"
         try:
             async with asyncio.timeout(LIST_SECONDS):
-                response = await self._connected().get(url)
+                async with self._client() as client:
+                    response = await client.get(url)
         except (TimeoutError, httpx.HTTPError, httpx.StreamError) as error:
             raise UnusableAnswer(one_line(error)) from None
         return self.name in listed_models(response.status_code, response.content)
@@ -180,9 +184,9 @@ class Endpoint:
             with suppress(asyncio.CancelledError):
                 await self.resting
             self.resting = None
-        if self._client is not None:
-            await self._client.aclose()
-            self._client = None
+        for client in self._clients:
+            await client.aclose()
+        self._clients, self._idle = [], []
 
     def safe(self, text: str) -> str:
         """A message without the key, which a server may send back."""
@@ -197,7 +201,8 @@ class Endpoint:
         try:
             async with (
                 asyncio.timeout(self._timeout),
-                self._connected().stream("POST", url, content=content, headers=headers) as response,
+                self._client() as client,
+                client.stream("POST", url, content=content, headers=headers) as response,
             ):
                 body = b""
                 async for part in response.aiter_bytes():
@@ -215,17 +220,26 @@ class Endpoint:
             body = response.headers.get("location", "no address").encode()
         return response.status_code, body, _retry_after(response)
 
-    def _connected(self) -> "httpx.AsyncClient":
+    @asynccontextmanager
+    async def _client(self) -> "AsyncIterator[httpx.AsyncClient]":
+        """A client with a connection of its own: httpx's pool looks at all its connections for every request."""
         import httpx
 
-        if self._client is None:
-            self._client = httpx.AsyncClient(
+        if not self._idle:
+            self._ssl = self._ssl or httpx.create_ssl_context()
+            client = httpx.AsyncClient(
                 headers=server_headers(self.address),
                 timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),  # the whole request has one of its own
-                limits=httpx.Limits(max_connections=None, max_keepalive_connections=self._most),
                 follow_redirects=False,
+                verify=self._ssl,
             )
-        return self._client
+            self._clients.append(client)
+            self._idle.append(client)
+        client = self._idle.pop()
+        try:
+            yield client
+        finally:
+            self._idle.append(client)
 
     def _checked(self, status: int, body: bytes, retry_after: float) -> Any:
         if 300 <= status < 400:
