@@ -1,6 +1,6 @@
 """The content-addressed store under every engine: no call is made twice.
 
-One SQLite file in WAL mode serves all runs and processes of a workspace. The first answer stored under a key is the
+One SQLite file serves all runs and processes of a workspace. The first answer stored under a key is the
 answer. Every answer is committed as it arrives, so a killed process loses only the calls in flight, and resuming a run
 is running it again. A damaged entry is a miss. A process may lease a key, so that others wait for its answer; a lease
 ends with its owner's heartbeat.

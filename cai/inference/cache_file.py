@@ -28,6 +28,8 @@ APPLICATION = 0x63616900  # "cai", and the format: the file's `application_id`
 BUSY_SECONDS = 60.0  # to wait for another process's transaction
 CHECKED_BYTES = 2**25  # a file up to this size is checked whenever it is opened, in at most 0.2 s
 NEARLY_FULL = 2**18  # bytes free, below which SQLite fails with other errors than that of a full disk
+NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "gpfs", "beegfs", "fhgfs", "ceph", "glusterfs", "wekafs",
+           "panfs", "pvfs2", "orangefs", "afs", "ocfs2", "gfs2")  # fmt: skip  # file systems of several machines
 ROWS_AT_ONCE = 1000  # of a transaction, while other processes may wait
 MANY = 10_000  # entries whose conversion is reported
 DAY = 86400  # seconds
@@ -151,8 +153,7 @@ def _connected(path: Path) -> sqlite3.Connection:
             raise DamagedFile("its header is damaged")
         if path.stat().st_size <= CHECKED_BYTES and (problems := integrity_problems(db)):
             raise DamagedFile(problems[0])
-        db.execute("PRAGMA journal_mode=WAL")
-        db.execute("PRAGMA synchronous=NORMAL")  # a killed process loses nothing, a power cut the last calls
+        _set_journal(path, db, new=version == 0 and application == 0)
         if version != FORMAT:
             _convert(path, db)
         if log_content:
@@ -161,6 +162,31 @@ def _connected(path: Path) -> sqlite3.Connection:
     except BaseException:
         db.close()
         raise
+
+
+def _set_journal(path: Path, db: sqlite3.Connection, new: bool) -> None:
+    """A write-ahead log, whose index processes share in memory; on a network file system a rollback journal."""
+    kind = file_system(path.parent)
+    if kind in NETWORK or kind.startswith("fuse."):
+        db.execute("PRAGMA journal_mode=TRUNCATE")
+        db.execute("PRAGMA synchronous=FULL")
+        if new:
+            report(f"{path}: is on a network file system ({kind}): let one process at a time use it (docs/scaling.md)")
+    else:
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=NORMAL")  # a killed process loses nothing, a power cut the last calls
+
+
+def file_system(folder: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:
+    """The type of the file system that a folder is on, such as ext4 or nfs4; empty where Linux does not say."""
+    device = folder.stat().st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    with contextlib.suppress(OSError):
+        for line in mounts.read_text(errors="replace").splitlines():
+            before, _, after = line.partition(" - ")  # proc_pid_mountinfo(5)
+            if before.split(" ")[2:3] == [number]:
+                return after.split(" ")[0]
+    return ""
 
 
 def _text(data: bytes) -> str:
@@ -300,7 +326,7 @@ def finish_salvage(path: Path) -> Path:
         number += 1
     if new.exists():
         path.with_name(path.name + "-shm").unlink(missing_ok=True)
-        for ending in ("-wal", ""):
+        for ending in ("-wal", "-journal", ""):  # a journal left beside the new file would be rolled into it
             if (old := path.with_name(path.name + ending)).exists():
                 old.replace(aside.with_name(aside.name + ending))
         new.replace(path)

@@ -3,6 +3,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import sqlite3
 import subprocess
 import sys
@@ -16,8 +17,9 @@ import pytest
 
 from cai.config.errors import CaiError, RequestRefused
 from cai.data.records import Message
+from cai.inference import cache_file
 from cai.inference.cache import Cache, Changes, Committed, Tally
-from cai.inference.cache_file import APPLICATION, Entry
+from cai.inference.cache_file import APPLICATION, Entry, file_system
 from cai.inference.cached_engine import CachedEngine
 from cai.inference.engine import Choose, Completion, Engine, Generate, Sampling, ScriptedEngine, UnusableAnswer
 from tests.faults.asking import request
@@ -349,3 +351,45 @@ def test_a_cache_that_cannot_be_written_any_more_can_be_closed(tmp_path: Path) -
     with pytest.raises(CaiError, match=r"cache\.sqlite: the cache cannot be used: .*readonly"):
         cache.put(b"key", {})
     cache.close()
+
+
+MOUNTS = "36 35 {} / /data rw,noatime shared:1 - {} server:/export rw,vers=4.2\n25 24 0:999 / / rw - ext4 /dev/vda rw\n"
+
+
+def test_on_a_network_file_system_a_cache_has_a_rollback_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cache_file, "file_system", lambda folder: "nfs4")
+    path = tmp_path / "cache.sqlite"
+    with closing(Cache(path)) as one, closing(Cache(path)) as two:
+        one.put(b"1" * 16, "first")
+        assert two.get(b"1" * 16) == "first"
+        two.put(b"2" * 16, "second")
+        assert one.get(b"2" * 16) == "second"
+        assert not path.with_name("cache.sqlite-wal").exists()
+    assert capsys.readouterr().err.count("is on a network file system (nfs4): let one process at a time use it") == 1
+    monkeypatch.undo()
+    with closing(Cache(path)) as local:
+        assert local.get(b"2" * 16) == "second"
+        assert path.with_name("cache.sqlite-wal").exists()
+
+
+def test_the_file_system_is_that_of_the_folders_device(tmp_path: Path) -> None:
+    device = tmp_path.stat().st_dev
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(MOUNTS.format(f"{os.major(device)}:{os.minor(device)}", "lustre"))
+    assert file_system(tmp_path, mounts) == "lustre"
+    mounts.write_text(MOUNTS.format("0:998", "lustre"))
+    assert file_system(tmp_path, mounts) == file_system(tmp_path, tmp_path / "none") == ""
+
+
+def test_the_journal_of_a_damaged_file_is_set_aside_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "cache.sqlite"
+    with closing(Cache(path)) as cache:
+        cache.put(b"1" * 16, "first")
+    path.write_bytes(path.read_bytes().replace(b"SQLite format 3", b"SQLite format 9"))
+    path.with_name("cache.sqlite-journal").write_bytes(b"the start of a transaction")
+    with closing(Cache(path)) as cache:
+        assert cache.get(b"1" * 16) == "first"
+    assert path.with_name("cache.sqlite.corrupt-1-journal").exists()
+    assert not path.with_name("cache.sqlite-journal").exists()
