@@ -39,6 +39,7 @@ PANELS: dict[str, dict[str, Command]] = {
     },
     "Generate and train": {
         "run": Command("run:run", "Run the pipeline of a run file, or resume it."),
+        "bench": Command("bench:bench", "Measure how fast this machine makes the feedback of a run."),
         "sweep": Command("sweep:sweep", "Run variants of a run file (settings or principles)."),
         "train": Command("train:train", "Train one stage on a data file, or resume it."),
         "judge": Command("judge:judge", "Label responses with an AI judge."),

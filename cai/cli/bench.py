@@ -1,0 +1,106 @@
+"""`cai bench`."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+from cai.cli.console import Grid, echo_json, heading, result_console, resumable, show
+from cai.cli.options import DEFAULT_RUNS, AsJson, RunsFolder, Settings
+from cai.config.characters import Terminal
+from cai.inference.scheduler import Reporter
+from cai.runs.bench import Bench, Phase
+from cai.runs.bench import bench as measure
+from cai.runs.plan import make_plan
+from cai.stats.formatting import counted, duration
+
+DEFAULT_PROMPTS = 48
+LIMITS = {
+    "engine": "more GPUs or machines (--shard), a smaller model or fewer tokens",
+    "cai": "one core computes all the time; share the prompts over processes with --shard",
+    "concurrency": "the engine waits for requests; raise engine.concurrency, or --prompts here",
+    "servers": "raise engine.concurrency until the rate no longer grows, then add servers",
+}
+
+
+def bench(
+    run_file: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="YAML file that describes the run.")],
+    settings: Settings = None,
+    prompts: Annotated[
+        int, typer.Option("--prompts", metavar="N", min=1, help="Use the first N training prompts.")
+    ] = DEFAULT_PROMPTS,
+    as_json: AsJson = False,
+    runs: RunsFolder = DEFAULT_RUNS,
+) -> None:
+    """Measure how fast this machine makes the feedback of a run.
+
+    Its first prompts are drafted, criticised, revised and judged with the run's settings, over a cache that is thrown
+    away. Shows rates and what limits them, and keeps the rates in the cache of the folder of runs, from which
+    `cai run --dry-run` forecasts.
+    """
+    plan = make_plan(run_file, settings or [], None, runs)
+    console = Console(stderr=True) if as_json else Terminal()
+    reporter = Reporter(console)
+    with resumable(console, reporter):
+        result = measure(plan, prompts, reporter)
+    if as_json:
+        echo_json(json.dumps(_json(result), indent=1))
+        return
+    for part in _parts(result, run_file):
+        show(result_console(), part)
+
+
+def _json(result: Bench) -> dict[str, object]:
+    phases = [{**phase._asdict(), "limit": phase.limit} for phase in result.phases]
+    return {**result._asdict(), "phases": phases}
+
+
+def _parts(result: Bench, run_file: Path) -> Iterator[RenderableType | Grid]:
+    yield heading(f"{run_file}: {counted(result.prompts, 'prompts')}, up to {result.concurrency:,} at a time")
+    grid = Grid(["", *(phase.name for phase in result.phases)])
+    for name, cells in _rows(result.phases):
+        grid.add(name, *cells)
+    yield grid
+    yield heading("What limits")
+    limits = Grid(["", ""], left=2)
+    for phase in result.phases:
+        limits.add(phase.name, phase.limit)
+    yield limits
+    for limit in dict.fromkeys(phase.limit for phase in result.phases):
+        yield Text(f"  {limit}: {LIMITS[limit]}")
+    if result.prompts < 2 * result.concurrency:
+        yield Text(
+            f"  {result.prompts:,} prompts are not twice the {result.concurrency:,} at a time: "
+            f"--prompts {2 * result.concurrency} measures the rate of a long run"
+        )
+    if result.refused:
+        yield Text(f"  {counted(result.refused, 'requests')} had no answer and are not in the rates")
+    yield Text("  cai run --dry-run forecasts from these rates.")
+
+
+def _rows(phases: list[Phase]) -> Iterator[tuple[str, list[str]]]:
+    """The table's rows: a name, and a cell for each phase."""
+
+    def rate(count: int | None, phase: Phase) -> str:
+        if not count:
+            return "–"
+        value = count / phase.seconds
+        return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+    def share(value: float | None) -> str:
+        return "–" if value is None else f"{100 * value:.0f} %"
+
+    yield "calls", [f"{phase.calls:,}" for phase in phases]
+    yield "time", [duration(phase.seconds) for phase in phases]
+    yield "loading, apart", [duration(phase.load_seconds) for phase in phases]
+    yield "calls/s", [rate(phase.calls, phase) for phase in phases]
+    yield "tokens/s written", [rate(phase.tokens_written, phase) for phase in phases]
+    yield "tokens/s read", [rate(phase.tokens_read, phase) for phase in phases]
+    yield "prefix-cache hits", [share(phase.prefix_cache_hits) for phase in phases]
+    yield "verdicts/s", [rate(phase.verdicts, phase) for phase in phases]
+    yield "time in the engine", [share(phase.engine_share) for phase in phases]
+    yield "time in cai", [share(phase.driver_share) for phase in phases]

@@ -1,0 +1,113 @@
+"""`cai bench`: measured rates of a run's requests, kept for forecasts."""
+
+import asyncio
+import json
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from cai.cli.main import app
+from cai.config.errors import CaiError, RequestRefused
+from cai.inference.cache import Cache
+from cai.inference.engine import Choose, Completion, Generate, ScriptedEngine
+from cai.inference.scheduler import OpenEngine, Reporter
+from cai.runs.bench import Phase, bench
+from cai.runs.dry_run import dry_run
+from cai.runs.plan import make_plan
+from tests.conftest import scripted, write_workspace
+
+CALLS = 0.02  # seconds that each takes
+LOAD = 0.5
+
+
+def slow(engines: list[ScriptedEngine]) -> OpenEngine:
+    """Engines that take a while to load, which shows at the first request."""
+
+    class Loading(ScriptedEngine):
+        loaded = False
+
+        async def generate(self, request: Generate) -> Completion:
+            if not self.loaded:
+                await asyncio.sleep(LOAD)
+                self.loaded = True
+            await asyncio.sleep(CALLS)
+            return await super().generate(request)
+
+        async def choose(self, request: Choose) -> list[float]:
+            await asyncio.sleep(CALLS)
+            return await super().choose(request)
+
+    def opened(model: object, fingerprint: str, settings: object) -> ScriptedEngine:
+        engines.append(Loading(fingerprint))
+        return engines[-1]
+
+    return opened
+
+
+def quiet() -> Reporter:
+    return Reporter(Console(quiet=True))
+
+
+def test_texts_and_verdicts_are_measured_apart_without_the_loading(tmp_path: Path, model_folder: Path) -> None:
+    engines: list[ScriptedEngine] = []
+    extra = "judge: {principles: 2}\nengine: {concurrency: 2}\n"
+    plan = make_plan(write_workspace(tmp_path, model_folder, extra=extra), [], None, tmp_path / "runs")
+    result = bench(plan, 4, quiet(), slow(engines))
+    writing, judging = result.phases
+    assert (result.prompts, result.concurrency, result.refused) == (4, 2, 0)
+    # a draft, a second sample and two rounds of two calls; two principles and, at most, two rounds', in two orders
+    assert (writing.calls, writing.verdicts, judging.tokens_written) == (4 * 6, 0, 0)
+    assert judging.calls == judging.verdicts and 4 * 6 <= judging.calls <= 4 * 8
+    assert all(LOAD < phase.load_seconds < LOAD + 1 for phase in result.phases)
+    assert writing.seconds > 2 * 5 * CALLS  # two prompts at a time, of five calls one after the other
+    assert len(engines) == 2
+    assert not list((tmp_path / "runs").glob("*/*"))
+
+
+def test_a_dry_run_forecasts_from_the_rates(tmp_path: Path, model_folder: Path) -> None:
+    plan = make_plan(write_workspace(tmp_path, model_folder, prompts=16), [], None, tmp_path / "runs")
+    assert dry_run(plan).seconds is None
+    result = bench(plan, 6, quiet(), slow([]))
+    expected = sum(phase.seconds for phase in result.phases) * len(plan.training) / 6 + LOAD
+    forecast = dry_run(plan).seconds
+    assert forecast is not None and forecast == pytest.approx(expected, rel=0.3)
+    with closing(Cache(tmp_path / "runs/cache.sqlite")) as cache:
+        assert cache._db.execute("SELECT count(*) FROM answers").fetchone() == (0,)
+
+
+@pytest.mark.parametrize(
+    ("engine_share", "driver_share", "limit"),
+    [(0.95, 0.1, "engine"), (0.3, 0.9, "cai"), (0.5, 0.2, "concurrency"), (None, 0.2, "servers")],
+)
+def test_what_is_busy_limits(engine_share: float | None, driver_share: float, limit: str) -> None:
+    phase = Phase("writing", 1, 1, None, None, 0, 1.0, engine_share, driver_share, 0.0)
+    assert phase.limit == limit
+
+
+def test_a_bench_without_an_answer_is_an_error(tmp_path: Path, model_folder: Path) -> None:
+    class Refusing(ScriptedEngine):
+        async def generate(self, request: Generate) -> Completion:
+            raise RequestRefused("no")
+
+    plan = make_plan(write_workspace(tmp_path, model_folder), [], None, tmp_path / "runs")
+    with pytest.raises(CaiError, match="no model answered any request of the first 3 prompts"):
+        bench(plan, 3, quiet(), lambda *_: Refusing())
+
+
+def test_the_table_fits_80_columns_and_json_has_all(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cai.cli.bench.measure", partial(bench, open_engine=scripted()))
+    run_file = write_workspace(tmp_path, model_folder)
+    monkeypatch.chdir(tmp_path)
+    words = ["bench", "run.yaml", "--prompts", "3"]
+    printed = CliRunner().invoke(app, words, env={"COLUMNS": "80"}, catch_exceptions=False).stdout
+    assert all(len(line) <= 80 for line in printed.splitlines())
+    assert "tokens/s written" in printed and "3 prompts are not twice the 32 at a time" in printed
+    as_json = json.loads(CliRunner().invoke(app, [*words, "--json"], catch_exceptions=False).stdout)
+    assert [phase["name"] for phase in as_json["phases"]] == ["writing", "judging"]
+    assert run_file.exists()
