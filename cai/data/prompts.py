@@ -18,11 +18,14 @@ A completion is a row with one of these:
     chat                {"messages"} ending with an assistant turn (OpenAI; ultrafeedback_binarized, cai-conversation)
 """
 
-from collections.abc import Iterator
+import tempfile
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, overload
 
-from cai.config.errors import CaiError
+from cai.config.errors import CaiError, writing
 from cai.config.hashing import fingerprint
 from cai.data import chat_formats, evaluation_formats, preferences
 from cai.data.files import Place, RawRow
@@ -54,9 +57,68 @@ def read_prompts(path: Path, limit: int | None = None) -> tuple[list[Prompt], li
     """
     prompts, skips = split_skipped(iter_prompts(path), limit)
     if not prompts:
-        why = f": {skips[0].stage}: {skips[0].reason}" if skips else ""
-        raise CaiError(f"{path}: no prompts in this file{why}")
+        raise _no_prompts(path, skips)
     return prompts, skips
+
+
+class StoredPrompts(Sequence[Prompt]):
+    """Prompts in a temporary file, read one at a time: 8 bytes of memory each. Those of a slice share the file."""
+
+    def __init__(self, file: BinaryIO, starts: "array[int]") -> None:
+        self._file, self._starts = file, starts
+
+    @classmethod
+    def of(cls, prompts: Iterable[Prompt]) -> "StoredPrompts":
+        """Prompts put into a file without a name. Raises: CaiError where there is no room for it."""
+        starts, end = array("Q"), 0
+        with writing(Path(tempfile.gettempdir())):
+            file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the last of those that share it)
+            for prompt in prompts:
+                starts.append(end)
+                end += file.write(prompt.model_dump_json().encode("utf-8") + b"\n")
+            file.flush()
+        return cls(file, starts)
+
+    def pick(self, places: Iterable[int]) -> "StoredPrompts":
+        """Some of the prompts, by their places."""
+        return StoredPrompts(self._file, array("Q", (self._starts[place] for place in places)))
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    @overload
+    def __getitem__(self, place: int) -> Prompt: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> "StoredPrompts": ...
+
+    def __getitem__(self, place: int | slice) -> "Prompt | StoredPrompts":
+        if isinstance(place, slice):
+            return self.pick(range(len(self))[place])
+        self._file.seek(self._starts[place])
+        return Prompt.model_validate_json(self._file.readline())
+
+
+def store_prompts(path: Path, limit: int | None = None) -> tuple[StoredPrompts, list[Skipped]]:
+    """As `read_prompts`, without their texts in memory."""
+    skips: list[Skipped] = []
+
+    def kept() -> Iterator[Prompt]:
+        for row in iter_prompts(path):
+            if isinstance(row, Skipped):
+                skips.append(row)
+            else:
+                yield row
+
+    prompts = StoredPrompts.of(islice(kept(), limit))
+    if not prompts:
+        raise _no_prompts(path, skips)
+    return prompts, skips
+
+
+def _no_prompts(path: Path, skips: Sequence[Skipped]) -> CaiError:
+    why = f": {skips[0].stage}: {skips[0].reason}" if skips else ""
+    return CaiError(f"{path}: no prompts in this file{why}")
 
 
 def iter_prompts(path: Path, summary: ReadSummary | None = None) -> Iterator[Prompt | Skipped]:

@@ -38,7 +38,7 @@ from cai.inference.scheduler import Scheduler, Stage
 class FeedbackJob:
     """The inputs and settings of a run's feedback stage, and the files it writes."""
 
-    prompts: list[Prompt]
+    prompts: Sequence[Prompt]
     constitution: Constitution
     templates: Templates
     revise: ReviseConfig
@@ -46,7 +46,7 @@ class FeedbackJob:
     seed: int
     model: Model
     reviser: Model  # which criticises and revises what the model answered
-    judges: Sequence[Model]  # of several, each counts alike
+    judges: Sequence[Model]  # of several, each counts alike; of none, texts are written and no more
     input_preferences: Sequence[Preference]  # labels from a file, which join the run's own
     input_skipped: Sequence[Skipped]  # its rows that are not used
     revisions_jsonl: Path
@@ -177,7 +177,7 @@ class Journey:
 
     def _with_verdicts(self, pair: Preference) -> Preference:
         """The revision pair with the verdicts on it, if every judge has answered."""
-        if len(self._revision_verdicts) < len(self._feedback.judges):
+        if len(self._revision_verdicts) < max(1, len(self._feedback.judges)):
             return pair
         verdicts = panel_verdicts(self._revision_verdicts)[0, 1]
         return pair.model_copy(update={"verdicts": verdicts, "judge": self._feedback.judge_name})

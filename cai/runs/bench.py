@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cai.config.errors import CaiError
-from cai.data.jsonl import write_text
 from cai.data.records import Message
 from cai.feedback.pipeline import FeedbackJob, collect_feedback
 from cai.inference.cache import Cache, Tally, Work
@@ -23,7 +22,6 @@ from cai.inference.models import Model
 from cai.inference.scheduler import OpenEngine, Reporter, Scheduler, open_model
 from cai.inference.vllm import VllmEngine
 from cai.inference.vllm_settings import prompts_at_once
-from cai.runs.dry_run import Placeholders
 from cai.runs.folder import CACHE_FILE, RunFolder
 from cai.runs.pipeline import feedback_job
 from cai.runs.plan import Plan
@@ -124,14 +122,11 @@ def bench(plan: Plan, prompts: int, reporter: Reporter, open_engine: OpenEngine 
         job = dataclasses.replace(
             feedback_job(dataclasses.replace(some, folder=folder)), input_preferences=[], input_skipped=[]
         )
-        nobody = Path(temporary) / "nobody"  # judges in the first phase, so that samples are written and nothing else
-        nobody.mkdir()
-        write_text(nobody / "config.json", "{}")
         with closing(Cache(Path(temporary) / CACHE_FILE)) as cache, closing(Cache(plan.runs / CACHE_FILE)) as kept:
             measure = _Measurement(some, cache, kept, reporter, open_engine)
             phases = [
-                asyncio.run(measure.phase("writing", dataclasses.replace(job, judges=[nobody]), nobody)),
-                asyncio.run(measure.phase("judging", job, nobody)),
+                asyncio.run(measure.phase("writing", dataclasses.replace(job, judges=[]))),
+                asyncio.run(measure.phase("judging", job)),
             ]
     done = [phase for phase in phases if phase.calls]
     if not done:
@@ -147,13 +142,11 @@ class _Measurement:
         self._plan, self._cache, self._kept = plan, cache, kept
         self._reporter, self._open_engine = reporter, open_engine
 
-    async def phase(self, name: str, job: FeedbackJob, nobody: Path) -> Phase:
+    async def phase(self, name: str, job: FeedbackJob) -> Phase:
         """Run the feedback stage, and measure the calls that are no cache hits."""
         opened: list[_Metered] = []
 
         def open_metered(model: Model, fingerprint: str, settings: EngineConfig) -> Engine:
-            if model == nobody:
-                return Placeholders(fingerprint)
             opened.append(_Metered(self._open_engine(model, fingerprint, settings)))
             return opened[-1]
 
@@ -167,7 +160,7 @@ class _Measurement:
         seconds, tally, verdicts = 0.0, Tally(), 0
         stages: dict[tuple[str, str], float] = {}
         for engine, work in scheduler.work:
-            if engine not in loads:  # nobody's verdicts, or cache hits alone
+            if engine not in loads:  # cache hits alone
                 continue
             own = work.seconds - loads[engine]
             at = (work.stage, "" if work.stage == "feedback" else engine)  # the engines of feedback work side by side

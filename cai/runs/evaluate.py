@@ -393,7 +393,7 @@ def plan_of_run(plan: Plan, policy: Policy) -> EvaluationPlan:
     assert isinstance(plan.before, Path), "a policy was trained from it"
     return EvaluationPlan(
         policies=[dataclasses.replace(_base(plan.config.model, policy), folder=plan.before), policy],
-        prompts=plan.held_out,
+        prompts=list(plan.held_out),
         prompts_skipped=[],
         axes={OVERALL: plan.eval_constitution, **(shipped_axes() if probes else {})},
         templates=plan.templates,

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -19,7 +20,7 @@ from cai.constitution.templates import Templates
 from cai.data.jsonl import file_fingerprint, write_rows, write_text
 from cai.data.manifest import Claim, take, versions
 from cai.data.preferences import read_preferences
-from cai.data.prompts import read_prompts
+from cai.data.prompts import StoredPrompts, store_prompts
 from cai.data.records import Messages, Preference, Prompt, Skipped
 from cai.evaluation.policy import shipped_axes
 from cai.evaluation.probes import read_probes
@@ -52,8 +53,8 @@ class Plan:
     eval_constitution_file: Path
     eval_constitution: Constitution
     templates: Templates
-    training: list[Prompt]
-    held_out: list[Prompt]
+    training: Sequence[Prompt]
+    held_out: Sequence[Prompt]
     prompts_skipped: list[Skipped]
     model: Model  # which is trained: a folder; without training it may be on servers alone
     generator: Model  # which answers the prompts: the same, or the servers that hold it
@@ -100,7 +101,9 @@ def shard_plan(plan: Plan, shard: Shard) -> Plan:
     It neither trains nor evaluates, and leaves to the whole run what is not asked of a model: labels from a file and
     skipped rows. Raises: CaiError for a shard without prompts.
     """
-    training = [prompt for prompt in plan.training if shard.has(prompt.id)]
+    whole = plan.training
+    places = [place for place, prompt in enumerate(whole) if shard.has(prompt.id)]
+    training = whole.pick(places) if isinstance(whole, StoredPrompts) else [whole[place] for place in places]
     if not training:
         prompts = counted(len(plan.training), "training prompts")
         raise CaiError(f"--shard {shard}: none of the {prompts} is in this shard; use fewer shards")
@@ -129,13 +132,13 @@ def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path
     constitution_file = find_constitution_file("constitution", config.constitution, run_file)
     eval_constitution_file = find_constitution_file("evaluate.constitution", config.evaluate.constitution, run_file)
     prompts_file = locate.find_data("prompts.source", config.prompts.source, run_file)
-    prompts, prompts_skipped = read_prompts(prompts_file, config.prompts.limit)
-    training, held_out = split(prompts, config.prompts.holdout)
+    prompts, prompts_skipped = store_prompts(prompts_file, config.prompts.limit)
+    training, held_out = map(prompts.pick, _split_places(prompts, config.prompts.holdout))
     if not training:
         raise CaiError(f"{run_file}: prompts.holdout: all of the {len(prompts)} prompts are held out; leave some")
     principles, eval_constitution = load_constitution(constitution_file), load_constitution(eval_constitution_file)
     templates = Templates(find_file("templates", config.templates, run_file))
-    preferences, preferences_skipped = _preferences(config, run_file, {_conversation(p.messages) for p in held_out})
+    preferences, preferences_skipped = _preferences(config, run_file, held_out)
     if config.evaluate.probes:
         read_probes("all"), shipped_axes()  # so that an error in them shows now
     gate = _gate(config, run_file, principles, templates)
@@ -284,14 +287,17 @@ def _conversation(messages: Messages) -> str:
     return json.dumps(messages)
 
 
-def _preferences(config: RunConfig, run_file: Path, held_out: set[str]) -> tuple[list[Preference], list[Skipped]]:
+def _preferences(
+    config: RunConfig, run_file: Path, held_out: Sequence[Prompt]
+) -> tuple[list[Preference], list[Skipped]]:
     """The preferences of the run's file, weighted, without those whose prompts are held out."""
     if config.preferences is None:
         return [], []
     kept, skipped = read_preferences(locate.find_data("preferences.source", config.preferences.source, run_file))
+    of_evaluation = {_conversation(prompt.messages) for prompt in held_out}
     weighted = []
     for pair in kept:
-        if _conversation(pair.messages) in held_out:
+        if _conversation(pair.messages) in of_evaluation:
             reason = "its prompt is held out for evaluation"
             skipped.append(Skipped(prompt_id=pair.prompt_id, stage="preferences", reason=reason))
         else:
@@ -334,14 +340,20 @@ def _with_files_found(settings: TrainStage, number: int, run_file: Path) -> Trai
     return settings.model_copy(update=files)
 
 
-def split(prompts: list[Prompt], share: float) -> tuple[list[Prompt], list[Prompt]]:
+def split(prompts: Sequence[Prompt], share: float) -> tuple[list[Prompt], list[Prompt]]:
     """(training, held out), both in file order; the round(share · n) prompts with the lowest hashes are held out.
 
     The hash covers the prompt's id alone, so that runs with other seeds and principles hold out the same prompts.
     """
-    chosen = sorted(prompts, key=lambda prompt: uniform("held out", prompt.id))[: round(share * len(prompts))]
-    held = {prompt.id for prompt in chosen}
-    return [p for p in prompts if p.id not in held], [p for p in prompts if p.id in held]
+    kept, held = _split_places(prompts, share)
+    return [prompts[place] for place in kept], [prompts[place] for place in held]
+
+
+def _split_places(prompts: Sequence[Prompt], share: float) -> tuple[list[int], list[int]]:
+    """`split`, by places."""
+    hashes = array("d", (uniform("held out", prompt.id) for prompt in prompts))
+    held = set(sorted(range(len(prompts)), key=hashes.__getitem__)[: round(share * len(prompts))])
+    return [place for place in range(len(prompts)) if place not in held], sorted(held)
 
 
 def holdout_warning(plan: Plan) -> str | None:

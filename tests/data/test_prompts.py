@@ -1,10 +1,12 @@
+import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from cai.config.errors import CaiError
 from cai.data.jsonl import write_rows
-from cai.data.prompts import read_completions, read_prompts
+from cai.data.prompts import read_completions, read_prompts, store_prompts
 from cai.data.records import Demonstration
 from tests.conftest import prompt
 
@@ -106,3 +108,20 @@ def test_rows_of_cai_are_read_back(tmp_path: Path) -> None:
     rows = [Demonstration(prompt_id="p", messages=prompt("p").messages, tags=["t"], completion="an answer")]
     write_rows(tmp_path / "rows.jsonl", rows)
     assert read_completions(tmp_path / "rows.jsonl") == (rows, [])
+
+
+def test_stored_prompts_are_those_of_the_file_and_take_no_memory_by_their_length(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    rows = [{"id": f"p{i}", "prompt": f"{i} é\n" * 3000, "tags": ["t"]} for i in range(300)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0]]))
+    tracemalloc.start()
+    stored, skipped = store_prompts(path)
+    assert tracemalloc.get_traced_memory()[1] < 2_000_000  # of 5 MB of texts
+    tracemalloc.stop()
+    prompts, same = read_prompts(path)
+    assert list(stored) == prompts and skipped == same and len(skipped) == 1
+    assert list(stored[-3:]) == prompts[-3:] and list(stored.pick([7, 3])) == [prompts[7], prompts[3]]
+    assert store_prompts(path, 2)[0][1] == prompts[1] and len(store_prompts(path, 2)[0]) == 2
+    path.write_text("\n")
+    with pytest.raises(CaiError, match="no prompts in this file"):
+        store_prompts(path)
