@@ -263,9 +263,6 @@ def _completion(body: Any) -> Completion:
     thought = next((message[name] for name in REASONING_FIELDS if isinstance(message.get(name), str)), "").strip()
     text = message.get("content") or ("" if thought else message.get("content"))
     if not isinstance(text, str):
-        reasoned = isinstance(message, dict) and (message.get("reasoning") or message.get("reasoning_content"))
-        if reasoned and choice.get("finish_reason") == "length":
-            raise RequestRefused("the model's reasoning took all tokens of the answer; raise max_tokens")
         raise UnusableAnswer(f"the server's response has no text (finish_reason: {choice.get('finish_reason')})")
     usage = body.get("usage")
     text, reasoning = split_reasoning(text, opened=None)

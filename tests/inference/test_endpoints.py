@@ -126,15 +126,6 @@ def test_an_answer_comes_with_its_length_and_why_it_ended(service: Service) -> N
     assert (asked["model"], asked["max_tokens"], asked["temperature"], asked["seed"]) == ("big", 3, 0.5, 42)
 
 
-def test_reasoning_that_took_all_tokens_is_a_refusal_that_says_so(service: Service) -> None:
-    status, body = 200, completion("", None, "length")
-    body["choices"][0]["message"] = {"role": "assistant", "content": None, "reasoning": "Let me think"}
-    service.answer = lambda asked: (status, body)
-    with pytest.raises(RequestRefused, match="reasoning took all tokens of the answer; raise max_tokens"):
-        ask(service, Generate(JUDGING[:1], 3, 0.0, 0))
-    assert len(service.asked) == 1  # which another try would not change
-
-
 def test_an_option_has_the_mass_of_all_its_spellings(service: Service) -> None:
     (found,) = ask(service, Choose(JUDGING, (" A", " B", " D")))
     assert found == pytest.approx([math.log(0.6), math.log(0.2), math.log(0.01)])  # D: at most as likely as the last
