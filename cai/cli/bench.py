@@ -23,7 +23,7 @@ LIMITS = {
     "engine": "more GPUs or machines (--shard), a smaller model or fewer tokens",
     "cai": "one core computes all the time; share the prompts over processes with --shard",
     "concurrency": "the engine waits for requests; raise engine.concurrency, or --prompts here",
-    "servers": "raise engine.concurrency until the rate no longer grows, then add servers",
+    "servers": "raise engine.concurrency until the rate no longer grows; then add more",
 }
 
 
