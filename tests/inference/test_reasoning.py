@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cai.cli import show
 from cai.constitution.principles import Constitution
 from cai.constitution.templates import Templates
-from cai.data.records import Message
+from cai.data.records import Message, Revision
 from cai.feedback.judge import Judge, JudgeConfig
 from cai.feedback.revise import ReviseConfig, Reviser, revision_preference
 from cai.inference.cache import Cache
@@ -27,6 +28,8 @@ from cai.inference.engine import (
     validate_completion,
 )
 from cai.inference.vllm import VllmEngine
+from cai.report.examples import revision_blocks
+from cai.report.table import Detail
 from tests.conftest import prompt
 from tests.inference.models_of_families import FAMILIES
 
@@ -147,3 +150,21 @@ def test_a_judge_chooses_after_its_chain_of_thought_without_what_it_thought_befo
     assert verdict.cot == ["The first is kinder."] * 2
     assert verdict.cot_reasoning == ["thought of chain_of_thought"] * 2
     assert "thought of" not in json.dumps([request.messages for request in engine.requests])
+
+
+def test_thoughts_are_folded_on_pages_and_begin_in_the_terminal() -> None:
+    row = Revision(
+        prompt_id="p", messages=prompt().messages, tags=[], round=1, draft="a", before="a", principle_id="kind",
+        principle_hash="h", critique=None, revision="b", truncated=[], flags=[], model="m", templates="t", seed=0,
+        draft_reasoning="x" * 300,
+    )  # fmt: skip
+    detail = Detail(row.messages)
+    revision_blocks(detail, row, "Round 1")
+    content = detail.to_json()
+    [folded] = [block for block in content["blocks"] if "folded" in block]
+    assert folded["title"] == "Round 1: reasoning before the draft"
+    assert content["texts"][folded["folded"]] == "x" * 300
+    assert show._reasoning("draft", row.draft_reasoning) == [
+        ("reasoning before draft  (300 characters)", "x" * 200 + "…")
+    ]
+    assert show._reasoning("critique", None) == []
