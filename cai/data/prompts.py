@@ -123,7 +123,7 @@ def _no_prompts(path: Path, skips: Sequence[Skipped]) -> CaiError:
 
 def iter_prompts(path: Path, summary: ReadSummary | None = None) -> Iterator[Prompt | Skipped]:
     """`read_prompts` row by row; a repeated prompt is skipped. Only ids and hashes stay in memory."""
-    known: dict[str, tuple[Place, str]] = {}
+    known: dict[str, int] = {}  # a hash of the prompt by its id
     for place, value in preferences.single_rows(path):
         rows = read_row(PROMPT_FORMATS, place, value, "prompt", summary)
         if isinstance(rows, Skipped):
@@ -133,14 +133,23 @@ def iter_prompts(path: Path, summary: ReadSummary | None = None) -> Iterator[Pro
         if problem := turn_problem(prompt.messages):
             yield skipped(place, value, problem)
             continue
-        content = fingerprint(prompt.messages)
-        first, same = known.setdefault(prompt.id, (place, content))
-        if first == place:
+        content = int(fingerprint(prompt.messages), 16)
+        if prompt.id not in known:
+            known[prompt.id] = content
             yield prompt
-        elif same == content:
+        elif known[prompt.id] == content:
             yield skipped(place, value, "a row above has the same prompt")
         else:
-            raise CaiError(f"{place}: {first.short} has the id '{prompt.id}' already, with another prompt")
+            first = next((at.short for at, id in _ids(path) if id == prompt.id), "a row above")
+            raise CaiError(f"{place}: {first} has the id '{prompt.id}' already, with another prompt")
+
+
+def _ids(path: Path) -> Iterator[tuple[Place, str]]:
+    """Every prompt's place and id, read again so that places need not be kept."""
+    for place, value in preferences.single_rows(path):
+        rows = read_row(PROMPT_FORMATS, place, value, "prompt")
+        if not isinstance(rows, Skipped):
+            yield place, _checked(place, rows[0]).id
 
 
 def read_completions(path: Path) -> tuple[list[Demonstration], list[Skipped]]:
