@@ -180,6 +180,10 @@ def test_a_request_that_is_refused_does_not_end_exact_verdicts(service: Service)
             await engine.choose(Choose(JUDGING, (" A", " B")))
         service.answer = exactly({7: -0.25, 8: -12.5})
         assert await engine.choose(Choose(JUDGING, (" A", " B"))) == pytest.approx([-0.25, -12.5])
+        service.answer, before = lambda asked: (400, {"error": {"message": "no"}}), len(service.asked)
+        with pytest.raises(RequestRefused, match="no"):
+            await engine.choose(Choose(JUDGING, (" A", " B")))
+        assert len(service.asked) == before + 1  # not in another way
         await engine.close()
 
     asyncio.run(verdicts())
