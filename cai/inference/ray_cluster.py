@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import signal
 import socket
 import threading
 from collections.abc import Callable, Mapping
@@ -63,6 +64,8 @@ class Cluster:
     async def connect(self) -> None:
         """Connect to Ray, or start it here. Raises: CaiError when there is none, or another version."""
         await self.run(self._connect)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))  # Ray's own prints a stack first
 
     async def leave(self) -> None:
         """Undo `join`; the last one disconnects, which ends a Ray that was started here."""

@@ -4,6 +4,8 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
@@ -24,6 +26,7 @@ from cai.inference.ray_replica import Node, OpenReplica, check_node, this_node
 from cai.inference.scheduler import deciding_settings, engine_fingerprint, open_model
 from cai.inference.vllm import VllmEngine
 from cai.inference.vllm_settings import check_arguments, prompts_at_once, set_environment
+from tests.conftest import ROOT
 from tests.inference import ray_engines
 
 pytestmark = pytest.mark.slow  # a local Ray takes seconds to start
@@ -314,6 +317,24 @@ def test_a_model_folder_that_the_node_does_not_have_is_named(cluster: str, model
     with pytest.raises(CaiError) as caught:
         with_engine(removed, model)
     assert f"node {socket.gethostname()} has no folder {model}; put the model on storage" in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_within_two_seconds_and_no_process_of_a_ray_that_was_started(
+    model: Path, number: signal.Signals
+) -> None:
+    command = [sys.executable, "-m", "tests.inference.slow_replicas", str(model)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "at work\n"
+        children = psutil.Process(process.pid).children(recursive=True)
+        begun = time.monotonic()
+        process.send_signal(number)
+        out, err = process.communicate(timeout=SOON)
+        assert time.monotonic() - begun < 4  # two, and a busy machine
+    assert process.returncode == 128 + number
+    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    assert (out, err.strip()) in {("", ""), ("", "Interrupted.")}
 
 
 def test_nodes_with_other_versions_or_another_model_are_named(model: Path) -> None:
