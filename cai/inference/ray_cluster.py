@@ -24,6 +24,9 @@ ENVIRONMENT = {
     "RAY_process_group_cleanup_enabled": "1",  # vLLM's processes on GPUs end with the replica that started them
 }
 """Of a Ray that is started here."""
+TOKEN_HINT = (
+    "; if the cluster asks for a token, share the head's ~/.ray/auth_token, or set RAY_AUTH_MODE and RAY_AUTH_TOKEN"
+)
 Result = TypeVar("Result")
 
 
@@ -94,7 +97,8 @@ class Cluster:
             ray.init(self.address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
         except Exception as error:  # of several libraries
             where = f"engine.ray.address: {self.address}" if self.address else "Ray cannot be started on this machine"
-            raise CaiError(f"{where}: {' '.join(str(error).split())[:600]}") from None
+            hint = "" if self.address is None or os.environ.get("RAY_AUTH_MODE") else TOKEN_HINT
+            raise CaiError(f"{where}: {' '.join(str(error).split())[:600]}{hint}") from None
         self._connected = True
 
     def _disconnect(self) -> None:

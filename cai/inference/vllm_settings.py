@@ -16,6 +16,7 @@ from cai.inference.engine import EngineConfig
 from cai.inference.vllm_errors import log_to_file
 
 GIB = 2**30
+RAY_TOKEN = Path("~/.ray/auth_token")
 DEFAULT_MAX_MODEL_LEN = 8192  # tokens; long contexts cost memory whether used or not
 CPU_BLOCK_TOKENS = 32  # short prefixes must fill a block to be shared; vLLM's default of 128 never matches them
 CPU_KV_SHARE = 0.25  # of free memory
@@ -220,6 +221,8 @@ def set_environment() -> None:
     Its workers are spawned: forked ones die where CUDA was asked for anything before, even whether it is there.
     """
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    if RAY_TOKEN.expanduser().is_file():  # then `ray start` makes a cluster that asks for it
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     if not on_cpu():
         log_to_file()
     _quieten()
