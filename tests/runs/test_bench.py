@@ -21,7 +21,7 @@ from cai.runs.plan import make_plan
 from tests.conftest import scripted, write_workspace
 
 CALLS = 0.02  # seconds that each takes
-LOAD = 0.5
+LOAD = 1.0
 
 
 def slow(engines: list[ScriptedEngine]) -> OpenEngine:
@@ -64,6 +64,7 @@ def test_texts_and_verdicts_are_measured_apart_without_the_loading(tmp_path: Pat
     assert judging.calls == judging.verdicts and 4 * 6 <= judging.calls <= 4 * 8
     assert all(LOAD < phase.load_seconds < LOAD + 1 for phase in result.phases)
     assert writing.seconds > 2 * 5 * CALLS  # two prompts at a time, of five calls one after the other
+    assert judging.seconds < LOAD
     assert len(engines) == 2
     assert not list((tmp_path / "runs").glob("*/*"))
 
