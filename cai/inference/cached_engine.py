@@ -74,9 +74,9 @@ class _Commits:
         return await future
 
     def release(self, key: bytes) -> None:
-        """End a lease without an answer."""
+        """End a lease without an answer, before the loop can end: whoever asks next need not wait until it expires."""
         self._released.append(key)
-        self._schedule()
+        asyncio.get_running_loop().call_soon(self._commit)
 
     def _schedule(self) -> None:
         loop = asyncio.get_running_loop()

@@ -116,7 +116,7 @@ def test_an_override_of_a_wrong_kind_is_an_error_that_names_it(run_file: Path, o
         ("{judge: [{1: 2}]}", "grid.judge[0]: expected texts as keys, found 1"),
         ("{1: [2]}", "expected a text as the key, found 1; put it in quotes to mean the text"),
         ("{seed: [-1]}", "--set seed: expected a whole number from 0 to 4294967295, found -1"),
-        ("{revise.rounds: [" + "1" * 299 + "]}", "name: 306 bytes; expected at most 255"),
+        ("{judge.key_env: [" + "V" * 299 + "]}", "name: 307 bytes; expected at most 255"),
     ],
 )
 def test_a_grid_of_wrong_values_is_an_error_that_names_them(run_file: Path, grid: str, message: str) -> None:

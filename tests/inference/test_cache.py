@@ -18,7 +18,7 @@ import pytest
 from cai.config.errors import CaiError, RequestRefused
 from cai.data.records import Message
 from cai.inference import cache_file
-from cai.inference.cache import Cache, Changes, Committed, Tally
+from cai.inference.cache import LEASE_SECONDS, Cache, Changes, Committed, Tally
 from cai.inference.cache_file import APPLICATION, Entry, file_system
 from cai.inference.cached_engine import CachedEngine
 from cai.inference.engine import Choose, Completion, Engine, Generate, Sampling, ScriptedEngine, UnusableAnswer
@@ -282,7 +282,8 @@ def test_an_unusable_answer_is_refused_and_never_stored(tmp_path: Path, log_prob
 
     with pytest.raises(UnusableAnswer):
         asyncio.run(remembering(tmp_path / "cache.sqlite", Broken()).choose(choose()))
-    usable = asyncio.run(remembering(tmp_path / "cache.sqlite", ScriptedEngine()).choose(choose()))
+    again = remembering(tmp_path / "cache.sqlite", ScriptedEngine()).choose(choose())
+    usable = asyncio.run(asyncio.wait_for(again, LEASE_SECONDS / 2))  # the lease ended with the refusal
     assert usable == [math.log(0.5)] * 2
 
 

@@ -30,7 +30,7 @@ from tests.conftest import ROOT
 from tests.inference import ray_engines
 
 pytestmark = pytest.mark.slow  # a local Ray takes seconds to start
-SOON = 60.0  # seconds: what takes longer hangs
+SOON = 300.0  # seconds: what takes longer hangs; a replica that starts again imports for half a minute on busy cores
 
 
 def hello(text: str = "Hi", seed: int = 0) -> Generate:
@@ -333,7 +333,8 @@ def test_an_interrupt_leaves_within_two_seconds_and_no_process_of_a_ray_that_was
         out, err = process.communicate(timeout=SOON)
         assert time.monotonic() - begun < 4  # two, and a busy machine
     assert process.returncode == 128 + number
-    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not [child for child in alive if child.status() != psutil.STATUS_ZOMBIE]
     assert (out, err.strip()) in {("", ""), ("", "Interrupted.")}
 
 

@@ -288,7 +288,7 @@ def test_over_long_pairs_are_named_and_none_left_is_an_error(tmp_path: Path, tin
 def test_a_loss_that_is_no_number_stops_the_training_and_keeps_the_last_checkpoint(
     tmp_path: Path, tiny_model: Path
 ) -> None:
-    settings = config(learning_rate=1e30, lora_r=None, save_steps=1, num_train_epochs=3)
+    settings = config(lora_r=None, save_steps=1, num_train_epochs=3).model_copy(update={"learning_rate": 1e30})
     with pytest.raises(CaiError, match=r"(loss|grad_norm) is no finite number at update \d+"):
         train_here(StageSpec(settings, planted(tmp_path / "p.jsonl"), tiny_model, tmp_path / "rm"))
     from safetensors.torch import load_file
