@@ -3,9 +3,11 @@ import json
 import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cai.cli import try_
 from cai.cli.main import main
 from cai.inference.engine import Generate
 from cai.workbench.trial import try_out
@@ -94,21 +96,30 @@ def test_prompts_come_from_options_and_files_and_each_stands_once(cai, tmp_path:
 
 def test_watching_shows_what_an_edit_changes_word_by_word(cai, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     watched: list[Path] = []
+    passes, printed = 0, try_.line
+
+    def line(console: Any, text: Any) -> None:
+        nonlocal passes
+        passes += "Ctrl-C stops" in str(text)
+        printed(console, text)
+
+    async def passed(count: int) -> None:
+        while passes < count:
+            await asyncio.sleep(0.001)
 
     async def changes(paths: Sequence[Path]) -> AsyncIterator[None]:
         watched.extend(paths)
         edits = [("Make it kind.", "Make it warm."), ("name:", "nam:"), ("nam:", "name:")]
         yield
-        for old, new in edits:
-            for _ in range(500):
-                await asyncio.sleep(0)
+        for count, (old, new) in enumerate(edits, start=1):
+            await passed(count)
             text = (tmp_path / "c.yaml").read_text(encoding="utf-8")
             (tmp_path / "c.yaml").write_text(text.replace(old, new), encoding="utf-8")
             yield
-        for _ in range(500):
-            await asyncio.sleep(0)
+        await passed(len(edits) + 1)
         raise KeyboardInterrupt
 
+    monkeypatch.setattr("cai.cli.try_.line", line)
     monkeypatch.setattr("cai.cli.try_.changes", changes)
     status, out, _ = cai("c.yaml", "-p", "How do I climb?", "--watch")
     assert status == 130
