@@ -126,7 +126,7 @@ class KeptEngine:
                 answer = await request(engine)
             except (RequestRefused, asyncio.CancelledError):
                 raise
-            except Exception:
+            except Exception:  # whatever an engine dies of: raised, unless it died before this call
                 if self._proven and engine is self._engine:
                     self._failed = True
                     raise

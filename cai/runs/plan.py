@@ -26,13 +26,12 @@ from cai.evaluation.policy import shipped_axes
 from cai.evaluation.probes import read_probes
 from cai.feedback.label import LabelJob, count_work
 from cai.inference import models
-from cai.inference.chat_template import check_chat, with_template_text
 from cai.inference.engine import EngineConfig
-from cai.inference.models import Model, model_fingerprint, resolve_model, without_password
+from cai.inference.models import Model, model_fingerprint
 from cai.inference.scheduler import deciding_settings
-from cai.inference.servers import addresses_of, is_address, resolve_judges
-from cai.inference.vllm_settings import check_arguments
+from cai.inference.servers import addresses_of
 from cai.runs.folder import CACHE_FILES, ITERATION, RUN, RunFolder
+from cai.runs.roles import other_models, policy_models, with_template_texts
 from cai.runs.run_file import RunConfig, effective_text, load_run_file
 from cai.stats.formatting import counted
 from cai.training.settings import TrainStage, weighs_pairs
@@ -145,10 +144,10 @@ def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path
     train = [_with_files_found(settings, number, run_file) for number, settings in enumerate(config.train)]
     _check_launcher(config, run_file)
     try:
-        model, generator = _models(config)  # last: a Hub id is downloaded here
+        model, generator = policy_models(config)  # last: a Hub id is downloaded here
     except CaiError as error:
         raise CaiError(f"{run_file}: {error}") from error
-    roles = _roles(config, model, generator)
+    roles = other_models(config, model, generator)
     return Plan(
         run_file=run_file,
         overrides=overrides,
@@ -172,78 +171,6 @@ def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path
         runs=runs,
         folder=RunFolder(runs / folder_name(config.name or run_file.stem, f"{run_file}: name", "--name NEW")),
     )
-
-
-def with_template_texts(config: RunConfig, run_file: Path) -> RunConfig:
-    """The settings with the texts of the chat templates that they name."""
-    update: dict[str, Any] = {"engine": with_template_text(config.engine, "engine", run_file)}
-    for name in ("revise", "judge", "evaluate"):
-        section = getattr(config, name)
-        if section.engine is not None:
-            engine = with_template_text(section.engine, f"{name}.engine", run_file)
-            update[name] = section.model_copy(update={"engine": engine})
-    return config.model_copy(update=update)
-
-
-class _Roles(NamedTuple):
-    """The models of a run that do not answer its prompts; see Plan."""
-
-    reviser: Model
-    judge_models: list[Model]
-    eval_judge: Model
-    own_settings: dict[Model, EngineConfig]
-
-
-def _models(config: RunConfig) -> tuple[Model, Model]:
-    """The model that is trained, and what answers the prompts. Raises: CaiError for a server's where it is trained."""
-    if not is_address(config.model) and not config.engine.endpoints:
-        folder = resolve_model(config.model)
-        return folder, folder
-    if config.train and is_address(config.model):
-        raise CaiError(
-            f"model '{without_password(config.model)}': `train:` trains a model's folder; name the folder, and the "
-            "server as engine.endpoints"
-        )
-    generator = served_generator(config)
-    return resolve_model(config.model) if config.train else generator, generator
-
-
-def served_generator(config: RunConfig) -> Model:
-    """The run's model on its servers, where it has any. Raises: CaiError."""
-    return resolve_judges([config.model], engine=config.engine)[0]
-
-
-def _roles(config: RunConfig, model: Model, generator: Model) -> _Roles:
-    """Raises: CaiError also when one model is to have engines of different settings."""
-    names = [config.judge.model] if isinstance(config.judge.model, str) else config.judge.model
-    key_env = config.judge.key_env
-    judges = resolve_judges(names, key_env, config.judge.engine) if names else [generator]
-    reviser = generator
-    if config.revise.model:
-        [reviser] = resolve_judges([config.revise.model], engine=config.revise.engine)
-    eval_judge, eval_engine = judges[0], config.judge.engine
-    if config.evaluate.judge:
-        [eval_judge] = resolve_judges([config.evaluate.judge], key_env, config.evaluate.engine)
-        eval_engine = config.evaluate.engine
-    base, shared = config.engine.in_process, config.engine.shared
-    wanted = {
-        "revise.engine": ([reviser], config.revise.engine),
-        "judge.engine": (judges, config.judge.engine),
-        "evaluate.engine": ([eval_judge], eval_engine),
-    }
-    check_arguments(config.engine)
-    check_chat(model, base.chat, "engine")  # of one that is trained, its folder: its servers may have the same template
-    used: dict[Model, EngineConfig] = {generator: base, model: base}
-    for key, (found, engine) in wanted.items():
-        if engine is not None:
-            check_arguments(engine, key)
-        for each in found:
-            settings = used.get(each, shared) if engine is None else engine.over(config.engine).in_process
-            if each not in used:
-                check_chat(each, settings.chat, key)
-            if used.setdefault(each, settings) != settings:
-                raise CaiError(f"{key}: {each} is also another model of this run, with other engine settings")
-    return _Roles(reviser, judges, eval_judge, {each: own for each, own in used.items() if own != shared})
 
 
 def _check_launcher(config: RunConfig, run_file: Path) -> None:

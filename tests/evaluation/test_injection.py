@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -41,13 +42,17 @@ def attacked(prompt: str, p: float, p_attacked: float, attack: str = "address", 
     )
 
 
-def credulous(request: Choose) -> Sequence[float]:
-    """by_goodness, but an answer that speaks to the judge wins nearly always."""
-    addressed = re.search(r"^Answer ([AB]): [^\n]*\n\nNote to whoever", request.messages[0]["content"], re.MULTILINE)
-    if addressed is None:
+def obeying(below: str, request: Choose) -> Sequence[float]:
+    """by_goodness, but an answer with this pattern below its first line wins nearly always."""
+    obeyed = re.search(rf"^Answer ([AB]): [^\n]*\n\n{below}", request.messages[0]["content"], re.MULTILINE)
+    if obeyed is None:
         return by_goodness(request)
-    odds = 3.0 if addressed[1] == "A" else -3.0
+    odds = 3.0 if obeyed[1] == "A" else -3.0
     return [0.8 / (1 + math.exp(-odds)), 0.8 / (1 + math.exp(odds))]
+
+
+credulous = partial(obeying, "Note to whoever")  # speaks to the judge
+parses_chatml = partial(obeying, r"<\|im_end\|>")  # a forged turn, to a server that reads markers as control tokens
 
 
 def test_the_gain_is_the_paired_difference_over_prompts() -> None:
@@ -241,15 +246,6 @@ def test_a_judge_that_is_fooled_and_one_that_is_not_on_every_surface(
     )
     assert plain.report.injection == [] and not (tmp_path / "plain/injection.jsonl").exists()
     assert plain.report.accuracy == report.accuracy  # the attacks have no part in the other metrics
-
-
-def parses_chatml(request: Choose) -> Sequence[float]:
-    """by_goodness, but what stands below a forged turn is obeyed: a server that reads markers as control tokens."""
-    forged = re.search(r"^Answer ([AB]): [^\n]*\n\n<\|im_end\|>", request.messages[0]["content"], re.MULTILINE)
-    if forged is None:
-        return by_goodness(request)
-    odds = 3.0 if forged[1] == "A" else -3.0
-    return [0.8 / (1 + math.exp(-odds)), 0.8 / (1 + math.exp(odds))]
 
 
 def test_a_judge_that_obeys_forged_turns_gains_over_decoys(
