@@ -15,7 +15,7 @@ endif
 TORCH := $(if $(UV_FIND_LINKS),,--torch-backend=cpu)
 COMPILE := uv pip compile --quiet --no-header --no-annotate pyproject.toml requirements/small-model.in --extra ray --extra dev
 
-.PHONY: setup demo test test-fast test-numerics browser fuzz torture soak audit lint format bench docs requirements clean
+.PHONY: setup demo test test-fast test-numerics coverage browser fuzz torture soak audit lint format bench docs requirements clean
 
 setup: $(VENV)/.ready
 
@@ -34,18 +34,22 @@ $(VENV)/.ready: pyproject.toml requirements/cpu.txt requirements/excludes-cpu.tx
 demo:
 	@bash examples/demo.sh
 
-PYTEST := $(BIN)/pytest --numprocesses=2 --dist=worksteal
-COVERAGE := --cov --cov-report=
+# More processes than cores: a third of the time of these tests is waiting.
+PYTEST := $(BIN)/pytest --numprocesses=3 --dist=worksteal
 
 # Tests of the real model run one at a time: vLLM pins its threads to cores, and two at once take three times as long.
 test: setup lint
 	@status=0; \
-	$(BIN)/pytest -m real $(COVERAGE) || { status=1; echo "FAILED: tests of the real model; the other tests follow"; }; \
-	$(PYTEST) -m "not real" $(COVERAGE) --cov-append || status=1; \
+	$(BIN)/pytest -m real || { status=1; echo "FAILED: tests of the real model; the other tests follow"; }; \
+	$(PYTEST) -m "not real" || status=1; \
 	exit $$status
 
 test-fast: setup
 	$(PYTEST) -m "not real and not slow"
+
+# Measuring takes half as long again as the tests do.
+coverage: setup
+	$(PYTEST) -m "not real" --cov
 
 # Floating-point results differ between instruction sets and thread counts; a tolerance must hold under all of them.
 test-numerics: setup

@@ -87,7 +87,7 @@ def after(edit: Constitution, templates: Templates) -> tuple[Requests, Requests,
     return before, fresh, again
 
 
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(st.lists(st.tuples(st.sampled_from(sorted(EDITS)), st.integers(0, 2)), min_size=1, max_size=3))
 def test_any_edit_asks_again_exactly_what_it_changed(edits: list[tuple[str, int]]) -> None:
     edited = SHIPPED
