@@ -1,11 +1,13 @@
-"""The two kinds of errors: those the user can correct, and those of a single example."""
+"""Errors that the user can correct, those of a single example, and notices, which end nothing."""
 
 import difflib
 import errno
 import stat
+import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 FULL_DISK = "the disk is full"
@@ -28,6 +30,30 @@ class RequestRefused(Exception):
     def __init__(self, reason: str, retryable: bool = True) -> None:
         super().__init__(reason)
         self.retryable = retryable
+
+
+def notice(text: str) -> None:
+    """Tell the user in one line what happened and ends nothing: on standard error, or as `notices_to` has it."""
+    from cai.config.characters import visible
+
+    if (write := _write_notice.get()) is not None:
+        write(text)
+    else:
+        print(visible(text), file=sys.stderr, flush=True)  # it holds paths and what servers say
+
+
+@contextmanager
+def notices_to(write: Callable[[str], None]) -> Iterator[None]:
+    """Give the notices of the block, and of asyncio tasks that begin in it, to `write`."""
+    before = _write_notice.get()
+    _write_notice.set(write)
+    try:
+        yield
+    finally:
+        _write_notice.set(before)  # an async generator may end in another context, where no token is valid
+
+
+_write_notice: ContextVar[Callable[[str], None] | None] = ContextVar("write_notice", default=None)
 
 
 @contextmanager

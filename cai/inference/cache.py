@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from cai.config.errors import CaiError, writing
+from cai.config.errors import CaiError, notice, writing
 from cai.inference.cache_file import (
     COLUMNS,
     DAY,
@@ -30,7 +30,6 @@ from cai.inference.cache_file import (
     is_damage,
     open_file,
     opening,
-    report,
     salvage,
 )
 
@@ -119,7 +118,7 @@ class Cache:
             self.remove(key)
             if not self._damaged:
                 self._damaged = True
-                report(f"{self.path}: has a damaged entry, which is asked for again; `cai cache verify` counts them")
+                notice(f"{self.path}: has a damaged entry, which is asked for again; `cai cache verify` counts them")
             return None
         today = int(time.time()) // DAY
         if entry.written // DAY != today:

@@ -11,15 +11,13 @@ import json
 import os
 import shutil
 import sqlite3
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cai import __version__
-from cai.config.characters import visible
-from cai.config.errors import FULL_DISK, CaiError
+from cai.config.errors import FULL_DISK, CaiError, notice
 from cai.data.jsonl import partial_path
 from cai.inference.sqlite_pages import Pages, Value
 
@@ -104,11 +102,6 @@ def failure(path: Path, error: Exception) -> CaiError:
     return CaiError(f"{path}: the cache cannot be used: {why}")
 
 
-def report(text: str) -> None:
-    """Tell the user what happened to the cache, on standard error."""
-    print(visible(text), file=sys.stderr, flush=True)  # it holds a path
-
-
 @contextlib.contextmanager
 def opening(path: Path) -> Iterator[None]:
     """One process at a time opens, converts or replaces the file; without locks or in a read-only folder, any."""
@@ -171,7 +164,7 @@ def _set_journal(path: Path, db: sqlite3.Connection, new: bool) -> None:
         db.execute("PRAGMA journal_mode=TRUNCATE")
         db.execute("PRAGMA synchronous=FULL")
         if new:
-            report(f"{path}: is on a network file system ({kind}): let one process at a time use it (docs/scaling.md)")
+            notice(f"{path}: is on a network file system ({kind}): let one process at a time use it (docs/scaling.md)")
     else:
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=NORMAL")  # a killed process loses nothing, a power cut the last calls
@@ -216,7 +209,7 @@ def _convert(path: Path, db: sqlite3.Connection) -> None:
     if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'calls'").fetchone():
         count = db.execute("SELECT count(*) FROM calls").fetchone()[0]
         if count > MANY:
-            report(f"{path}: converting {count:,} entries of an earlier version of cai")
+            notice(f"{path}: converting {count:,} entries of an earlier version of cai")
         while rows := db.execute("SELECT key, answer FROM calls LIMIT ?", (ROWS_AT_ONCE,)).fetchall():
             db.execute("BEGIN IMMEDIATE")
             _insert(db, filter(None, map(_old_entry, rows)))
@@ -284,7 +277,7 @@ def salvage(path: Path) -> Path:
     _sync(partial)
     partial.replace(new)
     aside = finish_salvage(path)
-    report(f"{path}: was damaged; its {count:,} intact entries are in use, and the damaged file is kept as {aside}")
+    notice(f"{path}: was damaged; its {count:,} intact entries are in use, and the damaged file is kept as {aside}")
     return aside
 
 

@@ -22,9 +22,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cai.config.errors import CaiError, RequestRefused
+from cai.config.errors import CaiError, RequestRefused, notice
 from cai.config.hashing import uniform
-from cai.inference.cache_file import report
 from cai.inference.engine import UnusableAnswer
 from cai.inference.models import Address, Server, without_password
 from cai.inference.servers import (
@@ -315,7 +314,7 @@ class EndpointPool:
             return
         endpoint.failures += 1
         if endpoint.failures >= REST_AFTER and endpoint.resting is None and len(self.endpoints) > 1:
-            report(f"{endpoint}: rests, and the other servers get its requests: {endpoint.safe(str(fault))}")
+            notice(f"{endpoint}: rests, and the other servers get its requests: {endpoint.safe(str(fault))}")
             endpoint.resting = asyncio.ensure_future(self._rest(endpoint))
 
     async def _rest(self, endpoint: Endpoint) -> None:
@@ -326,15 +325,16 @@ class EndpointPool:
             with suppress(UnusableAnswer):
                 if await endpoint.lists_model():
                     break
-        report(f"{endpoint}: is back")
         endpoint.failures = REST_AFTER - 1  # the next failure is enough
         endpoint.resting = None
+        notice(f"{endpoint}: is back")
 
     def _wake(self, endpoint: Endpoint) -> None:
         """End the rest of an endpoint that has answered, as it may where all of them rest."""
         if endpoint.resting is not None:
             endpoint.resting.cancel()
             endpoint.resting = None
+            notice(f"{endpoint}: is back")
 
     def _given_up(self, endpoint: Endpoint, fault: Exception, tries: int) -> Exception:
         """The error of a request without an answer: its own, or the servers' if no request gets one any more."""

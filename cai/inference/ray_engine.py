@@ -22,9 +22,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
 
-from cai.config.errors import CaiError, RequestRefused
+from cai.config.errors import CaiError, RequestRefused, notice
 from cai.config.hashing import uniform
-from cai.inference.cache_file import report
 from cai.inference.endpoints import session_of
 from cai.inference.engine import Choose, Completion, EngineConfig, Generate, RayConfig
 from cai.inference.ray_cluster import Cluster, check_room, needed, pending_text, threads
@@ -283,7 +282,7 @@ class RayEngine:
             except CaiError as error:  # of its engine, which answers nothing any more
                 reason = str(error)
             place.up = False
-            report(f"{place} died; {counted(self._take_back(place), 'requests')} asked again: {reason}")
+            notice(f"{place} died; {counted(self._take_back(place), 'requests')} asked again: {reason}")
             if alive:
                 await self._kill(place)
             place.node = None
@@ -357,12 +356,12 @@ class RayEngine:
             raise CaiError(text)
         with suppress(Exception):
             ray.kill(place.actor)
-        report(f"{text}; the run goes on without this replica")
+        notice(f"{text}; the run goes on without this replica")
 
     def _report_once(self, text: str) -> None:
         if text not in self._reported:
             self._reported.add(text)
-            report(f"engine.ray: {text}")
+            notice(f"engine.ray: {text}")
 
     async def _end_replicas(self) -> None:
         """Let the replicas free their memory, and end them."""

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cai.config.characters import visible
-from cai.config.errors import RequestRefused, writing
+from cai.config.errors import RequestRefused, notices_to, writing
 from cai.config.hashing import fingerprint
 from cai.data.records import Skipped
 from cai.inference.cache import AnyCache, Tally, Work
@@ -112,6 +112,10 @@ class Reporter:
             with writing(self.log), self.log.open("a", encoding="utf-8") as file:
                 lines = text.replace("\n", "\n  ")
                 file.write(f"{datetime.now().isoformat(timespec='seconds')} {lines}\n")
+
+    def note(self, text: str) -> None:
+        """As `say`, for a line among those of a stage's progress."""
+        self.say(f"  {text}")
 
     @contextmanager
     def task(self, name: str, total: int, unit: str) -> Iterator[Task]:
@@ -330,6 +334,8 @@ class Scheduler:
         with ExitStack() as stack:
             for engine in stage.engines:
                 stack.enter_context(engine.stage(stage.name))
+            if self.reporter is not None:
+                stack.enter_context(notices_to(self.reporter.note))
             task = stack.enter_context(self._task(stage))
             stack.enter_context(_rare_collections())
             progress = asyncio.ensure_future(_repeat(show, task)) if task else None

@@ -13,8 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
-from cai.config.errors import CaiError
-from cai.inference.cache_file import report
+from cai.config.errors import CaiError, notice
 from cai.inference.engine import EngineConfig, UnusableAnswer
 from cai.inference.models import (
     SERVER_SCHEMES,
@@ -193,7 +192,7 @@ def resolve_endpoints(name: str, settings: EngineConfig, key_env: str | Mapping[
                 "engine.served_model_name names the model on the servers"
             )
     for problem in down:
-        report(f"warning: engine.endpoints: {problem}; the other servers get its requests until it is up")
+        notice(f"warning: engine.endpoints: {problem}; the other servers get its requests until it is up")
     return Server(tuple(addresses), wanted)
 
 

@@ -1,7 +1,9 @@
 """Runs whose prompts are answered, and judged, by servers."""
 
+import io
 import json
 import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from cai.inference import endpoint_pool
 from cai.inference.engine import Engine, EngineConfig, ScriptedEngine
 from cai.inference.models import Address, Model, Server
 from cai.inference.scheduler import Reporter, open_model
@@ -95,6 +98,37 @@ def test_what_is_trained_answers_on_servers_and_is_evaluated_in_this_process(
     assert again.judge == Server(tuple(Address(service.url) for service in services[:2]), "big")
     changes = {change.split(".")[0] for change in evaluation_claim(again, folder.eval).changes()}
     assert changes <= {"axes", "probes"}  # which it adds
+
+
+def test_the_log_and_the_console_say_that_a_server_rests_and_is_back(
+    tmp_path: Path,
+    services: list[Service],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(endpoint_pool, "BACK_OFF", 0.001)
+    monkeypatch.setattr(endpoint_pool, "REST_SECONDS", 0.05)
+    first, second = services[:2]
+
+    def failing_at_first(asked: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if len(first.listed) > 1:  # once as the run was planned, and again at the end of the rest
+            return answer(asked)
+        return 500, {"error": {"message": "no memory"}}
+
+    def waiting_for_the_first(asked: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        end = time.monotonic() + 20
+        while len(first.listed) < 2 and time.monotonic() < end:
+            time.sleep(0.01)
+        return answer(asked)
+
+    first.answer, second.answer = failing_at_first, waiting_for_the_first
+    plan = make_plan(run_file_on(tmp_path, Path("big"), services[:2]), [], None, tmp_path / "runs")
+    console = Console(record=True, file=io.StringIO(), width=200)
+    execute(plan, Reporter(console))
+    rests, back = f"  {first.url}#big: rests, and the other servers get its requests: ", f"  {first.url}#big: is back"
+    for lines in (console.export_text(), plan.folder.log.read_text()):
+        assert rests in lines and "no memory" in lines and back in lines
+    assert not capsys.readouterr().err
 
 
 def test_a_dry_run_counts_the_calls_of_servers_and_makes_none(tmp_path: Path, services: list[Service]) -> None:
