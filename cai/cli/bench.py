@@ -65,6 +65,9 @@ def _parts(result: Bench, run_file: Path) -> Iterator[RenderableType | Grid]:
     for name, cells in _rows(result.phases):
         grid.add(name, *cells)
     yield grid
+    if any(phase.engine_share is None for phase in result.phases):
+        yield Text("  –: not known; servers and replicas do not say how long they computed, nor")
+        yield Text("  what their prefix caches hold, and count no tokens of verdicts")
     yield heading("What limits")
     limits = Grid(["", ""], left=2)
     for phase in result.phases:
@@ -94,10 +97,17 @@ def _rows(phases: list[Phase]) -> Iterator[tuple[str, list[str]]]:
     def share(value: float | None) -> str:
         return "–" if value is None else f"{100 * value:.0f} %"
 
+    def seconds(value: float | None) -> str:
+        if value is None:
+            return "–"
+        return duration(value) if value >= 1 else f"{1000 * value:.0f} ms"
+
     yield "calls", [f"{phase.calls:,}" for phase in phases]
     yield "time", [duration(phase.seconds) for phase in phases]
     yield "loading, apart", [duration(phase.load_seconds) for phase in phases]
     yield "calls/s", [rate(phase.calls, phase) for phase in phases]
+    yield "median time of a call", [seconds(phase.latency_median) for phase in phases]
+    yield "95 % take at most", [seconds(phase.latency_p95) for phase in phases]
     yield "tokens/s written", [rate(phase.tokens_written, phase) for phase in phases]
     yield "tokens/s read", [rate(phase.tokens_read, phase) for phase in phases]
     yield "prefix-cache hits", [share(phase.prefix_cache_hits) for phase in phases]

@@ -108,6 +108,14 @@ class RayEngine:
         result: list[float] = await self._submit(request)
         return result
 
+    async def all_loaded(self) -> None:
+        """Wait, after the first answer, until every replica has its model or is lost, for `stall_minutes` at most."""
+        end = time.monotonic() + self._stall_seconds
+        while self._error is None and time.monotonic() < end:
+            if all(place.up or place.lost for place in self._places):
+                return
+            await asyncio.sleep(RESTART_POLL_SECONDS)
+
     async def close(self) -> None:
         """Free the replicas, and end a Ray that was started here."""
         self._error = self._error or CaiError(f"{self._folder}: the engine is closed")

@@ -3,22 +3,27 @@
 Some prompts of the run go through its feedback stage twice, over a cache that is thrown away: first all texts are
 written, then, with the texts from the cache, all verdicts are given. Loading is measured apart. What was measured is
 kept where runs keep it, in the cache of the folder of runs, so that `cai run --dry-run` forecasts from it.
+
+An engine in this process says how long it computed and what its prefix cache knew. Servers and replicas do not; of them
+is measured what arrives: rates, the time of a call, and the tokens that completions count.
 """
 
 import asyncio
 import dataclasses
+import statistics
 import tempfile
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from cai.config.errors import CaiError
+from cai.config.errors import CaiError, RequestRefused
 from cai.data.records import Message
 from cai.feedback.pipeline import FeedbackJob, collect_feedback
 from cai.inference.cache import Cache, Tally, Work
 from cai.inference.engine import Choose, Completion, Engine, EngineConfig, Generate
 from cai.inference.models import Model
+from cai.inference.ray_engine import RayEngine
 from cai.inference.scheduler import OpenEngine, Reporter, Scheduler, open_model
 from cai.inference.vllm import VllmEngine
 from cai.inference.vllm_settings import prompts_at_once
@@ -27,6 +32,7 @@ from cai.runs.pipeline import feedback_job
 from cai.runs.plan import Plan
 
 BUSY = 0.8  # share of the time from which what is busy limits the rest
+P95 = 0.95
 
 
 class Phase(NamedTuple):
@@ -35,13 +41,15 @@ class Phase(NamedTuple):
     name: str  # writing, judging
     calls: int
     tokens_written: int
-    tokens_read: int | None  # of all requests, with those known from the prefix cache
+    tokens_read: int | None  # of all requests, with those known from the prefix cache; of servers, where all are texts
     prefix_cache_hits: float | None  # share of tokens_read
     verdicts: int
     seconds: float  # without loading
     engine_share: float | None  # of the seconds, within the engine's step
     driver_share: float  # of the seconds, in which cai's own thread computed
     load_seconds: float
+    latency_median: float | None = None  # seconds of a call, as cai waits for it
+    latency_p95: float | None = None
 
     @property
     def limit(self) -> str:
@@ -68,21 +76,29 @@ class _Metered:
     def __init__(self, engine: Engine) -> None:
         self.engine, self.fingerprint = engine, engine.fingerprint
         self.load_seconds = 0.0
-        self._read = 0
+        self.latencies: list[float] = []
+        self.tokens_read: int | None = 0  # as completions count them; None after a verdict, which counts none
         self._before = (0.0, 0, 0)
         self._warming: asyncio.Task[None] | None = None
 
     async def generate(self, request: Generate) -> Completion:
         """As the engine's."""
         await self._warm()
+        begun = time.monotonic()
         completion = await self.engine.generate(request)
-        self._read += completion.prompt_tokens
+        self.latencies.append(time.monotonic() - begun)
+        if self.tokens_read is not None:
+            self.tokens_read += completion.prompt_tokens
         return completion
 
     async def choose(self, request: Choose) -> list[float]:
         """As the engine's."""
         await self._warm()
-        return await self.engine.choose(request)
+        begun = time.monotonic()
+        log_probs = await self.engine.choose(request)
+        self.latencies.append(time.monotonic() - begun)
+        self.tokens_read = None
+        return log_probs
 
     async def close(self) -> None:
         """Close the engine."""
@@ -105,7 +121,10 @@ class _Metered:
 
     async def _warm_up(self) -> None:
         begun = time.monotonic()
-        await self.engine.generate(Generate([Message(role="user", content="Hello")], 1, 0.0, 0))
+        with suppress(RequestRefused):  # a server's model may have no text after one token
+            await self.engine.generate(Generate([Message(role="user", content="Hello")], 1, 0.0, 0))
+        if isinstance(self.engine, RayEngine):
+            await self.engine.all_loaded()
         self.load_seconds = time.monotonic() - begun
         self._before = self._counters() or self._before
 
@@ -173,17 +192,23 @@ class _Measurement:
         known = [counter for counter in counters if counter is not None]
         complete = bool(known) and len(known) == len(counters)
         busy, read, cached = (sum(column) for column in zip(*known, strict=True)) if complete else (0.0, 0, 0)
+        if not complete:
+            counts = [engine.tokens_read for engine in opened if engine.tokens_read is not None]
+            read = sum(counts) if len(counts) == len(opened) else 0
+        latencies = sorted(second for engine in opened for second in engine.latencies)
         return Phase(
             name=name,
             calls=tally.cache_misses,
             tokens_written=tally.tokens,
-            tokens_read=int(read) if complete else None,
+            tokens_read=int(read) or None,
             prefix_cache_hits=cached / read if complete and read else None,
             verdicts=verdicts,
             seconds=seconds,
             engine_share=min(1.0, busy / seconds) if complete else None,
             driver_share=min(1.0, computed / seconds),
             load_seconds=max(loads.values(), default=0.0),
+            latency_median=statistics.median(latencies) if latencies else None,
+            latency_p95=latencies[int(P95 * (len(latencies) - 1))] if latencies else None,
         )
 
     def _keep(self, name: str, engine: str, work: Work, load_seconds: float) -> None:

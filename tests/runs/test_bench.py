@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import time
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -12,6 +14,7 @@ from typer.testing import CliRunner
 
 from cai.cli.main import app
 from cai.config.errors import CaiError, RequestRefused
+from cai.inference import endpoint_pool
 from cai.inference.cache import Cache
 from cai.inference.engine import Choose, Completion, Generate, ScriptedEngine
 from cai.inference.scheduler import OpenEngine, Reporter
@@ -19,6 +22,7 @@ from cai.runs.bench import Phase, bench
 from cai.runs.dry_run import dry_run
 from cai.runs.plan import make_plan
 from tests.conftest import scripted, write_workspace
+from tests.inference.test_endpoints import Service, completion
 
 CALLS = 0.02  # seconds that each takes
 LOAD = 1.0
@@ -112,3 +116,42 @@ def test_the_table_fits_80_columns_and_json_has_all(
     as_json = json.loads(CliRunner().invoke(app, [*words, "--json"], catch_exceptions=False).stdout)
     assert [phase["name"] for phase in as_json["phases"]] == ["writing", "judging"]
     assert run_file.exists()
+
+
+def test_of_servers_is_measured_what_arrives_and_said_what_is_not_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that, like those of thinking models, has no text after one token."""
+
+    def answer(asked: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if asked["max_tokens"] == 1 and not asked.get("logprobs"):
+            return 200, completion(None, None)
+        time.sleep(CALLS)
+        text = completion(f"text {asked['seed']}", None) if "seed" in asked else None
+        reply = text or completion("A", {"A": 0.6, " B": 0.3})
+        return 200, {**reply, "usage": {"prompt_tokens": 30, "completion_tokens": 2}}
+
+    monkeypatch.setattr(endpoint_pool, "BACK_OFF", 0.001)
+    services = [Service(["big"]), Service(["big"])]
+    for service in services:
+        service.answer = answer
+    try:
+        extra = f"engine: {{endpoints: [{services[0].url}, {services[1].url}]}}\n"
+        run_file = write_workspace(tmp_path, Path("big"), extra=extra)
+        result = bench(make_plan(run_file, [], None, tmp_path / "runs"), 6, quiet())
+        writing, judging = result.phases
+        assert (result.refused, writing.calls) == (0, 6 * 6)
+        assert (writing.tokens_written, writing.tokens_read) == (2 * 36, 30 * 36)
+        assert judging.verdicts == judging.calls and judging.tokens_read is None
+        for phase in result.phases:
+            assert phase.engine_share is phase.prefix_cache_hits is None and phase.limit in ("servers", "cai")
+            assert phase.latency_median is not None and phase.latency_p95 is not None
+            assert CALLS <= phase.latency_median <= phase.latency_p95 < phase.seconds
+        monkeypatch.chdir(tmp_path)
+        printed = CliRunner().invoke(app, ["bench", "run.yaml"], env={"COLUMNS": "80"}, catch_exceptions=False).stdout
+        assert all(len(line) <= 80 for line in printed.splitlines())
+        assert "servers and replicas do not say how long they computed" in printed
+        assert any(service.asked for service in services)
+    finally:
+        for service in services:
+            service.close()
