@@ -7,6 +7,7 @@ of the pairs.
 
 import re
 
+WORD = re.compile(r"\w+")
 FILTERS = {
     "empty": "the revision has no words",
     "unchanged": "the revision is the answer it started from",
@@ -29,7 +30,7 @@ def failed_filters(before: str, critique: str | None, revision: str) -> list[str
 
 
 def _normalised_words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
+    return WORD.findall(text.lower())
 
 
 def _copied_share(text: list[str], critique: list[str], draft: list[str]) -> float:
@@ -39,4 +40,4 @@ def _copied_share(text: list[str], critique: list[str], draft: list[str]) -> flo
 
 
 def _ngrams(words: list[str]) -> set[tuple[str, ...]]:
-    return {tuple(words[i : i + NGRAM]) for i in range(len(words) - NGRAM + 1)}
+    return set(zip(*(words[start:] for start in range(NGRAM)), strict=False))  # half the time of a slice for each

@@ -5,7 +5,6 @@ letters, renormalised. Each answer stands in each place once (two answers: both 
 position bias (Lee et al. 2023, §2.2); orders are averaged in log-odds, which cancels a constant bias. Labels stay soft.
 """
 
-import asyncio
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +22,7 @@ from cai.constitution.principles import Constitution, Principle, assign
 from cai.constitution.templates import Templates
 from cai.data.records import Messages, Preference, Prompt, Ranking, Skipped, Verdict
 from cai.inference.engine import Choose, Completion, Engine, EngineConfig, Generate, Sampling
+from cai.inference.scheduler import gather
 from cai.stats.logistic import bradley_terry, logit, sigmoid
 
 Pair = tuple[int, int]
@@ -95,15 +95,12 @@ class Judge:
         starts = range(len(answers)) if self._settings.swap else [0]
         orders = [[*range(start, len(answers)), *range(start)] for start in starts]
 
-        async def verdicts(principle: Principle) -> list[Verdict]:
-            shown = [dict(zip(ascii_uppercase, (answers[i] for i in order), strict=False)) for order in orders]
-            by_order = await asyncio.gather(
-                *(self._ask(principle, conversation, options, cot_seed) for options in shown)
-            )
-            return self._pair_verdicts(principle, orders, by_order)
-
+        shown = [dict(zip(ascii_uppercase, (answers[i] for i in order), strict=False)) for order in orders]
+        asked = iter(
+            await gather([self._ask(p, conversation, options, cot_seed) for p in principles for options in shown])
+        )
+        by_principle = [self._pair_verdicts(p, orders, list(itertools.islice(asked, len(orders)))) for p in principles]
         pairs = itertools.combinations(range(len(answers)), 2)
-        by_principle = await asyncio.gather(*(verdicts(principle) for principle in principles))
         return dict(zip(pairs, map(list, zip(*by_principle, strict=True)), strict=True))
 
     async def judge_answers(self, prompt: Prompt, answers: Sequence[str], constitution: Constitution) -> Verdicts:
@@ -119,7 +116,7 @@ class Judge:
 
         if self._settings.ask == "choice":
             return await compare(distinct) if len(distinct) > 1 else {}
-        parts = await asyncio.gather(*(compare(pair) for pair in itertools.combinations(distinct, 2)))
+        parts = await gather([compare(pair) for pair in itertools.combinations(distinct, 2)])
         return {pair: verdicts for part in parts for pair, verdicts in part.items()}
 
     async def judge_revision(self, pair: Preference, constitution: Constitution) -> Verdicts:
@@ -182,11 +179,11 @@ class Judge:
             request = Generate(question, max_tokens, temperature, seed, "chain_of_thought", drawn, session)
             return await self.engine.generate(request)
 
-        chains = await asyncio.gather(*(think(number) for number in range(samples)))
-        verdicts = await asyncio.gather(*(choose(chain.text) for chain in chains))
+        chains = await gather([think(number) for number in range(samples)])
+        verdicts = await gather([choose(chain.text) for chain in chains])
         by_option = zip(*(verdict.logps for verdict in verdicts), strict=True)
         mean = [math.log(fmean(math.exp(x) for x in logps)) for logps in by_option]
-        return _OrderVerdict(mean, fmean(verdict.non_option_mass for verdict in verdicts), list(chains))
+        return _OrderVerdict(mean, fmean(verdict.non_option_mass for verdict in verdicts), chains)
 
 
 def _complement(p: float | None) -> float | None:

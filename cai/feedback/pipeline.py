@@ -31,7 +31,7 @@ from cai.feedback.revise import ReviseConfig, Reviser, calls_of_loop, revision_p
 from cai.inference.cached_engine import CachedEngine
 from cai.inference.engine import Completion
 from cai.inference.models import Model
-from cai.inference.scheduler import Scheduler, Stage
+from cai.inference.scheduler import Scheduler, Stage, gather
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Journey:
 
     async def _sample(self, draft: Completion) -> None:
         numbers = range(1, self._job.judge.samples)  # the draft is number 0
-        more = await asyncio.gather(*(self._feedback.reviser.respond(self.prompt, number) for number in numbers))
+        more = await gather([self._feedback.reviser.respond(self.prompt, number) for number in numbers])
         self._samples = [completion.text for completion in (draft, *more)]
         self._thoughts = [completion.reasoning for completion in (draft, *more)]
         if self._feedback.model in self._feedback.judges:

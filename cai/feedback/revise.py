@@ -142,7 +142,9 @@ def calls_of_loop(settings: ReviseConfig) -> int:
 def revision_preference(rows: list[Revision]) -> Preference | Skipped:
     """The pair (final revision ≻ draft) of one prompt's rounds, or the filter that the revision fails."""
     last = rows[-1]
-    failed = failed_filters(last.draft, None, last.revision) or last.flags
+    failed = last.flags
+    if last.before != last.draft:  # of a first round, `flags` has said so already
+        failed = failed_filters(last.draft, None, last.revision) or failed
     if failed:
         reason = f"revision {failed[0].replace('_', ' ')}"
         return Skipped(prompt_id=last.prompt_id, stage=REVISION_PAIRS, reason=reason)

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import dataclasses
 import hashlib
-import json
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator
@@ -17,7 +16,7 @@ from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 from cai.config.errors import CaiError
-from cai.config.hashing import canonical_json
+from cai.config.hashing import canonical_json, json_writer
 from cai.inference.cache import AnyCache, Changes, Tally, Work
 from cai.inference.cache_file import Entry
 from cai.inference.chat import ControlTokenRefused, ControlTokens, control_string, escape_control
@@ -40,6 +39,8 @@ NOT_IN_KEYS = ("step", "session", "sampling")  # fields of requests; the last is
 POLL_SECONDS = 0.1  # between looks for an answer that another process is asking for
 LEAST_DELAY, MOST_DELAY = 0.005, 0.2  # seconds between two transactions
 DELAY_RATIO = 4.0  # between two transactions, as many times as long as the first one took
+
+_answer_json = json_writer()
 
 
 class _Commits:
@@ -304,7 +305,7 @@ class CachedEngine:
         except BaseException:
             self._commits.release(key)
             raise
-        entry = Entry(key, self.fingerprint, type(request).__name__, json.dumps(answer), int(time.time()))
+        entry = Entry(key, self.fingerprint, type(request).__name__, _answer_json(answer), int(time.time()))
         while not await self._commits.store(entry):
             if (first := self._stored(key, check)) is not None:
                 answer = first
