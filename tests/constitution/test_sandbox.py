@@ -334,6 +334,8 @@ BOMBS = [
     "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}",
     "{% for i in range(999) %}{% for j in range(999) %}{% for k in 'abc' %}x{% endfor %}{% endfor %}{% endfor %}",
     "{% set s = 'a' * 400000 %}{% for c in s %}{% for d in s %}{% endfor %}{% endfor %}",
+    "{% set e = '' %}{% for i in range(100000) %}" + "{{ e }}" * 5000 + "{% endfor %}",
+    "{% set e = {'a': ''} %}{% for i in range(100000) %}" + "{{ e.a }}" * 5000 + "{% endfor %}",
     "{% for i in range(200000) %}a text of some length that is written many times{% endfor %}",
     "{% set s = 'a' * 400000 %}{% for i in range(100000) %}{% if s ~ 'b' in s %}{% endif %}{% endfor %}",
     "{% set s = 'a' * 400000 %}{% for i in range(100000) %}{% if s == s[:-1] %}{% endif %}{% endfor %}",
@@ -406,6 +408,7 @@ def test_a_variable_that_is_not_plain_is_a_mistake_of_the_caller(value: object) 
 def test_errors_name_the_line_they_come_from() -> None:
     for source, line, message in [
         ("a\n{{ x / 0 }}", 2, "division by zero"),
+        ("{{ x }} a\n{{ x }} b {{ x / 0 }} c\n{{ x }}", 2, "division by zero"),
         ("a\n\n{% for i in x %}{% endfor %}", 3, "expected a list to loop over, found a number"),
         ("{% if true %}\n{{ x + 'a' }}\n{% endif %}", 2, "'+' does not work on a number and text; join text with ~"),
         ("\n{{ y }}", 2, "unknown variable 'y'; this template sees x"),
