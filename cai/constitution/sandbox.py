@@ -357,7 +357,9 @@ class _Metered(NodeTransformer):
         if not isinstance(node.node, nodes.Getattr):
             return self._meter("range", nodes.List(arguments, lineno=node.lineno))
         named = [self.visit(argument) for argument in node.kwargs]
-        return self._meter("method", _part(self.visit(node.node.node)), [nodes.Const(node.node.attr), *arguments], named)
+        return self._meter(
+            "method", _part(self.visit(node.node.node)), [nodes.Const(node.node.attr), *arguments], named
+        )
 
     def _line(self, number: int, pieces: Sequence[nodes.Expr]) -> nodes.Filter:
         shown = self._meter("output", pieces[0], pieces[1:])

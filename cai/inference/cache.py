@@ -38,9 +38,9 @@ BEAT_SECONDS = LEASE_SECONDS / 4  # since it, a transaction that leases keys bri
 HITS_AT_ONCE = 1000  # whose day is stored together
 SELECT = f"SELECT id, {COLUMNS} FROM answers WHERE key = ?"
 LEASE = """
-INSERT INTO leases SELECT :key, :owner WHERE NOT EXISTS (SELECT 1 FROM answers WHERE key = :key)
-ON CONFLICT (key) DO UPDATE SET owner = :owner
-WHERE owner = :owner OR owner NOT IN (SELECT owner FROM owners WHERE heartbeat > :expired)
+INSERT INTO leases SELECT ?1, ?2 WHERE NOT EXISTS (SELECT 1 FROM answers WHERE key = ?1)
+ON CONFLICT (key) DO UPDATE SET owner = ?2
+WHERE owner = ?2 OR owner NOT IN (SELECT owner FROM owners WHERE heartbeat > ?3)
 """
 EARLIER_NAMES = {"asked": "cache_misses", "remembered": "cache_hits", "thought": "chain_of_thought"}
 Result = TypeVar("Result")
@@ -85,7 +85,7 @@ class Changes(NamedTuple):
 
 
 class Committed(NamedTuple):
-    """What came of changes: the keys leased, and those of entries that came second."""
+    """What came of changes: the keys leased, and those of entries that came second, with another answer."""
 
     leased: set[bytes]
     second: set[bytes]
@@ -138,19 +138,34 @@ class Cache:
         """
 
         def write() -> Committed:
-            now, execute, execute_many = time.time(), self._db.execute, self._db.executemany
+            now = time.time()
             with self._transaction():
-                second = {entry.key for entry in changes.entries if not execute(INSERT, entry.row()).rowcount}
+                second = self._insert(changes.entries)
                 ended = (*(entry.key for entry in changes.entries), *changes.released)
-                execute_many("DELETE FROM leases WHERE key = ? AND owner = ?", [(key, self._owner) for key in ended])
+                ends = [(key, self._owner) for key in ended]
+                self._db.executemany("DELETE FROM leases WHERE key = ? AND owner = ?", ends)
                 if changes.leases and now - self._beat > BEAT_SECONDS:
                     self._write_heartbeat(now)
-                values = {"owner": self._owner, "expired": now - LEASE_SECONDS}
-                return Committed(
-                    {key for key in changes.leases if execute(LEASE, values | {"key": key}).rowcount}, second
-                )
+                return Committed(self._lease(changes.leases, now - LEASE_SECONDS), second)
 
         return self._run(write, stores=True)
+
+    def _insert(self, entries: Sequence[Entry]) -> set[bytes]:
+        """Insert entries; the keys of those that came second with another answer. One statement for all takes 1.3 µs
+        less for each than one of its own; if it inserts fewer, the stored hashes tell which.
+        """
+        rows = [entry.row() for entry in entries]
+        if not rows or self._db.executemany(INSERT, rows).rowcount == len(rows):
+            return set()
+        stored = "SELECT 1 FROM answers WHERE key = ? AND hash = ?"
+        return {row[0] for row in rows if self._db.execute(stored, (row[0], row[5])).fetchone() is None}
+
+    def _lease(self, keys: Sequence[bytes], expired: float) -> set[bytes]:
+        """Lease keys; those that are leased. As `_insert`: to lease a key a second time changes only the count."""
+        rows = [(key, self._owner, expired) for key in keys]
+        if not rows or self._db.executemany(LEASE, rows).rowcount == len(rows):
+            return set(keys)
+        return {row[0] for row in rows if self._db.execute(LEASE, row).rowcount}
 
     def put(self, key: bytes, answer: Any, engine: str = UNKNOWN_ENGINE, kind: str = "Generate") -> None:
         """Store one answer, unless its key has one."""
@@ -267,17 +282,24 @@ class OverlayCache:
 
     def __init__(self, below: Cache, upper: Cache) -> None:
         self._below, self._upper = below, upper
-        self.work, self.remove = below.work, upper.remove
+        self._removed: set[bytes] = set()
+        self.work = below.work
 
     def get(self, key: bytes) -> Any | None:
         """The cached answer of either, or None."""
-        answer = self._below.get(key)
+        answer = None if key in self._removed else self._below.get(key)
         return self._upper.get(key) if answer is None else answer
 
+    def remove(self, key: bytes) -> None:
+        """Remove an entry from the upper one, and from sight."""
+        self._removed.add(key)
+        self._upper.remove(key)
+
     def commit(self, changes: Changes) -> Committed:
-        """Store entries in the upper one; whoever asks here pays for nothing, and leases nothing."""
+        """Store entries in the upper one. A lease is granted where there is no answer, and kept nowhere: whoever asks
+        here pays for nothing."""
         committed = self._upper.commit(Changes(changes.entries))
-        return Committed(set(changes.leases), committed.second)
+        return Committed({key for key in changes.leases if self.get(key) is None}, committed.second)
 
     def heartbeat(self) -> None:
         """Nothing is leased."""

@@ -18,7 +18,7 @@ import pytest
 from cai.config.errors import CaiError, RequestRefused
 from cai.data.records import Message
 from cai.inference import cache_file
-from cai.inference.cache import LEASE_SECONDS, Cache, Changes, Committed, Tally
+from cai.inference.cache import LEASE_SECONDS, Cache, Changes, Committed, OverlayCache, Tally
 from cai.inference.cache_file import APPLICATION, Entry, file_system
 from cai.inference.cached_engine import CachedEngine
 from cai.inference.engine import Choose, Completion, Engine, Generate, Sampling, ScriptedEngine, UnusableAnswer
@@ -119,6 +119,58 @@ def test_calls_that_end_one_by_one_share_transactions_and_more_on_a_slow_disk(
     asyncio.run(ask())
     assert engine.tally.cache_misses == 100
     assert cache.transactions < most * 100
+
+
+class LookingCache(Cache):
+    """A cache that counts the look-ups of answers."""
+
+    looked = 0
+
+    def get(self, key: bytes) -> Any:
+        self.looked += 1
+        return super().get(key)
+
+
+def test_a_call_after_a_miss_is_looked_up_only_if_it_has_an_answer(tmp_path: Path) -> None:
+    asyncio.run(remembering(tmp_path / "cache.sqlite", ScriptedEngine()).generate(generate(seed=7)))
+    cache, model = LookingCache(tmp_path / "cache.sqlite"), ScriptedEngine()
+    engine = CachedEngine("m", cache, lambda: model)
+
+    async def ask(*seeds: int) -> None:
+        for seed in seeds:
+            await engine.generate(generate(seed=seed))
+
+    asyncio.run(ask(0, 1, 2))
+    assert (cache.looked, engine.tally.cache_misses) == (1, 3)
+    asyncio.run(ask(7, 0, 1))
+    assert (cache.looked, engine.tally.cache_hits, len(model.requests)) == (4, 3, 3)
+
+
+def test_an_overlay_finds_answers_below_after_misses_and_asks_again_for_an_unusable_one(tmp_path: Path) -> None:
+    below, model = Cache(tmp_path / "below.sqlite"), ScriptedEngine()
+    asyncio.run(CachedEngine("m", below, ScriptedEngine).generate(generate(seed=7)))
+    engine = CachedEngine("m", OverlayCache(below, Cache(tmp_path / "upper.sqlite")), lambda: model)
+    below.commit(Changes(entries=[Entry(engine._key(generate(seed=8)), "m", "Generate", "3", 0)]))
+
+    async def ask() -> None:
+        for seed in (0, 7, 0, 1, 8, 8):
+            await asyncio.wait_for(engine.generate(generate(seed=seed)), 10)
+
+    asyncio.run(ask())
+    assert [asked.seed for asked in model.requests if isinstance(asked, Generate)] == [0, 1, 8]
+    assert engine.tally.cache_hits == 3
+
+
+def test_of_entries_stored_together_those_that_came_second_are_told(tmp_path: Path) -> None:
+    def entry(key: bytes, answer: str) -> Entry:
+        return Entry(key, "m", "Generate", answer, 0)
+
+    with closing(Cache(tmp_path / "cache.sqlite")) as one, closing(Cache(tmp_path / "cache.sqlite")) as other:
+        assert one.commit(Changes([entry(b"a", '"1"')], [b"b", b"c"])) == Committed({b"b", b"c"}, set())
+        changes = Changes([entry(b"a", '"2"'), entry(b"d", '"3"')], [b"a", b"b", b"d", b"e"])
+        assert other.commit(changes) == Committed({b"e"}, {b"a"})
+        assert other.commit(Changes(leases=[b"e"])) == Committed({b"e"}, set())
+        assert [other.get(key) for key in (b"a", b"d")] == ["1", "3"]
 
 
 def test_an_interrupt_stores_the_answers_that_wait_for_a_transaction(
