@@ -55,7 +55,7 @@ def train_on(source: Path, folder: Path) -> dict[str, Any]:
     settings = RewardConfig(stage="reward", holdout=0, **usual)
     reward = run_stage(StageSpec(settings, data, model, folder / "reward"), progress("reward"))
     report = evaluate_reward_model(reward, held_out)
-    result |= {"reward_after": interval(report["accuracy"]), "ece": round(report["ece"], 3)}
+    result |= {"reward_after": interval(report["accuracy"]), "ece": round(report["ece"]["mean"], 3)}
     result["length_correlation"] = round(report["length_correlation"], 3)
 
     dpo = DPOConfig(stage="dpo", **usual)

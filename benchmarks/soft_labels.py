@@ -75,9 +75,9 @@ def main() -> None:
             write_rows(data, rows)
             trained = run_stage(StageSpec(settings, data, model, Path(folder) / name), lambda event: None)
             reports[name] = evaluate_reward_model(trained, fit)
-    result = {f"ece_{name}": round(report["ece"], 4) for name, report in reports.items()}
+    result = {f"ece_{name}": round(report["ece"]["mean"], 4) for name, report in reports.items()}
     result |= {f"accuracy_{name}": round(report["accuracy"]["mean"], 3) for name, report in reports.items()}
-    ratio = round(reports["rounded"]["ece"] / reports["soft"]["ece"], 2)
+    ratio = round(reports["rounded"]["ece"]["mean"] / max(reports["soft"]["ece"]["mean"], 1e-3), 2)
     print(json.dumps({"benchmark": "soft_labels", "pairs": count, "ratio": ratio, **result}))
 
 

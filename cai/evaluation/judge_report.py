@@ -25,7 +25,7 @@ from cai.stats.agreement import (
     Agreement,
     Bin,
     agreement,
-    expected_calibration_error,
+    calibration_error,
     fit_temperature,
     hit,
     mean_log_loss,
@@ -37,7 +37,7 @@ from cai.stats.intervals import Estimate, bootstrap_mean, share
 from cai.stats.logistic import logit
 from cai.stats.win_rate import win
 
-FORMAT = 2  # of judge.json from `cai judge-eval`; 1, without a number, has other field names
+FORMAT = 3  # of judge.json from `cai judge-eval`; before 3 the calibration error had no interval
 Interval = Annotated[Estimate, PlainSerializer(lambda e: e._asdict())]
 """An Estimate, written to JSON with the names of its fields."""
 
@@ -198,10 +198,15 @@ class Calibration(Row):
     pairs: int
     log_loss_before: float  # nats, on the other half, as the next ones
     log_loss_after: float
-    ece_before: float
-    ece_after: float
+    ece_before: Interval
+    ece_after: Interval
     reliability: Curve  # after
     at_bound: bool  # no temperature that was tried is best; see fit_temperature
+
+    @property
+    def applied(self) -> bool:
+        """Whether a run's labels are made with it: it is a fit, and lowers the log loss on the other half."""
+        return not self.at_bound and self.log_loss_after < self.log_loss_before
 
 
 class JudgeReport(Row):
@@ -214,7 +219,7 @@ class JudgeReport(Row):
     one_order: Interval  # the same, from one order of each pair only
     human: Agreed
     log_loss: float | None  # nats; of the pairs with verdicts, as all below
-    ece: float | None
+    ece: Interval | None
     reliability: Curve
     position_bias: float | None  # this and the next two as cai/feedback/metrics.py aggregates them
     shown_first: float | None  # mean probability of the answer shown first; one half without position bias
@@ -255,7 +260,7 @@ def judge_report(
         one_order=over_prompts((pair.prompt_id, fmean(_one_order(pair))) for pair in pairs),
         human=human,
         log_loss=mean_log_loss(predicted, labels) if asked else None,
-        ece=expected_calibration_error(curve) if asked else None,
+        ece=calibration_error(predicted, labels, [pair.prompt_id for pair in asked]) if asked else None,
         reliability=curve,
         position_bias=_mean(asked, position_bias),
         shown_first=_mean(asked, lambda o: (o.forward + 1 - o.reverse) / 2),
@@ -334,20 +339,20 @@ def calibration(pairs: Sequence[Judged], temperature: float = 1.0) -> Calibratio
     for pair in pairs:
         halves[uniform("calibration", pair.prompt_id) < 0.5].append(pair)
     (fitting, fitting_labels), (predicted, labels) = (([p.p for p in h], [p.label for p in h]) for h in halves)
+    prompts = [pair.prompt_id for pair in halves[1]]
     if not fitting or not predicted:
         return None
     t = fit_temperature(fitting, fitting_labels)
     after = [tempered(p, t) for p in predicted]
-    curve = reliability(after, labels)
     return Calibration(
         temperature=t * temperature,
         fitted_pairs=len(fitting),
         pairs=len(predicted),
         log_loss_before=mean_log_loss(predicted, labels),
         log_loss_after=mean_log_loss(predicted, labels, t),
-        ece_before=expected_calibration_error(reliability(predicted, labels)),
-        ece_after=expected_calibration_error(curve),
-        reliability=curve,
+        ece_before=calibration_error(predicted, labels, prompts),
+        ece_after=calibration_error(after, labels, prompts),
+        reliability=reliability(after, labels),
         at_bound=t in (COOLEST, HOTTEST),
     )
 
@@ -376,14 +381,13 @@ def notes(report: JudgeReport) -> list[str]:
     warnings += _principle_note("give nearly the same verdicts", [pair for pair in report.between if pair.redundant])
     warnings += _principle_note("contradict each other", [pair for pair in report.between if pair.contradicting])
     c = report.calibration
-    if c is not None and c.at_bound:
-        warnings.append(
-            "no temperature improves calibration: on the fitted half the judge is never wrong, or at chance"
+    if c is not None and not c.applied:
+        why = (
+            "on the fitted half the judge is never wrong, or at chance"
+            if c.at_bound
+            else "it does not lower the log loss on the other half: too few pairs, or a calibrated judge"
         )
-    elif c is not None and c.log_loss_after > c.log_loss_before:
-        warnings.append(
-            "the fitted temperature worsens calibration on the other half: too few pairs, or a judge at chance"
-        )
+        warnings.append(f"the fitted temperature is not applied: {why}")
     return warnings
 
 
@@ -414,7 +418,7 @@ def judge_metrics(report: JudgeReport) -> list[Metric]:
         Metric("accuracy", str(report.accuracy), "chance is 0.5; ties ½"),
         Metric("with one order", str(report.one_order), "accuracy of single orders"),
         Metric("κ with the labels", kappa, f"raw agreement {percent(human.observed)}"),
-        Metric("calibration error", number(report.ece), "confidence vs outcome"),
+        Metric("calibration error", estimate(report.ece), "confidence vs outcome"),
         Metric("log loss", number(report.log_loss), "no information is 0.693"),
         Metric(POSITION_BIAS, number(report.position_bias), "published: 0.18 to 0.56"),
         Metric("shown first", number(report.shown_first), "probability; even is 0.5"),
@@ -441,7 +445,11 @@ def _time_and_tokens(report: JudgeReport) -> str:
 
 def _calibrated(c: Calibration) -> list[Metric]:
     return [
-        Metric("temperature", number(c.temperature, 2), f"fitted on {c.fitted_pairs} pairs"),
-        Metric("  calibration error", f"{c.ece_before:.3f} → {c.ece_after:.3f}", f"on {c.pairs} other pairs"),
+        Metric(
+            "temperature",
+            number(c.temperature, 2),
+            f"fitted on {c.fitted_pairs} pairs{'' if c.applied else ', not applied'}",
+        ),
+        Metric("  calibration error", f"{c.ece_before.mean:.3f} → {c.ece_after.mean:.3f}", f"on {c.pairs} other pairs"),
         Metric("  log loss", f"{c.log_loss_before:.3f} → {c.log_loss_after:.3f}", "on the same pairs"),
     ]

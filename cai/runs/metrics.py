@@ -194,7 +194,7 @@ def reward_lines(report: dict[str, Any]) -> list[str]:
     accuracy = Estimate(**report["accuracy"]) if report["accuracy"] else None
     lines = [
         f"accuracy {estimate(accuracy)} on {counted(report['pairs'], 'held-out pairs')}",
-        f"calibration error {number(report['ece'])}",
+        f"calibration error {estimate(Estimate(**report['ece']))}",
         f"length correlation of the reward {number(report['length_correlation'])}",
         f"the labels prefer the longer answer in {number(report['longer_preferred'])}",
     ]

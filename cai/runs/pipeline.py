@@ -28,6 +28,7 @@ from cai.stats.formatting import counted
 from cai.training.settings import Online
 from cai.training.stage import StageSpec, checkpoint_update, run_stage
 
+UNJUDGED = "unknown, since no pair was judged"
 UNDECIDED = "p is 0.5, and this loss knows only which answer is better"
 
 
@@ -142,24 +143,31 @@ def pass_gate(plan: Plan, reporter: Reporter, open_engine: OpenEngine) -> tuple[
         )
     if report.calibration is None:
         return plan, evaluated.work
+    if not report.calibration.applied:
+        reporter.say("labels keep the judge's temperature: the fitted one does not improve calibration")
+        return plan, evaluated.work
     judge = plan.config.judge.model_copy(update={"temperature": report.calibration.temperature})
     reporter.say(f"labels use the judge's fitted temperature, {judge.temperature:.3g}")
     return dataclasses.replace(plan, config=plan.config.model_copy(update={"judge": judge})), evaluated.work
 
 
 def out_of_bounds(gate: GateConfig, report: JudgeReport) -> list[str]:
-    """The metrics that fail the gate, a phrase each."""
+    """The metrics that fail the gate, a phrase each.
+
+    The calibration error fails where its whole interval is above the bound: on few pairs chance alone makes it large.
+    """
     failures = []
     if gate.accuracy is not None and report.accuracy.mean < gate.accuracy:
         failures.append(f"accuracy {report.accuracy}, required at least {gate.accuracy:g}")
+    ece = report.ece
+    if gate.ece is not None and (ece is None or (ece.mean if ece.low is None else ece.low) > gate.ece):
+        failures.append(f"ece {ece or UNJUDGED}, required at most {gate.ece:g}")
     for name, value, bound in (
-        ("ece", report.ece, gate.ece),
         ("position_bias", report.position_bias, gate.position_bias),
         ("non_option_mass", report.non_option_mass, gate.non_option_mass),
     ):
         if bound is not None and (value is None or value > bound):
-            measured = "unknown, since no pair was judged" if value is None else f"{value:.3f}"
-            failures.append(f"{name} {measured}, required at most {bound:g}")
+            failures.append(f"{name} {UNJUDGED if value is None else f'{value:.3f}'}, required at most {bound:g}")
     return failures
 
 

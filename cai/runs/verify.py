@@ -153,12 +153,14 @@ def _principles_of_rows(run: _Run) -> Iterator[Check]:
 
 
 def _judge_settings(run: _Run) -> JudgeConfig:
-    """Those that made the labels: with the temperature that the run's judge gate fitted, if it did."""
+    """Those that made the labels: with the temperature that the run's judge gate fitted, if it was applied."""
     report = run.folder.judge / JUDGE_JSON
     if run.config.judge_gate is None or not run.config.judge_gate.calibrate or not report.exists():
         return run.config.judge
     fitted = read_judge_report(report).calibration
-    return run.config.judge.model_copy(update={"temperature": fitted.temperature}) if fitted else run.config.judge
+    if fitted is None or not fitted.applied:
+        return run.config.judge
+    return run.config.judge.model_copy(update={"temperature": fitted.temperature})
 
 
 def _labels(run: _Run) -> Iterator[Check]:

@@ -26,7 +26,7 @@ from cai.data.jsonl import read_rows, write_text
 from cai.data.records import Preference
 from cai.inference.chat_template import load_tokenizer
 from cai.inference.models import folder_fingerprint
-from cai.stats.agreement import expected_calibration_error, reliability
+from cai.stats.agreement import calibration_error, reliability
 from cai.stats.intervals import bootstrap_mean
 from cai.training import distributed, trl_stage
 from cai.training.reward_model import RewardModel, right_padded
@@ -281,7 +281,6 @@ def evaluate_reward_model(folder: Path, pairs: Sequence[Pair]) -> dict[str, Any]
         by_prompt.setdefault(pairs[i].row.prompt_id, []).append(float((deltas[i] > 0) == (labels[i] > 0.5)))
     accuracy = bootstrap_mean([statistics.mean(hits) for hits in by_prompt.values()]) if decided else None
     predicted = torch.sigmoid(torch.tensor(deltas)).tolist()
-    curve = reliability(predicted, labels)
     lengths = [n for pair in pairs for n in pair.answer_tokens]
     longer = [
         float((n > m) == (pair.row.p > 0.5))
@@ -296,8 +295,8 @@ def evaluate_reward_model(folder: Path, pairs: Sequence[Pair]) -> dict[str, Any]
     return {
         "pairs": len(pairs),
         "accuracy": accuracy._asdict() if accuracy else None,
-        "ece": expected_calibration_error(curve),
-        "reliability": [b._asdict() for b in curve],
+        "ece": calibration_error(predicted, labels, [pair.row.prompt_id for pair in pairs])._asdict(),
+        "reliability": [b._asdict() for b in reliability(predicted, labels)],
         "length_correlation": _correlation(rewards, lengths),
         "longer_preferred": statistics.mean(longer) if longer else None,
         "ensemble_agreement": statistics.mean(agreements) if agreements else None,

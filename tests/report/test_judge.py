@@ -64,7 +64,7 @@ def test_a_report_of_another_format_is_refused_with_what_to_do(folder: Path) -> 
     del report["format"]
     (folder / "judge.json").write_text(json.dumps(report), encoding="utf-8")
     with pytest.raises(
-        CaiError, match=r"judge\.json: expected .* format 2, found format 1.* `cai judge-eval --replace`"
+        CaiError, match=r"judge\.json: expected .* format 3, found format 1.* `cai judge-eval --replace`"
     ):
         write_judge_page(folder)
 

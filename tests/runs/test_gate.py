@@ -62,7 +62,7 @@ def test_a_judge_that_does_well_lets_the_run_go_on(tmp_path: Path, model_folder:
     ("gate", "sure", "said"),
     [
         ("accuracy: 0.9", 0.2, r"accuracy 0\.000 .*, required at least 0\.9"),
-        ("ece: 0.1", 0.6, r"ece 0\.400, required at most 0\.1"),
+        ("ece: 0.1", 0.6, r"ece 0\.400 .*, required at most 0\.1"),
         ("accuracy: 0.9, ece: 0.1", 0.2, r"accuracy .*; ece "),
     ],
 )
@@ -85,6 +85,17 @@ def test_the_fitted_temperature_makes_the_runs_labels(tmp_path: Path, model_fold
     for row in judged:
         assert [v.p for v in row.verdicts] == pytest.approx([0.6] * len(row.verdicts))
         assert logit(row.p) == pytest.approx(logit(0.6) / temperature, abs=1e-6)
+
+
+def test_a_fitted_temperature_that_does_not_help_on_the_other_half_is_not_applied(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    folder = run_to_end(tmp_path, model_folder, "calibrate: true", knows(0.9), [])  # never wrong
+    assert "labels keep the judge's temperature" in (folder.path / "log.txt").read_text(encoding="utf-8")
+    judged = [row for row in folder.preferences() if row.source == "judge"]
+    assert judged
+    for row in judged:
+        assert row.p == pytest.approx(0.6)
 
 
 def test_the_gates_file_is_part_of_what_a_run_was_made_from(tmp_path: Path, model_folder: Path) -> None:

@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
@@ -11,8 +11,8 @@ from cai.stats.agreement import (
     COOLEST,
     HOTTEST,
     agreement,
+    calibration_error,
     cohen_kappa,
-    expected_calibration_error,
     fit_temperature,
     mean_log_loss,
     reliability,
@@ -112,7 +112,6 @@ def test_a_pair_is_read_from_the_side_of_its_predicted_winner() -> None:
     # two pairs near 0.9 of which one is won, and one at 0.6 that is won
     bins = reliability([0.9, 0.08, 0.6], [1.0, 1.0, 1.0])
     assert [(b.n, round(b.confidence, 3), b.observed) for b in bins] == [(1, 0.6, 1.0), (2, 0.91, 0.5)]
-    assert expected_calibration_error(bins) == pytest.approx((0.4 + 2 * 0.41) / 3)
 
 
 @given(pairs)
@@ -121,16 +120,64 @@ def test_every_pair_is_in_one_bin(rows: list[tuple[float, float]]) -> None:
     bins = reliability(predicted, labels)
     assert sum(b.n for b in bins) == len(rows)
     assert all(b.low - 1e-12 <= b.confidence <= b.high + 1e-12 for b in bins)
-    assert 0 <= expected_calibration_error(bins) <= 1
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1), st.integers(0, 9)), min_size=1, max_size=30))
+@settings(max_examples=30)
+def test_a_calibration_error_and_its_interval_are_shares(rows: list[tuple[float, float, int]]) -> None:
+    predicted, labels, prompts = zip(*rows, strict=True)
+    error = calibration_error(predicted, labels, prompts)
+    assert 0 <= error.mean <= 1
+    if error.low is not None and error.high is not None:
+        assert 0 <= error.low <= error.mean <= error.high <= 1
+    turned = calibration_error([1 - p for p in predicted], [1 - p for p in labels], prompts)
+    assert turned.mean == pytest.approx(error.mean, abs=1e-9)  # whichever answer stands first
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=40))
 def test_a_model_that_equals_the_labels_has_no_calibration_error(labels: list[float]) -> None:
-    assert expected_calibration_error(reliability(labels, labels)) == pytest.approx(0, abs=1e-9)
+    error = calibration_error(labels, labels, range(len(labels)))
+    assert (error.mean, error.low or 0.0) == pytest.approx((0, 0), abs=1e-9)
 
 
 def test_a_judge_without_an_opinion_is_calibrated_whichever_answer_stands_first() -> None:
-    assert expected_calibration_error(reliability([0.5] * 4, [1.0, 1.0, 1.0, 0.0])) == 0
+    assert calibration_error([0.5] * 4, [1.0, 1.0, 1.0, 0.0], range(4)).mean == 0
+
+
+def drawn_judge(rng: np.random.Generator, prompts: int, overconfidence: float) -> tuple[list[float], list[float]]:
+    """Two pairs a prompt, the judge's probability and a label that agrees with its winner less often by so much."""
+    confidence = rng.uniform(0.5, 1, 2 * prompts)
+    right = rng.random(2 * prompts) < confidence - overconfidence
+    return confidence.tolist(), right.astype(float).tolist()
+
+
+def test_the_calibration_error_on_few_pairs_is_near_the_one_on_many() -> None:
+    rng = np.random.default_rng(0)
+    for overconfidence, off in ((0.0, 0.08), (0.2, 0.03)):
+        many = calibration_error(*drawn_judge(rng, 20_000, overconfidence), [i // 2 for i in range(40_000)])
+        assert many.mean == pytest.approx(overconfidence, abs=0.01)
+        few = [
+            calibration_error(*drawn_judge(rng, 50, overconfidence), [i // 2 for i in range(100)]) for _ in range(60)
+        ]
+        assert np.mean([error.mean for error in few]) == pytest.approx(overconfidence, abs=off)
+        held = [error.low <= overconfidence <= error.high for error in few if error.low is not None and error.high]
+        assert np.mean(held) >= 0.85  # 0.95 less as many standard errors of 40 draws as chance allows
+
+
+def test_a_calibrated_judge_on_forty_pairs_passes_a_gate_of_a_tenth() -> None:
+    rng = np.random.default_rng(1)
+    errors = [calibration_error(*drawn_judge(rng, 20, 0.0), range(40)) for _ in range(100)]
+    assert np.mean([error.low is not None and error.low <= 0.1 for error in errors]) >= 0.9
+    wrong = [calibration_error(*drawn_judge(rng, 20, 0.4), range(40)) for _ in range(100)]
+    assert np.mean([error.low is not None and error.low <= 0.1 for error in wrong]) <= 0.1
+
+
+def test_a_judge_that_is_always_right_has_an_interval() -> None:
+    error = calibration_error([0.9] * 8, [1.0] * 8, range(8))
+    assert error.mean == pytest.approx(0.1)
+    assert error.low == 0  # eight of eight come of 0.9 in 43 % of draws
+    assert error.high is not None
+    assert 0.2 < error.high < 0.3  # Wilson's lower bound of eight of eight is 0.68
 
 
 @given(st.lists(st.floats(-6, 6), min_size=3, max_size=40), st.floats(0.05, 20))
@@ -150,7 +197,7 @@ def test_a_planted_temperature_is_recovered_from_hard_labels_and_mends_the_calib
     t = fit_temperature(overconfident, labels)
     assert t == pytest.approx(2.5, rel=0.05)
     before, after = (
-        expected_calibration_error(reliability(p, labels))
+        calibration_error(p, labels, range(len(p))).mean
         for p in (overconfident, [tempered(p, t) for p in overconfident])
     )
     assert before > 0.08
