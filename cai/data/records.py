@@ -109,8 +109,12 @@ class Verdict(Row):
     @property
     def p(self) -> float:
         """The orders averaged in log-odds, which cancels a constant position bias."""
+        return self.clamped(0.0, 1.0)
+
+    def clamped(self, low: float, high: float) -> float:
+        """As `p`, with each order within [low, high]: two sure verdicts that contradict each other come to 0.5."""
         sides = ((self.p_forward, self.share_forward), (self.p_reverse, 1 - self.share_forward))
-        return sigmoid(sum(share * logit(p) for p, share in sides if p is not None))
+        return sigmoid(sum(share * logit(min(max(p, low), high)) for p, share in sides if p is not None))
 
     @property
     def position_bias(self) -> bool | None:

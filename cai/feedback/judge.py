@@ -53,7 +53,7 @@ class JudgeConfig(Sampling):
     cot_max_tokens: Tokens = 256
     """Maximum tokens of a chain of thought."""
     cot_clamp: tuple[Annotated[float, Field(ge=0, le=0.5)], Annotated[float, Field(ge=0.5, le=1)]] = (0.4, 0.6)
-    """Range that a verdict after a chain of thought is clamped to, as it is overconfident (Bai et al. 2022 §4.1)."""
+    """Range that each order of a verdict after a chain of thought is clamped to (Bai et al. 2022 §4.1)."""
     engine: EngineConfig | None = None
     """Settings of the judges' engines that differ from `engine:`."""
     temperature: PositiveTemperature = 1.0
@@ -230,12 +230,11 @@ def calls_for_revision(settings: JudgeConfig, rounds: int) -> int:
 
 
 def soft_label(verdicts: Sequence[Verdict], temperature: float = 1.0, clamp: tuple[float, float] = (0.0, 1.0)) -> float:
-    """P(first better), in [0, 1]: the mean of the verdicts by weight, each within `clamp`.
+    """P(first better), in [0, 1]: the mean of the verdicts by weight, each order of each within `clamp`.
 
     `temperature` divides the mean's log-odds.
     """
-    low, high = clamp
-    p = sum(v.weight * min(max(v.p, low), high) for v in verdicts) / sum(v.weight for v in verdicts)
+    p = sum(v.weight * v.clamped(*clamp) for v in verdicts) / sum(v.weight for v in verdicts)
     return p if temperature == 1 else sigmoid(logit(p) / temperature)
 
 

@@ -186,8 +186,16 @@ def test_a_judge_reasons_first_and_its_verdict_is_clamped(harmless: Constitution
     [verdict] = said[0, 1]
     assert len(set(verdict.cot)) == 4  # two in each order, all different
     assert verdict.p == pytest.approx(0.9)
-    assert label([verdict], settings) == 0.6
+    assert label([verdict], settings) == pytest.approx(0.6)
     assert label([verdict], JudgeConfig(principles=1, cot_samples=2, cot_clamp=(0, 1))) == pytest.approx(0.9)
+
+
+def test_sure_verdicts_that_contradict_each_other_are_clamped_to_no_preference() -> None:
+    torn = Verdict(principle_id="x", principle_hash="y", p_forward=0.999, p_reverse=0.05, non_option_mass=0)
+    settings = JudgeConfig(cot_samples=1)
+    assert torn.p > 0.8  # unclamped, the surer order wins
+    assert label([torn], settings) == pytest.approx(0.5)
+    assert label([torn.model_copy(update={"p_reverse": 0.45})], settings) == pytest.approx(0.55, abs=0.03)
 
 
 @pytest.mark.parametrize(("cot_samples", "temperature"), [(1, 0.0), (2, 1.0), (5, 1.0)])
