@@ -12,6 +12,7 @@ from rich.text import Text
 from cai.cli.console import (
     EFFECT,
     Grid,
+    by_p,
     echo_json,
     effect_cells,
     heading,
@@ -83,22 +84,23 @@ def _matrix(matrix: Attribution, width: int) -> Iterator[RenderableType | Grid]:
         cells = (_cell(row.effects.get(outcome)) for outcome in matrix.outcomes)
         grid.add(short(row.principle_id), *cells, str(row.shared))
     yield grid
-    yield Text("  * significant among its column (Holm); the deeper the colour, the surer", style="dim")
+    legend = f"* significant at 5 %, corrected for all {counted(matrix.tests, 'tests')} (Holm)"
+    yield Text(f"  {legend}; the deeper the colour, the surer", style="dim")
     shown = set(grid.shown(width))
     columns = list(enumerate(matrix.outcomes.items(), start=1))
     yield from (Text(f"  {name}: {meaning}", style="dim") for place, (name, meaning) in columns if place in shown)
     if dropped := [name for place, (name, _) in columns if place not in shown]:
         yield Text(f"  not shown at this width: {', '.join(dropped)} (--json has all)", style="dim")
     effects = [(row.principle_id, name, effect) for row in matrix.rows for name, effect in row.effects.items()]
-    surest = sorted((e for e in effects if e[2].low is not None), key=lambda e: e[2].p or 0.0)[:PRINTED_EFFECTS]
+    surest = sorted((e for e in effects if e[2].low is not None), key=lambda e: by_p(e[2]))[:PRINTED_EFFECTS]
     if not surest:
         if effects:
             yield heading(f"No intervals: all {counted(len(effects), 'effects')} are on too few or equal prompts")
     else:
         yield heading(f"The {len(surest)} smallest p values of {counted(len(effects), 'effects')}, with intervals")
-        grid = Grid(["", "outcome", *EFFECT], optional=[5], left=2)
+        grid = Grid(["", "outcome", *EFFECT, ""], optional=[5, 4], left=2, last_left=True)
         for principle, name, effect in surest:
-            grid.add(short(principle), name, *effect_cells(effect))
+            grid.add(short(principle), name, *effect_cells(effect), effect.note)
         yield grid
     yield Text("")
 

@@ -11,6 +11,7 @@ from rich.text import Text
 from cai.cli.console import (
     EFFECT,
     Grid,
+    by_p,
     echo_json,
     effect_cells,
     heading,
@@ -48,7 +49,7 @@ PRINTED_EXAMPLES = 2  # of each kind; the page has more
 PRINTED_EFFECTS = 8
 PRINTED_TAGS = 8
 SPARKS = "▁▂▃▄▅▆▇█"
-STARS = "* significant at 5 %, corrected for all metrics of the table (Holm)"
+STARS = "* significant at 5 %, corrected for all tests of this comparison (Holm)"
 
 
 def compare(
@@ -110,9 +111,14 @@ def _pair(c: RunComparison, pair: PairComparison) -> Iterator[RenderableType | G
             kinds.setdefault(p.kind, []).append(p.id)
     if kinds:
         yield listed(" ", (f"principles {kind}: {', '.join(ids)}" for kind, ids in kinds.items()))
-    if pair.metrics:
+    of_policies = [m for m in pair.metrics if m.effect.trainings]
+    if tested := [m for m in pair.metrics if not m.effect.trainings]:
         yield heading("Metrics on shared prompts, paired")
-        yield _metrics(pair.metrics, b)
+        yield _metrics(tested, b)
+    if of_policies:
+        yield heading("Metrics of the trained policies on shared prompts")
+        yield _policy_metrics(of_policies, b)
+    if pair.metrics:
         yield Text(f"  {STARS}", style="dim")
     if pair.unpaired:
         yield heading("Metrics of each run on its own prompts: not paired, not tested")
@@ -136,6 +142,20 @@ def _metrics(metrics: Sequence[MetricDifference], b: str) -> Grid:
     return grid
 
 
+def _policy_metrics(metrics: Sequence[MetricDifference], b: str) -> Grid:
+    """As `_metrics`, with the trainings that each difference is of."""
+    headings = ["", "A", b, f"{b} − A", *EFFECT[1:], ""]
+    without = all(row.effect.minimum_detectable is None for row in metrics)
+    if without:
+        headings.remove(EFFECT[3])
+    grid = Grid(headings, optional=[4, 5] if without else [6, 4, 5], last_left=True)
+    for row in metrics:
+        metric = RUN_METRICS[row.key]
+        cells = effect_cells(row.effect)
+        grid.add(row.name, metric.text(row.a), metric.text(row.b), *cells[: 3 if without else 4], row.effect.note)
+    return grid
+
+
 def _unpaired(metrics: Sequence[UnpairedMetric], b: str) -> Grid:
     grid = Grid(["", "A", "n", b, "n"])
     for row in metrics:
@@ -151,9 +171,9 @@ def _principles(pair: PairComparison, b: str) -> Iterator[RenderableType | Grid]
         yield _uses(pair.principles)
         undrawn = sum(not any(use and use.drawn for use in (p.a, p.b)) for p in pair.principles)
         more = f"; {counted(undrawn, 'principles')} not sampled by any shared prompt" if undrawn else ""
-        yield Text(f"  * significant against the run's other principles (Holm){more}", style="dim")
+        yield Text(f"  * significant against the run's other principles{more}", style="dim")
     effects = [(p, outcome, effect) for p in pair.principles for outcome, effect in p.effects.items()]
-    known = sorted((item for item in effects if item[2].low is not None), key=lambda item: item[2].p or 0.0)
+    known = sorted((item for item in effects if item[2].low is not None), key=lambda item: by_p(item[2]))
     few = f"{counted(len(effects) - len(known), 'effects')} on too few or equal prompts"
     if known:
         hidden = f"; {few}" if len(known) < len(effects) else ""
@@ -197,7 +217,7 @@ def _effects(effects: Sequence[tuple[PrincipleComparison, str, Effect]]) -> Grid
 
 
 def _head_to_head(rows: Sequence[HeadToHead]) -> Grid:
-    grid = Grid(["", "win rate", "less ½", *EFFECT[1:]], optional=[5])
+    grid = Grid(["", "win rate", "less ½", *EFFECT[1:], ""], optional=[5, 3, 4], last_left=True)
     for axis in dict.fromkeys(row.axis for row in rows):
         of_axis = [row for row in rows if row.axis == axis]
         most = max(row.effect.n for row in of_axis)
@@ -205,7 +225,7 @@ def _head_to_head(rows: Sequence[HeadToHead]) -> Grid:
         for row in of_axis[:PRINTED_TAGS]:
             everything = f"{axis}, all" if row.directly else "all"
             name = everything if row.tag is None else f"  {short(visible(row.tag))}"
-            grid.add(name, number(row.win_rate), *effect_cells(row.effect))
+            grid.add(name, number(row.win_rate), *effect_cells(row.effect), row.effect.note)
         if len(of_axis) > PRINTED_TAGS:
             grid.add(f"  and {counted(len(of_axis) - PRINTED_TAGS, 'more tags')}: --json")
     return grid

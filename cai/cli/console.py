@@ -185,7 +185,8 @@ class Grid:
     """A table of texts; the first column is of names, the others of numbers.
 
     `optional` are the places of the columns that are dropped where the terminal is too narrow, in this order; `left`
-    so many first columns are of names, and with `last_left` the last is too. All headings empty: no line of headings.
+    so many first columns are of names, and with `last_left` the last is of text, which is broken where even that does
+    not fit. All headings empty: no line of headings.
     """
 
     def __init__(
@@ -194,6 +195,7 @@ class Grid:
         self._headings = [_broken(heading) for heading in headings]
         self._optional = optional
         self._left = {*range(left), *([len(headings) - 1] if last_left else [])}
+        self._text = len(headings) - 1 if last_left else None
         self._rows: list[list[Text]] = []
 
     def add(self, *cells: str | Text) -> None:
@@ -203,22 +205,32 @@ class Grid:
 
     def shown(self, width: int) -> list[int]:
         """The places of the columns that fit."""
-        widths = [
-            max(0, *(cell_len(line) for line in heading.split("\n")), *(row[place].cell_len for row in self._rows))
-            for place, heading in enumerate(self._headings)
-        ]
+        widths = self._widths()
         places = list(range(len(widths)))
         for place in self._optional:
             if sum(GAP + widths[p] for p in places) > width:
                 places.remove(place)
         return places
 
+    def _widths(self) -> list[int]:
+        return [
+            max(0, *(cell_len(line) for line in heading.split("\n")), *(row[place].cell_len for row in self._rows))
+            for place, heading in enumerate(self._headings)
+        ]
+
     def table(self, width: int) -> Table:
         """The table with the columns that fit."""
-        places = self.shown(width)
+        places, widths = self.shown(width), self._widths()
+        room = max(HEADING, width - sum(GAP + widths[place] for place in places if place != self._text) - GAP)
         table = Table(box=None, padding=(0, 0, 0, GAP), show_header=any(self._headings))
         for place in places:
-            table.add_column(self._headings[place], justify="left" if place in self._left else "right", no_wrap=True)
+            broken = place == self._text and widths[place] > room
+            table.add_column(
+                self._headings[place],
+                justify="left" if place in self._left else "right",
+                no_wrap=not broken,
+                max_width=room if broken else None,
+            )
         for row in self._rows:
             table.add_row(*(row[place] for place in places))
         return table
@@ -265,6 +277,11 @@ def effect_cells(effect: Effect) -> tuple[str, str, str, str]:
         return "equal ", "", str(effect.n), ""
     detectable = number(effect.minimum_detectable)
     return starred(mean_difference(effect), effect), interval(effect), str(effect.n), detectable
+
+
+def by_p(effect: Effect) -> float:
+    """Sorts effects by p; those that are not tested come last."""
+    return 2.0 if effect.p is None else effect.p
 
 
 def starred(text: str, effect: Effect | None) -> str:

@@ -1,4 +1,8 @@
-"""`cai attribute`: the effect of each principle of a sweep on each outcome, from runs without it or with it alone."""
+"""`cai attribute`: the effect of each principle of a sweep on each outcome, from runs without it or with it alone.
+
+All effects of all matrices are one family for Holm's correction: the chance that any cell of the output is significant
+without an effect is at most 5 %. What the trained policies answer is not tested where each run trained one.
+"""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -8,8 +12,9 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel
 
+from cai.compare.compare import metric_effect
 from cai.compare.findings import LINES, detected_share, high_metrics, insignificance, pair_warnings, run_warnings
-from cai.compare.head_to_head import same_eval_judge
+from cai.compare.head_to_head import indirect_wins, same_eval_judge
 from cai.compare.reading import RunData, read_run
 from cai.compare.record import Attributed, Attribution
 from cai.config.errors import CaiError
@@ -19,15 +24,16 @@ from cai.feedback.metrics import (
     AFTER_BETTER,
     AFTER_WORDS,
     EDIT_DISTANCE,
+    EVAL_JUDGE_METRICS,
     FILTERED,
     REVISION_BETTER,
     REVISION_TRUNCATED,
     REVISION_WORDS,
 )
 from cai.runs.folder import SWEEP_JSON, RunFolder
-from cai.stats.formatting import difference
-from cai.stats.significance import Effect, corrected, paired
-from cai.stats.win_rate import win
+from cai.stats.formatting import counted, difference
+from cai.stats.significance import Effect, corrected, counts
+from cai.stats.trainings import PROMPTS_ONLY, between_paired_policies
 
 How = Literal["leave-one-out", "one-at-a-time"]
 METRICS = (EDIT_DISTANCE, REVISION_WORDS, FILTERED, REVISION_TRUNCATED, REVISION_BETTER, AFTER_WORDS, AFTER_BETTER)
@@ -37,7 +43,6 @@ OUTCOMES = {
     HEAD_TO_HEAD: "win rate on held-out prompts against the other run, less ½",
 }
 """Columns of the matrix: name → meaning."""
-BY_EVAL_JUDGE = (AFTER_BETTER.name, HEAD_TO_HEAD)
 
 
 class Selected(BaseModel):
@@ -81,7 +86,28 @@ def attribute(folder: Path) -> list[Attribution]:
             f"{folder / SWEEP_JSON}: no runs with all principles beside runs without one, or with one alone; a sweep "
             "has them with `principles: leave-one-out` or `one-at-a-time`"
         )
-    return matrices
+    return _corrected(matrices)
+
+
+def _corrected(matrices: Sequence[Attribution]) -> list[Attribution]:
+    """The matrices with the effects of all of them corrected together, and their findings."""
+    cells = {
+        (number, row.run, name): effect
+        for number, matrix in enumerate(matrices)
+        for row in matrix.rows
+        for name, effect in row.effects.items()
+    }
+    effects = corrected({"effects": cells})["effects"]
+    complete = []
+    for number, matrix in enumerate(matrices):
+        rows = [
+            row.model_copy(update={"effects": {name: effects[number, row.run, name] for name in row.effects}})
+            for row in matrix.rows
+        ]
+        updates = {"rows": rows, "tests": sum(map(counts, cells.values()))}
+        matrix = matrix.model_copy(update=updates)
+        complete.append(matrix.model_copy(update={"findings": list(_findings(matrix))}))
+    return complete
 
 
 def _index(path: Path) -> Index:
@@ -107,8 +133,7 @@ def _attribute(sweep: str, folder: Path, how: How, base: Member, single: Sequenc
     whole = read_run(RunFolder(folder / base.run))
     runs, warnings = _read_single(sweep, folder, how, whole, single)
     outcomes = {name: meaning for name, meaning in OUTCOMES.items() if any(name in run.effects for run in runs)}
-    columns = {name: corrected({r.member.run: r.effects[name] for r in runs if name in r.effects}) for name in outcomes}
-    attribution = Attribution(
+    return Attribution(
         sweep=sweep,
         how=how,
         varies=base.varies,
@@ -120,14 +145,14 @@ def _attribute(sweep: str, folder: Path, how: How, base: Member, single: Sequenc
                 principle_id=run.member.principles.id or "",
                 run=run.member.run,
                 shared=run.shared,
-                effects={name: columns[name][run.member.run] for name in outcomes if name in run.effects},
+                effects={name: run.effects[name] for name in outcomes if name in run.effects},
             )
             for run in runs
         ],
         warnings=list(dict.fromkeys(warnings)),
+        tests=0,
         findings=[],
     )
-    return attribution.model_copy(update={"findings": list(_findings(attribution))})
 
 
 def _read_single(
@@ -160,16 +185,14 @@ def _read_single(
 
 def _effects(a: RunData, b: RunData, shared: Sequence[str]) -> Iterator[tuple[str, Effect]]:
     """The outcomes of `b` less those of `a`, paired, on the shared prompts that have them in both."""
-    differences: dict[str, list[float]] = {}
+    same_judge = same_eval_judge(a, b)
     for metric in METRICS:
         in_a, in_b = a.metrics.get(metric.key, {}), b.metrics.get(metric.key, {})
-        differences[metric.name] = [in_b[i] - in_a[i] for i in shared if i in in_a and i in in_b]
-    answered_a, answered_b = a.answered or {}, b.answered or {}
-    answers = [(answered_a[i], answered_b[i]) for i in shared if i in answered_a and i in answered_b]
-    differences[HEAD_TO_HEAD] = [win(0.5 + (y.p - x.p) / 2) - 0.5 for x, y in answers if x.before == y.before]
-    for name, values in differences.items():
-        if values and (name not in BY_EVAL_JUDGE or same_eval_judge(a, b)):
-            yield name, paired(values)
+        ids = [i for i in shared if i in in_a and i in in_b]
+        if ids and (same_judge or metric not in EVAL_JUDGE_METRICS):
+            yield metric.name, metric_effect(a, b, metric, ids)
+    if wins := indirect_wins(a, b, shared).get(None):
+        yield HEAD_TO_HEAD, between_paired_policies([{i: won - 0.5 for i, won in of.items()} for of in wins])
 
 
 def _findings(matrix: Attribution) -> Iterator[str]:
@@ -177,14 +200,18 @@ def _findings(matrix: Attribution) -> Iterator[str]:
     effects = [(row.principle_id, name, effect) for row in matrix.rows for name, effect in row.effects.items()]
     significant = sorted((e for e in effects if e[2].significant), key=lambda e: e[2].adjusted or 0.0)
     if not significant:
-        yield f"no effect of {len(matrix.rows)} principles on {len(matrix.outcomes)} outcomes is significant"
-    for principle, name, effect in significant[: LINES - 2]:
+        tests = counted(matrix.tests, "tests")
+        yield f"no effect of {counted(len(matrix.rows), 'principles')} is significant, of {tests}"
+    for principle, name, effect in significant[: LINES - 3]:
         what = principle if matrix.how == "leave-one-out" else f"{principle} alone, against all together"
         yield f"{what}, {name}: significant, {difference(effect)}"
-    if len(significant) > LINES - 2:
-        yield f"{len(significant) - LINES + 2} more significant effects are in the matrix"
+    if len(significant) > LINES - 3:
+        yield f"{len(significant) - LINES + 3} more significant effects are in the matrix"
     rest = [e for e in effects if not e[2].significant and e[2].minimum_detectable]
     nearest = max(rest, key=lambda e: detected_share(e[2]), default=None)
-    if nearest and len(significant) < LINES - 1:
+    if nearest and len(significant) < LINES - 2:
         principle, name, effect = nearest
         yield f"closest to significance: {principle}, {name} {difference(effect)}; {insignificance(effect)}"
+    untested = list(dict.fromkeys(name for _, name, effect in effects if effect.note == PROMPTS_ONLY))
+    if untested:
+        yield f"not tested, {PROMPTS_ONLY}: {', '.join(untested)}"

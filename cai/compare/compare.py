@@ -1,8 +1,8 @@
 """`cai compare`: runs against the first of them, metric by metric on the prompts they share.
 
-All runs are read from their folders alone. Every paired difference is tested over prompts, and Holm's correction is
-over the metrics of all pairs of runs together. Principle by principle: how often each was sampled, what its rounds did,
-and what changing it did.
+All runs are read from their folders alone. What a run did to its prompts is tested over prompts; what its policies
+answer, over trainings and prompts. All tests of the output are one family for Holm's correction. Principle by
+principle: how often each was sampled, what its rounds did, and what changing it did.
 """
 
 import math
@@ -29,10 +29,18 @@ from cai.config.errors import CaiError
 from cai.constitution import principles
 from cai.constitution.principles import Constitution, Principle, shares
 from cai.data.manifest import differences
-from cai.feedback.metrics import EVAL_JUDGE_METRICS, ROUND_METRICS, RUN_METRICS, Metric, mean_over_prompts
+from cai.feedback.metrics import (
+    EVAL_JUDGE_METRICS,
+    POLICY_METRICS,
+    ROUND_METRICS,
+    RUN_METRICS,
+    Metric,
+    mean_over_prompts,
+)
 from cai.runs.folder import RunFolder, stage_order
 from cai.runs.metrics import CURVES
-from cai.stats.significance import Effect, contrasts, corrected, paired
+from cai.stats.significance import Effect, contrasts, corrected, counts, paired
+from cai.stats.trainings import between_policies
 from cai.training.metrics import read_metrics
 
 CHANGED: tuple[Kind, ...] = tuple(kind for kind in get_args(Kind) if kind != "same")
@@ -44,7 +52,8 @@ REST = "the rest"
 def compare_principles(a: RunData, b: RunData, shared: Sequence[str]) -> list[PrincipleComparison]:
     """Every principle of either constitution, those that changed first; [] where a constitution cannot be read.
 
-    Where no prompt is shared, what a principle did is computed over each run's own prompts.
+    Effects are not corrected yet. Where no prompt is shared, what a principle did is computed over each run's own
+    prompts.
     """
     if a.constitution is None or b.constitution is None:
         return []
@@ -54,7 +63,6 @@ def compare_principles(a: RunData, b: RunData, shared: Sequence[str]) -> list[Pr
     )
     kinds = _kinds(a.constitution, b.constitution)
     changes = _changes(a, b, shared, kinds)
-    effects = corrected({(i, outcome): e for i, change in changes.items() for outcome, e in change.effects.items()})
     return [
         PrincipleComparison(
             id=i,
@@ -65,7 +73,7 @@ def compare_principles(a: RunData, b: RunData, shared: Sequence[str]) -> list[Pr
             b=uses_b.get(i),
             met=changes[i].met,
             controls=changes[i].controls,
-            effects={outcome: effects[i, outcome] for outcome in changes[i].effects},
+            effects=changes[i].effects,
         )
         for i, kind in kinds.items()
     ]
@@ -100,7 +108,7 @@ def _uses(run: RunData, constitution: Constitution, prompts: Sequence[str]) -> d
         if labels and i in revised
         for principle, p in labels.revisions.get(i, {}).items()
     ]
-    against = corrected(_against_others([one_round for _, one_round in rounds], verdicts))
+    against = _against_others([one_round for _, one_round in rounds], verdicts)
     expected = shares(constitution)
     uses = {}
     for i in (p.id for p in constitution.principles):
@@ -185,12 +193,15 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 def compare_runs(folders: Sequence[RunFolder], example_count: int = 5) -> RunComparison:
     """The first run against each of the others, from the folders alone; `warnings` name what a run lacks.
 
-    Holm's correction is over the metrics of all pairs together, and over each table of principles and of win rates.
     Raises: CaiError for fewer than two runs, or more than there are letters.
     """
     if not 2 <= len(folders) <= len(LETTERS):
         raise CaiError(f"expected 2 to {len(LETTERS)} runs to compare, found {len(folders)}")
-    runs = [read_run(folder, number) for number, folder in enumerate(folders)]
+    return compare_read([read_run(folder, number) for number, folder in enumerate(folders)], example_count)
+
+
+def compare_read(runs: Sequence[RunData], example_count: int = 5) -> RunComparison:
+    """`compare_runs` of runs that were read."""
     all_curves: list[Curve] = []
     warnings: list[str] = []
     for number, run in enumerate(runs):
@@ -203,9 +214,11 @@ def compare_runs(folders: Sequence[RunFolder], example_count: int = 5) -> RunCom
         shared = _shared(runs[0], other)
         warnings += pair_warnings(runs[0], other, shared)
         pairs.append(_pair(runs[0], other, number, shared, example_count))
+    pairs, family = _corrected(pairs)
     comparison = RunComparison(
         runs=[_part(number, run) for number, run in enumerate(runs)],
-        pairs=_corrected(pairs),
+        pairs=pairs,
+        family=family,
         curves=all_curves,
         flips=[flip for run in runs for flip in run.flips],
         warnings=list(dict.fromkeys(warnings)),
@@ -257,8 +270,18 @@ def _metrics(a: RunData, b: RunData, shared: Sequence[str]) -> Iterator[MetricDi
                 name=metric.name,
                 a=fmean(in_a[i] for i in ids),
                 b=fmean(in_b[i] for i in ids),
-                effect=paired([in_b[i] - in_a[i] for i in ids]),
+                effect=metric_effect(a, b, metric, ids),
             )
+
+
+def metric_effect(a: RunData, b: RunData, metric: Metric[Any], ids: Sequence[str]) -> Effect:
+    """B − A on prompts that have the metric in both runs: over prompts, or of a policy's answers over trainings too."""
+    if metric in POLICY_METRICS:
+        of_a, of_b = (
+            [{i: policy.metrics[metric.key][i] for i in ids} for policy in run.policies or []] for run in (a, b)
+        )
+        return between_policies(of_a, of_b)
+    return paired([b.metrics[metric.key][i] - a.metrics[metric.key][i] for i in ids])
 
 
 def _unpaired(a: RunData, b: RunData) -> Iterator[UnpairedMetric]:
@@ -271,15 +294,60 @@ def _unpaired(a: RunData, b: RunData) -> Iterator[UnpairedMetric]:
             )
 
 
-def _corrected(pairs: Sequence[PairComparison]) -> list[PairComparison]:
-    """The pairs with the metrics of all of them corrected together."""
-    effects = corrected({(pair.b, m.key): m.effect for pair in pairs for m in pair.metrics})
-    return [
-        pair.model_copy(
-            update={"metrics": [m.model_copy(update={"effect": effects[pair.b, m.key]}) for m in pair.metrics]}
-        )
-        for pair in pairs
+Place = tuple[object, ...]
+METRIC_TABLE, WIN_TABLE, EFFECT_TABLE, AGAINST_TABLE = (
+    "metrics",
+    "win rates",
+    "effects of principles",
+    "principles against others of their run",
+)
+
+
+def _corrected(pairs: Sequence[PairComparison]) -> tuple[list[PairComparison], dict[str, int]]:
+    """The pairs with all of their effects corrected as one family, and how many tests it has by table."""
+    tables: dict[str, dict[Place, Effect]] = {
+        METRIC_TABLE: {(pair.b, m.key): m.effect for pair in pairs for m in pair.metrics},
+        WIN_TABLE: {(pair.b, row.axis, row.tag): row.effect for pair in pairs for row in pair.head_to_head},
+        EFFECT_TABLE: {
+            (pair.b, p.id, outcome): e for pair in pairs for p in pair.principles for outcome, e in p.effects.items()
+        },
+        AGAINST_TABLE: {
+            (pair.b, p.id, side, outcome): e
+            for pair in pairs
+            for p in pair.principles
+            for side, use in (("a", p.a), ("b", p.b))
+            if use
+            for outcome, e in use.against_others.items()
+        },
+    }
+    effects = corrected(tables)
+    family = {name: number for name, table in tables.items() if (number := sum(map(counts, table.values())))}
+    return [_with_effects(pair, effects) for pair in pairs], family
+
+
+def _with_effects(pair: PairComparison, effects: Mapping[str, Mapping[Place, Effect]]) -> PairComparison:
+    def use(p: PrincipleComparison, side: str) -> PrincipleUse | None:
+        before: PrincipleUse | None = getattr(p, side)
+        if before is None:
+            return None
+        against = {outcome: effects[AGAINST_TABLE][pair.b, p.id, side, outcome] for outcome in before.against_others}
+        return before.model_copy(update={"against_others": against})
+
+    metrics = [m.model_copy(update={"effect": effects[METRIC_TABLE][pair.b, m.key]}) for m in pair.metrics]
+    wins = [
+        row.model_copy(update={"effect": effects[WIN_TABLE][pair.b, row.axis, row.tag]}) for row in pair.head_to_head
     ]
+    principles = [
+        p.model_copy(
+            update={
+                "a": use(p, "a"),
+                "b": use(p, "b"),
+                "effects": {outcome: effects[EFFECT_TABLE][pair.b, p.id, outcome] for outcome in p.effects},
+            }
+        )
+        for p in pair.principles
+    ]
+    return pair.model_copy(update={"metrics": metrics, "head_to_head": wins, "principles": principles})
 
 
 def _part(number: int, run: RunData) -> RunPart:

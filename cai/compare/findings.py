@@ -9,6 +9,7 @@ from cai.compare.record import OUTCOME_NAMES, Curve, HeadToHead, PairComparison,
 from cai.feedback.metrics import RUN_METRICS
 from cai.stats.formatting import counted, difference, mean_difference, number, percent
 from cai.stats.significance import Effect
+from cai.stats.trainings import PROMPTS_ONLY
 from cai.stats.win_rate import FEW_PROMPTS
 
 LINES = 10
@@ -18,6 +19,8 @@ def findings(c: RunComparison) -> list[str]:
     """At most LINES lines; only what remains after Holm's correction is called significant."""
     significant = [line for pair in c.pairs for line in _significant(c, pair)]
     not_significant = [line for pair in c.pairs for line in _not_significant(c, pair)]
+    if c.family:
+        not_significant.insert(0, family_line(c))
     if not any(pair.shared or pair.shared_held_out for pair in c.pairs):
         not_significant = ["the runs share no prompts, so their prompts may explain any difference", *not_significant]
     room = max(LINES - len(not_significant), LINES // 2)
@@ -57,7 +60,8 @@ def _not_significant(c: RunComparison, pair: PairComparison) -> Iterator[str]:
     b = c.runs[pair.b].letter
     head = f"{b} and A: " if len(c.pairs) > 1 else ""
     equal = [m for m in pair.metrics if m.effect.mean == 0 and not m.effect.se]
-    differ = [m for m in pair.metrics if not m.effect.significant and m not in equal]
+    untested = [m for m in pair.metrics if m.effect.note == PROMPTS_ONLY and m not in equal]
+    differ = [m for m in pair.metrics if not m.effect.significant and m not in (*equal, *untested)]
     if equal:
         which = f"all {len(equal)}" if len(equal) == len(pair.metrics) else f"{len(equal)} of {len(pair.metrics)}"
         yield f"{head}{which} metrics are equal in both runs"
@@ -69,6 +73,10 @@ def _not_significant(c: RunComparison, pair: PairComparison) -> Iterator[str]:
             change = f"{nearest.name} {mean_difference(nearest.effect)}"
             line += f"; closest to significance: {change}, {_detectable(nearest.effect)}"
         yield line
+    if untested:
+        widest = max(untested, key=lambda m: abs(m.effect.mean / m.effect.se) if m.effect.se else 0.0)
+        metrics = f"{counted(len(untested), 'metrics')} of the trained policies"
+        yield f"{head}{metrics} not tested, such as {widest.name} {difference(widest.effect)}"
     for overall in (row for row in pair.head_to_head if row.tag is None and not row.effect.significant):
         yield f"{_head_to_head(b, overall)}; {insignificance(overall.effect)}"
     yield from _no_principle_effect(head, pair)
@@ -94,6 +102,16 @@ def _no_principle_effect(head: str, pair: PairComparison) -> Iterator[str]:
     yield line
 
 
+def family_line(c: RunComparison) -> str:
+    """What was corrected together: `63 tests, corrected as one family (Holm, 5 %): 10 metrics, 3 win rates …`."""
+    tables = ", ".join(
+        counted(number, first) + name.removeprefix(first)
+        for name, number in c.family.items()
+        for first in [name.partition(" of ")[0].partition(" against ")[0]]
+    )
+    return f"{counted(sum(c.family.values()), 'tests')}, corrected as one family (Holm, 5 %): {tables}"
+
+
 def _head_to_head(b: str, row: HeadToHead) -> str:
     prompts = "prompts judged side by side" if row.directly else "held-out prompts"
     axis = f", {row.axis}" if row.directly else ""
@@ -102,9 +120,11 @@ def _head_to_head(b: str, row: HeadToHead) -> str:
 
 
 def insignificance(effect: Effect) -> str:
-    """That an effect is not significant, with the minimum detectable difference."""
+    """That an effect is not significant, with the minimum detectable difference; or why it is not tested."""
     if effect.mean == 0 and not effect.se:
         return "a tie on every prompt"
+    if effect.note == PROMPTS_ONLY:
+        return f"not tested ({PROMPTS_ONLY})"
     return "not significant" + (f", {_detectable(effect)}" if effect.minimum_detectable else "")
 
 

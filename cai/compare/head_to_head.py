@@ -11,32 +11,60 @@ from cai.data.records import Judgement
 from cai.inference.models import folder_fingerprint
 from cai.stats.agreement import agreement
 from cai.stats.edits import word_distance
-from cai.stats.significance import corrected, paired
+from cai.stats.trainings import between_paired_policies
 from cai.stats.win_rate import win
 
 Texts = Mapping[str, str]  # by prompt
-WinsByTag = dict[tuple[str, str | None], list[float]]  # by axis and tag
+WinsByTag = dict[tuple[str, str | None], list[dict[str, float]]]
+"""By axis and tag: for each pair of trainings, the wins by prompt."""
 
 
 def head_to_head(a: RunData, b: RunData, shared: Sequence[str]) -> list[HeadToHead]:
     """B against A, on all prompts and by tag: by `cai eval` of both policies, or else by the evaluations of both runs.
 
     The latter is indirect, on held-out prompts whose answer before training is the same in both: the eval judge
-    compared either answer with that one. [] where the runs have different eval judges.
+    compared either answer with that one. Of several trainings, the first of A meets the first of B, and so on. Effects
+    are not corrected yet. [] where the runs have different eval judges.
     """
     values = _judged_directly(a, b)
     directly = bool(values)
-    if not values and a.answered and b.answered and same_eval_judge(a, b):
-        for i in shared:
-            in_a, in_b = a.answered.get(i), b.answered.get(i)
-            if in_a and in_b and in_a.before == in_b.before:
-                _count(values, "overall", in_a.tags, win(0.5 + (in_b.p - in_a.p) / 2))
-    effects = corrected({key: paired([v - 0.5 for v in wins]) for key, wins in values.items()})
+    if not values:
+        values = {("overall", tag): wins for tag, wins in indirect_wins(a, b, shared).items()}
+    effects = {
+        key: between_paired_policies([{i: won - 0.5 for i, won in wins.items()} for wins in of_pairs])
+        for key, of_pairs in values.items()
+    }
     order = sorted(effects, key=lambda key: (key[0], key[1] is not None, -effects[key].n, key[1]))
     return [
-        HeadToHead(axis=axis, tag=tag, directly=directly, win_rate=fmean(values[axis, tag]), effect=effects[axis, tag])
+        HeadToHead(
+            axis=axis,
+            tag=tag,
+            directly=directly,
+            win_rate=0.5 + effects[axis, tag].mean,
+            effect=effects[axis, tag],
+        )
         for axis, tag in order
     ]
+
+
+def indirect_wins(a: RunData, b: RunData, shared: Sequence[str]) -> dict[str | None, list[dict[str, float]]]:
+    """By tag (None: all prompts), for each pair of trainings: B's wins by prompt; {} without a common eval judge.
+
+    Only prompts that every policy answered, with the same answer before training.
+    """
+    pairs = [(x.answered, y.answered) for x, y in zip(a.policies or [], b.policies or [], strict=False)]
+    if not pairs or not same_eval_judge(a, b):
+        return {}
+    wins: dict[str | None, list[dict[str, float]]] = {}
+    for i in shared:
+        rows = [(x[i], y[i]) for x, y in pairs if i in x and i in y]
+        if len(rows) < len(pairs) or len({row.before for pair in rows for row in pair}) > 1:
+            continue
+        for tag in (None, *dict.fromkeys(rows[0][0].tags)):
+            of_pairs = wins.setdefault(tag, [{} for _ in pairs])
+            for by_prompt, (x, y) in zip(of_pairs, rows, strict=True):
+                by_prompt[i] = win(0.5 + (y.p - x.p) / 2)
+    return wins
 
 
 def _judged_directly(a: RunData, b: RunData) -> WinsByTag:
@@ -44,7 +72,9 @@ def _judged_directly(a: RunData, b: RunData) -> WinsByTag:
     values: WinsByTag = {}
     for run in (a, b):
         for row in judged_together(run, a, b) if not outdated(run, a, b) else ():
-            _count(values, row.axis, row.tags, win(row.p if row.policy == b.name else 1 - row.p))
+            for tag in (None, *dict.fromkeys(row.tags)):
+                [by_prompt] = values.setdefault((row.axis, tag), [{}])
+                by_prompt[row.prompt_id] = win(row.p if row.policy == b.name else 1 - row.p)
         if values:
             break  # the other run's folder may hold the same evaluation
     return values
@@ -60,11 +90,6 @@ def outdated(run: RunData, a: RunData, b: RunData) -> bool:
     """Whether a policy was trained anew since the evaluation of `run`, as far as the models are there to tell."""
     known = [(run.evaluated.get(side.name), side.folder.policy()) for side in (a, b)]
     return any(content and model and folder_fingerprint(model) != content for content, model in known)
-
-
-def _count(values: WinsByTag, axis: str, tags: Sequence[str], value: float) -> None:
-    for tag in (None, *dict.fromkeys(tags)):
-        values.setdefault((axis, tag), []).append(value)
 
 
 def same_eval_judge(a: RunData, b: RunData) -> bool:

@@ -75,9 +75,20 @@ class Answered(NamedTuple):
     judge: str
 
 
+class PolicyData(NamedTuple):
+    """One trained policy on held-out prompts: its answers, and EVALUATION_METRICS by key and prompt."""
+
+    answered: dict[str, Answered]
+    metrics: dict[str, dict[str, float]]
+
+
 @dataclass
 class RunData:
-    """What a run's folder holds. A part that is None is not there, or cannot be read; then `unreadable` says why."""
+    """What a run's folder holds.
+
+    `policies` are the trained ones, more than one where several seeds were; `metrics` have the mean over them. A part
+    that is None is not there, or cannot be read; then `unreadable` says why.
+    """
 
     folder: RunFolder
     manifest: dict[str, Any]
@@ -86,7 +97,7 @@ class RunData:
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)  # by key of RUN_METRICS and prompt
     revised: dict[str, Revised] | None = None
     labels: Labels | None = None
-    answered: dict[str, Answered] | None = None
+    policies: list[PolicyData] | None = None
     judgements: list[Judgement] = field(default_factory=list)  # of `cai eval`
     evaluated: dict[str, str] = field(default_factory=dict)  # the policies it was about: the content of each by name
     skipped: dict[str, int] = field(default_factory=dict)
@@ -98,6 +109,11 @@ class RunData:
     def name(self) -> str:
         """The run's name."""
         return self.folder.name
+
+    @property
+    def answered(self) -> dict[str, Answered] | None:
+        """The answers of the first policy."""
+        return self.policies[0].answered if self.policies else None
 
     @property
     def held_out(self) -> frozenset[str]:
@@ -131,7 +147,7 @@ def read_run(folder: RunFolder, number: int = 0) -> RunData:
     run.prompts = _part(run, "prompts", Prompt, lambda rows: {row.id: row for row in rows}) or {}
     run.labels = _part(run, "preferences", Preference, lambda rows: _labels(run, rows, flips))
     run.revised = _part(run, "revisions", Revision, lambda rows: _revised(run, rows))
-    run.answered = _part(run, "evaluation", BeforeAfter, lambda rows: _answered(run, rows, flips))
+    run.policies = _policies(run, flips)
     run.evaluated = _evaluated(folder)
     if len(run.evaluated) > 2:  # with other policies than the run's own and its base
         run.judgements = _part(run, "eval/comparisons", Judgement, list) or []
@@ -149,19 +165,37 @@ def _evaluated(folder: RunFolder) -> dict[str, str]:
 
 
 def _part(run: RunData, name: str, model: type[AnyRow], read: Callable[[Iterable[AnyRow]], Part]) -> Part | None:
-    path, count = run.folder.path / f"{name}.jsonl", 0
-    if name == "evaluation":
-        path = run.folder.eval / COMPARISONS
+    path = run.folder.path / f"{name}.jsonl"
+    run.rows[name] = None
+    return _read(run, name, each_row(path, model), read) if path.exists() else None
+
+
+def _policies(run: RunData, flips: "_WidestFlips") -> list[PolicyData] | None:
+    """Every policy that was trained and evaluated; None where none was, or one cannot be read."""
+    run.rows["evaluation"] = None
+    folders = [folder for folder in run.folder.evaluations() if (folder / COMPARISONS).exists()]
+    policies = [
+        _read(run, "evaluation", each_before_after(folder), lambda rows: _policy(rows, flips)) for folder in folders
+    ]
+    known = [policy for policy in policies if policy is not None]
+    if not known or len(known) < len(folders):
+        return None
+    for key in known[0].metrics:
+        values = [policy.metrics[key] for policy in known]
+        run.metrics[key] = {i: mean([v[i] for v in values]) for i in values[0] if all(i in v for v in values)}
+    return known
+
+
+def _read(run: RunData, name: str, rows: Iterable[Any], read: Callable[[Iterable[Any]], Part]) -> Part | None:
+    """A part of rows, which are counted; None where one of them is damaged, which `unreadable` says."""
+    count = 0
 
     def counted() -> Iterator[Any]:
         nonlocal count
-        for row in each_before_after(run.folder.eval) if name == "evaluation" else each_row(path, model):
+        for row in rows:
             count += 1
             yield row
 
-    run.rows[name] = None
-    if not path.exists():
-        return None
     try:
         part = read(counted())
     except CaiError as error:
@@ -208,14 +242,13 @@ def _labels(run: RunData, rows: Iterable[Preference], flips: "_WidestFlips") -> 
     return labels
 
 
-def _answered(run: RunData, rows: Iterable[BeforeAfter], flips: "_WidestFlips") -> dict[str, Answered]:
+def _policy(rows: Iterable[BeforeAfter], flips: "_WidestFlips") -> PolicyData:
     answered, means = {}, PromptMeans(EVALUATION_METRICS)
     for row in rows:
         means.add(row)
         answered[row.prompt_id] = Answered(row.p, hash(row.before), row.after, row.tags, row.judge)
         flips.consider("evaluation", row, row.after, row.before)
-    run.metrics |= means.all_by_prompt()
-    return answered
+    return PolicyData(answered, means.all_by_prompt())
 
 
 def mean(values: Sequence[float]) -> float:

@@ -1,8 +1,9 @@
 """The results of `cai compare` and `cai attribute` as typed records: printed, plotted and written as JSON from here.
 
 Every difference is an Effect (cai/stats/significance.py); `effect.significant` says whether it is significant after
-Holm's correction. What is None or empty could not be computed, and `warnings` says why. Texts of models stand here as
-they were written.
+Holm's correction, for which all tests of one record are one family. Of what trained policies answer, `effect.note` says
+how many trainings a difference is of; with one a side nothing is tested. What is None or empty could not be computed,
+and `warnings` says why. Texts of models stand here as they were written.
 """
 
 from typing import Any, Literal
@@ -187,6 +188,7 @@ class RunComparison(Row):
 
     runs: list[RunPart]
     pairs: list[PairComparison]
+    family: dict[str, int]  # how many tests were corrected together, by table
     curves: list[Curve]
     flips: list[PositionFlip]  # the widest apart first
     warnings: list[str]  # what is missing, or limits what the metrics mean
@@ -210,8 +212,8 @@ class Attribution(Row):
 
     `leave-one-out`: the run with all principles less the run without this one, so what the principle adds.
     `one-at-a-time`: the run with this principle alone less the run with all of them.
-    Means of paired differences over all shared prompts, also those that never sampled the principle; Holm's correction
-    is over the principles of one outcome.
+    Means of paired differences over all shared prompts, also those that never sampled the principle. Holm's correction
+    is over all `tests` of all matrices of the sweep.
     """
 
     sweep: str
@@ -221,5 +223,6 @@ class Attribution(Row):
     outcomes: dict[str, str]  # the metrics that any row has, name → meaning, in the order of columns
     means: dict[str, float]  # of the base
     rows: list[Attributed]
+    tests: int
     warnings: list[str]
     findings: list[str]

@@ -264,6 +264,7 @@ EVAL_NON_OPTION_MASS = Metric[BeforeAfter](
 AFTER_WORDS = Metric[BeforeAfter](
     "after_words", "words after training", "of answers to held-out prompts", "words", lambda row: words(row.after)
 )
+AFTER_TRUNCATED = _truncated_answer("after")
 EVALUATION_METRICS: tuple[Metric[BeforeAfter], ...] = (
     WIN_RATE,
     AFTER_BETTER,
@@ -275,9 +276,13 @@ EVALUATION_METRICS: tuple[Metric[BeforeAfter], ...] = (
     ),
     AFTER_WORDS,
     _truncated_answer("before"),
-    _truncated_answer("after"),
+    AFTER_TRUNCATED,
 )  # fmt: skip
 """Of held-out prompts, answered before and after training."""
+POLICY_METRICS = (
+    WIN_RATE, AFTER_BETTER, EVAL_POSITION_BIAS, EVAL_NON_OPTION_MASS, AFTER_WORDS, AFTER_TRUNCATED,
+)  # fmt: skip
+"""Those of what a trained policy answers, whose chance is that of its training as well as that of the prompts."""
 EVAL_JUDGE_METRICS = (WIN_RATE, AFTER_BETTER, EVAL_POSITION_BIAS, EVAL_NON_OPTION_MASS)
 """Those that compare between runs only where the eval judge is the same."""
 

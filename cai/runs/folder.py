@@ -98,6 +98,11 @@ class RunFolder:
         """One row a held-out prompt that was answered before and after training; [] when the run has none yet."""
         return list(each_before_after(self.eval))
 
+    def evaluations(self) -> list[Path]:
+        """The evaluation folder of each policy that was trained; they differ in the seed of their training alone."""
+        others = sorted(self.path.glob("seeds/*/eval"), key=lambda path: (len(path.parent.name), path.parent.name))
+        return [self.eval, *others]
+
     def policy_report(self) -> PolicyReport | None:
         """The report on the run's policy; None where there is none yet."""
         path = self.eval / REPORT

@@ -42,9 +42,21 @@ def estimate(value: "Estimate | None", digits: int = 3) -> str:
 
 
 def difference(effect: "Effect") -> str:
-    """A difference with its 95 % interval and the prompts it is of: `+0.312 [+0.125, +0.562], n=16`."""
-    bounds = f" [{', '.join(_bounds(effect))}]" if _bounds(effect) else ""
-    return f"{mean_difference(effect)}{bounds}, n={effect.n}"
+    """A difference with its 95 % interval, the prompts it is of and what limits it: `+0.312 [+0.125, +0.562], n=16`.
+
+    Without an interval it says why; of trained policies, how many trainings it is of: `…, n=8 (prompts only; training
+    variance unknown)`.
+    """
+    bounds = f" [{', '.join(_bounds(effect))}]" if _bounds(effect) else f" ({no_interval(effect)})"
+    note = f" ({effect.note})" if effect.note else ""
+    return f"{mean_difference(effect)}{bounds}, n={effect.n}{note}"
+
+
+def no_interval(effect: "Effect") -> str:
+    """Why a difference has no interval: `equal on every prompt`."""
+    if effect.n > 1 and not effect.se:
+        return "equal on every prompt"
+    return "no interval: too few prompts differ"
 
 
 def mean_difference(effect: "Effect") -> str:

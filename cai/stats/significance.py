@@ -1,10 +1,11 @@
-"""Paired and grouped differences: permutation tests, intervals, Holm's correction, minimum detectable differences.
+"""Paired and grouped differences: permutation tests with intervals, and one correction for all tests of an output.
 
-`paired` compares two policies or runs on the same prompts; `contrasts` compares groups of rows with the rest, where
-chance decided which row came into which group. scipy.stats.permutation_test gives the same p for `paired` where all
-signs are enumerated (tests/stats/test_significance.py), but no interval: the bounds here invert the same test, ties
-included, so that the interval excludes 0 exactly where p ≤ 0.05. scipy.stats.bootstrap has neither the expanded
-percentile of `intervals.percentiles` nor resampling of whole prompts (clusters) with a model refitted to each resample.
+`paired` compares two runs on the same prompts; `contrasts` compares groups of rows with the rest, where chance decided
+which row came into which group; cai/stats/trainings.py compares policies, of which one training is one observation.
+scipy.stats.permutation_test gives the same p for `paired` where all signs are enumerated
+(tests/stats/test_significance.py), but no interval: the bounds here invert the same test, ties included, so that the
+interval excludes 0 exactly where p ≤ 0.05. scipy.stats.bootstrap has neither the expanded percentile of
+`intervals.percentiles` nor resampling of whole prompts (clusters) with a model refitted to each resample.
 """
 
 import math
@@ -18,9 +19,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from cai.stats.intervals import wilson
+from cai.stats.power import all_of_one_sign, attained_level, detectable
 
-ALPHA = 0.05  # a difference is significant when, corrected for the others of its table, it is rarer than this
-POWER = 0.8  # of a test for a minimum detectable difference; the convention of Cohen 1988, §2.4
+ALPHA = 0.05  # a difference is significant when, corrected for all others of the output, it is rarer than this
 DRAWS = 10_000  # of signs or permutations, with what was observed as one of them (Phipson & Smyth 2010)
 EXACT = 12  # prompts of which all 2^n signs are tried
 SMALLEST = 6  # prompts that can establish anything alone: 2 of 2^6 sign patterns are below 5 %
@@ -36,9 +37,14 @@ class Effect(BaseModel):
 
     `low` to `high` holds the differences that the same test does not reject at 5 %, for this one number alone; None
     where the prompts are too few or too alike to say. `p` is how often chance brings a difference this large if there
-    is none, and `adjusted` the same after Holm's correction for all numbers of its table. `minimum_detectable` is the
-    smallest true difference that the test finds with 80 % power at this n, spread and correction; see
-    `minimum_detectable`.
+    is none, `adjusted` the same after Holm's correction for everything tested in the output, `least_p` the smallest p
+    that these prompts could have had, and `freedom` the degrees of freedom of `se` (None: many).
+    `minimum_detectable` is the smallest true difference that the test finds with 80 % power at this n, spread and
+    correction; see `minimum_detectable`.
+
+    Of trained policies, `trainings` has how many there are on either side, and `between_trainings` the share of the
+    variance of the difference, in [0, 1], that comes of their trainings. With one training a side that variance is
+    unknown: `note` says so, the interval is over prompts alone, and there is neither p nor minimum detectable.
     """
 
     mean: float
@@ -49,6 +55,11 @@ class Effect(BaseModel):
     p: float | None
     adjusted: float | None = None
     minimum_detectable: float | None = None
+    least_p: float = 0.0
+    freedom: float | None = None
+    trainings: tuple[int, int] | None = None
+    between_trainings: float | None = None
+    note: str = ""
 
     @property
     def significant(self) -> bool:
@@ -73,7 +84,8 @@ def paired(differences: Sequence[float] | Floats) -> Effect:
     if n == 1:
         return Effect(mean=mean, se=None, low=None, high=None, n=1, p=None)
     if np.ptp(values) == 0:  # without spread there is nothing to make an interval of
-        return Effect(mean=mean, se=0.0, low=None, high=None, n=n, p=_rarest(values))
+        least = _rarest(values)
+        return Effect(mean=mean, se=0.0, low=None, high=None, n=n, p=least, least_p=least)
     se = float(values.std(ddof=1)) / math.sqrt(n)
     signed = values[values != 0]
     if n > FEW and len(signed) > FEW:
@@ -90,7 +102,7 @@ def paired(differences: Sequence[float] | Floats) -> Effect:
     rank = math.floor(ALPHA * len(low)) + 1  # from the outside: that many draws still hold the bound
     bounds = float(np.partition(low, rank - 1)[rank - 1]), float(-np.partition(-high, rank - 1)[rank - 1])
     held = [bound if math.isfinite(bound) else None for bound in bounds]
-    return Effect(mean=mean, se=se, low=held[0], high=held[1], n=n, p=p)
+    return Effect(mean=mean, se=se, low=held[0], high=held[1], n=n, p=p, least_p=_rarest(values), freedom=float(n - 1))
 
 
 def _rarest(values: Floats) -> float:
@@ -142,47 +154,74 @@ def two_sided(z: float) -> float:
     return max(math.erfc(abs(z) / math.sqrt(2)), 1e-300)
 
 
-def corrected(effects: Mapping[Key, Effect]) -> dict[Key, Effect]:
-    """The effects of one table, with `adjusted` (Holm 1979) and `minimum_detectable` for each.
+def corrected(tables: Mapping[str, Mapping[Key, Effect]]) -> dict[str, dict[Key, Effect]]:
+    """The effects of everything that one output tests as one family, with `adjusted` and `minimum_detectable` for each.
 
-    Numbers that are equal for every prompt could not have come out otherwise: their p is 1 whatever chance does, and so
-    they are not counted among the tests (Tarone 1990, Biometrics 46).
+    The chance that any of them is significant without an effect is at most ALPHA. Every table that has a test weighs
+    the same, and so does every test of a table (Holm 1979 with weights: Benjamini & Hochberg 1997, Scand. J. Stat. 24,
+    §3), so that hundreds of effects of principles cost the few metrics of a run a factor of the tables alone.
+
+    A test that could not be significant even alone, because its prompts are equal or too few, is not counted (Tarone
+    1990, Biometrics 46), and neither is an effect without p.
     """
-    tested = {key: effect for key, effect in effects.items() if effect.p is not None and (effect.se or effect.mean)}
-    adjusted = dict(zip(tested, holm([e.p for e in tested.values() if e.p is not None]), strict=True))
+    tested = {name: [key for key, effect in table.items() if counts(effect)] for name, table in tables.items()}
+    places = [(name, key) for name, keys in tested.items() for key in keys]
+    weights = [1 / len(tested[name]) for name, _ in places]
+    p_values = [tables[name][key].p or 0.0 for name, key in places]
+    adjusted = dict(zip(places, holm(p_values, weights), strict=True))
+    family = sum(weights)  # the number of tables that have a test
 
-    def complete(key: Key, effect: Effect) -> Effect:
-        detectable = minimum_detectable(effect, len(tested))
-        return effect.model_copy(update={"adjusted": adjusted.get(key, effect.p), "minimum_detectable": detectable})
+    def complete(name: str, key: Key, effect: Effect) -> Effect:
+        if effect.p is None:
+            return effect
+        tests = max(1.0, family * max(1, len(tested[name])))
+        updates = {
+            "adjusted": adjusted.get((name, key), effect.p),
+            "minimum_detectable": minimum_detectable(effect, tests),
+        }
+        return effect.model_copy(update=updates)
 
-    return {key: complete(key, effect) for key, effect in effects.items()}
+    return {name: {key: complete(name, key, effect) for key, effect in table.items()} for name, table in tables.items()}
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def counts(effect: Effect) -> bool:
+    """Whether an effect is one of the tests of its family."""
+    return effect.p is not None and effect.least_p <= ALPHA and bool(effect.se or effect.mean)
+
+
+def holm(p_values: Sequence[float], weights: Sequence[float] | None = None) -> list[float]:
     """Adjusted p values that may all be compared with α, in the order of the arguments (Holm 1979, Scand. J. Stat. 6).
 
-    The smallest of m is multiplied by m, the next by m − 1 …, each is at least the one before and at most 1. scipy has
-    no Holm correction (false_discovery_control controls another rate), and statsmodels would add 67 MB for these lines;
-    a test compares them with the values of statsmodels.stats.multitest.multipletests.
+    Sorted by p/w, each p is multiplied by the sum of its own weight and those after it, divided by its own: without
+    weights the smallest of m by m, the next by m − 1 … Each is at least the one before and at most 1. scipy has no Holm
+    correction (false_discovery_control controls another rate), and statsmodels would add 67 MB for these lines; a test
+    compares them with the values of statsmodels.stats.multitest.multipletests.
     """
-    m, adjusted, largest = len(p_values), [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(sorted(range(m), key=lambda i: p_values[i])):
-        largest = max(largest, min(1.0, (m - rank) * p_values[index]))
+    weighing = [1.0] * len(p_values) if weights is None else list(weights)
+    adjusted, largest, left = [0.0] * len(p_values), 0.0, math.fsum(weighing)
+    for index in sorted(range(len(p_values)), key=lambda i: p_values[i] / weighing[i]):
+        largest = max(largest, min(1.0, p_values[index] * max(left / weighing[index], 1.0)))
         adjusted[index] = largest
+        left -= weighing[index]
     return adjusted
 
 
-def minimum_detectable(effect: Effect, tests: int = 1) -> float | None:
-    """The smallest true difference that a test of this n and spread finds with 80 % power, among `tests` in all.
+def minimum_detectable(effect: Effect, tests: float = 1) -> float | None:
+    """The smallest true difference that a test of this n and spread finds with 80 % power, as one of `tests` in all.
 
-    (z_{1−α/2m} + z_{0.8}) · se, in the unit of the effect: the normal approximation of Cohen 1988, §2.4, at Holm's
-    first and strictest step, α/m. None without a spread, for fewer than SMALLEST prompts, whose spread says little, and
-    where 2^(1−n), the smallest p that n prompts can have, is above α/m, so that no difference can be significant.
+    In the unit of the effect, at Holm's first and strictest step, α/tests. See cai/stats/power.py for the formula; the
+    level is the one that the test attains, since the p of few prompts has few possible values. None without a spread,
+    for fewer than SMALLEST prompts, whose spread says little, and where no p of these prompts is as small as α/tests.
     """
-    alpha = ALPHA / max(1, tests)
-    if not effect.se or effect.n < SMALLEST or effect.n < 1 - math.log2(alpha):
+    if not effect.se or effect.n < SMALLEST:
         return None
-    return (_normal.inv_cdf(1 - alpha / 2) + _normal.inv_cdf(POWER)) * effect.se
+    level = attained_level(ALPHA / tests, effect.least_p)
+    if level is None:
+        return None
+    errors = detectable(level, effect.freedom)
+    if level < 2 * effect.least_p:
+        errors = max(errors, all_of_one_sign(effect.least_p))
+    return errors * effect.se
 
 
 CHUNK = 500  # permutations at once: what fits in a few tens of megabytes
@@ -251,7 +290,10 @@ def _two_valued(unit: float, inside: int, all_of_them: int, size: int, n: int) -
         bounds = min(0.0, bounds[0]), max(0.0, bounds[1])
     pooled = all_of_them / n
     se = math.sqrt(pooled * (1 - pooled) * (1 / size + 1 / (n - size)))
-    return Effect(mean=unit * (share - other), se=unit * se, low=unit * bounds[0], high=unit * bounds[1], n=n, p=p)
+    least = min(1.0, float(probability[apart >= apart.max() - ROUNDING].sum()))
+    return Effect(
+        mean=unit * (share - other), se=unit * se, low=unit * bounds[0], high=unit * bounds[1], n=n, p=p, least_p=least
+    )
 
 
 def _sums_by_group(labels: NDArray[np.int64], columns: Floats, draws: int) -> Floats:
@@ -282,12 +324,21 @@ def _by_t(sums: Floats, totals: Floats, size: int, n: int) -> Effect:
     observed, error = float(difference[0]), float(se[0])
     if len(t) == 1:
         return _students(observed, error, size, n)
+    freedom = _welch_freedom(float(parts[0][0]), size, float(parts[1][0]), rest)
+    least = 1 / math.comb(n, size)
     extreme = int(np.sum(t >= t[0] * (1 - ROUNDING)))
     p = extreme / len(t)
     if extreme == 1 and error > 0:  # beyond all draws
-        p = min(p, max(two_sided(observed / error), 1 / math.comb(n, size)))
+        p = min(p, max(two_sided(observed / error), least))
     rank = math.floor(ALPHA * len(t)) + 1
-    return _effect(observed, error, float(-np.partition(-t, rank - 1)[rank - 1]) * error, n, p)
+    effect = _effect(observed, error, float(-np.partition(-t, rank - 1)[rank - 1]) * error, n, p)
+    return effect.model_copy(update={"least_p": least, "freedom": freedom})
+
+
+def _welch_freedom(variance: float, size: int, other: float, rest: int) -> float | None:
+    """Degrees of freedom of a sum of two variances of means (Welch 1947, Biometrika 34); None without variance."""
+    parts = variance**2 / (size - 1) + other**2 / (rest - 1)
+    return (variance + other) ** 2 / parts if parts else None
 
 
 def _variance_of_mean(sums: Floats, count: int, scale: float) -> Floats:
@@ -304,7 +355,8 @@ def _students(difference: float, se: float, size: int, n: int) -> Effect:
         return _effect(difference, se, math.inf, n, 1.0 if difference == 0 else None)
     freedom = min(size, n - size) - 1
     p = max(2 * float(stdtr(freedom, -abs(difference) / se)), 1e-300)
-    return _effect(difference, se, float(stdtrit(freedom, 1 - ALPHA / 2)) * se, n, p)
+    effect = _effect(difference, se, float(stdtrit(freedom, 1 - ALPHA / 2)) * se, n, p)
+    return effect.model_copy(update={"freedom": float(freedom)})
 
 
 def _effect(difference: float, se: float, margin: float, n: int, p: float | None) -> Effect:

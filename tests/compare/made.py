@@ -36,6 +36,7 @@ def make_run(
     rounds: int = 1,
     prefix: str = "p",
     finished: bool = True,
+    seeds: Sequence[Callable[[str], float]] = (),  # as `evaluation`, of the policies of further trainings
     **settings: Any,
 ) -> RunFolder:
     """A run of `prompts` to learn from, and as many held out where there is an evaluation."""
@@ -96,7 +97,9 @@ def make_run(
     write_rows(folder.preferences_jsonl, pairs)
     write_rows(folder.skipped_jsonl, [])
     if evaluation:
-        write_before_after(folder.eval, [compared(one, evaluation(one.id), before) for one in held_out])
+        for number, of_seed in enumerate((evaluation, *seeds)):
+            eval_folder = path / f"seeds/{number}/eval" if number else folder.eval
+            write_before_after(eval_folder, [compared(one, of_seed(one.id), before) for one in held_out])
     if finished:
         folder.summary_json.write_text("{}", encoding="utf-8")
     return folder

@@ -8,9 +8,14 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from cai.stats import significance
-from cai.stats.significance import ALPHA, Effect, contrasts, corrected, holm, minimum_detectable, paired
+from cai.stats.significance import ALPHA, Effect, Key, contrasts, corrected, holm, minimum_detectable, paired
 
 pytestmark = pytest.mark.numeric
+
+
+def family(effects: dict[Key, Effect]) -> dict[Key, Effect]:
+    return corrected({"effects": effects})["effects"]
+
 
 differences = st.lists(st.integers(-4, 4).map(lambda x: x / 4), min_size=2, max_size=10)
 
@@ -106,14 +111,16 @@ def test_holms_correction_is_the_published_one() -> None:
 
 def test_numbers_that_are_equal_everywhere_do_not_weigh_on_the_others() -> None:
     unsure = paired([1, 1, 1, 0, 1, 1, 0, 1, -1, 1, 1, 1])
-    alone = corrected({"a": unsure})["a"]
-    among = corrected({"a": unsure, **{str(i): paired([0.0] * 12) for i in range(20)}})
+    alone = family({"a": unsure})["a"]
+    among = family({"a": unsure, **{str(i): paired([0.0] * 12) for i in range(20)}})
     assert among["a"].adjusted == alone.adjusted == unsure.p
     assert among["3"].adjusted == 1.0
 
 
 @given(st.integers(12, 10_000), st.floats(0.01, 100), st.integers(1, 20))
-def test_the_minimum_detectable_difference_is_a_number_of_standard_errors(n: int, se: float, tests: int) -> None:
+def test_the_minimum_detectable_difference_of_a_known_spread_is_a_number_of_standard_errors(
+    n: int, se: float, tests: int
+) -> None:
     effect = Effect(mean=0.5, se=se, low=None, high=None, n=n, p=0.5)
     alpha = 0.05 / tests
     assert minimum_detectable(effect, tests) == pytest.approx((stats.norm.isf(alpha / 2) + stats.norm.ppf(0.8)) * se)
@@ -137,21 +144,24 @@ def test_too_few_prompts_have_no_minimum_detectable_difference() -> None:
     effect = Effect(mean=0.5, se=0.1, low=None, high=None, n=5, p=0.5)
     assert minimum_detectable(effect) is None
     assert minimum_detectable(effect.model_copy(update={"n": 6})) is not None
-    assert minimum_detectable(effect.model_copy(update={"n": 6}), tests=2) is None  # 2 of 2^6 patterns are above 0.025
+    six = effect.model_copy(update={"n": 6, "least_p": 2 / 2**6})
+    assert minimum_detectable(six) is not None and minimum_detectable(six, tests=2) is None  # 2 of 2^6 are above 0.025
     assert minimum_detectable(effect.model_copy(update={"n": 50, "se": 0.0})) is None
 
 
 def test_the_minimum_detectable_difference_is_detected_four_times_in_five() -> None:
     rng = np.random.default_rng(1)
-    detectable = minimum_detectable(Effect(mean=0.0, se=40**-0.5, low=None, high=None, n=40, p=None))
-    assert detectable is not None
-    significant = sum((paired(rng.normal(detectable, 1, 40)).p or 0) <= ALPHA for _ in range(500))
-    assert 0.75 <= significant / 500 <= 0.85
+    for n, tests in ((8, 1), (8, 5), (16, 5), (16, 40), (40, 1), (64, 20)):
+        known = paired(rng.normal(0, 1, n)).model_copy(update={"se": n**-0.5})
+        detectable = minimum_detectable(known, tests)
+        assert detectable is not None
+        found = sum((paired(rng.normal(detectable, 1, n)).p or 0) <= ALPHA / tests for _ in range(800))
+        assert 0.75 <= found / 800 <= 0.85, (n, tests)
 
 
 def test_a_table_has_a_minimum_detectable_difference_for_each_effect_significant_or_not() -> None:
     clear, unclear = paired([1.0, 1.1, 0.9] * 5), paired([1.0, -1.1, 0.9] * 5)
-    table = corrected({"clear": clear, "unclear": unclear})
+    table = family({"clear": clear, "unclear": unclear})
     assert table["clear"].significant and not table["unclear"].significant
     assert table["clear"].minimum_detectable == minimum_detectable(clear, 2)
     assert table["unclear"].minimum_detectable == minimum_detectable(unclear, 2)
@@ -168,11 +178,40 @@ def test_over_500_comparisons_false_positives_stay_below_alpha_and_planted_effec
         effect = planted if comparison % 2 else 0.0
         rows = rng.normal(0, 1, (tests, n)) + rng.normal(0, 1, n) * 0.5  # metrics of a run go together
         metrics = {i: paired(row / math.sqrt(1.25) + (effect if i == 0 else 0)) for i, row in enumerate(rows)}
-        significant = {i for i, e in corrected(metrics).items() if e.significant}
+        significant = {i for i, e in family(metrics).items() if e.significant}
         invented += bool(significant - ({0} if effect else set()))
         found += bool(effect) and 0 in significant
     assert invented / 500 <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 500)
     assert 0.73 <= found / 250 <= 0.87
+
+
+def test_tables_share_the_level_and_each_of_their_tests_weighs_the_same_within_its_own() -> None:
+    few = {f"f{i}": p_of(0.001 * (i + 1)) for i in range(2)}
+    many = {f"m{i}": p_of(0.5) for i in range(98)} | {"m98": p_of(0.0001), "m99": p_of(0.0004)}
+    found = corrected({"few": few, "many": many, "none": {}})
+    assert [found["few"][key].adjusted for key in ("f0", "f1")] == pytest.approx([0.001 * 4, 0.002 * 3])
+    assert [found["many"][key].adjusted for key in ("m98", "m99")] == pytest.approx([0.0001 * 100, 0.0004 * 99])
+    assert found["few"]["f0"].minimum_detectable == minimum_detectable(few["f0"], 4)  # one of two tests in two tables
+    assert found["many"]["m0"].minimum_detectable == minimum_detectable(many["m0"], 200)
+
+
+def p_of(p: float) -> Effect:
+    return Effect(mean=1.0, se=1.0, low=None, high=None, n=50, p=p)
+
+
+def test_effects_that_could_not_be_significant_alone_are_not_counted() -> None:
+    unsure = paired([1, 1, 1, 0, 1, 1, 0, 1, -1, 1, 1, 1])
+    few = {f"few {i}": paired([0.3, 0.2, 0.5, 0.1, 0.4 + i / 100]) for i in range(30)}  # 2 of 2^5 patterns: 0.0625
+    among = family({"a": unsure, **few})
+    assert among["a"].adjusted == unsure.p
+    assert among["few 3"].adjusted == 2 / 2**5 and among["few 3"].minimum_detectable is None
+
+
+@pytest.mark.parametrize("weights", [[1.0] * 6, [1.0, 2.0, 0.5, 1.0, 1.0, 3.0]])
+def test_a_weighted_family_invents_nothing_more_often_than_alpha(weights: list[float]) -> None:
+    rng = np.random.default_rng(0)
+    invented = sum(min(holm(rng.random(6).tolist(), weights)) <= ALPHA for _ in range(4000))
+    assert invented / 4000 <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 4000)
 
 
 def of(group: list[float], rest: list[float]) -> Effect:
@@ -259,7 +298,7 @@ def test_over_500_comparisons_no_effect_is_invented_more_often_than_alpha(monkey
         planted = comparison % 2 == 1
         if planted:
             values["words"] = np.where(groups == "d", values["words"] + 2.0, values["words"])
-        effects = corrected(contrasts(groups.tolist(), values))
+        effects = family(contrasts(groups.tolist(), values))
         significant = {key for key, effect in effects.items() if effect.significant}
         found += planted and ("d", "words") in significant
         invented += not planted and bool(significant)
