@@ -188,6 +188,7 @@ def judge(
     if "samples" in chosen.model_fields_set:
         raise CaiError("cai.judge: samples: no responses are sampled; it judges those in the rows")
     source, templates = _constitution(constitution), _templates("cai.judge", chosen.templates)
+    templates.check_wordings(chosen.ensemble)
     names = [model] if isinstance(model, str | Path) else model
     with _file_of("answers", answers) as data, tempfile.TemporaryDirectory(prefix="cai-judge-") as aside:
         judges, out = resolve_judges([str(name) for name in names], chosen.key_env, chosen.engine), Path(aside)

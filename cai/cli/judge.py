@@ -139,6 +139,7 @@ def label_job(options: JudgeOptions, ranked: bool) -> LabelJob:
         raise CaiError(f"--constitution {error}") from error
     constitution = load_constitution(constitution_file)
     templates = Templates(find_file("--templates", options.templates, source.path))
+    templates.check_wordings(settings.ensemble)
     names = [settings.model] if isinstance(settings.model, str) else settings.model or []
     judges = resolve_judges(names, settings.key_env, settings.engine)  # last: a Hub id is downloaded here
     if settings.engine is not None:

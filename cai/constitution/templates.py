@@ -4,7 +4,7 @@
     revise.jinja     the user turn that asks for the rewritten answer; sees principle, round, prompt, critique
     judge.jinja      the blocks `question` (the user turn) and `answer` (the start of the assistant's answer, up to
                      the option's letter), and `verdict`, the user turn that follows where the judge has reasoned in
-                     between; sees principle, messages, responses, cot
+                     between; sees principle, messages, responses, cot, wording
     critique_check.jinja
                      the blocks `question` and `answer` (the start of the answer, up to Yes or No): whether a critique
                      points out a problem; sees principle, prompt, response, critique. `cai constitution test` alone
@@ -13,7 +13,8 @@
 
 Of their variables, `principle` is a dict of its id, critique, revision and judge; `round` counts from 1; `prompt` is
 the user's last message; `critique` is none when a run revises directly; `messages` is the conversation, a list of dicts
-of role and content; `responses` is a dict of texts by letter; `cot` is whether the judge reasons first.
+of role and content; `responses` is a dict of texts by letter; `cot` is whether the judge reasons first; `wording` is
+which of several wordings of the question is wanted, from 1 on.
 
 Model text reaches a template only as the value of a variable, so it is never itself a template. The folder may be a
 stranger's: no file is read from outside it, by whatever link, and a template does no more than its sandbox allows.
@@ -39,7 +40,7 @@ from cai.data.records import Message, Messages
 VARIABLES = {
     "critique": {"principle", "round", "prompt"},
     "revise": {"principle", "round", "prompt", "critique"},
-    "judge": {"principle", "messages", "responses", "cot"},
+    "judge": {"principle", "messages", "responses", "cot", "wording"},
     "critique_check": {"principle", "prompt", "response", "critique"},
 }
 RENAMED = {
@@ -62,6 +63,7 @@ SAMPLE: dict[str, Any] = {
     "messages": [Message(role="user", content="Why do cats purr?")],
     "responses": {"A": "They are content.", "B": "Nobody knows."},
     "response": "They are content.",
+    "wording": 1,
 }
 
 
@@ -117,25 +119,43 @@ class Templates:
         return self._render("revise", values)
 
     def judge(
-        self, principle: Principle, messages: Messages, responses: dict[str, str], cot: str | None = None
+        self,
+        principle: Principle,
+        messages: Messages,
+        responses: dict[str, str],
+        cot: str | None = None,
+        wording: int = 1,
     ) -> Messages:
         """The conversation that puts responses, by letter, to the judge; it ends inside the judge's answer.
 
-        `cot` is what the judge reasoned when `judge_cot` asked it to.
+        `cot` is what the judge reasoned when `judge_cot` asked it to, in the same wording.
         """
-        values = {"principle": _texts(principle), "messages": messages, "responses": responses, "cot": False}
+        values = _judged(principle, messages, responses, wording)
         answer = Message(role="assistant", content=self._render("judge", values, block="answer"))
         if cot is None:
             question = Message(role="user", content=self._render("judge", values, block="question"))
             return [*self.few_shot.judge, question, answer]
         verdict = Message(role="user", content=self._render("judge", values, block="verdict"))
         reasoned = Message(role="assistant", content=cot)
-        return [*self.judge_cot(principle, messages, responses), reasoned, verdict, answer]
+        return [*self.judge_cot(principle, messages, responses, wording), reasoned, verdict, answer]
 
-    def judge_cot(self, principle: Principle, messages: Messages, responses: dict[str, str]) -> Messages:
+    def judge_cot(
+        self, principle: Principle, messages: Messages, responses: dict[str, str], wording: int = 1
+    ) -> Messages:
         """The conversation that asks the judge to reason about the responses before it chooses."""
-        values = {"principle": _texts(principle), "messages": messages, "responses": responses, "cot": True}
+        values = _judged(principle, messages, responses, wording) | {"cot": True}
         return [*self.few_shot.judge, Message(role="user", content=self._render("judge", values, block="question"))]
+
+    def check_wordings(self, count: int) -> None:
+        """Raises: CaiError unless the judge's question has so many different wordings, as `judge.ensemble` asks."""
+        sample = {name: value for name, value in SAMPLE.items() if name in VARIABLES["judge"]} | {"cot": False}
+        numbers = range(1, count + 1)
+        wordings = len({self._render("judge", sample | {"wording": n}, block="question") for n in numbers})
+        if wordings < count:
+            raise CaiError(
+                f"{self.folder / 'judge.jinja'}: the question is the same for several values of `wording`; "
+                f"judge.ensemble: {count} needs {count} wordings, found {wordings}"
+            )
 
     def critique_check(self, principle: Principle, prompt: str, response: str, critique: str) -> Messages:
         """The conversation that asks whether a critique of `response` points out a problem; ends inside the reply."""
@@ -169,6 +189,16 @@ class Templates:
 
     def _error(self, name: str, fault: TemplateFault) -> CaiError:
         return CaiError(f"{self.folder / name}.jinja:{fault.line}: {fault.message}")
+
+
+def _judged(principle: Principle, messages: Messages, responses: dict[str, str], wording: int) -> dict[str, Any]:
+    return {
+        "principle": _texts(principle),
+        "messages": messages,
+        "responses": responses,
+        "cot": False,
+        "wording": wording,
+    }
 
 
 def _texts(principle: Principle) -> dict[str, str]:

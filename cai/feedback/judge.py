@@ -44,6 +44,8 @@ class JudgeConfig(Sampling):
     """Environment variable with the key for the judge's server; of a panel on several hosts by host. null: OpenAI's."""
     ask: Literal["pairs", "choice"] = "pairs"
     """`choice` shows the judge all answers at once instead of pairs."""
+    ensemble: Annotated[int, Field(ge=1, le=9)] = 1
+    """Wordings of the question, of those in judge.jinja, that are asked of each pair; their verdicts are averaged."""
     swap: bool = True
     """false shows each pair in one order only."""
     revisions: bool = True
@@ -160,19 +162,29 @@ class Judge:
     async def _ask(
         self, principle: Principle, conversation: Messages, options: dict[str, str], cot_seed: int
     ) -> _OrderVerdict:
-        """One question about the answers as shown; several chains of thought give the mean of their verdicts."""
+        """One question about the answers as shown, in every wording; the mean of the verdicts."""
+        wordings = range(1, self._settings.ensemble + 1)
+        return _mean_verdict(
+            await gather([self._ask_worded(principle, conversation, options, cot_seed, n) for n in wordings])
+        )
+
+    async def _ask_worded(
+        self, principle: Principle, conversation: Messages, options: dict[str, str], cot_seed: int, wording: int
+    ) -> _OrderVerdict:
+        """As `_ask`, in one wording; several chains of thought give the mean of their verdicts."""
         samples, max_tokens = self._settings.cot_samples, self._settings.cot_max_tokens
         session = conversation[0]["content"]  # all questions about it begin with it
 
-        async def choose(cot: str | None) -> _OrderVerdict:
-            messages = self._templates.judge(principle, conversation, options, cot)
-            return _OrderVerdict(*await choose_letter(messages, options, self.engine, session), cot=[])
+        async def choose(cot: Completion | None) -> _OrderVerdict:
+            messages = self._templates.judge(principle, conversation, options, cot.text if cot else None, wording)
+            chosen = await choose_letter(messages, options, self.engine, session)
+            return _OrderVerdict(*chosen, cot=[cot] if cot else [])
 
         if not samples:
             return await choose(None)
 
         async def think(number: int) -> Completion:
-            question = self._templates.judge_cot(principle, conversation, options)
+            question = self._templates.judge_cot(principle, conversation, options, wording)
             temperature = 1.0 if samples > 1 else 0.0
             seed = derive_seed(cot_seed, principle.id, list(options.values()), number)
             drawn = self._settings.sampling
@@ -180,10 +192,17 @@ class Judge:
             return await self.engine.generate(request)
 
         chains = await gather([think(number) for number in range(samples)])
-        verdicts = await gather([choose(chain.text) for chain in chains])
-        by_option = zip(*(verdict.logps for verdict in verdicts), strict=True)
-        mean = [math.log(fmean(math.exp(x) for x in logps)) for logps in by_option]
-        return _OrderVerdict(mean, fmean(verdict.non_option_mass for verdict in verdicts), chains)
+        return _mean_verdict(await gather([choose(chain) for chain in chains]))
+
+
+def _mean_verdict(verdicts: Sequence[_OrderVerdict]) -> _OrderVerdict:
+    """Probabilities averaged; one verdict stays as it is, to the bit."""
+    if len(verdicts) == 1 and not verdicts[0].cot:
+        return verdicts[0]
+    by_option = zip(*(verdict.logps for verdict in verdicts), strict=True)
+    mean = [math.log(fmean(math.exp(x) for x in logps)) for logps in by_option]
+    cot = [chain for verdict in verdicts for chain in verdict.cot]
+    return _OrderVerdict(mean, fmean(verdict.non_option_mass for verdict in verdicts), cot)
 
 
 def _complement(p: float | None) -> float | None:
@@ -220,12 +239,12 @@ def calls_for_answers(settings: JudgeConfig, principles: int, answers: int) -> i
     met = principles if settings.principles == "all" else min(settings.principles, principles)
     orders = 1 if not settings.swap else answers if settings.ask == "choice" else 2
     questions = orders if settings.ask == "choice" else orders * math.comb(answers, 2)
-    return met * questions * (2 * settings.cot_samples or 1) if answers > 1 else 0
+    return met * questions * settings.ensemble * (2 * settings.cot_samples or 1) if answers > 1 else 0
 
 
 def calls_for_revision(settings: JudgeConfig, rounds: int) -> int:
     """How many requests one judge gets about a revision of so many rounds, at most: a principle may recur."""
-    questions = rounds * (2 if settings.swap else 1) * (2 * settings.cot_samples or 1)
+    questions = rounds * (2 if settings.swap else 1) * settings.ensemble * (2 * settings.cot_samples or 1)
     return questions if settings.revisions else 0
 
 

@@ -137,6 +137,7 @@ def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path
         raise CaiError(f"{run_file}: prompts.holdout: all of the {len(prompts)} prompts are held out; leave some")
     principles, eval_constitution = load_constitution(constitution_file), load_constitution(eval_constitution_file)
     templates = Templates(find_file("templates", config.templates, run_file))
+    templates.check_wordings(config.judge.ensemble)
     preferences, preferences_skipped = _preferences(config, run_file, held_out)
     if config.evaluate.probes:
         read_probes("all"), shipped_axes()  # so that an error in them shows now

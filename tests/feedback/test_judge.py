@@ -221,6 +221,25 @@ def test_verdicts_after_several_chains_of_thought_are_averaged(harmless: Constit
     assert verdicts[0, 1][0].p == pytest.approx(0.7)
 
 
+def test_an_ensemble_asks_in_every_wording_and_averages(harmless: Constitution, templates: Templates) -> None:
+    def weigh(request: Choose) -> Sequence[float]:
+        question = request.messages[0]["content"]
+        share = 0.9 if "with one letter" in question else 0.6 if "by its letter alone" in question else 0.3
+        return (share, 1 - share) if shown_first(request, "good") else (1 - share, share)
+
+    engine, settings = ScriptedEngine(weigh=weigh), JudgeConfig(principles=2, ensemble=3)
+    said = asyncio.run(Judge(templates, engine, settings).judge_answers(prompt(), ["good", "bad"], harmless))
+    assert [v.p for v in said[0, 1]] == pytest.approx([0.6, 0.6])
+    assert len(engine.requests) == calls_for_answers(settings, len(harmless.principles), 2) == 12
+    assert len({request.messages[0]["content"] for request in engine.requests}) == 12
+
+
+def test_an_ensemble_of_more_wordings_than_the_template_has_is_an_error(templates: Templates) -> None:
+    templates.check_wordings(3)
+    with pytest.raises(CaiError, match=r"judge\.jinja: .* judge\.ensemble: 4 needs 4 wordings, found 3"):
+        templates.check_wordings(4)
+
+
 def verdict(p: float, weight: float = 1.0) -> Verdict:
     return Verdict(principle_id="x", principle_hash="y", weight=weight, p_forward=p, p_reverse=p, non_option_mass=0)
 
