@@ -3,7 +3,7 @@
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from cai.data.records import Message, Prompt
 from cai.inference.engine import Choose, Engine, EngineConfig, Generate, ScriptedEngine, indifferent
 from cai.inference.models import Model
 from cai.inference.scheduler import OpenEngine
+from cai.inference.vllm_settings import set_environment
 from cai.training import stage, worker
 from cai.training.stage import Report, StageSpec
 
@@ -113,6 +114,16 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(folder)
     fast.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """The address of a Ray on this machine, as of a cluster that others started."""
+    set_environment()
+    ray = pytest.importorskip("ray")
+    context = ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield context.address_info["gcs_address"]
+    ray.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -59,6 +59,15 @@ def scripted(model: Path, fingerprint: str, settings: EngineConfig) -> Engine:
     return ScriptedEngine(fingerprint)
 
 
+def varied(model: Path, fingerprint: str, settings: EngineConfig) -> Engine:
+    """Texts that differ, so that there is something to judge, after a moment each."""
+
+    def answer(request: Generate) -> str:
+        return f"{request.seed} words that answer {request.messages[-1]['content'][:20]}"
+
+    return ScriptedEngine(fingerprint, answer, delay=0.01)
+
+
 def slow(model: Path, fingerprint: str, settings: EngineConfig) -> Engine:
     return Slow(fingerprint)
 

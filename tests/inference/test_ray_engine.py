@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from cai.inference.ray_engine import RayEngine
 from cai.inference.ray_replica import Node, OpenReplica, check_node, this_node
 from cai.inference.scheduler import deciding_settings, engine_fingerprint, open_model
 from cai.inference.vllm import VllmEngine
-from cai.inference.vllm_settings import check_arguments, prompts_at_once, set_environment
+from cai.inference.vllm_settings import check_arguments, prompts_at_once
 from tests.conftest import ROOT
 from tests.inference import ray_engines
 
@@ -35,16 +35,6 @@ SOON = 300.0  # seconds: what takes longer hangs; a replica that starts again im
 
 def hello(text: str = "Hi", seed: int = 0) -> Generate:
     return Generate([Message(role="user", content=text)], 8, 0.0, seed)
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    """The address of a Ray on this machine, as of a cluster that others started."""
-    set_environment()
-    ray = pytest.importorskip("ray")
-    context = ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield context.address_info["gcs_address"]
-    ray.shutdown()
 
 
 @pytest.fixture
@@ -91,7 +81,8 @@ async def until(condition: Callable[[], bool]) -> None:
 
 async def all_up(engine: RayEngine) -> None:
     await engine.generate(hello())
-    await until(lambda: all(place.up for place in engine._places))
+    await engine.all_loaded()
+    assert all(place.up for place in engine._places)
 
 
 @pytest.mark.real

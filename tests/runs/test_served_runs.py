@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from cai.cli.main import app
 from cai.inference import endpoint_pool
 from cai.inference.engine import Engine, EngineConfig, ScriptedEngine
 from cai.inference.models import Address, Model, Server
@@ -81,6 +83,31 @@ def test_a_run_goes_on_when_its_servers_have_moved(tmp_path: Path, services: lis
     summary = folder.summary()
     assert summary is not None
     assert summary["calls"]["cache_misses"] == 0
+
+
+def test_shards_on_servers_and_their_merged_cache_give_the_rows_of_the_whole_run(
+    tmp_path: Path, services: list[Service]
+) -> None:
+    run_file = run_file_on(tmp_path, Path("big"), services[:2], "judge: {principles: 2}\n")
+
+    def cai(*words: object) -> None:
+        result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+
+    def calls() -> int:
+        return sum(len(service.asked) for service in services)
+
+    cai("run", run_file, "--runs", tmp_path / "alone")
+    alone = calls()
+    for number in (1, 2):
+        cai("run", run_file, "--shard", f"{number}/2", "--runs", tmp_path / f"machine{number}")
+    assert calls() == 2 * alone
+    cai("cache", "merge", tmp_path / "all", tmp_path / "machine1", tmp_path / "machine2")
+    cai("run", run_file, "--runs", tmp_path / "all")
+    assert calls() == 2 * alone  # every answer was in the merged cache
+    for name in ("revisions.jsonl", "preferences.jsonl"):
+        rows = (tmp_path / "all/test" / name).read_bytes()
+        assert rows and rows == (tmp_path / "alone/test" / name).read_bytes()
 
 
 def test_what_is_trained_answers_on_servers_and_is_evaluated_in_this_process(
