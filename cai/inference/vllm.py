@@ -23,7 +23,14 @@ from cai.inference.chat import THOUGHT, chat_ids, text_ids, turn_end
 from cai.inference.chat_template import load_tokenizer
 from cai.inference.engine import Choose, Completion, EngineConfig, Generate, UnusableAnswer, split_reasoning
 from cai.inference.vllm_errors import explained, named
-from cai.inference.vllm_settings import free_engine, load_engine, on_cpu, set_environment
+from cai.inference.vllm_settings import (
+    free_engine,
+    keep_freed_memory,
+    load_engine,
+    on_cpu,
+    return_freed_memory,
+    set_environment,
+)
 from cai.stats.formatting import counted, duration
 
 WORK_SECONDS = 0.5  # a step of this length ran the model, a chunk of a long prompt for example
@@ -104,6 +111,7 @@ class VllmEngine:
         self._written = 0  # tokens of the running requests, when last counted
         self._error: CaiError | None = None  # why no request can be answered any more
         self._stuck = self._closed = False
+        self._options: dict[tuple[str, ...], list[int]] = {}  # their first tokens; a judge has few sets of them
         self._thread = threading.Thread(target=self._serve, name="vllm", daemon=True)
         self._thread.start()
 
@@ -184,6 +192,7 @@ class VllmEngine:
             with LOADING:
                 if not self._closed:
                     set_environment()
+                    keep_freed_memory()
                     self._tokenizer = load_tokenizer(self._folder, self._settings.chat)
                     self._end = turn_end(self._tokenizer)
                     self._llm = load_engine(self._folder, self._settings)
@@ -304,10 +313,12 @@ class VllmEngine:
         )
 
     def _first_tokens(self, options: tuple[str, ...]) -> list[int]:
-        firsts = [text_ids(self._tokenizer, option)[0] for option in options]
-        if len(set(firsts)) < len(firsts):
-            raise SharedStart
-        return firsts
+        if options not in self._options:
+            firsts = [text_ids(self._tokenizer, option)[0] for option in options]
+            if len(set(firsts)) < len(firsts):
+                raise SharedStart
+            self._options[options] = firsts
+        return self._options[options]
 
     def _answer(self, request: Request, output: Any) -> Completion | list[float] | float:
         sample = output.outputs[0]
@@ -348,6 +359,7 @@ class VllmEngine:
             free_engine(llm)
             del llm
             gc.collect()
+            return_freed_memory()
 
 
 def sampling_params(request: Generate, end: int | None = None) -> Any:

@@ -121,6 +121,7 @@ def install(monkeypatch: pytest.MonkeyPatch, load: Callable[[], FakeLLM]) -> Non
     monkeypatch.setattr(vllm, "turn_end", lambda _: None)
     monkeypatch.setattr(vllm, "load_engine", lambda *_: loaded.pop())
     monkeypatch.setattr(vllm, "free_engine", free)
+    monkeypatch.setattr(vllm, "keep_freed_memory", lambda: None)  # of this process, for good
 
     def sampling(engine: vllm.VllmEngine, request: Any) -> Any:
         if isinstance(request, Choose):

