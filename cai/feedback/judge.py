@@ -231,7 +231,7 @@ def principles_met(constitution: Constitution, seed: int, prompt_id: str, settin
     if settings.principles == "all" or settings.principles >= len(constitution.principles):
         return constitution.principles
     drawn = assign(constitution, seed, prompt_id, "judge", settings.principles)
-    return [principle.model_copy(update={"weight": 1.0}) for principle in drawn]
+    return [p if p.weight == 1 else p.model_copy(update={"weight": 1.0}) for p in drawn]
 
 
 def calls_for_answers(settings: JudgeConfig, principles: int, answers: int) -> int:

@@ -36,6 +36,10 @@ from cai.inference.turns import Turns
 Request = TypeVar("Request", Generate, Choose)
 BEAT_SECONDS = 5.0  # between heartbeats, by which the process keeps its leases
 NOT_IN_KEYS = ("step", "session", "sampling")  # fields of requests; the last is, where it is set
+IN_KEYS = {
+    kind: [field.name for field in dataclasses.fields(kind) if field.name not in NOT_IN_KEYS]
+    for kind in (Generate, Choose)
+}
 POLL_SECONDS = 0.1  # between looks for an answer that another process is asking for
 LEAST_DELAY, MOST_DELAY = 0.005, 0.2  # seconds between two transactions
 DELAY_RATIO = 4.0  # between two transactions, as many times as long as the first one took
@@ -60,27 +64,28 @@ class _Commits:
         self._next = 0.0  # not before then is the next transaction, by the clock of event loops
         self._beating: asyncio.AbstractEventLoop | None = None
 
-    async def lease(self, key: bytes) -> bool:
-        """Whether this process is the one to ask."""
-        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    def lease(self, key: bytes) -> asyncio.Future[bool]:
+        """Whether this process is the one to ask, once it is on disk."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[bool] = loop.create_future()
         self._leases.append((key, future))
-        self._schedule()
-        return await future
+        self._schedule(loop)
+        return future
 
-    async def store(self, entry: Entry) -> bool:
-        """Store an answer, which ends its lease; whether it is the first."""
-        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    def store(self, entry: Entry) -> asyncio.Future[bool]:
+        """Store an answer, which ends its lease; whether it is the first, once it is on disk."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[bool] = loop.create_future()
         self._entries.append((entry, future))
-        self._schedule()
-        return await future
+        self._schedule(loop)
+        return future
 
     def release(self, key: bytes) -> None:
         """End a lease without an answer, before the loop can end: whoever asks next need not wait until it expires."""
         self._released.append(key)
         asyncio.get_running_loop().call_soon(self._commit)
 
-    def _schedule(self) -> None:
-        loop = asyncio.get_running_loop()
+    def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._scheduled is not loop:
             self._scheduled = loop
             loop.call_at(self._next, self._commit)
@@ -192,10 +197,13 @@ class CachedEngine:
             tally = self.steps[asked.step]
             tally.allowed += asked.max_tokens
             tally.tokens += completion.completion_tokens
-            answer = dict(vars(completion))
-            if completion.reasoning is None:  # an entry as it was before there were any
-                del answer["reasoning"]
-            return answer
+            answer = {
+                "text": completion.text,
+                "finish": completion.finish,
+                "prompt_tokens": completion.prompt_tokens,
+                "completion_tokens": completion.completion_tokens,
+            }  # of a model that does not think as it was before there were any that do
+            return answer if completion.reasoning is None else answer | {"reasoning": completion.reasoning}
 
         return Completion(**await self._screened(request, ask, _completion))
 
@@ -233,7 +241,7 @@ class CachedEngine:
         return self._engine
 
     def _key(self, request: Generate | Choose) -> bytes:
-        content_of = {name: value for name, value in vars(request).items() if name not in NOT_IN_KEYS}
+        content_of = {name: getattr(request, name) for name in IN_KEYS[type(request)]}
         if isinstance(request, Generate) and request.sampling is not None:
             content_of["sampling"] = request.sampling.model_dump(exclude_defaults=True)
         content = canonical_json([self.fingerprint, type(request).__name__, content_of])
