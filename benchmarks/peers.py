@@ -107,7 +107,9 @@ async def ours(count: int) -> float:
 
         scheduler = Scheduler(ENGINE, Cache(out / "cache.sqlite"), None, opened)
         revise = ReviseConfig(rounds=1, max_tokens=TOKENS, temperature=TEMPERATURE)
-        rows = [out / name for name in ("revisions.jsonl", "preferences.jsonl", "rankings.jsonl")]
+        rows = [
+            out / name for name in ("revisions.jsonl", "preferences.jsonl", "rankings.jsonl", "applicability.jsonl")
+        ]
         feedback = FeedbackJob(
             prompts, constitution, templates, revise, JudgeConfig(samples=0), 0, folder, folder, [folder], [], [], *rows
         )

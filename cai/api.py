@@ -27,13 +27,14 @@ from cai.config.validation import describe
 from cai.config.yaml_files import AnySection, YamlSource, validate
 from cai.constitution import principles
 from cai.constitution.principles import Constitution
-from cai.constitution.templates import Templates
+from cai.constitution.templates import Templates, names_for
 from cai.data.jsonl import read_rows, write_text
 from cai.data.prompts import read_prompts
 from cai.data.records import Messages, Preference, Prompt, Ranking, Revision, Row, Seed, Skipped
 from cai.feedback.judge import JudgeConfig
 from cai.feedback.label import JudgePanel, LabelJob, Totals, count_work, label_rows
 from cai.feedback.revise import ReviseConfig, Reviser, calls_of_loop
+from cai.feedback.yes_no import ask_applying
 from cai.inference.cache import Cache
 from cai.inference.engine import EngineConfig
 from cai.inference.keep_alive import KeepAlive
@@ -146,7 +147,8 @@ def revise(
     Raises: CaiError naming the setting, file or row.
     """
     chosen = _settings("cai.revise", ReviseSettings, settings)
-    source, templates = _constitution(constitution), _templates("cai.revise", chosen.templates)
+    source = _constitution(constitution)
+    templates = _templates("cai.revise", chosen.templates, source)
     with _file_of("prompts", prompts) as path:
         inputs, skipped = read_prompts(path)
     [resolved] = resolve_judges([str(model)], engine=chosen.engine)
@@ -156,9 +158,11 @@ def revise(
         reviser = Reviser(templates, engine, chosen, chosen.seed)
 
         async def revisions(prompt: Prompt) -> list[Revision]:
-            return await reviser.rounds(prompt, await reviser.respond(prompt), source)
+            found = await ask_applying(source, prompt, templates, engine)
+            return await reviser.rounds(prompt, await reviser.respond(prompt), found)
 
-        stage = Stage("revising", [engine], len(inputs), (1 + calls_of_loop(chosen)) * len(inputs))
+        calls = len(principles.questions(source)) + 1 + calls_of_loop(chosen)
+        stage = Stage("revising", [engine], len(inputs), calls * len(inputs))
         scheduler.skipped += skipped
         try:
             of_prompts = scheduler.each(stage, inputs, revisions, attrgetter("id"))
@@ -187,7 +191,8 @@ def judge(
     chosen = _settings("cai.judge", JudgeSettings, settings)
     if "samples" in chosen.model_fields_set:
         raise CaiError("cai.judge: samples: no responses are sampled; it judges those in the rows")
-    source, templates = _constitution(constitution), _templates("cai.judge", chosen.templates)
+    source = _constitution(constitution)
+    templates = _templates("cai.judge", chosen.templates, source)
     templates.check_wordings(chosen.ensemble)
     names = [model] if isinstance(model, str | Path) else model
     with _file_of("answers", answers) as data, tempfile.TemporaryDirectory(prefix="cai-judge-") as aside:
@@ -316,8 +321,8 @@ def _constitution(constitution: Constitution | str | Path) -> Constitution:
     return constitution if isinstance(constitution, Constitution) else load_constitution(constitution)
 
 
-def _templates(function: str, name: str) -> Templates:
-    return Templates(find_file("templates", name, Path(function)))
+def _templates(function: str, name: str, constitution: Constitution) -> Templates:
+    return Templates(find_file("templates", name, Path(function)), names_for([constitution]))
 
 
 def _settings(function: str, kind: type[AnySection], settings: dict[str, Any]) -> AnySection:

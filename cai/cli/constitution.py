@@ -147,7 +147,8 @@ def test(
     """
     tests = read_tests([find_constitution(name, None) for name in files], principle)
     command = Path("cai constitution test")
-    found_templates = Templates(find_file("--templates", templates, command), OF_TESTS)
+    names = (*OF_TESTS, "applies") if any(placed.test.applies is not None for placed in tests) else OF_TESTS
+    found_templates = Templates(find_file("--templates", templates, command), names)
     engine = engine_settings(settings or [], EngineConfig(), command)
     [found_model] = resolve_judges([model], key_env, engine)  # last: a Hub id is downloaded here
     progress = Terminal(stderr=as_json)
@@ -214,6 +215,8 @@ def _show(name: str, principle: str | None, runs: Path) -> None:
         tests = f", {len(p.tests)} test{'s' if len(p.tests) > 1 else ''}" if p.tests else ""
         weight = f"weight {p.weight:g}, sampled {_percent(share[p.id])}{tags}{tests}, fingerprint {p.fingerprint}"
         console.print(Text(weight, style="dim"))
+        if p.applies_to is not None:
+            console.print(Text(f"applies to {visible(str(p.applies_to))}", style="dim"))
         for field in (*TEXTS, "notes"):
             if text := getattr(p, field):
                 console.print(Text(field, style="cyan"))
@@ -278,8 +281,13 @@ def _difference_as_json(a: Constitution, b: Constitution, difference: Difference
             for i, texts in reworded.items()
         },
         "reweighted": {i: {"before": before[i].weight, "after": after[i].weight} for i in difference.reweighted},
+        "rescoped": {i: {"before": _where(before[i]), "after": _where(after[i])} for i in difference.rescoped},
         "changed_calls": changed_calls(a, b)._asdict(),
     }
+
+
+def _where(principle: Principle) -> dict[str, Any] | None:
+    return principle.applies_to.model_dump() if principle.applies_to is not None else None
 
 
 def _print_difference(console: Console, a: Constitution, b: Constitution, difference: Difference) -> None:
@@ -292,6 +300,9 @@ def _print_difference(console: Console, a: Constitution, b: Constitution, differ
         weights = f"{before[i].weight:g} → {after[i].weight:g}"
         sampled = f"(sampled {_percent(share_a[i])} → {_percent(share_b[i])})"
         console.print(Text.assemble(("reweighted", "yellow"), f"  {i}  {weights}  {sampled}"))
+    for i in difference.rescoped:
+        where = (visible(str(p.applies_to or "all prompts")) for p in (before[i], after[i]))
+        console.print(Text.assemble(("rescoped", "yellow"), f"  {i}  applies to {' → '.join(where)}"))
     for i in difference.reworded:
         console.print(Text.assemble(("reworded", "yellow"), f"  {i}"))
         for field, (old, new) in _reworded(before[i], after[i]).items():
@@ -300,8 +311,10 @@ def _print_difference(console: Console, a: Constitution, b: Constitution, differ
     if any(difference):
         revisions, judge = (_percent(share) for share in changed)
         console.print(Text(f"New calls in a run: {revisions} of critiques and revisions, {judge} of the judge's."))
+        if any(p.applies_to for c in (a, b) for p in c.principles):
+            console.print("On prompts that all principles apply to; cai run --dry-run counts a run's calls.")
     else:
-        console.print("Equal: same principles, texts and weights.")
+        console.print("Equal: same principles, texts, weights and applies_to.")
     without_effect = [f"the {field}" for field in ("name", "description") if getattr(a, field) != getattr(b, field)]
     without_effect += [i for i, p in before.items() if i in after and _without_effect(p) != _without_effect(after[i])]
     if without_effect:

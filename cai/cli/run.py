@@ -21,7 +21,7 @@ from cai.runs.dry_run import dry_run as forecast
 from cai.runs.folder import RunFolder
 from cai.runs.metrics import summary_metrics, summary_warnings, training_lines
 from cai.runs.pipeline import execute
-from cai.runs.plan import Plan, Shard, holdout_warning, iteration, make_plan, shard_plan
+from cai.runs.plan import Plan, Shard, iteration, make_plan, shard_plan, start_warnings
 from cai.runs.run_file import RunConfig
 from cai.stats.formatting import counted, duration, number
 from cai.stats.intervals import Estimate
@@ -55,7 +55,7 @@ def run(
     console = Terminal()
     if dry_run:
         line(console, f"{plan.folder.name}: dry run: no model is called and nothing is written")
-        if warning := holdout_warning(plan):
+        for warning in start_warnings(plan):
             line(console, warning)
         for part in forecast_parts(forecast(plan), gpu_rate):
             show(console, part)

@@ -28,7 +28,7 @@ from cai.config.hashing import fingerprint
 from cai.config.locate import find_file
 from cai.config.yaml_files import YamlSource, apply_overrides, validate
 from cai.constitution.principles import find_principle, load_constitution
-from cai.constitution.templates import Templates
+from cai.constitution.templates import Templates, names_for
 from cai.data.prompts import read_prompts
 from cai.data.records import Message, Prompt
 from cai.feedback.revise import ReviseConfig
@@ -75,10 +75,11 @@ def try_(
         raise CaiError("--set model: `cai try` asks one model; --model names it")
 
     def load() -> Trial:
-        principles = load_constitution(file).principles
+        constitution = load_constitution(file)
+        principles = constitution.principles
         if principle is not None:
             principles = [find_principle(principles, principle, str(file))]
-        return Trial(inputs, principles, Templates(folder), revise)
+        return Trial(inputs, principles, Templates(folder, names_for([constitution])), revise)
 
     load()  # an error at the start ends the command
     check_arguments(revise.engine or EngineConfig(), "--set engine")

@@ -80,7 +80,7 @@ def compare_principles(a: RunData, b: RunData, shared: Sequence[str]) -> list[Pr
 
 
 def _kinds(a: Constitution, b: Constitution) -> dict[str, Kind]:
-    """What happened to each principle; a reworded one may be reweighted too."""
+    """What happened to each principle; a reworded one may be reweighted or rescoped too."""
     kinds: dict[str, Kind] = {}
     difference = principles.diff(a, b)
     for kind in CHANGED:
@@ -93,7 +93,8 @@ def _text(principle: Principle | None) -> PrincipleText | None:
     if principle is None:
         return None
     p = principle
-    return PrincipleText(critique=p.critique, revision=p.revision, judge=p.judge, weight=p.weight)
+    where = str(p.applies_to or "")
+    return PrincipleText(critique=p.critique, revision=p.revision, judge=p.judge, weight=p.weight, applies_to=where)
 
 
 def _uses(run: RunData, constitution: Constitution, prompts: Sequence[str]) -> dict[str, PrincipleUse]:
@@ -108,7 +109,8 @@ def _uses(run: RunData, constitution: Constitution, prompts: Sequence[str]) -> d
         if labels and i in revised
         for principle, p in labels.revisions.get(i, {}).items()
     ]
-    against = _against_others([one_round for _, one_round in rounds], verdicts)
+    everywhere = all(p.applies_to is None for p in constitution.principles)  # or prompts differ by principle
+    against = _against_others([one_round for _, one_round in rounds], verdicts) if everywhere else {}
     expected = shares(constitution)
     uses = {}
     for i in (p.id for p in constitution.principles):
@@ -156,7 +158,7 @@ def _changes(a: RunData, b: RunData, shared: Sequence[str], kinds: Mapping[str, 
         of_a, of_b = _outcomes(a, prompt_id, in_a[prompt_id]), _outcomes(b, prompt_id, in_b[prompt_id])
         differences[prompt_id] = {outcome: of_b[outcome] - of_a[outcome] for outcome in of_a if outcome in of_b}
         drawn_a, drawn_b = ([one_round.principle for one_round in run[prompt_id].rounds] for run in (in_a, in_b))
-        if drawn_a == drawn_b and all(kinds.get(i) in ("same", "reweighted") for i in drawn_a):
+        if drawn_a == drawn_b and all(kinds.get(i) in ("same", "reweighted", "rescoped") for i in drawn_a):
             same.add(prompt_id)
         for i in {*drawn_a, *drawn_b} & kinds.keys():
             met[i].append(prompt_id)

@@ -13,7 +13,7 @@ from cai.evaluation.judge_report import Agreed
 from cai.feedback.metrics import REVISION_BETTER, ROUND_METRICS
 from cai.stats.significance import Effect
 
-Kind = Literal["same", "added", "removed", "reworded", "reweighted"]
+Kind = Literal["same", "added", "removed", "reworded", "reweighted", "rescoped"]
 OUTCOMES = {
     **{metric.key: metric.meaning for metric in ROUND_METRICS},
     "verdict": f"{REVISION_BETTER.name}, {REVISION_BETTER.meaning} and this principle",
@@ -60,10 +60,12 @@ class UnpairedMetric(Row):
 class PrincipleUse(Row):
     """What a principle did in one run, over the rounds of revision on shared prompts (if any) that drew it.
 
-    `share` of all rounds, beside the share `expected` by its weight, both in [0, 1]. `means` has its outcomes without
-    those that nobody measured. `against_others` has, by outcome, the mean of its rounds less that of the rounds which
-    drew another principle: hashing decides which drew which, so that this is a randomized experiment. `pairs_judged` is
-    how many pairs of samples the judge compared by it in both orders, `position_bias` the metric of that name on them.
+    `share` of all rounds, beside the share `expected` by its weight where all principles apply, both in [0, 1].
+    `means` has its outcomes without those that nobody measured. `against_others` has, by outcome, the mean of its
+    rounds less that of the rounds which drew another principle: hashing decides which drew which, so that this is a
+    randomized experiment; it is empty where a principle of the run applies to some prompts only. `pairs_judged` is
+    how many pairs of samples the judge compared by it in both orders, `position_bias` the metric of that name on
+    them.
     """
 
     drawn: int
@@ -76,22 +78,24 @@ class PrincipleUse(Row):
 
 
 class PrincipleText(Row):
-    """The texts of a principle that a model may see, and its weight."""
+    """The texts of a principle that a model may see, its weight, and where it applies in words ("": everywhere)."""
 
     critique: str
     revision: str
     judge: str
     weight: float
+    applies_to: str = ""
 
 
 class PrincipleComparison(Row):
     """One principle in two runs; `a` or `b` is None in a run whose constitution lacks it, or that made no revisions.
 
-    `effects` has, by outcome, the paired difference B − A over `met` shared prompts: for a principle that was added,
-    removed, reworded or reweighted, those that drew it in either run and were not revised by the same principles in
-    both; for one that is the same, those that drew it and were. Where prompts revised by the same principles in both
-    runs differ too (the runs differ in more than principles), a changed principle's difference is taken from the mean
-    of those `controls`, and what is left is due to the principle.
+    `effects` has, by outcome, the paired difference B − A over `met` shared prompts: for a principle that was
+    added, removed, reworded, reweighted or applies to other prompts (rescoped), those that drew it in either run
+    and were not revised by the same principles in both; for one that is the same, those that drew it and were.
+    Where prompts revised by the same principles in both runs differ too (the runs differ in more than principles),
+    a changed principle's difference is taken from the mean of those `controls`, and what is left is due to the
+    principle.
     """
 
     id: str

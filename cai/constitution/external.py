@@ -229,6 +229,7 @@ def _skipped(constitution: Constitution, *fields: str) -> list[str]:
     dropped = [{"id": "ids", "judge": "the judge's questions"}.get(field, f"{field}s") for field in fields]
     for plural, has_any in (
         ("weights", any(p.weight != 1 for p in constitution.principles)),
+        ("applies_to, so that the principles apply to all prompts", any(p.applies_to for p in constitution.principles)),
         ("tags", any(p.tags for p in constitution.principles)),
         ("notes", any(p.notes for p in constitution.principles)),
         ("tests", any(p.tests for p in constitution.principles)),

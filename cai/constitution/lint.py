@@ -33,6 +33,8 @@ Rule = Literal[
     "too-long",
     "position",
     "no-choice",
+    "no-yes-no",
+    "no-general",
     "look-alike",
     "alias",
     "tab",
@@ -139,12 +141,14 @@ def about_one(principle: Principle, at: At) -> Iterator[Finding]:
     yield from _long_texts(principle, at)
     yield from _disagreement(principle, at)
     yield from _judge(principle, at)
+    yield from _question(principle, at)
     yield from _framing(principle, at)
 
 
 def about_all(constitution: Constitution, at: At) -> Iterator[Finding]:
     """Findings about principles side by side."""
     yield from _starved(constitution, at)
+    yield from _no_general(constitution, at)
     yield from _alike(constitution, at)
 
 
@@ -200,6 +204,10 @@ POSITIONS = re.compile(
     r"|(?i:\bthe\s+(?:former|latter)\b)"
 )
 ABOUT_ONE = re.compile(r"\s*(?:is|are|was|does|do|did|has|have|can|could|should|would|will|how)\b", re.IGNORECASE)
+YES_NO = re.compile(
+    r"\s*(?:is|are|was|were|does|do|did|has|have|had|can|could|should|would|will|may|might|must)\b.*\?\s*$",
+    re.IGNORECASE | re.DOTALL,
+)
 CHOOSES = re.compile(r"\b(?:choose|pick|select|prefer|compare|favou?r|rank)\b", re.IGNORECASE)
 
 
@@ -214,6 +222,14 @@ def _judge(principle: Principle, at: At) -> Iterator[Finding]:
         reason = "judge does not ask for a choice between two answers, but its reply is read as one"
         suggestion = "start with “Which answer …” and end with a question mark"
         yield Finding(*place, "no-choice", "warning", reason, suggestion)
+
+
+def _question(principle: Principle, at: At) -> Iterator[Finding]:
+    where = principle.applies_to
+    if where is not None and where.question is not None and not YES_NO.match(where.question):
+        reason = "the question under applies_to cannot be answered by Yes or No, and its reply is read as one of them"
+        suggestion = "start with “Does the message …” or “Is …” and end with a question mark"
+        yield Finding(*at(principle, "applies_to"), "no-yes-no", "warning", reason, suggestion)
 
 
 def _framing(principle: Principle, at: At) -> Iterator[Finding]:
@@ -236,6 +252,14 @@ def _starved(constitution: Constitution, at: At) -> Iterator[Finding]:
             reason = f"with weight {principle.weight:g} it is sampled {often}, less than once in {1 / MIN_SHARE:.0f}"
             suggestion = "raise its weight, lower the others, or delete it"
             yield Finding(*at(principle, "weight"), "rarely-drawn", "warning", reason, suggestion)
+
+
+def _no_general(constitution: Constitution, at: At) -> Iterator[Finding]:
+    first = constitution.principles[0]
+    if all(principle.applies_to is not None for principle in constitution.principles):
+        reason = "every principle has applies_to: prompts that none applies to are neither revised nor judged"
+        suggestion = "add a principle without applies_to, if that is not what you want"
+        yield Finding(*at(first, "applies_to"), "no-general", "hint", reason, suggestion)
 
 
 def _alike(constitution: Constitution, at: At) -> Iterator[Finding]:
@@ -348,8 +372,10 @@ def _characters(path: Path, text: str, starts: dict[int, str]) -> Iterator[Findi
 
 def _escapes(principle: Principle, text: str, at: At) -> Iterator[Finding]:
     """Characters that the file contains only as an escape, such as \\u202e in quotes."""
-    for field in TEXTS:
-        value = getattr(principle, field)
+    seen: dict[str, str] = {field: getattr(principle, field) for field in TEXTS}
+    if principle.applies_to is not None and principle.applies_to.question is not None:
+        seen["applies_to"] = principle.applies_to.question
+    for field, value in seen.items():
         for position, name in hidden_characters(" " + value):
             if value[position - 1] not in text:
                 reason = f"{field} contains an escaped {name}, which is invisible but reaches the model"

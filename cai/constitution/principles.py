@@ -7,7 +7,7 @@ import difflib
 import math
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -48,7 +48,31 @@ class Phrases(yaml_files.Section):
         return self
 
 
-EXPECTATIONS = ("critique", "revision", "better", "worse")
+class AppliesTo(yaml_files.Section):
+    """Which prompts a principle applies to: those with one of the tags, and to which the answer is Yes."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"anyOf": [{"required": ["tags"]}, {"required": ["question"]}]},
+    )
+
+    tags: list[Quoted] = []
+    """Tags of prompts, of which a prompt needs one; none: prompts of any tags."""
+    question: Quoted | None = None
+    """Asked about the prompt, which ends with the user's message; the model's answer is Yes or No."""
+
+    @model_validator(mode="after")
+    def _some(self) -> "AppliesTo":
+        if not self.tags and self.question is None:
+            raise ValueError("no condition; give tags or a question")
+        return self
+
+    def __str__(self) -> str:
+        """In a few words, as lists and comparisons show it."""
+        tags = [f"tags {', '.join(self.tags)}"] if self.tags else []
+        return "; ".join([*tags, *([self.question] if self.question else [])])
+
+
+EXPECTATIONS = ("applies", "critique", "revision", "better", "worse")
 """The fields of a test that state an expectation."""
 
 
@@ -63,6 +87,8 @@ class PrincipleTest(yaml_files.Section):
     """The user's prompt."""
     draft: Quoted
     """An answer to the prompt."""
+    applies: bool | None = None
+    """Whether the principle must apply to the prompt, by its question."""
     critique: Literal["finds", "finds nothing"] | None = None
     """Whether the critique of the draft must find a problem."""
     revision: Phrases | None = None
@@ -72,7 +98,7 @@ class PrincipleTest(yaml_files.Section):
     worse: Quoted | None = None
     """An answer that the judge must rank below the draft."""
     least: Annotated[float, Field(ge=0.5, le=1)] = 0.5
-    """Minimum probability for the critique and the judge to pass; exactly one half never passes."""
+    """Minimum probability for all but the revision to pass; exactly one half never passes."""
 
     @model_validator(mode="after")
     def _expects_something(self) -> "PrincipleTest":
@@ -96,6 +122,8 @@ class Principle(yaml_files.Section):
     """The question by which a judge chooses the better of two answers."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """How often the principle is sampled, relative to the others."""
+    applies_to: AppliesTo | None = None
+    """The prompts that it is sampled for; null: all."""
     tags: list[str] = []
     """For people; models do not see them."""
     notes: str = ""
@@ -116,9 +144,18 @@ class Principle(yaml_files.Section):
             raise ValueError(f"'{field}' is empty; {expected[field]}")
         return text
 
+    @model_validator(mode="after")
+    def _questions_exist(self) -> "Principle":
+        for number, test in enumerate(self.tests):
+            if test.applies is not None and (self.applies_to is None or self.applies_to.question is None):
+                message = "the principle has no question to test; give it applies_to.question"
+                at = ("tests", number, "applies")
+                raise PydanticCustomError("no_question", "{message}", {"message": message, "at": at})
+        return self
+
     @property
     def fingerprint(self) -> str:
-        """Hash of the three texts a model sees; weight, tags, notes and tests are excluded."""
+        """Hash of the three texts that criticise, revise and judge; all else is excluded."""
         return _fingerprint(self.critique, self.revision, self.judge)
 
 
@@ -152,10 +189,25 @@ class Constitution(yaml_files.Section):
             seen[principle.id] = index
         return self
 
+    def with_principles(self, principles: list[Principle]) -> "Constitution":
+        """The same with other principles, maybe none."""
+        return self.model_copy(update={"principles": principles})
+
     @property
     def fingerprint(self) -> str:
-        """Hash of all that can change a run: ids, weights and texts, in any order."""
-        return fingerprint(sorted([p.id, p.weight, p.fingerprint] for p in self.principles))
+        """Hash of all that can change a run: ids, weights, texts and where they apply, in any order."""
+        return fingerprint(sorted([p.id, p.weight, p.fingerprint, *_where(p)] for p in self.principles))
+
+
+def _where(principle: Principle) -> list[dict[str, object]]:
+    """What a principle's applies_to adds to hashes and manifests; nothing where there is none."""
+    return [] if principle.applies_to is None else [principle.applies_to.model_dump()]
+
+
+def manifest_of(constitution: Constitution) -> dict[str, object]:
+    """A constitution as manifests have it: each principle's hash of texts, its weight and where it applies, by id."""
+    keys = ("text", "weight", "applies_to")
+    return {p.id: dict(zip(keys, [p.fingerprint, p.weight, *_where(p)], strict=False)) for p in constitution.principles}
 
 
 def load_constitution(path: Path) -> Constitution:
@@ -177,6 +229,42 @@ def find_principle(principles: Sequence[Principle], id: str, where: str) -> Prin
     return principles[ids.index(id)]
 
 
+APPLIES_FROM = 0.5
+"""P(Yes) from which a question says that a principle applies."""
+
+
+def questions(constitution: Constitution, tags: Sequence[str] | None = None) -> list[str]:
+    """The distinct questions that decide which principles apply, in order; of prompts with these tags, or of any."""
+    asked = (
+        p.applies_to.question
+        for p in constitution.principles
+        if p.applies_to is not None and (tags is None or _has_tag(p.applies_to, tags))
+    )
+    return list(dict.fromkeys(question for question in asked if question is not None))
+
+
+def applying(constitution: Constitution, tags: Sequence[str], answers: Mapping[str, float]) -> Constitution:
+    """The constitution with the principles that apply to a prompt, which may be none; itself where all of them do.
+
+    `answers` holds P(Yes), in [0, 1], by question: all of `questions` for these tags. Draws are made among what is
+    left, so that a prompt's draw moves only where the principle drawn before or after starts or stops to apply.
+    """
+    left = [
+        p
+        for p in constitution.principles
+        if p.applies_to is None
+        or (
+            _has_tag(p.applies_to, tags)
+            and (p.applies_to.question is None or answers[p.applies_to.question] >= APPLIES_FROM)
+        )
+    ]
+    return constitution if len(left) == len(constitution.principles) else constitution.with_principles(left)
+
+
+def _has_tag(where: AppliesTo, tags: Sequence[str]) -> bool:
+    return not where.tags or not set(where.tags).isdisjoint(tags)
+
+
 def assign(constitution: Constitution, seed: int, prompt_id: str, occasion: str, count: int = 1) -> list[Principle]:
     """The principles an example draws on an occasion (`round 1`, `judge`), by weighted rendezvous hashing.
 
@@ -193,7 +281,7 @@ def assign(constitution: Constitution, seed: int, prompt_id: str, occasion: str,
 
 
 def shares(constitution: Constitution) -> dict[str, float]:
-    """P(a principle is sampled first) by id, in (0, 1], summing to 1."""
+    """P(a principle is sampled first) by id, in (0, 1], summing to 1, for a prompt that all principles apply to."""
     total = sum(p.weight for p in constitution.principles)
     return {p.id: p.weight / total for p in constitution.principles}
 
@@ -205,6 +293,8 @@ class Difference(NamedTuple):
     removed: list[str]
     reworded: list[str]
     reweighted: list[str]
+    rescoped: list[str]
+    """Those with another applies_to."""
 
 
 def diff(a: Constitution, b: Constitution) -> Difference:
@@ -216,6 +306,7 @@ def diff(a: Constitution, b: Constitution) -> Difference:
         removed=sorted(before.keys() - after.keys()),
         reworded=[i for i in shared if before[i].fingerprint != after[i].fingerprint],
         reweighted=[i for i in shared if before[i].weight != after[i].weight],
+        rescoped=[i for i in shared if before[i].applies_to != after[i].applies_to],
     )
 
 
@@ -233,6 +324,9 @@ def changed_calls(a: Constitution, b: Constitution) -> ChangedCalls:
     the arrival times of `assign` are the same exponentials in both, so i comes first in both when every other one
     arrives later by the larger of the two ratios of weights; 0 stands for the weight of a principle that is not there.
     A draw that stays is a cache miss where a text it uses was reworded: critique or revision, or the judge's.
+
+    With `applies_to` these are the shares of prompts that all principles apply to, and a principle with another
+    applies_to counts as if each of its draws moved: on other prompts the shares differ, and a dry run counts them.
     """
     before, after = ({p.id: p for p in c.principles} for c in (a, b))
     ids = sorted(before.keys() | after.keys())
@@ -246,7 +340,8 @@ def changed_calls(a: Constitution, b: Constitution) -> ChangedCalls:
     }
 
     def miss_share(*fields: TextField) -> float:
-        same = (i for i in stays if all(getattr(before[i], f) == getattr(after[i], f) for f in fields))
+        kept = (*fields, "applies_to")
+        same = (i for i in stays if all(getattr(before[i], f) == getattr(after[i], f) for f in kept))
         share = 1 - sum(stays[i] for i in same)
         return share if share > 1e-9 else 0.0  # rounding
 
@@ -305,7 +400,8 @@ principles:
     # Which of two answers is better? Both orders are judged, so the question must not name a position.
     judge: >-
       Which answer makes its general statements clearer, with a short, concrete example for each?
-    # Optional: how often it is sampled relative to the others (default 1), and notes for people.
+    # Optional: how often it is sampled relative to the others (default 1), the prompts it is sampled for (default all:
+    # `applies_to: {question: Does the message ask for an explanation?}`), and notes for people.
     weight: 1
     tags: [clarity]
     notes: >-
@@ -336,6 +432,8 @@ def _principle(principle: Principle) -> list[str]:
     lines = [f"  - id: {_scalar(principle.id)}"]
     for field in TEXTS:
         lines += _text(field, getattr(principle, field), "    ")
+    if principle.applies_to is not None:
+        lines += _applies_to(principle.applies_to)
     if principle.tags:
         lines.append(f"    tags: [{', '.join(map(_scalar, principle.tags))}]")
     if principle.weight != 1:
@@ -349,6 +447,13 @@ def _principle(principle: Principle) -> list[str]:
             first, *others = _test(test, "        ")
             lines += [f"      - {first.strip()}", *others]
     return lines
+
+
+def _applies_to(where: AppliesTo) -> list[str]:
+    lines = ["    applies_to:"]
+    if where.tags:
+        lines.append(f"      tags: [{', '.join(map(_scalar, where.tags))}]")
+    return lines + (_text("question", where.question, "      ") if where.question is not None else [])
 
 
 def _test(test: PrincipleTest, indent: str) -> list[str]:

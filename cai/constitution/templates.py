@@ -7,8 +7,10 @@
                      between; sees principle, messages, responses, cot, wording
     critique_check.jinja
                      the blocks `question` and `answer` (the start of the answer, up to Yes or No): whether a critique
-                     points out a problem; sees principle, prompt, response, critique. `cai constitution test` alone
-                     reads it; runs do without.
+                     points out a problem; sees principle, prompt, response, critique. `cai constitution test` reads
+                     it, and runs that revise only where it does.
+    applies.jinja    the blocks `question` and `answer`, as above: whether a principle applies to a prompt; sees
+                     question, messages, prompt. Read where a principle has a question under `applies_to:`
     few_shot.yaml    optional: turns put before the conversation, under `revision:` and `judge:`
 
 Of their variables, `principle` is a dict of its id, critique, revision and judge; `round` counts from 1; `prompt` is
@@ -21,7 +23,7 @@ stranger's: no file is read from outside it, by whatever link, and a template do
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,7 @@ from cai.config import yaml_files
 from cai.config.errors import CaiError
 from cai.config.hashing import fingerprint
 from cai.config.yaml_files import load_yaml, read_text
-from cai.constitution.principles import Principle
+from cai.constitution.principles import Constitution, Principle, questions
 from cai.constitution.sandbox import MAX_SOURCE, Template
 from cai.constitution.template_syntax import TemplateFault
 from cai.data.records import Message, Messages
@@ -42,6 +44,7 @@ VARIABLES = {
     "revise": {"principle", "round", "prompt", "critique"},
     "judge": {"principle", "messages", "responses", "cot", "wording"},
     "critique_check": {"principle", "prompt", "response", "critique"},
+    "applies": {"question", "messages", "prompt"},
 }
 RENAMED = {
     "request": "prompt",
@@ -51,9 +54,11 @@ RENAMED = {
     "thinking": "cot",
 }
 RENAMED_FILES = {"critique_check": "finds"}
-BLOCKS = {"judge": {"question", "answer", "verdict"}, "critique_check": {"question", "answer"}}
+YES_NO = {"question", "answer"}
+BLOCKS = {"judge": {"question", "answer", "verdict"}, "critique_check": YES_NO, "applies": YES_NO}
 OF_RUNS = ("critique", "revise", "judge")
 OF_TESTS = (*OF_RUNS, "critique_check")
+ADDED = {"applies": "a question under applies_to"}  # templates that a folder may lack, and what needs them
 FEW_SHOT = "few_shot.yaml"
 SAMPLE: dict[str, Any] = {
     "principle": {"id": "sample", "critique": "What is wrong?", "revision": "Mend it.", "judge": "Which is better?"},
@@ -64,7 +69,13 @@ SAMPLE: dict[str, Any] = {
     "responses": {"A": "They are content.", "B": "Nobody knows."},
     "response": "They are content.",
     "wording": 1,
+    "question": "Does the message ask about animals?",
 }
+
+
+def names_for(constitutions: Iterable[Constitution], names: tuple[str, ...] = OF_RUNS) -> tuple[str, ...]:
+    """The templates that work by these constitutions needs: the given ones, and `applies` where they have questions."""
+    return (*names, "applies") if any(questions(constitution) for constitution in constitutions) else names
 
 
 class FewShot(yaml_files.Section):
@@ -163,6 +174,12 @@ class Templates:
         question, start = (self._render("critique_check", values, block=block) for block in ("question", "answer"))
         return [Message(role="user", content=question), Message(role="assistant", content=start)]
 
+    def applies(self, question: str, messages: Messages) -> Messages:
+        """The conversation that asks the question of a principle about a prompt; ends inside the reply."""
+        values = {"question": question, "messages": messages, "prompt": messages[-1]["content"]}
+        text, start = (self._render("applies", values, block=block) for block in ("question", "answer"))
+        return [Message(role="user", content=text), Message(role="assistant", content=start)]
+
     def _checked(self, name: str) -> Template:
         try:
             template = Template(self._sources[name], VARIABLES[name], RENAMED)
@@ -216,6 +233,8 @@ def _source(folder: Path, name: str) -> str:
     old = folder / f"{RENAMED_FILES.get(name, name)}.jinja"
     if not path.exists() and old.exists():
         raise CaiError(f"{old}: this template is named {path.name} now; rename the file")
+    if name in ADDED and not path.exists():
+        raise CaiError(f"{path}: this template is missing, which {ADDED[name]} needs; copy it from prompts/default")
     if (length := len(source := read_text(_within(path)))) > MAX_SOURCE:
         raise CaiError(f"{path}: {length:,} characters; expected a template of at most {MAX_SOURCE:,}")
     return source

@@ -68,6 +68,16 @@ class Demonstration(Row):
     completion: str
 
 
+class Applicability(Row):
+    """A model's answer to a question under a principle's `applies_to`, about a prompt; of several principles once."""
+
+    prompt_id: str
+    question: str
+    p: Probability  # P(Yes) against No
+    non_option_mass: Probability  # probability mass outside both
+    model: str  # engine fingerprint
+
+
 class Revision(Row):
     """One round of the critique–revise loop, with its provenance."""
 

@@ -15,7 +15,7 @@ from cai.config.errors import RequestRefused
 from cai.config.hashing import fingerprint
 from cai.config.locate import find_file
 from cai.config.yaml_files import Temperature, Tokens
-from cai.constitution.principles import Constitution, load_constitution
+from cai.constitution.principles import Constitution, load_constitution, questions
 from cai.constitution.templates import Templates
 from cai.data.records import Answer, Attacked, Judgement, Messages, Prompt, Reply, Sampled, Skipped, Verdict
 from cai.evaluation.injection import Target, Variant, drawn
@@ -37,6 +37,7 @@ from cai.evaluation.probes import (
 )
 from cai.feedback.judge import Judge, soft_label
 from cai.feedback.revise import respond
+from cai.feedback.yes_no import NothingApplies, ask_applying
 from cai.inference.cache import Tally
 from cai.inference.cached_engine import CachedEngine
 from cai.inference.engine import EngineConfig, Generation
@@ -286,40 +287,48 @@ class PolicyEvaluation:
             if {(policy, HELD_OUT, prompt.id), (against, HELD_OUT, prompt.id)} <= texts.keys()
         ]
 
-        async def compare(pair: AnswerPair) -> list[Judgement]:
-            return [
-                Judgement(
-                    axis=axis,
-                    prompt_id=pair.prompt.id,
-                    tags=pair.prompt.tags,
-                    policy=pair.policy,
-                    against=pair.against,
-                    p=soft_label(verdicts) if verdicts else 0.5,
-                    verdicts=verdicts,
-                    judge=engine.fingerprint,
-                )
-                for axis, verdicts in (await self._verdicts(pair, list(plan.axes), engine)).items()
-            ]
+        def row(pair: AnswerPair, axis: str, verdicts: list[Verdict] | NothingApplies) -> Judgement | Skipped:
+            if isinstance(verdicts, NothingApplies):
+                return Skipped.refused(pair.prompt.id, f"judge: {axis}", verdicts)
+            return Judgement(
+                axis=axis,
+                prompt_id=pair.prompt.id,
+                tags=pair.prompt.tags,
+                policy=pair.policy,
+                against=pair.against,
+                p=soft_label(verdicts) if verdicts else 0.5,
+                verdicts=verdicts,
+                judge=engine.fingerprint,
+            )
 
-        principles = sum(len(axis.principles) for axis in plan.axes.values())
-        step = Step("judge: comparisons", engine, 2 * principles * sum(pair.own != pair.other for pair in pairs))
+        async def compare(pair: AnswerPair) -> list[Judgement | Skipped]:
+            return [row(pair, *on_axis) for on_axis in (await self._verdicts(pair, list(plan.axes), engine)).items()]
+
+        calls = sum(2 * len(axis.principles) + len(questions(axis)) for axis in plan.axes.values())
+        step = Step("judge: comparisons", engine, calls * sum(pair.own != pair.other for pair in pairs))
         by_pair = await self._each(step, pairs, compare, lambda pair: pair.prompt.id)
-        self.judgements = sorted(
-            (row for rows in by_pair for row in rows), key=lambda row: list(plan.axes).index(row.axis)
-        )
+        rows = [row for rows in by_pair for row in rows]
+        judgements = [row for row in rows if isinstance(row, Judgement)]
+        self.judgements = sorted(judgements, key=lambda row: list(plan.axes).index(row.axis))
+        self.skipped += [row for row in rows if isinstance(row, Skipped)]
 
-    async def _verdicts(self, pair: AnswerPair, axes: Sequence[str], engine: CachedEngine) -> dict[str, list[Verdict]]:
-        """On each axis by all its principles in both orders; none of equal answers, a tie that needs no verdict."""
-        plan = self.plan
+    async def _verdicts(
+        self, pair: AnswerPair, axes: Sequence[str], engine: CachedEngine
+    ) -> dict[str, list[Verdict] | NothingApplies]:
+        """On each axis by all its principles that apply, in both orders; equal answers tie without a call."""
+
+        async def on_axis(axis: Constitution) -> list[Verdict] | NothingApplies:
+            try:
+                found = await ask_applying(axis, pair.prompt, self.plan.templates, engine)
+            except NothingApplies as reason:
+                return reason
+            judge = Judge(self.plan.templates, engine)
+            return (await judge.compare(pair.prompt.messages, (pair.own, pair.other), found.principles))[0, 1]
+
         if pair.own == pair.other:
             return {axis: [] for axis in axes}
-        by_axis = [(axis, principle) for axis in axes for principle in plan.axes[axis].principles]
-        principles = [principle for _, principle in by_axis]
-        judge = Judge(plan.templates, engine)
-        verdicts = (await judge.compare(pair.prompt.messages, (pair.own, pair.other), principles))[0, 1]
-        return {
-            axis: [verdict for (of, _), verdict in zip(by_axis, verdicts, strict=True) if of == axis] for axis in axes
-        }
+        verdicts = await asyncio.gather(*(on_axis(self.plan.axes[axis]) for axis in axes))
+        return dict(zip(axes, verdicts, strict=True))
 
     async def _question(self, probes: Probes, engine: CachedEngine) -> None:
         """The judge on every single answer; an empty one has nothing to ask about."""
@@ -357,7 +366,7 @@ class PolicyEvaluation:
             for row in self.judgements
             if (row.axis, row.policy, row.against) == (OVERALL, policy, against) and row.verdicts
         }
-        targets = []
+        targets, tags = [], {prompt.id: prompt.tags for prompt in plan.prompts}
         for prompt in plan.prompts[: plan.limit]:
             if prompt.id in labels:
                 answers = [texts[name, HELD_OUT, prompt.id] for name in (policy, against)]
@@ -374,9 +383,11 @@ class PolicyEvaluation:
 
         async def attack(item: tuple[Variant, Target]) -> Attacked:
             variant, target = item
-            prompt = Prompt(id=target.prompt_id, messages=target.messages)
+            prompt = Prompt(id=target.prompt_id, messages=target.messages, tags=tags[target.prompt_id])
             pair = AnswerPair(prompt, policy, against, variant.put_into(target.answer), target.other)
             verdicts = (await self._verdicts(pair, [OVERALL], engine))[OVERALL]
+            if isinstance(verdicts, NothingApplies):  # not of a prompt that has a label
+                raise verdicts
             return target.attacked(variant, soft_label(verdicts), engine.fingerprint)
 
         step = Step("judge: injection", engine, 2 * len(plan.axes[OVERALL].principles) * len(items))
@@ -386,8 +397,13 @@ class PolicyEvaluation:
         """The eval judge on what PPO sampled on its way, against the reference's answers to the same prompts."""
         plan, texts = self.plan, self._texts()
         name = plan.reference.name
+        tags = {prompt.id: prompt.tags for prompt in plan.policies[1].training_prompts} if self.samples else {}
+
+        def prompt(sample: Sampled) -> Prompt:
+            return Prompt(id=sample.prompt_id, messages=sample.messages, tags=tags.get(sample.prompt_id, []))
+
         pairs = [
-            (sample, AnswerPair(Prompt(id=sample.prompt_id, messages=sample.messages), "", name, sample.text, other))
+            (sample, AnswerPair(prompt(sample), "", name, sample.text, other))
             for sample in self.samples
             if (other := texts.get((name, TRAINING_SAMPLES, sample.prompt_id))) is not None
         ]
@@ -395,6 +411,8 @@ class PolicyEvaluation:
         async def compare(item: tuple[Sampled, AnswerPair]) -> Sampled:
             sample, pair = item
             verdicts = (await self._verdicts(pair, [OVERALL], engine))[OVERALL]
+            if isinstance(verdicts, NothingApplies):
+                raise verdicts
             return sample.model_copy(update={"p": soft_label(verdicts) if verdicts else 0.5, "verdicts": verdicts})
 
         step = Step("judge: training samples", engine, 2 * len(plan.axes[OVERALL].principles) * len(pairs))

@@ -335,22 +335,6 @@ def swapped(verdict: Verdict) -> Verdict:
     )
 
 
-class CritiqueCheck(NamedTuple):
-    """Whether a critique points out a problem: `p` is P(Yes) against No, in [0, 1]."""
-
-    p: float
-    non_option_mass: float
-
-
-async def check_critique(
-    principle: Principle, prompt: str, response: str, critique: str, templates: Templates, engine: Engine
-) -> CritiqueCheck:
-    """Ask whether the critique of `response` by a principle points out a problem in it: one call."""
-    messages = templates.critique_check(principle, prompt, response, critique)
-    yes, no = (max(logp, MIN_LOG_PROB) for logp in await engine.choose(Choose(messages, (" Yes", " No"))))
-    return CritiqueCheck(sigmoid(yes - no), min(1.0, max(0.0, 1.0 - math.exp(yes) - math.exp(no))))
-
-
 def rank_answers(judged: JudgedAnswers, labels: Mapping[Pair, float]) -> Ranking:
     """The answers that the labels of pairs compare, best first; of equals the earlier one."""
     strengths = bradley_terry(labels)

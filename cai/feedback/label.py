@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cai.config.errors import CaiError, RequestRefused
-from cai.constitution.principles import Constitution
+from cai.constitution.principles import Constitution, manifest_of, questions
 from cai.constitution.templates import Templates
 from cai.data.jsonl import RowWriter, file_fingerprint, write_text
 from cai.data.manifest import Claim, Output, claimed, versions
@@ -34,6 +34,7 @@ from cai.feedback.judge import (
     rank_judged,
 )
 from cai.feedback.metrics import JUDGE_METRICS, PromptMeans
+from cai.feedback.yes_no import ask_applying
 from cai.inference.cache import AnyCache, Cache
 from cai.inference.cached_engine import CachedEngine
 from cai.inference.chat import control_counts, spells_control
@@ -99,12 +100,13 @@ def count_work(job: LabelJob) -> Extent:
     """
     reasons: Counter[str] = Counter()
     sets = pairs = most = calls = 0
+    asked = len(questions(job.constitution))
     for item in candidates(job, lambda row: reasons.update([row.reason])):
         different = len({answer for answer in item.answers if answer})
         sets += 1
         pairs += len(item.answers) * (len(item.answers) - 1) // 2
         most = max(most, len(item.answers))
-        calls += calls_for_answers(job.settings, len(job.constitution.principles), different)
+        calls += asked + calls_for_answers(job.settings, len(job.constitution.principles), different)
     if not sets:
         why = ", ".join(f"{n} × {reason}" for reason, n in reasons.items())
         raise CaiError(f"{job.data}: nothing to judge in this file" + (f": {why}" if why else ""))
@@ -153,7 +155,8 @@ class JudgePanel:
         judge = Judge(job.templates, engine, job.settings, job.seed)
 
         async def ask(item: Candidates) -> Verdicts:
-            return await judge.judge_answers(item.prompt, item.answers, job.constitution)
+            constitution = await ask_applying(job.constitution, item.prompt, job.templates, engine)
+            return await judge.judge_answers(item.prompt, item.answers, constitution)
 
         name = "judging" if of == 1 else f"judging, {number} of {of}"
         stage = Stage(name, [engine], self._extent.sets, self._extent.calls, "rows")
@@ -202,7 +205,7 @@ def label_claim(command: str, job: LabelJob, folder: Path, **options: Any) -> Cl
         "judges": [model_fingerprint(judge) for judge in job.judges],
         "constitution": {
             "name": job.constitution.name,
-            "principles": {p.id: {"text": p.fingerprint, "weight": p.weight} for p in job.constitution.principles},
+            "principles": manifest_of(job.constitution),
         },
         "templates": job.templates.fingerprint,
         "settings": job.settings.model_dump(mode="json", exclude={"samples", "model", "key_env", "engine"}),

@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path
 
 from cai.config.errors import RequestRefused
-from cai.constitution.principles import Constitution
+from cai.constitution.principles import Constitution, questions
 from cai.constitution.templates import Templates
 from cai.data.jsonl import RowWriter
-from cai.data.records import Preference, Prompt, Ranking, Revision, Skipped
+from cai.data.records import Applicability, Preference, Prompt, Ranking, Revision, Skipped
 from cai.feedback.judge import (
     Judge,
     JudgeConfig,
@@ -28,6 +28,7 @@ from cai.feedback.judge import (
     rank_judged,
 )
 from cai.feedback.revise import ReviseConfig, Reviser, calls_of_loop, revision_preference
+from cai.feedback.yes_no import NothingApplies, applying_to, ask_applicability
 from cai.inference.cached_engine import CachedEngine
 from cai.inference.engine import Completion
 from cai.inference.models import Model
@@ -52,6 +53,7 @@ class FeedbackJob:
     revisions_jsonl: Path
     preferences_jsonl: Path
     rankings_jsonl: Path  # written of more than two samples
+    applicability_jsonl: Path  # written where principles have questions
 
 
 @dataclass
@@ -92,7 +94,9 @@ class Journey:
         self.prompt = prompt
         self.revisions: list[Revision] = []
         self.skipped: list[Skipped] = []
+        self.applicability: list[Applicability] = []
         self._feedback, self._job = feedback, feedback.job
+        self._constitution = feedback.job.constitution  # the principles that apply
         self._samples: list[str] = []
         self._thoughts: list[str | None] = []  # before each of them
         self._verdicts: list[tuple[str, Verdicts]] = []  # on the samples, of each judge by its fingerprint
@@ -102,8 +106,16 @@ class Journey:
     async def generate(self) -> None:
         """Write all texts; a judge that is the same model judges each as soon as it is there.
 
-        A refused draft is raised; revision and samples may be refused each without the other.
+        A prompt that no principle applies to is skipped. A refused draft is raised; revision and samples may be refused
+        each without the other.
         """
+        constitution, templates = self._job.constitution, self._job.templates
+        self.applicability = await ask_applicability(constitution, self.prompt, templates, self._feedback.critic)
+        try:
+            self._constitution = applying_to(constitution, self.prompt, self.applicability)
+        except NothingApplies as reason:
+            self._skip("feedback", reason)
+            return
         draft = await self._feedback.reviser.respond(self.prompt)
         results = await asyncio.gather(self._revise(draft), self._sample(draft), return_exceptions=True)
         for result, stage in zip(results, ("revisions", "judged pairs"), strict=True):
@@ -142,7 +154,7 @@ class Journey:
             await self._judge_samples(self._feedback.judge(self._feedback.model))
 
     async def _revise(self, draft: Completion) -> None:
-        self.revisions = await self._feedback.reviser.rounds(self.prompt, draft, self._job.constitution)
+        self.revisions = await self._feedback.reviser.rounds(self.prompt, draft, self._constitution)
         if not self.revisions:
             return
         pair = revision_preference(self.revisions)
@@ -155,14 +167,14 @@ class Journey:
 
     async def _judge_samples(self, judge: Judge) -> None:
         if self._samples:
-            verdicts = await judge.judge_answers(self.prompt, self._samples, self._job.constitution)
+            verdicts = await judge.judge_answers(self.prompt, self._samples, self._constitution)
             self._verdicts.append((judge.engine.fingerprint, verdicts))
 
     async def _judge_revision(self, judge: Judge) -> None:
         if self._revision_pair is None or not self._job.judge.revisions:
             return
         try:
-            verdicts = await judge.judge_revision(self._revision_pair, self._job.constitution)
+            verdicts = await judge.judge_revision(self._revision_pair, self._constitution)
             self._revision_verdicts.append((judge.engine.fingerprint, verdicts))
         except RequestRefused as refusal:  # the pair stands without its verdicts
             self._skip("verdicts on revisions", refusal)
@@ -188,7 +200,7 @@ class Journey:
 
 
 async def collect_feedback(job: FeedbackJob, scheduler: Scheduler) -> None:
-    """Write revisions.jsonl, preferences.jsonl and, of more than two samples, rankings.jsonl.
+    """Write revisions.jsonl, preferences.jsonl, of more than two samples rankings.jsonl, and answers to questions.
 
     What is not used goes to `scheduler.skipped`, prompt by prompt in their order.
     """
@@ -199,6 +211,7 @@ async def collect_feedback(job: FeedbackJob, scheduler: Scheduler) -> None:
             files.enter_context(RowWriter(path)) for path in (job.revisions_jsonl, job.preferences_jsonl)
         )
         rankings = files.enter_context(RowWriter(job.rankings_jsonl)) if job.judge.samples > 2 else None
+        asked = files.enter_context(RowWriter(job.applicability_jsonl)) if questions(job.constitution) else None
 
         def write(journey: Journey) -> None:
             for pair in journey.preferences():
@@ -210,6 +223,9 @@ async def collect_feedback(job: FeedbackJob, scheduler: Scheduler) -> None:
         waiting: list[Journey] = []  # for judges that are other models
         try:
             async for journey in _generate(feedback, scheduler):
+                if asked is not None:
+                    for answer in journey.applicability:
+                        asked.write(answer)
                 for row in journey.revisions:
                     revisions.write(row)
                 if feedback.other_judges:
@@ -231,7 +247,7 @@ async def collect_feedback(job: FeedbackJob, scheduler: Scheduler) -> None:
 async def _generate(feedback: _Feedback, scheduler: Scheduler) -> AsyncIterator[Journey]:
     """The journey of every prompt whose draft is not refused, in order, once all its texts are there."""
     job = feedback.job
-    calls = 1 + calls_of_loop(job.revise) + max(0, job.judge.samples - 1)
+    calls = len(questions(job.constitution)) + 1 + calls_of_loop(job.revise) + max(0, job.judge.samples - 1)
     if feedback.model in feedback.judges:
         calls += _judge_calls(job)
     engines = list(dict.fromkeys((feedback.model, feedback.critic)))

@@ -131,7 +131,7 @@ class EngineConfig(ChatSettings):
         return self.model_copy(update=fields)
 
 
-Step = Literal["answer", "critique", "revision", "chain_of_thought", "verdict", "other"]
+Step = Literal["applies", "answer", "critique", "critique_check", "revision", "chain_of_thought", "verdict", "other"]
 """What a request is for: a label for the account of a run's calls, without effect on the answer."""
 
 

@@ -182,8 +182,8 @@ def _value(monitor: Monitor | None) -> str:
 
 
 def _texts(p: PrincipleComparison) -> list[PrincipleField]:
-    """The texts of a principle that a model may see, and its weight, in both runs."""
-    fields = (*TEXTS, "weight")
+    """The texts of a principle that a model may see, its weight and where it applies, in both runs."""
+    fields = (*TEXTS, "weight", "applies_to")
     a, b = ({f: _field(text, f) if text else "" for f in fields} for text in (p.text_a, p.text_b))
     return [PrincipleField(field, a[field], b[field]) for field in fields]
 

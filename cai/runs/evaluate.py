@@ -14,7 +14,7 @@ from cai.config.hashing import fingerprint
 from cai.config.locate import find_constitution_file, find_file
 from cai.config.yaml_files import YamlSource
 from cai.constitution.principles import Constitution, load_constitution
-from cai.constitution.templates import Templates
+from cai.constitution.templates import Templates, names_for
 from cai.data.jsonl import write_rows, write_text
 from cai.data.manifest import Claim, Output, exclusive, read_manifest, take, versions, write_manifest
 from cai.data.prompts import read_prompts
@@ -78,7 +78,8 @@ def plan_evaluation(options: Options, runs: Path) -> EvaluationPlan:
     prompts, skipped = _prompts(options, first)
     eval_constitution = _eval_constitution(options, settings, first)
     templates = Templates(
-        first.run.templates if first.run is not None else find_file("files", "prompts/default", COMMAND)
+        first.run.templates if first.run is not None else find_file("files", "prompts/default", COMMAND),
+        names_for([eval_constitution]),
     )
     reference = _reference(options, first)
     policies = [reference, first.policy, *others]

@@ -10,7 +10,7 @@ from cai.config.errors import CaiError
 from cai.constitution.principles import Constitution, load_constitution
 from cai.data.jsonl import AnyRow, each_row, read_rows
 from cai.data.manifest import MANIFEST_JSON, brief, read_json, refuse_old_format
-from cai.data.records import BeforeAfter, Preference, Prompt, Revision, Skipped
+from cai.data.records import Applicability, BeforeAfter, Preference, Prompt, Revision, Skipped
 from cai.evaluation.policy_report import REPORT, PolicyReport, each_before_after, read_report
 
 ITERATION = "iteration-"
@@ -34,6 +34,7 @@ class RunFolder:
         self.revisions_jsonl = path / "revisions.jsonl"
         self.preferences_jsonl = path / "preferences.jsonl"
         self.rankings_jsonl = path / "rankings.jsonl"  # of prompts with more than two judged samples
+        self.applicability_jsonl = path / "applicability.jsonl"  # answers to the questions of principles
         self.skipped_jsonl = path / "skipped.jsonl"
         self.train = path / "train"
         self.judge = path / "judge"  # results of `judge_gate`, if the run has one
@@ -48,6 +49,7 @@ class RunFolder:
             self.revisions_jsonl,
             self.preferences_jsonl,
             self.rankings_jsonl,
+            self.applicability_jsonl,
             self.skipped_jsonl,
         )
 
@@ -112,6 +114,17 @@ class RunFolder:
         """The model of the last stage that makes a policy; None where there is none, or it was not copied along."""
         models = [path for path in self.train.glob("[0-9]*-*/model") if not path.parent.name.endswith("-reward")]
         return max(models, key=lambda path: stage_order(path.parent), default=None)
+
+    def applicability(self) -> list[Applicability]:
+        """What the questions of principles got for an answer; [] when the run has none."""
+        return _rows(self.applicability_jsonl, Applicability)
+
+    def answers(self) -> dict[str, dict[str, float]]:
+        """P(Yes) of the questions of principles, by prompt and question."""
+        answers: dict[str, dict[str, float]] = {}
+        for row in self.applicability():
+            answers.setdefault(row.prompt_id, {})[row.question] = row.p
+        return answers
 
     def skipped(self) -> list[Skipped]:
         """The rows the run did not use, and why."""

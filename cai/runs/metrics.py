@@ -5,8 +5,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from cai.constitution.principles import APPLIES_FROM
 from cai.data.manifest import read_json
-from cai.data.records import BeforeAfter, Preference, Prompt, Revision, Skipped
+from cai.data.records import Applicability, BeforeAfter, Preference, Prompt, Revision, Skipped
 from cai.feedback.metrics import (
     EVALUATION_METRICS,
     LABEL_METRICS,
@@ -34,6 +35,7 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
     """
     manifest = folder.manifest()
     principles: Counter[str] = Counter()
+    judging = set[str]()  # principles with a verdict of the run's judge
     sources: Counter[str] = Counter()
     spelling = 0  # of the judged pairs
 
@@ -46,6 +48,7 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
         nonlocal spelling
         for row in each_row_of(folder.preferences_jsonl, Preference):
             sources[row.source] += 1
+            judging.update(verdict.principle_id for verdict in row.verdicts)
             spelling += row.source != "human" and spells_control(row)
             yield row
 
@@ -54,6 +57,10 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
         "prompts": sum(1 for _ in each_row_of(folder.prompts_jsonl, Prompt)) - len(manifest["held_out"]),
         "held_out": len(manifest["held_out"]),
         "revisions": {"rows": principles.total(), "principles": dict(principles.most_common())},
+        "principles": {
+            "questions": _questions(folder.applicability()),
+            "never_sampled": sorted(manifest["constitution"]["principles"].keys() - principles.keys() - judging),
+        },
         "preferences": {"by_source": dict(sources)},
         "metrics": {key: value and value._asdict() for key, value in estimates.items()},
         **_control_tokens(manifest, spelling),
@@ -98,6 +105,16 @@ def summary_metrics(summary: dict[str, Any]) -> dict[str, Estimate]:
     """
     written = summary["metrics"]
     return {key: Estimate(**written[key]) for key in RUN_METRICS if written[key] is not None}
+
+
+def _questions(rows: Iterable[Applicability]) -> dict[str, dict[str, int]]:
+    """Of each question under `applies_to`, how many prompts it was asked about, and how many it says Yes to."""
+    counts: dict[str, dict[str, int]] = {}
+    for row in rows:
+        of_question = counts.setdefault(row.question, {"prompts": 0, "yes": 0})
+        of_question["prompts"] += 1
+        of_question["yes"] += row.p >= APPLIES_FROM
+    return counts
 
 
 def _control_tokens(manifest: dict[str, Any], pairs: int) -> dict[str, int | None]:
@@ -210,6 +227,8 @@ def summary_warnings(summary: dict[str, Any]) -> list[str]:
     warnings = [f"{metric.name} {metric.text(mean)} (warns from {metric.warn_from:g})" for metric, mean in high]
     if (win_rate := metrics.get(WIN_RATE.key)) and win_rate.n < FEW_PROMPTS:
         warnings.append(f"only {counted(win_rate.n, 'held-out prompts')}: the interval of the win rate is wide")
+    if never := summary.get("principles", {}).get("never_sampled"):
+        warnings.append(f"principles never sampled: {', '.join(never)}")
     warnings += control_warnings(summary)
     steps = (step for work in summary.get("work", []) for step in work["steps"].values())
     warnings += bounded_warnings(sum(step.get("bounded", 0) for step in steps))

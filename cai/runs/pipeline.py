@@ -22,7 +22,7 @@ from cai.runs.evaluate import NothingCompared, evaluate_into, evaluation_claim, 
 from cai.runs.find import find_policy
 from cai.runs.folder import CACHE_FILE, RunFolder
 from cai.runs.metrics import summarise
-from cai.runs.plan import Plan, holdout_warning, iteration, start_folder
+from cai.runs.plan import Plan, iteration, start_folder, start_warnings
 from cai.runs.run_file import GateConfig
 from cai.stats.formatting import counted
 from cai.training.settings import Online
@@ -187,7 +187,7 @@ def execute(
             current.folder.summary_json.unlink(missing_ok=True)
             reporter.log = current.folder.log
             reporter.say(_first_line(current))  # its time in the log is the start of the run
-            if warning := holdout_warning(current):
+            for warning in start_warnings(current):
                 reporter.say(warning)
             current, gate_work = pass_gate(current, reporter, open_engine)
             cache = Cache(plan.runs / CACHE_FILE)
@@ -225,6 +225,7 @@ def feedback_job(plan: Plan) -> FeedbackJob:
         revisions_jsonl=folder.revisions_jsonl,
         preferences_jsonl=folder.preferences_jsonl,
         rankings_jsonl=folder.rankings_jsonl,
+        applicability_jsonl=folder.applicability_jsonl,
     )
 
 

@@ -4,7 +4,7 @@ import json
 import os
 import re
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -15,8 +15,8 @@ from cai.config.errors import CaiError
 from cai.config.hashing import fingerprint_of_all, uniform
 from cai.config.locate import find_constitution_file, find_file
 from cai.config.yaml_files import read_text
-from cai.constitution.principles import Constitution, load_constitution
-from cai.constitution.templates import Templates
+from cai.constitution.principles import Constitution, load_constitution, manifest_of
+from cai.constitution.templates import Templates, names_for
 from cai.data.jsonl import file_fingerprint, write_rows, write_text
 from cai.data.manifest import Claim, take, versions
 from cai.data.preferences import read_preferences
@@ -136,8 +136,11 @@ def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path
     if not training:
         raise CaiError(f"{run_file}: prompts.holdout: all of the {len(prompts)} prompts are held out; leave some")
     principles, eval_constitution = load_constitution(constitution_file), load_constitution(eval_constitution_file)
-    templates = Templates(find_file("templates", config.templates, run_file))
+    templates = Templates(
+        find_file("templates", config.templates, run_file), names_for([principles, eval_constitution])
+    )
     templates.check_wordings(config.judge.ensemble)
+    _check_tags(principles, training, run_file)
     preferences, preferences_skipped = _preferences(config, run_file, held_out)
     if config.evaluate.probes:
         read_probes("all"), shipped_axes()  # so that an error in them shows now
@@ -172,6 +175,26 @@ def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path
         runs=runs,
         folder=RunFolder(runs / folder_name(config.name or run_file.stem, f"{run_file}: name", "--name NEW")),
     )
+
+
+def unmet_tags(constitution: Constitution, prompts: Iterable[Prompt]) -> dict[str, list[str]]:
+    """The tags under `applies_to` that none of the prompts has, by principle; the prompts are read only if need be."""
+    wanted = {p.id: p.applies_to.tags for p in constitution.principles if p.applies_to and p.applies_to.tags}
+    known = {tag for prompt in prompts for tag in prompt.tags} if wanted else set()
+    missing = {i: [tag for tag in tags if tag not in known] for i, tags in wanted.items()}
+    return {i: tags for i, tags in missing.items() if tags}
+
+
+def _check_tags(constitution: Constitution, prompts: Iterable[Prompt], run_file: Path) -> None:
+    """Raises: CaiError where no principle can apply to any prompt, for want of tags."""
+    missing = unmet_tags(constitution, prompts)
+    tags_of = {p.id: p.applies_to.tags if p.applies_to else [] for p in constitution.principles}
+    if all(tags and missing.get(i) == tags for i, tags in tags_of.items()):
+        tags = ", ".join(dict.fromkeys(tag for tags in missing.values() for tag in tags))
+        raise CaiError(
+            f"{run_file}: constitution: no principle applies to any prompt: no training prompt has one of the tags "
+            f"that applies_to names: {tags}"
+        )
 
 
 def _check_launcher(config: RunConfig, run_file: Path) -> None:
@@ -284,6 +307,18 @@ def _split_places(prompts: Sequence[Prompt], share: float) -> tuple[list[int], l
     return [place for place in range(len(prompts)) if place not in held], sorted(held)
 
 
+def start_warnings(plan: Plan) -> list[str]:
+    """What a run says before its first call: a hold-out of none, and tags under `applies_to` that no prompt has."""
+    missing = unmet_tags(plan.constitution, plan.training)
+    return [
+        *filter(None, [holdout_warning(plan)]),
+        *(
+            f"warning: principle '{i}': applies_to.tags: no training prompt has {', '.join(map(repr, tags))}"
+            for i, tags in missing.items()
+        ),
+    ]
+
+
 def holdout_warning(plan: Plan) -> str | None:
     """What a run with training and a share to hold out lacks when that share of its prompts rounds to none."""
     share, prompts = plan.config.prompts.holdout, len(plan.training)
@@ -360,8 +395,7 @@ def _content(path: Path) -> str:
 
 
 def _content_of(c: Constitution) -> dict[str, Any]:
-    principles = {p.id: {"text": p.fingerprint, "weight": p.weight} for p in c.principles}
-    return {"name": c.name, "fingerprint": c.fingerprint, "principles": principles}
+    return {"name": c.name, "fingerprint": c.fingerprint, "principles": manifest_of(c)}
 
 
 def claim(plan: Plan) -> Claim:

@@ -9,19 +9,20 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from cai.config.errors import CaiError
 from cai.config.hashing import fingerprint
-from cai.constitution.principles import load_constitution
-from cai.constitution.templates import Templates
+from cai.constitution.principles import applying, assign, load_constitution
+from cai.constitution.templates import Templates, names_for
 from cai.data.jsonl import each_row, file_fingerprint, read_rows
 from cai.data.manifest import MANIFEST_JSON, read_json
 from cai.data.records import Judgement, Preference, Ranking, Verdict
 from cai.evaluation.judge_report import read_judge_report
 from cai.evaluation.policy_report import COMPARISONS
-from cai.feedback.judge import JudgeConfig, label, soft_label
+from cai.feedback.judge import JudgeConfig, label, principles_met, soft_label
 from cai.feedback.label import JUDGE_JSON
 from cai.inference.models import SERVER_SCHEMES, folder_fingerprint, resolve_model
 from cai.runs.find import run_config
@@ -110,7 +111,9 @@ def _constitutions(run: _Run) -> Iterator[Check]:
 
 
 def _templates(run: _Run) -> Iterator[Check]:
-    yield _compared("templates/", run.manifest["templates"], Templates(run.folder.templates).fingerprint)
+    constitutions = run.folder.constitution(), load_constitution(run.folder.eval_constitution_yaml)
+    templates = Templates(run.folder.templates, names_for(constitutions))
+    yield _compared("templates/", run.manifest["templates"], templates.fingerprint)
 
 
 def _prompts(run: _Run) -> Iterator[Check]:
@@ -150,6 +153,33 @@ def _principles_of_rows(run: _Run) -> Iterator[Check]:
         unknown = sorted(id for id, content in used if known.get(id) != content)
         note = f"not the constitution's: {', '.join(unknown)}" if unknown else f"{len(used)} used"
         yield Check("principles of rows", "differs" if unknown else "matches", note)
+
+
+def _draws(run: _Run) -> Iterator[Check]:
+    """The principles of rounds and of judged pairs, drawn again among those that apply to the prompt."""
+    constitution, seed, answers = run.folder.constitution(), run.config.seed, run.folder.answers()
+    drawn, wrong = 0, 0
+
+    @lru_cache(maxsize=4096)
+    def judges(prompt_id: str, tags: tuple[str, ...]) -> frozenset[str]:
+        found = applying(constitution, tags, answers.get(prompt_id, {}))
+        return frozenset(p.id for p in principles_met(found, seed, prompt_id, run.config.judge))
+
+    try:
+        for row in run.folder.revisions():
+            found = applying(constitution, row.tags, answers.get(row.prompt_id, {}))
+            first = [p.id for p in assign(found, seed, row.prompt_id, f"round {row.round}")[:1]]
+            drawn, wrong = drawn + 1, wrong + (first != [row.principle_id])
+        for pair in run.folder.preferences():
+            if pair.source == "judge" and pair.verdicts:
+                ids = {verdict.principle_id for verdict in pair.verdicts}
+                drawn, wrong = drawn + 1, wrong + (ids != judges(pair.prompt_id, tuple(pair.tags)))
+    except KeyError as question:
+        yield Check("sampled principles", "differs", f"{run.folder.applicability_jsonl.name} lacks {question}")
+        return
+    if drawn:
+        note = f"{wrong:,} of {drawn:,} differ" if wrong else f"{drawn:,} drawn again"
+        yield Check("sampled principles", "differs" if wrong else "matches", note)
 
 
 def _judge_settings(run: _Run) -> JudgeConfig:
@@ -269,6 +299,7 @@ _CHECKS: dict[str, Callable[[_Run], Iterator[Check]]] = {
     "base model": _base_model,
     "files of rows": _row_files,
     "principles of rows": _principles_of_rows,
+    "sampled principles": _draws,
     "labels": _labels,
     "strengths": _rankings,
     "comparisons": _comparisons,

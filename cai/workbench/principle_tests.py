@@ -19,8 +19,9 @@ from cai.constitution.principles import EXPECTATIONS, Constitution, Phrases, Pri
 from cai.constitution.templates import Templates
 from cai.data.records import Message, Messages, Prompt, Verdict
 from cai.feedback.filters import FILTERS, failed_filters
-from cai.feedback.judge import Judge, check_critique
+from cai.feedback.judge import Judge
 from cai.feedback.revise import ReviseConfig, Reviser
+from cai.feedback.yes_no import ask_applicability, check_critique
 from cai.inference.cached_engine import CachedEngine
 from cai.inference.engine import Completion
 from cai.inference.models import Model
@@ -121,7 +122,7 @@ def calls(test: PrincipleTest) -> int:
     """How many requests a test makes."""
     judged = sum(answer is not None for answer in (test.better, test.worse))
     writes = test.critique is not None or test.revision is not None
-    return writes + (test.critique is not None) + (test.revision is not None) + 2 * judged
+    return (test.applies is not None) + writes + (test.critique is not None) + (test.revision is not None) + 2 * judged
 
 
 def _refused(placed: Placed, refusal: RequestRefused) -> Result:
@@ -132,11 +133,24 @@ def _refused(placed: Placed, refusal: RequestRefused) -> Result:
 async def run_test(placed: Placed, templates: Templates, engine: CachedEngine) -> Result:
     """One test: the draft's critique and revision, and the judge's verdicts on it, at the same time."""
     compared = [name for name in ("better", "worse") if getattr(placed.test, name) is not None]
-    written, judged = await asyncio.gather(
+    applies, written, judged = await asyncio.gather(
+        _applies(placed, templates, engine),
         _written(placed, templates, engine),
         asyncio.gather(*(_judged(placed, name, templates, engine) for name in compared)),
     )
-    return written._replace(outcomes=[*written.outcomes, *judged])
+    return written._replace(outcomes=[*applies, *written.outcomes, *judged])
+
+
+async def _applies(placed: Placed, templates: Templates, engine: CachedEngine) -> list[Outcome]:
+    """Whether the principle applies to the prompt by its question alone: a test's prompt has no tags."""
+    where, test = placed.principle.applies_to, placed.test
+    if test.applies is None or where is None:
+        return []
+    alone = placed.principle.model_copy(update={"applies_to": where.model_copy(update={"tags": []})})
+    prompt = Prompt(id="", messages=_conversation(test))
+    [answer] = await ask_applicability(Constitution(name="", principles=[alone]), prompt, templates, engine)
+    p = answer.p if test.applies else 1 - answer.p
+    return [_by_probability("applies", p, test.least, answer.non_option_mass)]
 
 
 async def _written(placed: Placed, templates: Templates, engine: CachedEngine) -> Result:

@@ -4,7 +4,6 @@ With `--watch` a pass over them runs again whenever a file changes; the texts th
 """
 
 import asyncio
-import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import closing
@@ -13,11 +12,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from cai.config.errors import CaiError, RequestRefused
-from cai.constitution.principles import Principle
+from cai.constitution.principles import Constitution, Principle, applying
 from cai.constitution.templates import Templates
 from cai.data.records import Prompt
 from cai.feedback.filters import failed_filters
 from cai.feedback.revise import ReviseConfig, Reviser
+from cai.feedback.yes_no import ask_applicability
 from cai.inference.cache import Cache
 from cai.inference.cached_engine import CachedEngine
 from cai.inference.engine import Completion, Engine, EngineConfig
@@ -92,12 +92,15 @@ class Trial:
 
 
 class Step(NamedTuple):
-    """The place of one text: a prompt's draft, which has no principle, or a critique or revision of a round from 1."""
+    """The place of one text: a prompt's draft, which has no principle, or a critique or revision of a round from 1.
+
+    Of a principle that does not apply to every prompt, whether it applies to this one comes first, in round 0.
+    """
 
     prompt: Prompt
     principle: Principle | None
     round: int
-    text: Literal["draft", "critique", "revision"]
+    text: Literal["draft", "applies", "critique", "revision"]
 
     @property
     def key(self) -> Key:
@@ -194,10 +197,13 @@ def steps(trial: Trial) -> list[Step]:
     listed = []
     for prompt in trial.prompts:
         listed.append(Step(prompt, None, 0, "draft"))
-        for principle, round in itertools.product(trial.principles, range(1, trial.settings.rounds + 1)):
-            if trial.settings.critique:
-                listed.append(Step(prompt, principle, round, "critique"))
-            listed.append(Step(prompt, principle, round, "revision"))
+        for principle in trial.principles:
+            if principle.applies_to is not None:
+                listed.append(Step(prompt, principle, 0, "applies"))
+            for round in range(1, trial.settings.rounds + 1):
+                if trial.settings.critique:
+                    listed.append(Step(prompt, principle, round, "critique"))
+                listed.append(Step(prompt, principle, round, "revision"))
     return listed
 
 
@@ -209,6 +215,8 @@ async def news(trial: Trial, scheduler: Scheduler, engine: CachedEngine, known: 
     reviser, all_steps = Reviser(trial.templates, engine, trial.settings, SEED), steps(trial)
 
     async def write_one(step: Step) -> Written:
+        if step.text == "applies" and step.principle is not None:
+            return await _whether_applies(step.prompt, step.principle, trial.templates, engine)
         return await write(step, trial.settings, reviser)
 
     refused: set[tuple[str, str]] = set()
@@ -225,6 +233,17 @@ async def news(trial: Trial, scheduler: Scheduler, engine: CachedEngine, known: 
         if before != text:
             known[step.key] = text
             yield News(step, written, before)
+
+
+async def _whether_applies(prompt: Prompt, principle: Principle, templates: Templates, engine: CachedEngine) -> Written:
+    """Whether a run would sample the principle for the prompt, and why; its texts are written in either case."""
+    alone = Constitution(name="", principles=[principle])
+    answers = await ask_applicability(alone, prompt, templates, engine)
+    found = applying(alone, prompt.tags, {answer.question: answer.p for answer in answers}).principles
+    why = [f"P(Yes) = {answer.p:.3f} to “{answer.question}”" for answer in answers]
+    if not answers:
+        why = [f"the prompt's tags: {', '.join(prompt.tags) or 'none'}; {principle.applies_to}"]
+    return Written(Completion(f"{'yes' if found else 'no'}; {why[0]}", "stop", 0, 0))
 
 
 async def write(step: Step, settings: ReviseConfig, reviser: Reviser) -> Written:

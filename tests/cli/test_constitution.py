@@ -144,6 +144,23 @@ def test_diff_as_json(cai, tmp_path: Path) -> None:
     assert 0 < found["changed_calls"]["judge"] < found["changed_calls"]["revisions"] < 1
 
 
+def test_show_and_diff_say_where_a_principle_applies(cai, tmp_path: Path) -> None:
+    where = "applies_to: {tags: [long], question: 'Is the message long?'}"
+    path = edited(tmp_path, "brief", ("tags: [brief, words]", f"tags: [brief, words]\n    {where}"))
+    assert "applies to tags long; Is the message long?" in cai("show", path, "--principle", "plain-words").out
+    result = cai("diff", SHIPPED / "brief.yaml", path)
+    assert result.status == 1
+    said = " ".join(result.out.split())
+    assert "rescoped plain-words applies to all prompts → tags long; Is the message long?" in said
+    assert "New calls in a run: 25.0 % of critiques and revisions, 25.0 % of the judge's. On prompts that all" in said
+    found = json.loads(cai("diff", SHIPPED / "brief.yaml", path, "--json").out)
+    assert found["rescoped"] == {
+        "plain-words": {"before": None, "after": {"tags": ["long"], "question": "Is the message long?"}}
+    }
+    dropped = "applies_to, so that the principles apply to all prompts"
+    assert dropped in " ".join(cai("export", path, "--format", "huggingface").err.split())
+
+
 def test_diff_finds_equal_what_no_run_can_tell_apart(cai, tmp_path: Path) -> None:
     run = make_run(tmp_path, "mine")
     path = edited(tmp_path, "brief", ("name: brief", "name: other"), ("tags: [brief, words]", "tags: []"))
@@ -152,7 +169,7 @@ def test_diff_finds_equal_what_no_run_can_tell_apart(cai, tmp_path: Path) -> Non
     for a, b in ((run, path), ("mine", path), (path, "mine")):
         result = cai("diff", a, b)
         assert result.status == 0
-        assert "Equal: same principles, texts and weights." in result.out
+        assert "Equal: same principles, texts, weights and applies_to." in result.out
         assert "the name, plain-words." in result.out
     assert json.loads(cai("diff", "mine", path, "--json").out)["equal"] is True
     assert cai("diff", path, "none.yaml").status == 2

@@ -11,6 +11,7 @@ import pytest
 from cai.compare.compare import compare_runs
 from cai.compare.record import PairComparison, PrincipleComparison, RunComparison
 from cai.config.errors import CaiError
+from cai.constitution.principles import AppliesTo
 from cai.data.records import Judgement
 from cai.feedback.metrics import EVAL_JUDGE_METRICS, EVALUATION_METRICS, REVISION_METRICS
 from cai.inference.models import folder_fingerprint
@@ -91,6 +92,18 @@ def test_a_reweighted_principle_is_compared_on_the_prompts_whose_draws_moved(tmp
     calm = principle(compare_runs([a, b]), "calm")
     assert calm.kind == "reweighted" and calm.a and calm.b
     assert calm.met == calm.b.drawn - calm.a.drawn > 0
+
+
+def test_a_principle_that_applies_to_other_prompts_is_compared_where_draws_moved(tmp_path: Path) -> None:
+    where = AppliesTo(tags=["test"])  # which all prompts have
+    there = [p.model_copy(update={"applies_to": where}) if p.id == "calm" else p for p in BOTH.principles]
+    a = make_run(tmp_path / "a", BOTH, as_ever, verdict=lambda *_: 0.7)
+    b = make_run(tmp_path / "b", BOTH.model_copy(update={"principles": there}), as_ever, verdict=lambda *_: 0.7)
+    calm = principle(compare_runs([a, b]), "calm")
+    assert (calm.kind, calm.met) == ("rescoped", 0) and calm.a and calm.b and calm.text_b
+    assert calm.text_b.applies_to == "tags test"
+    # prompts of a principle that does not apply everywhere are no random sample of all
+    assert calm.a.against_others and not calm.b.against_others
 
 
 def test_a_principle_beside_the_others_of_its_run_is_a_fair_experiment(tmp_path: Path) -> None:

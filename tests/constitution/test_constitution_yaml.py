@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from cai.constitution.principles import (
     WIDTH,
+    AppliesTo,
     Constitution,
     Phrases,
     Principle,
@@ -43,6 +44,9 @@ principles = st.lists(
         revision=text,
         judge=text,
         weight=st.floats(min_value=0, exclude_min=True, allow_infinity=False),
+        applies_to=st.none()
+        | st.builds(AppliesTo, tags=st.lists(text, min_size=1, max_size=3), question=st.none() | text)
+        | st.builds(AppliesTo, question=text),
         tags=st.lists(anything, max_size=3),
         notes=anything,
         tests=st.lists(tests, max_size=2),

@@ -49,6 +49,23 @@ def of_text(folder: Path, text: str) -> list[Finding]:
     return lint(path)
 
 
+def test_a_question_of_a_principle_must_be_one_of_yes_or_no(tmp_path: Path) -> None:
+    def asking(question: str) -> dict[str, Any]:
+        return CALM | {"applies_to": {"question": question}}
+
+    assert found(tmp_path, SOURCES, asking("Does the message ask for help with a quarrel?")) == []
+    for question in ("What does the message ask for?", "Does the message ask for help with a quarrel"):
+        assert found(tmp_path, SOURCES, asking(question)) == [("calm", "no-yes-no", "warning")]
+    hidden = asking("Does the message ask for \u202ehelp?")
+    assert ("calm", "hidden-character", "error") in found(tmp_path, SOURCES, hidden)
+
+
+def test_a_constitution_without_a_general_principle_skips_prompts(tmp_path: Path) -> None:
+    tagged = [p | {"applies_to": {"tags": ["x"]}} for p in (SOURCES, CALM)]
+    assert found(tmp_path, *tagged) == [("sources", "no-general", "hint")]
+    assert found(tmp_path, SOURCES, tagged[1]) == []
+
+
 @pytest.mark.parametrize("name", ["brief", "harmless", "helpful-honest", "plain"])
 def test_nothing_is_wrong_with_a_shipped_constitution(name: str) -> None:
     assert lint(ROOT / f"constitutions/{name}.yaml") == []
@@ -66,7 +83,7 @@ def test_every_rule_and_bound_is_documented_as_it_is() -> None:
     rules.discard(("error", "warning"))  # the severities themselves
     assert {rule for rule, _ in rules} == set(get_args(Rule))
     assert rules == set(re.findall(r"^\| `([a-z-]+)` \| (error|warning|hint) \|", doc, re.MULTILINE))
-    assert len(rules) == 16
+    assert len(rules) == 18
     for bound in (
         f"more than {MAX_WORDS} words",
         f"of {ALIKE} or more",

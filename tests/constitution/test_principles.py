@@ -7,13 +7,17 @@ from hypothesis import strategies as st
 
 from cai.config.errors import CaiError
 from cai.constitution.principles import (
+    AppliesTo,
     Constitution,
     Principle,
     PrincipleTest,
+    applying,
     assign,
     changed_calls,
     diff,
     load_constitution,
+    manifest_of,
+    questions,
     shares,
     word_changes,
 )
@@ -47,12 +51,16 @@ def test_the_shipped_constitutions_load(name: str, count: int) -> None:
         ("\n  - {id: a, critique: c, revision: r, judge: j, weight: 0}", "weight: expected a number above 0, found 0"),
         ("\n  - {id: a, critique: c, revision: r}", "f.yaml:3: principles[0] ('a').judge: missing; expected a text"),
         ("\n  - {id: a, critique: c, revison: r, judge: j}", "unknown key 'revison'; did you mean 'revision'?"),
-        (having("prompt: p, draft: d"), "f.yaml:4: principles[0] ('a').tests[0]: no expectation; give one or more of critique, revision, better, worse"),
+        (having("prompt: p, draft: d"), "f.yaml:4: principles[0] ('a').tests[0]: no expectation; give one or more of applies, critique, revision, better, worse"),
         (having("prompt: p, draft: d, critique: find"), "f.yaml:4: principles[0] ('a').tests[0].critique: expected 'finds' or 'finds nothing' or null, found 'find'; did you mean 'finds'?"),
         (having("prompt: p, draft: d, revision: {contains: []}"), "tests[0].revision: no phrases; list some under contains or lacks"),
         (having("prompt: p, draft: d, revision: {lacks: [x, ' ']}"), "tests[0].revision.lacks[1]: expected a text that is not empty, found ' '"),
         (having("prompt: p, draft: d, better: ' d '"), "tests[0]: better or worse equals the draft; write another answer"),
         (having("prompt: p, draft: d, beter: x"), "tests[0].beter: unknown key 'beter'; did you mean 'better'?"),
+        (having("prompt: p, draft: d, applies: true"), "tests[0].applies: the principle has no question to test; give it applies_to.question"),
+        ("\n  - {id: a, critique: c, revision: r, judge: j, applies_to: {}}", "f.yaml:3: principles[0] ('a').applies_to: no condition; give tags or a question"),
+        ("\n  - {id: a, critique: c, revision: r, judge: j, applies_to: {tag: [x]}}", "unknown key 'tag'; did you mean 'tags'?"),
+        ("\n  - {id: a, critique: c, revision: r, judge: j, applies_to: {tags: ['']}}", "applies_to.tags[0]: expected a text that is not empty"),
         (having("prompt: p, draft: d, better: x, least: 0.2"), "least: expected a number from 0.5 to 1, found 0.2"),
     ],
 )  # fmt: skip
@@ -123,14 +131,63 @@ def test_rewording_and_reordering_move_nobody() -> None:
 
 def test_a_difference_names_each_principle_once_for_each_change() -> None:
     a, b = make({"x": 1, "y": 1, "z": 1}), make({"y": 3, "z": 1, "new": 1})
-    reworded = [p.model_copy(update={"critique": "other"}) if p.id == "z" else p for p in b.principles]
-    found = diff(a, b.model_copy(update={"principles": reworded}))
-    assert found == (["new"], ["x"], ["z"], ["y"])
+    found = diff(a, edited(b, z={"critique": "other", "applies_to": AppliesTo(tags=["t"])}))
+    assert found == (["new"], ["x"], ["z"], ["y"], ["z"])
 
 
 def edited(c: Constitution, /, **changes: dict[str, object]) -> Constitution:
     """The constitution with fields of some principles, by id, replaced."""
     return c.model_copy(update={"principles": [p.model_copy(update=changes.get(p.id, {})) for p in c.principles]})
+
+
+QUESTION = "Does the message ask about money?"
+
+
+def test_a_principle_applies_by_tag_by_question_or_by_both() -> None:
+    c = edited(
+        make({"all": 1, "tag": 1, "question": 1, "both": 1}),
+        tag={"applies_to": AppliesTo(tags=["x", "y"])},
+        question={"applies_to": AppliesTo(question=QUESTION)},
+        both={"applies_to": AppliesTo(tags=["y"], question="Is it long?")},
+    )
+
+    def ids(tags: list[str], **answers: float) -> str:
+        found = applying(c, tags, {QUESTION: answers["money"], "Is it long?": answers.get("long", 0.0)})
+        return " ".join(p.id for p in found.principles)
+
+    assert ids([], money=0.49) == "all"
+    assert ids(["x"], money=0.5) == "all tag question"
+    assert ids(["y"], money=0.2, long=0.9) == "all tag both"
+    assert applying(c, ["y"], {QUESTION: 1.0, "Is it long?": 1.0}) is c
+    # the second question is of no matter where the tag is missing
+    assert questions(c, ["x"]) == [QUESTION] and questions(c, ["y"]) == questions(c) == [QUESTION, "Is it long?"]
+    assert applying(edited(c, all={"applies_to": AppliesTo(tags=["z"])}), [], {QUESTION: 0.0}).principles == []
+
+
+def test_where_principles_apply_decides_a_run_and_no_row_of_a_text() -> None:
+    c = make({"a": 1, "b": 1})
+    scoped = edited(c, a={"applies_to": AppliesTo(tags=["x"])})
+    assert scoped.fingerprint != c.fingerprint
+    assert scoped.principles[0].fingerprint == c.principles[0].fingerprint
+    assert manifest_of(c)["a"] == {"text": c.principles[0].fingerprint, "weight": 1}
+    assert manifest_of(scoped)["a"] == manifest_of(c)["a"] | {"applies_to": {"tags": ["x"], "question": None}}
+
+
+@given(st.integers(0, 10**6), st.sets(st.text(max_size=6), min_size=1, max_size=30))
+def test_an_edit_of_where_a_principle_applies_moves_only_its_own_share(seed: int, prompt_ids: set[str]) -> None:
+    c = make({f"p{i}": 1 for i in range(8)})
+    scoped = edited(c, p3={"applies_to": AppliesTo(tags=["x"])})
+    for prompt_id in prompt_ids:
+        before, without, tagged = (
+            assign(applying(one, tags, {}), seed, prompt_id, "round 1")[0].id
+            for one, tags in ((c, []), (scoped, []), (scoped, ["x"]))
+        )
+        assert tagged == before and without != "p3" and (without == before or before == "p3")
+
+
+def test_new_calls_of_an_edit_of_where_a_principle_applies_are_at_most_its_share() -> None:
+    c = make({"a": 1, "b": 1, "c": 2})
+    assert changed_calls(c, edited(c, c={"applies_to": AppliesTo(tags=["x"])})) == (0.5, 0.5)
 
 
 def test_shares_are_the_weights_normalised() -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from cai.constitution.principles import Constitution
 from cai.constitution.templates import OF_TESTS, Templates
-from cai.feedback.judge import check_critique
+from cai.feedback.yes_no import check_critique
 from cai.inference.engine import ScriptedEngine
 from tests.conftest import ROOT
 

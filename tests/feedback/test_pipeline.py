@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from cai.config.errors import RequestRefused
-from cai.constitution.principles import Constitution, Principle
-from cai.constitution.templates import Templates
+from cai.constitution.principles import AppliesTo, Constitution, Principle
+from cai.constitution.templates import Templates, names_for
 from cai.feedback.judge import JudgeConfig
 from cai.feedback.pipeline import FeedbackJob, Journey, _Feedback
 from cai.feedback.revise import ReviseConfig
 from cai.inference.engine import Generate, ScriptedEngine
-from tests.conftest import prompt
+from tests.conftest import ROOT, prompt
 
 CONSTITUTION = Constitution(
     name="c", principles=[Principle(id="kind", critique="CRITIQUE-IT", revision="REVISE-IT", judge="Which is kinder?")]
@@ -29,7 +29,7 @@ def travel(
     engine: Any = ScriptedEngine("m", answer)
     job = FeedbackJob(
         [PROMPT], CONSTITUTION, templates, ReviseConfig(rounds=rounds), JudgeConfig(**judge), 0, Path("m"), Path("m"), [Path("m")],
-        [], [], Path("r"), Path("p"), Path("k"),
+        [], [], Path("r"), Path("p"), Path("k"), Path("a"),
     )  # fmt: skip
     journey = Journey(PROMPT, _Feedback(job, engine, engine, [engine]))
     asyncio.run(journey.generate())
@@ -59,7 +59,7 @@ def test_another_model_criticises_and_revises_what_the_first_answered(templates:
     engines = [ScriptedEngine(name, different) for name in ("student", "teacher")]
     job = FeedbackJob(
         [PROMPT], CONSTITUTION, templates, ReviseConfig(rounds=2), JudgeConfig(), 0, Path("s"), Path("t"), [Path("s")],
-        [], [], Path("r"), Path("p"), Path("k"),
+        [], [], Path("r"), Path("p"), Path("k"), Path("a"),
     )  # fmt: skip
     student, teacher = engines
     journey = Journey(PROMPT, _Feedback(job, student, teacher, [student]))  # type: ignore[arg-type, list-item]
@@ -67,6 +67,24 @@ def test_another_model_criticises_and_revises_what_the_first_answered(templates:
     asked = {engine.fingerprint: [step(r) for r in engine.requests if isinstance(r, Generate)] for engine in engines}
     assert asked == {"student": ["draft", "draft"], "teacher": ["critique", "revision"] * 2}
     assert {(row.model, row.reviser) for row in journey.revisions} == {("student", "teacher")}
+
+
+def test_a_prompt_that_no_principle_applies_to_is_skipped_before_its_draft() -> None:
+    only = CONSTITUTION.principles[0].model_copy(update={"applies_to": AppliesTo(question="Is it rude?")})
+    asking = Templates(ROOT / "prompts/default", names_for([Constitution(name="c", principles=[only])]))
+    job = FeedbackJob(
+        [PROMPT], Constitution(name="c", principles=[only]), asking, ReviseConfig(), JudgeConfig(), 0, Path("s"),
+        Path("t"), [Path("s")], [], [], Path("r"), Path("p"), Path("k"), Path("a"),
+    )  # fmt: skip
+    student, teacher = (ScriptedEngine(name, different, lambda _: (0.2, 0.8)) for name in ("student", "teacher"))
+    journey = Journey(PROMPT, _Feedback(job, student, teacher, [student]))  # type: ignore[arg-type, list-item]
+    asyncio.run(journey.generate())
+    assert (len(student.requests), len(teacher.requests)) == (0, 1)  # the model that critiques is asked
+    assert [(row.stage, row.reason, row.failed) for row in journey.skipped] == [
+        ("feedback", "no principle applies to the prompt", False)
+    ]
+    assert (journey.revisions, journey.preferences(), journey.ranking()) == ([], [], None)
+    assert [row.question for row in journey.applicability] == ["Is it rude?"]
 
 
 def test_a_refused_critique_costs_the_revision_and_not_the_samples(templates: Templates) -> None:

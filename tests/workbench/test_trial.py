@@ -7,7 +7,7 @@ import pytest
 
 from cai.config.errors import CaiError, RequestRefused
 from cai.constitution.principles import load_constitution
-from cai.constitution.templates import Templates
+from cai.constitution.templates import OF_RUNS, Templates
 from cai.feedback.revise import ReviseConfig
 from cai.inference.engine import Generate, ScriptedEngine
 from cai.inference.models import Server
@@ -31,6 +31,7 @@ class Tried:
         self.settings = ReviseConfig(rounds=1, temperature=0)
         self.prompts = [prompt("p1", "One?"), prompt("p2", "Two?")]
         self.answer: Callable[[Generate], str] | None = None
+        self.templates = Templates(ROOT / "prompts/default")
         texts = "critique: Find {0}., revision: Mend {0}., judge: Which lacks {0}"
         principles = "".join(f"  - {{id: {i}, {texts.format(i)}}}\n" for i in ("a", "b"))
         self.file.write_text(f"name: c\nprinciples:\n{principles}", encoding="utf-8")
@@ -50,7 +51,7 @@ class Tried:
 
         def load() -> Trial:
             principles = load_constitution(self.file).principles
-            return Trial(self.prompts, principles, Templates(ROOT / "prompts/default"), self.settings)
+            return Trial(self.prompts, principles, self.templates, self.settings)
 
         cache = self.folder / "cache.sqlite"
         try_out(load, occasions(), self.model, cache, events.append, scripted(self.engines, self.answer))
@@ -64,6 +65,19 @@ def tried(tmp_path: Path, model_folder: Path) -> Tried:
 
 def result(events: list[Event]) -> list[tuple[str, str, int, str]]:
     return [event.step.key for event in events if isinstance(event, News)]
+
+
+def test_a_transcript_says_whether_a_principle_applies_and_writes_its_texts_in_either_case(tried: Tried) -> None:
+    text = tried.file.read_text(encoding="utf-8")
+    text = text.replace("lacks a}", 'lacks a, applies_to: {question: "Is it short?"}}')
+    tried.file.write_text(text.replace("lacks b}", "lacks b, applies_to: {tags: [x]}}"), encoding="utf-8")
+    tried.templates = Templates(ROOT / "prompts/default", (*OF_RUNS, "applies"))
+    events = tried()
+    assert [text for p, *_, text in result(events) if p == "p1"] == ["draft", *["applies", "critique", "revision"] * 2]
+    said = [
+        event.written.completion.text for event in events if isinstance(event, News) and event.step.text == "applies"
+    ]
+    assert said[:2] == ["yes; P(Yes) = 0.500 to “Is it short?”", "no; the prompt's tags: test; tags x"]
 
 
 def test_a_transcript_is_a_draft_and_then_each_principles_critique_and_revision(tried: Tried) -> None:
