@@ -45,9 +45,9 @@ def services() -> Iterator[list[Service]]:
         service.close()
 
 
-def run_file_on(folder: Path, model: Path, services: list[Service], extra: str = "") -> Path:
+def run_file_on(folder: Path, model: Path, services: list[Service], extra: str = "", prompts: int = PROMPTS) -> Path:
     urls = ", ".join(service.url for service in services)
-    return write_workspace(folder, model, PROMPTS, f"engine: {{endpoints: [{urls}]}}\n{extra}")
+    return write_workspace(folder, model, prompts, f"engine: {{endpoints: [{urls}]}}\n{extra}")
 
 
 def run(run_file: Path, opened: list[Model] | None = None) -> RunFolder:
@@ -149,7 +149,8 @@ def test_the_log_and_the_console_say_that_a_server_rests_and_is_back(
         return answer(asked)
 
     first.answer, second.answer = failing_at_first, waiting_for_the_first
-    plan = make_plan(run_file_on(tmp_path, Path("big"), services[:2]), [], None, tmp_path / "runs")
+    run_file = run_file_on(tmp_path, Path("big"), services[:2], prompts=32)  # of few, the first might get none
+    plan = make_plan(run_file, [], None, tmp_path / "runs")
     console = Console(record=True, file=io.StringIO(), width=200)
     execute(plan, Reporter(console))
     rests, back = f"  {first.url}#big: rests, and the other servers get its requests: ", f"  {first.url}#big: is back"
