@@ -175,7 +175,7 @@ class ServerEngine:
     async def _exact(self, endpoint: Endpoint, messages: Messages, tokens: list[int], session: str) -> list[float]:
         """The log-probabilities of tokens by their numbers, which vLLM returns from 0.32 on."""
         body = {
-            "messages": messages,
+            **self._chat.served(messages),
             "max_tokens": 1,
             "temperature": 0.0,
             "logprobs": True,

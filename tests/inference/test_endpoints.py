@@ -331,7 +331,10 @@ def test_a_thought_that_the_server_leaves_in_the_text_is_taken_off(service: Serv
     assert (found.text, found.reasoning) == ("Blue.", "hm")
 
 
-def test_every_request_has_the_system_prompt_and_the_templates_arguments(service: Service) -> None:
+@pytest.mark.parametrize("exact", [False, True])
+def test_every_request_has_the_system_prompt_and_the_templates_arguments(service: Service, exact: bool) -> None:
+    if exact:
+        service.tokens, service.answer = {" A": [7], " B": [8]}, exactly({7: -0.25, 8: -12.5})
     chat = ChatSettings(system_prompt="Be brief.", chat_template_kwargs={"enable_thinking": False})
     engine = ServerEngine(Server.at(service.url, "big"), "judge", chat=chat)
 
@@ -345,3 +348,4 @@ def test_every_request_has_the_system_prompt_and_the_templates_arguments(service
     system = {"role": "system", "content": "Be brief."}
     assert [asked["messages"] for asked in service.asked] == [[system, *JUDGING], [system, *JUDGING[:1]]]
     assert all(asked["chat_template_kwargs"] == {"enable_thinking": False} for asked in service.asked)
+    assert ("logprob_token_ids" in service.asked[0]) == exact
