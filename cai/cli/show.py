@@ -11,6 +11,8 @@ from cai.cli.options import DEFAULT_RUNS, RunName, RunsFolder
 from cai.config.characters import Terminal, visible
 from cai.config.errors import CaiError
 from cai.data.records import BeforeAfter, Messages, Preference, Revision, Skipped, Verdict
+from cai.feedback.pipeline import REVISION_VERDICTS
+from cai.feedback.revise import REVISION_PAIRS
 from cai.runs.folder import RunFolder, open_run
 
 REASONING_SHOWN = 200  # characters
@@ -61,7 +63,8 @@ def _revisions(folder: RunFolder) -> list[Example]:
     for row in folder.revisions():
         rounds.setdefault(row.prompt_id, []).append(row)
     labels = {row.prompt_id: row for row in folder.preferences() if row.source == "revision"}
-    reasons = {row.prompt_id: row.reason for row in folder.skipped() if row.stage == "revision pairs"}
+    stages = (REVISION_PAIRS, REVISION_VERDICTS)
+    reasons = {row.prompt_id: row.reason for row in folder.skipped() if row.stage in stages}
     examples = []
     for prompt_id, rows in rounds.items():
         parts = [*_conversation(rows[0].messages), *_reasoning("draft", rows[0].draft_reasoning)]
@@ -107,7 +110,10 @@ def _label(row: Preference) -> str:
         return f"P(chosen better) = {row.p:.4f}, by {row.source}"
     names = "principles" if len(row.principle_ids) > 1 else "principle"
     principles = f", {names}: {', '.join(row.principle_ids)}" if row.principle_ids else ""
-    return f"p = {row.p:g} by construction (revision over draft){principles}"
+    if row.p == 1:  # a judge's label is below 1
+        return f"p = {row.p:g} by construction (revision over draft){principles}"
+    better = "draft" if row.draft_chosen else "revision"
+    return f"P({better} better) = {row.p:.4f}, by the judge{principles}"
 
 
 def _comparison(row: BeforeAfter) -> Example:

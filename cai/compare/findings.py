@@ -159,8 +159,11 @@ def run_warnings(run: RunData, curves: Sequence[Curve]) -> Iterator[str]:
         yield f"{name} has no labels{yet}"
     elif run.labels and not run.labels.pairs:
         yield f"{name} has no pairs labelled by a judge"
-    if run.revised and run.labels and not run.labels.revisions and not run.setting("judge", "revisions"):
-        yield f"{name} has no verdicts on its revisions (`judge.revisions: true` asks for them)"
+    if run.revised and run.labels and not run.labels.revisions:
+        if run.setting("revise", "label") == "off":
+            yield f"{name} has no verdicts on its revisions (`revise.label: judge` asks for them)"
+        elif not run.setting("judge", "revisions"):
+            yield f"{name} has no verdicts on its revisions (`judge.revisions: true` asks for them)"
     if run.answered is None and not _unreadable(run, "evaluation"):
         trains = run.setting("train") != []
         yield f"{name} has no evaluation{yet}" if trains else f"{name} trains no policy, so none is evaluated"

@@ -20,7 +20,7 @@ from cai.feedback.metrics import (
     REVISION_PAIR_METRICS,
     ROUND_METRICS,
     PromptMeans,
-    mean_p,
+    revision_better,
 )
 from cai.runs.folder import RunFolder
 
@@ -224,8 +224,7 @@ def _labels(run: RunData, rows: Iterable[Preference], flips: "_WidestFlips") -> 
             of_revisions.add(row)
             principles = dict.fromkeys(verdict.principle_id for verdict in row.verdicts)  # of a panel, several by one
             labels.revisions[row.prompt_id] = {
-                principle: mean_p([v for v in row.verdicts if v.principle_id == principle]) or 0.0
-                for principle in principles
+                principle: revision_better(row, principle) or 0.0 for principle in principles
             }
         elif row.source == "judge":
             means.add(row)

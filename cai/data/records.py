@@ -126,6 +126,16 @@ class Verdict(Row):
         sides = ((self.p_forward, self.share_forward), (self.p_reverse, 1 - self.share_forward))
         return sigmoid(sum(share * logit(min(max(p, low), high)) for p, share in sides if p is not None))
 
+    def swapped(self) -> Self:
+        """The same verdict on the pair in reverse: P(second better) in each order."""
+        return self.model_copy(
+            update={
+                "p_forward": None if self.p_reverse is None else 1.0 - self.p_reverse,
+                "p_reverse": None if self.p_forward is None else 1.0 - self.p_forward,
+                "share_forward": 1.0 - self.share_forward,
+            }
+        )
+
     @property
     def position_bias(self) -> bool | None:
         """Whether the verdict flips when the order is swapped: the same position wins in both orders.
@@ -135,6 +145,10 @@ class Verdict(Row):
         if self.p_forward is None or self.p_reverse is None:
             return None
         return (self.p_forward > 0.5) != (self.p_reverse > 0.5)
+
+
+Source = Literal["revision", "judge", "human"]
+"""Where a pair comes from: a revision and its draft, samples that a judge labelled, or a file of labelled pairs."""
 
 
 class Preference(Row):
@@ -147,7 +161,9 @@ class Preference(Row):
     rejected: str
     p: Probability
     weight: Weight = 1.0  # of this pair in the loss, relative to others
-    source: Literal["revision", "judge", "human"]
+    source: Source
+    # of a revision pair whose judge prefers the draft, which is `chosen`; rows of other pairs have no such field
+    draft_chosen: bool = Field(default=False, exclude_if=lambda chosen: not chosen)
     verdicts: list[Verdict] = []  # of the judge; p_forward and p_reverse are P(chosen better)
     principle_ids: list[str] = []  # of the revision's rounds, in order
     model: str = ""  # engine fingerprint of the policy that wrote the responses

@@ -49,7 +49,7 @@ class JudgeConfig(Sampling):
     swap: bool = True
     """false shows each pair in one order only."""
     revisions: bool = True
-    """Also judge whether revisions are better than drafts, by the principles of their rounds; changes no label."""
+    """Also judge whether revisions are better than drafts, by the principles of their rounds; see `revise.label`."""
     cot_samples: Annotated[int, Field(ge=0, le=1000)] = 0
     """Chains of thought sampled before each verdict, whose verdicts are averaged; 0 judges without reasoning."""
     cot_max_tokens: Tokens = 256
@@ -122,8 +122,12 @@ class Judge:
         return {pair: verdicts for part in parts for pair, verdicts in part.items()}
 
     async def judge_revision(self, pair: Preference, constitution: Constitution) -> Verdicts:
-        """Whether a revision is better than its draft, by each principle of its rounds; its label stays as it is."""
-        principles = [principle for principle in constitution.principles if principle.id in pair.principle_ids]
+        """Whether a revision is better than its draft, by each principle of its rounds.
+
+        They count alike: the weight of a principle decided how often it was sampled for a round.
+        """
+        made_by = (principle for principle in constitution.principles if principle.id in pair.principle_ids)
+        principles = [principle.model_copy(update={"weight": 1.0}) for principle in made_by]
         cot_seed = self._cot_seed(pair.prompt_id)
         return await self.compare(pair.messages, (pair.chosen, pair.rejected), principles, cot_seed)
 
@@ -313,7 +317,7 @@ def judged_preferences(judged: JudgedAnswers, settings: JudgeConfig, stage: str)
             rejected=answers[worse],
             p=1.0 - p if swap else p,
             source="judge",
-            verdicts=[swapped(v) for v in verdicts] if swap else verdicts,
+            verdicts=[v.swapped() for v in verdicts] if swap else verdicts,
             model=judged.model,
             judge=judged.judge,
             seeds=[judged.seed],
@@ -324,15 +328,22 @@ def judged_preferences(judged: JudgedAnswers, settings: JudgeConfig, stage: str)
     return [preference(i, j) for i, j in itertools.combinations(range(len(answers)), 2)]
 
 
-def swapped(verdict: Verdict) -> Verdict:
-    """The same verdict on the pair in reverse: P(second better) in each order."""
-    return verdict.model_copy(
-        update={
-            "p_forward": _complement(verdict.p_reverse),
-            "p_reverse": _complement(verdict.p_forward),
-            "share_forward": 1.0 - verdict.share_forward,
-        }
-    )
+def judged_revision(pair: Preference, verdicts: list[Verdict], settings: JudgeConfig) -> Preference:
+    """A pair (revision ≻ draft) with the label of the verdicts on it, as judged pairs have it: the likelier one first.
+
+    A revision that is judged worse than its draft becomes `rejected`, so that nothing learns the opposite.
+    """
+    p = label(verdicts, settings)
+    if p >= 0.5:
+        return pair.model_copy(update={"p": p, "verdicts": verdicts})
+    swapped = {
+        "chosen": pair.rejected,
+        "rejected": pair.chosen,
+        "chosen_reasoning": pair.rejected_reasoning,
+        "rejected_reasoning": pair.chosen_reasoning,
+        "draft_chosen": True,
+    }
+    return pair.model_copy(update={**swapped, "p": 1.0 - p, "verdicts": [v.swapped() for v in verdicts]})
 
 
 def rank_answers(judged: JudgedAnswers, labels: Mapping[Pair, float]) -> Ranking:

@@ -240,8 +240,18 @@ AGREEMENT = Metric[Preference](
 JUDGE_METRICS = (*LABEL_METRICS, AGREEMENT)
 """Of the pairs that `cai judge` labels."""
 
+
+def revision_better(row: Preference, principle_id: str | None = None) -> float | None:
+    """The mean P(revision better than its draft) over the verdicts on a revision pair, of one principle or of all.
+
+    None without verdicts.
+    """
+    p = mean_p([v for v in row.verdicts if principle_id in (None, v.principle_id)])
+    return 1.0 - p if p is not None and row.draft_chosen else p
+
+
 REVISION_BETTER = Metric[Preference](
-    "revision_better", "P(revision better)", "than the draft, by the judge", "share", lambda row: mean_p(row.verdicts)
+    "revision_better", "P(revision better)", "than the draft, by the judge", "share", revision_better
 )
 REVISION_PAIR_METRICS: tuple[Metric[Preference], ...] = (REVISION_BETTER,)
 """Of the pairs in preferences.jsonl that a revision made (`source: revision`), where the judge was asked about them."""

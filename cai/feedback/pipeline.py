@@ -24,6 +24,7 @@ from cai.feedback.judge import (
     calls_for_answers,
     calls_for_revision,
     judged_preferences,
+    judged_revision,
     panel_verdicts,
     rank_judged,
 )
@@ -33,6 +34,8 @@ from cai.inference.cached_engine import CachedEngine
 from cai.inference.engine import Completion
 from cai.inference.models import Model
 from cai.inference.scheduler import Scheduler, Stage, gather
+
+REVISION_VERDICTS = "verdicts on revisions"  # the stage of a prompt on whose revision a judge gave no verdict
 
 
 @dataclass(frozen=True)
@@ -127,11 +130,14 @@ class Journey:
     async def judge(self, engine: CachedEngine) -> None:
         """One judge's verdicts on samples and revision."""
         judge = self._feedback.judge(engine)
-        await asyncio.gather(self._judge_samples(judge), self._judge_revision(judge))
+        asked = self._judge_samples(judge), self._judge_revision(judge)
+        for result in await asyncio.gather(*asked, return_exceptions=True):  # a refusal of one leaves the other to end
+            if isinstance(result, BaseException):
+                raise result
 
     def preferences(self) -> list[Preference]:
-        """The revision pair, and the pairs of samples if every judge has answered; why pairs are missing is skipped."""
-        pairs = [] if self._revision_pair is None else [self._with_verdicts(self._revision_pair)]
+        """The revision pair and the pairs of samples, if every judge has answered; why pairs are missing is skipped."""
+        pairs = [] if (labelled := self._labelled_revision()) is None else [labelled]
         if (judged := self._judged()) is not None:
             for pair in judged_preferences(judged, self._job.judge, "judged pairs"):
                 if isinstance(pair, Preference):
@@ -157,6 +163,8 @@ class Journey:
         self.revisions = await self._feedback.reviser.rounds(self.prompt, draft, self._constitution)
         if not self.revisions:
             return
+        if self._job.revise.label == "off":
+            return
         pair = revision_preference(self.revisions)
         if isinstance(pair, Skipped):
             self.skipped.append(pair)
@@ -176,8 +184,8 @@ class Journey:
         try:
             verdicts = await judge.judge_revision(self._revision_pair, self._constitution)
             self._revision_verdicts.append((judge.engine.fingerprint, verdicts))
-        except RequestRefused as refusal:  # the pair stands without its verdicts
-            self._skip("verdicts on revisions", refusal)
+        except RequestRefused as refusal:  # with `revise.label: certain` the pair stands without its verdicts
+            self._skip(REVISION_VERDICTS, refusal)
 
     def _judged(self) -> JudgedAnswers | None:
         """The samples with all verdicts, or None where a judge is missing."""
@@ -187,12 +195,21 @@ class Journey:
         judge = self._feedback.judge_name
         return JudgedAnswers(self.prompt, self._samples, verdicts, model, judge, self._job.seed, self._thoughts)
 
-    def _with_verdicts(self, pair: Preference) -> Preference:
-        """The revision pair with the verdicts on it, if every judge has answered."""
+    def _labelled_revision(self) -> Preference | None:
+        """The revision pair with its label and the verdicts on it; None where the label needs verdicts it has not.
+
+        Why a verdict is missing is skipped where it was asked.
+        """
+        pair, certain = self._revision_pair, self._job.revise.label == "certain"
+        if pair is None:
+            return None
         if len(self._revision_verdicts) < max(1, len(self._feedback.judges)):
-            return pair
+            return pair if certain else None
         verdicts = panel_verdicts(self._revision_verdicts)[0, 1]
-        return pair.model_copy(update={"verdicts": verdicts, "judge": self._feedback.judge_name})
+        pair = pair.model_copy(update={"judge": self._feedback.judge_name})
+        if certain:
+            return pair.model_copy(update={"verdicts": verdicts})
+        return judged_revision(pair, verdicts, self._job.judge)
 
     def _skip(self, stage: str, refusal: RequestRefused) -> None:
         row = Skipped.refused(self.prompt.id, stage, refusal)
@@ -273,6 +290,5 @@ def _prompt_id(journey: Journey) -> str:
 def _judge_calls(job: FeedbackJob) -> int:
     """The requests that one judge gets for a prompt, at most."""
     principles = len(job.constitution.principles)
-    return calls_for_answers(job.judge, principles, job.judge.samples) + calls_for_revision(
-        job.judge, job.revise.rounds
-    )
+    rounds = 0 if job.revise.label == "off" else job.revise.rounds
+    return calls_for_answers(job.judge, principles, job.judge.samples) + calls_for_revision(job.judge, rounds)

@@ -7,7 +7,7 @@ the paper: its few-shot demonstrations are not shipped (`few_shot.yaml` in a tem
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from cai.config.hashing import derive_seed
 from cai.config.yaml_files import Temperature, Tokens
@@ -18,6 +18,10 @@ from cai.feedback.filters import failed_filters
 from cai.inference.engine import Completion, Engine, EngineConfig, Generation
 
 REVISION_PAIRS = "revision pairs"  # the stage of a prompt whose revision makes no pair
+
+
+def _yaml_off(value: object) -> object:
+    return "off" if value is False else value  # as which YAML 1.1 reads a bare `off`
 
 
 class ReviseConfig(Generation):
@@ -31,6 +35,8 @@ class ReviseConfig(Generation):
     """Rounds of critique and revision; 0 makes none."""
     critique: bool = True
     """false revises directly, without a critique."""
+    label: Annotated[Literal["judge", "certain", "off"], BeforeValidator(_yaml_off)] = "judge"
+    """P(revision better) of a revision pair: the judge's, or 1 for `certain`; `off` makes no pairs, for SFT alone."""
     max_tokens: Tokens = 128
     """Maximum tokens of a draft, a sample, a critique or a revision."""
     temperature: Temperature = 1.0

@@ -250,8 +250,9 @@ def revision_provenance(row: Revision) -> list[list[Cell]]:
 def _preference_blocks(detail: Detail, pair: Preference, example: Example) -> None:
     name = {"revision": "Revision pair", "judge": "Judged pair", "human": "Human pair"}
     label = f"P(chosen better) = {pair.p:.4f}" + (f", weight {pair.weight:g}" if pair.weight != 1 else "")
-    if any((row.before, row.revision) == (pair.rejected, pair.chosen) for row in example.revisions):
-        detail.note(name[pair.source], f"draft and revision above, {label}")
+    draft, revision = (pair.chosen, pair.rejected) if pair.draft_chosen else (pair.rejected, pair.chosen)
+    if any((row.before, row.revision) == (draft, revision) for row in example.revisions):
+        detail.note(name[pair.source], f"{'draft' if pair.draft_chosen else 'revision'} above is chosen, {label}")
     else:
         detail.diff(name[pair.source], ("rejected", "chosen"), (pair.rejected, pair.chosen), label)
         for side, thought in (("chosen", pair.chosen_reasoning), ("rejected", pair.rejected_reasoning)):

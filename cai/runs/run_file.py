@@ -125,6 +125,16 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _labels_have_verdicts(self) -> "RunConfig":
+        if self.revise.rounds and self.revise.label == "judge" and not self.judge.revisions:
+            needs = (
+                "false, and `revise.label: judge` needs these verdicts; ask for them, or set revise.label to certain "
+                "(p = 1, unverified) or off (no pairs)"
+            )
+            raise PydanticCustomError("needs_verdicts", "{needs}", {"needs": needs, "at": ("judge", "revisions")})
+        return self
+
+    @model_validator(mode="after")
     def _gates_ask_both_orders(self) -> "RunConfig":
         if self.judge_gate is not None and not self.judge.swap:
             raise ValueError("judge_gate: needs both orders, and `judge.swap` is false; remove one of them")

@@ -194,12 +194,11 @@ def _judge_settings(run: _Run) -> JudgeConfig:
 
 
 def _labels(run: _Run) -> Iterator[Check]:
-    settings = _judge_settings(run)
-    pairs = [
-        (row.p, label(row.verdicts, settings))
-        for row in run.folder.preferences()
-        if row.source == "judge" and row.verdicts
-    ]
+    settings, by_judge = _judge_settings(run), {"judge"}
+    if run.config.revise.label == "judge":
+        by_judge.add("revision")
+    rows = (row for row in run.folder.preferences() if row.source in by_judge and row.verdicts)
+    pairs = [(row.p, label(row.verdicts, settings)) for row in rows]
     if pairs:
         yield _recomputed("labels (preferences.jsonl)", pairs)
 

@@ -64,7 +64,7 @@ RUNS = {
     "default": "{}",
     "rankings": "judge: {samples: 4, principles: all}",
     "choice": "judge: {samples: 3, ask: choice, temperature: 2.0}",
-    "one order, no critique": "judge: {swap: false, revisions: false}\nrevise: {critique: false, rounds: 1}",
+    "one order, no critique": "judge: {swap: false, revisions: false}\nrevise: {critique: false, rounds: 1, label: certain}",
     "chain of thought": "judge: {cot_samples: 2, cot_max_tokens: 64, cot_clamp: [0.3, 0.7]}",
     "one chain of thought": "judge: {cot_samples: 1}",
     "panel": "judge: {model: [MODEL, OTHER]}\nengine: {concurrency: 3}",

@@ -25,7 +25,6 @@ from cai.feedback.judge import (
     panel_verdicts,
     principles_met,
     soft_label,
-    swapped,
 )
 from cai.inference.engine import Choose, Generate, ScriptedEngine
 from tests.conftest import ROOT, prompt
@@ -71,9 +70,9 @@ def test_without_a_swap_one_order_is_asked_and_its_leaning_stays(harmless: Const
     for pair in judged_preferences(JudgedAnswers(prompt(), ("one", "two"), found, "m", "j", 0), settings, "stage"):
         assert isinstance(pair, Preference)
         assert (pair.chosen, pair.p) == ("one", pytest.approx(0.9))
-    turned = swapped(found[0, 1][0])
+    turned = found[0, 1][0].swapped()
     assert turned.p == pytest.approx(0.1)
-    assert swapped(turned) == found[0, 1][0]
+    assert turned.swapped() == found[0, 1][0]
 
 
 def test_every_principle_is_asked_in_both_orders_and_keeps_its_name(

@@ -1,6 +1,7 @@
 """One prompt's way through the feedback stage, on a scripted engine."""
 
 import asyncio
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,29 +12,55 @@ from cai.config.errors import RequestRefused
 from cai.constitution.principles import AppliesTo, Constitution, Principle
 from cai.constitution.templates import Templates, names_for
 from cai.feedback.judge import JudgeConfig
+from cai.feedback.metrics import REVISION_BETTER
 from cai.feedback.pipeline import FeedbackJob, Journey, _Feedback
 from cai.feedback.revise import ReviseConfig
-from cai.inference.engine import Generate, ScriptedEngine
+from cai.inference.engine import Choose, Generate, ScriptedEngine
+from cai.stats.logistic import sigmoid
 from tests.conftest import ROOT, prompt
 
 CONSTITUTION = Constitution(
-    name="c", principles=[Principle(id="kind", critique="CRITIQUE-IT", revision="REVISE-IT", judge="Which is kinder?")]
+    name="c",
+    principles=[Principle(id="kind", critique="CRITIQUE-IT", revision="REVISE-IT", judge="Which is kinder?", weight=3)],
 )
 PROMPT = prompt()
 
 
 def travel(
-    templates: Templates, answer: Callable[[Generate], str], rounds: int = 1, **judge: Any
+    templates: Templates,
+    answer: Callable[[Generate], str],
+    rounds: int = 1,
+    prefers: str = "",
+    revise: Any = None,
+    **judge: Any,
 ) -> tuple[Journey, ScriptedEngine]:
-    """A journey that is over, its model judging itself."""
-    engine: Any = ScriptedEngine("m", answer)
+    """A journey that is over, its model judging itself; it finds the answer better that begins with `prefers`."""
+    engine: Any = Opinionated("m", answer, prefers)
+    revising = ReviseConfig(rounds=rounds, **(revise or {}))
     job = FeedbackJob(
-        [PROMPT], CONSTITUTION, templates, ReviseConfig(rounds=rounds), JudgeConfig(**judge), 0, Path("m"), Path("m"), [Path("m")],
+        [PROMPT], CONSTITUTION, templates, revising, JudgeConfig(**judge), 0, Path("m"), Path("m"), [Path("m")],
         [], [], Path("r"), Path("p"), Path("k"), Path("a"),
     )  # fmt: skip
     journey = Journey(PROMPT, _Feedback(job, engine, engine, [engine]))
     asyncio.run(journey.generate())
     return journey, engine
+
+
+class Opinionated(ScriptedEngine):
+    """A judge that gives odds of 3 to 1, in both orders, to an answer that begins in one way."""
+
+    def __init__(self, fingerprint: str, answer: Callable[[Generate], str], prefers: str) -> None:
+        super().__init__(fingerprint, answer)
+        self.prefers = prefers
+
+    async def choose(self, request: Choose) -> list[float]:
+        if not self.prefers:
+            return await super().choose(request)
+        question = request.messages[0]["content"]
+        first, second = question.index("Answer A: "), question.index("Answer B: ")
+        won = question.startswith(self.prefers, first + 10), question.startswith(self.prefers, second + 10)
+        assert sum(won) == 1
+        return [math.log(0.75 if better else 0.25) for better in won]
 
 
 def step(request: Generate) -> str:
@@ -120,3 +147,40 @@ def test_equal_samples_are_skipped_with_the_reason(templates: Templates) -> None
     assert [pair.source for pair in journey.preferences()] == ["revision"]
     assert [(row.stage, row.reason) for row in journey.skipped] == [("judged pairs", "samples identical")]
     assert journey.ranking() is None
+
+
+def test_a_revision_pair_has_the_soft_label_of_its_judge(templates: Templates) -> None:
+    journey, _ = travel(templates, different, prefers="revision", samples=0)
+    [pair] = journey.preferences()
+    assert pair.chosen.startswith("revision") and not pair.draft_chosen
+    assert pair.p == pytest.approx(0.75)
+    assert "draft_chosen" not in pair.model_dump()
+
+
+def test_a_revision_worse_than_its_draft_is_rejected(templates: Templates) -> None:
+    journey, _ = travel(templates, different, prefers="draft", samples=0)
+    [pair] = journey.preferences()
+    assert (pair.source, pair.draft_chosen) == ("revision", True)
+    assert pair.chosen == journey.revisions[0].draft and pair.rejected == journey.revisions[-1].revision
+    assert pair.p == pytest.approx(0.75)
+    assert [verdict.p for verdict in pair.verdicts] == pytest.approx([0.75])  # of what is chosen, as the label
+    assert REVISION_BETTER.value(pair) == pytest.approx(0.25)
+
+
+def test_the_label_of_a_revision_has_temperature_and_clamp_as_those_of_samples(templates: Templates) -> None:
+    warm, _ = travel(templates, different, prefers="draft", samples=0, temperature=2.0)
+    assert warm.preferences()[0].p == pytest.approx(sigmoid(math.log(3) / 2))
+    clamped, _ = travel(templates, different, prefers="draft", samples=0, cot_samples=1)
+    assert clamped.preferences()[0].p == pytest.approx(0.6)
+
+
+def test_the_weight_of_a_principle_decides_how_often_it_is_sampled_and_not_twice(templates: Templates) -> None:
+    journey, _ = travel(templates, different, prefers="draft", samples=0)
+    assert [verdict.weight for verdict in journey.preferences()[0].verdicts] == [1.0]
+
+
+def test_certain_labels_are_left_alone_and_keep_the_verdicts(templates: Templates) -> None:
+    journey, _ = travel(templates, different, prefers="draft", samples=0, revise={"label": "certain"})
+    [pair] = journey.preferences()
+    assert (pair.p, pair.draft_chosen) == (1.0, False)
+    assert [verdict.p for verdict in pair.verdicts] == pytest.approx([0.25])

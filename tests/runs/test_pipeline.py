@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import mean
 
 import pytest
 from rich.console import Console
@@ -333,14 +334,44 @@ def test_the_judge_is_asked_about_revisions_by_the_principles_that_made_them(
     pairs = folder.preferences()
     assert pairs
     for pair in pairs:
-        assert (pair.source, pair.p) == ("revision", 1.0)  # the label is left alone
+        assert pair.source == "revision"
         assert {v.principle_id for v in pair.verdicts} == made_by[pair.prompt_id]
+        assert pair.p == pytest.approx(mean(v.p for v in pair.verdicts)) and 0.5 <= pair.p < 1
         assert pair.judge
-    without = run_to_end(run_file, overrides=("judge.revisions=false",), name="without")
-    assert [pair.verdicts for pair in without.preferences()] == [[]] * len(pairs)
 
 
-def test_a_refused_question_about_a_revision_leaves_its_pair(tmp_path: Path, model_folder: Path) -> None:
+def test_certain_revision_pairs_need_no_verdicts(tmp_path: Path, model_folder: Path) -> None:
+    run_file = write_workspace(tmp_path, model_folder, extra="judge: {samples: 0}\n")
+    certain = "revise.label=certain"
+    asked = run_to_end(run_file, overrides=(certain,), name="asked")
+    without = run_to_end(run_file, overrides=(certain, "judge.revisions=false"), name="without")
+    assert {pair.p for folder in (asked, without) for pair in folder.preferences()} == {1.0}
+    assert all(pair.verdicts for pair in asked.preferences())
+    assert [pair.verdicts for pair in without.preferences()] == [[]] * len(asked.preferences())
+
+
+def test_a_run_without_revision_pairs_asks_nothing_about_them(tmp_path: Path, model_folder: Path) -> None:
+    run_file = write_workspace(tmp_path, model_folder, extra="judge: {samples: 0}\n")
+    engines: list[ScriptedEngine] = []
+    folder = run_to_end(run_file, engines, overrides=("revise.label=off",))
+    assert folder.revisions() and folder.preferences() == []
+    assert folder.skipped() == []  # it is a setting, and no row is lost
+    assert not any(isinstance(request, Choose) for engine in engines for request in engine.requests)
+
+
+def test_labels_of_a_judge_that_is_not_asked_are_an_error_that_names_both_settings(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    run_file = write_workspace(tmp_path, model_folder, extra="judge: {revisions: false}\n")
+    with pytest.raises(CaiError, match=r"run\.yaml:\d+: judge\.revisions: false, and `revise\.label: judge` needs"):
+        make_plan(run_file, [], None, tmp_path / "runs")
+    make_plan(run_file, ["revise.rounds=0"], None, tmp_path / "runs")  # no revisions, nothing to label
+
+
+@pytest.mark.parametrize("label", ["judge", "certain"])
+def test_a_refused_question_about_a_revision_costs_its_pair_where_it_decides_the_label(
+    tmp_path: Path, model_folder: Path, label: str
+) -> None:
     class Shy(ScriptedEngine):
         async def choose(self, request: Choose) -> list[float]:
             if "Question number 1?" in request.messages[0]["content"]:
@@ -348,10 +379,14 @@ def test_a_refused_question_about_a_revision_leaves_its_pair(tmp_path: Path, mod
             return await super().choose(request)
 
     run_file = write_workspace(tmp_path, model_folder, extra="judge: {samples: 0}\n")
-    folder = run_to_end(run_file, open_engine=lambda model, fingerprint, settings: Shy(fingerprint))
+    folder = run_to_end(
+        run_file,
+        overrides=(f"revise.label={label}",),
+        open_engine=lambda model, fingerprint, settings: Shy(fingerprint),
+    )
     pairs = {pair.prompt_id: len(pair.verdicts) for pair in folder.preferences()}
-    assert pairs["p1"] == 0
-    assert all(count for prompt_id, count in pairs.items() if prompt_id != "p1")
+    assert pairs.pop("p1", None) == (0 if label == "certain" else None)
+    assert pairs and all(pairs.values())
     failed = [(row.prompt_id, row.stage) for row in folder.skipped() if row.failed]
     assert failed == [("p1", "verdicts on revisions")]
 

@@ -21,7 +21,7 @@ from tests.conftest import scripted, write_workspace
 @pytest.fixture
 def run(tmp_path: Path, model_folder: Path) -> RunFolder:
     """A run of 6 prompts, one of whose revisions is found to be unfit."""
-    plan = make_plan(write_workspace(tmp_path, model_folder), [], None, tmp_path / "runs")
+    plan = make_plan(write_workspace(tmp_path, model_folder), ["revise.label=certain"], None, tmp_path / "runs")
     execute(plan, Reporter(Console(quiet=True)), False, scripted())
     rows = plan.folder.revisions()
     write_rows(plan.folder.revisions_jsonl, [rows[0].model_copy(update={"flags": ["empty"]}), *rows[1:]])

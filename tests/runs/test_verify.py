@@ -1,6 +1,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ def test_an_untouched_run_matches_in_every_part_on_80_columns(run: RunFolder) ->
     assert {"constitution.yaml", "templates/", "prompts.jsonl", "base model", "revisions.jsonl", "summary.json"} <= set(
         checks
     )
-    assert checks["labels (preferences.jsonl)"].note == "18 computed again"
+    assert checks["labels (preferences.jsonl)"].note == "24 computed again"  # 18 of samples, 6 of revisions
     assert checks["strengths (rankings.jsonl)"].note == "18 computed again"
 
 
@@ -67,12 +68,12 @@ def replaced(name: str, old: str, new: str) -> Callable[[RunFolder], None]:
     return change
 
 
-def relabelled(run: RunFolder) -> None:
+def relabelled(run: RunFolder, source: str = "judge") -> None:
     """A label no verdict supports, with the hash of its file brought up to date."""
     from cai.data.jsonl import file_fingerprint
 
     rows = [json.loads(line) for line in run.preferences_jsonl.read_text().splitlines()]
-    next(row for row in rows if row["source"] == "judge")["p"] = 0.99
+    next(row for row in rows if row["source"] == source)["p"] = 0.99
     run.preferences_jsonl.write_text("".join(json.dumps(row) + "\n" for row in rows))
     summary = json.loads(run.summary_json.read_text())
     summary["files"]["preferences.jsonl"] = file_fingerprint(run.preferences_jsonl)
@@ -95,6 +96,7 @@ def other_weights(run: RunFolder) -> None:
         (replaced("manifest.json", '"held_out": [\n  "', '"held_out": [\n  "x'), "held-out prompts"),
         (replaced("summary.json", '"mean": 0.', '"mean": 1.'), "summary.json"),
         (relabelled, "labels (preferences.jsonl)"),
+        (partial(relabelled, source="revision"), "labels (preferences.jsonl)"),
         (other_weights, "base model"),
     ],
 )  # fmt: skip
