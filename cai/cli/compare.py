@@ -39,7 +39,7 @@ from cai.compare.record import (
     UnpairedMetric,
 )
 from cai.config.characters import visible
-from cai.feedback.metrics import RUN_METRICS
+from cai.feedback.metrics import LABEL_MASS, RUN_METRICS, label_mass_text
 from cai.report.comparison import comparison_report, read_comparison
 from cai.runs.folder import open_run
 from cai.stats.formatting import NONE, counted, number, percent, prompt_counts
@@ -83,6 +83,8 @@ def _comparison(c: RunComparison) -> Iterator[RenderableType | Grid]:
     for run in c.runs:
         counts = f"{counted(run.principles, 'principles')}, {prompt_counts(run.prompts, run.held_out)}"
         yield Text(visible(f"{run.letter}: {run.name}   ({run.constitution or 'no constitution'}, {counts})"), "bold")
+        if run.label_mass:
+            yield Text(f"   {LABEL_MASS} of its pairs: {label_mass_text(run.label_mass)}")
     yield heading("Findings")
     yield listed("·", c.findings)
     if c.warnings:

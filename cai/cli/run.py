@@ -12,7 +12,7 @@ from cai.cli.console import Grid, end_with_failures, heading, line, listed, resu
 from cai.cli.options import DEFAULT_RUNS, DryRun, Replace, RunsFolder, Settings, setting
 from cai.config.characters import Terminal
 from cai.config.errors import CaiError
-from cai.feedback.metrics import RUN_METRICS
+from cai.feedback.metrics import LABEL_MASS, RUN_METRICS, label_mass_text
 from cai.inference.scheduler import Reporter
 from cai.report.judge import JUDGE_JSON, write_judge_page
 from cai.runs.dry_run import DryRun as Forecast
@@ -128,6 +128,8 @@ def _results(summary: dict[str, Any]) -> Grid:
         grid.add("revisions", f"{rows:,}")
     if by_source := summary["preferences"]["by_source"]:
         grid.add("labelled pairs", ", ".join(f"{count:,} by {source}" for source, count in by_source.items()))
+        if shares := summary["preferences"]["label_mass"]:
+            grid.add(LABEL_MASS, label_mass_text(shares))
     for stage, training in summary["training"].items():
         for place, text in enumerate(training_lines(training)):
             grid.add("" if place else stage, text)

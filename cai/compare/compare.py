@@ -364,6 +364,7 @@ def _part(number: int, run: RunData) -> RunPart:
         held_out=held_out,
         rows=run.rows,
         skipped=run.skipped,
+        label_mass={**run.labels.mass.shares()} if run.labels else {},
     )
 
 

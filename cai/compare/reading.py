@@ -19,6 +19,7 @@ from cai.feedback.metrics import (
     REVISION_METRICS,
     REVISION_PAIR_METRICS,
     ROUND_METRICS,
+    LabelMass,
     PromptMeans,
     revision_better,
 )
@@ -63,6 +64,7 @@ class Labels:
     pairs: dict[str, list[Labelled]] = field(default_factory=dict)
     revisions: dict[str, dict[str, float]] = field(default_factory=dict)  # P(better than draft) by principle
     verdicts: dict[str, list[PairVerdict]] = field(default_factory=dict)
+    mass: LabelMass = field(default_factory=LabelMass)
 
 
 class Answered(NamedTuple):
@@ -220,8 +222,10 @@ def _revised(run: RunData, rows: Iterable[Revision]) -> dict[str, Revised]:
 def _labels(run: RunData, rows: Iterable[Preference], flips: "_WidestFlips") -> Labels:
     labels, means, of_revisions = Labels(), PromptMeans(LABEL_METRICS), PromptMeans(REVISION_PAIR_METRICS)
     for row in rows:
-        if row.source == "revision" and row.verdicts:
+        labels.mass.add(row)
+        if row.source == "revision":
             of_revisions.add(row)
+        if row.source == "revision" and row.verdicts:
             principles = dict.fromkeys(verdict.principle_id for verdict in row.verdicts)  # of a panel, several by one
             labels.revisions[row.prompt_id] = {
                 principle: revision_better(row, principle) or 0.0 for principle in principles

@@ -34,6 +34,7 @@ class RunPart(Row):
     held_out: int
     rows: dict[str, int | None]  # by file, such as `revisions`; None where the run does not have it, or in another form
     skipped: dict[str, int]  # by reason
+    label_mass: dict[str, float]  # by source, in [0, 1]; see LabelMass in cai/feedback/metrics.py
 
 
 class MetricDifference(Row):

@@ -164,6 +164,8 @@ class Preference(Row):
     source: Source
     # of a revision pair whose judge prefers the draft, which is `chosen`; rows of other pairs have no such field
     draft_chosen: bool = Field(default=False, exclude_if=lambda chosen: not chosen)
+    # answers that reached max_tokens, where that is known; rows without any have no such field
+    truncated: list[Literal["chosen", "rejected"]] = Field(default=[], exclude_if=lambda names: not names)
     verdicts: list[Verdict] = []  # of the judge; p_forward and p_reverse are P(chosen better)
     principle_ids: list[str] = []  # of the revision's rounds, in order
     model: str = ""  # engine fingerprint of the policy that wrote the responses

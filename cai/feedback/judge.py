@@ -342,6 +342,7 @@ def judged_revision(pair: Preference, verdicts: list[Verdict], settings: JudgeCo
         "chosen_reasoning": pair.rejected_reasoning,
         "rejected_reasoning": pair.chosen_reasoning,
         "draft_chosen": True,
+        "truncated": ["rejected" if name == "chosen" else "chosen" for name in pair.truncated],
     }
     return pair.model_copy(update={**swapped, "p": 1.0 - p, "verdicts": [v.swapped() for v in verdicts]})
 

@@ -9,17 +9,18 @@ ROUND_METRICS and VERDICT_METRICS.
 """
 
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import fmean
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
-from cai.data.records import BeforeAfter, Preference, Revision, Verdict
-from cai.feedback.filters import FILTERS
+from cai.data.records import BeforeAfter, Preference, Revision, Source, Verdict
+from cai.feedback.filters import FILTERS, MAX_REPEATED, repetition
 from cai.stats.agreement import hit
 from cai.stats.edits import word_distance
-from cai.stats.formatting import number
+from cai.stats.formatting import number, percent
 from cai.stats.intervals import Estimate, bootstrap_mean, share
 from cai.stats.win_rate import FOLLOWS_POSITION, win
 
@@ -214,6 +215,7 @@ REVISION_METRICS: tuple[Metric[Revision], ...] = (
     _filter("empty", "empty revision"),
     _filter("unchanged", "unchanged revision"),
     _filter("copied_critique", "copied critique"),
+    _filter("repeats_itself", "revision repeats itself"),
     _truncated_revision("draft"),
     _truncated_revision("critique"),
     REVISION_TRUNCATED,
@@ -253,8 +255,62 @@ def revision_better(row: Preference, principle_id: str | None = None) -> float |
 REVISION_BETTER = Metric[Preference](
     "revision_better", "P(revision better)", "than the draft, by the judge", "share", revision_better
 )
-REVISION_PAIR_METRICS: tuple[Metric[Preference], ...] = (REVISION_BETTER,)
-"""Of the pairs in preferences.jsonl that a revision made (`source: revision`), where the judge was asked about them."""
+
+
+def _judged_worse(row: Preference) -> float | None:
+    p = revision_better(row)
+    return None if p is None else p < 0.5
+
+
+def _of_chosen(key: str, name: str, meaning: str, value: Callable[[Preference], float | None]) -> Metric[Preference]:
+    """A metric of revisions that a pair teaches: those that are `chosen`."""
+    return Metric(
+        key, name, meaning, "share", lambda row: None if row.draft_chosen else value(row), warn_from=MUCH_TAUGHT
+    )
+
+
+MUCH_TAUGHT = 0.1  # of the chosen revisions
+REVISION_PAIR_METRICS: tuple[Metric[Preference], ...] = (
+    REVISION_BETTER,
+    Metric("revision_worse", "revision judged worse", "P(revision better) below ½", "share", _judged_worse,
+           warn_from=MOST),
+    _of_chosen("chosen_worse", "chosen revision judged worse", "P(revision better) below ½", _judged_worse),
+    _of_chosen("chosen_truncated", "chosen revision truncated", TRUNCATED, lambda row: "chosen" in row.truncated),
+    _of_chosen("chosen_repeats", "chosen revision repeats itself", FILTERS["repeats_itself"],
+               lambda row: repetition(row.chosen) > MAX_REPEATED),
+)  # fmt: skip
+"""Of the pairs in preferences.jsonl that a revision made (`source: revision`)."""
+
+
+class LabelMass:
+    """How much the labels of pairs say, by their source: the sum of weight · |2p − 1|.
+
+    A pair counts 0 at p = ½ and its weight at p = 1, as the size of a soft label's first step in DPO does.
+    """
+
+    def __init__(self) -> None:
+        self.pairs: Counter[Source] = Counter()
+        self._mass: dict[Source, float] = {}
+
+    def add(self, row: Preference) -> None:
+        """Count one pair."""
+        self.pairs[row.source] += 1
+        self._mass[row.source] = self._mass.get(row.source, 0.0) + row.weight * abs(2 * row.p - 1)
+
+    def shares(self) -> dict[Source, float]:
+        """The share of each source, in [0, 1]; empty where no label says anything."""
+        total = sum(self._mass.values())
+        return {source: mass / total for source, mass in self._mass.items()} if total else {}
+
+
+LABEL_MASS = "label mass"
+LABEL_MASS_MEANING = "share of Σ|2p − 1|, what the labels say, by source"
+
+
+def label_mass_text(shares: Mapping[Any, float]) -> str:
+    """The shares of `LabelMass`, as every surface shows them; empty for none."""
+    return ", ".join(f"{percent(share)} by {source}" for source, share in shares.items())
+
 
 WIN_RATE = Metric[BeforeAfter](
     "win_rate", "win rate", "after against before training, ties ½", "share", lambda row: win(row.p), interval=share

@@ -18,6 +18,7 @@ from cai.feedback.filters import failed_filters
 from cai.inference.engine import Completion, Engine, EngineConfig, Generation
 
 REVISION_PAIRS = "revision pairs"  # the stage of a prompt whose revision makes no pair
+SIDES: dict[Literal["chosen", "rejected"], str] = {"chosen": "revision", "rejected": "draft"}
 
 
 def _yaml_off(value: object) -> object:
@@ -162,6 +163,7 @@ def revision_preference(rows: list[Revision]) -> Preference | Skipped:
         rejected=last.draft,
         p=1.0,
         source="revision",
+        truncated=[side for side, text in SIDES.items() if text in last.truncated],
         principle_ids=[row.principle_id for row in rows],
         model=last.model,
         seeds=[last.seed],

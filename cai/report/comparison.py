@@ -14,7 +14,7 @@ from cai.config.errors import CaiError
 from cai.constitution.principles import TEXTS
 from cai.evaluation.monitors import Monitor, format_threshold
 from cai.evaluation.policy_report import PolicyReport
-from cai.feedback.metrics import RUN_METRICS
+from cai.feedback.metrics import RUN_METRICS, label_mass_text
 from cai.inference.models import folder_fingerprint
 from cai.report.examples import Examples, columns, comparison_table
 from cai.report.html import Content, render_report
@@ -119,6 +119,7 @@ def comparison_report(contents: ComparisonContents, url: str | None = None) -> s
         files=[configuration_files(folder, manifest) for folder, manifest in zip(folders, manifests, strict=True)],
         texts=_texts,
         cells=_cells,
+        label_mass=label_mass_text,
         text=lambda key, value: RUN_METRICS[key].text(value),
     )
 

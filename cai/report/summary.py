@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from cai.config.errors import CaiError
 from cai.config.yaml_files import as_yaml, read_text
-from cai.feedback.metrics import RUN_METRICS
+from cai.feedback.metrics import LABEL_MASS, LABEL_MASS_MEANING, RUN_METRICS, label_mass_text
 from cai.runs.folder import RunFolder
 from cai.runs.metrics import summarise, summary_metrics, summary_warnings, training_lines, training_warnings
 from cai.stats.formatting import counted, duration, number
@@ -84,6 +84,8 @@ def _metrics(summary: dict[str, Any]) -> list[Card]:
     if by_source := summary["preferences"]["by_source"]:
         sources = ", ".join(f"{n:,} by {source}" for source, n in by_source.items())
         cards.append(Card("labelled pairs", f"{sum(by_source.values()):,}", sources))
+    if shares := summary["preferences"]["label_mass"]:
+        cards.append(Card(LABEL_MASS, label_mass_text(shares), LABEL_MASS_MEANING))
     for key, estimate in summary_metrics(summary).items():
         metric = RUN_METRICS[key]
         if metric.warn_from is None and key not in JUDGE_METRICS:

@@ -15,6 +15,7 @@ from cai.feedback.metrics import (
     REVISION_PAIR_METRICS,
     RUN_METRICS,
     WIN_RATE,
+    LabelMass,
     PromptMeans,
 )
 from cai.inference.chat import control_counts, control_warnings, spells_control
@@ -36,7 +37,7 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
     manifest = folder.manifest()
     principles: Counter[str] = Counter()
     judging = set[str]()  # principles with a verdict of the run's judge
-    sources: Counter[str] = Counter()
+    labels = LabelMass()
     spelling = 0  # of the judged pairs
 
     def revisions() -> Iterator[Revision]:
@@ -47,8 +48,8 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
     def preferences() -> Iterator[Preference]:
         nonlocal spelling
         for row in each_row_of(folder.preferences_jsonl, Preference):
-            sources[row.source] += 1
             judging.update(verdict.principle_id for verdict in row.verdicts)
+            labels.add(row)
             spelling += row.source != "human" and spells_control(row)
             yield row
 
@@ -61,7 +62,7 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
             "questions": _questions(folder.applicability()),
             "never_sampled": sorted(manifest["constitution"]["principles"].keys() - principles.keys() - judging),
         },
-        "preferences": {"by_source": dict(sources)},
+        "preferences": {"by_source": dict(labels.pairs), "label_mass": labels.shares()},
         "metrics": {key: value and value._asdict() for key, value in estimates.items()},
         **_control_tokens(manifest, spelling),
         "skipped": _skipped(each_row_of(folder.skipped_jsonl, Skipped)),

@@ -33,7 +33,7 @@ from cai.data.preferences import iter_preferences
 from cai.data.prompts import iter_completions
 from cai.data.records import BeforeAfter, Demonstration, Messages, Preference, Prompt, Ranking, Revision, Skipped
 from cai.evaluation.judge_report import judge_metrics, read_judge_report
-from cai.feedback.metrics import RUN_METRICS
+from cai.feedback.metrics import LABEL_MASS, LABEL_MASS_MEANING, RUN_METRICS, label_mass_text
 from cai.runs.folder import RunFolder
 from cai.runs.metrics import summarise, summary_metrics
 from cai.training.sft import fit_revisions
@@ -250,7 +250,10 @@ def _without_folders(value: Any) -> Any:
 
 def _quality(run: RunFolder) -> str:
     summary = summarise(run)
-    rows = [(f"pairs by {source}", str(count)) for source, count in summary["preferences"]["by_source"].items()]
+    labels = summary["preferences"]
+    rows = [(f"pairs by {source}", str(count)) for source, count in labels["by_source"].items()]
+    if labels["label_mass"]:
+        rows.append((f"{LABEL_MASS}: {LABEL_MASS_MEANING}", label_mass_text(labels["label_mass"])))
     rows += [
         (f"{RUN_METRICS[key].name}: {RUN_METRICS[key].meaning}", RUN_METRICS[key].shown(estimate))
         for key, estimate in summary_metrics(summary).items()

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cai.feedback.filters import failed_filters
+from cai.feedback.filters import FILTERS, failed_filters, repetition
 
 DRAFT = "You can boil an egg for nine minutes in a small pot of water."
 CRITIQUE = "The answer does not say that the water must boil before the egg goes in."
@@ -19,6 +19,8 @@ CRITIQUE = "The answer does not say that the water must boil before the egg goes
         (CRITIQUE, ["copied_critique"]),
         ("Sure: the answer does not say that the water must boil before the egg goes in!", ["copied_critique"]),
         (DRAFT + " The answer does not say when.", []),
+        ("Boil it. " + "You can boil it well. " * 4, ["repeats_itself"]),
+        ("Boil it. You can boil it well, or poach it, or fry it, or bake it with cheese.", []),
     ],
 )
 def test_each_fault_is_recognised(revision: str, expected: list[str]) -> None:
@@ -30,5 +32,12 @@ def test_words_that_the_draft_had_already_are_not_copied_from_a_critique_that_qu
 
 
 @given(st.text(), st.text() | st.none(), st.text())
-def test_any_text_gets_at_most_one_flag(before: str, critique: str | None, revision: str) -> None:
-    assert len(failed_filters(before, critique, revision)) <= 1
+def test_any_text_gets_flags_that_have_a_meaning(before: str, critique: str | None, revision: str) -> None:
+    assert set(failed_filters(before, critique, revision)) <= FILTERS.keys()
+
+
+@given(st.lists(st.sampled_from("abcdefgh"), max_size=30))
+def test_repetition_is_the_share_of_sequences_that_were_there_before(words: list[str]) -> None:
+    sequences = [tuple(words[i : i + 4]) for i in range(len(words) - 3)]
+    again = sum(sequence in sequences[:i] for i, sequence in enumerate(sequences))
+    assert repetition(" ".join(words)) == pytest.approx(again / len(sequences) if sequences else 0.0)

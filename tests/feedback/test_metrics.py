@@ -3,11 +3,14 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from cai.data.records import Verdict
+from cai.data.records import Preference, Source, Verdict
 from cai.feedback.metrics import (
+    REVISION_PAIR_METRICS,
     RUN_METRICS,
+    LabelMass,
     Metric,
     PromptMeans,
+    label_mass_text,
     mean_over_prompts,
     non_option_mass,
     position_bias,
@@ -70,3 +73,46 @@ def test_only_verdicts_in_both_orders_have_a_position_bias() -> None:
 
 def test_no_two_metrics_share_a_name() -> None:
     assert len({metric.name for metric in RUN_METRICS.values()}) == len(RUN_METRICS)
+
+
+def pair(p: float, source: Source = "revision", chosen: str = "new", **more: Any) -> Preference:
+    about: dict[str, Any] = {"prompt_id": "p", "messages": [{"role": "user", "content": "?"}], "rejected": "old"}
+    return Preference(**about, chosen=chosen, p=p, source=source, **more)
+
+
+def test_label_mass_is_what_labels_say_by_source() -> None:
+    labels = LabelMass()
+    for row in (pair(1.0), pair(0.75, "judge"), pair(0.25, "judge"), pair(0.5, "judge"), pair(0.75, "human", weight=2)):
+        labels.add(row)
+    assert labels.pairs == {"revision": 1, "judge": 3, "human": 1}
+    assert labels.shares() == pytest.approx({"revision": 1 / 3, "judge": 1 / 3, "human": 1 / 3})
+    assert label_mass_text({"revision": 0.25, "judge": 0.75}) == "25 % by revision, 75 % by judge"
+
+
+def test_labels_that_say_nothing_have_no_mass() -> None:
+    labels = LabelMass()
+    labels.add(pair(0.5, "judge"))
+    assert labels.shares() == {}
+
+
+def test_what_a_pair_teaches_is_measured_on_the_revisions_that_are_chosen() -> None:
+    def of(row: Preference) -> dict[str, float | None]:
+        return {metric.key: metric.value(row) for metric in REVISION_PAIR_METRICS}
+
+    def verdicts(p: float) -> list[Verdict]:
+        about: dict[str, Any] = {"principle_id": "a", "principle_hash": "h", "non_option_mass": 0.0}
+        return [Verdict(**about, p_forward=p, p_reverse=p)]
+
+    taught = of(pair(1.0, verdicts=verdicts(0.2), truncated=["chosen"], chosen="on and on and " * 5))
+    assert taught == {
+        "revision_better": pytest.approx(0.2), "revision_worse": True, "chosen_worse": True, "chosen_truncated": True,
+        "chosen_repeats": True,
+    }  # fmt: skip
+    rejected = of(pair(0.8, verdicts=verdicts(0.8), truncated=["rejected"], draft_chosen=True))
+    assert rejected == {
+        "revision_better": pytest.approx(0.2), "revision_worse": True, "chosen_worse": None, "chosen_truncated": None,
+        "chosen_repeats": None,
+    }  # fmt: skip
+    unjudged = of(pair(1.0))
+    assert (unjudged["revision_better"], unjudged["revision_worse"], unjudged["chosen_worse"]) == (None, None, None)
+    assert (unjudged["chosen_truncated"], unjudged["chosen_repeats"]) == (False, False)

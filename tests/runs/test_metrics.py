@@ -18,7 +18,7 @@ from cai.cli.run import print_summary
 from cai.cli.runs import runs as list_runs
 from cai.compare.compare import compare_runs
 from cai.data.jsonl import write_rows
-from cai.feedback.metrics import RUN_METRICS
+from cai.feedback.metrics import RUN_METRICS, label_mass_text
 from cai.inference.engine import Choose, Engine, EngineConfig, Generate, ScriptedEngine
 from cai.inference.models import Model
 from cai.inference.scheduler import Reporter
@@ -135,6 +135,11 @@ def test_every_surface_shows_the_same_value_under_the_same_name(
         assert f"{name} {shown} " in page, name
         assert f"{name} {mean} {mean} " in both, name
         assert re.search(rf"^\| {re.escape(name)}: .* \| {re.escape(shown)} \|$", card, re.MULTILINE), name
+
+    mass = label_mass_text(summary["preferences"]["label_mass"])
+    assert re.fullmatch(r"\d+ % by revision, \d+ % by judge", mass)
+    assert f"label mass {mass}" in printed and f"label mass of its pairs: {mass}" in compared
+    assert mass in page and mass in both and mass in card
 
     differences = {metric.key: metric for metric in found.pairs[0].metrics}
     values = load_run(run.path).metric_values.to_pylist()
