@@ -50,6 +50,7 @@ RENAMED: dict[str, str] = {  # keys of earlier versions, and their new dotted na
     "judge.thoughts": "judge.cot_samples",
     "judge_gate.outside": "judge_gate.non_option_mass",
     "judge_gate.same_position": "judge_gate.position_bias",
+    "preferences.weight": "train[N].data.human",
     "train.accumulate": "gradient_accumulation_steps",
     "train.batch_size": "per_device_train_batch_size",
     "train.center": "center_rewards_coefficient",

@@ -51,6 +51,9 @@ def train_stage(
             for prompt_id, reason in event.get("refused", []):
                 skipped.append(Skipped(prompt_id=prompt_id, stage=name, reason=reason))
             skipped.extend(Skipped.model_validate(row) for row in event.get("skipped", []))
+            if left_out := event.get("left_out"):
+                pairs = ", ".join(f"{counted(count, 'pairs')} by {source}" for source, count in left_out.items())
+                reporter.say(f"  {name}: `data` leaves out {pairs}")
             if "mixed" in event:
                 reporter.say(f"  {name}: {event['mixed']} helpful answers mixed in, {event['mix_share']:.0%} of all")
             if "again" in event:
@@ -103,7 +106,7 @@ def train_policy(plan: Plan, scheduler: Scheduler, reporter: Reporter, train: Tr
             reward = Path(settings.reward) if settings.reward else last_reward
         spec = StageSpec(
             settings=settings,
-            data=data[settings.data],
+            data=data[settings.learns_from],
             model=policy,
             folder=folder.train / name,
             seed=plan.config.seed,

@@ -21,7 +21,7 @@ from cai.data.jsonl import file_fingerprint, write_rows, write_text
 from cai.data.manifest import Claim, take, versions
 from cai.data.preferences import read_preferences
 from cai.data.prompts import StoredPrompts, store_prompts
-from cai.data.records import Messages, Preference, Prompt, Skipped
+from cai.data.records import Messages, Preference, Prompt, Skipped, Source
 from cai.evaluation.policy import shipped_axes
 from cai.evaluation.probes import read_probes
 from cai.feedback.label import LabelJob, count_work
@@ -34,7 +34,7 @@ from cai.runs.folder import CACHE_FILES, ITERATION, RUN, RunFolder
 from cai.runs.roles import other_models, policy_models, with_template_texts
 from cai.runs.run_file import RunConfig, effective_text, load_run_file
 from cai.stats.formatting import counted
-from cai.training.settings import TrainStage, weighs_pairs
+from cai.training.settings import PreferenceConfig, TrainStage, weighs_pairs
 from cai.training.stage import OUTPUT, worker_python
 
 LONGEST_NAME = 255  # bytes of a folder's name on Linux's file systems
@@ -142,6 +142,7 @@ def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path
     templates.check_wordings(config.judge.ensemble)
     _check_tags(principles, training, run_file)
     preferences, preferences_skipped = _preferences(config, run_file, held_out)
+    _check_weights(config, run_file, preferences)
     if config.evaluate.probes:
         read_probes("all"), shipped_axes()  # so that an error in them shows now
     gate = _gate(config, run_file, principles, templates)
@@ -241,28 +242,38 @@ def _conversation(messages: Messages) -> str:
 def _preferences(
     config: RunConfig, run_file: Path, held_out: Sequence[Prompt]
 ) -> tuple[list[Preference], list[Skipped]]:
-    """The preferences of the run's file, weighted, without those whose prompts are held out."""
+    """The preferences of the run's file, without those whose prompts are held out."""
     if config.preferences is None:
         return [], []
     kept, skipped = read_preferences(locate.find_data("preferences.source", config.preferences.source, run_file))
     of_evaluation = {_conversation(prompt.messages) for prompt in held_out}
-    weighted = []
+    used = []
     for pair in kept:
         if _conversation(pair.messages) in of_evaluation:
             reason = "its prompt is held out for evaluation"
             skipped.append(Skipped(prompt_id=pair.prompt_id, stage="preferences", reason=reason))
         else:
-            weighted.append(pair.model_copy(update={"weight": pair.weight * config.preferences.weight}))
-    weighs = any(pair.weight != 1.0 for pair in weighted)
-    plain = [
-        settings.stage for settings in config.train if settings.data == "preferences" and not weighs_pairs(settings)
-    ]
-    if weighs and plain:
-        raise CaiError(
-            f"{run_file}: preferences: its pairs weigh other than 1, and the stage '{plain[0]}' counts all alike; "
-            "reward, or dpo with the loss sigmoid, ipo or robust, weighs them"
-        )
-    return weighted, skipped
+            used.append(pair)
+    return used, skipped
+
+
+def _check_weights(config: RunConfig, run_file: Path, preferences: Sequence[Preference]) -> None:
+    """Raises: CaiError for a stage whose loss counts all pairs alike, and whose pairs will differ in weight."""
+    written: set[tuple[Source, float]] = {(pair.source, pair.weight) for pair in preferences}
+    if config.revise.rounds and config.revise.label != "off":
+        written.add(("revision", 1.0))
+    if config.judge.samples > 1:
+        written.add(("judge", 1.0))
+    for number, settings in enumerate(config.train):
+        if not isinstance(settings, PreferenceConfig) or weighs_pairs(settings):
+            continue
+        weights = {weight * settings.data.by_source[source] for source, weight in written} - {0.0}
+        if len(weights) > 1:
+            raise CaiError(
+                f"{run_file}: train[{number}]: its pairs weigh from {min(weights):g} to {max(weights):g}, by `data` or "
+                f"the file of preferences, and the stage '{settings.stage}' counts all alike; reward, or dpo with the "
+                "loss sigmoid, ipo or robust, weighs them"
+            )
 
 
 def _gate(config: RunConfig, run_file: Path, principles: Constitution, templates: Templates) -> LabelJob | None:

@@ -36,8 +36,6 @@ class PreferencesConfig(Section):
 
     source: str
     """File of preferences in any format, or a dataset of the Hub."""
-    weight: Annotated[float, Field(gt=0)] = 1.0
-    """Weight of one of its pairs in the loss, relative to the run's own."""
 
 
 class GateConfig(Section):

@@ -13,7 +13,6 @@ from torch.nn.functional import logsigmoid
 from trl import DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from cai.data.jsonl import read_rows
 from cai.data.records import Preference
 from cai.inference.chat_template import load_tokenizer
 from cai.training import trl_stage
@@ -103,14 +102,14 @@ def train(spec: StageSpec[DPOConfig], report: Report) -> None:
 
     settings, tokenizer = spec.settings, load_tokenizer(spec.model, spec.chat)
     soft = settings.loss_type in SOFT
-    if soft:
-        rows, undecided = read_rows(spec.data, Preference), list[str]()
-    else:
-        rows, undecided = trl_stage.read_hard_pairs(spec.data, f"dpo with loss_type {settings.loss_type}")
+    rows, left_out = trl_stage.read_pairs(spec)
+    undecided = list[str]()
+    if not soft:
+        rows, undecided = trl_stage.hard_pairs(rows, f"dpo with loss_type {settings.loss_type}")
     turns, unfit = trl_stage.turns_that_fit(
         tokenizer, rows, settings.max_length, lambda row: (row.chosen, row.rejected)
     )
-    report({"examples": len(turns), **unfit.event(), "undecided": undecided})
+    report({"examples": len(turns), **unfit.event(), "undecided": undecided, **left_out})
     mean_weight = statistics.fmean(row.weight for row, _ in turns)  # equal weights become 1 to the bit, in float32
 
     def example(row: Preference, turn: SplitTurn) -> dict[str, Any]:

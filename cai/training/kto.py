@@ -34,8 +34,8 @@ def train(spec: StageSpec[KTOConfig], report: Report) -> None:
     import datasets
 
     settings, tokenizer = spec.settings, load_tokenizer(spec.model, spec.chat)
-    hard, undecided = trl_stage.read_hard_pairs(spec.data, "kto")
-
+    pairs, left_out = trl_stage.read_pairs(spec)
+    hard, undecided = trl_stage.hard_pairs(pairs, "kto")
     turns, unfit = trl_stage.turns_that_fit(
         tokenizer, hard, settings.max_length, lambda row: (row.chosen, row.rejected)
     )
@@ -46,7 +46,7 @@ def train(spec: StageSpec[KTOConfig], report: Report) -> None:
     ]
     # trl keeps the order of the rows and takes a neighbour's answer for the KL term, which must be another prompt's.
     random.Random(spec.seed).shuffle(examples)
-    report({"examples": len(examples), **unfit.event(), "undecided": undecided})
+    report({"examples": len(examples), **unfit.event(), "undecided": undecided, **left_out})
     trainer = TokenizedKTOTrainer(
         model=str(spec.model),
         args=trl.KTOConfig(

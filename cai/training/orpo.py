@@ -40,15 +40,15 @@ def train(spec: StageSpec[ORPOConfig], report: Report) -> None:
     import datasets
 
     settings, tokenizer = spec.settings, load_tokenizer(spec.model, spec.chat)
-    hard, undecided = trl_stage.read_hard_pairs(spec.data, "orpo")
-
+    pairs, left_out = trl_stage.read_pairs(spec)
+    hard, undecided = trl_stage.hard_pairs(pairs, "orpo")
     turns, unfit = trl_stage.turns_that_fit(
         tokenizer, hard, settings.max_length, lambda row: (row.chosen, row.rejected)
     )
     examples = [
         {"prompt_ids": turn.prompt, "chosen_ids": turn.answers[0], "rejected_ids": turn.answers[1]} for _, turn in turns
     ]
-    report({"examples": len(examples), **unfit.event(), "undecided": undecided})
+    report({"examples": len(examples), **unfit.event(), "undecided": undecided, **left_out})
     trainer = TokenizedORPOTrainer(
         model=str(spec.model),
         args=orpo.ORPOConfig(

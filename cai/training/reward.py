@@ -22,7 +22,7 @@ from trl import RewardTrainer
 
 from cai.config.errors import CaiError
 from cai.config.hashing import derive_seed, fingerprint, uniform
-from cai.data.jsonl import read_rows, write_text
+from cai.data.jsonl import write_text
 from cai.data.records import Preference
 from cai.inference.chat_template import load_tokenizer
 from cai.inference.models import folder_fingerprint
@@ -135,9 +135,10 @@ class Pair(NamedTuple):
 def train(spec: StageSpec[RewardConfig], report: Report) -> None:
     """Train on a file of Preference rows; writes `model/` (a reward model), report.json and metrics.jsonl."""
     settings, folder, tokenizer = spec.settings, spec.folder, load_tokenizer(spec.model, spec.chat)
-    pairs, unfit = pairs_that_fit(tokenizer, read_rows(spec.data, Preference), settings.max_length)
+    rows, left_out = trl_stage.read_pairs(spec)
+    pairs, unfit = pairs_that_fit(tokenizer, rows, settings.max_length)
     held_out, training = _split(pairs, settings.holdout)
-    report({"examples": len(training), **unfit.event(), "held_out": len(held_out)})
+    report({"examples": len(training), **unfit.event(), "held_out": len(held_out), **left_out})
     elements = batch_elements(training)
     for number in range(1, settings.members + 1):
         if not (folder / "members" / f"member-{number}").is_dir():

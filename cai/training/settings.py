@@ -1,16 +1,21 @@
 """The settings of every stage of `train:`, under trl's and transformers' names. Light to import: no torch, no trl."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from cai.config.yaml_files import MOST_REPEATS, MOST_TOKENS, PositiveTemperature, Repeats, Section, Tokens
+from cai.data.records import Source
 from cai.training.metrics import Tracker, check_installed
+
+SourceWeight = Annotated[float, Field(ge=0)]
 
 
 class TrainConfig(Section):
     """What every entry of `train:` in a run file has."""
 
+    learns_from: ClassVar[Literal["revisions", "preferences", "prompts"]]
+    """The rows that the stage reads."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-4
     """Peak; it warms up over the first tenth of the updates and decays to a tenth of it."""
     per_device_train_batch_size: Repeats = 4
@@ -34,12 +39,51 @@ class DatasetConfig(TrainConfig):
     """Passes over the data."""
 
 
+class SourceWeights(Section):
+    """`data:` of a stage that learns from preferences: the weight of a pair in the loss, by its `source`."""
+
+    revision: SourceWeight = 1.0
+    """Of a revision and its draft."""
+    judge: SourceWeight = 1.0
+    """Of samples that the judge labelled."""
+    human: SourceWeight = 1.0
+    """Of labelled pairs from a file."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _was_a_file(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            raise ValueError(
+                "expected the weight of each source, such as {revision: 1.0, judge: 1.0, human: 2.0}; the stage itself "
+                "decides which rows it reads"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _learns_from_some(self) -> Self:
+        if not any(self.by_source.values()):
+            raise ValueError("leaves out every source; at least one needs a weight above 0")
+        return self
+
+    @property
+    def by_source(self) -> dict[Source, float]:
+        """The weight of each source."""
+        return {"revision": self.revision, "judge": self.judge, "human": self.human}
+
+
+class PreferenceConfig(DatasetConfig):
+    """Settings of the stages that learn from preferences."""
+
+    learns_from = "preferences"
+    data: SourceWeights = SourceWeights()
+    """Weight of a pair in the loss by its source, relative to others; 0 leaves the source out."""
+
+
 class SFTConfig(DatasetConfig):
     """`stage: sft` of `train:`; trains on the revisions that pass the filters, or on a file of completions."""
 
+    learns_from = "revisions"
     stage: Literal["sft"]
-    data: Literal["revisions"] = "revisions"
-    """What the stage learns from."""
     rounds: Literal["all", "last"] = "all"
     """The revisions of all rounds, as the paper has it, or each prompt's last alone."""
     mix: str | None = None
@@ -48,12 +92,10 @@ class SFTConfig(DatasetConfig):
     """Share of all examples drawn from it by the seed; if it holds too few, all are used and the share is reported."""
 
 
-class RewardConfig(DatasetConfig):
+class RewardConfig(PreferenceConfig):
     """`stage: reward` of `train:`; the result is a reward model, not a policy."""
 
     stage: Literal["reward"]
-    data: Literal["preferences"] = "preferences"
-    """What the stage learns from."""
     members: Annotated[int, Field(ge=1, le=16)] = 1
     """Reward models in the ensemble, each trained on its own bootstrap of the prompts."""
     center_rewards_coefficient: Annotated[float, Field(ge=0)] = 0.01
@@ -73,9 +115,8 @@ class RewardConfig(DatasetConfig):
 class PPOConfig(TrainConfig):
     """`stage: ppo` of `train:`."""
 
+    learns_from = "prompts"
     stage: Literal["ppo"]
-    data: Literal["prompts"] = "prompts"
-    """What the stage learns from."""
     reward: str | None = None
     """Folder of the reward model; null takes the run's last."""
     updates: Repeats = 50
@@ -149,7 +190,7 @@ SOFT: tuple[LossType, ...] = ("sigmoid", "ipo", "robust")  # the losses in which
 SMOOTHED: tuple[LossType, ...] = ("robust", "exo_pair", "aot", "aot_unpaired")  # trl's others ignore label_smoothing
 
 
-class DPOConfig(DatasetConfig):
+class DPOConfig(PreferenceConfig):
     """`stage: dpo` of `train:`.
 
     The losses that train on hard labels skip pairs with p = 0.5, reported as `undecided`, and refuse pairs of different
@@ -157,8 +198,6 @@ class DPOConfig(DatasetConfig):
     """
 
     stage: Literal["dpo"]
-    data: Literal["preferences"] = "preferences"
-    """What the stage learns from."""
     beta: Annotated[float, Field(gt=0)] = 0.1
     """Strength of the pull to the reference, as in the paper."""
     loss_type: LossType = "sigmoid"
@@ -177,22 +216,20 @@ class DPOConfig(DatasetConfig):
         return self
 
 
-class KTOConfig(DatasetConfig):
+class KTOConfig(PreferenceConfig):
     """`stage: kto` of `train:`: the likelier answer of a pair as a desirable one, the other as undesirable.
 
     Pairs with p = 0.5 are skipped and reported as `undecided`; pairs of different weight are an error.
     """
 
     stage: Literal["kto"]
-    data: Literal["preferences"] = "preferences"
-    """What the stage learns from."""
     per_device_train_batch_size: Annotated[int, Field(ge=2, le=MOST_REPEATS)] = 4
     """Examples in a batch, of each process; at least 2: answers to its other prompts give the KL term's estimate."""
     beta: Annotated[float, Field(gt=0)] = 0.1
     """Strength of the pull to the reference, as in the paper."""
 
 
-class ORPOConfig(DatasetConfig):
+class ORPOConfig(PreferenceConfig):
     """`stage: orpo` of `train:`, on hard labels: the likelier answer of a pair is the chosen one.
 
     Pairs with p = 0.5 are skipped and reported as `undecided`; pairs of different weight are an error. As in the
@@ -200,8 +237,6 @@ class ORPOConfig(DatasetConfig):
     """
 
     stage: Literal["orpo"]
-    data: Literal["preferences"] = "preferences"
-    """What the stage learns from."""
     beta: Annotated[float, Field(gt=0)] = 0.1
     """Weighs the odds ratio beside the likelihood of the chosen text (the paper's λ)."""
 
@@ -209,8 +244,7 @@ class ORPOConfig(DatasetConfig):
 class OnlineConfig(DatasetConfig):
     """Settings of the stages that sample answers and score them by a reward model, trained by trl."""
 
-    data: Literal["prompts"] = "prompts"
-    """What the stage learns from."""
+    learns_from = "prompts"
     reward: str | None = None
     """Folder of the reward model; null takes the run's last."""
     per_device_train_batch_size: Repeats = 8

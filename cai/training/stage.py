@@ -64,14 +64,13 @@ def convert_data(settings: TrainConfig, data: Path, target: Path) -> list[Skippe
 
     Raises: CaiError for data without a usable row, or a row of an unknown format.
     """
-    kind = settings.model_dump()["data"]
-    if kind == "preferences":
+    if settings.learns_from == "preferences":
         pairs, skipped = read_preferences(data)
         if not pairs:
             raise CaiError(f"{data}: no usable pair: {_reasons(skipped)}")
         write_rows(target, pairs)
         return skipped
-    if kind == "prompts":
+    if settings.learns_from == "prompts":
         prompts, skipped = read_prompts(data)
         write_rows(target, prompts)
         return skipped

@@ -3,21 +3,23 @@
 import json
 import math
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from cai.config.errors import CaiError
 from cai.data.jsonl import read_rows
-from cai.data.records import Demonstration, Preference
+from cai.data.records import Demonstration, Preference, Source
 from cai.inference.chat import turn_end
 from cai.inference.models import SAFE_LOADING
 from cai.training.metrics import Tracker, Trackers, add_metrics, drop_metrics_after, not_finite, read_metrics
-from cai.training.settings import DatasetConfig, TrainConfig
+from cai.training.settings import DatasetConfig, PreferenceConfig, TrainConfig
 from cai.training.stage import Report, StageSpec
 from cai.training.tokens import SplitTurn, Unfit, keep_fitting, prompt_ids, split_turn
 
 Row = TypeVar("Row", Demonstration, Preference)
+AnyPreferenceConfig = TypeVar("AnyPreferenceConfig", bound=PreferenceConfig, covariant=True)
 LORA_ALPHA = 2.0  # times the rank, as is usual since Hu et al. 2021 (arXiv:2106.09685)
 
 
@@ -89,7 +91,25 @@ def turns_that_fit(
     return kept, unfit
 
 
-def read_hard_pairs(data: Path, stage: str) -> tuple[list[Preference], list[str]]:
+def read_pairs(spec: StageSpec[AnyPreferenceConfig]) -> tuple[list[Preference], dict[str, dict[Source, int]]]:
+    """The labelled pairs of a stage, each with its weight times that of its source in `data`.
+
+    Returns: the pairs, and for the stage's report the number of pairs `left_out` by source.
+    Raises: CaiError when all are left out.
+    """
+    weights, pairs, left_out = spec.settings.data.by_source, list[Preference](), Counter[Source]()
+    for row in read_rows(spec.data, Preference):
+        if weight := weights[row.source]:
+            pairs.append(row if weight == 1 else row.model_copy(update={"weight": row.weight * weight}))
+        else:
+            left_out[row.source] += 1
+    if left_out and not pairs:
+        sources = ", ".join(f"{count} by {source}" for source, count in left_out.items())
+        raise CaiError(f"nothing to train on: `data` gives all pairs weight 0: {sources}")
+    return pairs, {"left_out": dict(left_out)} if left_out else {}
+
+
+def hard_pairs(pairs: Iterable[Preference], stage: str) -> tuple[list[Preference], list[str]]:
     """Labelled pairs for a loss that knows neither soft labels nor weights; see Returns.
 
     Verdicts are dropped, as they speak of the answer that was `chosen` in the file.
@@ -97,7 +117,7 @@ def read_hard_pairs(data: Path, stage: str) -> tuple[list[Preference], list[str]
     Raises: CaiError naming the stage when pairs have different weights, or when p is 0.5 in all of them.
     """
     hard, undecided, weights = [], [], set()
-    for row in read_rows(data, Preference):
+    for row in pairs:
         weights.add(row.weight)
         if row.p == 0.5:
             undecided.append(row.prompt_id)

@@ -114,10 +114,8 @@ def test_each_iteration_samples_from_the_policy_before_it(tmp_path: Path, tiny_m
     assert len(engines) == before  # nothing was asked again
 
 
-def test_human_labels_join_the_runs_own_by_weight(tmp_path: Path, model_folder: Path) -> None:
-    run_file = write_workspace(
-        tmp_path, model_folder, extra=f"preferences: {{source: {tmp_path}/human.jsonl, weight: 2.0}}\n"
-    )
+def test_human_labels_join_the_runs_own(tmp_path: Path, model_folder: Path) -> None:
+    run_file = write_workspace(tmp_path, model_folder, extra=f"preferences: {{source: {tmp_path}/human.jsonl}}\n")
     held_out = make_held_out(run_file)
     rows = [
         {"prompt": "Why?", "chosen": "so", "rejected": "no", "weight": 1.5},
@@ -128,7 +126,7 @@ def test_human_labels_join_the_runs_own_by_weight(tmp_path: Path, model_folder: 
     (tmp_path / "human.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     [folder] = execute_run(run_file)
     human = [row for row in folder.preferences() if row.source == "human"]
-    assert [(row.chosen, row.weight) for row in human] == [("so", 3.0), ("a", 2.0), ("a", 2.0), ("b", 2.0)]
+    assert [(row.chosen, row.weight) for row in human] == [("so", 1.5), ("a", 1.0), ("a", 1.0), ("b", 1.0)]
     reasons = [row.reason for row in folder.skipped()]
     assert "chosen equals rejected" in reasons
     assert "its prompt is held out for evaluation" in reasons
@@ -148,10 +146,16 @@ def make_held_out(run_file: Path) -> str:
 def test_weights_that_a_loss_cannot_count_are_refused_before_any_call(tmp_path: Path, model_folder: Path) -> None:
     human = tmp_path / "human.jsonl"
     human.write_text(json.dumps({"prompt": "Why?", "chosen": "so", "rejected": "no"}))
-    extra = f"preferences: {{source: {human}, weight: 2.0}}\ntrain: [{{stage: kto}}]\n"
-    with pytest.raises(CaiError, match="the stage 'kto' counts all alike"):
-        execute_run(write_workspace(tmp_path, model_folder, extra=extra))
+    extra = f"preferences: {{source: {human}}}\ntrain: [{{stage: kto, data: {{human: 2.0}}}}]\n"
+    run_file = write_workspace(tmp_path, model_folder, extra=extra)
+    with pytest.raises(CaiError, match=r"train\[0\]: its pairs weigh from 1 to 2, .* the stage 'kto' counts all alike"):
+        execute_run(run_file)
     assert not (tmp_path / "runs").exists()
+    alone = ["train.0.data.judge=0", "train.0.data.revision=0"]  # what is left has one weight
+    make_plan(run_file, alone, None, tmp_path / "runs")
+    make_plan(run_file, ["judge.samples=0", "revise.label=off"], None, tmp_path / "runs")
+    human.write_text(json.dumps({"prompt": "Why?", "chosen": "so", "rejected": "no", "weight": 0.5}))
+    make_plan(run_file, [], None, tmp_path / "runs")
 
 
 @pytest.mark.parametrize(
@@ -164,6 +168,14 @@ def test_weights_that_a_loss_cannot_count_are_refused_before_any_call(tmp_path: 
         ("train=[{stage: reward, members: 2, lora_r: null}]", "members above 1 need a lora_r"),
         ("iterations=2", "iterations: needs a stage that trains on preferences or rewards"),
         ("preferences={source: none.jsonl}", "preferences.source: 'none.jsonl' not found"),
+        (
+            "preferences={source: a.jsonl, weight: 2}",
+            "preferences.weight: 'weight' is now called 'train[N].data.human'",
+        ),
+        ("train=[{stage: dpo, data: preferences}]", "train[0].data: expected the weight of each source, such as"),
+        ("train=[{stage: dpo, data: {ai: 1}}]", "train[0].data.ai: unknown key"),
+        ("train=[{stage: dpo, data: {judge: -1}}]", "train[0].data.judge: expected a number of at least 0"),
+        ("train=[{stage: kto, data: {judge: 0, revision: 0, human: 0}}]", "train[0].data: leaves out every source"),
         ("train=[{stage: ppoo}]", "expected one of 'sft', 'reward', 'ppo', 'dpo'"),
     ],
 )

@@ -27,6 +27,13 @@ def write_pairs(path: Path) -> Path:
     return path
 
 
+def of_two_sources(path: Path) -> Path:
+    """Four pairs of people, who prefer BETTER, and four of a judge that prefers WORSE."""
+    human = [pair(i, BETTER, WORSE).model_copy(update={"source": "human"}) for i in range(4)]
+    write_rows(path, [*human, *(pair(i, WORSE, BETTER) for i in range(4))])
+    return path
+
+
 def preferred_by(policy: Path, text: str = "question 20") -> float:
     """How much likelier the policy finds BETTER than WORSE as the answer to a prompt, in nats."""
     import torch

@@ -9,7 +9,7 @@ from cai.training.dpo import train
 from cai.training.settings import DPOConfig
 from cai.training.stage import StageSpec
 from tests.conftest import train_here
-from tests.training.policies import BETTER, WORSE, pair, preferred_by, write_pairs
+from tests.training.policies import BETTER, WORSE, of_two_sources, pair, preferred_by, write_pairs
 
 WEIGHTS = "model.safetensors"
 
@@ -58,3 +58,20 @@ def test_a_loss_that_cannot_weigh_pairs_refuses_different_weights(tmp_path: Path
     write_rows(data, [pair(0, BETTER, WORSE), pair(1, BETTER, WORSE, weight=2.5)])
     with pytest.raises(CaiError, match=r"^dpo with loss_type hinge: the preferences have weights from 1 to 2\.5"):
         train(StageSpec(dpo(loss_type="hinge"), data, tiny_model, tmp_path / "dpo"), lambda event: None)
+
+
+def test_of_two_contrary_sources_the_heavier_wins(tmp_path: Path, tiny_model: Path) -> None:
+    data = of_two_sources(tmp_path / "preferences.jsonl")
+    settings = dpo(data={"human": 9, "judge": 0.5})
+    policy = train_here(StageSpec(settings, data, tiny_model, tmp_path / "dpo"))
+    assert preferred_by(policy) > preferred_by(tiny_model) + 1
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "hinge"])
+def test_a_source_of_weight_0_teaches_nothing(tmp_path: Path, tiny_model: Path, loss: str) -> None:
+    events: list[dict[str, Any]] = []
+    data = of_two_sources(tmp_path / "preferences.jsonl")
+    settings = dpo(data={"human": 0}, loss_type=loss)
+    policy = train_here(StageSpec(settings, data, tiny_model, tmp_path / "dpo"), events.append)
+    assert (events[0]["examples"], events[0]["left_out"]) == (4, {"human": 4})
+    assert preferred_by(policy) < preferred_by(tiny_model) - 1

@@ -10,7 +10,7 @@ from cai.training.kto import train
 from cai.training.settings import KTOConfig
 from cai.training.stage import StageSpec
 from tests.conftest import train_here
-from tests.training.policies import BETTER, WORSE, pair, preferred_by, write_pairs
+from tests.training.policies import BETTER, WORSE, of_two_sources, pair, preferred_by, write_pairs
 
 
 def kto(**settings: Any) -> KTOConfig:
@@ -63,3 +63,12 @@ def test_kto_refuses_pairs_of_different_weight(tmp_path: Path, tiny_model: Path)
     write_rows(data, [pair(0, BETTER, WORSE), pair(1, BETTER, WORSE, weight=2.5)])
     with pytest.raises(CaiError, match=r"^kto: the preferences have weights from 1 to 2\.5"):
         train(StageSpec(kto(), data, tiny_model, tmp_path / "kto"), lambda event: None)
+
+
+def test_a_source_of_weight_0_teaches_nothing(tmp_path: Path, tiny_model: Path) -> None:
+    events: list[dict[str, Any]] = []
+    data = of_two_sources(tmp_path / "preferences.jsonl")
+    settings = kto(data={"judge": 0})
+    policy = train_here(StageSpec(settings, data, tiny_model, tmp_path / "kto"), events.append)
+    assert events[0]["left_out"] == {"judge": 4}
+    assert preferred_by(policy) > preferred_by(tiny_model) + 1
