@@ -26,6 +26,11 @@ def _is_none(value: object) -> bool:
     return value is None
 
 
+_NOT_WRITTEN_EMPTY = Field(exclude_if=lambda value: not value)
+_NULL_IS_FALSE = BeforeValidator(lambda value: False if value is None else value)  # as tables have it where other
+_NULL_IS_EMPTY = BeforeValidator(lambda value: [] if value is None else value)  # rows have such a field
+
+
 # What a model that thinks thought before a text. Rows of other models have no such field, and nothing that judges,
 # filters, measures or trains reads it.
 Reasoning = Annotated[str | None, Field(exclude_if=_is_none)]
@@ -163,9 +168,9 @@ class Preference(Row):
     weight: Weight = 1.0  # of this pair in the loss, relative to others
     source: Source
     # of a revision pair whose judge prefers the draft, which is `chosen`; rows of other pairs have no such field
-    draft_chosen: bool = Field(default=False, exclude_if=lambda chosen: not chosen)
+    draft_chosen: Annotated[bool, _NULL_IS_FALSE, _NOT_WRITTEN_EMPTY] = False
     # answers that reached max_tokens, where that is known; rows without any have no such field
-    truncated: list[Literal["chosen", "rejected"]] = Field(default=[], exclude_if=lambda names: not names)
+    truncated: Annotated[list[Literal["chosen", "rejected"]], _NULL_IS_EMPTY, _NOT_WRITTEN_EMPTY] = []
     verdicts: list[Verdict] = []  # of the judge; p_forward and p_reverse are P(chosen better)
     principle_ids: list[str] = []  # of the revision's rounds, in order
     model: str = ""  # engine fingerprint of the policy that wrote the responses

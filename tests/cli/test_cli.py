@@ -105,7 +105,7 @@ def test_a_run_is_run_shown_listed_and_compared(
         "principle, round 2",
         "critique",
         "revision",
-        "p = 1 by construction (revision over draft), principles: ",
+        "P(revision better) = 0.5000, by the judge, principles: ",
     ):
         assert part in out
     assert cai(monkeypatch, "show", "test", "--stage", "preferences", *runs) == 0
