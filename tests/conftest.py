@@ -28,6 +28,7 @@ settings.load_profile("repeatable")
 
 
 ROOT = Path(__file__).parent.parent
+SIXTEEN = ROOT / "tests/sixteen.yaml"
 NO_BROWSER = "no browser"  # how the reason begins for which the tests of the pages are skipped
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}"
@@ -146,7 +147,8 @@ def model_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def harmless() -> Constitution:
-    return load_constitution(ROOT / "constitutions/harmless.yaml")
+    """Sixteen principles that apply to every prompt, which the shipped constitution's do not."""
+    return load_constitution(SIXTEEN)
 
 
 @pytest.fixture
@@ -164,7 +166,7 @@ def write_workspace(folder: Path, model: Path, prompts: int = 8, extra: str = ""
     (folder / "prompts.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
     run_file = folder / "run.yaml"
     run_file.write_text(
-        f"name: test\nmodel: {model}\nconstitution: constitutions/harmless.yaml\n"
+        f"name: test\nmodel: {model}\nconstitution: {SIXTEEN}\n"
         f"prompts: {{source: {folder / 'prompts.jsonl'}, holdout: 0.25}}\n{extra}",
         encoding="utf-8",
     )

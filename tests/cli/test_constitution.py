@@ -8,7 +8,7 @@ from cai.cli.main import main
 from cai.constitution import principles
 from cai.constitution.principles import load_constitution
 from cai.runs.folder import RunFolder
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SIXTEEN
 
 SHIPPED = ROOT / "constitutions"
 
@@ -37,8 +37,8 @@ def cai(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
 
 
 def edited(folder: Path, name: str, *replacements: tuple[str, str]) -> Path:
-    """A copy of a shipped constitution with some of its text replaced."""
-    text = (SHIPPED / f"{name}.yaml").read_text(encoding="utf-8")
+    """A copy of a shipped constitution, or of the tests' own, with some of its text replaced."""
+    text = (SIXTEEN if name == "harmless" else SHIPPED / f"{name}.yaml").read_text(encoding="utf-8")
     for old, new in replacements:
         assert old in text
         text = text.replace(old, new)
@@ -71,8 +71,8 @@ def test_new_writes_a_starter_once(cai, tmp_path: Path) -> None:
 
 
 def test_show_prints_texts_weights_and_shares(cai) -> None:
-    c = load_constitution(SHIPPED / "harmless.yaml")
-    result = cai("show", SHIPPED / "harmless.yaml")
+    c = load_constitution(SIXTEEN)
+    result = cai("show", SIXTEEN)
     assert result.status == 0
     assert f"harmless: 16 principles, fingerprint {c.fingerprint}" in result.out
     rows = {line.split()[0]: line for line in result.out.splitlines() if line.startswith(" ")}
@@ -82,11 +82,11 @@ def test_show_prints_texts_weights_and_shares(cai) -> None:
         assert share in rows[p.id]
         assert p.fingerprint in rows[p.id]
     assert max(map(len, result.out.splitlines())) <= 80
-    result = cai("show", SHIPPED / "harmless.yaml", "--principle", "privacy")
+    result = cai("show", SIXTEEN, "--principle", "privacy")
     assert "spy on a person or share" in result.out
     assert "weight 1, sampled 6.1 %, tags harm, privacy" in result.out
     assert "lawful" not in result.out
-    result = cai("show", SHIPPED / "harmless.yaml", "--principle", "privcy")
+    result = cai("show", SIXTEEN, "--principle", "privcy")
     assert result.status == 2
     assert "did you mean 'privacy'?" in result.err
     assert "known ids: good-for-people" in cai("show", SHIPPED / "plain.yaml", "--principle", "x").err
@@ -114,7 +114,7 @@ def test_diff_marks_changed_words_and_counts_the_calls_to_repeat(cai, tmp_path: 
         ("Which answer is kinder to the person", "Which answer is much kinder to every person"),
         ("tags: [harm, law]", "tags: [law]"),
     )
-    result = cai("diff", SHIPPED / "harmless.yaml", path)
+    result = cai("diff", SIXTEEN, path)
     assert result.status == 1
     assert "removed  privacy  (sampled 6.1 %)" in result.out
     assert "added  private-life  (sampled 5.6 %)" in result.out
@@ -122,7 +122,7 @@ def test_diff_marks_changed_words_and_counts_the_calls_to_repeat(cai, tmp_path: 
     assert (
         "reworded  no-bullying\n  judge\n    Which answer is {+much+} kinder to [-the-]{+every+} person" in result.out
     )
-    changed = principles.changed_calls(load_constitution(SHIPPED / "harmless.yaml"), load_constitution(path))
+    changed = principles.changed_calls(load_constitution(SIXTEEN), load_constitution(path))
     revisions, judge = (f"{100 * share:.1f} %" for share in changed)
     assert f"New calls in a run: {revisions} of critiques and revisions, {judge} of the judge's." in result.out
     assert "without effect on a run: lawful-conduct." in result.out

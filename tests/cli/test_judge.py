@@ -19,7 +19,7 @@ from cai.inference.engine import Engine, EngineConfig
 from cai.inference.models import Model
 from cai.inference.scheduler import Reporter
 from tests.cli.test_cli import cai
-from tests.conftest import ROOT, scripted
+from tests.conftest import ROOT, SIXTEEN, scripted
 from tests.feedback.test_label import another, by_goodness, pair, written
 
 
@@ -31,7 +31,7 @@ def given(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(evaluate_judge, "__defaults__", (Extras(), opened))
     data = written(tmp_path, *[pair(i, 2, worse) for i, worse in enumerate((-0.6, 0.1, 1.3, 2.5, 3.7, 4.9, 6.1, 2))])
     return [
-        "--data", data, "--judge", model_folder, "--constitution", "constitutions/harmless.yaml",
+        "--data", data, "--judge", model_folder, "--constitution", str(SIXTEEN),
         "--out", tmp_path / "out", "--runs", tmp_path / "runs",
     ]  # fmt: skip
 

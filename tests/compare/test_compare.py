@@ -6,7 +6,7 @@ import pytest
 from cai.compare.compare import compare_runs
 from cai.config.errors import CaiError
 from cai.runs.folder import RunFolder, open_run
-from tests.conftest import write_workspace
+from tests.conftest import SIXTEEN, write_workspace
 from tests.runs.test_pipeline import run_to_end
 
 
@@ -20,7 +20,7 @@ def two_runs(tmp_path: Path, model: Path) -> tuple[RunFolder, RunFolder]:
 def test_a_comparison_shows_what_differs(tmp_path: Path, model_folder: Path) -> None:
     found = compare_runs(two_runs(tmp_path, model_folder))
     (pair,) = found.pairs
-    assert pair.settings == ['constitution: "constitutions/harmless.yaml" → "constitutions/brief.yaml"']
+    assert pair.settings == [f'constitution: "{SIXTEEN}" → "constitutions/brief.yaml"']
     assert Counter(p.kind for p in pair.principles) == {"removed": 16, "added": 4}
     assert (pair.shared, pair.shared_held_out, pair.only, pair.only_held_out) == (6, 2, (0, 0), (0, 0))
     drafts = next(f for f in pair.metrics if f.key == "draft_words")

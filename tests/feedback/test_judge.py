@@ -27,7 +27,7 @@ from cai.feedback.judge import (
     soft_label,
 )
 from cai.inference.engine import Choose, Generate, ScriptedEngine
-from tests.conftest import ROOT, prompt
+from tests.conftest import ROOT, SIXTEEN, prompt
 
 
 def shown_first(request: Choose, text: str) -> bool:
@@ -293,4 +293,4 @@ def test_more_answers_than_option_letters_are_refused(harmless: Constitution, te
 
 @cache
 def shipped() -> tuple[Constitution, Templates]:
-    return load_constitution(ROOT / "constitutions/harmless.yaml"), Templates(ROOT / "prompts/default")
+    return load_constitution(SIXTEEN), Templates(ROOT / "prompts/default")

@@ -30,7 +30,7 @@ from cai.inference.models import Server
 from cai.inference.scheduler import OpenEngine, Reporter
 from cai.inference.vllm_settings import prompts_at_once
 from cai.report.judge import judge_page, most_confident_mistakes
-from tests.conftest import ROOT, cached_answers, scripted
+from tests.conftest import ROOT, SIXTEEN, cached_answers, scripted
 from tests.runs import slow_judge
 
 QUIET = Reporter(Console(quiet=True))
@@ -61,7 +61,7 @@ def judging(tmp_path: Path, model_folder: Path) -> Callable[..., LabelJob]:
     def make(*rows: dict[str, Any], ranked: bool = False, limit: int | None = None, **settings: Any) -> LabelJob:
         judges = settings.pop("judges", [model_folder])
         chosen = JudgeConfig.model_validate({"principles": 2, **settings})
-        loaded = load_constitution(ROOT / "constitutions/harmless.yaml")
+        loaded = load_constitution(SIXTEEN)
         templates = Templates(ROOT / "prompts/default")
         return LabelJob(written(tmp_path, *rows), ranked, limit, judges, loaded, templates, chosen, seed=0)
 

@@ -21,7 +21,7 @@ from cai.runs.metrics import summary_warnings
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan
 from cai.runs.verify import verify_run
-from tests.conftest import scripted, write_workspace
+from tests.conftest import SIXTEEN, scripted, write_workspace
 
 QUESTION = "Does the message ask about an even number?"
 SETTINGS = "revise: {rounds: 2}\njudge: {samples: 2, principles: 2}\n"
@@ -45,7 +45,7 @@ def workspace(folder: Path, model: Path, *principles: Principle) -> Path:
     run_file = write_workspace(folder, model, extra=SETTINGS)
     write_text(folder / "mine.yaml", constitution_yaml(Constitution(name="mine", principles=list(principles))))
     text = run_file.read_text(encoding="utf-8")
-    run_file.write_text(text.replace("constitutions/harmless.yaml", str(folder / "mine.yaml")), encoding="utf-8")
+    run_file.write_text(text.replace(str(SIXTEEN), str(folder / "mine.yaml")), encoding="utf-8")
     return run_file
 
 

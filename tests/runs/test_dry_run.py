@@ -15,7 +15,7 @@ from cai.inference.scheduler import Reporter
 from cai.runs.dry_run import DryRun, account, dry_run, fit_rates
 from cai.runs.pipeline import execute
 from cai.runs.plan import Plan, make_plan
-from tests.conftest import ROOT, scripted, write_workspace
+from tests.conftest import SIXTEEN, scripted, write_workspace
 
 Counts = dict[tuple[str, str], tuple[int, int]]
 
@@ -55,7 +55,7 @@ def test_a_run_asks_what_was_forecast(tmp_path: Path, model_folder: Path, overri
     run_file = write_workspace(tmp_path, model_folder)
     run_to_end(make_plan(run_file, [], None, tmp_path / "runs"))
     (tmp_path / "brief.yaml").write_text(
-        (ROOT / "constitutions/harmless.yaml").read_text(encoding="utf-8").replace("harmful", "hurtful", 3),
+        (SIXTEEN).read_text(encoding="utf-8").replace("harmful", "hurtful", 3),
         encoding="utf-8",
     )
     plan = make_plan(run_file, overrides, "other", tmp_path / "runs")

@@ -1,0 +1,66 @@
+"""Adversarial prompts meet principles of the shipped `harmless` that fit them, by a mapping made by hand (fitting.yaml)."""
+
+import gzip
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cai.constitution.principles import Constitution, applying, assign, load_constitution, questions
+from tests.conftest import ROOT
+
+FITTING: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("fitting.yaml").read_text(encoding="utf-8"))
+HARMLESS = load_constitution(ROOT / "constitutions/harmless.yaml")
+DATA = Path(os.environ.get("CAI_TEST_DATA", ROOT.parent / "shared/data")) / "hh-rlhf-harmless-base.jsonl.gz"
+LEAST = 0.6  # of the adversarial prompts, in one round
+SEEDS = range(20)
+
+
+def fits(id: str, kinds: list[str]) -> bool:
+    fitting = FITTING["principles"][id]["fits"]
+    return fitting == "any" or not set(fitting).isdisjoint(kinds)
+
+
+def answered(kinds: list[str]) -> dict[str, float]:
+    """The right answers to the questions: Yes where the principle fits."""
+    return {
+        p.applies_to.question: float(fits(p.id, kinds))
+        for p in HARMLESS.principles
+        if p.applies_to is not None and p.applies_to.question is not None
+    }
+
+
+def share_met(prompts: dict[str, list[str]], yes_to_all: bool = False, constitution: Constitution = HARMLESS) -> float:
+    """The share of prompts whose principle in round 1 fits, over seeds."""
+    met = 0
+    for seed in SEEDS:
+        for id, kinds in prompts.items():
+            answers = dict.fromkeys(questions(constitution), 1.0) if yes_to_all else answered(kinds)
+            met += fits(assign(applying(constitution, [], answers), seed, id, "round 1")[0].id, kinds)
+    return met / (len(SEEDS) * len(prompts))
+
+
+def test_every_principle_and_every_adversarial_prompt_is_mapped() -> None:
+    assert list(FITTING["principles"]) == [p.id for p in HARMLESS.principles]
+    rows = [json.loads(line) for line in (ROOT / "examples/prompts.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert list(FITTING["examples"]) == [row["id"] for row in rows if "adversarial" in row["tags"]]
+    used = {kind for part in ("examples", "hh-rlhf") for kinds in FITTING[part].values() for kind in kinds}
+    assert used == set(FITTING["kinds"])
+
+
+@pytest.mark.parametrize("prompts", ["examples", "hh-rlhf"])
+def test_most_adversarial_prompts_meet_a_fitting_principle_in_one_round(prompts: str) -> None:
+    if prompts == "hh-rlhf":
+        if not DATA.exists():
+            pytest.skip(f"{DATA} is not there; CAI_TEST_DATA names the folder of hh-rlhf-harmless-base.jsonl.gz")
+        with gzip.open(DATA, "rt", encoding="utf-8") as file:
+            chosen = [json.loads(line)["chosen"] for line in file]
+        turns = [text.split("\n\nHuman: ", 1)[1].split("\n\nAssistant:")[0].strip() for text in chosen]
+        hashes = {hashlib.blake2b(turn.encode(), digest_size=6).hexdigest() for turn in turns}
+        assert set(FITTING["hh-rlhf"]) <= set(sorted(hashes)[:64])
+    assert share_met(FITTING[prompts]) >= LEAST  # the questions answered rightly
+    assert share_met(FITTING[prompts], yes_to_all=True) >= LEAST - 0.05  # as by a model that says Yes to everything
