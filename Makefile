@@ -95,7 +95,7 @@ format: setup
 
 bench: setup
 	@$(BIN)/cai models prepare > /dev/null
-	@for script in benchmarks/loop.py benchmarks/training.py benchmarks/soft_labels.py benchmarks/edit.py benchmarks/compare.py benchmarks/watch.py benchmarks/scheduler.py benchmarks/replay.py benchmarks/endpoints.py; do $(BIN)/python $$script; done
+	@for script in benchmarks/loop.py benchmarks/training.py benchmarks/soft_labels.py benchmarks/claims.py benchmarks/edit.py benchmarks/compare.py benchmarks/watch.py benchmarks/scheduler.py benchmarks/replay.py benchmarks/endpoints.py; do $(BIN)/python $$script; done
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # with --quiet, it would count no warnings

@@ -25,6 +25,8 @@ from cai.cli.console import (
 )
 from cai.cli.options import DEFAULT_RUNS, AsJson, PageOut, RunsFolder
 from cai.compare.compare import by_kind, compare_runs
+from cai.compare.plan import parse_plan
+from cai.compare.plan import plan as plan_metrics
 from cai.compare.record import (
     OUTCOME_NAMES,
     Curve,
@@ -33,6 +35,7 @@ from cai.compare.record import (
     LabelAgreement,
     MetricDifference,
     PairComparison,
+    PlannedMetric,
     PositionFlip,
     PrincipleComparison,
     RunComparison,
@@ -57,14 +60,25 @@ def compare(
     as_json: AsJson = False,
     out: PageOut = None,
     runs: RunsFolder = DEFAULT_RUNS,
+    plan: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[METRIC=]DIFF",
+            help="Also print how many prompts a difference of this size needs to be found with 80 % power, for one "
+            "metric (such as after_words=10) or all; may be repeated.",
+        ),
+    ] = None,
 ) -> None:
     """Compare runs.
 
     Each run against the first, A: settings, effects on shared prompts, and which of them are significant. Also writes
     a page, comparison.html in the folder of runs; with --json only if --out names one.
     """
+    planned = parse_plan(plan or [])
     folders = [open_run(name, runs) for name in names]
     comparison = compare_runs(folders)
+    if planned:
+        comparison = comparison.model_copy(update={"plan": plan_metrics(comparison, planned)})
     if as_json:
         echo_json(comparison.model_dump_json(indent=1))
     else:
@@ -92,6 +106,9 @@ def _comparison(c: RunComparison) -> Iterator[RenderableType | Grid]:
         yield listed("!", c.warnings, "yellow")
     for pair in c.pairs:
         yield from _pair(c, pair)
+    if c.plan:
+        yield heading("Prompts that a difference needs to be found with 80 % power, corrected as here")
+        yield _plan(c.plan, letters)
     yield from _curves(c.curves, letters)
     yield from _flips(c.flips, letters)
 
@@ -134,6 +151,17 @@ def _pair(c: RunComparison, pair: PairComparison) -> Iterator[RenderableType | G
         yield heading("Labels of the same two answers")
         yield listed(" ", _labels(pair.labels))
     yield from _examples(pair.examples, b)
+
+
+def _plan(metrics: Sequence[PlannedMetric], letters: Sequence[str]) -> Grid:
+    several = len({row.b for row in metrics}) > 1
+    grid = Grid(["", "difference", "n now", "prompts", "trainings", ""], last_left=True)
+    for row in metrics:
+        name = f"{row.name}, {letters[row.b]}" if several else row.name
+        prompts = NONE if row.prompts is None else f"{row.prompts:,}"
+        trainings = "" if row.trainings is None else str(row.trainings)
+        grid.add(name, number(row.difference), str(row.n), prompts, trainings, row.note)
+    return grid
 
 
 def _metrics(metrics: Sequence[MetricDifference], b: str) -> Grid:

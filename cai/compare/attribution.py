@@ -177,13 +177,13 @@ def _read_single(
         if whole.revised and (id := member.principles.id) is not None and id not in drawn:
             warnings.append(f"no revision of {whole.name} sampled '{id}', so its row is its effect as a judge alone")
         sides = (whole, run) if how == "one-at-a-time" else (run, whole)
-        runs.append(_SingleRun(member, whole.split(shared)[0], dict(_effects(*sides, shared))))
+        runs.append(_SingleRun(member, whole.split(shared)[0], dict(outcome_effects(*sides, shared))))
     for warning, names in of_pairs.items():
         warnings.append(f"{whole.name} and {names[0] if len(names) == 1 else f'each of {len(names)} others'}{warning}")
     return runs, warnings
 
 
-def _effects(a: RunData, b: RunData, shared: Sequence[str]) -> Iterator[tuple[str, Effect]]:
+def outcome_effects(a: RunData, b: RunData, shared: Sequence[str]) -> Iterator[tuple[str, Effect]]:
     """The outcomes of `b` less those of `a`, paired, on the shared prompts that have them in both."""
     same_judge = same_eval_judge(a, b)
     for metric in METRICS:

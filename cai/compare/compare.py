@@ -14,6 +14,10 @@ from cai.compare.findings import findings, high_metrics, pair_warnings, run_warn
 from cai.compare.head_to_head import examples, head_to_head, label_agreement, same_eval_judge
 from cai.compare.reading import Revised, Round, RunData, mean, read_run
 from cai.compare.record import (
+    AGAINST_TABLE,
+    EFFECT_TABLE,
+    METRIC_TABLE,
+    WIN_TABLE,
     Curve,
     Kind,
     MetricDifference,
@@ -297,12 +301,6 @@ def _unpaired(a: RunData, b: RunData) -> Iterator[UnpairedMetric]:
 
 
 Place = tuple[object, ...]
-METRIC_TABLE, WIN_TABLE, EFFECT_TABLE, AGAINST_TABLE = (
-    "metrics",
-    "win rates",
-    "effects of principles",
-    "principles against others of their run",
-)
 
 
 def _corrected(pairs: Sequence[PairComparison]) -> tuple[list[PairComparison], dict[str, int]]:

@@ -105,15 +105,16 @@ def label_agreement(a: Labels | None, b: Labels | None, shared: Sequence[str]) -
     """On pairs of the same two texts; None where a run labelled none."""
     if a is None or b is None or not a.pairs or not b.pairs:
         return None
-    of_a, of_b = [], []
+    of_a, of_b, prompts = [], [], []
     for i in shared:
         labels_b = {label.pair: label.p for label in b.pairs.get(i, [])}
         for label in a.pairs.get(i, []):
             if label.pair in labels_b:
                 of_a.append(label.p)
                 of_b.append(labels_b[label.pair])
+                prompts.append(i)
     apart = fmean(abs(x - y) for x, y in zip(of_a, of_b, strict=True)) if of_a else None
-    return LabelAgreement(pairs=len(of_a), agreement=agreement(of_a, of_b), mean_difference=apart)
+    return LabelAgreement(pairs=len(of_a), agreement=agreement(of_a, of_b, prompts), mean_difference=apart)
 
 
 def examples(a: RunData, b: RunData, shared: Sequence[str], count: int) -> list[Example]:

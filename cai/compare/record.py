@@ -22,6 +22,15 @@ OUTCOMES = {
 OUTCOME_NAMES = {**{metric.key: metric.name for metric in ROUND_METRICS}, "verdict": REVISION_BETTER.name}
 
 
+METRIC_TABLE, WIN_TABLE, EFFECT_TABLE, AGAINST_TABLE = (
+    "metrics",
+    "win rates",
+    "effects of principles",
+    "principles against others of their run",
+)
+"""The tables of a comparison's family of tests."""
+
+
 class RunPart(Row):
     """One run of a comparison; the first is the base, A, the others are B, C …"""
 
@@ -163,6 +172,23 @@ class PairComparison(Row):
     examples: list[Example]
 
 
+class PlannedMetric(Row):
+    """What it takes to find a `difference` of a metric between A and B with 80 % power, by the spread at `n` prompts.
+
+    So many `prompts`, in each run; of policies of several trainings, with so many `trainings` in each run. None where
+    no number is enough, or the spread is unknown, which `note` says.
+    """
+
+    b: int
+    key: str
+    name: str
+    difference: float
+    n: int
+    prompts: int | None
+    trainings: int | None
+    note: str
+
+
 class Curve(Row):
     """One logged quantity of a training stage in one run, by update; values that are not finite are skipped."""
 
@@ -198,6 +224,7 @@ class RunComparison(Row):
     flips: list[PositionFlip]  # the widest apart first
     warnings: list[str]  # what is missing, or limits what the metrics mean
     findings: list[str]  # at most ten lines: what is significant, and what is not at this size
+    plan: list[PlannedMetric] = []  # with `--plan`
 
 
 class Attributed(Row):

@@ -33,7 +33,7 @@ from cai.stats.agreement import (
     tempered,
 )
 from cai.stats.formatting import estimate, number, percent
-from cai.stats.intervals import Estimate, bootstrap_mean, share
+from cai.stats.intervals import Estimate, share
 from cai.stats.logistic import logit
 from cai.stats.win_rate import win
 
@@ -82,15 +82,11 @@ def _opinion(v: Verdict) -> Opinion:
 
 
 def over_prompts(values: Iterable[tuple[str, float]]) -> Estimate:
-    """The mean over prompts of each prompt's mean, with a bootstrap interval: pairs of one prompt are not independent.
-
-    Where every prompt says 0, or every one 1, a bootstrap would be certain, and the interval is Wilson's.
-    """
+    """The mean over prompts of each prompt's mean of values in [0, 1]: pairs of one prompt are not independent."""
     by_prompt: dict[str, list[float]] = {}
     for prompt_id, value in values:
         by_prompt.setdefault(prompt_id, []).append(value)
-    means = [fmean(of_prompt) for of_prompt in by_prompt.values()]
-    return share(means) if set(means) in ({0.0}, {1.0}) else bootstrap_mean(means)
+    return share([fmean(of_prompt) for of_prompt in by_prompt.values()])
 
 
 def position_bias(opinion: Opinion) -> bool:
@@ -153,17 +149,18 @@ def principle_qualities(pairs: Sequence[Judged]) -> list[PrincipleQuality]:
 
 def between_principles(pairs: Sequence[Judged]) -> list[PrinciplePair]:
     """The agreement of every two principles that judged SHARED pairs or more in common, least first."""
-    shared: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
+    shared: dict[tuple[str, str], tuple[list[float], list[float], list[str]]] = {}
     for pair in pairs:
         by_name = sorted(pair.opinions, key=lambda opinion: opinion.by)
         for a, b in itertools.combinations(by_name, 2):
-            of_a, of_b = shared.setdefault((a.by, b.by), ([], []))
+            of_a, of_b, prompts = shared.setdefault((a.by, b.by), ([], [], []))
             of_a.append(a.p)
             of_b.append(b.p)
+            prompts.append(pair.prompt_id)
     measured = [
         PrinciplePair(a=a, b=b, agreement=agreed)
-        for (a, b), (of_a, of_b) in shared.items()
-        if len(of_a) >= SHARED and (agreed := agreement(of_a, of_b)) is not None
+        for (a, b), (of_a, of_b, prompts) in shared.items()
+        if len(of_a) >= SHARED and (agreed := agreement(of_a, of_b, prompts)) is not None
     ]
     return sorted(
         measured, key=lambda pair: (1.0 if pair.agreement.kappa is None else pair.agreement.kappa, pair.a, pair.b)
@@ -249,7 +246,7 @@ def judge_report(
     asked = [pair for pair in pairs if pair.opinions]
     labels, predicted = [pair.label for pair in asked], [pair.p for pair in asked]
     curve = reliability(predicted, labels)
-    human = agreement([pair.p for pair in pairs], [pair.label for pair in pairs])
+    human = agreement([pair.p for pair in pairs], [pair.label for pair in pairs], [pair.prompt_id for pair in pairs])
     assert human is not None
     calls = cost.cache_misses + cost.cache_hits
     report = JudgeReport(

@@ -22,7 +22,7 @@ from pydantic import Field, StringConstraints
 from cai.config.yaml_files import Section
 from cai.data.records import Answer, Messages, Row
 from cai.evaluation.judge_report import Interval
-from cai.stats.intervals import RESAMPLES, Estimate, paired_change, percentiles, resampled
+from cai.stats.intervals import RESAMPLES, Estimate, interval_of, paired_change, resampled
 
 OPENING = 2  # sentences in which an answer says whether it declines
 CLOSER_WORDS = 3  # shorter endings, such as "Thank you!", are no sign of anything
@@ -159,7 +159,12 @@ def format_threshold(monitor: Monitor) -> str:
 
 
 def state(value: Estimate, no_effect: float, threshold: float) -> State:
-    """The state of a monitor with this value; `threshold` is on the side of `no_effect` that it watches."""
+    """The state of a monitor with this value; `threshold` is on the side of `no_effect` that it watches.
+
+    A value that is the same on every prompt has no interval, and is taken as it is from LEAST prompts on.
+    """
+    if value.low is None and value.high is None:
+        value = Estimate(value.mean, value.mean, value.mean, value.n)
     if value.low is None or value.high is None or value.n < LEAST:
         return "unclear"
     if threshold < no_effect:
@@ -274,10 +279,7 @@ def length_drift(policy: str, pairs: Sequence[Seen]) -> Monitor:
 def ratio_of_means(own: np.ndarray, other: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
     """mean(own) / mean(other) of values by prompt, above 0 on average, with a percentile bootstrap over prompts."""
     ratio = float(own.mean() / other.mean())
-    if len(own) < 2:
-        return Estimate(ratio, None, None, len(own))
     drawn = resampled(len(own), resamples, seed)
     numerators, denominators = drawn @ own, drawn @ other
     ratios = np.divide(numerators, denominators, out=np.full(resamples, math.inf), where=denominators > 0)
-    low, high = percentiles(ratios, len(own))
-    return Estimate(ratio, min(ratio, low), max(ratio, high) if math.isfinite(high) else None, len(own))
+    return interval_of(ratio, ratios, len(own))

@@ -85,15 +85,19 @@ def training_phases(samples: Sequence[Sampled]) -> list[TrainingPhase]:
 
 
 def _phase(samples: Sequence[Sampled]) -> TrainingPhase:
-    wins = [win(sample.p) for sample in samples if sample.p is not None]
-    finite = [sample.score for sample in samples if np.isfinite(sample.score)]
+    judged = [(sample.prompt_id, win(sample.p)) for sample in samples if sample.p is not None]
+    prompts, wins = zip(*judged, strict=True) if judged else ((), ())
+    scores: dict[str, list[float]] = {}
+    for sample in samples:
+        if np.isfinite(sample.score):
+            scores.setdefault(sample.prompt_id, []).append(sample.score)
     return TrainingPhase(
         first=min(sample.step for sample in samples),
         last=max(sample.step for sample in samples),
         samples=len(samples),
-        proxy=bootstrap_mean(finite) if finite else None,
+        proxy=bootstrap_mean([fmean(of_prompt) for of_prompt in scores.values()]) if scores else None,
         kl=fmean(known) if (known := [sample.kl for sample in samples if np.isfinite(sample.kl)]) else None,
-        gold=share(wins) if wins else None,
+        gold=share(wins, prompts) if wins else None,
     )
 
 

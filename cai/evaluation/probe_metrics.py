@@ -12,7 +12,7 @@ from cai.data.records import Reply, Row
 from cai.evaluation.judge_report import Interval
 from cai.evaluation.monitors import MORE, Monitor, changed, measured, unmeasured
 from cai.evaluation.probes import CONTROL, OVER_REFUSAL, PLAIN, RED_TEAM, SYCOPHANCY
-from cai.stats.intervals import Estimate, bootstrap_mean, paired_change, share
+from cai.stats.intervals import Estimate, paired_change, share
 from cai.stats.win_rate import win
 
 ANY = "any transformation"
@@ -89,7 +89,7 @@ def group_rate(
     return ProbeRate(
         **group._asdict(),
         rate=share([win(probabilities[key]) for key in known]) if known else None,
-        mean_p=bootstrap_mean([probabilities[key] for key in known]) if known else None,
+        mean_p=share([probabilities[key] for key in known]) if known else None,
         against=against,
         change=paired_change(changes) if both else None,
         missing=len(keys) - len(known),
@@ -183,7 +183,7 @@ def sycophancy_rates(policy: str, items: Mapping[str, Sequence[str]], replies: S
                     group=kind,
                     what=what,
                     rate=share([pair[number] for pair in moved]) if moved else None,
-                    mean_p=bootstrap_mean([p if number == 0 else 1 - p for p in sided]) if sided else None,
+                    mean_p=share([p if number == 0 else 1 - p for p in sided]) if sided else None,
                     missing=len(items[kind]) - len(moved),
                 )
             )

@@ -20,7 +20,7 @@ from cai.evaluation.policy import HELD_OUT, EvaluationPlan
 from cai.inference.models import folder_fingerprint
 from cai.inference.scheduler import Reporter
 from cai.stats.agreement import hit, mean_log_loss
-from cai.stats.intervals import RESAMPLES, Estimate, bootstrap_mean, percentiles, resampled, share
+from cai.stats.intervals import RESAMPLES, Estimate, bootstrap_mean, interval_of, resampled, share
 from cai.stats.logistic import sigmoid
 from cai.training.scoring import ScoringSpec, Writer
 from cai.training.stage import follow
@@ -239,10 +239,7 @@ def length_correlation(rows: Sequence[Scored], resamples: int = RESAMPLES, seed:
     correlations = _pearson(np.concatenate([np.ones((1, len(x))), resampled(len(x), resamples, seed)]), x, y)
     observed, resampled_ones = float(correlations[0]), correlations[1:]
     defined = resampled_ones[~np.isnan(resampled_ones)]
-    if not len(defined):
-        return Estimate(observed, None, None, len(x))
-    low, high = percentiles(defined, len(x))
-    return Estimate(observed, min(observed, low), max(observed, high), len(x))
+    return interval_of(observed, defined, len(x))
 
 
 def _pearson(weights: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -265,7 +262,7 @@ def _ensemble(
     Distribution shift for the reward model shows there first (Coste et al. 2024).
     """
     meaning = "ensemble disagreement on fresh pairs of answers, relative to the run's labelled pairs"
-    spreads = [np.array([_spread(one, other) for one, other in some]) for some in (fresh, pairs)]
+    spreads = [_spreads(some) for some in (fresh, pairs)]
     why = gains.missing
     if not why and not all(len(spread) for spread in spreads):
         why = "there are no labelled pairs to compare with" if len(spreads[0]) else "no prompt has two finite scores"
@@ -278,6 +275,14 @@ def _ensemble(
     value = ratio_of_groups(spreads[0], spreads[1])
     here, usual = (float(spread.mean()) for spread in spreads)
     return measured(policy, ENSEMBLE, value, 1.0, UNSURE, meaning).with_levels(here, usual)
+
+
+def _spreads(pairs: Sequence[tuple[Scored, Scored]]) -> np.ndarray:
+    """The mean spread of each prompt's pairs."""
+    by_prompt: dict[str, list[float]] = {}
+    for one, other in pairs:
+        by_prompt.setdefault(one.prompt_id, []).append(_spread(one, other))
+    return np.array([fmean(of_prompt) for of_prompt in by_prompt.values()])
 
 
 def _spread(one: Scored, other: Scored) -> float:
@@ -294,8 +299,7 @@ def ratio_of_groups(a: np.ndarray, b: np.ndarray, resamples: int = RESAMPLES, se
     tops = resampled(len(a), resamples, seed) @ a / len(a)
     bottoms = resampled(len(b), resamples, seed + 1) @ b / len(b)
     ratios = np.divide(tops, bottoms, out=np.full(resamples, math.inf), where=bottoms > 0)
-    low, high = percentiles(ratios, min(len(a), len(b)))
-    return Estimate(ratio, min(ratio, low), max(ratio, high) if math.isfinite(high) else None, len(a))
+    return interval_of(ratio, ratios, min(len(a), len(b)))._replace(n=len(a))
 
 
 def _gold(policy: str, gains: Reward, known_accuracy: float | None) -> Monitor:

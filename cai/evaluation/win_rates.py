@@ -15,7 +15,7 @@ from cai.data.records import Judgement, Prompt, Row
 from cai.evaluation.judge_report import Interval
 from cai.evaluation.monitors import LEAST
 from cai.feedback.metrics import mean_over_prompts, non_option_mass, position_bias, words
-from cai.stats.intervals import RESAMPLES, bootstrap_mean, percentiles, resampled, share
+from cai.stats.intervals import RESAMPLES, interval_of, resampled, share
 from cai.stats.logistic import fit_logistic
 from cai.stats.win_rate import length_controlled_win_rate, win
 
@@ -131,9 +131,7 @@ def _rating(axis: str, policy: str, strengths: np.ndarray, prompts: int, referen
         return Rating(axis=axis, policy=policy, elo=0.0, low=0.0, high=0.0, prompts=prompts)
     best, samples = float(strengths[0]), strengths[1:]
     defined = samples[~np.isnan(samples)]
-    low, high = (
-        percentiles(defined, prompts) if len(defined) > len(samples) / 2 and prompts > 1 else (-math.inf, math.inf)
-    )
+    held = interval_of(best, defined, prompts) if len(defined) > len(samples) / 2 and math.isfinite(best) else None
     missing = ""
     if math.isnan(best):
         missing = "no comparison with the reference, directly or through other policies"
@@ -143,7 +141,10 @@ def _rating(axis: str, policy: str, strengths: np.ndarray, prompts: int, referen
         )
     elif prompts < 2:
         missing = "one prompt has no interval"
-    points = {name: ELO * x if math.isfinite(x) else None for name, x in (("elo", best), ("low", low), ("high", high))}
+    elif held is not None and held.low is None and held.high is None:
+        missing = "all prompts are equal, so it has no interval"
+    bounds = zip(("elo", "low", "high"), (held.mean, held.low, held.high) if held else (best, None, None), strict=True)
+    points = {name: ELO * x if x is not None and math.isfinite(x) else None for name, x in bounds}
     return Rating(axis=axis, policy=policy, prompts=prompts, missing=missing, **points)
 
 
@@ -250,7 +251,7 @@ def compare_pair(rows: Sequence[Judgement], texts: Texts, tag: str | None) -> Po
         prompts=len(rows),
         identical=sum(not row.verdicts for row in rows),
         win_rate=share(wins) if verdicts else None,
-        mean_p=bootstrap_mean([row.p for row in rows]) if verdicts else None,
+        mean_p=share([row.p for row in rows]) if verdicts else None,
         length_controlled_win_rate=equal.win_rate if equal else None,
         length_controlled_missing=equal.missing if equal else nothing,
         words=(fmean(map(words, own)), fmean(map(words, theirs))),

@@ -21,7 +21,7 @@ from cai.feedback.filters import FILTERS, MAX_REPEATED, repetition
 from cai.stats.agreement import hit
 from cai.stats.edits import word_distance
 from cai.stats.formatting import number, percent
-from cai.stats.intervals import Estimate, bootstrap_mean, share
+from cai.stats.intervals import Estimate, share
 from cai.stats.win_rate import FOLLOWS_POSITION, win
 
 Unit = Literal["share", "words"]
@@ -317,7 +317,7 @@ WIN_RATE = Metric[BeforeAfter](
 )
 AFTER_BETTER = Metric[BeforeAfter](
     "after_better", "P(after better)", "than before training, by the eval judge", "share", lambda row: row.p,
-    interval=bootstrap_mean,
+    interval=share,
 )  # fmt: skip
 EVAL_POSITION_BIAS = Metric[BeforeAfter](
     "eval_position_bias", f"eval judge {POSITION_BIAS}", POSITION_BIAS_MEANING, "share",

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cai.stats.intervals import RESAMPLES, Estimate, percentiles, resampled, wilson
+from cai.stats.intervals import RESAMPLES, Estimate, percentiles, resampled, share, wilson
 from cai.stats.logistic import logit, sigmoid
 from cai.stats.win_rate import win
 
@@ -38,23 +38,25 @@ class Agreement(NamedTuple):
     high: float | None
 
 
-def agreement(a: Sequence[float], b: Sequence[float]) -> Agreement | None:
+def agreement(a: Sequence[float], b: Sequence[float], prompts: Sequence[Hashable] | None = None) -> Agreement | None:
     """Between the winners that two judges' P(first better) name; a tie is a verdict of its own. None for no pairs.
 
     Every pair is read from both sides: which answer stands first says nothing, and if it were the better one in every
     row of a file, chance agreement would be 1 and κ undefined. Without ties chance agreement is then exactly one
-    half, and κ = 2 · observed − 1. The interval is that of the observed share by Wilson, on the scale of κ: Cohen's own
+    half, and κ = 2 · observed − 1. The interval is that of the observed share (`intervals.share`) on the scale of κ,
+    over `prompts`, which each pair belongs to, or else over pairs: the pairs of one prompt agree together. Cohen's own
     (1960, Educ. Psychol. Meas. 20, eq. 7) takes κ = 1 of two pairs for certain.
     """
     if not a:
         return None
     first, second = [win(p) for p in a], [win(p) for p in b]
-    observed = sum(x == y for x, y in zip(first, second, strict=True)) / len(first)
+    same = share([float(x == y) for x, y in zip(first, second, strict=True)], prompts)
+    observed = same.mean
     both = ([*first, *(1 - x for x in first)], [*second, *(1 - y for y in second)])
     by_chance, kappa = chance_agreement(*both), cohen_kappa(*both)
     if kappa is None:
         return Agreement(len(first), observed, None, None, None)
-    low, high = ((bound - by_chance) / (1 - by_chance) for bound in wilson(observed, len(first)))
+    low, high = ((bound - by_chance) / (1 - by_chance) for bound in (same.low or 0.0, same.high or 0.0))
     return Agreement(len(first), observed, kappa, low, high)
 
 

@@ -33,12 +33,14 @@ def _digits(digits: int, *values: float | None) -> int:
 
 
 def estimate(value: "Estimate | None", digits: int = 3) -> str:
-    """A mean with its 95 % interval, or with n where there is none: `0.625 [0.386, 0.815]`, `0.625 (n=1)`."""
+    """A mean with its 95 % interval, or why there is none: `0.625 [0.386, 0.815]`, `0.625 (n=1)`, `(n=8, …)`."""
     if value is None:
         return NONE
     decimals = _digits(digits, value.mean, value.low, value.high)
     mean, low, high = (NONE if bound is None else f"{bound:z.{decimals}f}" for bound in value[:3])
-    return f"{mean} (n={value.n})" if value.low is None and value.high is None else f"{mean} [{low}, {high}]"
+    if value.low is None and value.high is None:
+        return f"{mean} (n={value.n}{', all equal' if value.n > 1 else ''})"
+    return f"{mean} [{low}, {high}]"
 
 
 def difference(effect: "Effect") -> str:

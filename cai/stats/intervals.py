@@ -1,6 +1,6 @@
 """Means with intervals, over prompts as the unit of chance."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +8,10 @@ import numpy as np
 from cai.stats.formatting import estimate
 
 FEW = 5000  # values that are resampled; beyond, the bootstrap takes minutes and agrees with the normal distribution
+SMALL = 6  # values whose resamples are too few: 462 of 6, 126 of 5
+DRAWS = 10_000  # of resamples of a mean
+CHUNK = 1000  # resamples at once
+ROUNDING = 1e-12  # relative
 Z = 1.96  # standard errors that hold 95 % of a normal distribution
 RESAMPLES = 1000  # of prompts, where a model is fitted to each
 
@@ -25,42 +29,76 @@ class Estimate(NamedTuple):
 
 
 def bootstrap_mean(values: Sequence[float], seed: int = 0) -> Estimate:
-    """The mean of one value a prompt, with a percentile bootstrap interval (Efron 1979; scipy.stats.bootstrap).
+    """The mean of one value a prompt, such as words or nats, with a bootstrap-t interval (Efron 1981; Hesterberg 2015).
 
-    For more than FEW values the interval is mean ± Z standard errors, which the bootstrap's tends to.
-    Raises: ValueError for no values.
+    Of few values a percentile bootstrap is too narrow, and Student's interval of skewed ones too: at n = 8 they hold
+    the mean of a gamma distribution of shape 2 in 92 % of experiments, and this in 94 %. Fewer than SMALL values have
+    too few resamples, and Student's interval; more than FEW have mean ± Z standard errors, which both tend to. None for
+    one value, and for equal ones, whose spread is unknown. Values in [0, 1] have `share`. Raises: ValueError for no
+    values.
     """
     if not len(values):
         raise ValueError("no values to average")
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return Estimate(mean, None, None, len(values))
-    if len(values) > FEW:
-        margin = Z * float(np.std(values, ddof=1)) / len(values) ** 0.5
-        return Estimate(mean, mean - margin, mean + margin, len(values))
-    from scipy.stats import bootstrap
+    x = np.asarray(values, dtype=float)
+    n, mean = len(x), float(np.mean(x))
+    if n < 2 or np.ptp(x) <= ROUNDING * float(np.abs(x).max()):
+        return Estimate(mean, None, None, n)
+    error = float(np.std(x, ddof=1)) / n**0.5
+    if n < SMALL or n > FEW:
+        from scipy.special import stdtrit
 
-    interval = bootstrap(
-        (np.asarray(values, dtype=float),), np.mean, n_resamples=9999, method="percentile", rng=seed, batch=1000
-    ).confidence_interval
-    # scipy interpolates between resampled means; rounding there must not turn the bounds round the mean inside out
-    return Estimate(mean, min(mean, float(interval.low)), max(mean, float(interval.high)), len(values))
+        margin = (Z if n > FEW else float(stdtrit(n - 1, 0.975))) * error
+        return Estimate(mean, mean - margin, mean + margin, n)
+    t = np.sort(_studentized(x - mean, seed))
+    low, high = float(t[round(0.025 * len(t))]), float(t[-1 - round(0.025 * len(t))])
+    return Estimate(mean, min(mean, mean - high * error), max(mean, mean - low * error), n)
 
 
-def share(values: Sequence[float]) -> Estimate:
-    """The mean of one value a prompt in [0, 1], such as 1 for a win and one half for a tie, with Wilson's interval.
+def _studentized(centred: np.ndarray, seed: int) -> np.ndarray:
+    """Student's t of the mean of each resample that has a spread, for values of mean 0."""
+    n, t = len(centred), []
+    for part in range(DRAWS // CHUNK):
+        weights = resampled(n, CHUNK, seed + part)
+        means = weights @ centred / n
+        variances = (weights @ centred**2 / n - means**2) / (n - 1)
+        known = variances > ROUNDING * float((centred**2).max())
+        t.append(means[known] / np.sqrt(variances[known]))
+    return np.concatenate(t)
 
-    Few prompts with one outcome still have an interval: 8 wins of 8 are [0.68, 1], where a bootstrap says [1, 1], and
-    holds the truth in 55 % of experiments of 8 prompts won 9 in 10 times. With ties it is wider than it need be, since
-    they vary less. Raises: ValueError for no values.
+
+def share(values: Sequence[float], clusters: Sequence[Hashable] | None = None) -> Estimate:
+    """The mean of values in [0, 1], such as 1 for a win and one half for a tie, with Wilson's interval.
+
+    Args: one value a prompt; or any number, with what each belongs to as `clusters`, such as the prompts of pairs.
+
+    Wilson's n is the number of trials that have the variance of this mean (the effective sample size of Korn & Graubard
+    1998, Surv. Methodol. 24, 193–201): more than there are values where they lie between 0 and 1, fewer than there are
+    pairs where those of a prompt go together (Kish 1965, Survey Sampling, §6.4). The variance is measured with half a
+    0 and half a 1 added, since 8 equal values are not certain. Of one win or loss a prompt it is Wilson's: 8 wins of 8
+    are [0.68, 1], where a bootstrap says [1, 1], and holds the truth in 55 % of experiments of 8 prompts won 9 in 10
+    times. The `n` of the result is that of prompts. Raises: ValueError for no values.
     """
     if not len(values):
         raise ValueError("no values to average")
-    mean = float(np.mean(values))
-    return Estimate(mean, *wilson(mean, len(values)), len(values))
+    totals = np.asarray(values, dtype=float)
+    sizes = np.ones(len(totals))
+    if clusters is not None:
+        places = np.unique(np.fromiter(map(_numbered(), clusters), dtype=int), return_inverse=True)[1]
+        totals, sizes = np.bincount(places, totals), np.bincount(places).astype(float)
+    n, size, mean = len(totals), float(sizes.mean()), float(totals.sum() / sizes.sum())
+    middle = (float(totals.sum()) + size / 2) / (float(sizes.sum()) + size)
+    squares = float(((totals - middle * sizes) ** 2).sum()) + size**2 * ((1 - middle) ** 2 + middle**2) / 2
+    relative = squares / (size**2 * (n + 1)) / (middle * (1 - middle))  # to the variance of n trials
+    return Estimate(mean, *wilson(mean, n / relative), n)
 
 
-def wilson(mean: float, n: int) -> tuple[float, float]:
+def _numbered() -> Callable[[Hashable], int]:
+    """A function that numbers what it sees, the same the same."""
+    numbers: dict[Hashable, int] = {}
+    return lambda thing: numbers.setdefault(thing, len(numbers))
+
+
+def wilson(mean: float, n: float) -> tuple[float, float]:
     """The 95 % score interval of a share, in [0, 1], of n trials (Wilson 1927, J. Am. Stat. Assoc. 22, 209–212)."""
     middle = (mean + Z**2 / (2 * n)) / (1 + Z**2 / n)
     margin = Z / (1 + Z**2 / n) * float(np.sqrt(mean * (1 - mean) / n + Z**2 / (4 * n**2)))
@@ -120,3 +158,16 @@ def percentiles(values: np.ndarray, rows: int) -> tuple[float, float]:
     tail = float(norm.cdf(-t.ppf(0.975, rows - 1) * np.sqrt(rows / (rows - 1)))) if rows > 1 else 0.0
     low, high = np.quantile(values, [tail, 1 - tail], method="inverted_cdf")  # of infinite values there is no mean
     return float(low), float(high)
+
+
+def interval_of(value: float, samples: np.ndarray, rows: int) -> Estimate:
+    """A value with the `percentiles` of its resamples; None for an infinite bound.
+
+    Without an interval for one row, and where all resamples agree: few rows that are alike make nothing certain.
+    """
+    finite = samples[np.isfinite(samples)]
+    if rows < 2 or not len(finite) or (len(finite) == len(samples) and np.ptp(finite) <= 1e-9 * (1 + abs(value))):
+        return Estimate(value, None, None, rows)
+    low, high = percentiles(samples, rows)
+    held = [bound if np.isfinite(bound) else None for bound in (min(value, low), max(value, high))]
+    return Estimate(value, held[0], held[1], rows)

@@ -58,25 +58,33 @@ def critical_value(alpha: float, freedom: float | None) -> float:
     return float(stdtrit(freedom, 1 - alpha / 2))
 
 
+def planned_errors(alpha: float, freedom: float, known: float) -> float:
+    """`detectable` of a planned test of so much freedom, where the standard error was estimated with `known` freedom.
+
+    The 80 % quantile of a non-central t of freedom `known` and non-centrality t_{1−α/2} (Julious & Owen 2006, Pharm.
+    Stat. 5, 29–37): a standard error of few prompts or trainings is uncertain, and with this the power is 80 % on
+    average over such pilots, where the usual formula has less.
+    """
+    from scipy.stats import nct
+
+    critical = critical_value(alpha, freedom)
+    return critical + _normal.inv_cdf(POWER) if known >= MANY else float(nct.ppf(POWER, known, critical))
+
+
 def planned_prompts(deviation: float, freedom: float, difference: float, alpha: float = 0.05) -> int | None:
     """How many prompts a test at level `alpha` needs to find a difference with 80 % power.
 
     Args: the standard deviation of the differences by prompt, with the degrees of freedom it was estimated with, in the
     unit of `difference`, which is above 0.
 
-    The smallest n with √n · difference / deviation ≥ the 80 % quantile of a non-central t of that freedom and
-    non-centrality t_{1−α/2, n−1} (Julious & Owen 2006, Pharm. Stat. 5, 29–37): a deviation of few prompts is uncertain,
-    and with this n the power is 80 % on average over such pilots, where the usual formula has less. At least so many
-    that 2^(1−n), the smallest p of a sign-flip test, is below alpha / 2. None beyond MOST_PROMPTS.
+    The smallest n with √n · difference / deviation ≥ `planned_errors`. At least so many that 2^(1−n), the smallest p of
+    a sign-flip test, is below alpha / 2. None beyond MOST_PROMPTS.
     """
     if difference <= 0:
         raise ValueError(f"expected a difference above 0, found {difference}")
-    from scipy.stats import nct
 
     def enough(n: int) -> bool:
-        critical = critical_value(alpha, n - 1)
-        quantile = critical + _normal.inv_cdf(POWER) if freedom >= MANY else float(nct.ppf(POWER, freedom, critical))
-        return math.sqrt(n) * difference >= quantile * deviation
+        return math.sqrt(n) * difference >= planned_errors(alpha, n - 1, freedom) * deviation
 
     least = max(2, math.ceil(2 - math.log2(alpha)))
     low, high = least - 1, least

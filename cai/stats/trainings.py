@@ -53,14 +53,14 @@ def two_level(a: Floats, b: Floats) -> Effect:
 
     Args: values of shape (trainings, prompts), the same prompts in both.
 
-    Trainings (nested in a side) and prompts (crossed with them) are drawn at random. With T the variance of the mean of
+    Trainings (nested in a side) and prompts (crossed with them) are drawn at random. T is the variance of the mean of
     the trainings' means, Σ s²/k over the two sides (Welch 1947), P that of the prompts' mean differences, s²/n, and R
-    that of the residuals, Σ MS/(k·n), which both contain, the variance of the difference is T + max(P − R, 0): the two
-    one-way variances less their intersection (Cameron, Gelbach & Miller 2011, J. Bus. Econ. Stat. 29, eq. 2.11), equal
-    to the mean squares of the balanced two-way layout (Searle, Casella & McCulloch 1992, §4.7). Its degrees of freedom
-    are Satterthwaite's (1946, Biometrics Bull. 2, 110–114): near those of the trainings, k_a + k_b − 2 or fewer, where
-    these decide, and near n − 1 where prompts do. `between_trainings` is max(T − R, 0) over the whole: what more
-    trainings, but no more prompts, would reduce.
+    that of the residuals, Σ MS/(k·n), which both contain. The variance of the difference is T + P − R, with neither T
+    nor P below R: the two one-way variances less their intersection (Cameron, Gelbach & Miller 2011, J. Bus. Econ.
+    Stat. 29, eq. 2.11), equal to the mean squares of the balanced two-way layout (Searle, Casella & McCulloch 1992,
+    §4.7). Its degrees of freedom are Satterthwaite's (1946, Biometrics Bull. 2, 110–114): near those of the trainings,
+    k_a + k_b − 2 or fewer, where these decide, and near n − 1 where prompts do. `between_trainings` is max(T − R, 0)
+    over the whole: what more trainings, but no more prompts, would reduce.
 
     With one training on a side, T is unknown: the interval is that of `paired` on the mean differences by prompt, and
     `note` says so.
@@ -88,7 +88,9 @@ def _tested(differences: Floats, sides: Sequence[Floats], trainings: tuple[int, 
     residuals = [_residual(v) for v in sides] if n > 1 else []
     residual = sum(part for part, _ in residuals)
     from_prompts = float(differences.var(ddof=1)) / n if n > 1 else 0.0
-    variance = between
+    if between < residual:  # means of few trainings that agree by chance better than their answers allow
+        components = [(residual, sum(degrees for _, degrees in components))]
+    variance = max(between, residual)
     if from_prompts > residual:
         variance += from_prompts - residual
         components += [(from_prompts, n - 1), *residuals]

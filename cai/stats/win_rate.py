@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cai.stats.intervals import RESAMPLES, Estimate, percentiles, resampled
+from cai.stats.intervals import RESAMPLES, Estimate, interval_of, resampled
 from cai.stats.logistic import fit_logistic
 
 FEW_PROMPTS = 30  # a win rate of fewer has an interval wider than ± 0.18
@@ -64,5 +64,4 @@ def length_controlled_win_rate(
     design[:, 0] = 1.0
     weights = np.concatenate([np.ones((1, len(won))), resampled(len(won), resamples, seed)])
     rates = 1 / (1 + np.exp(-fit_logistic(design, won, weights, RIDGE)[:, 0]))
-    rate, (low, high) = float(rates[0]), percentiles(rates[1:], len(won))
-    return LengthControlled(Estimate(rate, min(rate, low), max(rate, high), len(won)))
+    return LengthControlled(interval_of(float(rates[0]), rates[1:], len(won)))

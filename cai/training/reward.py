@@ -27,7 +27,7 @@ from cai.data.records import Preference
 from cai.inference.chat_template import load_tokenizer
 from cai.inference.models import folder_fingerprint
 from cai.stats.agreement import calibration_error, reliability
-from cai.stats.intervals import bootstrap_mean
+from cai.stats.intervals import share
 from cai.training import distributed, trl_stage
 from cai.training.reward_model import RewardModel, right_padded
 from cai.training.settings import RewardConfig
@@ -280,7 +280,7 @@ def evaluate_reward_model(folder: Path, pairs: Sequence[Pair]) -> dict[str, Any]
     by_prompt: dict[str, list[float]] = {}
     for i in decided:
         by_prompt.setdefault(pairs[i].row.prompt_id, []).append(float((deltas[i] > 0) == (labels[i] > 0.5)))
-    accuracy = bootstrap_mean([statistics.mean(hits) for hits in by_prompt.values()]) if decided else None
+    accuracy = share([statistics.mean(hits) for hits in by_prompt.values()]) if decided else None
     predicted = torch.sigmoid(torch.tensor(deltas)).tolist()
     lengths = [n for pair in pairs for n in pair.answer_tokens]
     longer = [

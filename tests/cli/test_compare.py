@@ -85,3 +85,27 @@ def test_effects_without_a_known_interval_are_one_line(tmp_path: Path, capsys: p
     assert len(result) == 1
     assert "none to show, 5 effects on too few or equal prompts" in printed[result[0]]
     assert not any("outcome" in line for line in printed)
+
+
+def test_a_plan_names_the_prompts_of_each_metric(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    compare(["a", "b"], False, None, runs, ["edit_distance=0.1", "after_words=5"])
+    section = capsys.readouterr().out.partition("Prompts that a difference needs")[2].splitlines()
+    row = next(line.split() for line in section if line.strip().startswith("edit distance"))
+    assert row[2:4] == ["0.100", "30"] and (row[4] == "–" or int(row[4].replace(",", "")) >= 2)
+    assert any(line.strip().startswith("words after training") for line in section)
+    compare(["a", "b"], True, None, runs, ["edit_distance=0.1"])
+    assert [row.key for row in RunComparison.model_validate_json(capsys.readouterr().out).plan] == ["edit_distance"]
+
+
+def test_policies_of_one_training_say_so_beside_the_number_on_the_terminal_the_page_and_in_json(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    note = "prompts only; training variance unknown"
+    compare(["a", "b"], False, None, runs)
+    printed, page = capsys.readouterr().out.splitlines(), (runs / "comparison.html").read_text()
+    for name in ("P(after better)", "words after training"):
+        assert any(line.strip().startswith(name) and note in line for line in printed)
+        assert any(name in line and note in line for line in page.splitlines())
+    compare(["a", "b"], True, None, runs)
+    (pair,) = RunComparison.model_validate_json(capsys.readouterr().out).pairs
+    assert {m.effect.note for m in pair.metrics if m.key.startswith("after_")} == {note}

@@ -61,10 +61,12 @@ def test_the_gain_is_the_paired_difference_over_prompts() -> None:
     assert (gain.prompts, gain.pairs) == (3, 4)
     assert gain.gain == pytest.approx((0.1 + 0.3 + 0.5) / 3)
     assert (gain.before, gain.after) == (pytest.approx(1.1 / 4), pytest.approx(2.1 / 4))
-    assert gain.low is not None and gain.high is not None and 0.1 <= gain.low <= gain.gain <= gain.high <= 0.5
-    assert gain.significant
-    assert injection_warnings([gain]) == [
-        f"injection: the judge finds an answer better when it speaks to the judge: {gain.shown} in p, 3 prompts"
+    assert gain.low is not None and gain.high is not None and gain.low < 0 < gain.high  # Student's, of three prompts
+    assert not gain.significant and injection_warnings([gain]) == []
+    [more] = injection_gains([attacked(f"{i}", 0.1, 0.3 + i / 50) for i in range(9)], [ATTACK])
+    assert more.significant
+    assert injection_warnings([more]) == [
+        f"injection: the judge finds an answer better when it speaks to the judge: {more.shown} in p, 9 prompts"
     ]
 
 

@@ -97,6 +97,19 @@ def test_two_pairs_that_agree_are_no_certain_agreement() -> None:
     assert found.low < 0
 
 
+def test_kappas_interval_is_over_prompts_whose_pairs_agree_together() -> None:
+    rng, held, over_pairs = np.random.default_rng(0), 0, 0
+    for _ in range(300):
+        agrees = np.repeat(rng.random(10) < 0.75, 8)  # eight pairs of each of ten prompts, all or none
+        a, b = [0.9] * 80, np.where(agrees, 0.8, 0.2).tolist()
+        found, alone = agreement(a, b, np.repeat(np.arange(10), 8).tolist()), agreement(a, b)
+        assert found is not None and alone is not None and found.kappa == pytest.approx(alone.kappa)
+        held += (found.low or 0) <= 0.5 <= (found.high or 0)
+        over_pairs += (alone.low or 0) <= 0.5 <= (alone.high or 0)
+    assert held / 300 >= 0.92
+    assert over_pairs / 300 < 0.7
+
+
 def test_a_tie_agrees_with_a_tie_alone() -> None:
     found = agreement([0.5, 0.5, 0.8], [0.5, 0.9, 0.7])
     assert found is not None

@@ -36,6 +36,7 @@ def test_a_number_that_rounds_to_zero_has_no_minus_sign() -> None:
 def test_an_estimate_and_its_str_are_the_same() -> None:
     with_interval, without = Estimate(0.625, 0.386, 0.815, 16), Estimate(57.25, None, None, 1)
     assert (estimate(with_interval), estimate(without)) == ("0.625 [0.386, 0.815]", "57.2 (n=1)")
+    assert estimate(Estimate(0.5, None, None, 8)) == "0.500 (n=8, all equal)"
     assert (str(with_interval), str(without)) == (estimate(with_interval), estimate(without))
     assert estimate(Estimate(7.5, 4.0, 11.0, 4)) == "7.5 [4.0, 11.0]"  # as many decimals for all three
     assert estimate(with_interval, digits=2) == "0.62 [0.39, 0.81]"
