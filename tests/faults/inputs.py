@@ -18,7 +18,7 @@ from cai.config.yaml_files import load_yaml
 from cai.constitution.external import read_external
 from cai.constitution.few_shot import read_few_shot
 from cai.constitution.principles import load_constitution
-from cai.constitution.templates import BLOCKS, OF_TESTS, Templates
+from cai.constitution.templates import ADDED, BLOCKS, OF_TESTS, Templates
 from cai.data.jsonl import read_rows
 from cai.data.manifest import read_manifest
 from cai.data.preferences import iter_preferences, read_candidates
@@ -145,7 +145,11 @@ TEST = {
 CONSTITUTION = {
     "name": "n",
     "description": "d",
-    "principles": [{**PRINCIPLE, "tests": [TEST]}, {**PRINCIPLE, "id": "b"}],
+    "principles": [
+        {**PRINCIPLE, "tests": [TEST]},
+        {**PRINCIPLE, "id": "b"},
+        {**PRINCIPLE, "id": "c", "applies_to": {"tags": ["t"], "question": "Is it so?"}},
+    ],
 }
 STAGES: list[Any] = [
     {"stage": "sft", "mix_share": 0.5},
@@ -286,7 +290,7 @@ def sweep(content: bytes, folder: Path) -> object:
 def templates(files: dict[str, bytes], folder: Path) -> object:
     for name, content in files.items():
         put(folder, name, content)
-    return Templates(folder, OF_TESTS)
+    return Templates(folder, (*OF_TESTS, *ADDED))
 
 
 def data(drawn: tuple[str, str, bytes], folder: Path) -> object:
@@ -341,7 +345,7 @@ def tables(draw: st.DrawFn) -> tuple[list[Any], Any, str]:
     return records, extra, draw(st.sampled_from(sorted(READERS)))
 
 
-SOURCES = {f"{name}.jinja": (ROOT / f"prompts/default/{name}.jinja").read_bytes() for name in OF_TESTS}
+SOURCES = {f"{name}.jinja": (ROOT / f"prompts/default/{name}.jinja").read_bytes() for name in (*OF_TESTS, *ADDED)}
 SOURCES["few_shot.yaml"] = json.dumps(FEW_SHOT).encode()
 overrides = st.lists(
     st.builds(
@@ -423,4 +427,4 @@ TARGETS: dict[str, Target] = {
     "addresses": Target(requests, served, names_file=False, share=5),
 }  # fmt: skip
 SHIPPED_TEMPLATES = Templates(ROOT / "prompts/default")
-assert set(BLOCKS) <= set(OF_TESTS)
+assert set(BLOCKS) <= {*OF_TESTS, *ADDED}
