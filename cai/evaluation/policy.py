@@ -69,7 +69,7 @@ class EvaluateConfig(Generation):
 
     constitution: str = "constitutions/plain.yaml"
     """The constitution by which answers before and after training are compared; named like the run's."""
-    max_tokens: Tokens = 128
+    max_tokens: Tokens = 512
     """Of a held-out answer."""
     temperature: Temperature = 1.0
     """For held-out answers; 0 takes the likeliest token."""

@@ -288,6 +288,7 @@ class JudgedAnswers:
     judge: str  # of who judged; of a panel joined by `+`
     seed: int
     reasoning: Sequence[str | None] = ()  # what was thought before each answer, where that is known
+    truncated: Sequence[bool] = ()  # whether each reached max_tokens, where that is known
 
 
 def judged_preferences(judged: JudgedAnswers, settings: JudgeConfig, stage: str) -> list[Preference | Skipped]:
@@ -309,6 +310,7 @@ def judged_preferences(judged: JudgedAnswers, settings: JudgeConfig, stage: str)
         swap = p < 0.5
         better, worse = (j, i) if swap else (i, j)
         thoughts = judged.reasoning or [None] * len(answers)
+        cut: dict[Literal["chosen", "rejected"], int] = {"chosen": better, "rejected": worse}
         return Preference(
             prompt_id=prompt.id,
             messages=prompt.messages,
@@ -317,6 +319,7 @@ def judged_preferences(judged: JudgedAnswers, settings: JudgeConfig, stage: str)
             rejected=answers[worse],
             p=1.0 - p if swap else p,
             source="judge",
+            truncated=[side for side, number in cut.items() if judged.truncated and judged.truncated[number]],
             verdicts=[v.swapped() for v in verdicts] if swap else verdicts,
             model=judged.model,
             judge=judged.judge,

@@ -49,6 +49,7 @@ class Metric(Generic[RowT]):
     last_round: bool = False  # of a prompt's rows only the last counts
     interval: Callable[[Sequence[float]], Estimate] | None = None  # over one value a prompt
     warn_from: float | None = None  # a mean from here on is worth a warning
+    remedy: str = ""  # what helps where it warns
 
     def text(self, value: float | None) -> str:
         """A value of this metric as text; a dash where there is none."""
@@ -167,6 +168,7 @@ NON_OPTION_MASS = "non-option probability mass"
 NON_OPTION_MASS_MEANING = "probability on anything but the options"
 TRUNCATED = "texts truncated at max_tokens"
 MOST = 0.5  # of texts or of the probability
+MANY_TRUNCATED = 0.2  # of texts: the pairs of these prompts are lost
 
 
 def _filter(flag: str, name: str) -> Metric[Revision]:
@@ -184,12 +186,21 @@ def _truncated_revision(text: Literal["draft", "critique", "revision"]) -> Metri
             return None
         return text in row.truncated
 
-    return Metric(f"{text}_truncated", f"truncated {text}", TRUNCATED, "share", value, warn_from=MOST)
+    return Metric(
+        f"{text}_truncated",
+        f"truncated {text}",
+        TRUNCATED,
+        "share",
+        value,
+        warn_from=MANY_TRUNCATED,
+        remedy="raise revise.max_tokens",
+    )
 
 
 def _truncated_answer(which: Literal["before", "after"]) -> Metric[BeforeAfter]:
     name = f"truncated {which} training"
-    return Metric(f"{which}_truncated", name, TRUNCATED, "share", lambda row: which in row.truncated, warn_from=MOST)
+    return Metric(f"{which}_truncated", name, TRUNCATED, "share", lambda row: which in row.truncated,
+                  warn_from=MANY_TRUNCATED, remedy="raise evaluate.max_tokens")  # fmt: skip
 
 
 DRAFT_WORDS = Metric[Revision](
@@ -216,6 +227,10 @@ REVISION_METRICS: tuple[Metric[Revision], ...] = (
     _filter("unchanged", "unchanged revision"),
     _filter("copied_critique", "copied critique"),
     _filter("repeats_itself", "revision repeats itself"),
+    _filter("parrots_instruction", "parrots the instruction"),
+    _filter("leaked_critique", "speaks of the critique"),
+    _filter("announces_itself", "announces a new answer"),
+    _filter("other_language", "switches the language"),
     _truncated_revision("draft"),
     _truncated_revision("critique"),
     REVISION_TRUNCATED,

@@ -28,13 +28,15 @@ from cai.feedback.judge import (
     panel_verdicts,
     rank_judged,
 )
-from cai.feedback.revise import ReviseConfig, Reviser, calls_of_loop, revision_preference
+from cai.feedback.revise import REVISION_PAIRS, ReviseConfig, Reviser, calls_of_loop, revision_preference
 from cai.feedback.yes_no import NothingApplies, applying_to, ask_applicability
 from cai.inference.cached_engine import CachedEngine
 from cai.inference.engine import Completion
 from cai.inference.models import Model
 from cai.inference.scheduler import Scheduler, Stage, gather
 
+JUDGED_PAIRS = "judged pairs"  # the stage of samples that make no pair
+TRUNCATED_ANSWER = "an answer is truncated at max_tokens"
 REVISION_VERDICTS = "verdicts on revisions"  # the stage of a prompt on whose revision a judge gave no verdict
 
 
@@ -102,6 +104,7 @@ class Journey:
         self._constitution = feedback.job.constitution  # the principles that apply
         self._samples: list[str] = []
         self._thoughts: list[str | None] = []  # before each of them
+        self._truncated: list[bool] = []  # whether each reached max_tokens
         self._verdicts: list[tuple[str, Verdicts]] = []  # on the samples, of each judge by its fingerprint
         self._revision_pair: Preference | None = None
         self._revision_verdicts: list[tuple[str, Verdicts]] = []
@@ -121,7 +124,7 @@ class Journey:
             return
         draft = await self._feedback.reviser.respond(self.prompt)
         results = await asyncio.gather(self._revise(draft), self._sample(draft), return_exceptions=True)
-        for result, stage in zip(results, ("revisions", "judged pairs"), strict=True):
+        for result, stage in zip(results, ("revisions", JUDGED_PAIRS), strict=True):
             if isinstance(result, RequestRefused):
                 self._skip(stage, result)
             elif isinstance(result, BaseException):
@@ -137,13 +140,20 @@ class Journey:
 
     def preferences(self) -> list[Preference]:
         """The revision pair and the pairs of samples, if every judge has answered; why pairs are missing is skipped."""
-        pairs = [] if (labelled := self._labelled_revision()) is None else [labelled]
+        found: list[Preference | Skipped] = []
+        if (labelled := self._labelled_revision()) is not None:
+            found.append(labelled)
         if (judged := self._judged()) is not None:
-            for pair in judged_preferences(judged, self._job.judge, "judged pairs"):
-                if isinstance(pair, Preference):
-                    pairs.append(pair)
-                else:
-                    self.skipped.append(pair)
+            found += judged_preferences(judged, self._job.judge, JUDGED_PAIRS)
+        pairs = []
+        for pair in found:
+            if isinstance(pair, Skipped):
+                self.skipped.append(pair)
+            elif pair.truncated and not self._job.revise.keep_truncated:
+                stage = REVISION_PAIRS if pair.source == "revision" else JUDGED_PAIRS
+                self.skipped.append(Skipped(prompt_id=self.prompt.id, stage=stage, reason=TRUNCATED_ANSWER))
+            else:
+                pairs.append(pair)
         return pairs
 
     def ranking(self) -> Ranking | None:
@@ -156,6 +166,7 @@ class Journey:
         more = await gather([self._feedback.reviser.respond(self.prompt, number) for number in numbers])
         self._samples = [completion.text for completion in (draft, *more)]
         self._thoughts = [completion.reasoning for completion in (draft, *more)]
+        self._truncated = [completion.finish == "length" for completion in (draft, *more)]
         if self._feedback.model in self._feedback.judges:
             await self._judge_samples(self._feedback.judge(self._feedback.model))
 
@@ -192,8 +203,8 @@ class Journey:
         if not self._samples or len(self._verdicts) < len(self._feedback.judges):
             return None
         verdicts, model = panel_verdicts(self._verdicts), self._feedback.model.fingerprint
-        judge = self._feedback.judge_name
-        return JudgedAnswers(self.prompt, self._samples, verdicts, model, judge, self._job.seed, self._thoughts)
+        judge, seed = self._feedback.judge_name, self._job.seed
+        return JudgedAnswers(self.prompt, self._samples, verdicts, model, judge, seed, self._thoughts, self._truncated)
 
     def _labelled_revision(self) -> Preference | None:
         """The revision pair with its label and the verdicts on it; None where the label needs verdicts it has not.

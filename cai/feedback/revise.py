@@ -38,8 +38,10 @@ class ReviseConfig(Generation):
     """false revises directly, without a critique."""
     label: Annotated[Literal["judge", "certain", "off"], BeforeValidator(_yaml_off)] = "judge"
     """P(revision better) of a revision pair: the judge's, or 1 for `certain`; `off` makes no pairs, for SFT alone."""
-    max_tokens: Tokens = 128
+    max_tokens: Tokens = 512
     """Maximum tokens of a draft, a sample, a critique or a revision."""
+    keep_truncated: bool = False
+    """Also train on answers that are truncated at max_tokens, which teaches to stop in the middle of a sentence."""
     temperature: Temperature = 1.0
     """Sampling temperature of the same; 0 takes the likeliest token."""
 
@@ -78,6 +80,13 @@ class Reviser:
         self, prompt: Prompt, answer: str, critique: str | None, principle: Principle, round: int = 1
     ) -> Completion:
         """The answer rewritten by a principle, after its critique if there is one."""
+        turns = self.revision_turns(prompt, answer, critique, principle, round)
+        return await self._generate(turns, prompt, "revision", round)
+
+    def revision_turns(
+        self, prompt: Prompt, answer: str, critique: str | None, principle: Principle, round: int = 1
+    ) -> Messages:
+        """The conversation that asks for the answer rewritten; the last user turns, one or two, are instructions."""
         request, conversation = prompt.messages[-1]["content"], self._up_to(prompt, answer)
         if critique is not None:
             question = self._templates.critique(principle, round, request)
@@ -85,7 +94,7 @@ class Reviser:
             conversation.append(Message(role="assistant", content=critique))
         instruction = self._templates.revise(principle, round, request, critique)
         conversation.append(Message(role="user", content=instruction))
-        return await self._generate(conversation, prompt, "revision", round)
+        return conversation
 
     async def rounds(self, prompt: Prompt, draft: Completion, constitution: Constitution) -> list[Revision]:
         """One row a round, in order, each by the principle sampled for it."""
@@ -95,7 +104,8 @@ class Reviser:
             principle = assign(constitution, self._seed, prompt.id, f"round {round}")[0]
             critique = await self.critique(prompt, answer, principle, round) if self._settings.critique else None
             critique_text = critique.text if critique else None
-            revision = await self.revise(prompt, answer, critique_text, principle, round)
+            turns = self.revision_turns(prompt, answer, critique_text, principle, round)
+            revision = await self._generate(turns, prompt, "revision", round)
             texts: dict[Literal["draft", "critique", "revision"], Completion | None] = {
                 "draft": draft,
                 "critique": critique,
@@ -114,7 +124,7 @@ class Reviser:
                     critique=critique_text,
                     revision=revision.text,
                     truncated=[name for name, text in texts.items() if text is not None and text.finish == "length"],
-                    flags=failed_filters(answer, critique_text, revision.text),
+                    flags=self._flags(turns, answer, critique_text, revision),
                     model=self._engine.fingerprint,
                     reviser=self._critic.fingerprint if self._critic is not self._engine else None,
                     templates=self._templates.fingerprint,
@@ -126,6 +136,10 @@ class Reviser:
             )
             answer = revision.text
         return rows
+
+    def _flags(self, turns: Messages, answer: str, critique: str | None, revision: Completion) -> list[str]:
+        flags = revision_flags(turns, answer, critique, revision)
+        return [flag for flag in flags if flag != "truncated"] if self._settings.keep_truncated else flags
 
     def _up_to(self, prompt: Prompt, answer: str) -> Messages:
         """The conversation up to the answer; demonstrations stand after a system message."""
@@ -139,6 +153,14 @@ class Reviser:
     ) -> Completion:
         seed = derive_seed(self._seed, prompt.id, "revise" if step == "revision" else step, round)
         return await self._critic.generate(self._settings.request(conversation, seed, step))
+
+
+def revision_flags(turns: Messages, answer: str, critique: str | None, revision: Completion) -> list[str]:
+    """The filters that a revision of `answer` fails; `turns` as `Reviser.revision_turns` has them."""
+    instructions = turns[-1:] if critique is None else turns[-3::2]
+    request = turns[-2 * len(instructions) - 1]  # before the answer and what follows it
+    instruction = "\n".join(turn["content"] for turn in instructions)
+    return failed_filters(answer, critique, revision.text, instruction, request["content"], revision.finish == "length")
 
 
 def calls_of_loop(settings: ReviseConfig) -> int:

@@ -46,7 +46,7 @@ class Sampling(Section):
 class Generation(Sampling):
     """How a text is generated: fields of `revise:` and `evaluate:`."""
 
-    max_tokens: Tokens = 128
+    max_tokens: Tokens = 512
     """Maximum tokens of a text."""
     temperature: Temperature = 1.0
     """Sampling temperature; 0 takes the likeliest token."""

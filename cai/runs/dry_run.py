@@ -42,7 +42,7 @@ class Placeholders:
     async def generate(self, request: Generate) -> Completion:
         """A text of `max_tokens`, unique to the request."""
         name = fingerprint(self.fingerprint, request.messages, request.max_tokens, request.temperature, request.seed)
-        return Completion(name.ljust(int(CHARACTERS * request.max_tokens)), "length", 0, request.max_tokens)
+        return Completion(name.ljust(int(CHARACTERS * request.max_tokens)), "stop", 0, request.max_tokens)
 
     async def choose(self, request: Choose) -> list[float]:
         """The same log-probability for every option."""

@@ -225,7 +225,11 @@ def summary_warnings(summary: dict[str, Any]) -> list[str]:
     """What a reader of a summary should look at: high metrics, few prompts, skipped and failed rows, training."""
     metrics, skipped = summary_metrics(summary), summary["skipped"]
     high = [(RUN_METRICS[key], value.mean) for key, value in metrics.items() if RUN_METRICS[key].warns(value.mean)]
-    warnings = [f"{metric.name} {metric.text(mean)} (warns from {metric.warn_from:g})" for metric, mean in high]
+    warnings = [
+        f"{metric.name} {metric.text(mean)} (warns from {metric.warn_from:g})"
+        + (f": {metric.remedy}" if metric.remedy else "")
+        for metric, mean in high
+    ]
     if (win_rate := metrics.get(WIN_RATE.key)) and win_rate.n < FEW_PROMPTS:
         warnings.append(f"only {counted(win_rate.n, 'held-out prompts')}: the interval of the win rate is wide")
     if never := summary.get("principles", {}).get("never_sampled"):

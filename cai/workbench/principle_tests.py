@@ -18,9 +18,9 @@ from cai.config.validation import Location
 from cai.constitution.principles import EXPECTATIONS, Constitution, Phrases, Principle, PrincipleTest, find_principle
 from cai.constitution.templates import Templates
 from cai.data.records import Message, Messages, Prompt, Verdict
-from cai.feedback.filters import FILTERS, failed_filters
+from cai.feedback.filters import FILTERS
 from cai.feedback.judge import Judge
-from cai.feedback.revise import ReviseConfig, Reviser
+from cai.feedback.revise import ReviseConfig, Reviser, revision_flags
 from cai.feedback.yes_no import ask_applicability, check_critique
 from cai.inference.cached_engine import CachedEngine
 from cai.inference.engine import Completion
@@ -167,7 +167,8 @@ async def _written(placed: Placed, templates: Templates, engine: CachedEngine) -
         outcomes.append(_by_probability("critique", p, test.least, problem.non_option_mass))
     if test.revision is not None:
         revision = await reviser.revise(prompt, test.draft, critique.text, principle)
-        flags = failed_filters(test.draft, critique.text, revision.text)
+        turns = reviser.revision_turns(prompt, test.draft, critique.text, principle)
+        flags = revision_flags(turns, test.draft, critique.text, revision)
         if test.critique == "finds nothing":  # then the draft is best left alone
             flags = [flag for flag in flags if flag != "unchanged"]
         reasons = [*(FILTERS[flag] for flag in flags), *missed(test.revision, revision.text)]

@@ -15,8 +15,7 @@ from cai.config.errors import CaiError, RequestRefused
 from cai.constitution.principles import Constitution, Principle, applying
 from cai.constitution.templates import Templates
 from cai.data.records import Prompt
-from cai.feedback.filters import failed_filters
-from cai.feedback.revise import ReviseConfig, Reviser
+from cai.feedback.revise import ReviseConfig, Reviser, revision_flags
 from cai.feedback.yes_no import ask_applicability
 from cai.inference.cache import Cache
 from cai.inference.cached_engine import CachedEngine
@@ -258,4 +257,5 @@ async def write(step: Step, settings: ReviseConfig, reviser: Reviser) -> Written
         return Written(critique, about)
     critique_text = critique.text if critique else None
     revision = await reviser.revise(prompt, about, critique_text, principle, round)
-    return Written(revision, about, tuple(failed_filters(about, critique_text, revision.text)))
+    turns = reviser.revision_turns(prompt, about, critique_text, principle, round)
+    return Written(revision, about, tuple(revision_flags(turns, about, critique_text, revision)))

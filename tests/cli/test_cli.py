@@ -309,7 +309,16 @@ def test_the_main_job_on_the_real_model(real_model: Path, tmp_path: Path) -> Non
     command = [
         *(sys.executable, "-m", "cai.cli.main", "run", str(ROOT / "examples/quickstart.yaml")),
         *("--runs", str(tmp_path / "runs"), "--set", "prompts.limit=4", "--set", "prompts.holdout=0.25"),
-        *("--set", "revise.max_tokens=16", "--set", "evaluate.max_tokens=16", "--set", "train.0.num_train_epochs=1"),
+        *(
+            "--set",
+            "revise.keep_truncated=true",
+            "--set",
+            "revise.max_tokens=16",
+            "--set",
+            "evaluate.max_tokens=16",
+            "--set",
+            "train.0.num_train_epochs=1",
+        ),
     ]
     first, second = (subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False) for _ in range(2))
     assert first.returncode == 0, first.stderr

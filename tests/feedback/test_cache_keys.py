@@ -121,7 +121,8 @@ def test_a_run_asks_under_the_keys_of_earlier_versions(workspace: Path, name: st
         "prompts: {source: prompts.jsonl, holdout: 0.2}\n" + settings.replace("{}", ""),
         encoding="utf-8",
     )
-    execute(make_plan(run_file, [], None, workspace / "runs"), quiet(), open_engine=scripted())
+    lengths = ["revise.max_tokens=128", "evaluate.max_tokens=128"]  # once the default
+    execute(make_plan(run_file, lengths, None, workspace / "runs"), quiet(), open_engine=scripted())
     assert digest(workspace / "runs/cache.sqlite") == DIGESTS[name]
 
 
@@ -131,7 +132,7 @@ def test_a_trial_asks_under_the_keys_of_earlier_versions(workspace: Path) -> Non
     principles = [placed.principle for placed in read_tests([workspace / "fixed.yaml"])]
 
     def load() -> Trial:
-        return Trial(prompts, principles, templates, ReviseConfig(rounds=2, temperature=0))
+        return Trial(prompts, principles, templates, ReviseConfig(rounds=2, temperature=0, max_tokens=128))
 
     cache = workspace / "cache.sqlite"
     try_out(load, once(), workspace / "model", cache, lambda event: None, scripted())

@@ -184,3 +184,39 @@ def test_certain_labels_are_left_alone_and_keep_the_verdicts(templates: Template
     [pair] = journey.preferences()
     assert (pair.p, pair.draft_chosen) == (1.0, False)
     assert [verdict.p for verdict in pair.verdicts] == pytest.approx([0.25])
+
+
+def long_in(*steps: str) -> Callable[[Generate], str]:
+    """Answers of which those to some steps have more words than a limit of eight."""
+    return lambda request: f"{different(request)} {'and so on it goes for very long' if step(request) in steps else ''}"
+
+
+@pytest.mark.parametrize(("cut", "stages"), [
+    ("revision", ["revision pairs"]),
+    ("draft", ["revision pairs", "judged pairs"]),
+    ("critique", []),
+])  # fmt: skip
+def test_a_truncated_answer_makes_no_pair(templates: Templates, cut: str, stages: list[str]) -> None:
+    journey, _ = travel(templates, long_in(cut), revise={"max_tokens": 8})
+    made = {"revision": "revision pairs", "judge": "judged pairs"}
+    pairs = journey.preferences()
+    assert sorted([*(made[pair.source] for pair in pairs), *(row.stage for row in journey.skipped)]) == sorted(
+        made.values()
+    )
+    assert [row.stage for row in journey.skipped] == stages
+    assert all("truncated" in row.reason for row in journey.skipped)
+
+
+def test_truncated_answers_are_kept_on_request(templates: Templates) -> None:
+    journey, _ = travel(templates, long_in("revision", "draft"), revise={"max_tokens": 8, "keep_truncated": True})
+    assert journey.skipped == []
+    assert [pair.truncated for pair in journey.preferences()] == [["chosen", "rejected"]] * 2
+
+
+def test_a_revision_that_parrots_its_instruction_makes_no_pair(templates: Templates) -> None:
+    def parrot(request: Generate) -> str:
+        return request.messages[-1]["content"] if step(request) == "revision" else different(request)
+
+    journey, _ = travel(templates, parrot, samples=0)
+    assert "parrots_instruction" in journey.revisions[0].flags
+    assert [row.reason for row in journey.skipped] == ["revision parrots instruction"]

@@ -43,7 +43,7 @@ def test_orpo_refuses_pairs_of_different_weight(tmp_path: Path, tiny_model: Path
 def test_a_source_of_weight_0_teaches_nothing(tmp_path: Path, tiny_model: Path) -> None:
     events: list[dict[str, Any]] = []
     data = of_two_sources(tmp_path / "preferences.jsonl")
-    settings = orpo(data={"judge": 0})
+    settings = orpo(num_train_epochs=8, data={"judge": 0})
     policy = train_here(StageSpec(settings, data, tiny_model, tmp_path / "orpo"), events.append)
     assert events[0]["left_out"] == {"judge": 4}
     assert preferred_by(policy) > preferred_by(tiny_model) + 1
