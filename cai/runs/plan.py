@@ -34,7 +34,7 @@ from cai.runs.folder import CACHE_FILES, ITERATION, RUN, RunFolder
 from cai.runs.roles import other_models, policy_models, with_template_texts
 from cai.runs.run_file import RunConfig, effective_text, load_run_file
 from cai.stats.formatting import counted
-from cai.training.settings import PreferenceConfig, TrainStage, weighs_pairs
+from cai.training.settings import DRAFTS, PreferenceConfig, TrainStage, weighs_pairs
 from cai.training.stage import OUTPUT, worker_python
 
 LONGEST_NAME = 255  # bytes of a folder's name on Linux's file systems
@@ -297,7 +297,7 @@ def _with_files_found(settings: TrainStage, number: int, run_file: Path) -> Trai
     files = {
         key: str(find(f"train[{number}].{key}", getattr(settings, key), run_file))
         for key, find in (("mix", locate.find_data), ("reward", find_file))
-        if getattr(settings, key, None) is not None
+        if getattr(settings, key, None) not in (None, DRAFTS)
     }
     return settings.model_copy(update=files)
 
@@ -374,7 +374,7 @@ def manifest(plan: Plan) -> dict[str, Any]:
             f"train[{number}].{key}": _content(Path(value))
             for number, settings in enumerate(plan.train)
             for key in ("mix", "reward")
-            if (value := getattr(settings, key, None)) is not None
+            if (value := getattr(settings, key, None)) not in (None, DRAFTS)
         },
         "model": model_fingerprint(plan.model),
         **({"generator": model_fingerprint(plan.generator)} if plan.generator != plan.model else {}),

@@ -17,7 +17,7 @@ from cai.feedback.revise import ReviseConfig
 from cai.inference.chat_template import with_template_text
 from cai.inference.engine import EngineConfig
 from cai.inference.vllm_settings import check_arguments
-from cai.training.settings import Online, TrainStage
+from cai.training.settings import DRAFTS, Online, TrainStage
 
 
 class PromptsConfig(Section):
@@ -191,7 +191,7 @@ def effective_text(path: Path, overrides: list[str], name: str) -> str:
     sections += [(stage, key) for stage in data.get("train") or [] for key in ("mix", "reward")]
     for section, key in sections:
         file = section.get(key) if section else None
-        if file is not None and not exists(Path(file)) and exists(path.parent / file):
+        if file not in (None, DRAFTS) and not exists(Path(file)) and exists(path.parent / file):
             section[key] = str(path.parent / file)
     origin = " ".join([str(path), *(f"--set {override}" for override in overrides)])
     header = f"# Settings of this run, from {visible(' '.join(origin.split()))}; paths are from the working directory\n"

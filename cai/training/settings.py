@@ -8,6 +8,7 @@ from cai.config.yaml_files import MOST_REPEATS, MOST_TOKENS, PositiveTemperature
 from cai.data.records import Source
 from cai.training.metrics import Tracker, check_installed
 
+DRAFTS = "drafts"  # the value of `mix` that is no file
 SourceWeight = Annotated[float, Field(ge=0)]
 
 
@@ -86,10 +87,18 @@ class SFTConfig(DatasetConfig):
     stage: Literal["sft"]
     rounds: Literal["all", "last"] = "all"
     """The revisions of all rounds, as the paper has it, or each prompt's last alone."""
-    mix: str | None = None
-    """A file of helpful answers (`cai/data/prompts.py`), which keep the model helpful as in the paper."""
+    mix: str | None = DRAFTS
+    """Helpful answers that keep the model helpful, as in the paper: `drafts` are the model's own to the prompts with a
+    tag of `mix_tags`, in place of their revisions; or a file of answers (`cai/data/prompts.py`); null mixes none."""
+    mix_tags: list[str] = ["ordinary", "helpful"]
+    """Tags of the ordinary prompts whose drafts are mixed in."""
     mix_share: Annotated[float, Field(ge=0, lt=1)] = 0.25
     """Share of all examples drawn from it by the seed; if it holds too few, all are used and the share is reported."""
+
+    @property
+    def mix_file(self) -> str | None:
+        """The file of helpful answers, if there is one."""
+        return None if self.mix == DRAFTS else self.mix
 
 
 class RewardConfig(PreferenceConfig):

@@ -25,7 +25,7 @@ from cai.data.prompts import read_completions, read_prompts
 from cai.data.records import MAX_SEED, Revision, Skipped
 from cai.inference.chat_template import ChatSettings
 from cai.inference.models import folder_fingerprint
-from cai.training.settings import Online, TrainConfig, TrainStage
+from cai.training.settings import DRAFTS, Online, SFTConfig, TrainConfig, TrainStage
 
 STAGES: dict[str, type[TrainConfig]] = {
     kind.model_fields["stage"].annotation.__args__[0]: kind for kind in get_args(get_args(TrainStage)[0])
@@ -147,7 +147,7 @@ class StageSpec(Generic[Settings]):
 
     def claim(self) -> Claim:
         """The stage's folder with its manifest; files count by content, not by name."""
-        mix = getattr(self.settings, "mix", None)
+        mix = self.settings.mix_file if isinstance(self.settings, SFTConfig) else None
         files = {"data": self.data, "mix": Path(mix) if mix else None}
         models = {"model": self.model, "reward": self.reward}
         contents = {key: file_fingerprint(path) for key, path in files.items() if path is not None}
@@ -157,6 +157,7 @@ class StageSpec(Generic[Settings]):
             "settings": self.settings.model_dump(mode="json", exclude={"reward", "mix", "report_to"}),
             "seed": self.seed,
             **contents,
+            **({"mix": DRAFTS} if getattr(self.settings, "mix", None) == DRAFTS else {}),
             **({"chat": self.chat.identity()} if self.chat else {}),
             "where": {key: str(path) for key, path in models.items() if path is not None},
             "versions": versions(),

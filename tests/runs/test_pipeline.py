@@ -382,7 +382,9 @@ def test_a_refused_question_about_a_revision_costs_its_pair_where_it_decides_the
     folder = run_to_end(
         run_file,
         overrides=(f"revise.label={label}",),
-        open_engine=lambda model, fingerprint, settings: Shy(fingerprint),
+        open_engine=lambda model, fingerprint, settings: Shy(
+            fingerprint, lambda request: f"{request.step} {request.seed}"
+        ),
     )
     pairs = {pair.prompt_id: len(pair.verdicts) for pair in folder.preferences()}
     assert pairs.pop("p1", None) == (0 if label == "certain" else None)

@@ -48,13 +48,14 @@ def stage(**settings: Any) -> SFTConfig:
     return SFTConfig.model_validate({"stage": "sft", "max_length": 100, **settings})
 
 
-def revision(i: int, round: int, flags: list[str] | None = None) -> Revision:
+def revision(i: int, round: int, flags: list[str] | None = None, **more: Any) -> Revision:
     common: dict[str, Any] = {"principle_id": "x", "principle_hash": "h", "model": "m", "templates": "t", "seed": 0}
     texts = {"draft": "a", "before": "a", "critique": None, "revision": f"p{i} round {round}"}
     messages = prompt(f"p{i}").messages
-    return Revision(
+    row = Revision(
         prompt_id=f"p{i}", messages=messages, tags=[], round=round, truncated=[], flags=flags or [], **texts, **common
     )
+    return row.model_copy(update=more)
 
 
 def revisions(path: Path, count: int = 6) -> Path:
@@ -124,3 +125,44 @@ def test_a_resumed_training_writes_the_same_metrics(tmp_path: Path, tiny_model: 
     assert (tmp_path / "sft/checkpoints/checkpoint-4").is_dir()
     train_here(spec)
     assert (tmp_path / "sft/metrics.jsonl").read_text() == undisturbed
+
+
+def ordinary(path: Path, count: int = 8) -> Path:
+    """Revisions of as many prompts, every other of which is an ordinary one."""
+    tags = [["ordinary", "cooking"], ["adversarial"]]
+    write_rows(path, [revision(i, 1, tags=tags[i % 2], draft=f"draft {i}") for i in range(count)])
+    return path
+
+
+def test_drafts_to_ordinary_prompts_are_learned_in_place_of_their_revisions(tmp_path: Path, answers: Any) -> None:
+    data = ordinary(tmp_path / "revisions.jsonl")
+    learned, counts = answers(data)
+    assert counts == {"examples": 8, "too_long": [], "mixed": 2, "mix_share": 0.25}
+    drafts, revised = learned[6:], learned[:6]
+    assert set(drafts) <= {"draft 0", "draft 2", "draft 4", "draft 6"} and len(set(drafts)) == 2
+    assert {int(text.split()[1]) for text in drafts} | {int(text[1]) for text in revised} == set(range(8))
+    assert answers(data)[0] == learned and answers(data, seed=1)[0] != learned
+    assert answers(data, mix=None)[1] == {"examples": 8, "too_long": []}
+    assert answers(data, mix_tags=["adversarial"])[0][6:] != drafts
+    assert answers(data, mix_share=0.9)[1] == {"examples": 8, "too_long": [], "mixed": 4, "mix_share": 0.5}
+
+
+@pytest.mark.parametrize("unfit", [{"draft": " "}, {"truncated": ["draft"]}, {"draft": "on and on and " * 5}])
+def test_drafts_that_are_no_example_are_not_mixed_in(tmp_path: Path, answers: Any, unfit: Any) -> None:
+    data = tmp_path / "revisions.jsonl"
+    write_rows(data, [revision(i, 1, tags=["ordinary"], **unfit) for i in range(4)])
+    assert answers(data)[1] == {"examples": 4, "too_long": []}
+
+
+def test_a_stage_never_learns_drafts_alone(tmp_path: Path, answers: Any) -> None:
+    data = tmp_path / "revisions.jsonl"
+    write_rows(data, [revision(0, round, tags=["ordinary"]) for round in (1, 2)])
+    assert answers(data)[0] == ["p0 round 1", "p0 round 2"]
+
+
+def test_whether_drafts_are_mixed_in_is_part_of_the_stages_identity(tmp_path: Path, tiny_model: Path) -> None:
+    data = ordinary(tmp_path / "revisions.jsonl")
+    manifests = [
+        StageSpec(stage(mix=mix), data, tiny_model, tmp_path / "sft").claim().manifest for mix in ("drafts", None)
+    ]
+    assert manifests[0] != manifests[1]
