@@ -9,6 +9,7 @@ which those filters flag one that need no critique.
 """
 
 import re
+from collections import Counter
 
 WORD = re.compile(r"\w+")
 FILTERS = {
@@ -28,6 +29,9 @@ NGRAM = 4  # words in a row that count as copied, or as repeated
 MAX_REPEATED = 0.2
 MAX_COPIED = 0.5  # share of a revision's n-grams
 PARROTED = 6  # words in a row; revisions that name what the principle lists had up to 5, parrots 7 and more
+MAX_SHARED = 0.05  # of a run's revisions end with one sentence; no sentence closes 1 % of the answers of hh-rlhf
+MIN_SHARED = 3  # revisions, before a sentence counts as shared
+SENTENCE = re.compile(r"(?<=[.!?…])\s+|\n+")
 ENDS = 100  # characters at the beginning and the end, where an announcement stands
 CRITIQUES = {"critique", "critiques", "criticism", "criticisms"}
 ANNOUNCEMENT = re.compile(
@@ -88,6 +92,38 @@ def failed_filters(
         "other_language": _switches((before, old), (revision, new), (request, asked)),
     }
     return [name for name, failed in fails.items() if failed]
+
+
+class SharedClosers:
+    """The closing sentences that many of a run's revisions share, which training would teach to end any answer with.
+
+    Of each distinct sentence a hash and a count are kept, and the text once it is the third of its kind.
+    """
+
+    def __init__(self) -> None:
+        self._texts = 0
+        self._counts: Counter[int] = Counter()
+        self._sentences: dict[int, str] = {}
+
+    def add(self, text: str) -> None:
+        """Count one revision by its last sentence, if it has others."""
+        self._texts += 1
+        *others, last = SENTENCE.split(text.strip())
+        if not others or len(words := _normalised_words(last)) < NGRAM:
+            return
+        key = hash(tuple(words))
+        self._counts[key] += 1
+        if self._counts[key] == MIN_SHARED:
+            self._sentences[key] = last
+
+    def shares(self) -> dict[str, float]:
+        """The share of the revisions that end with a sentence, in [0, 1], of those above MAX_SHARED; the most first."""
+        by_text = {sentence: self._counts[key] / self._texts for key, sentence in self._sentences.items()}
+        return {
+            text: by_text[text]
+            for text in sorted(by_text, key=lambda t: (-by_text[t], t))
+            if by_text[text] > MAX_SHARED
+        }
 
 
 def _normalised_words(text: str) -> list[str]:

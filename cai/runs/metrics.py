@@ -8,6 +8,7 @@ from typing import Any
 from cai.constitution.principles import APPLIES_FROM
 from cai.data.manifest import read_json
 from cai.data.records import Applicability, BeforeAfter, Preference, Prompt, Revision, Skipped
+from cai.feedback.filters import SharedClosers
 from cai.feedback.metrics import (
     EVALUATION_METRICS,
     LABEL_METRICS,
@@ -22,7 +23,7 @@ from cai.inference.chat import control_counts, control_warnings, spells_control
 from cai.inference.endpoints import bounded_warnings
 from cai.inference.models import SERVER_SCHEMES
 from cai.runs.folder import RunFolder, each_row_of, stage_order, stage_settings
-from cai.stats.formatting import counted, estimate, number
+from cai.stats.formatting import counted, estimate, number, percent
 from cai.stats.intervals import Estimate
 from cai.stats.win_rate import FEW_PROMPTS
 from cai.training.metrics import read_metrics, runaway
@@ -37,12 +38,14 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
     manifest = folder.manifest()
     principles: Counter[str] = Counter()
     judging = set[str]()  # principles with a verdict of the run's judge
-    labels = LabelMass()
+    labels, closers = LabelMass(), SharedClosers()
     spelling = 0  # of the judged pairs
 
     def revisions() -> Iterator[Revision]:
         for row in each_row_of(folder.revisions_jsonl, Revision):
             principles[row.principle_id] += 1
+            if not row.flags:
+                closers.add(row.revision)
             yield row
 
     def preferences() -> Iterator[Preference]:
@@ -57,7 +60,11 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
     return {
         "prompts": sum(1 for _ in each_row_of(folder.prompts_jsonl, Prompt)) - len(manifest["held_out"]),
         "held_out": len(manifest["held_out"]),
-        "revisions": {"rows": principles.total(), "principles": dict(principles.most_common())},
+        "revisions": {
+            "rows": principles.total(),
+            "principles": dict(principles.most_common()),
+            "shared_closers": closers.shares(),
+        },
         "principles": {
             "questions": _questions(folder.applicability()),
             "never_sampled": sorted(manifest["constitution"]["principles"].keys() - principles.keys() - judging),
@@ -234,6 +241,10 @@ def summary_warnings(summary: dict[str, Any]) -> list[str]:
         warnings.append(f"only {counted(win_rate.n, 'held-out prompts')}: the interval of the win rate is wide")
     if never := summary.get("principles", {}).get("never_sampled"):
         warnings.append(f"principles never sampled: {', '.join(never)}")
+    warnings += [
+        f"{percent(share)} of the revisions that pass the filters end with “{closer}”"
+        for closer, share in summary["revisions"]["shared_closers"].items()
+    ]
     warnings += control_warnings(summary)
     steps = (step for work in summary.get("work", []) for step in work["steps"].values())
     warnings += bounded_warnings(sum(step.get("bounded", 0) for step in steps))

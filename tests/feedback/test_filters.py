@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cai.feedback.filters import FILTERS, failed_filters, language, repetition
+from cai.feedback.filters import FILTERS, SharedClosers, failed_filters, language, repetition
 
 DRAFT = "You can boil an egg for nine minutes in a small pot of water."
 CRITIQUE = "The answer does not say that the water must boil before the egg goes in."
@@ -101,3 +101,31 @@ def test_a_switch_of_language_is_recognised(name: str, text: str) -> None:
 @pytest.mark.parametrize("text", ["Boil it.", "1 2 3 4 5 6 7 8 9 10 11 12", "naïve café " * 6, ""])
 def test_a_text_whose_language_is_unsure_is_no_switch(text: str) -> None:
     assert language(text) is None
+
+
+def test_a_closing_sentence_that_many_revisions_share_is_named() -> None:
+    closers = SharedClosers()
+    for i in range(20):
+        closers.add(
+            f"Answer {i}. I hope that this helps you!" if i % 5 == 0 else f"Answer {i}. It takes {i} whole minutes."
+        )
+    assert closers.shares() == {"I hope that this helps you!": 0.2}
+
+
+@pytest.mark.parametrize("text", ["I hope that this helps you!", "It takes nine minutes.\nThank you!", ""])
+def test_whole_answers_and_short_endings_are_no_closers(text: str) -> None:
+    closers = SharedClosers()
+    for _ in range(20):
+        closers.add(text)
+    assert closers.shares() == {}
+
+
+def test_two_revisions_of_few_are_no_habit() -> None:
+    closers = SharedClosers()
+    for text in (
+        "One. I hope that this helps you!",
+        "Two. I hope that this helps you!",
+        "Three is all there is to it.",
+    ):
+        closers.add(text)
+    assert closers.shares() == {}

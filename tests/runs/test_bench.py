@@ -46,7 +46,7 @@ def slow(engines: list[ScriptedEngine]) -> OpenEngine:
             return await super().choose(request)
 
     def opened(model: object, fingerprint: str, settings: object) -> ScriptedEngine:
-        engines.append(Loading(fingerprint))
+        engines.append(Loading(fingerprint, lambda request: f"{request.step} {request.seed}"))
         return engines[-1]
 
     return opened

@@ -208,3 +208,13 @@ def test_a_run_warns_of_control_tokens_that_went_to_a_server(run: RunFolder) -> 
         escaped = summarise(run)
         assert (escaped["control_tokens"], escaped["control_tokens_escaped"]) == (None, 1)
         assert any("it got them escaped" in text for text in summary_warnings(escaped))
+
+
+def test_warnings_name_closers_that_revisions_share_and_the_setting_that_truncates(run: RunFolder) -> None:
+    summary = run.summary()
+    assert summary is not None and summary["revisions"]["shared_closers"] == {}
+    summary["revisions"]["shared_closers"] = {"I hope that this helps!": 0.25}
+    for key, setting in (("draft_truncated", "revise.max_tokens"), ("after_truncated", "evaluate.max_tokens")):
+        summary["metrics"][key]["mean"] = 0.2
+        assert any(f"0.200 (warns from 0.2): raise {setting}" in warning for warning in summary_warnings(summary))
+    assert "25 % of the revisions that pass the filters end with “I hope that this helps!”" in summary_warnings(summary)
