@@ -148,7 +148,8 @@ def revise(
     """
     chosen = _settings("cai.revise", ReviseSettings, settings)
     source = _constitution(constitution)
-    templates = _templates("cai.revise", chosen.templates, source)
+    names = names_for([source], chosen.templates_needed)
+    templates = Templates(find_file("templates", chosen.templates, Path("cai.revise")), names)
     with _file_of("prompts", prompts) as path:
         inputs, skipped = read_prompts(path)
     [resolved] = resolve_judges([str(model)], engine=chosen.engine)

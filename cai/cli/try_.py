@@ -79,7 +79,7 @@ def try_(
         principles = constitution.principles
         if principle is not None:
             principles = [find_principle(principles, principle, str(file))]
-        return Trial(inputs, principles, Templates(folder, names_for([constitution])), revise)
+        return Trial(inputs, principles, Templates(folder, names_for([constitution], revise.templates_needed)), revise)
 
     load()  # an error at the start ends the command
     check_arguments(revise.engine or EngineConfig(), "--set engine")

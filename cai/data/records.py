@@ -102,6 +102,9 @@ class Revision(Row):
     reviser: str | None = None  # engine fingerprint, where another model than the draft's criticised and revised
     templates: str  # fingerprint
     seed: int
+    # P(the critique points out a problem), where a run revises only then; below its threshold the answer stays
+    problem: Probability | None = Field(default=None, exclude_if=_is_none)
+    stays: bool | None = Field(default=None, exclude_if=_is_none)
     draft_reasoning: Reasoning = None
     critique_reasoning: Reasoning = None
     revision_reasoning: Reasoning = None

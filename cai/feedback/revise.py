@@ -7,16 +7,18 @@ the paper: its few-shot demonstrations are not shipped (`few_shot.yaml` in a tem
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from cai.config.hashing import derive_seed
 from cai.config.yaml_files import Temperature, Tokens
 from cai.constitution.principles import Constitution, Principle, assign
-from cai.constitution.templates import Templates
-from cai.data.records import Message, Messages, Preference, Prompt, Revision, Skipped
+from cai.constitution.templates import OF_RUNS, Templates
+from cai.data.records import Message, Messages, Preference, Probability, Prompt, Revision, Skipped
 from cai.feedback.filters import failed_filters
+from cai.feedback.yes_no import check_critique
 from cai.inference.engine import Completion, Engine, EngineConfig, Generation
 
+NOTHING_TO_REVISE = "found nothing to revise"  # why a prompt has no pair, or a round no revision
 REVISION_PAIRS = "revision pairs"  # the stage of a prompt whose revision makes no pair
 SIDES: dict[Literal["chosen", "rejected"], str] = {"chosen": "revision", "rejected": "draft"}
 
@@ -36,6 +38,10 @@ class ReviseConfig(Generation):
     """Rounds of critique and revision; 0 makes none."""
     critique: bool = True
     """false revises directly, without a critique."""
+    when: Literal["always", "finds"] = "always"
+    """`finds` leaves an answer as it is where its critique finds no problem."""
+    threshold: Probability = 0.5
+    """P(the critique points out a problem) from which `when: finds` revises."""
     label: Annotated[Literal["judge", "certain", "off"], BeforeValidator(_yaml_off)] = "judge"
     """P(revision better) of a revision pair: the judge's, or 1 for `certain`; `off` makes no pairs, for SFT alone."""
     max_tokens: Tokens = 512
@@ -44,6 +50,17 @@ class ReviseConfig(Generation):
     """Also train on answers that are truncated at max_tokens, which teaches to stop in the middle of a sentence."""
     temperature: Temperature = 1.0
     """Sampling temperature of the same; 0 takes the likeliest token."""
+
+    @model_validator(mode="after")
+    def _finds_by_critiques(self) -> "ReviseConfig":
+        if self.when == "finds" and not self.critique:
+            raise ValueError("when: `finds` needs critiques, and `critique` is false; remove one of them")
+        return self
+
+    @property
+    def templates_needed(self) -> tuple[str, ...]:
+        """The names of the templates that work with these settings reads."""
+        return (*OF_RUNS, "critique_check") if self.when == "finds" else OF_RUNS
 
 
 async def respond(prompt: Prompt, engine: Engine, settings: Generation, seed: int, sample: int = 0) -> Completion:
@@ -97,15 +114,24 @@ class Reviser:
         return conversation
 
     async def rounds(self, prompt: Prompt, draft: Completion, constitution: Constitution) -> list[Revision]:
-        """One row a round, in order, each by the principle sampled for it."""
+        """One row a round, in order, each by the principle sampled for it.
+
+        With `when: finds` the answer stays where the critique finds no problem in it: the row's `stays` says so.
+        """
         rows: list[Revision] = []
-        answer = draft.text
+        answer = draft
+        flags = ["truncated"] if draft.finish == "length" and not self._settings.keep_truncated else []
         for round in range(1, self._settings.rounds + 1):
             principle = assign(constitution, self._seed, prompt.id, f"round {round}")[0]
-            critique = await self.critique(prompt, answer, principle, round) if self._settings.critique else None
+            critique = await self.critique(prompt, answer.text, principle, round) if self._settings.critique else None
             critique_text = critique.text if critique else None
-            turns = self.revision_turns(prompt, answer, critique_text, principle, round)
-            revision = await self._generate(turns, prompt, "revision", round)
+            problem = await self.problem(prompt, answer.text, critique_text, principle)
+            stays = None if problem is None else problem < self._settings.threshold
+            revision = answer
+            if not stays:
+                turns = self.revision_turns(prompt, answer.text, critique_text, principle, round)
+                revision = await self._generate(turns, prompt, "revision", round)
+                flags = self._flags(turns, answer.text, critique_text, revision)
             texts: dict[Literal["draft", "critique", "revision"], Completion | None] = {
                 "draft": draft,
                 "critique": critique,
@@ -118,28 +144,37 @@ class Reviser:
                     tags=prompt.tags,
                     round=round,
                     draft=draft.text,
-                    before=answer,
+                    before=answer.text,
                     principle_id=principle.id,
                     principle_hash=principle.fingerprint,
                     critique=critique_text,
                     revision=revision.text,
                     truncated=[name for name, text in texts.items() if text is not None and text.finish == "length"],
-                    flags=self._flags(turns, answer, critique_text, revision),
+                    flags=flags,
                     model=self._engine.fingerprint,
                     reviser=self._critic.fingerprint if self._critic is not self._engine else None,
                     templates=self._templates.fingerprint,
                     seed=self._seed,
+                    problem=problem,
+                    stays=stays,
                     draft_reasoning=draft.reasoning,
                     critique_reasoning=critique.reasoning if critique else None,
                     revision_reasoning=revision.reasoning,
                 )
             )
-            answer = revision.text
+            answer = revision
         return rows
 
     def _flags(self, turns: Messages, answer: str, critique: str | None, revision: Completion) -> list[str]:
         flags = revision_flags(turns, answer, critique, revision)
         return [flag for flag in flags if flag != "truncated"] if self._settings.keep_truncated else flags
+
+    async def problem(self, prompt: Prompt, answer: str, critique: str | None, principle: Principle) -> float | None:
+        """P(the critique points out a problem), in [0, 1]; None where the settings revise in any case."""
+        if self._settings.when == "always" or critique is None:
+            return None
+        request = prompt.messages[-1]["content"]
+        return (await check_critique(principle, request, answer, critique, self._templates, self._critic)).p
 
     def _up_to(self, prompt: Prompt, answer: str) -> Messages:
         """The conversation up to the answer; demonstrations stand after a system message."""
@@ -165,12 +200,17 @@ def revision_flags(turns: Messages, answer: str, critique: str | None, revision:
 
 def calls_of_loop(settings: ReviseConfig) -> int:
     """How many requests the rounds of one prompt make."""
-    return settings.rounds * (2 if settings.critique else 1)
+    return settings.rounds * (1 + settings.critique + (settings.when == "finds"))
 
 
 def revision_preference(rows: list[Revision]) -> Preference | Skipped:
-    """The pair (final revision ≻ draft) of one prompt's rounds, or the filter that the revision fails."""
+    """The pair (final revision ≻ draft) of one prompt's rounds, or why there is none: the filter that it fails.
+
+    Rounds in which the answer stayed are not among the pair's principles.
+    """
     last = rows[-1]
+    if all(row.stays for row in rows):
+        return Skipped(prompt_id=last.prompt_id, stage=REVISION_PAIRS, reason=NOTHING_TO_REVISE)
     failed = last.flags
     if last.before != last.draft:  # of a first round, `flags` has said so already
         failed = failed_filters(last.draft, None, last.revision) or failed
@@ -186,7 +226,7 @@ def revision_preference(rows: list[Revision]) -> Preference | Skipped:
         p=1.0,
         source="revision",
         truncated=[side for side, text in SIDES.items() if text in last.truncated],
-        principle_ids=[row.principle_id for row in rows],
+        principle_ids=[row.principle_id for row in rows if not row.stays],
         model=last.model,
         seeds=[last.seed],
         chosen_reasoning=last.revision_reasoning,

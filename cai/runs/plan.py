@@ -137,7 +137,8 @@ def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path
         raise CaiError(f"{run_file}: prompts.holdout: all of the {len(prompts)} prompts are held out; leave some")
     principles, eval_constitution = load_constitution(constitution_file), load_constitution(eval_constitution_file)
     templates = Templates(
-        find_file("templates", config.templates, run_file), names_for([principles, eval_constitution])
+        find_file("templates", config.templates, run_file),
+        names_for([principles, eval_constitution], config.revise.templates_needed),
     )
     templates.check_wordings(config.judge.ensemble)
     _check_tags(principles, training, run_file)

@@ -34,6 +34,7 @@ from cai.data.prompts import iter_completions
 from cai.data.records import BeforeAfter, Demonstration, Messages, Preference, Prompt, Ranking, Revision, Skipped
 from cai.evaluation.judge_report import judge_metrics, read_judge_report
 from cai.feedback.metrics import LABEL_MASS, LABEL_MASS_MEANING, RUN_METRICS, label_mass_text
+from cai.feedback.revise import NOTHING_TO_REVISE
 from cai.runs.folder import RunFolder
 from cai.runs.metrics import summarise, summary_metrics
 from cai.training.sft import fit_revisions
@@ -105,6 +106,8 @@ def _conversations(run: RunFolder, lost: Counter[str]) -> Items:
     for revision in run.revisions():
         if revision.flags:
             yield _flagged(revision)
+        elif revision.stays:
+            yield Skipped(prompt_id=revision.prompt_id, stage=f"round {revision.round}", reason=NOTHING_TO_REVISE)
         else:
             lost.update(["ids", "verdicts and principles", *(["tags"] if revision.tags else [])])
             yield conversation_row(revision, constitution, templates)
@@ -278,7 +281,7 @@ def _gate(run: RunFolder) -> list[tuple[str, str]]:
 
 
 def _sample(run: RunFolder) -> str:
-    revision = next((row for row in run.revisions() if not row.flags), None)
+    revision = next((row for row in run.revisions() if not row.flags and not row.stays), None)
     judged = next((row for row in run.preferences() if row.source != "revision"), None)
     shown = _revision(revision) if revision else []
     if judged:

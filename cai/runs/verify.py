@@ -112,7 +112,7 @@ def _constitutions(run: _Run) -> Iterator[Check]:
 
 def _templates(run: _Run) -> Iterator[Check]:
     constitutions = run.folder.constitution(), load_constitution(run.folder.eval_constitution_yaml)
-    templates = Templates(run.folder.templates, names_for(constitutions))
+    templates = Templates(run.folder.templates, names_for(constitutions, run.config.revise.templates_needed))
     yield _compared("templates/", run.manifest["templates"], templates.fingerprint)
 
 

@@ -123,5 +123,5 @@ def fit_revisions(revisions: list[Revision], rounds: Literal["all", "last"]) -> 
     return [
         Demonstration(prompt_id=row.prompt_id, messages=row.messages, tags=row.tags, completion=row.revision)
         for row in revisions
-        if not row.flags and (rounds == "all" or row.round == last[row.prompt_id])
+        if not row.flags and (row.round == last[row.prompt_id] if rounds == "last" else not row.stays or row.round == 1)
     ]

@@ -256,6 +256,9 @@ async def write(step: Step, settings: ReviseConfig, reviser: Reviser) -> Written
     if text == "critique" and critique is not None:
         return Written(critique, about)
     critique_text = critique.text if critique else None
+    problem = await reviser.problem(prompt, about, critique_text, principle)
+    if problem is not None and problem < settings.threshold:
+        return Written(Completion(about, "stop", 0, 0), about, (f"stays: P(problem) = {problem:.3f}",))
     revision = await reviser.revise(prompt, about, critique_text, principle, round)
     turns = reviser.revision_turns(prompt, about, critique_text, principle, round)
     return Written(revision, about, tuple(revision_flags(turns, about, critique_text, revision)))

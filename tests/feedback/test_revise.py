@@ -1,11 +1,15 @@
 import asyncio
 
+import pytest
+from pydantic import ValidationError
+
 from cai.constitution.principles import Constitution, assign
 from cai.constitution.templates import Templates
 from cai.data.records import Message, Preference, Prompt, Revision, Skipped
-from cai.feedback.revise import ReviseConfig, Reviser, revision_preference
-from cai.inference.engine import Completion, Generate, ScriptedEngine
-from tests.conftest import prompt
+from cai.feedback.revise import ReviseConfig, Reviser, calls_of_loop, revision_preference
+from cai.inference.engine import Choose, Completion, Generate, ScriptedEngine
+from cai.training.sft import fit_revisions
+from tests.conftest import ROOT, prompt
 
 DRAFT = Completion("the draft", "length", 3, 2)
 
@@ -87,3 +91,68 @@ def test_a_filtered_revision_makes_no_pair_and_has_a_reason(harmless: Constituti
     for row, reason in ((unchanged, "revision unchanged"), (copied, "revision copied critique")):
         skipped = revision_preference([rows[0], row])
         assert skipped == Skipped(prompt_id="p1", stage="revision pairs", reason=reason)
+
+
+def finding(ps: tuple[float, ...], harmless: Constitution, **settings: object) -> tuple[list[Revision], ScriptedEngine]:
+    """Rounds of a run that revises where P(the critique points out a problem) is high enough, as `ps` has it by round."""
+    asked = iter(ps)
+
+    def weigh(_: Choose) -> tuple[float, float]:
+        p = next(asked)
+        return p, 1 - p
+
+    engine = ScriptedEngine("m", lambda r: f"text {len(r.messages)} {r.seed}", weigh)
+    config = ReviseConfig.model_validate({"when": "finds", "rounds": len(ps), **settings})
+    reviser = Reviser(Templates(ROOT / "prompts/default", config.templates_needed), engine, config, 7)
+
+    async def work() -> list[Revision]:
+        return await reviser.rounds(prompt(), await reviser.respond(prompt()), harmless)
+
+    return asyncio.run(work()), engine
+
+
+def test_an_answer_stays_where_the_critique_finds_no_problem(harmless: Constitution) -> None:
+    rows, engine = finding((0.4, 0.5, 0.2), harmless)
+    assert [(row.stays, row.problem) for row in rows] == [
+        (True, pytest.approx(0.4)), (False, pytest.approx(0.5)), (True, pytest.approx(0.2)),
+    ]  # fmt: skip
+    first, second, third = rows
+    assert first.revision == first.before == first.draft == second.before
+    assert second.revision != second.before and third.revision == third.before == second.revision
+    steps = [request.step for request in engine.requests]
+    assert steps == ["answer", *["critique", "critique_check"] * 2, "revision", "critique", "critique_check"]
+    pair = revision_preference(rows)
+    assert isinstance(pair, Preference)
+    assert (pair.chosen, pair.rejected, pair.principle_ids) == (second.revision, first.draft, [second.principle_id])
+    # the same text is learnt once, whether all rounds count or the last
+    assert [row.completion for row in fit_revisions(rows, "all")] == [first.draft, second.revision]
+    assert [row.completion for row in fit_revisions(rows, "last")] == [second.revision]
+
+
+def test_answers_without_a_problem_make_no_pair_and_are_counted(harmless: Constitution) -> None:
+    rows, engine = finding((0.69, 0.1), harmless, threshold=0.7)
+    assert not any(request.step == "revision" for request in engine.requests)
+    assert calls_of_loop(ReviseConfig(when="finds", rounds=2)) == 6
+    skipped = revision_preference(rows)
+    assert isinstance(skipped, Skipped)
+    assert (skipped.stage, skipped.reason) == ("revision pairs", "found nothing to revise")
+
+
+def test_a_flag_of_a_text_goes_with_it_where_it_stays(harmless: Constitution) -> None:
+    def weigh(request: Choose) -> tuple[float, float]:
+        return (0.9, 0.1) if len(engine.requests) < 4 else (0.1, 0.9)
+
+    engine = ScriptedEngine("m", lambda r: "" if r.step == "revision" else "text", weigh)
+    config = ReviseConfig(when="finds", rounds=2)
+    reviser = Reviser(Templates(ROOT / "prompts/default", config.templates_needed), engine, config, 7)
+
+    async def work() -> list[Revision]:
+        return await reviser.rounds(prompt(), await reviser.respond(prompt()), harmless)
+
+    rows = asyncio.run(work())
+    assert [(row.stays, row.flags) for row in rows] == [(False, ["empty"]), (True, ["empty"])]
+
+
+def test_revising_where_a_problem_is_found_needs_critiques() -> None:
+    with pytest.raises(ValidationError, match="`finds` needs critiques, and `critique` is false"):
+        ReviseConfig(when="finds", critique=False)

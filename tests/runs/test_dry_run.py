@@ -49,6 +49,7 @@ def counted(found: DryRun) -> Counts:
         ["judge.cot_samples=2"],
         ["judge.samples=0"],
         ["seed=1"],
+        ["revise.when=finds"],
     ],
 )
 def test_a_run_asks_what_was_forecast(tmp_path: Path, model_folder: Path, overrides: list[str]) -> None:

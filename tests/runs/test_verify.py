@@ -58,6 +58,26 @@ def test_an_untouched_run_matches_in_every_part_on_80_columns(run: RunFolder) ->
     assert checks["strengths (rankings.jsonl)"].note == "18 computed again"
 
 
+def test_a_run_that_revises_where_a_problem_is_found_counts_the_answers_that_stay(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    def check(request: Choose) -> tuple[float, float]:
+        even = len(request.messages[0]["content"]) % 2 == 0
+        return (0.8, 0.2) if request.step != "critique_check" or even else (0.2, 0.8)
+
+    run_file = write_workspace(tmp_path, model_folder, extra="revise: {when: finds, rounds: 1}\n")
+    plan = make_plan(run_file, [], None, tmp_path / "runs")
+    [run] = execute(plan, Reporter(Console(quiet=True)), open_engine=scripted(weigh=check))
+    rows = run.revisions()
+    stayed = [row.prompt_id for row in rows if row.stays]
+    assert 0 < len(stayed) < len(rows) == 6
+    assert [row.prompt_id for row in run.skipped() if row.reason == "found nothing to revise"] == stayed
+    assert not {row.prompt_id for row in run.preferences() if row.source == "revision"} & set(stayed)
+    summary = run.summary()
+    assert summary and summary["metrics"]["stays"]["mean"] == len(stayed) / 6
+    assert differing(run) == []
+
+
 def replaced(name: str, old: str, new: str) -> Callable[[RunFolder], None]:
     def change(run: RunFolder) -> None:
         path = run.path / name
