@@ -21,3 +21,12 @@ def test_the_judge_benchmark_labels_scripted_pairs() -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout.splitlines()[-1]).keys() == {"ms", "mb"}
+
+
+def test_the_benchmark_of_claims_simulates_comparisons() -> None:
+    command = [sys.executable, str(BENCHMARKS / "claims.py"), "1"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    measured = json.loads(result.stdout.splitlines()[-1])
+    assert measured["false_stars"].keys() == {"one_training", "three_trainings", "attribute", "over_prompts"}
+    assert {row["n"] for row in measured["coverage"]} == {8, 16, 64}

@@ -53,6 +53,7 @@ from cai.inference.chat import control_counts, control_string, control_warnings
 from cai.inference.endpoints import bounded_warnings
 from cai.inference.models import folder_fingerprint, model_fingerprint, served
 from cai.stats.formatting import counted
+from cai.stats.trainings import PROMPTS_ONLY
 from cai.stats.win_rate import FEW_PROMPTS, FOLLOWS_POSITION
 from cai.training.metrics import RUNAWAY_KL, TARGETS
 
@@ -345,6 +346,9 @@ def notes(report: PolicyReport, evaluation: PolicyEvaluation) -> list[str]:
         for policy in report.policies
         if policy.model in judges
     ]
+    trained = {policy.name for policy in report.policies[1:]}
+    if any({row.policy, row.against} <= trained for row in report.comparisons):
+        warnings.append(f"win rates between trained policies are of one training each: {PROMPTS_ONLY}")
     warnings += _of_comparisons([row for row in report.comparisons if row.tag is None])
     warnings += injection_warnings(report.injection)
     warnings += control_warnings(report.model_dump(include={"control_tokens", "control_tokens_escaped"}), "answers")

@@ -8,6 +8,7 @@ import numpy as np
 from cai.stats.formatting import estimate
 
 FEW = 5000  # values that are resampled; beyond, the bootstrap takes minutes and agrees with the normal distribution
+ADDED = 1 / 3  # of a 0 and a 1, to the variance of shares: of 8 prompts, 1/2 covers up to 98 %, 1/4 down to 93 %
 SMALL = 6  # values whose resamples are too few: 462 of 6, 126 of 5
 DRAWS = 10_000  # of resamples of a mean
 CHUNK = 1000  # resamples at once
@@ -73,9 +74,9 @@ def share(values: Sequence[float], clusters: Sequence[Hashable] | None = None) -
 
     Wilson's n is the number of trials that have the variance of this mean (the effective sample size of Korn & Graubard
     1998, Surv. Methodol. 24, 193–201): more than there are values where they lie between 0 and 1, fewer than there are
-    pairs where those of a prompt go together (Kish 1965, Survey Sampling, §6.4). The variance is measured with half a
-    0 and half a 1 added, since 8 equal values are not certain. Of one win or loss a prompt it is Wilson's: 8 wins of 8
-    are [0.68, 1], where a bootstrap says [1, 1], and holds the truth in 55 % of experiments of 8 prompts won 9 in 10
+    pairs where those of a prompt go together (Kish 1965, Survey Sampling, §6.4). The variance is measured with ADDED
+    of a 0 and of a 1 more, since 8 equal values are not certain. Of one win or loss a prompt it is Wilson's: 8 wins of
+    8 are [0.68, 1], where a bootstrap says [1, 1], and holds the truth in 55 % of experiments of 8 prompts won 9 in 10
     times. The `n` of the result is that of prompts. Raises: ValueError for no values.
     """
     if not len(values):
@@ -86,9 +87,9 @@ def share(values: Sequence[float], clusters: Sequence[Hashable] | None = None) -
         places = np.unique(np.fromiter(map(_numbered(), clusters), dtype=int), return_inverse=True)[1]
         totals, sizes = np.bincount(places, totals), np.bincount(places).astype(float)
     n, size, mean = len(totals), float(sizes.mean()), float(totals.sum() / sizes.sum())
-    middle = (float(totals.sum()) + size / 2) / (float(sizes.sum()) + size)
-    squares = float(((totals - middle * sizes) ** 2).sum()) + size**2 * ((1 - middle) ** 2 + middle**2) / 2
-    relative = squares / (size**2 * (n + 1)) / (middle * (1 - middle))  # to the variance of n trials
+    middle = (float(totals.sum()) + ADDED * size) / (float(sizes.sum()) + 2 * ADDED * size)
+    squares = float(((totals - middle * sizes) ** 2).sum()) + ADDED * size**2 * ((1 - middle) ** 2 + middle**2)
+    relative = squares / (size**2 * (n + 2 * ADDED)) / (middle * (1 - middle))  # to the variance of n trials
     return Estimate(mean, *wilson(mean, n / relative), n)
 
 

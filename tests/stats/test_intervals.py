@@ -75,7 +75,7 @@ def test_intervals_of_win_rates_hold_the_truth_as_often_as_they_say(n: int, ties
         rate = rng.uniform(0.1, 0.9)
         return np.where(rng.random(n) < ties, 0.5, rng.random(n) < rate), ties / 2 + (1 - ties) * rate
 
-    assert 0.935 <= held(n, wins) <= 0.98
+    assert 0.92 <= held(n, wins) <= 0.975
 
 
 @pytest.mark.parametrize("n", [8, 16, 64])
@@ -84,7 +84,7 @@ def test_intervals_of_probabilities_hold_the_truth_as_often_as_they_say(n: int) 
         mean, certainty = rng.uniform(0.3, 0.8), rng.choice([1, 3, 10])
         return rng.beta(mean * certainty, (1 - mean) * certainty, n), mean
 
-    assert 0.935 <= held(n, probabilities) <= 0.985
+    assert 0.93 <= held(n, probabilities) <= 0.975
 
 
 @pytest.mark.parametrize("prompts", [8, 16, 64])
