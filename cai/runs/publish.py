@@ -168,7 +168,7 @@ def card(run: RunFolder, files: Sequence[File], licence: str) -> str:
         _sample(run),
         "## Limitations\n\n"
         "Models wrote the answers, critiques, revisions and verdicts. A judge's position bias affects its labels. "
-        "Prompts may be adversarial on purpose and answers harmful: drafts are kept as `rejected`.",
+        "Prompts may be adversarial on purpose and answers harmful: drafts are kept beside their revisions.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -267,7 +267,7 @@ def _quality(run: RunFolder) -> str:
     reasons += [f"{summary['skipped']['failed']} failed"] if summary["skipped"]["failed"] else []
     skipped = f"\n\nSkipped:\n\n{_block(chr(10).join(reasons))}" if reasons else ""
     return (
-        "## Quality\n\nEmpty and unchanged revisions and copied critiques are flagged and excluded from the pairs. "
+        "## Quality\n\nRevisions that fail a filter (empty, unchanged, truncated, copied …) are flagged and excluded. "
         "Position bias is 0.5 for a judge that answers at random, and 1 for one that looks at the position alone."
         f"\n\n{lines}{skipped}"
     )
