@@ -156,3 +156,12 @@ def test_a_flag_of_a_text_goes_with_it_where_it_stays(harmless: Constitution) ->
 def test_revising_where_a_problem_is_found_needs_critiques() -> None:
     with pytest.raises(ValidationError, match="`finds` needs critiques, and `critique` is false"):
         ReviseConfig(when="finds", critique=False)
+
+
+@pytest.mark.parametrize(("keep", "flags"), [(False, ["truncated"]), (True, [])])
+def test_a_truncated_draft_that_stays_is_not_learnt_unless_the_run_keeps_such(
+    harmless: Constitution, keep: bool, flags: list[str]
+) -> None:
+    rows, _ = finding((0.1,), harmless, max_tokens=2, keep_truncated=keep)
+    assert [(row.stays, row.flags) for row in rows] == [(True, flags)]
+    assert len(fit_revisions(rows, "all")) == keep
