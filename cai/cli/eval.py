@@ -31,7 +31,9 @@ TAGS = 4  # the most frequent ones, which are named
 
 
 def eval_(
-    policy: Annotated[str, typer.Argument(metavar="POLICY", help="Run, `cai train` folder, or model.")],
+    policy: Annotated[
+        str, typer.Argument(metavar="POLICY", help="Run (RUN#2: its 2nd training), `cai train` folder, or model.")
+    ],
     against: Annotated[
         list[str] | None,
         typer.Option("--against", metavar="POLICY", help="Another policy to evaluate; may be repeated."),
@@ -78,10 +80,10 @@ def eval_(
     )
     console = Terminal()
     plan = plan_evaluation(options, runs)
-    run = find_policy(options.policy, runs).run
-    if out is None and run is None:
+    training = find_policy(options.policy, runs).training
+    if out is None and training is None:
         raise CaiError(f"--out: '{options.policy}' is no run, and has no folder for results; name one")
-    target = out if out is not None else run.eval if run is not None else Path()
+    target = out if out is not None else training.eval if training is not None else Path()
     reporter = Reporter(console)
     with resumable(console, reporter):
         report = evaluate_policies(plan, target, runs / CACHE_FILE, reporter, replace)

@@ -19,7 +19,7 @@ from cai.runs.dry_run import DryRun as Forecast
 from cai.runs.dry_run import Line, account
 from cai.runs.dry_run import dry_run as forecast
 from cai.runs.folder import RunFolder
-from cai.runs.metrics import summary_metrics, summary_warnings, training_lines
+from cai.runs.metrics import policy_rows, summary_metrics, summary_warnings, training_lines
 from cai.runs.pipeline import execute
 from cai.runs.plan import Plan, Shard, iteration, make_plan, shard_plan, start_warnings
 from cai.runs.run_file import RunConfig
@@ -108,8 +108,14 @@ def _summary_parts(folder: RunFolder, summary: dict[str, Any]) -> Iterator[Rende
         yield heading("Model calls")
         yield calls_grid(lines)
     if metrics := summary_metrics(summary):
-        yield heading("Metrics, means over prompts")
+        yield heading("Metrics, means over prompts" + (" and trainings" if "trainings" in summary else ""))
         yield _metrics(metrics)
+    if rows := policy_rows(summary):
+        yield heading("Policies, by trainings that differ in their seed alone")
+        policies = Grid(rows[0], left=2, last_left=True, optional=[1])
+        for row in rows[1:]:
+            policies.add(*row)
+        yield policies
     if warnings := summary_warnings(summary):
         yield heading("Warnings")
         yield listed("!", warnings, "yellow")

@@ -38,7 +38,8 @@ from cai.report.plots import (
 )
 from cai.report.summary import SummaryContents, configuration_files, provenance, read_summary
 from cai.report.table import Detail, Table
-from cai.runs.folder import RunFolder, stage_order, stage_settings
+from cai.runs.folder import RunFolder, stage_settings
+from cai.runs.metrics import stage_folders
 from cai.stats.formatting import NONE, estimate, number
 from cai.training.metrics import read_metrics
 
@@ -304,7 +305,7 @@ def run_report(folder: RunFolder, contents: RunContents, url: str | None = None)
     gate_plots = plots.add([_gate_plot(gate)] if gate else [])
     evaluated = _part("The policy evaluation", folder.policy_report, missing)
     evaluated_plots = plots.add(evaluation_plots(evaluated) if evaluated else [])
-    stages = [_stage(path, summary, plots, missing) for path in _stage_folders(folder)]
+    stages = [_stage(name, path, summary, plots, missing) for name, path in stage_folders(folder)]
     return render_report(
         "run.html.jinja",
         Content(contents.table, plots.plots),
@@ -327,6 +328,7 @@ def run_report(folder: RunFolder, contents: RunContents, url: str | None = None)
         evaluated_plots=evaluated_plots,
         monitors=summary.monitors,
         stages=stages,
+        policies=summary.policies,
         files=configuration_files(folder, manifest),
         skipped=summary.skipped,
     )
@@ -357,24 +359,20 @@ def _overview_plots(contents: RunContents) -> list[Plot]:
     return plots
 
 
-def _stage_folders(folder: RunFolder) -> list[Path]:
-    return sorted((path for path in folder.train.glob("*") if path.is_dir()), key=stage_order)
-
-
-def _stage(path: Path, summary: SummaryContents, plots: _Plots, missing: list[str]) -> Stage:
+def _stage(name: str, path: Path, summary: SummaryContents, plots: _Plots, missing: list[str]) -> Stage:
     """A training stage, its plots added to those of the page."""
-    name = f"Stage {path.name}"
-    drawn = _part(name, partial(_stage_plots, path, summary.calibration.get(path.name)), missing) or []
-    settings = _part(name, partial(stage_settings, path), missing)
-    lines = summary.training.get(path.name, [])
-    return Stage(path.name, as_yaml(settings) if settings else "", lines, plots.add(drawn))
+    part = f"Stage {name}"
+    drawn = _part(part, partial(_stage_plots, name, path, summary.calibration.get(name)), missing) or []
+    settings = _part(part, partial(stage_settings, path), missing)
+    lines = summary.training.get(name, [])
+    return Stage(name, as_yaml(settings) if settings else "", lines, plots.add(drawn))
 
 
-def _stage_plots(path: Path, bins: list[dict[str, float]] | None) -> list[Plot]:
+def _stage_plots(stage: str, path: Path, bins: list[dict[str, float]] | None) -> list[Plot]:
     logged = logged_curves(read_metrics(path / "metrics.jsonl"))
-    plots = [curves(f"{path.name}: {name}", {name: points}) for name, points in logged.items()]
+    plots = [curves(f"{stage}: {name}", {name: points}) for name, points in logged.items()]
     if bins:
-        plots.append(reliability(f"{path.name}: calibration on held-out pairs", {"reward model": bins}))
+        plots.append(reliability(f"{stage}: calibration on held-out pairs", {"reward model": bins}))
     return plots
 
 

@@ -26,7 +26,7 @@ from cai.report.html import POLICY, SCRIPTS, plotly_script, render_list, source
 from cai.report.run import RunContents, read_run, run_report
 from cai.report.table import Line, Query, Table, line_json, select
 from cai.runs.folder import RunFolder, all_runs
-from cai.runs.metrics import summary_metrics
+from cai.runs.metrics import stage_folders, summary_metrics
 
 
 class RunEntry(NamedTuple):
@@ -173,7 +173,8 @@ def _state(folder: RunFolder) -> tuple[object, ...]:
     files = [
         folder.manifest_json, folder.constitution_yaml, folder.prompts_jsonl, folder.revisions_jsonl,
         folder.preferences_jsonl, folder.rankings_jsonl, folder.skipped_jsonl,
-        folder.summary_json, folder.eval / "comparisons.jsonl", *sorted(folder.train.glob("*/metrics.jsonl")),
+        folder.summary_json, *(path / "comparisons.jsonl" for path in folder.evaluations()),
+        *(stage / "metrics.jsonl" for _, stage in stage_folders(folder)),
     ]  # fmt: skip
     stats = [(str(path), path.stat()) for path in files if path.exists()]
     return (str(folder.path), *((name, s.st_ino, s.st_size, s.st_mtime_ns) for name, s in stats))

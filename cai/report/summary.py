@@ -6,7 +6,14 @@ from cai.config.errors import CaiError
 from cai.config.yaml_files import as_yaml, read_text
 from cai.feedback.metrics import LABEL_MASS, LABEL_MASS_MEANING, RUN_METRICS, label_mass_text
 from cai.runs.folder import RunFolder
-from cai.runs.metrics import summarise, summary_metrics, summary_warnings, training_lines, training_warnings
+from cai.runs.metrics import (
+    policy_rows,
+    summarise,
+    summary_metrics,
+    summary_warnings,
+    training_lines,
+    training_warnings,
+)
 from cai.stats.formatting import counted, duration, number
 
 JUDGE_METRICS = ("label_p", "position_bias", "non_option_mass", "eval_position_bias", "eval_non_option_mass")
@@ -40,6 +47,7 @@ class SummaryContents(NamedTuple):
     skipped: dict[str, int]  # by reason
     training: dict[str, list[str]]  # lines by stage
     calibration: dict[str, list[dict[str, float]]]  # of reward models on held-out pairs, bins by stage
+    policies: list[list[str]]  # of several trainings, a table with its head
 
 
 def read_summary(folder: RunFolder, missing: list[str]) -> SummaryContents:
@@ -58,7 +66,7 @@ def read_summary(folder: RunFolder, missing: list[str]) -> SummaryContents:
         missing.append(f"The metrics cannot be computed: {error}")
     except KeyError as error:
         missing.append(f"The metrics cannot be computed: {folder.manifest_json} lacks {error}")
-    return SummaryContents([], [], [], [], {}, {}, {})
+    return SummaryContents([], [], [], [], {}, {}, {}, [])
 
 
 def _contents(summary: dict[str, Any], finished: bool) -> SummaryContents:
@@ -73,6 +81,7 @@ def _contents(summary: dict[str, Any], finished: bool) -> SummaryContents:
         skipped=summary["skipped"]["reasons"],
         training={stage: training_lines(results) for stage, results in stages.items()},
         calibration={stage: report["reliability"] for stage, report in reports.items()},
+        policies=policy_rows(summary),
     )
 
 

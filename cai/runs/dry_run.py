@@ -25,7 +25,7 @@ from cai.inference.engine import Choose, Completion, Engine, EngineConfig, Gener
 from cai.inference.models import Model
 from cai.inference.scheduler import EngineWork, Reporter, Scheduler
 from cai.runs.evaluate import plan_of_run
-from cai.runs.folder import CACHE_FILE, RunFolder
+from cai.runs.folder import CACHE_FILE, RunFolder, Training
 from cai.runs.pipeline import feedback_job, train_policy
 from cai.runs.plan import Plan
 from cai.training.stage import StageSpec, is_trained
@@ -100,7 +100,10 @@ def dry_run(plan: Plan, counted: Cache | None = None) -> DryRun:
                 scheduler.work += asyncio.run(_gate(plan.gate, Path(temporary), cache))
             aside_plan = replace(plan, folder=folder)
             asyncio.run(collect_feedback(feedback_job(aside_plan), scheduler))
-            untrained = _evaluate(aside_plan, scheduler, plan.folder, Path(temporary))
+            trainings = [plan.folder.training(number) for number in range(1, plan.config.seeds + 1)]
+            untrained = [
+                stage for training in trainings for stage in _evaluate(aside_plan, scheduler, training, Path(temporary))
+            ]
             known = {engine: below.work(engine) for engine in {done.engine for done in scheduler.work}}
             own = scheduler.engine(plan.generator).fingerprint
     lines, seconds = _expected(scheduler.work, known, known.get(own, []))
@@ -127,29 +130,31 @@ class _Untrained(Exception):
     """A stage of training, by its name, that is not finished."""
 
 
-def _evaluate(plan: Plan, scheduler: Scheduler, existing: RunFolder, aside: Path) -> list[str]:
-    """Count the calls of the evaluation: of the policy in the existing folder, or of one without cached calls.
+def _evaluate(plan: Plan, scheduler: Scheduler, existing: Training, aside: Path) -> list[str]:
+    """Count the calls of an evaluation: of the policy of an existing training, or of one without cached calls.
 
     Returns: the training stages that are not finished.
     """
 
     def look(name: str, spec: StageSpec[Any], reporter: Reporter) -> tuple[Path, list[Skipped]]:
-        trained = existing.train / name
+        trained = existing.train / spec.folder.name
         if not is_trained(replace(spec, folder=trained)):
             raise _Untrained(name)
         return trained / "model", []
 
     untrained: list[str] = []
     try:
-        policy = train_policy(plan, scheduler, Reporter(Console(quiet=True)), look)
+        policy = train_policy(plan, scheduler, Reporter(Console(quiet=True)), look, existing.number)
     except _Untrained as first:
-        names = [f"{number}-{settings.stage}" for number, settings in enumerate(plan.train, start=1)]
+        stages = enumerate(plan.train, start=1)
+        names = [existing.label(f"{position}-{settings.stage}") for position, settings in stages]
         untrained = names[names.index(str(first)) :]
-        policy = aside / "policy"
+        policy = aside / existing.label("policy")
         policy.mkdir()
-        write_text(policy / "config.json", str(aside))  # a folder of a fingerprint of its own
+        write_text(policy / "config.json", str(policy))  # a folder of a fingerprint of its own
     if isinstance(policy, Path) and policy != plan.model and plan.held_out:
-        evaluation_plan = plan_of_run(plan, Policy(existing.name, policy))
+        name = existing.label(RunFolder(existing.run).name)
+        evaluation_plan = plan_of_run(plan, Policy(name, policy))
         asyncio.run(PolicyEvaluation(evaluation_plan, scheduler).run())
     return untrained
 

@@ -15,7 +15,7 @@ from cai.data.records import Prompt
 from cai.evaluation.policy import Policy
 from cai.inference.chat_template import ChatSettings
 from cai.inference.models import folder_fingerprint, resolve_model
-from cai.runs.folder import ITERATION, RunFolder, is_run, open_run, runs_meant
+from cai.runs.folder import ITERATION, RunFolder, Training, is_run, open_run, runs_meant
 from cai.runs.run_file import RunConfig
 
 SAMPLES = "samples.jsonl"  # answers sampled during PPO
@@ -28,10 +28,11 @@ class FoundPolicy(NamedTuple):
     run: RunFolder | None = None
     config: RunConfig | None = None
     chat: ChatSettings | None = None  # of the chat template that it was trained with, from its base model
+    training: Training | None = None  # of the run
 
 
 def find_policy(name: str, runs: Path) -> FoundPolicy:
-    """The policy of a run (of its last iteration), of a `cai train` folder, or a model.
+    """The policy of a run (its last iteration's; `RUN#2`: its second training's), of a `cai train` folder, or a model.
 
     Raises: CaiError for none of these, naming similar runs, or for a run without a trained policy.
     """
@@ -44,6 +45,10 @@ def find_policy(name: str, runs: Path) -> FoundPolicy:
             return _of_run(RunFolder(iterations[-1].parent))
         if (path / "stage.json").exists():
             return _of_stage(path)
+    run_name, _, number = name.rpartition("#")
+    for path in (runs / run_name, Path(run_name)) if run_name and number.isdecimal() else ():
+        if is_run(path):
+            return _of_run(RunFolder(path), int(number))
     try:
         return FoundPolicy(policy_of_model(name))
     except CaiError as error:
@@ -59,9 +64,12 @@ def policy_of_model(name: str) -> Policy:
     return Policy(path.parent.name if path.name == "model" else path.name, folder)  # stages write into `model`
 
 
-def _of_run(folder: RunFolder) -> FoundPolicy:
-    config = run_config(folder)
-    stages = [(settings.stage, folder.train / f"{n}-{settings.stage}") for n, settings in enumerate(config.train, 1)]
+def _of_run(folder: RunFolder, number: int = 1) -> FoundPolicy:
+    config, training = run_config(folder), folder.training(number)
+    if training not in folder.trainings():
+        known = ", ".join(f"#{training.number}" for training in folder.trainings())
+        raise CaiError(f"{folder.path}: has no training #{number}; it has {known}")
+    stages = [(settings.stage, training.train / f"{n}-{settings.stage}") for n, settings in enumerate(config.train, 1)]
     policies = [path for stage, path in stages if stage != "reward"]
     if not policies:
         raise CaiError(f"{folder.path}: the run trains no policy (`train:` has none but reward stages)")
@@ -72,7 +80,7 @@ def _of_run(folder: RunFolder) -> FoundPolicy:
     held_out = set(folder.manifest()["held_out"])
     targets = [settings.target_kl for settings in config.train if settings.stage == "ppo"]
     policy = Policy(
-        name=folder.name,
+        name=training.label(folder.name),
         folder=policies[-1] / "model",
         base=config.model,
         training_prompts=[prompt for prompt in folder.prompts() if prompt.id not in held_out],
@@ -81,7 +89,7 @@ def _of_run(folder: RunFolder) -> FoundPolicy:
         labels=folder.preferences_jsonl,
         target_kl=next((target for target in reversed(targets) if target is not None), None),
     )
-    return FoundPolicy(policy, folder, config, config.engine.chat)
+    return FoundPolicy(policy, folder, config, config.engine.chat, training)
 
 
 def _of_stage(path: Path) -> FoundPolicy:

@@ -1,12 +1,15 @@
 """A run's folder: its files by name, how to find and read it."""
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from cai.config.errors import CaiError
+from cai.config.hashing import derive_seed
 from cai.constitution.principles import Constitution, load_constitution
 from cai.data.jsonl import AnyRow, each_row, read_rows
 from cai.data.manifest import MANIFEST_JSON, brief, read_json, refuse_old_format
@@ -14,10 +17,54 @@ from cai.data.records import Applicability, BeforeAfter, Preference, Prompt, Rev
 from cai.evaluation.policy_report import REPORT, PolicyReport, each_before_after, read_report
 
 ITERATION = "iteration-"
+SEEDS = "seeds"  # the folder of further trainings
 RUN = "cai run"  # the command in a run's manifest
 CACHE_FILE = "cache.sqlite"  # beside the runs, shared by all of them
 CACHE_FILES = (CACHE_FILE, "memo.sqlite")  # how names of its files begin, and what cai 0.1 called it
 SWEEP_JSON = "sweep.json"  # in a folder of runs that are one sweep
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of all stages of a run, and the evaluation of its policy; those of a run differ in their seed alone.
+
+    The first, number 1, is in `train/` and `eval/` of the run's folder, and each other one in `seeds/NUMBER/`.
+    """
+
+    run: Path
+    number: int
+
+    @property
+    def home(self) -> Path:
+        """The folder of `train` and `eval`."""
+        return self.run if self.number == 1 else self.run / SEEDS / str(self.number)
+
+    @property
+    def train(self) -> Path:
+        """The folder of its stages."""
+        return self.home / "train"
+
+    @property
+    def eval(self) -> Path:
+        """The folder of the evaluation of its policy, by the run itself or by `cai eval`."""
+        return self.home / "eval"
+
+    def label(self, name: str) -> str:
+        """A name of the run or of one of its stages, with the number of a further training: `1-dpo#2`."""
+        return name if self.number == 1 else f"{name}#{self.number}"
+
+    def seed(self, of_run: int) -> int:
+        """The seed of its stages, from that of the run: the first training has the run's."""
+        return of_run if self.number == 1 else derive_seed("training", of_run, self.number)
+
+    def stages(self) -> list[Path]:
+        """The folders of its stages, in the order of their training."""
+        return sorted((path for path in self.train.glob("[0-9]*-*") if path.is_dir()), key=stage_order)
+
+    def policy(self) -> Path | None:
+        """The model of the last stage that makes a policy; None where there is none, or it was not copied along."""
+        stages = [stage for stage in self.stages() if not stage.name.endswith("-reward")]
+        return next((stage / "model" for stage in reversed(stages) if (stage / "model").exists()), None)
 
 
 class RunFolder:
@@ -36,9 +83,9 @@ class RunFolder:
         self.rankings_jsonl = path / "rankings.jsonl"  # of prompts with more than two judged samples
         self.applicability_jsonl = path / "applicability.jsonl"  # answers to the questions of principles
         self.skipped_jsonl = path / "skipped.jsonl"
-        self.train = path / "train"
+        self.train = self.training(1).train
         self.judge = path / "judge"  # results of `judge_gate`, if the run has one
-        self.eval = path / "eval"  # the policy evaluation, by the run itself or by `cai eval`
+        self.eval = self.training(1).eval
         self.summary_json = path / "summary.json"  # written last: the run is finished
         self.log = path / "log.txt"
 
@@ -96,24 +143,31 @@ class RunFolder:
         """All labelled pairs; [] when the run has none yet."""
         return _rows(self.preferences_jsonl, Preference)
 
+    def training(self, number: int) -> Training:
+        """One of the run's trainings, from 1, whether it exists or not."""
+        return Training(self.path, number)
+
+    def trainings(self) -> list[Training]:
+        """The first training, whether it exists or not, and the further ones in the folder, in their order."""
+        further = [int(path.name) for path in self.path.glob(f"{SEEDS}/*") if re.fullmatch("[1-9][0-9]*", path.name)]
+        return [self.training(number) for number in (1, *sorted(further))]
+
     def evaluation(self) -> list[BeforeAfter]:
-        """One row a held-out prompt that was answered before and after training; [] when the run has none yet."""
+        """One row a held-out prompt answered before and after the first training; [] when the run has none yet."""
         return list(each_before_after(self.eval))
 
     def evaluations(self) -> list[Path]:
         """The evaluation folder of each policy that was trained; they differ in the seed of their training alone."""
-        others = sorted(self.path.glob("seeds/*/eval"), key=lambda path: (len(path.parent.name), path.parent.name))
-        return [self.eval, *others]
+        return [training.eval for training in self.trainings()]
 
     def policy_report(self) -> PolicyReport | None:
-        """The report on the run's policy; None where there is none yet."""
+        """The report on the policy of the first training; None where there is none yet."""
         path = self.eval / REPORT
         return read_report(path) if path.exists() else None
 
     def policy(self) -> Path | None:
-        """The model of the last stage that makes a policy; None where there is none, or it was not copied along."""
-        models = [path for path in self.train.glob("[0-9]*-*/model") if not path.parent.name.endswith("-reward")]
-        return max(models, key=lambda path: stage_order(path.parent), default=None)
+        """The policy of the first training; None where there is none, or it was not copied along."""
+        return self.training(1).policy()
 
     def applicability(self) -> list[Applicability]:
         """What the questions of principles got for an answer; [] when the run has none."""

@@ -20,7 +20,7 @@ from cai.data.records import BeforeAfter, Preference, Prompt, Ranking, Revision,
 from cai.evaluation.policy_report import each_before_after
 from cai.feedback.metrics import RUN_METRICS
 from cai.runs.folder import RunFolder, open_run
-from cai.runs.metrics import run_estimates, summary_metrics, values_by_prompt
+from cai.runs.metrics import policy_means, run_estimates, summary_metrics, values_by_prompt
 from cai.stats.intervals import Estimate
 from cai.training.metrics import read_metrics
 
@@ -95,7 +95,7 @@ class Run:
 
     @cached_property
     def evaluation(self) -> "pyarrow.Table":
-        """One row per held-out prompt, answered before and after training."""
+        """One row per held-out prompt, answered before and after the first training."""
         return rows_table(each_before_after(self.folder.eval), BeforeAfter)
 
     @cached_property
@@ -109,7 +109,7 @@ class Run:
         import pyarrow
 
         folder = self.folder
-        values = values_by_prompt(folder.revisions(), folder.preferences(), folder.evaluation())
+        values = values_by_prompt(folder.revisions(), folder.preferences(), policy_means(folder))
         rows = [
             {"key": key, "name": RUN_METRICS[key].name, "prompt_id": prompt_id, "value": value}
             for key, by_prompt in values.items()
@@ -137,13 +137,13 @@ class Run:
 
     @cached_property
     def updates(self) -> "pyarrow.Table":
-        """One row per logged update of every stage, see `updates_table`."""
+        """One row per logged update of every stage of the first training, see `updates_table`."""
         return updates_table(sorted(self.folder.train.glob("*/metrics.jsonl")))
 
     def _estimates(self) -> Mapping[str, Estimate | None]:
         summary, folder = self.summary, self.folder
         if summary is None:
-            return run_estimates(folder.revisions(), folder.preferences(), folder.evaluation())
+            return run_estimates(folder.revisions(), folder.preferences(), policy_means(folder))
         try:
             return summary_metrics(summary)
         except (KeyError, TypeError):

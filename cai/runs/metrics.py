@@ -2,14 +2,19 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from cai.constitution.principles import APPLIES_FROM
 from cai.data.manifest import read_json
 from cai.data.records import Applicability, BeforeAfter, Preference, Prompt, Revision, Skipped
+from cai.evaluation.policy_report import each_before_after
 from cai.feedback.filters import SharedClosers
 from cai.feedback.metrics import (
+    AFTER_BETTER,
+    AFTER_WORDS,
     EVALUATION_METRICS,
     LABEL_METRICS,
     REVISION_METRICS,
@@ -17,14 +22,16 @@ from cai.feedback.metrics import (
     RUN_METRICS,
     WIN_RATE,
     LabelMass,
+    Metric,
     PromptMeans,
 )
 from cai.inference.chat import control_counts, control_warnings, spells_control
 from cai.inference.endpoints import bounded_warnings
 from cai.inference.models import SERVER_SCHEMES
-from cai.runs.folder import RunFolder, each_row_of, stage_order, stage_settings
+from cai.runs.folder import RunFolder, each_row_of, stage_settings
 from cai.stats.formatting import counted, estimate, number, percent
 from cai.stats.intervals import Estimate
+from cai.stats.trainings import between_paired_policies, shared_prompts
 from cai.stats.win_rate import FEW_PROMPTS
 from cai.training.metrics import read_metrics, runaway
 
@@ -33,7 +40,8 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
     """The content of summary.json: counts of rows, `metrics` by the keys of RUN_METRICS, and training by stage.
 
     A metric has `mean`, `low` and `high` (its 95 % interval, or null) and `n` prompts; it is null where no row says
-    anything about it.
+    anything about it. Of a run with several trainings, the metrics of trained policies are means over these, and
+    `trainings` has each one's `number`, `seed`, `policy` (a folder in the run's) and `metrics`.
     """
     manifest = folder.manifest()
     principles: Counter[str] = Counter()
@@ -56,7 +64,8 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
             spelling += row.source != "human" and spells_control(row)
             yield row
 
-    estimates = run_estimates(revisions(), preferences(), folder.evaluation())  # one pass, a row in memory at a time
+    policies = policy_means(folder)
+    estimates = run_estimates(revisions(), preferences(), policies)  # one pass, a row in memory at a time
     return {
         "prompts": sum(1 for _ in each_row_of(folder.prompts_jsonl, Prompt)) - len(manifest["held_out"]),
         "held_out": len(manifest["held_out"]),
@@ -74,36 +83,68 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
         **_control_tokens(manifest, spelling),
         "skipped": _skipped(each_row_of(folder.skipped_jsonl, Skipped)),
         "training": _training(folder),
+        **_trainings(folder, manifest["config"].get("seed", 0), policies),
     }
 
 
+Policies = Sequence[PromptMeans[BeforeAfter]]
+"""EVALUATION_METRICS of each training's policy, by prompt; of one that is not evaluated yet, without prompts."""
+
+
+def policy_means(folder: RunFolder) -> Policies:
+    """The metrics of the policies of a run's trainings, in their order."""
+    return [PromptMeans(EVALUATION_METRICS).add_all(each_before_after(path)) for path in folder.evaluations()]
+
+
 def run_estimates(
-    revisions: Iterable[Revision], preferences: Iterable[Preference], evaluation: Iterable[BeforeAfter]
+    revisions: Iterable[Revision], preferences: Iterable[Preference], policies: Policies
 ) -> dict[str, Estimate | None]:
-    """Every metric of a run by key, aggregated as cai/feedback/metrics.py says."""
-    means = _means(revisions, preferences, evaluation)
-    return {key: estimate for group in means for key, estimate in group.estimates().items()}
+    """Every metric of a run by key, aggregated as cai/feedback/metrics.py says.
+
+    The interval of several policies' mean is for other trainings as well as other prompts (cai/stats/trainings.py).
+    """
+    means = _means(revisions, preferences)
+    estimates = {key: estimate for group in means for key, estimate in group.estimates().items()}
+    return estimates | {metric.key: _over_policies(metric, policies) for metric in EVALUATION_METRICS}
 
 
 def values_by_prompt(
-    revisions: Iterable[Revision], preferences: Iterable[Preference], evaluation: Iterable[BeforeAfter]
+    revisions: Iterable[Revision], preferences: Iterable[Preference], policies: Policies
 ) -> dict[str, dict[str, float]]:
-    """Every metric of a run by key, then by prompt: the mean over the prompt's rows."""
-    means = _means(revisions, preferences, evaluation)
-    return {key: values for group in means for key, values in group.all_by_prompt().items()}
+    """Every metric of a run by key, then by prompt: the mean over the prompt's rows, and over policies."""
+    means = _means(revisions, preferences)
+    values = {key: values for group in means for key, values in group.all_by_prompt().items()}
+    return values | {metric.key: _mean_by_prompt(metric, policies) for metric in EVALUATION_METRICS}
 
 
-def _means(
-    revisions: Iterable[Revision], preferences: Iterable[Preference], evaluation: Iterable[BeforeAfter]
-) -> list[PromptMeans[Any]]:
-    """The metrics of a run in the order of RUN_METRICS, by the kind of row they are of; rows pass by once."""
+def _mean_by_prompt(metric: Metric[BeforeAfter], policies: Policies) -> dict[str, float]:
+    by_policy = [values for policy in policies if (values := policy.by_prompt(metric))]
+    shared = set(shared_prompts(by_policy))
+    return {i: fmean(values[i] for values in by_policy) for i in (by_policy or [{}])[0] if i in shared}
+
+
+def _over_policies(metric: Metric[BeforeAfter], policies: Policies) -> Estimate | None:
+    by_policy = [values for policy in policies if (values := policy.by_prompt(metric))]
+    if not shared_prompts(by_policy):
+        return None
+    if len(by_policy) == 1:
+        return metric.estimate(list(by_policy[0].values()))
+    effect = between_paired_policies(by_policy)
+    if metric.interval is None or effect.low is None or effect.high is None:
+        return Estimate(effect.mean, None, None, effect.n)
+    low, high = (max(effect.low, 0.0), min(effect.high, 1.0)) if metric.unit == "share" else (effect.low, effect.high)
+    return Estimate(effect.mean, low, high, effect.n)
+
+
+def _means(revisions: Iterable[Revision], preferences: Iterable[Preference]) -> list[PromptMeans[Any]]:
+    """The metrics of a run's feedback in the order of RUN_METRICS, by the kind of row; rows pass by once."""
     labels, revision_pairs = PromptMeans(LABEL_METRICS), PromptMeans(REVISION_PAIR_METRICS)
     of_source = {"judge": labels, "revision": revision_pairs}
     of_revisions = PromptMeans(REVISION_METRICS).add_all(revisions)
     for row in preferences:
         if row.source in of_source:
             of_source[row.source].add(row)
-    return [of_revisions, labels, revision_pairs, PromptMeans(EVALUATION_METRICS).add_all(evaluation)]
+    return [of_revisions, labels, revision_pairs]
 
 
 def summary_metrics(summary: dict[str, Any]) -> dict[str, Estimate]:
@@ -143,14 +184,70 @@ def _skipped(rows: Iterable[Skipped]) -> dict[str, Any]:
     return {"reasons": dict((+reasons).most_common()), "failed": failed}
 
 
+def _trainings(folder: RunFolder, seed: int, policies: Policies) -> dict[str, Any]:
+    """What the trainings of a run with several differ in; nothing of a run with one."""
+    trainings = folder.trainings()
+    if len(trainings) == 1:
+        return {}
+    rows = []
+    for training, means in zip(trainings, policies, strict=True):
+        policy = training.policy()
+        metrics = means.estimates()
+        rows.append(
+            {
+                "number": training.number,
+                "seed": training.seed(seed),
+                "policy": str(policy.relative_to(folder.path)) if policy else None,
+                "metrics": {key: value and value._asdict() for key, value in metrics.items()},
+            }
+        )
+    return {"trainings": rows}
+
+
+POLICY_COLUMNS = (WIN_RATE, AFTER_BETTER, AFTER_WORDS)
+
+
+def policy_rows(summary: dict[str, Any]) -> list[list[str]]:
+    """The trainings of a summary as a table, with a head: each policy, then their mean and standard deviation.
+
+    Returns: [] for a run with one training.
+    """
+    trainings = summary.get("trainings", [])
+    if not trainings:
+        return []
+    rows = [["training", "seed", *(metric.name for metric in POLICY_COLUMNS), "policy"]]
+    means: dict[str, list[float]] = {metric.key: [] for metric in POLICY_COLUMNS}
+    for training in trainings:
+        values = [training["metrics"][metric.key] for metric in POLICY_COLUMNS]
+        for metric, value in zip(POLICY_COLUMNS, values, strict=True):
+            means[metric.key] += [value["mean"]] if value else []
+        texts = (metric.text(value and value["mean"]) for metric, value in zip(POLICY_COLUMNS, values, strict=True))
+        rows.append([f"#{training['number']}", str(training["seed"]), *texts, training["policy"] or "–"])
+    spread: dict[str, Callable[[list[float]], float | None]] = {
+        "mean": _mean,
+        "standard deviation": lambda values: stdev(values) if len(values) > 1 else None,
+    }
+    for name, of in spread.items():
+        rows.append([name, "", *(metric.text(of(means[metric.key])) for metric in POLICY_COLUMNS), ""])
+    return rows
+
+
+def stage_folders(folder: RunFolder) -> list[tuple[str, Path]]:
+    """Every stage of every training, with its name: `1-dpo`, and `1-dpo#2` of the second training."""
+    return [(training.label(stage.name), stage) for training in folder.trainings() for stage in training.stages()]
+
+
 def _training(folder: RunFolder) -> dict[str, Any]:
     stages = {}
-    for path in sorted(folder.train.glob("*/metrics.jsonl"), key=lambda path: stage_order(path.parent)):
+    for label, stage in stage_folders(folder):
+        path = stage / "metrics.jsonl"
+        if not path.exists():
+            continue
         lines = read_metrics(path)
         updates = [line for line in lines if any(name in line for name in CURVES["loss"])]
-        report = path.parent / "report.json"
-        settings = stage_settings(path.parent)
-        stages[path.parent.name] = {
+        report = stage / "report.json"
+        settings = stage_settings(stage)
+        stages[label] = {
             "updates": len(updates),
             **{name: _change(updates, logged) for name, logged in CURVES.items()},
             "held_out": read_json(report) if report.exists() else None,

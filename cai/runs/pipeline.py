@@ -3,7 +3,8 @@
 import asyncio
 import dataclasses
 import json
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from cai.inference.models import Model
 from cai.inference.scheduler import EngineWork, OpenEngine, Reporter, Scheduler, open_model
 from cai.runs.evaluate import NothingCompared, evaluate_into, evaluation_claim, kept_evaluation, plan_of_run
 from cai.runs.find import find_policy
-from cai.runs.folder import CACHE_FILE, RunFolder
+from cai.runs.folder import CACHE_FILE, RunFolder, Training
 from cai.runs.metrics import summarise
 from cai.runs.plan import Plan, iteration, start_folder, start_warnings
 from cai.runs.run_file import GateConfig
@@ -85,22 +86,27 @@ def resumption(name: str, spec: StageSpec[Any]) -> str:
 TrainOne = Callable[[str, StageSpec[Any], Reporter], tuple[Path, list[Skipped]]]
 
 
-def train_policy(plan: Plan, scheduler: Scheduler, reporter: Reporter, train: TrainOne = train_stage) -> Model:
+def train_policy(
+    plan: Plan, scheduler: Scheduler, reporter: Reporter, train: TrainOne = train_stage, number: int = 1
+) -> Model:
     """Run the stages of `train:`, each on the policy of the one before; returns the last policy.
 
-    A reward stage trains the reward model of the stages after it. `train` is called in place of `train_stage`.
+    A reward stage trains the reward model of the stages after it. `train` is called in place of `train_stage`. Of
+    several trainings this is the `number`-th, which differs from the others in its seed alone.
     """
-    folder = plan.folder
+    folder, training = plan.folder, plan.folder.training(number)
     data = {"revisions": folder.revisions_jsonl, "preferences": folder.preferences_jsonl}
     if any(isinstance(settings, Online) for settings in plan.train):
         data["prompts"] = folder.train / "prompts.jsonl"
         folder.train.mkdir(exist_ok=True)
-        write_rows(data["prompts"], plan.training)
+        if number == 1:
+            write_rows(data["prompts"], plan.training)
     if not isinstance(plan.model, Path):  # it has no folder to train, and `train:` is empty
         return plan.model
     policy, last_reward = plan.model, None
-    for number, settings in enumerate(plan.train, start=1):
-        name = f"{number}-{settings.stage}"
+    for position, settings in enumerate(plan.train, start=1):
+        stage = f"{position}-{settings.stage}"
+        name = training.label(stage)
         reward = None
         if isinstance(settings, Online):
             reward = Path(settings.reward) if settings.reward else last_reward
@@ -108,20 +114,36 @@ def train_policy(plan: Plan, scheduler: Scheduler, reporter: Reporter, train: Tr
             settings=settings,
             data=data[settings.learns_from],
             model=policy,
-            folder=folder.train / name,
-            seed=plan.config.seed,
+            folder=training.train / stage,
+            seed=training.seed(plan.config.seed),
             reward=reward,
             chat=own.chat if (own := plan.own_settings.get(policy)) else None,
             launcher=plan.config.launcher,
         )
         with scheduler.timed(name):
             result, skipped = train(name, spec, reporter)
-        scheduler.skipped += skipped
+        again = [row.model_copy(update={"stage": stage}) for row in skipped]  # as the first training names its stage
+        scheduler.skipped += _not_yet_skipped(again, scheduler.skipped)
         if settings.stage == "reward":
             last_reward = result
         else:
             policy = result
     return policy
+
+
+def _not_yet_skipped(rows: Sequence[Skipped], skipped: Sequence[Skipped]) -> list[Skipped]:
+    """The rows that an earlier training or evaluation of the run did not skip as well, which is then listed once."""
+    known, new = Counter(map(_reason, skipped)), []
+    for row in rows:
+        if known[_reason(row)]:
+            known[_reason(row)] -= 1
+        else:
+            new.append(row)
+    return new
+
+
+def _reason(row: Skipped) -> tuple[str, str, str]:
+    return row.prompt_id, row.stage, row.reason
 
 
 def pass_gate(plan: Plan, reporter: Reporter, open_engine: OpenEngine) -> tuple[Plan, list[EngineWork]]:
@@ -233,15 +255,21 @@ def feedback_job(plan: Plan) -> FeedbackJob:
 
 
 def _run_stages(plan: Plan, scheduler: Scheduler, reporter: Reporter, replace: bool) -> Model:
-    """Feedback, training, evaluation and summary of one iteration; returns its policy."""
+    """Feedback, trainings, their evaluations and summary of one iteration; returns the policy of the first."""
     folder = plan.folder
     scheduler.skipped += plan.prompts_skipped
     with scheduler.timed("feedback"):
         asyncio.run(collect_feedback(feedback_job(plan), scheduler))
     write_rows(folder.skipped_jsonl, scheduler.skipped)
-    policy = train_policy(plan, scheduler, reporter)
-    if isinstance(policy, Path) and policy != plan.model and plan.held_out:
-        _evaluate(plan, scheduler, reporter, policy, replace)
+    policies = list[Model]()
+    for training in map(folder.training, range(1, plan.config.seeds + 1)):
+        if plan.config.seeds > 1:
+            seed = training.seed(plan.config.seed)
+            reporter.say(f"{folder.name}: training {training.number} of {plan.config.seeds}, seed {seed}")
+        policy = train_policy(plan, scheduler, reporter, number=training.number)
+        policies.append(policy)
+        if isinstance(policy, Path) and policy != plan.model and plan.held_out:
+            _evaluate(plan, scheduler, reporter, policy, training, replace)
     write_rows(folder.skipped_jsonl, scheduler.skipped)
     calls = scheduler.tally()
     account = {
@@ -252,15 +280,17 @@ def _run_stages(plan: Plan, scheduler: Scheduler, reporter: Reporter, replace: b
     }
     summary = summarise(folder) | account
     write_text(folder.summary_json, json.dumps(summary, indent=1) + "\n")
-    return policy
+    return policies[0]
 
 
-def _evaluate(plan: Plan, scheduler: Scheduler, reporter: Reporter, folder: Path, replace: bool) -> None:
-    """The run's own `cai eval` of the policy in `folder`; see `kept_evaluation` for one that stays."""
-    out = plan.folder.eval
-    policy = Policy(plan.folder.name, folder, plan.config.model, plan.training)
+def _evaluate(
+    plan: Plan, scheduler: Scheduler, reporter: Reporter, folder: Path, training: Training, replace: bool
+) -> None:
+    """The run's own `cai eval` of a training's policy, in `folder`; see `kept_evaluation` for one that stays."""
+    out = training.eval
+    policy = Policy(training.label(plan.folder.name), folder, plan.config.model, plan.training)
     if plan.config.evaluate.probes:
-        policy = find_policy(str(plan.folder.path), plan.runs).policy
+        policy = find_policy(training.label(str(plan.folder.path)), plan.runs).policy
     evaluation = PolicyEvaluation(plan_of_run(plan, policy), scheduler)
     changes = None if replace else kept_evaluation(evaluation_claim(evaluation.plan, out))
     if changes is not None:
@@ -269,9 +299,9 @@ def _evaluate(plan: Plan, scheduler: Scheduler, reporter: Reporter, folder: Path
                 f"{out}: keeps its evaluation with other options ({'; '.join(changes)}); --replace overwrites it"
             )
         return
-    with scheduler.timed("evaluation"):
+    with scheduler.timed(training.label("evaluation")):
         try:
             evaluate_into(Output(out, replace=True), evaluation, reporter)
         except NothingCompared as error:
             reporter.say(f"evaluation: {error}")
-    scheduler.skipped += evaluation.skipped
+    scheduler.skipped += _not_yet_skipped(evaluation.skipped, scheduler.skipped)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +31,7 @@ from cai.inference.engine import EngineConfig
 from cai.inference.models import Model, model_fingerprint
 from cai.inference.scheduler import deciding_settings
 from cai.inference.servers import addresses_of
-from cai.runs.folder import CACHE_FILES, ITERATION, RUN, RunFolder
+from cai.runs.folder import CACHE_FILES, ITERATION, RUN, SEEDS, RunFolder
 from cai.runs.roles import other_models, policy_models, with_template_texts
 from cai.runs.run_file import RunConfig, effective_text, load_run_file
 from cai.stats.formatting import counted
@@ -107,11 +108,12 @@ def shard_plan(plan: Plan, shard: Shard) -> Plan:
         prompts = counted(len(plan.training), "training prompts")
         raise CaiError(f"--shard {shard}: none of the {prompts} is in this shard; use fewer shards")
     name = f"{plan.config.name or plan.run_file.stem}-shard-{shard.number}-of-{shard.total}"
-    changes = {"name": name, "train": [], "iterations": 1, "preferences": None}
+    changes = {"name": name, "train": [], "iterations": 1, "seeds": 1, "preferences": None}
+    overrides = ["train=[]", "iterations=1", *(["seeds=1"] if plan.config.seeds > 1 else []), "preferences=null"]
     prompts_config = plan.config.prompts.model_copy(update={"holdout": 0.0})
     return replace(
         plan,
-        overrides=[*plan.overrides, "train=[]", "iterations=1", "preferences=null", "prompts.holdout=0"],
+        overrides=[*plan.overrides, *overrides, "prompts.holdout=0"],
         config=plan.config.model_copy(update={**changes, "prompts": prompts_config}),
         training=training,
         held_out=[],
@@ -349,6 +351,7 @@ def manifest(plan: Plan) -> dict[str, Any]:
         "name": True,
         "launcher": True,
         "iterations": True,
+        "seeds": True,  # a folder has what each adds, and a training a manifest of its own
         "train": {"__all__": {"report_to"}},
         "evaluate": {"probes"},  # the evaluation has a manifest of its own
         "judge": {"key_env"},
@@ -418,17 +421,19 @@ def claim(plan: Plan) -> Claim:
         finished=plan.folder.summary_json.name,
         inputs=(plan.run_file, plan.constitution_file, plan.eval_constitution_file, plan.templates.folder),
         elsewhere="--name NEW",
-        trained=[f"{plan.folder.train.name}/*/{pattern}" for pattern in OUTPUT],
+        trained=[f"{home}train/*/{pattern}" for home in ("", f"{SEEDS}/*/") for pattern in OUTPUT],
     )
 
 
 def start_folder(plan: Plan, replace: bool) -> None:
     """Write the run's inputs and manifest into its folder, which this process holds (`exclusive`).
 
-    Raises: CaiError as `take` of cai/data/manifest.py.
+    Raises: CaiError as `take` of cai/data/manifest.py; and without `replace` for a folder with more than `seeds`
+    trainings, of which the others are removed with it.
     """
     folder = plan.folder
     take(claim(plan), replace)
+    _keep_trainings(plan, replace)
     name = plan.config.name or plan.run_file.stem
     write_text(folder.run_yaml, effective_text(plan.run_file, plan.overrides, name))
     write_text(folder.constitution_yaml, read_text(plan.constitution_file))
@@ -437,3 +442,15 @@ def start_folder(plan: Plan, replace: bool) -> None:
     for name, text in plan.templates.files().items():
         write_text(folder.templates / name, text)
     write_rows(folder.prompts_jsonl, chain(plan.training, plan.held_out))
+
+
+def _keep_trainings(plan: Plan, replace: bool) -> None:
+    trainings = plan.folder.trainings()
+    more = trainings[plan.config.seeds :]
+    if more and not replace:
+        raise CaiError(
+            f"{plan.folder.path}: holds {len(trainings)} trainings, and `seeds` is {plan.config.seeds}; set seeds to "
+            f"{trainings[-1].number} or more, choose another folder (--name NEW), or remove the others (--replace)"
+        )
+    for training in more:
+        shutil.rmtree(training.home)

@@ -82,6 +82,8 @@ class RunConfig(Section):
     """Labelled pairs added to the run's own."""
     train: Annotated[list[TrainStage], Field(json_schema_extra={"type": ["array", "null"]})] = []
     """Training stages in order, each on the policy of the one before; [] or null trains none."""
+    seeds: Annotated[int, Field(ge=1, le=100)] = 1
+    """Number of trainings from the same feedback, each with its own seed and policy, which is evaluated."""
     iterations: Annotated[int, Field(ge=1, le=100)] = 1
     """Number of iterations, each from the policy of the one before."""
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -142,6 +144,19 @@ class RunConfig(Section):
     def _iterations_train(self) -> "RunConfig":
         if self.iterations > 1 and all(settings.stage in ("sft", "reward") for settings in self.train):
             raise ValueError("iterations: needs a stage that trains on preferences or rewards, such as dpo or ppo")
+        return self
+
+    @model_validator(mode="after")
+    def _seeds_train(self) -> "RunConfig":
+        if self.seeds == 1:
+            return self
+        if self.iterations > 1:
+            raise ValueError(
+                f"seeds: {self.seeds}, and iterations: {self.iterations}: each iteration starts from one policy; set "
+                "one of them to 1, or sweep over `seed`"
+            )
+        if all(settings.stage == "reward" for settings in self.train):
+            raise ValueError(f"seeds: {self.seeds}, and `train` trains no policy; add a stage such as dpo")
         return self
 
 

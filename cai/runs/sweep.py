@@ -158,7 +158,9 @@ def last_folder(plan: Plan) -> RunFolder:
 def is_finished(plan: Plan) -> bool:
     """Whether the folder holds this very run, finished."""
     first = iteration(plan, 1, plan.model)  # its settings are those of all
-    return last_folder(plan).summary_json.exists() and not claim(first).changes()
+    folder = last_folder(plan)
+    trained = len(folder.trainings()) == plan.config.seeds  # a number that does not decide what each of them is
+    return folder.summary_json.exists() and trained and not claim(first).changes()
 
 
 def folders(plan: Plan) -> list[RunFolder]:

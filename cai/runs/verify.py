@@ -26,7 +26,7 @@ from cai.feedback.judge import JudgeConfig, label, principles_met, soft_label
 from cai.feedback.label import JUDGE_JSON
 from cai.inference.models import SERVER_SCHEMES, folder_fingerprint, resolve_model
 from cai.runs.find import run_config
-from cai.runs.folder import RunFolder, stage_order
+from cai.runs.folder import RunFolder, Training
 from cai.runs.metrics import summarise
 from cai.runs.plan import split
 from cai.runs.run_file import RunConfig
@@ -225,10 +225,10 @@ def _rankings(run: _Run) -> Iterator[Check]:
 
 
 def _comparisons(run: _Run) -> Iterator[Check]:
-    path = run.folder.eval / COMPARISONS
-    if path.exists():
-        rows = each_row(path, Judgement)
-        yield _recomputed(f"labels (eval/{COMPARISONS})", [(row.p, _label_of_tie(row.verdicts)) for row in rows])
+    for path in (folder / COMPARISONS for folder in run.folder.evaluations()):
+        if path.exists():
+            labels = [(row.p, _label_of_tie(row.verdicts)) for row in each_row(path, Judgement)]
+            yield _recomputed(f"labels ({path.relative_to(run.folder.path)})", labels)
 
 
 def _label_of_tie(verdicts: list[Verdict]) -> float:
@@ -264,31 +264,45 @@ def _close(a: Any, b: Any) -> bool:
 
 
 def _stages(run: _Run) -> Iterator[Check]:
+    """The stages of every training."""
+    for training in run.folder.trainings():
+        yield from _stages_of(run, training)
+
+
+def _stages_of(run: _Run, training: Training) -> Iterator[Check]:
     """Each stage's data by content, and its models where they are in the folder."""
-    manifests = sorted(run.folder.train.glob(f"[0-9]*-*/{MANIFEST_JSON}"), key=lambda path: stage_order(path.parent))
+    manifests = [path for stage in training.stages() if (path := stage / MANIFEST_JSON).exists()]
     policy, reward = run.manifest["model"], None
     for path in manifests:
         manifest, stage = read_json(path), path.parent
+        name = str(stage.relative_to(run.folder.path))
         data = {"sft": run.folder.revisions_jsonl}.get(manifest["settings"]["stage"], run.folder.preferences_jsonl)
         if (prompts := run.folder.train / "prompts.jsonl").exists() and manifest.get("reward"):
             data = prompts
-        yield _compared(f"train/{stage.name}: data", manifest.get("data"), file_fingerprint(data), data.name)
+        if training.number > 1:
+            seed = training.seed(run.config.seed)
+            yield _compared(f"{name}: seed", manifest.get("seed"), seed, f"{seed}, from the run's")
+        yield _compared(f"{name}: data", manifest.get("data"), file_fingerprint(data), data.name)
         if policy is not None:
-            yield _compared(f"train/{stage.name}: model", manifest.get("model"), policy)
+            yield _compared(f"{name}: model", manifest.get("model"), policy)
         if reward is not None and manifest.get("reward"):
-            yield _compared(f"train/{stage.name}: reward", manifest["reward"], reward)
+            yield _compared(f"{name}: reward", manifest["reward"], reward)
         model = stage / "model"
         content = folder_fingerprint(model) if model.is_dir() else None
         if content is None:
-            yield Check(f"train/{stage.name}/model", "absent")
+            yield Check(f"{name}/model", "absent")
         if stage.name.endswith("-reward"):
             reward = content
         else:
             policy = content
-    path = run.folder.eval / MANIFEST_JSON
+    path = training.eval / MANIFEST_JSON
     if manifests and path.exists() and policy is not None:
         contents = {found["model"] for found in read_json(path).get("policies", [])}
-        yield Check("eval: policy", "matches" if policy in contents else "differs", "the last stage's")
+        yield Check(
+            f"{training.eval.relative_to(run.folder.path)}: policy",
+            "matches" if policy in contents else "differs",
+            "the last stage's",
+        )
 
 
 _CHECKS: dict[str, Callable[[_Run], Iterator[Check]]] = {

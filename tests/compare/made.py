@@ -98,7 +98,7 @@ def make_run(
     write_rows(folder.skipped_jsonl, [])
     if evaluation:
         for number, of_seed in enumerate((evaluation, *seeds)):
-            eval_folder = path / f"seeds/{number}/eval" if number else folder.eval
+            eval_folder = path / f"seeds/{number + 1}/eval" if number else folder.eval
             write_before_after(eval_folder, [compared(one, of_seed(one.id), before) for one in held_out])
     if finished:
         folder.summary_json.write_text("{}", encoding="utf-8")

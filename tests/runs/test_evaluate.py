@@ -539,7 +539,7 @@ def test_a_run_may_end_with_its_evaluation_which_is_forecast_and_accounted_for(
     )
     plan = make_plan(run_file, [], None, tmp_path / "runs")
 
-    def trained(plan: Plan, scheduler: Scheduler, reporter: Reporter) -> Path:
+    def trained(plan: Plan, scheduler: Scheduler, reporter: Reporter, number: int) -> Path:
         stage = plan.folder.train / "1-dpo"
         policy = model(stage / "model", "trained")
         (stage / "stage.json").write_text("{}", encoding="utf-8")
@@ -576,7 +576,7 @@ def test_a_run_keeps_a_finished_evaluation_of_its_policy_unless_replaced(
     plan = make_plan(write_workspace(tmp_path, model_folder, extra=extra), [], None, tmp_path / "runs")
     names = ["first"]
 
-    def trained(plan: Plan, scheduler: Scheduler, reporter: Reporter) -> Path:
+    def trained(plan: Plan, scheduler: Scheduler, reporter: Reporter, number: int) -> Path:
         stage = plan.folder.train / "1-dpo"
         policy = model(stage / "model", names[-1])
         (stage / "stage.json").write_text("{}", encoding="utf-8")
@@ -608,10 +608,10 @@ def test_a_run_keeps_a_finished_evaluation_of_its_policy_unless_replaced(
     assert limit() is None  # that was of a policy that is no more
 
 
-def trained_as(name: str) -> Callable[[Plan, Scheduler, Reporter], Path]:
+def trained_as(name: str) -> Callable[..., Path]:
     """In place of training: a stage's folder whose model passes for one."""
 
-    def train(plan: Plan, scheduler: Scheduler, reporter: Reporter) -> Path:
+    def train(plan: Plan, scheduler: Scheduler, reporter: Reporter, number: int) -> Path:
         stage = plan.folder.train / "1-dpo"
         policy = model(stage / "model", name)
         (stage / "stage.json").write_text("{}", encoding="utf-8")

@@ -8,7 +8,7 @@ from cai.config.errors import CaiError
 from cai.data.records import Preference, Revision
 from cai.feedback.metrics import RUN_METRICS
 from cai.runs import load_run
-from cai.runs.metrics import run_estimates
+from cai.runs.metrics import policy_means, run_estimates
 from tests.compare.made import make_run, principles, write_metrics
 
 CONSTITUTION = principles("calm", "short")
@@ -71,7 +71,7 @@ def test_metrics_are_those_of_the_summary(tmp_path: Path) -> None:
         _ = load_run(tmp_path / "x").metrics
     run.summary_json.unlink()
     unfinished = load_run(tmp_path / "x").metrics.to_pylist()
-    estimates = run_estimates(run.revisions(), run.preferences(), run.evaluation())
+    estimates = run_estimates(run.revisions(), run.preferences(), policy_means(run))
     metrics = {key: estimate and estimate._asdict() for key, estimate in estimates.items()}
     run.summary_json.write_text(json.dumps({"metrics": metrics}))
     assert unfinished == load_run(tmp_path / "x").metrics.to_pylist()
