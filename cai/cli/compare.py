@@ -25,6 +25,7 @@ from cai.cli.console import (
 )
 from cai.cli.options import DEFAULT_RUNS, AsJson, PageOut, RunsFolder
 from cai.compare.compare import by_kind, compare_runs
+from cai.compare.labels import PAIR_NAMES, label_flips_text
 from cai.compare.plan import parse_plan
 from cai.compare.plan import plan as plan_metrics
 from cai.compare.record import (
@@ -33,6 +34,7 @@ from cai.compare.record import (
     Example,
     HeadToHead,
     LabelAgreement,
+    LabelFlips,
     MetricDifference,
     PairComparison,
     PlannedMetric,
@@ -150,6 +152,8 @@ def _pair(c: RunComparison, pair: PairComparison) -> Iterator[RenderableType | G
     if pair.labels:
         yield heading("Labels of the same two answers")
         yield listed(" ", _labels(pair.labels))
+    if pair.label_flips:
+        yield from _label_flips(pair.label_flips, b)
     yield from _examples(pair.examples, b)
 
 
@@ -269,6 +273,18 @@ def _labels(labels: LabelAgreement) -> list[str]:
     kappa = "κ undefined" if agreement.kappa is None else f"κ {number(agreement.kappa, 2)}{interval}"
     same = f"the same winner in {percent(agreement.observed)} of {counted(labels.pairs, 'pairs')}"
     return [f"{same}, {kappa}", f"mean absolute difference of p {number(labels.mean_difference)}"]
+
+
+def _label_flips(found: LabelFlips, b: str) -> Iterator[RenderableType]:
+    """How many labels flip, and the pairs whose labels lie furthest apart."""
+    yield heading(f"Labels that flip: A and {b} prefer different answers")
+    yield listed(" ", [label_flips_text(found)])
+    for flip in found.widest[:PRINTED_EXAMPLES]:
+        sides = f"A {number(flip.p_a)}, {b} {number(flip.p_b)}"
+        yield heading(f"{flip.prompt_id}, {PAIR_NAMES[flip.source].lower()}: P(answer 1 better): {sides}")
+        yield from _texts(
+            {"prompt": flip.messages[-1]["content"], "answer 1": flip.preferred_a, "answer 2": flip.preferred_b}
+        )
 
 
 def _examples(examples: Sequence[Example], b: str) -> Iterator[RenderableType]:

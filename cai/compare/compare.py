@@ -11,7 +11,8 @@ from statistics import fmean
 from typing import Any, NamedTuple, get_args
 
 from cai.compare.findings import findings, high_metrics, pair_warnings, run_warnings
-from cai.compare.head_to_head import examples, head_to_head, label_agreement, same_eval_judge
+from cai.compare.head_to_head import examples, head_to_head, same_eval_judge
+from cai.compare.labels import label_agreement, label_flips
 from cai.compare.reading import Revised, Round, RunData, mean, read_run
 from cai.compare.record import (
     AGAINST_TABLE,
@@ -255,6 +256,7 @@ def _pair(a: RunData, b: RunData, number: int, shared: Sequence[str], example_co
         principles=compare_principles(a, b, shared),
         head_to_head=head_to_head(a, b, shared),
         labels=label_agreement(a.labels, b.labels, shared) if shared else None,
+        label_flips=label_flips(a, b, shared),
         examples=examples(a, b, shared, example_count),
     )
 

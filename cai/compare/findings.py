@@ -157,7 +157,7 @@ def run_warnings(run: RunData, curves: Sequence[Curve]) -> Iterator[str]:
         yield f"{name} makes no revisions"
     if run.labels is None and not _unreadable(run, "preferences"):
         yield f"{name} has no labels{yet}"
-    elif run.labels and not run.labels.pairs:
+    elif run.labels and not run.labels.mass.pairs["judge"]:
         yield f"{name} has no pairs labelled by a judge"
     if run.revised and run.labels and not run.labels.revisions:
         if run.setting("revise", "label") == "off":

@@ -1,15 +1,13 @@
-"""Two runs' answers and labels against each other: who wins, how far labels agree, which answers lie far apart."""
+"""Two runs' answers against each other: who wins, and which answers lie far apart."""
 
 import heapq
 from collections.abc import Mapping, Sequence
-from statistics import fmean
 from typing import Literal
 
-from cai.compare.reading import Labels, RunData
-from cai.compare.record import Example, HeadToHead, LabelAgreement
+from cai.compare.reading import RunData
+from cai.compare.record import Example, HeadToHead
 from cai.data.records import Judgement
 from cai.inference.models import folder_fingerprint
-from cai.stats.agreement import agreement
 from cai.stats.edits import word_distance
 from cai.stats.trainings import between_paired_policies
 from cai.stats.win_rate import win
@@ -99,22 +97,6 @@ def same_eval_judge(a: RunData, b: RunData) -> bool:
     return (
         eval_constitutions[0] == eval_constitutions[1] and eval_constitutions[0] is not None and judges[0] == judges[1]
     )
-
-
-def label_agreement(a: Labels | None, b: Labels | None, shared: Sequence[str]) -> LabelAgreement | None:
-    """On pairs of the same two texts; None where a run labelled none."""
-    if a is None or b is None or not a.pairs or not b.pairs:
-        return None
-    of_a, of_b, prompts = [], [], []
-    for i in shared:
-        labels_b = {label.pair: label.p for label in b.pairs.get(i, [])}
-        for label in a.pairs.get(i, []):
-            if label.pair in labels_b:
-                of_a.append(label.p)
-                of_b.append(labels_b[label.pair])
-                prompts.append(i)
-    apart = fmean(abs(x - y) for x, y in zip(of_a, of_b, strict=True)) if of_a else None
-    return LabelAgreement(pairs=len(of_a), agreement=agreement(of_a, of_b, prompts), mean_difference=apart)
 
 
 def examples(a: RunData, b: RunData, shared: Sequence[str], count: int) -> list[Example]:

@@ -11,7 +11,7 @@ from cai.config.errors import CaiError
 from cai.constitution.principles import Constitution
 from cai.data.jsonl import AnyRow, each_row
 from cai.data.manifest import MANIFEST_JSON, read_json
-from cai.data.records import BeforeAfter, Judgement, Preference, Prompt, Revision, Skipped
+from cai.data.records import BeforeAfter, Judgement, Preference, Prompt, Revision, Skipped, Source
 from cai.evaluation.policy_report import COMPARISONS, each_before_after
 from cai.feedback.metrics import (
     EVALUATION_METRICS,
@@ -44,8 +44,9 @@ class Revised(NamedTuple):
 
 
 class Labelled(NamedTuple):
-    """A pair that the judge labelled."""
+    """A labelled pair, and where the label comes from."""
 
+    source: Source
     pair: int  # stands for its two texts, whichever of them was chosen, as long as this process lives
     p: float  # P(the text that sorts first is preferred)
 
@@ -59,7 +60,7 @@ class PairVerdict(NamedTuple):
 
 @dataclass
 class Labels:
-    """The judge's labels and its verdicts on last revisions, by prompt; and its verdicts on pairs, by principle."""
+    """The labels of all pairs and the verdicts on last revisions, by prompt; and those on pairs, by principle."""
 
     pairs: dict[str, list[Labelled]] = field(default_factory=dict)
     revisions: dict[str, dict[str, float]] = field(default_factory=dict)  # P(better than draft) by principle
@@ -219,10 +220,18 @@ def _revised(run: RunData, rows: Iterable[Revision]) -> dict[str, Revised]:
     return revised
 
 
+def labelled(row: Preference) -> Labelled:
+    """The label of a pair, in the order in which its texts sort."""
+    if row.chosen <= row.rejected:
+        return Labelled(row.source, hash((row.chosen, row.rejected)), row.p)
+    return Labelled(row.source, hash((row.rejected, row.chosen)), 1 - row.p)
+
+
 def _labels(run: RunData, rows: Iterable[Preference], flips: "_WidestFlips") -> Labels:
     labels, means, of_revisions = Labels(), PromptMeans(LABEL_METRICS), PromptMeans(REVISION_PAIR_METRICS)
     for row in rows:
         labels.mass.add(row)
+        labels.pairs.setdefault(row.prompt_id, []).append(labelled(row))
         if row.source == "revision":
             of_revisions.add(row)
         if row.source == "revision" and row.verdicts:
@@ -232,10 +241,6 @@ def _labels(run: RunData, rows: Iterable[Preference], flips: "_WidestFlips") -> 
             }
         elif row.source == "judge":
             means.add(row)
-            chosen_first = row.chosen <= row.rejected
-            texts = (row.chosen, row.rejected) if chosen_first else (row.rejected, row.chosen)
-            labelled = Labelled(pair=hash(texts), p=row.p if chosen_first else 1 - row.p)
-            labels.pairs.setdefault(row.prompt_id, []).append(labelled)
             for verdict in row.verdicts:
                 if verdict.position_bias is not None:
                     of_principle = labels.verdicts.setdefault(verdict.principle_id, [])

@@ -8,7 +8,7 @@ and `warnings` says why. Texts of models stand here as they were written.
 
 from typing import Any, Literal
 
-from cai.data.records import Messages, Row
+from cai.data.records import Messages, Row, Source
 from cai.evaluation.judge_report import Agreed
 from cai.feedback.metrics import REVISION_BETTER, ROUND_METRICS
 from cai.stats.significance import Effect
@@ -142,6 +142,32 @@ class LabelAgreement(Row):
     mean_difference: float | None  # mean |p_B − p_A|, in [0, 1]
 
 
+class LabelFlip(Row):
+    """A pair that both runs labelled and of which they prefer different answers; of a revision pair, one is the draft.
+
+    Both p are P(the answer that A prefers is better), in [0, 1]: above ½ in A, below in B.
+    """
+
+    prompt_id: str
+    messages: Messages
+    source: Source
+    preferred_a: str
+    preferred_b: str
+    p_a: float
+    p_b: float
+
+
+class LabelFlips(Row):
+    """By source of the labels, how many pairs of the same two answers both runs labelled, and on how many they differ.
+
+    `widest` are those whose labels lie furthest apart, with their texts.
+    """
+
+    pairs: dict[Source, int]
+    flips: dict[Source, int]  # without sources that have none
+    widest: list[LabelFlip]
+
+
 class Example(Row):
     """A shared prompt answered by both runs; `change` is the word edit distance between the answers, in [0, 1]."""
 
@@ -169,6 +195,7 @@ class PairComparison(Row):
     principles: list[PrincipleComparison]
     head_to_head: list[HeadToHead]
     labels: LabelAgreement | None
+    label_flips: LabelFlips | None = None  # None where no pair has a label in both runs
     examples: list[Example]
 
 

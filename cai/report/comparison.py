@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from cai.compare.compare import by_kind
+from cai.compare.labels import label_flips_text
 from cai.compare.record import OUTCOMES, Attribution, HeadToHead, PairComparison, PrincipleComparison, RunComparison
 from cai.config.errors import CaiError
 from cai.constitution.principles import TEXTS
@@ -120,6 +121,7 @@ def comparison_report(contents: ComparisonContents, url: str | None = None) -> s
         texts=_texts,
         cells=_cells,
         label_mass=label_mass_text,
+        label_flips=label_flips_text,
         text=lambda key, value: RUN_METRICS[key].text(value),
     )
 

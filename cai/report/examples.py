@@ -11,6 +11,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Generic, NamedTuple
 
+from cai.compare.labels import PAIR_NAMES, flips_label
+from cai.compare.reading import labelled
 from cai.config.errors import CaiError, reading
 from cai.data.jsonl import AnyRow, parse_row
 from cai.data.records import BeforeAfter, Messages, Preference, Prompt, Ranking, Revision, Skipped, Verdict
@@ -248,23 +250,22 @@ def revision_provenance(row: Revision) -> list[list[Cell]]:
 
 
 def _preference_blocks(detail: Detail, pair: Preference, example: Example) -> None:
-    name = {"revision": "Revision pair", "judge": "Judged pair", "human": "Human pair"}
     label = f"P(chosen better) = {pair.p:.4f}" + (f", weight {pair.weight:g}" if pair.weight != 1 else "")
     draft, revision = (pair.chosen, pair.rejected) if pair.draft_chosen else (pair.rejected, pair.chosen)
     if any((row.before, row.revision) == (draft, revision) for row in example.revisions):
-        detail.note(name[pair.source], f"{'draft' if pair.draft_chosen else 'revision'} above is chosen, {label}")
+        detail.note(PAIR_NAMES[pair.source], f"{'draft' if pair.draft_chosen else 'revision'} above is chosen, {label}")
     else:
-        detail.diff(name[pair.source], ("rejected", "chosen"), (pair.rejected, pair.chosen), label)
+        detail.diff(PAIR_NAMES[pair.source], ("rejected", "chosen"), (pair.rejected, pair.chosen), label)
         for side, thought in (("chosen", pair.chosen_reasoning), ("rejected", pair.rejected_reasoning)):
             if thought:
-                detail.folded(f"{name[pair.source]}: reasoning before the {side} answer", thought)
+                detail.folded(f"{PAIR_NAMES[pair.source]}: reasoning before the {side} answer", thought)
     verdict_block(detail, pair.verdicts, "chosen")
     provenance: list[list[Cell]] = [["label source", pair.source]]
     provenance += [["principles", ", ".join(pair.principle_ids)]] if pair.principle_ids else []
     provenance += [["model", pair.model]] if pair.model else []
     provenance += [["judge", pair.judge]] if pair.judge else []
     provenance += [["seeds", ", ".join(map(str, pair.seeds))]] if pair.seeds else []
-    detail.table(f"{name[pair.source]}: provenance", provenance)
+    detail.table(f"{PAIR_NAMES[pair.source]}: provenance", provenance)
 
 
 def evaluation_blocks(detail: Detail, row: BeforeAfter, title: str = "Held out") -> None:
@@ -296,6 +297,15 @@ def verdict_block(detail: Detail, verdicts: Sequence[Verdict], side: str) -> Non
                 detail.folded(f"Reasoning before chain of thought {number}", reasoning)
 
 
+def judged_p(example: Example) -> float | None:
+    """P(chosen better) over the pairs that a judge labelled, revision pairs with verdicts included; None without any.
+
+    A pair of a human label, or of one by construction, does not count.
+    """
+    judged = [pair.p for pair in example.preferences if pair.source != "human" and pair.verdicts]
+    return fmean(judged) if judged else None
+
+
 REVISED = "Last revision"
 Side = tuple[str, Example]  # a run's letter, and its rows about the prompt
 
@@ -308,7 +318,7 @@ def comparison_table(letters: Sequence[str], runs: Sequence[Examples]) -> Table:
 
     shared = (sides(i) for i in runs[0].ids if all(i in run for run in runs[1:]))
     lines = [comparison_line(of_prompt) for of_prompt in shared if _comparable(of_prompt)]
-    facets = ["tag", "split", *(f"principle in {x}" for x in letters), *(f"flag in {x}" for x in letters)]
+    facets = ["tag", "split", "labels", *(f"principle in {x}" for x in letters), *(f"flag in {x}" for x in letters)]
 
     def contains(prompt_id: str, text: str) -> bool:
         possible = any(run.may_contain(prompt_id, text) for run in runs)
@@ -329,6 +339,12 @@ def columns(letters: Sequence[str]) -> list[Column]:
             "answer distance", "probability", f"word edit distance between the trained answers of {first} and {others}"
         ),
         *(Column(f"words {x}", "number", f"words in the last revision of {x}") for x in letters),
+        *(
+            Column(
+                f"P(chosen) {x}", "probability", f"P(chosen better) in {x}, mean over the pairs that a judge labelled"
+            )
+            for x in letters
+        ),
         *(Column(f"P(after) {x}", "probability", f"P(answer after training better) in {x}") for x in letters),
     ]
 
@@ -342,11 +358,13 @@ def comparison_line(sides: Sequence[Side]) -> Line:
         _distance([row.revision if row else None for row in revised]),
         _distance([row.after if row else None for row in answered]),
         *(words(row.revision) if row else None for row in revised),
+        *(judged_p(example) for example in examples),
         *(row.p if row else None for row in answered),
     ]
     facets = [
         examples[0].tags,
         ["held out" if examples[0].held_out else "training"],
+        ["flip"] if any(True for other in sides[1:] for _ in _label_flips(sides[0], other)) else [],
         *([row.principle_id for row in e.revisions] for e in examples),
         *(example_flags(e) for e in examples),
     ]
@@ -361,12 +379,26 @@ def comparison_detail(sides: Sequence[Side]) -> Detail:
         texts = [_texts(example) for _, example in (first, other)]
         for title in (title for title in texts[0] if title in texts[1]):
             _compare(detail, title, (first, other), (texts[0][title], texts[1][title]))
+        for pair, p in _label_flips(first, other):
+            note = f"P(chosen in {first[0]} better): {first[0]} {pair.p:.4f}, {other[0]} {p:.4f}"
+            names = (f"chosen in {other[0]}", f"chosen in {first[0]}")
+            detail.diff(f"{PAIR_NAMES[pair.source]}: the labels flip", names, (pair.rejected, pair.chosen), note)
     for x, example in sides:
         for revision in example.revisions:
             revision_blocks(detail, revision, f"{x}, round {revision.round}")
         for row in example.evaluation:
             evaluation_blocks(detail, row, f"{x}, held out")
     return detail
+
+
+def _label_flips(first: Side, other: Side) -> Iterator[tuple[Preference, float]]:
+    """Pairs that the first run labels, each with the other run's P(its chosen answer better), where that is below ½."""
+    labels = {(label.source, label.pair): label.p for label in map(labelled, other[1].preferences)}
+    for pair in first[1].preferences:
+        own = labelled(pair)
+        p = labels.get((own.source, own.pair))
+        if p is not None and flips_label(own.p, p):
+            yield pair, p if own.p == pair.p else 1 - p
 
 
 def _texts(example: Example) -> dict[str, str]:
