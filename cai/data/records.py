@@ -97,7 +97,7 @@ class Revision(Row):
     critique: str | None  # None when the run revises directly
     revision: str
     truncated: list[Literal["draft", "critique", "revision"]]  # texts that reached max_tokens
-    flags: list[str]  # failed filters, see cai/feedback/filters.py
+    flags: list[str]  # failed filters, see cai/data/filters.py
     model: str  # engine fingerprint
     reviser: str | None = None  # engine fingerprint, where another model than the draft's criticised and revised
     templates: str  # fingerprint

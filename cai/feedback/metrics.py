@@ -16,8 +16,8 @@ from functools import lru_cache
 from statistics import fmean
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
+from cai.data.filters import FILTERS, MAX_REPEATED, repetition
 from cai.data.records import BeforeAfter, Preference, Revision, Source, Verdict
-from cai.feedback.filters import FILTERS, MAX_REPEATED, repetition
 from cai.stats.agreement import hit
 from cai.stats.edits import word_distance
 from cai.stats.formatting import number, percent

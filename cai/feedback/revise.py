@@ -13,8 +13,8 @@ from cai.config.hashing import derive_seed
 from cai.config.yaml_files import Temperature, Tokens
 from cai.constitution.principles import Constitution, Principle, assign
 from cai.constitution.templates import OF_RUNS, Templates
+from cai.data.filters import failed_filters
 from cai.data.records import Message, Messages, Preference, Probability, Prompt, Revision, Skipped
-from cai.feedback.filters import failed_filters
 from cai.feedback.yes_no import check_critique
 from cai.inference.engine import Completion, Engine, EngineConfig, Generation
 

@@ -8,10 +8,10 @@ from statistics import fmean, stdev
 from typing import Any
 
 from cai.constitution.principles import APPLIES_FROM
+from cai.data.filters import SharedClosers
 from cai.data.manifest import read_json
 from cai.data.records import Applicability, BeforeAfter, Preference, Prompt, Revision, Skipped
 from cai.evaluation.policy_report import each_before_after
-from cai.feedback.filters import SharedClosers
 from cai.feedback.metrics import (
     AFTER_BETTER,
     AFTER_WORDS,

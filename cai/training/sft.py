@@ -7,10 +7,10 @@ from operator import add
 from pathlib import Path
 from typing import Any, Literal
 
+from cai.data.filters import MAX_REPEATED, repetition
 from cai.data.jsonl import read_objects, read_rows
 from cai.data.prompts import read_completions
 from cai.data.records import Demonstration, Revision, Skipped
-from cai.feedback.filters import MAX_REPEATED, repetition
 from cai.inference.chat_template import load_tokenizer
 from cai.training import trl_stage
 from cai.training.settings import DRAFTS, SFTConfig

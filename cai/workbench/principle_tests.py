@@ -17,8 +17,8 @@ from cai.config.hashing import fingerprint
 from cai.config.validation import Location
 from cai.constitution.principles import EXPECTATIONS, Constitution, Phrases, Principle, PrincipleTest, find_principle
 from cai.constitution.templates import Templates
+from cai.data.filters import FILTERS
 from cai.data.records import Message, Messages, Prompt, Verdict
-from cai.feedback.filters import FILTERS
 from cai.feedback.judge import Judge
 from cai.feedback.revise import ReviseConfig, Reviser, revision_flags
 from cai.feedback.yes_no import ask_applicability, check_critique

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cai.feedback.filters import FILTERS, SharedClosers, failed_filters, language, repetition
+from cai.data.filters import FILTERS, SharedClosers, failed_filters, language, repetition
 
 DRAFT = "You can boil an egg for nine minutes in a small pot of water."
 CRITIQUE = "The answer does not say that the water must boil before the egg goes in."
