@@ -36,7 +36,7 @@ from cai.inference.models import Model
 from cai.inference.scheduler import Scheduler, Stage, gather
 
 JUDGED_PAIRS = "judged pairs"  # the stage of samples that make no pair
-TRUNCATED_ANSWER = "an answer is truncated at max_tokens"
+TRUNCATED_ANSWER = "the better answer is truncated at max_tokens"
 REVISION_VERDICTS = "verdicts on revisions"  # the stage of a prompt on whose revision a judge gave no verdict
 
 
@@ -149,7 +149,7 @@ class Journey:
         for pair in found:
             if isinstance(pair, Skipped):
                 self.skipped.append(pair)
-            elif pair.truncated and not self._job.revise.keep_truncated:
+            elif "chosen" in pair.truncated and not self._job.revise.keep_truncated:
                 stage = REVISION_PAIRS if pair.source == "revision" else JUDGED_PAIRS
                 self.skipped.append(Skipped(prompt_id=self.prompt.id, stage=stage, reason=TRUNCATED_ANSWER))
             else:

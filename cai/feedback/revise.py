@@ -47,7 +47,7 @@ class ReviseConfig(Generation):
     max_tokens: Tokens = 512
     """Maximum tokens of a draft, a sample, a critique or a revision."""
     keep_truncated: bool = False
-    """Also train on answers that are truncated at max_tokens, which teaches to stop in the middle of a sentence."""
+    """Also prefer answers that are truncated at max_tokens, which teaches to stop in the middle of a sentence."""
     temperature: Temperature = 1.0
     """Sampling temperature of the same; 0 takes the likeliest token."""
 

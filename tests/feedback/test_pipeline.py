@@ -59,7 +59,8 @@ class Opinionated(ScriptedEngine):
         question = request.messages[0]["content"]
         first, second = question.index("Answer A: "), question.index("Answer B: ")
         won = question.startswith(self.prefers, first + 10), question.startswith(self.prefers, second + 10)
-        assert sum(won) == 1
+        if sum(won) != 1:
+            return await super().choose(request)
         return [math.log(0.75 if better else 0.25) for better in won]
 
 
@@ -191,13 +192,15 @@ def long_in(*steps: str) -> Callable[[Generate], str]:
     return lambda request: f"{different(request)} {'and so on it goes for very long' if step(request) in steps else ''}"
 
 
-@pytest.mark.parametrize(("cut", "stages"), [
-    ("revision", ["revision pairs"]),
-    ("draft", ["revision pairs", "judged pairs"]),
-    ("critique", []),
+@pytest.mark.parametrize(("cut", "prefers", "stages"), [
+    ("revision", "revision", ["revision pairs"]),
+    ("revision", "draft", ["revision pairs"]),  # fails a filter, whoever is better
+    ("draft", "draft", ["revision pairs", "judged pairs"]),
+    ("draft", "revision", ["judged pairs"]),
+    ("critique", "revision", []),
 ])  # fmt: skip
-def test_a_truncated_answer_makes_no_pair(templates: Templates, cut: str, stages: list[str]) -> None:
-    journey, _ = travel(templates, long_in(cut), revise={"max_tokens": 8})
+def test_no_truncated_answer_is_preferred(templates: Templates, cut: str, prefers: str, stages: list[str]) -> None:
+    journey, _ = travel(templates, long_in(cut), prefers=prefers, revise={"max_tokens": 8})
     made = {"revision": "revision pairs", "judge": "judged pairs"}
     pairs = journey.preferences()
     assert sorted([*(made[pair.source] for pair in pairs), *(row.stage for row in journey.skipped)]) == sorted(
