@@ -261,6 +261,10 @@ def _quality(run: RunFolder) -> str:
         (f"{RUN_METRICS[key].name}: {RUN_METRICS[key].meaning}", RUN_METRICS[key].shown(estimate))
         for key, estimate in summary_metrics(summary).items()
     ]
+    if trainings := summary.get("trainings"):
+        rows.append(
+            ("trainings: with other seeds; the metrics of answers after training are means", str(len(trainings)))
+        )
     rows += [(f"judge on labelled pairs: {name}", value) for name, value in _gate(run)]
     lines = "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
     reasons = [f"{count} × {reason}" for reason, count in summary["skipped"]["reasons"].items()]

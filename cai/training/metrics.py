@@ -117,10 +117,14 @@ class Trackers:
 
 
 def _run_name(metrics: Path) -> str:
-    """`RUN/STAGE` of a run's stage, else the folder's name; members of an ensemble have their number."""
+    """`RUN/STAGE` of a run's stage, else the folder's name; members of an ensemble and trainings have their number."""
     folder = metrics.parent.resolve()
-    parts = [folder.parent.parent.name, folder.name] if folder.parent.name == "train" else [folder.name]
-    return "/".join(parts) + metrics.stem.removeprefix("metrics")
+    home, parts, number = folder.parent.parent, [folder.name], ""
+    if folder.parent.name == "train":
+        if home.parent.name == "seeds":
+            home, number = home.parent.parent, f"#{home.name}"
+        parts = [home.name, folder.name]
+    return "/".join(parts) + number + metrics.stem.removeprefix("metrics")
 
 
 def runaway(history: Sequence[dict[str, Any]], target_kl: float | None) -> dict[str, str]:

@@ -13,7 +13,7 @@ from rich.console import Console
 from cai.cli.run import print_summary
 from cai.compare.compare import compare_runs
 from cai.config.errors import CaiError
-from cai.data.manifest import MANIFEST_JSON, write_manifest
+from cai.data.manifest import MANIFEST_JSON, read_manifest, write_manifest
 from cai.evaluation.policy_report import read_report
 from cai.inference.engine import Choose, EngineConfig, ScriptedEngine
 from cai.inference.models import Model, folder_fingerprint
@@ -21,16 +21,19 @@ from cai.inference.scheduler import Reporter
 from cai.report.run import read_run, run_report
 from cai.runs import pipeline
 from cai.runs.dry_run import dry_run
-from cai.runs.evaluate import Options, plan_evaluation
+from cai.runs.evaluate import Options, adds_to, evaluation_claim, plan_evaluation
 from cai.runs.find import find_policy
 from cai.runs.folder import RunFolder
 from cai.runs.pipeline import execute
 from cai.runs.plan import Shard, make_plan, shard_plan
+from cai.runs.publish import write_dataset
 from cai.runs.sweep import is_finished
 from cai.runs.verify import verify_run
+from cai.training import stage
 from cai.training.stage import StageSpec
-from tests.conftest import write_workspace
+from tests.conftest import train_here, write_workspace
 
+DPO = "train: [{stage: dpo, lora_r: 2, num_train_epochs: 2, learning_rate: 1.0e-2, max_length: 400}]\n"
 TRAIN = "train: [{stage: reward, holdout: 0.25}, {stage: dpo}]\n"
 
 
@@ -233,6 +236,9 @@ def test_surfaces_show_every_policy_and_the_spread(tmp_path: Path, model_folder:
     console = Console(record=True, width=120)
     print_summary(console, folder)
     page = run_report(folder, read_run(folder))
+    write_dataset(folder, tmp_path / "dataset", "mit")
+    card = (tmp_path / "dataset/README.md").read_text()
+    assert "| trainings: with other seeds; the metrics of answers after training are means | 3 |" in card
     for text in (console.export_text(), page):
         assert "seeds/3/train/2-dpo/model" in text and "standard deviation" in text and "2-dpo#2" in text
         assert str(trainings[2]["seed"]) in text
@@ -252,6 +258,8 @@ def test_a_policy_of_a_further_training_is_found_by_its_number(
         find_policy("test#3", runs)
     with pytest.raises(CaiError, match="is no run"):
         find_policy("tess#2", runs)
+    alone = evaluation_claim(plan_evaluation(Options("test#2"), runs), second.training.eval)
+    assert adds_to(alone.manifest, read_manifest(second.training.eval))  # to the run's own evaluation of it
     plan = plan_evaluation(Options("test", against=["test#2"]), runs)
     assert [policy.name for policy in plan.policies][1:] == ["test", "test#2"]
 
@@ -273,3 +281,27 @@ def test_a_comparison_of_runs_with_seeds_tests_policies_over_trainings(
     better = {m.key: m for m in compare_runs([a, b]).pairs[0].metrics}["after_better"].effect
     assert better.trainings == (3, 3) and "3 + 3 trainings" in better.note
     assert better.p is not None
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, RunFolder]:
+    """The tiny model trained in two runs that differ in `seeds` alone: 1, and 2."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(stage, "follow", lambda command, log, report: train_here(StageSpec.read(Path(command[-1]))))
+        run_file = write_workspace(tmp_path_factory.mktemp("seeds"), tiny_model, extra=DPO)
+        return run_to_end(run_file, name="one"), run_to_end(run_file, "seeds=2", name="two")
+
+
+@pytest.mark.slow
+def test_weights_differ_by_training_and_the_first_are_those_of_a_run_without_seeds(
+    trained: tuple[RunFolder, RunFolder],
+) -> None:
+    one, two = trained
+    assert one.preferences_jsonl.read_bytes() == two.preferences_jsonl.read_bytes()
+    weights = [
+        [(model / "model.safetensors").read_bytes() for training in run.trainings() if (model := training.policy())]
+        for run in trained
+    ]
+    assert (len(weights[0]), len(weights[1])) == (1, 2)
+    assert weights[0][0] == weights[1][0] != weights[1][1]
+    assert [len(list(folder.glob("comparisons.jsonl"))) for folder in two.evaluations()] == [1, 1]

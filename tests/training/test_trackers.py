@@ -74,6 +74,11 @@ def test_members_of_an_ensemble_are_tracked_apart(recorded: list[Recorder], tmp_
     assert (recorded[1].settings["run_name"], recorded[1].settings["purge_step"]) == ("tensorboard-2", 6)
 
 
+def test_further_trainings_of_a_run_are_tracked_by_their_number(recorded: list[Recorder], tmp_path: Path) -> None:
+    Trackers(["trackio"], tmp_path / "run/seeds/2/train/1-dpo/metrics.jsonl", 0)
+    assert recorded[0].settings["name"] == "run/1-dpo#2"
+
+
 def test_where_metrics_go_changes_neither_the_run_nor_its_stage(
     recorded: list[Recorder], model_folder: Path, tmp_path: Path
 ) -> None:
