@@ -18,13 +18,26 @@ from cai.cli.console import (
     line,
     listed,
     result_console,
+    resumable,
     short,
     show,
     starred,
     write_file,
 )
-from cai.cli.options import DEFAULT_RUNS, AsJson, PageOut, RunsFolder
+from cai.cli.options import (
+    DEFAULT_RUNS,
+    DEFAULT_TEMPLATES,
+    AsJson,
+    DryRun,
+    KeyEnv,
+    PageOut,
+    RunsFolder,
+    Settings,
+    TemplatesFolder,
+)
+from cai.cli.run import forecast_parts
 from cai.compare.compare import by_kind, compare_runs
+from cai.compare.head_to_head import win_heading
 from cai.compare.labels import PAIR_NAMES, label_flips_text
 from cai.compare.plan import parse_plan
 from cai.compare.plan import plan as plan_metrics
@@ -40,13 +53,25 @@ from cai.compare.record import (
     PlannedMetric,
     PositionFlip,
     PrincipleComparison,
+    RevisionHeadToHead,
     RunComparison,
     UnpairedMetric,
 )
-from cai.config.characters import visible
+from cai.compare.revisions import (
+    Options,
+    RevisionJudge,
+    forecast_revisions,
+    judge_revisions,
+    plan_judge,
+    revision_notes,
+    revision_row,
+)
+from cai.config.characters import Terminal, visible
+from cai.config.errors import CaiError
 from cai.feedback.metrics import LABEL_MASS, RUN_METRICS, label_mass_text
+from cai.inference.scheduler import Reporter
 from cai.report.comparison import comparison_report, read_comparison
-from cai.runs.folder import open_run
+from cai.runs.folder import RunFolder, open_run
 from cai.stats.formatting import NONE, counted, number, percent, prompt_counts
 from cai.stats.significance import Effect
 
@@ -70,15 +95,41 @@ def compare(
             "metric (such as after_words=10) or all; may be repeated.",
         ),
     ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            "--judge", metavar="NAME", help="Judge model or server that also compares the runs' revisions head to head."
+        ),
+    ] = None,
+    constitution: Annotated[
+        str | None,
+        typer.Option("--constitution", metavar="NAME", help="Of the eval judge.", show_default="that of A's eval"),
+    ] = None,
+    key_env: KeyEnv = None,
+    templates: TemplatesFolder = DEFAULT_TEMPLATES,
+    settings: Settings = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Compare runs.
 
     Each run against the first, A: settings, effects on shared prompts, and which of them are significant. Also writes
-    a page, comparison.html in the folder of runs; with --json only if --out names one.
+    a page, comparison.html in the folder of runs; with --json only if --out names one. No model is called, unless
+    --judge names one: it compares the last revisions of both runs to the same prompts, by an eval constitution and by
+    that of each run. --set takes settings of its engine, such as engine.max_model_len=4096. Its answers are cached.
     """
     planned = parse_plan(plan or [])
     folders = [open_run(name, runs) for name in names]
-    comparison = compare_runs(folders)
+    if judge is None:
+        _refuse_without_judge(
+            {"--constitution": constitution, "--key-env": key_env, "--set": settings, "--dry-run": dry_run}
+        )
+        comparison = compare_runs(folders)
+    else:
+        asked = plan_judge(Options(judge, constitution, key_env, templates, settings or []), folders, runs)
+        if dry_run:
+            _forecast(asked, folders)
+            return
+        comparison = _judged(asked, folders, Terminal(stderr=as_json))
     if planned:
         comparison = comparison.model_copy(update={"plan": plan_metrics(comparison, planned)})
     if as_json:
@@ -92,6 +143,26 @@ def compare(
         write_file(page, comparison_report(read_comparison(comparison, folders)))
         if not as_json:
             line(console, f"\nReport: {page}")
+
+
+def _forecast(judge: RevisionJudge, folders: Sequence[RunFolder]) -> None:
+    console = Terminal()
+    line(console, "dry run: no model is called and nothing is written")
+    for part in forecast_parts(forecast_revisions(judge, folders), None):
+        show(console, part)
+
+
+def _judged(judge: RevisionJudge, folders: Sequence[RunFolder], console: Terminal) -> RunComparison:
+    reporter = Reporter(console)
+    with resumable(console, reporter):
+        return compare_runs(folders, judge_revisions=lambda runs: judge_revisions(judge, runs, reporter))
+
+
+def _refuse_without_judge(options: dict[str, object]) -> None:
+    """Raises: CaiError for an option about the judge where none is named."""
+    for option, value in options.items():
+        if value:
+            raise CaiError(f"{option} applies to --judge only; add --judge NAME")
 
 
 def _comparison(c: RunComparison) -> Iterator[RenderableType | Grid]:
@@ -145,9 +216,10 @@ def _pair(c: RunComparison, pair: PairComparison) -> Iterator[RenderableType | G
         yield heading("Metrics of each run on its own prompts: not paired, not tested")
         yield _unpaired(pair.unpaired, b)
     yield from _principles(pair, b)
+    if pair.revisions:
+        yield from _revisions(pair.revisions, b)
     if pair.head_to_head:
-        how = "judged side by side" if pair.head_to_head[0].directly else "held-out prompts, judged indirectly"
-        yield heading(f"Win rate of {b} against A, {how}")
+        yield heading(win_heading(pair.head_to_head[0], b))
         yield _head_to_head(pair.head_to_head)
     if pair.labels:
         yield heading("Labels of the same two answers")
@@ -250,8 +322,21 @@ def _effects(effects: Sequence[tuple[PrincipleComparison, str, Effect]]) -> Grid
     return grid
 
 
+def _revisions(met: RevisionHeadToHead, b: str) -> Iterator[RenderableType | Grid]:
+    """Whose revisions one judge prefers by each constitution."""
+    yield heading(f"Revisions of A and {b} head to head, by {met.judge}: P(better than the other's)")
+    grid = Grid(["principles of", "A", b, "win rate", f"{b} − ½", *EFFECT[1:]], optional=[7, 3])
+    for row in met.preferences:
+        grid.add(short(visible(revision_row(row))), number(row.a), number(row.b), number(row.win_rate),
+                 *effect_cells(row.effect))  # fmt: skip
+    yield grid
+    yield listed(" ", revision_notes(met), "dim")
+
+
 def _head_to_head(rows: Sequence[HeadToHead]) -> Grid:
-    grid = Grid(["", "win rate", "less ½", *EFFECT[1:], ""], optional=[5, 3, 4], last_left=True)
+    grid = Grid(
+        ["", "win rate" if rows[0].directly else "share", "less ½", *EFFECT[1:], ""], optional=[5, 3, 4], last_left=True
+    )
     for axis in dict.fromkeys(row.axis for row in rows):
         of_axis = [row for row in rows if row.axis == axis]
         most = max(row.effect.n for row in of_axis)

@@ -6,18 +6,19 @@ principle: how often each was sampled, what its rounds did, and what changing it
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple, get_args
 
 from cai.compare.findings import findings, high_metrics, pair_warnings, run_warnings
 from cai.compare.head_to_head import examples, head_to_head, same_eval_judge
 from cai.compare.labels import label_agreement, label_flips
-from cai.compare.reading import Revised, Round, RunData, mean, read_run
+from cai.compare.reading import Revised, Round, RunData, mean, read_run, shared_prompts
 from cai.compare.record import (
     AGAINST_TABLE,
     EFFECT_TABLE,
     METRIC_TABLE,
+    REVISION_TABLE,
     WIN_TABLE,
     Curve,
     Kind,
@@ -26,6 +27,7 @@ from cai.compare.record import (
     PrincipleComparison,
     PrincipleText,
     PrincipleUse,
+    RevisionHeadToHead,
     RunComparison,
     RunPart,
     UnpairedMetric,
@@ -197,18 +199,30 @@ def _outcomes(run: RunData, prompt_id: str, row: Revised) -> dict[str, float]:
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
-def compare_runs(folders: Sequence[RunFolder], example_count: int = 5) -> RunComparison:
+JudgeRevisions = Callable[[Sequence[RunData]], Mapping[int, RevisionHeadToHead]]
+"""The runs' revisions head to head, by the place of the run that is compared with the first."""
+
+
+def compare_runs(
+    folders: Sequence[RunFolder], example_count: int = 5, judge_revisions: JudgeRevisions | None = None
+) -> RunComparison:
     """The first run against each of the others, from the folders alone; `warnings` name what a run lacks.
+
+    With `judge_revisions` the revisions of the runs meet too, which calls a model (cai/compare/revisions.py).
 
     Raises: CaiError for fewer than two runs, or more than there are letters.
     """
     if not 2 <= len(folders) <= len(LETTERS):
         raise CaiError(f"expected 2 to {len(LETTERS)} runs to compare, found {len(folders)}")
-    return compare_read([read_run(folder, number) for number, folder in enumerate(folders)], example_count)
+    runs = [read_run(folder, number) for number, folder in enumerate(folders)]
+    return compare_read(runs, example_count, judge_revisions(runs) if judge_revisions else None)
 
 
-def compare_read(runs: Sequence[RunData], example_count: int = 5) -> RunComparison:
-    """`compare_runs` of runs that were read."""
+def compare_read(
+    runs: Sequence[RunData], example_count: int = 5, revisions: Mapping[int, RevisionHeadToHead] | None = None
+) -> RunComparison:
+    """`compare_runs` of runs that were read, and whose revisions were judged, by the place of the other run."""
+    judged = revisions or {}
     all_curves: list[Curve] = []
     warnings: list[str] = []
     for number, run in enumerate(runs):
@@ -218,9 +232,12 @@ def compare_read(runs: Sequence[RunData], example_count: int = 5) -> RunComparis
         all_curves += run_curves
     pairs = []
     for number, other in enumerate(runs[1:], start=1):
-        shared = _shared(runs[0], other)
+        shared = shared_prompts(runs[0], other)
         warnings += pair_warnings(runs[0], other, shared)
-        pairs.append(_pair(runs[0], other, number, shared, example_count))
+        if revisions is not None and number not in judged:
+            warnings.append(f"{runs[0].name} and {other.name} revised no prompt in common, so --judge compared nothing")
+        pair = _pair(runs[0], other, number, shared, example_count)
+        pairs.append(pair.model_copy(update={"revisions": judged.get(number)}))
     pairs, family = _corrected(pairs)
     comparison = RunComparison(
         runs=[_part(number, run) for number, run in enumerate(runs)],
@@ -232,11 +249,6 @@ def compare_read(runs: Sequence[RunData], example_count: int = 5) -> RunComparis
         findings=[],
     )
     return comparison.model_copy(update={"findings": findings(comparison)})
-
-
-def _shared(a: RunData, b: RunData) -> list[str]:
-    """The ids of prompts that are the same in both, in A's order."""
-    return [i for i, prompt in a.prompts.items() if i in b.prompts and b.prompts[i].messages == prompt.messages]
 
 
 def _pair(a: RunData, b: RunData, number: int, shared: Sequence[str], example_count: int) -> PairComparison:
@@ -321,6 +333,12 @@ def _corrected(pairs: Sequence[PairComparison]) -> tuple[list[PairComparison], d
             if use
             for outcome, e in use.against_others.items()
         },
+        REVISION_TABLE: {
+            (pair.b, place): row.effect
+            for pair in pairs
+            if pair.revisions
+            for place, row in enumerate(pair.revisions.preferences)
+        },
     }
     effects = corrected(tables)
     family = {name: number for name, table in tables.items() if (number := sum(map(counts, table.values())))}
@@ -349,7 +367,16 @@ def _with_effects(pair: PairComparison, effects: Mapping[str, Mapping[Place, Eff
         )
         for p in pair.principles
     ]
-    return pair.model_copy(update={"metrics": metrics, "head_to_head": wins, "principles": principles})
+    revisions = pair.revisions and pair.revisions.model_copy(
+        update={
+            "preferences": [
+                row.model_copy(update={"effect": effects[REVISION_TABLE][pair.b, place]})
+                for place, row in enumerate(pair.revisions.preferences)
+            ]
+        }
+    )
+    changed = {"metrics": metrics, "head_to_head": wins, "principles": principles, "revisions": revisions}
+    return pair.model_copy(update=changed)
 
 
 def _part(number: int, run: RunData) -> RunPart:

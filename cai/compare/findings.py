@@ -5,7 +5,15 @@ from statistics import fmean
 
 from cai.compare.head_to_head import judged_together, outdated, same_eval_judge
 from cai.compare.reading import RunData
-from cai.compare.record import OUTCOME_NAMES, Curve, HeadToHead, PairComparison, PrincipleUse, RunComparison
+from cai.compare.record import (
+    OUTCOME_NAMES,
+    Curve,
+    HeadToHead,
+    PairComparison,
+    PrincipleUse,
+    RevisionPreference,
+    RunComparison,
+)
 from cai.feedback.metrics import RUN_METRICS
 from cai.stats.formatting import counted, difference, mean_difference, number, percent
 from cai.stats.significance import Effect
@@ -37,6 +45,11 @@ def _significant(c: RunComparison, pair: PairComparison) -> Iterator[str]:
         if metric.effect.significant:
             values = f"A {number(metric.a)}, {b} {number(metric.b)}"
             yield f"{metric.name}: {values}; significant, {b} − A = {difference(metric.effect)}"
+    for preference in pair.revisions.preferences if pair.revisions else ():
+        if preference.effect.significant:
+            winner, loser = (b, "A") if preference.effect.mean > 0 else ("A", b)
+            line = f"{winner}'s revisions beat {loser}'s, {_preference(b, preference)}"
+            yield f"{line}; significant, {difference(preference.effect)} from ½"
     for row in pair.head_to_head:
         if row.effect.significant:
             yield f"{_head_to_head(b, row)}; significant, {difference(row.effect)} from ½"
@@ -79,6 +92,10 @@ def _not_significant(c: RunComparison, pair: PairComparison) -> Iterator[str]:
         yield f"{head}{metrics} not tested, such as {widest.name} {difference(widest.effect)}"
     for overall in (row for row in pair.head_to_head if row.tag is None and not row.effect.significant):
         yield f"{_head_to_head(b, overall)}; {insignificance(overall.effect)}"
+    for preference in pair.revisions.preferences if pair.revisions else ():
+        if not preference.effect.significant:
+            line = f"{b}'s revisions against A's, {_preference(b, preference)}"
+            yield f"{line}; {insignificance(preference.effect)}"
     yield from _no_principle_effect(head, pair)
     if pair.labels and pair.labels.agreement:
         agreement = pair.labels.agreement
@@ -112,11 +129,19 @@ def family_line(c: RunComparison) -> str:
     return f"{counted(sum(c.family.values()), 'tests')}, corrected as one family (Holm, 5 %): {tables}"
 
 
+def _preference(b: str, row: RevisionPreference) -> str:
+    """The preference of the judge that `--judge` names, by one constitution."""
+    whose = " and ".join("the eval constitution" if by == "eval" else f"{by}'s" for by in row.by)
+    return f"one judge by {whose} ({row.constitution}): P({b} better) {number(row.b)} on {row.effect.n} prompts"
+
+
 def _head_to_head(b: str, row: HeadToHead) -> str:
-    prompts = "prompts judged side by side" if row.directly else "held-out prompts"
-    axis = f", {row.axis}" if row.directly else ""
     tagged = f" tagged {row.tag}" if row.tag else ""
-    return f"{b} against A{axis}: win rate {number(row.win_rate)} on {row.effect.n} {prompts}{tagged}"
+    if not row.directly:  # their answers never met
+        gains = f"{b} gains more than A over the answer before training on {percent(row.win_rate)}"
+        return f"{gains} of {row.effect.n} held-out prompts{tagged}"
+    prompts = "prompts judged side by side"
+    return f"{b} against A, {row.axis}: win rate {number(row.win_rate)} on {row.effect.n} {prompts}{tagged}"
 
 
 def insignificance(effect: Effect) -> str:
@@ -209,6 +234,12 @@ def pair_warnings(a: RunData, b: RunData, shared: Sequence[str]) -> Iterator[str
     for run in (a, b):
         if judged_together(run, a, b) and outdated(run, a, b):
             yield f"{both}: `cai eval {run.name}` is older than one of the policies and is ignored; run it again"
+    own = [run.constitution.fingerprint for run in (a, b) if run.constitution and run.labels and run.labels.mass.pairs]
+    if len(set(own)) > 1:
+        yield (
+            f"{both}: each judge asks by its run's own principles, so labels and P(revision better) compare different "
+            "questions (`--judge` puts one to both)"
+        )
     critiques = [run.setting("revise", "critique") for run in (a, b)]
     if False in critiques and critiques[0] != critiques[1]:
         yield f"{both}: one makes no critiques, so copied critiques are not compared"

@@ -45,6 +45,13 @@ def head_to_head(a: RunData, b: RunData, shared: Sequence[str]) -> list[HeadToHe
     ]
 
 
+def win_heading(row: HeadToHead, b: str) -> str:
+    """What a head-to-head is of: only answers that met have a winner."""
+    if row.directly:
+        return f"Win rate of {b} against A, judged side by side"
+    return f"Held-out prompts on which {b} gains more than A over the answer before training"
+
+
 def indirect_wins(a: RunData, b: RunData, shared: Sequence[str]) -> dict[str | None, list[dict[str, float]]]:
     """By tag (None: all prompts), for each pair of trainings: B's wins by prompt; {} without a common eval judge.
 

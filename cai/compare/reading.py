@@ -159,6 +159,11 @@ def read_run(folder: RunFolder, number: int = 0) -> RunData:
     return run
 
 
+def shared_prompts(a: RunData, b: RunData) -> list[str]:
+    """The ids of prompts that are the same in both, in A's order."""
+    return [i for i, prompt in a.prompts.items() if i in b.prompts and b.prompts[i].messages == prompt.messages]
+
+
 def _evaluated(folder: RunFolder) -> dict[str, str]:
     try:
         policies = read_json(folder.eval / MANIFEST_JSON)["policies"]

@@ -22,11 +22,12 @@ OUTCOMES = {
 OUTCOME_NAMES = {**{metric.key: metric.name for metric in ROUND_METRICS}, "verdict": REVISION_BETTER.name}
 
 
-METRIC_TABLE, WIN_TABLE, EFFECT_TABLE, AGAINST_TABLE = (
+METRIC_TABLE, WIN_TABLE, EFFECT_TABLE, AGAINST_TABLE, REVISION_TABLE = (
     "metrics",
     "win rates",
     "effects of principles",
     "principles against others of their run",
+    "preferences of one judge between revisions",
 )
 """The tables of a comparison's family of tests."""
 
@@ -142,6 +143,34 @@ class LabelAgreement(Row):
     mean_difference: float | None  # mean |p_B − p_A|, in [0, 1]
 
 
+class RevisionPreference(Row):
+    """Whose last revisions one judge prefers by the principles of one constitution; ties count one half.
+
+    `a` and `b` are the mean P(the run's revision is better than the other run's), in [0, 1], with sum 1; `win_rate` is
+    the share of prompts on which B's is preferred. The effect is `b` − ½.
+    """
+
+    by: list[str]  # whose constitution: `eval`, or letters of runs
+    constitution: str
+    a: float
+    b: float
+    win_rate: float
+    effect: Effect
+
+
+class RevisionHeadToHead(Row):
+    """The last revisions of two runs to the same prompts, judged against each other by one judge.
+
+    The first of `preferences` is by the eval constitution, the others by that of A and that of B.
+    """
+
+    judge: str
+    prompts: int  # that both runs revised
+    equal: int  # of them with the same revision, a tie without a call
+    preferences: list[RevisionPreference]
+    skipped: dict[str, int]  # verdicts by reason: no principle applies, or a request failed
+
+
 class LabelFlip(Row):
     """A pair that both runs labelled and of which they prefer different answers; of a revision pair, one is the draft.
 
@@ -197,6 +226,7 @@ class PairComparison(Row):
     labels: LabelAgreement | None
     label_flips: LabelFlips | None = None  # None where no pair has a label in both runs
     examples: list[Example]
+    revisions: RevisionHeadToHead | None = None  # with `--judge`
 
 
 class PlannedMetric(Row):

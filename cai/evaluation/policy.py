@@ -156,6 +156,23 @@ class AnswerPair(NamedTuple):
     other: str
 
 
+async def verdicts_on(
+    axis: Constitution, pair: AnswerPair, templates: Templates, engine: CachedEngine
+) -> list[Verdict] | NothingApplies:
+    """A judge's verdicts on a pair by all principles of the axis that apply, in both orders.
+
+    Equal answers have none: they tie without a call.
+    """
+    if pair.own == pair.other:
+        return []
+    try:
+        found = await ask_applying(axis, pair.prompt, templates, engine)
+    except NothingApplies as reason:
+        return reason
+    judge = Judge(templates, engine)
+    return (await judge.compare(pair.prompt.messages, (pair.own, pair.other), found.principles))[0, 1]
+
+
 class Step(NamedTuple):
     """One kind of requests to one engine, and how many calls they are expected to take."""
 
@@ -316,18 +333,8 @@ class PolicyEvaluation:
         self, pair: AnswerPair, axes: Sequence[str], engine: CachedEngine
     ) -> dict[str, list[Verdict] | NothingApplies]:
         """On each axis by all its principles that apply, in both orders; equal answers tie without a call."""
-
-        async def on_axis(axis: Constitution) -> list[Verdict] | NothingApplies:
-            try:
-                found = await ask_applying(axis, pair.prompt, self.plan.templates, engine)
-            except NothingApplies as reason:
-                return reason
-            judge = Judge(self.plan.templates, engine)
-            return (await judge.compare(pair.prompt.messages, (pair.own, pair.other), found.principles))[0, 1]
-
-        if pair.own == pair.other:
-            return {axis: [] for axis in axes}
-        verdicts = await asyncio.gather(*(on_axis(self.plan.axes[axis]) for axis in axes))
+        plan = self.plan
+        verdicts = await asyncio.gather(*(verdicts_on(plan.axes[axis], pair, plan.templates, engine) for axis in axes))
         return dict(zip(axes, verdicts, strict=True))
 
     async def _question(self, probes: Probes, engine: CachedEngine) -> None:

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from cai.compare.compare import by_kind
+from cai.compare.head_to_head import win_heading
 from cai.compare.labels import label_flips_text
 from cai.compare.record import OUTCOMES, Attribution, HeadToHead, PairComparison, PrincipleComparison, RunComparison
+from cai.compare.revisions import revision_notes, revision_row
 from cai.config.errors import CaiError
 from cai.constitution.principles import TEXTS
 from cai.evaluation.monitors import Monitor, format_threshold
@@ -122,6 +124,9 @@ def comparison_report(contents: ComparisonContents, url: str | None = None) -> s
         cells=_cells,
         label_mass=label_mass_text,
         label_flips=label_flips_text,
+        win_heading=win_heading,
+        revision_row=revision_row,
+        revision_notes=revision_notes,
         text=lambda key, value: RUN_METRICS[key].text(value),
     )
 
@@ -217,8 +222,16 @@ def _pair_plots(c: RunComparison, pair: PairComparison) -> list[Plot]:
         for w in pair.head_to_head
         if w.effect.low is not None and w.effect.high is not None
     ]
+    preferred = [
+        Interval(revision_row(r), r.b, r.effect.low + 0.5, r.effect.high + 0.5, r.effect.significant)
+        for r in (pair.revisions.preferences if pair.revisions else ())
+        if r.effect.low is not None and r.effect.high is not None
+    ]
+    if preferred:
+        title = f"P({b}'s revision better than A's), by one judge"
+        plots.append(intervals(title, "mean over prompts", preferred, no_effect=0.5))
     if wins:
-        plots.append(intervals(f"Win rate of {b} over A", "share of prompts on which it wins", wins, no_effect=0.5))
+        plots.append(intervals(win_heading(pair.head_to_head[0], b), "share of prompts", wins, no_effect=0.5))
     measured = [p for p in pair.principles if any(map(_tile, p.effects.values()))]
     if measured:
         tiles = [[_tile(p.effects.get(outcome)) for outcome in OUTCOMES] for p in measured]

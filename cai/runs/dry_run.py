@@ -6,7 +6,7 @@ placeholder that no model wrote, so that the calls which depend on it are cache 
 
 import asyncio
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from cai.data.records import Skipped
 from cai.evaluation.policy import Policy, PolicyEvaluation
 from cai.feedback.label import JudgePanel, LabelJob, count_work
 from cai.feedback.pipeline import collect_feedback
-from cai.inference.cache import Cache, OverlayCache, Work
+from cai.inference.cache import AnyCache, Cache, OverlayCache, Work
 from cai.inference.engine import Choose, Completion, Engine, EngineConfig, Generate
 from cai.inference.models import Model
 from cai.inference.scheduler import EngineWork, Reporter, Scheduler
@@ -110,6 +110,18 @@ def dry_run(plan: Plan, counted: Cache | None = None) -> DryRun:
     tallies = [tally for done in scheduler.work for tally in done.work.steps.values()]
     read = sum(tally.characters for tally in tallies) / CHARACTERS
     return DryRun(lines, read, seconds, untrained, plan.config.iterations - 1)
+
+
+def forecast_work(cache: Path, run: Callable[[AnyCache], Sequence[EngineWork]]) -> DryRun:
+    """Count the calls of `run`, which makes them through the cache it is given and engines of `open_placeholders`."""
+    with tempfile.TemporaryDirectory(prefix="cai-") as temporary:
+        existing = cache if cache.exists() else Path(temporary) / "none.sqlite"
+        with closing(Cache(existing)) as below, closing(Cache(Path(temporary) / "cache.sqlite")) as upper:
+            work = run(OverlayCache(below, upper))
+            known = {engine: below.work(engine) for engine in {done.engine for done in work}}
+    lines, seconds = _expected(work, known, [])
+    read = sum(tally.characters for done in work for tally in done.work.steps.values()) / CHARACTERS
+    return DryRun(lines, read, seconds, [], 0)
 
 
 def open_placeholders(model: Model, fingerprint: str, settings: EngineConfig) -> Engine:
