@@ -329,7 +329,8 @@ def _revisions(met: RevisionHeadToHead, b: str) -> Iterator[RenderableType | Gri
     for row in met.preferences:
         grid.add(short(visible(revision_row(row))), number(row.a), number(row.b), number(row.win_rate),
                  *effect_cells(row.effect))  # fmt: skip
-    yield grid
+    if met.preferences:
+        yield grid
     yield listed(" ", revision_notes(met), "dim")
 
 

@@ -46,6 +46,7 @@ from cai.feedback.metrics import (
 )
 from cai.runs.folder import RunFolder, stage_order
 from cai.runs.metrics import CURVES
+from cai.stats.formatting import counted
 from cai.stats.significance import Effect, contrasts, corrected, counts, paired
 from cai.stats.trainings import between_policies
 from cai.training.metrics import read_metrics
@@ -236,6 +237,9 @@ def compare_read(
         warnings += pair_warnings(runs[0], other, shared)
         if revisions is not None and number not in judged:
             warnings.append(f"{runs[0].name} and {other.name} revised no prompt in common, so --judge compared nothing")
+        if number in judged and judged[number].skipped:
+            missing = counted(sum(judged[number].skipped.values()), "verdicts")
+            warnings.append(f"{runs[0].name} and {other.name}: {missing} of --judge are missing; its table says why")
         pair = _pair(runs[0], other, number, shared, example_count)
         pairs.append(pair.model_copy(update={"revisions": judged.get(number)}))
     pairs, family = _corrected(pairs)

@@ -137,7 +137,7 @@ def _axes(judge: RevisionJudge, a: RunData, b: RunData, number: int) -> list[_Ax
     axes: dict[str, _Axis] = {}
     letters = (EVAL, "A", LETTERS[number])
     for letter, constitution in zip(letters, (judge.constitution, a.constitution, b.constitution), strict=True):
-        if constitution is not None:  # one that cannot be read is among the warnings
+        if constitution is not None:  # one that cannot be read has no row
             axes.setdefault(constitution.fingerprint, _Axis([], constitution)).by.append(letter)
     return list(axes.values())
 
@@ -190,8 +190,9 @@ def _preference(axis: _Axis, values: Sequence[float]) -> RevisionPreference:
 
 def revision_notes(met: RevisionHeadToHead) -> list[str]:
     """What the preferences are of, and what is not among them."""
-    notes = [f"{counted(met.prompts, 'prompts')} that both revised, {met.equal} of them alike: a tie without a call"]
-    return notes + [f"skipped: {counted(count, 'verdicts')}: {reason}" for reason, count in met.skipped.items()]
+    alike = f", {met.equal} of them alike: a tie without a call" if met.equal else ""
+    skipped = [f"skipped: {counted(count, 'verdicts')}: {reason}" for reason, count in met.skipped.items()]
+    return [f"{counted(met.prompts, 'prompts')} that both revised{alike}", *skipped]
 
 
 def revision_row(row: RevisionPreference) -> str:

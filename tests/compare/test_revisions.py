@@ -9,7 +9,7 @@ from cai.compare import revisions
 from cai.compare.compare import compare_runs
 from cai.compare.record import PairComparison, RunComparison
 from cai.compare.revisions import Options, RevisionJudge, forecast_revisions, judge_revisions, plan_judge
-from cai.config.errors import CaiError
+from cai.config.errors import CaiError, RequestRefused
 from cai.constitution.principles import AppliesTo, constitution_yaml
 from cai.inference.engine import Choose, ScriptedEngine
 from cai.inference.scheduler import Reporter
@@ -118,6 +118,23 @@ def test_prompts_that_no_principle_applies_to_are_counted_and_untested(
     met = pair_of(judged(runs, asked(runs, model_folder), [])).revisions
     assert met is not None and met.skipped == {"no principle applies to the prompt": PROMPTS // 2}
     assert [row.effect.n for row in met.preferences] == [PROMPTS, PROMPTS // 2, PROMPTS]
+
+
+def test_a_judge_that_refuses_every_request_leaves_warnings_and_no_preference(
+    runs: list[RunFolder], model_folder: Path
+) -> None:
+    def refuse(request: Choose) -> Sequence[float]:
+        raise RequestRefused("too long", retryable=False)
+
+    runs = [runs[0], make_run(runs[0].path.parent / "c", principles("kind"), lambda i, drawn: f"C to {i}", prompts=3)]
+    judge, reporter = asked(runs, model_folder), Reporter(Console(quiet=True))
+    comparison = compare_runs(
+        runs, judge_revisions=lambda read: judge_revisions(judge, read, reporter, scripted(weigh=refuse))
+    )
+    met = pair_of(comparison).revisions
+    assert met is not None and (met.preferences, met.skipped) == ([], {"too long": 9})
+    assert "a and c: 9 verdicts of --judge are missing; its table says why" in comparison.warnings
+    assert "skipped: 9 verdicts: too long" in comparison_report(read_comparison(comparison, runs))
 
 
 def test_runs_that_revised_no_prompt_in_common_say_so(
