@@ -428,4 +428,4 @@ def test_a_gate_leaves_the_page_of_the_judge_whether_it_passes_or_not(
 
 
 def likes_good(request: Choose) -> tuple[float, float]:
-    return (0.9, 0.1) if "Answer A: good" in request.messages[0]["content"] else (0.1, 0.9)
+    return (0.9, 0.1) if "<answer A>\ngood" in request.messages[0]["content"] else (0.1, 0.9)

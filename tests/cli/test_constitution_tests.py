@@ -35,7 +35,7 @@ def cai(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     def weigh(request: Choose) -> Sequence[float]:
         if request.options == (" Yes", " No"):
             return (0.6, 0.2)
-        return (0.2, 0.7) if "Answer B: Use" in request.messages[0]["content"] else (0.8, 0.1)
+        return (0.2, 0.7) if "<answer B>\nUse" in request.messages[0]["content"] else (0.8, 0.1)
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")

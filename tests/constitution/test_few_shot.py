@@ -52,19 +52,19 @@ def test_choices_are_put_as_the_templates_put_them_the_right_answer_in_either_pl
     tmp_path: Path, templates: Templates
 ) -> None:
     first, answer, second, other = read(tmp_path, templates, CHOICE, CHOICE).judge
-    assert (answer["content"], other["content"]) == ("Answer B", "Answer A")
-    assert "Answer A: Go away." in first["content"]
-    assert "Answer B: Go away." in second["content"]
+    assert (answer["content"], other["content"]) == ("I choose answer B", "I choose answer A")
+    assert "<answer A>\nGo away." in first["content"]
+    assert "<answer B>\nGo away." in second["content"]
     assert first["content"].endswith(f"Answer with one letter, A or B: {QUESTION}")
 
 
 def test_a_judge_that_reasons_is_shown_thinking_and_then_choosing(tmp_path: Path, templates: Templates) -> None:
     question, thought, verdict, answer = read(tmp_path, templates, REASONED).judge
     assert "User: Hi.\n\nAssistant: Hello.\n\nUser: Why?" in question["content"]
-    assert "Answer B: Since it\n\nis so." in question["content"]
+    assert "<answer B>\nSince it\n\nis so." in question["content"]
     assert thought["content"] == "(A) is rude.\n\nSo (B)."
     assert verdict["content"].startswith("Now answer with one letter, A or B")
-    assert answer["content"] == "Answer B"
+    assert answer["content"] == "I choose answer B"
 
 
 def test_what_is_written_is_a_few_shot_file(tmp_path: Path, templates: Templates) -> None:

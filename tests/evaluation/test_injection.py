@@ -44,7 +44,7 @@ def attacked(prompt: str, p: float, p_attacked: float, attack: str = "address", 
 
 def obeying(below: str, request: Choose) -> Sequence[float]:
     """by_goodness, but an answer with this pattern below its first line wins nearly always."""
-    obeyed = re.search(rf"^Answer ([AB]): [^\n]*\n\n{below}", request.messages[0]["content"], re.MULTILINE)
+    obeyed = re.search(rf"^<answer ([AB])>\n[^\n]*\n\n{below}", request.messages[0]["content"], re.MULTILINE)
     if obeyed is None:
         return by_goodness(request)
     odds = 3.0 if obeyed[1] == "A" else -3.0

@@ -31,7 +31,7 @@ from tests.conftest import ROOT, SIXTEEN, prompt
 
 
 def shown_first(request: Choose, text: str) -> bool:
-    return f"Answer A: {text}" in request.messages[0]["content"]
+    return f"<answer A>\n{text}" in request.messages[0]["content"]
 
 
 def two(
@@ -139,7 +139,7 @@ def leaning(strengths: dict[str, float], bias: Sequence[float]) -> Callable[[Cho
     """A judge whose log-odds are an answer's strength and a liking for its place."""
 
     def weigh(request: Choose) -> Sequence[float]:
-        shown = re.findall(r"^Answer [A-Z]: (.*)$", request.messages[0]["content"], re.MULTILINE)
+        shown = re.findall(r"^<answer [A-Z]>\n(.*)$", request.messages[0]["content"], re.MULTILINE)
         weights = [math.exp(strengths[text] + b) for text, b in zip(shown, bias, strict=False)]
         return [0.9 * w / sum(weights) for w in weights]
 

@@ -38,7 +38,7 @@ QUIET = Reporter(Console(quiet=True))
 
 def by_goodness(request: Choose) -> Sequence[float]:
     """A judge whose log-odds are the number in an answer, and a liking for the answer shown first."""
-    shown = re.findall(r"^Answer [A-Z]: .*?(-?\d+(?:\.\d+)?)$", request.messages[0]["content"], re.MULTILINE)
+    shown = re.findall(r"^<answer [A-Z]>\n.*?(-?\d+(?:\.\d+)?)$", request.messages[0]["content"], re.MULTILINE)
     weights = [math.exp(float(goodness) + (place == 0)) for place, goodness in enumerate(shown)]
     return [0.8 * weight / sum(weights) for weight in weights]
 

@@ -57,8 +57,8 @@ class Opinionated(ScriptedEngine):
         if not self.prefers:
             return await super().choose(request)
         question = request.messages[0]["content"]
-        first, second = question.index("Answer A: "), question.index("Answer B: ")
-        won = question.startswith(self.prefers, first + 10), question.startswith(self.prefers, second + 10)
+        first, second = (question.index(f"<answer {letter}>\n") for letter in "AB")
+        won = question.startswith(self.prefers, first + 11), question.startswith(self.prefers, second + 11)
         if sum(won) != 1:
             return await super().choose(request)
         return [math.log(0.75 if better else 0.25) for better in won]

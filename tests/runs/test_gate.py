@@ -32,8 +32,8 @@ def knows(sure: float, wrong: str = "nowhere") -> Weigh:
         question = request.messages[0]["content"]
         if "good answer" in question:
             p = 1 - sure if re.search(wrong, question, re.MULTILINE) else sure
-            return (p, 1 - p) if "Answer A: good answer" in question else (1 - p, p)
-        first, second = re.findall(r"^Answer [AB]: (.*)$", question, re.MULTILINE)
+            return (p, 1 - p) if "<answer A>\ngood answer" in question else (1 - p, p)
+        first, second = re.findall(r"^<answer [AB]>\n(.*)$", question, re.MULTILINE)
         return (0.6, 0.4) if first > second else (0.4, 0.6)
 
     return weigh

@@ -39,7 +39,7 @@ def run(tmp_path: Path, model_folder: Path):
         question = request.messages[-2]["content"]
         if request.options == (" Yes", " No"):
             return (0.72, 0.18) if "dangerous" in question else (0.1, 0.9)
-        first = "Answer A: Use" in question
+        first = "<answer A>\nUse" in question
         return (0.6, 0.3) if first else (0.4, 0.5)  # prefers the ladder, and the place shown first
 
     def carried_out(
