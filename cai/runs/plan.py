@@ -446,7 +446,7 @@ def start_folder(plan: Plan, replace: bool) -> None:
 
 def _keep_trainings(plan: Plan, replace: bool) -> None:
     trainings = plan.folder.trainings()
-    more = trainings[plan.config.seeds :]
+    more = [training for training in trainings if training.number > plan.config.seeds]
     if more and not replace:
         raise CaiError(
             f"{plan.folder.path}: holds {len(trainings)} trainings, and `seeds` is {plan.config.seeds}; set seeds to "

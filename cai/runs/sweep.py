@@ -159,7 +159,8 @@ def is_finished(plan: Plan) -> bool:
     """Whether the folder holds this very run, finished."""
     first = iteration(plan, 1, plan.model)  # its settings are those of all
     folder = last_folder(plan)
-    trained = len(folder.trainings()) == plan.config.seeds  # a number that does not decide what each of them is
+    numbers = [training.number for training in folder.trainings()]
+    trained = numbers == list(range(1, plan.config.seeds + 1))  # seeds do not decide what each of them is
     return folder.summary_json.exists() and trained and not claim(first).changes()
 
 

@@ -163,6 +163,10 @@ def test_more_seeds_add_trainings_and_fewer_need_replace(tmp_path: Path, model_f
     with pytest.raises(CaiError, match=r"holds 2 trainings, and `seeds` is 1; set seeds to 2 .*--name NEW.*--replace"):
         run_to_end(run_file)
     assert len(folder.evaluations()) == 2
+    (folder.path / "seeds/2").rename(folder.path / "seeds/3")
+    assert not is_finished(plan)
+    with pytest.raises(CaiError, match="set seeds to 3 or more"):
+        run_to_end(run_file, "seeds=2")
     run_to_end(run_file, replace=True)
     assert folder.evaluations() == [folder.eval] and "trainings" not in summary_of(folder)
 
