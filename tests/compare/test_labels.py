@@ -60,3 +60,18 @@ def test_runs_without_a_pair_in_common_have_no_label_flips(tmp_path: Path) -> No
     a = make_run(tmp_path / "a", principles("calm"), revise, prompts=2, labels=lambda i: 0.9)
     b = make_run(tmp_path / "b", principles("calm"), revise, prompts=2)
     assert compare_runs([a, b]).pairs[0].label_flips is None
+
+
+def test_texts_of_label_flips_are_escaped_on_the_page(tmp_path: Path) -> None:
+    runs = [
+        make_run(tmp_path / name, principles("calm"), revise, prompts=1, labels=lambda i, p=p: p)
+        for name, p in (("a", 0.9), ("b", 0.2))
+    ]
+    for run in runs:
+        rows = run.preferences_jsonl.read_text(encoding="utf-8")
+        run.preferences_jsonl.write_text(rows.replace('"first"', '"<script>pwned</script>"'), encoding="utf-8")
+    comparison = compare_runs(runs)
+    assert comparison.pairs[0].label_flips is not None
+    assert comparison.pairs[0].label_flips.widest[0].preferred_a == "<script>pwned</script>"
+    page = comparison_report(read_comparison(comparison, runs))
+    assert "<script>pwned" not in page and "&lt;script&gt;pwned" in page
