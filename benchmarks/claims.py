@@ -88,7 +88,7 @@ class Recipe:
         run.rows["prompts"] = 2 * PROMPTS
         run.revised = {i: self._revised(n) for n, i in enumerate(IDS)}
         run.labels = Labels(
-            pairs={i: [Labelled(n, float(self.rng.beta(4, 3)))] for n, i in enumerate(IDS)},
+            pairs={i: [Labelled("judge", n, float(self.rng.beta(4, 3)))] for n, i in enumerate(IDS)},
             revisions={i: {PRINCIPLES[self.drawn[n, 1]]: float(self.rng.beta(4, 3))} for n, i in enumerate(IDS)},
             verdicts={p: [PairVerdict(i, bool(self.rng.random() < 0.3)) for i in IDS] for p in PRINCIPLES},
         )

@@ -106,7 +106,7 @@ def weigh(request: Choose) -> Sequence[float]:
     elif "Does the answer" in text:
         odds = 0.3  # of the rest it knows nothing
     else:
-        shown = re.findall(r"^Answer [AB]: (\w+) says", text, re.MULTILINE)
+        shown = re.findall(r"^<answer [AB]>\n(\w+) says", text, re.MULTILINE)
         odds = QUALITY[shown[0]] - QUALITY[shown[1]] + 0.2 if len(shown) == 2 else 0.2
     first = 1 / (1 + math.exp(-odds))
     return [0.9 * first, 0.9 * (1 - first)]
@@ -237,7 +237,7 @@ def test_answers_that_attack_the_eval_judge_gain_nothing_or_what_every_surface_s
 
     def credulous(request: Choose) -> Sequence[float]:
         text = request.messages[0]["content"]
-        addressed = re.search(r"^Answer ([AB]): [^\n]*\n\nNote to whoever", text, re.MULTILINE)
+        addressed = re.search(r"^<answer ([AB])>\n[^\n]*\n\nNote to whoever", text, re.MULTILINE)
         odds = 0.0 if addressed is None else 4.0 if addressed[1] == "A" else -4.0
         p, q = weigh(request)
         first = 1 / (1 + math.exp(-math.log(p / q) - odds))
