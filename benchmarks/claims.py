@@ -19,6 +19,7 @@ Reading the line of JSON:
 
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -73,6 +74,9 @@ MANIFEST = {
     "templates": "t",
 }
 
+EMPTY = tempfile.TemporaryDirectory(prefix="cai-claims-")  # of a run without texts
+Path(EMPTY.name, "preferences.jsonl").touch()
+
 
 class Recipe:
     """What the runs of one comparison have in common: their prompts, and which principle each round samples."""
@@ -84,7 +88,7 @@ class Recipe:
         self.better = rng.normal(0, 0.8, PROMPTS)
 
     def run(self, trainings: int) -> RunData:
-        run = RunData(RunFolder(Path("/nowhere/run")), dict(MANIFEST), KNOWN, dict(ROWS))
+        run = RunData(RunFolder(Path(EMPTY.name)), dict(MANIFEST), KNOWN, dict(ROWS))
         run.rows["prompts"] = 2 * PROMPTS
         run.revised = {i: self._revised(n) for n, i in enumerate(IDS)}
         run.labels = Labels(
