@@ -102,6 +102,8 @@ class Templates:
 
     def __init__(self, folder: Path, names: Sequence[str] = OF_RUNS) -> None:
         self.folder = folder
+        # what a folder has of these is read in any case, so that the fingerprint does not depend on the constitution
+        names = [*dict.fromkeys((*names, *(name for name in ADDED if (folder / f"{name}.jinja").exists())))]
         self._sources = {name: _source(folder, name) for name in names}
         few_shot = folder / FEW_SHOT
         self.few_shot = load_yaml(_within(few_shot), FewShot) if few_shot.exists() else FewShot()

@@ -56,7 +56,8 @@ def cai(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 def refused(error: str) -> bool:
     """Whether the command ended with an error that names a template's line."""
-    return "Traceback" not in error and any(f"{name}.jinja:" in error for name in ("critique", "revise", "judge"))
+    names = ("critique", "revise", "judge", "applies")
+    return "Traceback" not in error and any(f"{name}.jinja:" in error for name in names)
 
 
 def test_a_dry_run_does_not_run_a_template(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cai.config.errors import CaiError
 from cai.constitution.principles import Constitution, load_constitution
-from cai.constitution.templates import OF_TESTS, Templates
+from cai.constitution.templates import OF_RUNS, OF_TESTS, Templates
 from cai.data.records import Message
 
 ROOT = Path(__file__).parent.parent.parent
@@ -104,6 +104,14 @@ def test_what_only_tests_of_principles_ask_is_nothing_to_a_run(folder: Path) -> 
     assert Templates(folder).fingerprint == before
     with pytest.raises(CaiError, match=r"critique_check\.jinja: no such file"):
         Templates(folder, OF_TESTS)
+
+
+def test_runs_of_constitutions_with_and_without_questions_have_the_same_templates(folder: Path) -> None:
+    assert Templates(folder).fingerprint == Templates(folder, (*OF_RUNS, "applies")).fingerprint
+    (folder / "applies.jinja").unlink()
+    Templates(folder)
+    with pytest.raises(CaiError, match=r"applies\.jinja: this template is missing"):
+        Templates(folder, (*OF_RUNS, "applies"))
 
 
 @given(st.text())
