@@ -178,7 +178,7 @@ def test_judging_again_asks_nothing_and_writes_the_same_rows(tmp_path: Path, jud
 
 @pytest.mark.slow
 def test_a_killed_judging_is_completed_by_judging_again(tmp_path: Path, model_folder: Path) -> None:
-    data = written(tmp_path, *[pair(i, i % 5, 1.25) for i in range(20)])
+    data = written(tmp_path, *[pair(i, i % 5, 1.25) for i in range(60)])
     command = [sys.executable, "-m", "tests.runs.slow_judge", str(data), str(model_folder)]
     killed = subprocess.Popen([*command, str(tmp_path / "killed"), str(tmp_path / "cache.sqlite")], cwd=ROOT)
     deadline = time.monotonic() + 60
@@ -187,14 +187,14 @@ def test_a_killed_judging_is_completed_by_judging_again(tmp_path: Path, model_fo
     killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
     kept = cached_answers(tmp_path / "cache.sqlite")
-    assert 10 <= kept < 80
+    assert 10 <= kept < 240
     assert not (tmp_path / "killed/preferences.jsonl").exists()
     for folder, cache in (("killed", "cache"), ("undisturbed", "other")):
         slow_judge.judge(data, model_folder, tmp_path / folder, tmp_path / f"{cache}.sqlite")
     resumed, whole = (tmp_path / name / "preferences.jsonl" for name in ("killed", "undisturbed"))
     assert resumed.read_text(encoding="utf-8") == whole.read_text(encoding="utf-8")
     cost = json.loads((tmp_path / "killed/judge.json").read_text(encoding="utf-8"))["cost"]
-    assert (cost["cache_hits"], cost["cache_misses"]) == (kept, 80 - kept)
+    assert (cost["cache_hits"], cost["cache_misses"]) == (kept, 240 - kept)
 
 
 def test_a_panel_answers_one_model_after_another(tmp_path: Path, judging: Callable[..., LabelJob]) -> None:

@@ -263,7 +263,7 @@ def test_an_overloaded_server_gets_fewer_requests_at_a_time(services: list[Servi
     answers, window = run_pool(service, [question(n) for n in range(200)])
     assert len(answers) == 200
     assert most[0] > 6
-    assert window.size < 16
+    assert window.size < 32  # 200 good answers alone would open it to 64
 
 
 def run_pool(service: Service, requests: list[Generate]) -> tuple[list[Any], Window]:
