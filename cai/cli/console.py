@@ -21,7 +21,7 @@ from rich.text import Text
 from cai.cli import interrupts
 from cai.config.characters import Terminal, visible, visible_json
 from cai.config.errors import CaiError, writing
-from cai.constitution.principles import word_changes
+from cai.constitution.difference import word_changes
 from cai.data.jsonl import read_rows, write_text
 from cai.data.records import Skipped
 from cai.inference.scheduler import Reporter

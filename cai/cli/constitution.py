@@ -31,20 +31,18 @@ from cai.config.characters import Terminal, visible
 from cai.config.errors import CaiError
 from cai.config.locate import find_file
 from cai.constitution import principles
+from cai.constitution.difference import Difference, changed_calls, principle_changes, word_changes
 from cai.constitution.external import read_external, write_external
 from cai.constitution.lint import Finding
 from cai.constitution.lint import lint as lint_file
 from cai.constitution.principles import (
     TEXTS,
     Constitution,
-    Difference,
     Principle,
-    changed_calls,
     constitution_yaml,
     load_constitution,
     shares,
     starter,
-    word_changes,
 )
 from cai.constitution.templates import OF_TESTS, Templates
 from cai.inference.cache import Cache
@@ -242,7 +240,7 @@ def _percent(share: float) -> str:
 def _compare(a_name: str, b_name: str, as_json: bool, runs: Path) -> bool:
     """Print how two constitutions differ; returns whether a run can differ."""
     a, b = (load_constitution(find_constitution(name, runs)) for name in (a_name, b_name))
-    difference = principles.diff(a, b)
+    difference = principle_changes(a, b)
     if as_json:
         echo_json(json.dumps(_difference_as_json(a, b, difference), ensure_ascii=False, indent=2))
     else:

@@ -33,7 +33,7 @@ from cai.compare.record import (
     UnpairedMetric,
 )
 from cai.config.errors import CaiError
-from cai.constitution import principles
+from cai.constitution.difference import principle_changes
 from cai.constitution.principles import Constitution, Principle, shares
 from cai.data.manifest import differences
 from cai.feedback.metrics import (
@@ -90,7 +90,7 @@ def compare_principles(a: RunData, b: RunData, shared: Sequence[str]) -> list[Pr
 def _kinds(a: Constitution, b: Constitution) -> dict[str, Kind]:
     """What happened to each principle; a reworded one may be reweighted or rescoped too."""
     kinds: dict[str, Kind] = {}
-    difference = principles.diff(a, b)
+    difference = principle_changes(a, b)
     for kind in CHANGED:
         for i in getattr(difference, kind):
             kinds.setdefault(i, kind)

@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from cai.config.characters import hidden_characters
-from cai.constitution.principles import word_changes
+from cai.constitution.difference import word_changes
 
 MAX_LABEL = 40  # characters
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cai.cli.main import main
-from cai.constitution import principles
+from cai.constitution.difference import changed_calls
 from cai.constitution.principles import load_constitution
 from cai.runs.folder import RunFolder
 from tests.conftest import ROOT, SIXTEEN
@@ -122,7 +122,7 @@ def test_diff_marks_changed_words_and_counts_the_calls_to_repeat(cai, tmp_path: 
     assert (
         "reworded  no-bullying\n  judge\n    Which answer is {+much+} kinder to [-the-]{+every+} person" in result.out
     )
-    changed = principles.changed_calls(load_constitution(SIXTEEN), load_constitution(path))
+    changed = changed_calls(load_constitution(SIXTEEN), load_constitution(path))
     revisions, judge = (f"{100 * share:.1f} %" for share in changed)
     assert f"New calls in a run: {revisions} of critiques and revisions, {judge} of the judge's." in result.out
     assert "without effect on a run: lawful-conduct." in result.out

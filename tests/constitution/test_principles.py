@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cai.config.errors import CaiError
+from cai.constitution.difference import changed_calls, principle_changes, word_changes
 from cai.constitution.principles import (
     AppliesTo,
     Constitution,
@@ -13,13 +14,10 @@ from cai.constitution.principles import (
     PrincipleTest,
     applying,
     assign,
-    changed_calls,
-    diff,
     load_constitution,
     manifest_of,
     questions,
     shares,
-    word_changes,
 )
 
 ROOT = Path(__file__).parent.parent.parent
@@ -131,7 +129,7 @@ def test_rewording_and_reordering_move_nobody() -> None:
 
 def test_a_difference_names_each_principle_once_for_each_change() -> None:
     a, b = make({"x": 1, "y": 1, "z": 1}), make({"y": 3, "z": 1, "new": 1})
-    found = diff(a, edited(b, z={"critique": "other", "applies_to": AppliesTo(tags=["t"])}))
+    found = principle_changes(a, edited(b, z={"critique": "other", "applies_to": AppliesTo(tags=["t"])}))
     assert found == (["new"], ["x"], ["z"], ["y"], ["z"])
 
 
