@@ -2,7 +2,7 @@
 
 For each round a principle is sampled, the model criticises its last answer by it, and rewrites the answer. As in the
 paper, a later round starts from the last revision alone: earlier critiques are not shown again. Simplified against
-the paper: its few-shot demonstrations are not shipped (`few_shot.yaml` in a template folder holds yours).
+the paper: demonstrations are an option (`few_shot.yaml` in a template folder, such as the shipped prompts/few-shot).
 """
 
 from typing import Annotated, Literal

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,10 @@ import pytest
 from cai.config.errors import CaiError
 from cai.config.yaml_files import load_yaml
 from cai.constitution.few_shot import QUESTION, few_shot_yaml, read_few_shot
+from cai.constitution.principles import Principle
 from cai.constitution.templates import FewShot, Templates
+from cai.data.records import Message, Messages
+from tests.conftest import ROOT
 
 ENDING = (
     "\n\nCritiqueRequest: What is wrong with it?\n\nCritique: It is rude.\n\nRevisionRequest: Make it kind."
@@ -94,3 +98,59 @@ def test_a_demonstration_of_another_shape_is_named(
     assert expected in str(caught.value)
     with pytest.raises(CaiError, match="expected a list of demonstrations"):
         read(tmp_path, templates)
+
+
+@pytest.fixture
+def shipped() -> Templates:
+    return Templates(ROOT / "prompts/few-shot")
+
+
+def principle(critique: str = "-", revision: str = "-", judge: str = "-") -> Principle:
+    return Principle(id="demonstration", critique=critique, revision=revision, judge=judge)
+
+
+def judged_pairs(shipped: Templates) -> list[tuple[str, dict[str, str], str, str]]:
+    """(the user's message, the answers by letter, the principle's question, the right letter) of each."""
+    pairs = []
+    turns = shipped.few_shot.judge
+    for asked, verdict in zip(turns[::2], turns[1::2], strict=True):
+        [message] = re.findall(r"^User: (.*)$", asked["content"], re.MULTILINE)
+        answers = dict(re.findall(r"<answer ([AB])>\n(.*?)\n</answer \1>", asked["content"], re.DOTALL))
+        pairs.append((message, answers, asked["content"].rpartition("A or B: ")[2], verdict["content"][-1]))
+    return pairs
+
+
+def test_the_shipped_demonstrations_stand_beside_the_default_templates(
+    shipped: Templates, templates: Templates
+) -> None:
+    assert templates.few_shot == FewShot()
+    with_files = {path.name: path.read_text(encoding="utf-8") for path in shipped.folder.glob("*.jinja")}
+    assert with_files == {path.name: path.read_text(encoding="utf-8") for path in templates.folder.glob("*.jinja")}
+
+
+def test_the_shipped_judged_pairs_are_worded_as_the_templates_word_them(shipped: Templates) -> None:
+    rendered: Messages = []
+    for message, answers, question, letter in judged_pairs(shipped):
+        conversation = [Message(role="user", content=message)]
+        *_, asked, start = shipped.judge(principle(judge=question), conversation, answers)
+        rendered += [asked, Message(role="assistant", content=f"{start['content']} {letter}")]
+    assert rendered == shipped.few_shot.judge
+
+
+def test_the_shipped_revisions_are_worded_as_the_templates_word_them(shipped: Templates) -> None:
+    turns = [turn["content"] for turn in shipped.few_shot.revision]
+    assert len(turns) % 6 == 0
+    for request, _, critique_request, critique, revision_request, _ in (
+        turns[i : i + 6] for i in range(0, len(turns), 6)
+    ):
+        by = principle(critique_request.split("\n\n")[0], revision_request.split("\n\n")[0])
+        assert critique_request == shipped.critique(by, 1, request)
+        assert revision_request == shipped.revise(by, 1, request, critique)
+
+
+def test_the_shipped_judged_pairs_teach_neither_a_place_nor_a_length(shipped: Templates) -> None:
+    pairs = judged_pairs(shipped)
+    letters = [letter for *_, letter in pairs]
+    longer = [letter == max(answers, key=lambda name: len(answers[name])) for _, answers, _, letter in pairs]
+    assert letters.count("A") == letters.count("B") == sum(longer) == len(pairs) / 2
+    assert sum(len(turn["content"]) for turn in [*shipped.few_shot.judge, *shipped.few_shot.revision]) < 5000

@@ -63,6 +63,21 @@ def test_a_run_asks_what_was_forecast(tmp_path: Path, model_folder: Path, overri
     assert counted(dry_run(plan)) == run_to_end(plan)
 
 
+def test_a_forecast_counts_the_tokens_of_demonstrations(tmp_path: Path, model_folder: Path) -> None:
+    run_file = write_workspace(tmp_path, model_folder)
+    plain, shown = (
+        make_plan(run_file, [f"templates=prompts/{name}"], name, tmp_path / "runs") for name in ("default", "few-shot")
+    )
+    without, found = dry_run(plain), dry_run(shown)
+    assert counted(found) == counted(without)
+    turns = shown.templates.few_shot
+    characters = {"critique": turns.revision, "revision": turns.revision, "verdict": turns.judge, "answer": []}
+    more = sum(line.cache_misses * sum(len(turn["content"]) for turn in characters[line.step]) for line in found.lines)
+    assert found.tokens_read - without.tokens_read == pytest.approx(more / 4, rel=0.02)  # roles count too
+    run_to_end(plain)
+    assert all(line.cache_hits == 0 for line in dry_run(shown).lines if line.step != "answer")
+
+
 def test_a_forecast_leaves_no_trace(tmp_path: Path, model_folder: Path) -> None:
     plan = make_plan(write_workspace(tmp_path, model_folder), [], None, tmp_path / "runs")
     found = dry_run(plan)
