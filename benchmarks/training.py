@@ -89,7 +89,7 @@ def train_bare(stage: str, folder: Path) -> float:
     model, rows = str(resolve_model("smollm2-135m")), pairs(UPDATES * BATCH)
     tokenizer = load_tokenizer(Path(model))
     configs = {"sft": SFTConfig, "reward": RewardConfig, "dpo": DPOConfig}
-    arguments = trl_stage.trl_arguments(settings(configs[stage]), folder, 0)
+    arguments = trl_stage.trl_arguments(settings(configs[stage]), Path(model), folder, 0)
     lora = trl_stage.lora_config(settings(configs[stage]))
     turns = [
         {"prompt": r.messages, "chosen": assistant_turn(r.chosen), "rejected": assistant_turn(r.rejected)} for r in rows
@@ -174,7 +174,7 @@ def rloo(folder: Path) -> float:
         sampled += sum(len(ids) for ids in completion_ids)
         return [float(x) for x in free_reward(len(completions))[:, 0]]
 
-    given = trl_stage.trl_arguments(settings(SFTConfig), folder, 0)
+    given = trl_stage.trl_arguments(settings(SFTConfig), Path(model), folder, 0)
     del given["max_length"]
     given |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": ROLLOUTS // 4, "max_steps": PPO_UPDATES}
     trainer = trl.RLOOTrainer(

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
@@ -173,6 +174,21 @@ def _hashing(folder: Path, size: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         task = bars.add_task("", total=size)
         yield lambda count: bars.update(task, advance=count)
+
+
+def loading_options(folder: Path) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for the model in `folder`: SAFE_LOADING, and an attention that computes all of it.
+
+    PyTorch's fused attention, transformers' default, leaves out the soft-cap of attention scores that Gemma 2 has.
+    Raises: CaiError for a config.json that is no JSON.
+    """
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CaiError(f"{path}: not valid JSON: {error}") from None
+    text = config.get("text_config") or config
+    return SAFE_LOADING | ({"attn_implementation": "eager"} if text.get("attn_logit_softcapping") else {})
 
 
 def small_model_folder() -> Path:

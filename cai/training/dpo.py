@@ -118,7 +118,7 @@ def train(spec: StageSpec[DPOConfig], report: Report) -> None:
         return {"prompt_ids": turn.prompt, "chosen_ids": chosen, "rejected_ids": rejected, **labels}
 
     arguments = trl.DPOConfig(
-        **trl_stage.trl_arguments(settings, spec.folder, spec.seed),
+        **trl_stage.trl_arguments(settings, spec.model, spec.folder, spec.seed),
         beta=settings.beta,
         loss_type=settings.loss_type,
         label_smoothing=settings.label_smoothing,

@@ -50,7 +50,7 @@ def train(spec: StageSpec[KTOConfig], report: Report) -> None:
     trainer = TokenizedKTOTrainer(
         model=str(spec.model),
         args=trl.KTOConfig(
-            **trl_stage.trl_arguments(settings, spec.folder, spec.seed),
+            **trl_stage.trl_arguments(settings, spec.model, spec.folder, spec.seed),
             beta=settings.beta,
             precompute_ref_log_probs=True,  # once for each example in place of once for each epoch
         ),

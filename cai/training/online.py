@@ -14,7 +14,7 @@ from cai.config.errors import CaiError
 from cai.data.jsonl import read_rows
 from cai.data.records import Messages, Prompt
 from cai.inference.chat_template import load_tokenizer
-from cai.inference.models import SAFE_LOADING
+from cai.inference.models import loading_options
 from cai.training import distributed, trl_stage
 from cai.training.settings import GRPOConfig, OnlineConfig, OnlineDPOConfig, RLOOConfig
 from cai.training.stage import Report, StageSpec
@@ -71,7 +71,7 @@ def _prepare(spec: StageSpec[OnlineStage], report: Report) -> _Start:
         tokenizer, read_rows(spec.data, Prompt), settings.max_length - settings.max_tokens
     )
     report({"examples": len(fitting), **unfit.event()})
-    policy = AutoModelForCausalLM.from_pretrained(spec.model, dtype=torch.float32, **SAFE_LOADING)
+    policy = AutoModelForCausalLM.from_pretrained(spec.model, dtype=torch.float32, **loading_options(spec.model))
     end, declared = end_of_turn(tokenizer), policy.generation_config.eos_token_id
     ends = {end, tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])} - {None}
     policy.generation_config.eos_token_id = sorted(ends)  # where trl stops sampling
@@ -126,7 +126,7 @@ def _trainer(spec: StageSpec[OnlineStage]) -> tuple[Any, Any]:
     """trl's trainer class for the stage, and its arguments."""
     keep_vllm_out_of_trl()
     settings = spec.settings
-    arguments = trl_stage.trl_arguments(settings, spec.folder, spec.seed)
+    arguments = trl_stage.trl_arguments(settings, spec.model, spec.folder, spec.seed)
     del arguments["model_init_kwargs"], arguments["max_length"]  # these trainers take the loaded policy
     arguments |= {"temperature": settings.temperature, "beta": settings.beta}
     if isinstance(settings, OnlineDPOConfig):

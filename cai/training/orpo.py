@@ -52,7 +52,7 @@ def train(spec: StageSpec[ORPOConfig], report: Report) -> None:
     trainer = TokenizedORPOTrainer(
         model=str(spec.model),
         args=orpo.ORPOConfig(
-            **trl_stage.trl_arguments(settings, spec.folder, spec.seed),
+            **trl_stage.trl_arguments(settings, spec.model, spec.folder, spec.seed),
             beta=settings.beta,
             remove_unused_columns=False,  # trl's collator needs this
         ),

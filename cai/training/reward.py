@@ -29,7 +29,7 @@ from cai.inference.models import folder_fingerprint
 from cai.stats.agreement import calibration_error, reliability
 from cai.stats.intervals import share
 from cai.training import distributed, trl_stage
-from cai.training.reward_model import RewardModel, right_padded
+from cai.training.reward_model import RewardModel, register_classifier, right_padded
 from cai.training.settings import RewardConfig
 from cai.training.stage import Report, StageSpec
 from cai.training.tokens import Unfit, end_of_turn, keep_fitting, padding, prompt_ids, turn_ids, vocabulary_fingerprint
@@ -218,10 +218,11 @@ def _train_member(
     if settings.members > 1:
         elements = bootstrap(elements, seed)
     work = members / f"{number}"
-    arguments = trl_stage.trl_arguments(settings, work, seed)
+    arguments = trl_stage.trl_arguments(settings, spec.model, work, seed)
     lora = trl_stage.lora_config(settings)
     if lora is not None:
         lora.task_type, lora.modules_to_save = "SEQ_CLS", ["score"]
+    register_classifier(spec.model)
     trainer = SoftRewardTrainer(
         model=str(spec.model),
         args=trl.RewardConfig(**arguments, center_rewards_coefficient=settings.center_rewards_coefficient or None),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cai.config.errors import CaiError
-from cai.inference.models import SAFE_LOADING, folder_fingerprint
+from cai.inference.models import folder_fingerprint, loading_options
 from cai.training.tokens import vocabulary_fingerprint
 
 HEAD = "score.weight"
@@ -37,14 +37,11 @@ class RewardModel:
         """Load `folder`; its adapters go into `on`, a PeftModel over the same base, in place of a copy of the base."""
         from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
         from safetensors.torch import load_file
-        from transformers import AutoModelForSequenceClassification
 
         about = read_about(folder)
         self.members: list[Member] = []
         if not about["base"]:
-            self._model = AutoModelForSequenceClassification.from_pretrained(
-                folder / about["members"][0], dtype=torch.float32, **SAFE_LOADING
-            ).to(device)
+            self._model = classifier(folder / about["members"][0]).to(device)
             self.members.append(Member(None, self._model.score.weight[0].detach()))
         else:
             self._model = on
@@ -55,9 +52,7 @@ class RewardModel:
                 )
                 adapter = f"reward-{name}"
                 if self._model is None:
-                    trunk = AutoModelForSequenceClassification.from_pretrained(
-                        folder / "base", num_labels=1, dtype=torch.float32, **SAFE_LOADING
-                    ).to(device)
+                    trunk = classifier(folder / "base").to(device)
                     self._model = get_peft_model(trunk, config, adapter_name=adapter)
                 else:
                     self._model.add_adapter(adapter, config)
@@ -100,6 +95,40 @@ class RewardModel:
             yield getattr(base, base.base_model_prefix)
         finally:
             self._model.set_adapter(before, inference_mode=before.startswith("reward-"))
+
+
+def register_classifier(folder: Path) -> None:
+    """Let transformers load the model in `folder` as a sequence classifier where its family has none of its own.
+
+    Granite, Cohere and Gemma 4 have none. It is made as those of other families are: the family's model with a linear
+    `score` on its last hidden states.
+    """
+    from transformers import (
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+        MODEL_MAPPING,
+        AutoConfig,
+        AutoModelForSequenceClassification,
+        PreTrainedModel,
+    )
+    from transformers.modeling_layers import GenericForSequenceClassification
+
+    config = type(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+    if config in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        return
+    trunk = MODEL_MAPPING[config]
+    family = next(kind for kind in trunk.__mro__ if PreTrainedModel in kind.__bases__)
+    name = trunk.__name__.removesuffix("Model") + "ForSequenceClassification"
+    kind = type(name, (GenericForSequenceClassification, family), {"config_class": config})
+    AutoModelForSequenceClassification.register(config, kind, exist_ok=True)  # or it is skipped: the config is theirs
+
+
+def classifier(folder: Path) -> Any:
+    """The model in `folder` with a head of one label, in float32."""
+    from transformers import AutoModelForSequenceClassification
+
+    register_classifier(folder)
+    options = loading_options(folder)
+    return AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32, **options)
 
 
 def combined(scores: Tensor, uncertainty: float) -> Tensor:

@@ -16,7 +16,7 @@ from cai.data.jsonl import read_rows, write_rows
 from cai.data.manifest import read_json
 from cai.data.records import Answer, Messages, Preference, Scored
 from cai.inference.chat_template import ChatSettings, load_tokenizer
-from cai.inference.models import SAFE_LOADING
+from cai.inference.models import loading_options
 from cai.training.distributed import device
 from cai.training.stage import Report
 from cai.training.tokens import end_of_turn, prompt_ids, turn_ids, vocabulary_fingerprint
@@ -125,7 +125,7 @@ def log_probabilities(
     import torch
     from transformers import AutoModelForCausalLM
 
-    from cai.training.ppo.actor import chosen_logps
+    from cai.training.ppo.actor import chosen_logps, response_logits
     from cai.training.ppo.sampling import padded
 
     tokenizer, where = load_tokenizer(model, chat), device()
@@ -149,21 +149,14 @@ def log_probabilities(
             likelihoods[index] = Likelihood(0, None, "the answer is empty")
         else:
             split[index] = (before, answer)
-    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, **SAFE_LOADING).to(where).eval()
+    options = loading_options(model)
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, **options).to(where).eval()
     order = sorted(split, key=lambda i: sum(map(len, split[i])))
     for start in range(0, len(order), BATCH):
         part = order[start : start + BATCH]
         batch = padded([split[i] for i in part], where)
-        most = batch.responses.shape[1]
         with torch.no_grad():
-            out = network(
-                input_ids=batch.ids,
-                attention_mask=batch.attention,
-                position_ids=batch.positions,
-                use_cache=False,
-                logits_to_keep=most + 1,  # including those that predict the first token of an answer
-            ).logits
-            logits = out[:, :-1].float() / temperature
+            logits, _ = response_logits(network, batch, temperature)
             sums = (chosen_logps(logits, batch.responses) * batch.mask).sum(dim=1).tolist()
         for i, total in zip(part, sums, strict=True):
             likelihoods[i] = Likelihood(len(split[i][1]), total, "")

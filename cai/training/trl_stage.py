@@ -12,7 +12,7 @@ from cai.config.errors import CaiError
 from cai.data.jsonl import read_rows
 from cai.data.records import Demonstration, Preference, Source
 from cai.inference.chat import turn_end
-from cai.inference.models import SAFE_LOADING
+from cai.inference.models import loading_options
 from cai.training.metrics import Tracker, Trackers, add_metrics, drop_metrics_after, not_finite, read_metrics
 from cai.training.settings import DatasetConfig, PreferenceConfig, TrainConfig
 from cai.training.stage import Report, StageSpec
@@ -23,8 +23,8 @@ AnyPreferenceConfig = TypeVar("AnyPreferenceConfig", bound=PreferenceConfig, cov
 LORA_ALPHA = 2.0  # times the rank, as is usual since Hu et al. 2021 (arXiv:2106.09685)
 
 
-def trl_arguments(settings: DatasetConfig, folder: Path, seed: int) -> dict[str, Any]:
-    """The arguments that trl's configs of all stages take, for this machine; checkpoints go below `folder`."""
+def trl_arguments(settings: DatasetConfig, model: Path, folder: Path, seed: int) -> dict[str, Any]:
+    """The arguments that trl's configs of all stages take to train `model` here; checkpoints go below `folder`."""
     import torch
 
     on_gpu = torch.cuda.is_available()
@@ -49,7 +49,7 @@ def trl_arguments(settings: DatasetConfig, folder: Path, seed: int) -> dict[str,
         "bf16": on_gpu,
         "use_cpu": not on_gpu,
         "gradient_checkpointing": on_gpu,
-        "model_init_kwargs": {"dtype": torch.float32, **SAFE_LOADING},
+        "model_init_kwargs": {"dtype": torch.float32, **loading_options(model)},
         "report_to": [],  # trackers are fed by our own callback, as in PPO
         "disable_tqdm": True,
     }

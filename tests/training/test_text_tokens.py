@@ -116,7 +116,7 @@ def test_a_stage_learns_from_the_tokens_that_trl_makes_of_harmless_texts(
         more["remove_unused_columns"] = False
     trls = theirs(
         model=str(tiny_model),
-        args=config(**trl_arguments(settings, tmp_path, 0), **more),  # type: ignore[arg-type]
+        args=config(**trl_arguments(settings, tiny_model, tmp_path, 0), **more),  # type: ignore[arg-type]
         train_dataset=datasets.Dataset.from_list(conversations),
         processing_class=tokenizer,
     )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from cai.inference.models import SAFE_LOADING
+from cai.inference.models import loading_options
 from cai.training import distributed
 from cai.training.ppo.sampling import Batch
 from cai.training.settings import PPOConfig
@@ -36,7 +36,8 @@ class Actor:
 
         self.device, self._temperature = distributed.device(), settings.temperature
         self._separate = settings.value == "separate"
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **SAFE_LOADING).to(self.device)
+        options = loading_options(folder)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).to(self.device)
         self.generation_ends = _ids(model.generation_config.eos_token_id)
         self._reference: Any = None
         self._value_model: Any = None
@@ -57,16 +58,6 @@ class Actor:
                 self._value_model = copy.deepcopy(model)
         self.model = model.eval()  # no dropout: the ratio of new to old must be 1 before the first step
 
-    @property
-    def trunk(self) -> Any:
-        """The policy's transformer without its head."""
-        return getattr(self.model, self.model.base_model_prefix)
-
-    @property
-    def head(self) -> Any:
-        """From hidden states to logits."""
-        return self.model.get_output_embeddings()
-
     def trainable(self) -> dict[str, Any]:
         """Every parameter that PPO changes, by name."""
         parameters = {f"value_head.{name}": p for name, p in self.value_head.named_parameters()}
@@ -74,34 +65,28 @@ class Actor:
             if self.peft is None or ".policy." in name or ".value." in name:
                 parameters[name] = p
         if self._value_model is not None:
-            trunk = getattr(self._value_model, self._value_model.base_model_prefix)
-            parameters |= {f"value_model.{name}": p for name, p in trunk.named_parameters()}
+            parameters |= {f"value_model.{name}": p for name, p in _trunk(self._value_model).named_parameters()}
         return parameters
 
     def evaluate(self, batch: Batch, with_entropy: bool) -> Evaluated:
         """The policy's and the value function's outputs on a batch, with gradients where they are enabled."""
-        hidden = self._hidden(self.trunk, batch)
-        logits = self._logits(hidden, self.head)
+        logits, hidden = response_logits(self.model, batch, self._temperature)
         values = self.values(batch) if self._separate else self._values(hidden)
         return Evaluated(chosen_logps(logits, batch.responses), values, entropy(logits) if with_entropy else None)
 
     def values(self, batch: Batch) -> Tensor:
         """The separate value function's estimate at each response token."""
         if self._value_model is not None:
-            trunk = getattr(self._value_model, self._value_model.base_model_prefix)
-            return self._values(self._hidden(trunk, batch))
+            return self._values(self._hidden(_trunk(self._value_model), batch))
         with self.through("value"):
-            return self._values(self._hidden(self.trunk, batch))
+            return self._values(self._hidden(_trunk(self.model), batch))
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def reference_logps(self, batch: Batch) -> Tensor:
         """Log-probabilities of the response tokens under the policy that training started from."""
-        if self.peft is None:
-            trunk = getattr(self._reference, self._reference.base_model_prefix)
-            logits = self._logits(self._hidden(trunk, batch), self._reference.get_output_embeddings())
-            return chosen_logps(logits, batch.responses)
-        with self.peft.disable_adapter():
-            return chosen_logps(self._logits(self._hidden(self.trunk, batch), self.head), batch.responses)
+        with contextlib.nullcontext() if self.peft is None else self.peft.disable_adapter():
+            model = self.model if self._reference is None else self._reference
+            return chosen_logps(response_logits(model, batch, self._temperature)[0], batch.responses)
 
     @contextlib.contextmanager
     def through(self, adapter: str) -> Iterator[None]:
@@ -134,19 +119,46 @@ class Actor:
 
     def _hidden(self, trunk: Any, batch: Batch) -> Tensor:
         """The states in which the response tokens are chosen, (sequences, response tokens, hidden)."""
-        with torch.autocast("cuda", torch.bfloat16, enabled=self.device != "cpu"):
+        with autocast(batch):
             out = trunk(
                 input_ids=batch.ids, attention_mask=batch.attention, position_ids=batch.positions, use_cache=False
             )
-        start = batch.ids.shape[1] - batch.responses.shape[1] - 1
-        return out.last_hidden_state[:, start:-1]
-
-    def _logits(self, hidden: Tensor, head: Any) -> Tensor:
-        with torch.autocast("cuda", torch.bfloat16, enabled=self.device != "cpu"):
-            return head(hidden).float() / self._temperature
+        return out.last_hidden_state[:, batch.predicting]
 
     def _values(self, hidden: Tensor) -> Tensor:
         return self.value_head(hidden.float())[..., 0]
+
+
+def _trunk(model: Any) -> Any:
+    """A causal language model without its head."""
+    return getattr(model, model.base_model_prefix)
+
+
+def autocast(batch: Batch) -> Any:
+    """Forward passes in bfloat16 on a GPU."""
+    return torch.autocast("cuda", torch.bfloat16, enabled=batch.ids.is_cuda)
+
+
+def response_logits(model: Any, batch: Batch, temperature: float) -> tuple[Tensor, Tensor]:
+    """(logits over `temperature`, hidden states) in which the response tokens are chosen; the head reads the latter.
+
+    Both of shape (sequences, response tokens, …), by the model's own forward pass: between head and logits, Gemma 2 and
+    4 have a soft-cap, Granite and Cohere a scale.
+    """
+    inputs: list[Tensor] = []
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
+    try:
+        with autocast(batch):
+            logits = model(
+                input_ids=batch.ids,
+                attention_mask=batch.attention,
+                position_ids=batch.positions,
+                use_cache=False,
+                logits_to_keep=batch.predicting,
+            ).logits
+    finally:
+        hook.remove()
+    return logits.float() / temperature, inputs[0]
 
 
 def chosen_logps(logits: Tensor, tokens: Tensor) -> Tensor:

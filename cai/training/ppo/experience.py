@@ -78,7 +78,7 @@ class Collector:
             return sampled
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "rollouts", update) % 2**63)
         uniforms = torch.rand(settings.rollouts, settings.max_tokens, generator=generator)[rows].to(actor.device)
-        responses: list[list[int]] = generate(actor.trunk, actor.head, prompts, uniforms, settings.temperature, ends)
+        responses: list[list[int]] = generate(actor.model, prompts, uniforms, settings.temperature, ends)
         return responses
 
 

@@ -43,6 +43,12 @@ class Batch:
     responses: Tensor  # (sequences, response)
     mask: Tensor  # 1 on response tokens
 
+    @property
+    def predicting(self) -> Tensor:
+        """The columns in which the response tokens are chosen, one before each."""
+        columns = self.ids.shape[1]
+        return torch.arange(columns - self.responses.shape[1] - 1, columns - 1, device=self.ids.device)
+
 
 def padded(rollouts: Sequence[tuple[list[int], list[int]]], device: str) -> Batch:
     """A batch of (prompt, response) pairs."""
@@ -58,8 +64,7 @@ def padded(rollouts: Sequence[tuple[list[int], list[int]]], device: str) -> Batc
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
 def generate(
-    trunk: Any,
-    head: Any,
+    model: Any,
     prompts: Sequence[list[int]],
     uniforms: Tensor,
     temperature: float,
@@ -67,20 +72,26 @@ def generate(
 ) -> list[list[int]]:
     """A sampled response to each prompt, in one batch with a key-value cache; finished rows leave the batch.
 
-    Args: uniforms of shape (prompts, tokens at most), in [0, 1): the randomness of each token, so that what is sampled
-    for a prompt does not depend on its neighbours. A response ends with a token of `ends` or at the limit.
+    Args: a causal language model; uniforms of shape (prompts, tokens at most), in [0, 1): the randomness of each token,
+    so that what is sampled for a prompt does not depend on its neighbours. A response ends with a token of `ends` or at
+    the limit.
     """
     device = uniforms.device
     batch = padded([(prompt, []) for prompt in prompts], str(device))
-    mask, position = batch.attention, batch.positions[:, -1]
-    cache, stop = DynamicCache(), torch.tensor(sorted(ends), device=device)
+    ids, mask, positions = batch.ids, batch.attention, batch.positions
+    cache, stop = DynamicCache(config=model.config), torch.tensor(sorted(ends), device=device)
     rows = torch.arange(len(prompts), device=device)
     responses: list[list[int]] = [[] for _ in prompts]
-    hidden = trunk(
-        input_ids=batch.ids, attention_mask=mask, position_ids=batch.positions, past_key_values=cache, use_cache=True
-    ).last_hidden_state[:, -1]
     for t in range(uniforms.shape[1]):
-        tokens = sampled(head(hidden).float() / temperature, uniforms[rows, t])
+        logits = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        tokens = sampled(logits.float() / temperature, uniforms[rows, t])
         for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
             responses[row].append(token)
         going = ~torch.isin(tokens, stop)
@@ -88,15 +99,9 @@ def generate(
             break
         if not going.all():
             cache.batch_select_indices(going.nonzero()[:, 0])
-            rows, tokens, mask, position = rows[going], tokens[going], mask[going], position[going]
-        mask, position = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1), position + 1
-        hidden = trunk(
-            input_ids=tokens[:, None],
-            attention_mask=mask,
-            position_ids=position[:, None],
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
+            rows, tokens, mask, positions = rows[going], tokens[going], mask[going], positions[going]
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+        ids, positions = tokens[:, None], positions[:, -1:] + 1
     return responses
 
 

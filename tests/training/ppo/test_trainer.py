@@ -311,7 +311,7 @@ def test_sampling_with_a_cache_and_leaving_rows_is_sampling_one_by_one(tiny_mode
     actor = actor_of(tiny_model, settings())
     uniforms = torch.rand(3, 12, generator=torch.Generator().manual_seed(3))
     ends = set(range(100, 140))  # so that rows end at different times
-    together = generate(actor.trunk, actor.head, PROMPTS, uniforms, 1.0, ends)
+    together = generate(actor.model, PROMPTS, uniforms, 1.0, ends)
     alone = []
     for asked, row in zip(PROMPTS, uniforms, strict=True):
         ids = list(asked)
