@@ -2,8 +2,8 @@
 
     *.jsonl, *.ndjson, others   one object per line
     *.json                      an array of objects; one object, which is one row; or, read only, one object per line
-    *.csv, *.tsv                a header, then one row per line; a file's only column is its `prompt`, and commas
-                                separate the `tags` in a cell (read only)
+    *.csv, *.tsv                a header, then one row per line; a file's only column is its `prompt`, with or without
+                                a header, and commas separate the `tags` in a cell (read only)
     *.parquet                   columns; written, their types come from the row's model
     *.txt                       one prompt per line (read only)
 
@@ -25,12 +25,19 @@ from typing import IO, Any, Literal, NamedTuple, Union, get_args, get_origin
 from pydantic import BaseModel
 from typing_extensions import get_type_hints, is_typeddict
 
+from cai.config.characters import visible
 from cai.config.errors import CaiError, reading, writing
 from cai.data.jsonl import COMPRESSIONS, open_text, parse_json, partial_path, read_objects
 
 BATCH = 256  # rows of a Parquet file in memory at once, read
 GROUP = 1000  # rows of a Parquet file in memory at once, written
 NAMES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".parquet")  # of files that can be written
+# Names of a file's only column: those that data sets of prompts use.
+PROMPT_HEADERS = frozenset(
+    {"prompt", "prompts", "question", "questions", "instruction", "instructions", "input", "text", "query", "request"}
+    | {"message", "content", "goal", "behavior", "turn", "user"}
+)
+MAX_HEADER_WORDS = 3
 RawRow = dict[str, Any]
 AnyRow = BaseModel | Mapping[str, Any]
 Write = Callable[[AnyRow], None]
@@ -125,8 +132,10 @@ def _csv(path: Path) -> Iterator[tuple[Place, RawRow]]:
         try:
             for cells in lines:
                 if cells and not names:
-                    names = _header(Place(path, str(begun)), cells)
-                elif cells:
+                    names, is_row = _header(Place(path, str(begun)), cells)
+                else:
+                    is_row = bool(cells)
+                if is_row:
                     place = Place(path, str(begun))
                     if len(cells) != len(names):
                         raise CaiError(f"{place}: expected {len(names)} columns as in the header, found {len(cells)}")
@@ -139,10 +148,32 @@ def _csv(path: Path) -> Iterator[tuple[Place, RawRow]]:
             raise CaiError(f"{path}:{begun}: not valid CSV: {error}") from None
 
 
-def _header(place: Place, names: list[str]) -> list[str]:
-    if twice := [name for name in names if names.count(name) > 1]:
+def _header(place: Place, cells: list[str]) -> tuple[list[str], bool]:
+    """(the columns' names, whether the first line is a row already: a prompt of a file without a header)."""
+    text = next((cell for cell in cells if _is_prose(cell)), None)
+    if len(cells) == 1:
+        if text is None and cells[0].strip().casefold() not in PROMPT_HEADERS:
+            raise CaiError(
+                f"{place}: cannot tell whether '{visible(cells[0][:40])}' is the column's name or the first prompt; "
+                "add the line 'prompt' above it, or replace it by that"
+            )
+        return ["prompt"], text is not None
+    if text is not None:
+        raise CaiError(
+            f"{place}: expected the columns' names, found what looks like a row ('{visible(text[:40])}'); add a first "
+            "line with a name for each column, such as prompt,tags"
+        )
+    if twice := [name for name in cells if cells.count(name) > 1]:
         raise CaiError(f"{place}: two columns are named '{twice[0]}'; rename one of them")
-    return ["prompt"] if len(names) == 1 else names
+    return cells, False
+
+
+def _is_prose(cell: str) -> bool:
+    """Whether a cell of the first line reads as a sentence rather than as a name of a column."""
+    words = cell.split()
+    return (
+        len(words) > MAX_HEADER_WORDS or (len(words) > 1 and cell.rstrip()[-1] in ".?!") or cell.strip().endswith("?")
+    )
 
 
 def _parquet(path: Path) -> Iterator[tuple[Place, RawRow]]:

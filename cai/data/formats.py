@@ -57,8 +57,9 @@ def transcript_problem(messages: Sequence[Message]) -> str | None:
 RowFields = list[dict[str, Any]] | Skipped
 """The fields of the rows that one input row becomes, or why it becomes none."""
 T = TypeVar("T")
-OPTIONAL = ("id", "prompt_id", "tags", "subset", "p", "weight")
+OPTIONAL = ("id", "prompt_id", "tags", "subset", "system", "p", "weight")
 SHARED = ("id", "prompt_id", "tags", "subset")  # fields that any row may have
+PROMPTED = (*SHARED, "system")  # and those of a row read by `row_prompt`
 LEAST_MATCH = 0.2  # share of a format's required fields that a row must have for the format to be suggested
 SIMILARITY = 0.75  # of two field names (difflib ratio) for one to be taken as a typo of the other
 
@@ -106,7 +107,7 @@ def read_row(
     """
     format, unused, problem = _recognise(formats, tuple(value))
     if format is None:
-        raise CaiError(_unknown_format(formats, place, tuple(value), target))
+        raise CaiError(_unknown_format(formats, place, value, target))
     if problem:
         raise CaiError(f"{place}: {problem}")
     if summary is not None:
@@ -134,7 +135,8 @@ def _missing(format: Format, names: tuple[str, ...]) -> list[str]:
     return [required for required in format.required if not any(name in names for name in required.split("|"))]
 
 
-def _unknown_format(formats: tuple[Format, ...], place: Place, names: tuple[str, ...], target: str) -> str:
+def _unknown_format(formats: tuple[Format, ...], place: Place, value: RawRow, target: str) -> str:
+    names = tuple(value)
     shares = {format: 1 - len(_missing(format, names)) / len(format.required) for format in formats}
     least = max(LEAST_MATCH, max(shares.values()) / 2)
     closest = sorted((format for format in formats if shares[format] > least), key=lambda format: -shares[format])[:3]
@@ -147,7 +149,17 @@ def _unknown_format(formats: tuple[Format, ...], place: Place, names: tuple[str,
             f"  {format.name}: no {' and no '.join(map(_quoted, _missing(format, names)))}" for format in closest
         ]
         lines = [f"{place}: unknown format of a {target} ({fields}); the closest:", *missing]
+    if target == "prompt" and (column := _longest_text(value)):
+        lines.append(
+            f"rename '{visible(column)}' to 'prompt', or say `prompts.column: {visible(column)}` in a run file"
+        )
     return "\n".join([*lines, *_typos(formats, names)])
+
+
+def _longest_text(value: RawRow) -> str | None:
+    """The field that is most likely the prompt of a row whose fields no format knows."""
+    texts = {name: content for name, content in value.items() if isinstance(content, str) and name not in OPTIONAL}
+    return max(texts, key=lambda name: len(texts[name]), default=None)
 
 
 def _typos(formats: tuple[Format, ...], names: tuple[str, ...]) -> Iterator[str]:
@@ -204,7 +216,20 @@ def row_tags(place: Place, value: RawRow) -> list[str]:
 
 
 def row_prompt(place: Place, value: RawRow) -> Messages:
-    """The turns of a row's `messages` or `prompt`, which may be a text, a transcript or a list of turns."""
+    """The turns of a row's `messages` or `prompt`, a text, a transcript or a list of turns, after its `system`."""
+    return with_system(place, value, _prompt_turns(place, value))
+
+
+def with_system(place: Place, value: RawRow, messages: Messages) -> Messages:
+    """A conversation after the row's `system` message, if the row has one."""
+    if "system" not in value:
+        return messages
+    if messages and isinstance(messages[0], dict) and messages[0].get("role") == "system":
+        raise CaiError(f"{place}: system: the conversation begins with a system message already; leave one of them out")
+    return [Message(role="system", content=text(place, value, "system")), *messages]
+
+
+def _prompt_turns(place: Place, value: RawRow) -> Messages:
     prompt = value.get("messages", value.get("prompt"))
     if isinstance(prompt, str) and is_transcript(prompt):
         return turns(prompt.removesuffix("\n\nAssistant:"))

@@ -33,6 +33,7 @@ from cai.config.validation import describe
 from cai.data import chat_formats, evaluation_formats
 from cai.data.files import Place, RawRow
 from cai.data.formats import (
+    PROMPTED,
     SHARED,
     Format,
     ReadSummary,
@@ -50,12 +51,13 @@ from cai.data.formats import (
     turn_problem,
     turns,
     turns_fingerprint,
+    with_system,
 )
 from cai.data.jsonl import parse_row
 from cai.data.records import Messages, Preference, Prompt, Ranking, Skipped
 from cai.stats.logistic import sigmoid
 
-LABEL = (*SHARED, "p", "weight")
+LABEL = (*PROMPTED, "p", "weight")
 
 
 def read_preferences(path: Path) -> tuple[list[Preference], list[Skipped]]:
@@ -194,7 +196,7 @@ def _pair(place: Place, value: RawRow) -> RowFields:
     (messages, good), (other, bad) = (_conversation(place, key, value[key]) for key in ("chosen", "rejected"))
     if messages != other:
         return skipped(place, value, "chosen and rejected differ in more than the last turn")
-    return [_fields(place, value, messages, good, bad)]
+    return [_fields(place, value, with_system(place, value, messages), good, bad)]
 
 
 def _is_conversation(value: Any) -> bool:
@@ -226,7 +228,7 @@ def _fields(place: Place, value: RawRow, messages: Messages, chosen: str, reject
     return {**fields, **labels, "messages": messages, "chosen": chosen, "rejected": rejected}
 
 
-OPTIONS = (*LABEL, "text_correct", "text_incorrect")
+OPTIONS = (*SHARED, "p", "weight", "text_correct", "text_incorrect")
 CONVERSATION = tuple(chat_formats.ConversationRow.__annotations__)
 PAIR = (*LABEL, "prompt", "messages", "score_chosen", "score_rejected")
 KTO = "each good answer is paired with each bad answer to the same prompt; these count as one row"

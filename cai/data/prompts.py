@@ -25,11 +25,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, overload
 
+from cai.config.characters import visible
 from cai.config.errors import CaiError, writing
 from cai.config.hashing import fingerprint
 from cai.data import chat_formats, evaluation_formats, preferences
 from cai.data.files import Place, RawRow
 from cai.data.formats import (
+    PROMPTED,
     SHARED,
     Format,
     ReadSummary,
@@ -99,12 +101,14 @@ class StoredPrompts(Sequence[Prompt]):
         return Prompt.model_validate_json(self._file.readline())
 
 
-def store_prompts(path: Path, limit: int | None = None) -> tuple[StoredPrompts, list[Skipped]]:
-    """As `read_prompts`, without their texts in memory."""
+def store_prompts(
+    path: Path, limit: int | None = None, column: str | None = None
+) -> tuple[StoredPrompts, list[Skipped]]:
+    """As `read_prompts`, without their texts in memory; `column` names the field that holds the prompt."""
     skips: list[Skipped] = []
 
     def kept() -> Iterator[Prompt]:
-        for row in iter_prompts(path):
+        for row in iter_prompts(path, column=column):
             if isinstance(row, Skipped):
                 skips.append(row)
             else:
@@ -121,10 +125,12 @@ def _no_prompts(path: Path, skips: Sequence[Skipped]) -> CaiError:
     return CaiError(f"{path}: no prompts in this file{why}")
 
 
-def iter_prompts(path: Path, summary: ReadSummary | None = None) -> Iterator[Prompt | Skipped]:
+def iter_prompts(
+    path: Path, summary: ReadSummary | None = None, column: str | None = None
+) -> Iterator[Prompt | Skipped]:
     """`read_prompts` row by row; a repeated prompt is skipped. Only ids and hashes stay in memory."""
     known: dict[str, int] = {}  # a hash of the prompt by its id
-    for place, value in preferences.single_rows(path):
+    for place, value in _rows(path, column):
         rows = read_row(PROMPT_FORMATS, place, value, "prompt", summary)
         if isinstance(rows, Skipped):
             yield rows
@@ -140,13 +146,26 @@ def iter_prompts(path: Path, summary: ReadSummary | None = None) -> Iterator[Pro
         elif known[prompt.id] == content:
             yield skipped(place, value, "a row above has the same prompt")
         else:
-            first = next((at.short for at, id in _ids(path) if id == prompt.id), "a row above")
+            first = next((at.short for at, id in _ids(path, column) if id == prompt.id), "a row above")
             raise CaiError(f"{place}: {first} has the id '{prompt.id}' already, with another prompt")
 
 
-def _ids(path: Path) -> Iterator[tuple[Place, str]]:
-    """Every prompt's place and id, read again so that places need not be kept."""
+def _rows(path: Path, column: str | None) -> Iterator[tuple[Place, RawRow]]:
+    """The rows of a file, with the field `column` as their `prompt` in place of any other."""
     for place, value in preferences.single_rows(path):
+        if column is None:
+            yield place, value
+        elif column not in value:
+            names = ", ".join(map(visible, value)) or "no fields"
+            raise CaiError(f"{place}: no field '{visible(column)}' as `prompts.column` names; found {names}")
+        else:
+            shared = {name: content for name, content in value.items() if name in PROMPTED}
+            yield place, {**shared, "prompt": value[column]}
+
+
+def _ids(path: Path, column: str | None) -> Iterator[tuple[Place, str]]:
+    """Every prompt's place and id, read again so that places need not be kept."""
+    for place, value in _rows(path, column):
         rows = read_row(PROMPT_FORMATS, place, value, "prompt")
         if not isinstance(rows, Skipped):
             yield place, _checked(place, rows[0]).id
@@ -244,11 +263,11 @@ PROMPT_FORMATS = (
     Format("alpaca-eval", ("instruction",), evaluation_formats.read_alpaca_prompt, ALPACA_FIELDS),
     Format("cai-conversation", ("init_prompt",), chat_formats.read_conversation_prompt, SHARED),
     *(_prompt_of_pair(format) for format in preferences.FORMATS if format.name != "kto"),
-    Format("prompt", ("prompt|messages",), _prompt, (*SHARED, "prompt"), plain=True),
+    Format("prompt", ("prompt|messages",), _prompt, (*PROMPTED, "prompt"), plain=True),
 )
 COMPLETION_FORMATS = (
-    Format("kto", ("prompt|messages", "completion", "label"), _desirable_completion, SHARED),
-    Format("prompt-completion", ("prompt|messages", "completion"), _completion, SHARED, plain=True),
+    Format("kto", ("prompt|messages", "completion", "label"), _desirable_completion, PROMPTED),
+    Format("prompt-completion", ("prompt|messages", "completion"), _completion, PROMPTED, plain=True),
     Format("alpaca-eval", ("instruction", "output"), evaluation_formats.read_alpaca_output, ALPACA_FIELDS),
     Format("chat", ("messages",), chat_formats.read_openai_chat, (*SHARED, "prompt"), note="the last answer of each"),
 )

@@ -133,7 +133,7 @@ def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path
     constitution_file = find_constitution_file("constitution", config.constitution, run_file)
     eval_constitution_file = find_constitution_file("evaluate.constitution", config.evaluate.constitution, run_file)
     prompts_file = locate.find_data("prompts.source", config.prompts.source, run_file)
-    prompts, prompts_skipped = store_prompts(prompts_file, config.prompts.limit)
+    prompts, prompts_skipped = store_prompts(prompts_file, config.prompts.limit, config.prompts.column)
     training, held_out = map(prompts.pick, _split_places(prompts, config.prompts.holdout))
     if not training:
         raise CaiError(f"{run_file}: prompts.holdout: all of the {len(prompts)} prompts are held out; leave some")

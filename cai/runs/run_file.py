@@ -25,6 +25,8 @@ class PromptsConfig(Section):
 
     source: str
     """File of prompts in any format, or a dataset of the Hub; relative to the working directory or the run file."""
+    column: str | None = None
+    """Field that holds the prompt: a text, a transcript or a list of turns; null recognises the file's format."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """Use only the first prompts; null uses all."""
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.25

@@ -104,6 +104,30 @@ def test_a_text_file_is_a_prompt_a_line_and_so_is_a_single_column(tmp_path: Path
     ]
 
 
+@pytest.mark.parametrize("first", ["How do I bake bread?", "Tell me a story about a fox.", "name three green fruits"])
+def test_the_first_line_of_a_single_column_may_be_a_prompt(tmp_path: Path, first: str) -> None:
+    (tmp_path / "f.csv").write_text(f"{first}\nWhy?\n", encoding="utf-8")
+    read = [(place.at, value) for place, value in rows(tmp_path / "f.csv")]
+    assert read == ([("1", {"prompt": first}), ("2", {"prompt": "Why?"})])
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        ("Hello\nWhy?\n", "f.csv:1: cannot tell whether 'Hello' is the column's name or the first prompt"),
+        (
+            "How do I bake bread?,baking\nWhy?,why\n",
+            "f.csv:1: expected the columns' names, found what looks like a row",
+        ),
+    ],
+)
+def test_a_table_without_a_header_loses_no_row(tmp_path: Path, table: str, expected: str) -> None:
+    (tmp_path / "f.csv").write_text(table, encoding="utf-8")
+    with pytest.raises(CaiError) as caught:
+        list(rows(tmp_path / "f.csv"))
+    assert expected in str(caught.value)
+
+
 def test_a_cell_of_tags_is_a_list(tmp_path: Path) -> None:
     (tmp_path / "f.csv").write_text('prompt,tags\nWhy?,"a, b"\nHow?,\n', encoding="utf-8")
     assert [value["tags"] for _, value in rows(tmp_path / "f.csv")] == [["a", "b"], ""]

@@ -312,3 +312,18 @@ def test_a_row_without_answers_for_a_judge_is_an_error(tmp_path: Path, row: dict
     with pytest.raises(CaiError) as caught:
         read(tmp_path, row)
     assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {"prompt": "Why?", "chosen": "so", "rejected": "no"},
+        {"chosen": "\n\nHuman: Why?\n\nAssistant: so", "rejected": "\n\nHuman: Why?\n\nAssistant: no"},
+        {"prompt": "Why?", "responses": ["so", "no"]},
+    ],
+)
+def test_a_pairs_system_message_comes_before_its_prompt(tmp_path: Path, answers: dict[str, object]) -> None:
+    path = tmp_path / "f.jsonl"
+    path.write_text(json.dumps({"system": "Be brief.", **answers}) + "\n")
+    ((pair,), _) = read_preferences(path)
+    assert pair.messages == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]

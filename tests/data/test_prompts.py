@@ -125,3 +125,25 @@ def test_stored_prompts_are_those_of_the_file_and_take_no_memory_by_their_length
     path.write_text("\n")
     with pytest.raises(CaiError, match="no prompts in this file"):
         store_prompts(path)
+
+
+def test_a_column_of_another_name_is_the_prompt_if_the_run_file_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "f.csv"
+    path.write_text("id,question,answer,tags,prompt\na,Why?,Because.,x,other\n")
+    stored, _ = store_prompts(path, column="question")
+    assert [(p.id, p.messages[0]["content"], p.tags) for p in stored] == [("a", "Why?", ["x"])]
+    with pytest.raises(CaiError, match=r"f\.csv:2: no field 'query' as `prompts.column` names; found id, question, "):
+        store_prompts(path, column="query")
+
+
+def test_a_rows_system_message_comes_before_its_prompt(tmp_path: Path) -> None:
+    path = tmp_path / "f.jsonl"
+    path.write_text('{"prompt": "Why?", "system": "Be brief."}\n{"prompt": "Why?", "system": ""}\n')
+    (with_one, without), _ = read_prompts(path)
+    assert with_one.messages == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
+    assert without.messages == [{"role": "user", "content": "Why?"}]
+    assert with_one.id != without.id
+    twice = '{"messages": [{"role": "system", "content": "x"}, {"role": "user", "content": "y"}], "system": "z"}\n'
+    path.write_text(twice)
+    with pytest.raises(CaiError, match=r"f\.jsonl:1: system: the conversation begins with a system message already"):
+        read_prompts(path)
