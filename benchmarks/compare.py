@@ -27,7 +27,7 @@ from cai.constitution.principles import Constitution, assign, load_constitution
 from cai.data.jsonl import write_rows
 from cai.data.manifest import MANIFEST_JSON
 from cai.data.records import Answer, Judgement, Message, Preference, Prompt, Revision, Verdict
-from cai.evaluation.policy import HELD_OUT, OVERALL
+from cai.evaluation.evaluation_plan import HELD_OUT, OVERALL
 from cai.evaluation.policy_report import ANSWERS, COMPARISONS
 from cai.runs.folder import RunFolder
 

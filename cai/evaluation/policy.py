@@ -5,19 +5,15 @@ their beginning. There is no resume code: evaluating again makes the same reques
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import combinations
-from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from cai.config.errors import RequestRefused
-from cai.config.hashing import fingerprint
-from cai.config.locate import find_file
-from cai.config.yaml_files import Temperature, Tokens
-from cai.constitution.principles import Constitution, load_constitution, questions
+from cai.constitution.principles import Constitution, questions
 from cai.constitution.templates import Templates
 from cai.data.records import Answer, Attacked, Judgement, Messages, Prompt, Reply, Sampled, Skipped, Verdict
+from cai.evaluation.evaluation_plan import HELD_OUT, OVERALL, EvaluationPlan, Policy
 from cai.evaluation.injection import Target, Variant, drawn
 from cai.evaluation.overoptimization import TRAINING_SAMPLES, read_samples
 from cai.evaluation.probes import (
@@ -40,14 +36,9 @@ from cai.feedback.revise import respond
 from cai.feedback.yes_no import NothingApplies, ask_applying
 from cai.inference.cache import Tally
 from cai.inference.cached_engine import CachedEngine
-from cai.inference.engine import EngineConfig, Generation
-from cai.inference.models import Model
 from cai.inference.scheduler import EngineWork, Scheduler, Stage
 
-OVERALL, HELPFUL, SAFE = "overall", "helpful", "safe"
 ALL_PAIRS = 6  # policies that are all compared with each other; of more, each with the reference
-HELD_OUT = "held_out"
-SHIPPED = Path("cai eval")  # where the names of shipped files come from, for messages
 QUESTIONS = {
     HELD_OUT: ("refuses", "evades"),
     OVER_REFUSAL: ("refuses", "evades"),
@@ -57,83 +48,6 @@ QUESTIONS = {
 """What a judge is asked about the answers to each set of prompts."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-class EvaluateConfig(Generation):
-    """`evaluate:` in a run file: the eval judge, and how both policies are sampled."""
-
-    judge: str | None = None
-    """The eval judge, named as the run's model; null: the first of the run's judges."""
-    engine: EngineConfig | None = None
-    """Settings of the eval judge's engine that differ from `engine:`."""
-
-    constitution: str = "constitutions/plain.yaml"
-    """The constitution by which answers before and after training are compared; named like the run's."""
-    max_tokens: Tokens = 512
-    """Of a held-out answer."""
-    temperature: Temperature = 1.0
-    """For held-out answers; 0 takes the likeliest token."""
-    probes: bool = False
-    """Whether the run ends with all that `cai eval` measures."""
-
-
-@dataclass(frozen=True)
-class Policy:
-    """A policy and what is known of its training."""
-
-    name: str
-    folder: Path
-    base: str | None = None  # the model it was trained from, by name; None where that is not known
-    training_prompts: Sequence[Prompt] = ()  # those that are known
-    reward: Path | None = None  # the folder of the reward model it was trained against
-    samples: Path | None = None  # what PPO sampled on the way
-    labels: Path | None = None  # the labelled pairs it was trained on
-    target_kl: float | None = None  # nats an answer, of its last PPO stage
-
-    def trained_on(self) -> frozenset[str]:
-        """Fingerprints of the conversations it was trained on, as far as they are known."""
-        return frozenset(fingerprint(prompt.messages) for prompt in self.training_prompts)
-
-
-@dataclass(frozen=True)
-class EvaluationPlan:
-    """An evaluation, resolved. Without `probes` it is answers to the prompts and their comparison, and nothing else."""
-
-    policies: list[Policy]  # the first is the reference
-    prompts: list[Prompt]
-    prompts_skipped: list[Skipped]
-    axes: dict[str, Constitution]
-    templates: Templates
-    judge: Model
-    settings: EvaluateConfig
-    probes: Probes | None
-    limit: int | None  # of the items of each set of probes
-    seed: int
-    engine: EngineConfig
-    own_settings: Mapping[Model, EngineConfig]  # of the reference and the judge, where their engines differ
-    notes: list[str]
-
-    @property
-    def reference(self) -> Policy:
-        """What the others are compared with."""
-        return self.policies[0]
-
-    @property
-    def reference_engine(self) -> EngineConfig:
-        """The settings of the reference's engine."""
-        return self.own_settings.get(self.reference.folder, self.engine)
-
-    @property
-    def judge_engine(self) -> EngineConfig:
-        """The settings of the judge's engine."""
-        return self.own_settings.get(self.judge, self.engine)
-
-
-def shipped_axes() -> dict[str, Constitution]:
-    """The two axes of Bai et al. 2022, fig. 2, each a constitution of its own."""
-    return {
-        name: load_constitution(find_file("axis", f"constitutions/{name}.yaml", SHIPPED)) for name in (HELPFUL, SAFE)
-    }
 
 
 class PolicyPrompt(NamedTuple):

@@ -14,9 +14,9 @@ from cai.config.hashing import fingerprint
 from cai.data.jsonl import file_fingerprint, read_rows, write_text
 from cai.data.manifest import read_json
 from cai.data.records import Row, Scored
+from cai.evaluation.evaluation_plan import HELD_OUT, EvaluationPlan
 from cai.evaluation.judge_report import Interval
 from cai.evaluation.monitors import Monitor, measured, unmeasured
-from cai.evaluation.policy import HELD_OUT, EvaluationPlan
 from cai.inference.models import folder_fingerprint
 from cai.inference.scheduler import Reporter
 from cai.stats.agreement import hit, mean_log_loss

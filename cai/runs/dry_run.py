@@ -17,7 +17,8 @@ from rich.console import Console
 from cai.config.hashing import fingerprint
 from cai.data.jsonl import write_text
 from cai.data.records import Skipped
-from cai.evaluation.policy import Policy, PolicyEvaluation
+from cai.evaluation.evaluation_plan import Policy
+from cai.evaluation.policy import PolicyEvaluation
 from cai.feedback.label import JudgePanel, LabelJob, count_work
 from cai.feedback.pipeline import collect_feedback
 from cai.inference.cache import AnyCache, Cache, OverlayCache, Work

@@ -19,7 +19,8 @@ from cai.data.jsonl import write_rows, write_text
 from cai.data.manifest import Claim, Output, exclusive, read_manifest, take, versions, write_manifest
 from cai.data.prompts import read_prompts
 from cai.data.records import Prompt, Skipped
-from cai.evaluation.policy import OVERALL, EvaluateConfig, EvaluationPlan, Policy, PolicyEvaluation, shipped_axes
+from cai.evaluation.evaluation_plan import OVERALL, EvaluateConfig, EvaluationPlan, Policy, shipped_axes
+from cai.evaluation.policy import PolicyEvaluation
 from cai.evaluation.policy_report import (
     ANSWERS,
     COMPARISONS,

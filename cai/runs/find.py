@@ -12,7 +12,7 @@ from cai.config.locate import find_constitution_file, similar_constitution, sugg
 from cai.data.jsonl import read_rows
 from cai.data.manifest import MANIFEST_JSON, read_json
 from cai.data.records import Prompt
-from cai.evaluation.policy import Policy
+from cai.evaluation.evaluation_plan import Policy
 from cai.inference.chat_template import ChatSettings
 from cai.inference.models import folder_fingerprint, resolve_model
 from cai.runs.folder import ITERATION, RunFolder, Training, is_run, open_run, runs_meant

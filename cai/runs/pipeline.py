@@ -12,9 +12,10 @@ from cai.config.errors import CaiError
 from cai.data.jsonl import file_fingerprint, write_rows, write_text
 from cai.data.manifest import Output, exclusive
 from cai.data.records import Skipped
+from cai.evaluation.evaluation_plan import Policy
 from cai.evaluation.judge_eval import Extras, evaluate_judge
 from cai.evaluation.judge_report import JudgeReport
-from cai.evaluation.policy import Policy, PolicyEvaluation
+from cai.evaluation.policy import PolicyEvaluation
 from cai.feedback.pipeline import FeedbackJob, collect_feedback
 from cai.inference.cache import Cache
 from cai.inference.models import Model

@@ -23,7 +23,7 @@ from cai.data.manifest import Claim, take, versions
 from cai.data.preferences import read_preferences
 from cai.data.prompts import StoredPrompts, store_prompts
 from cai.data.records import Messages, Preference, Prompt, Skipped, Source
-from cai.evaluation.policy import shipped_axes
+from cai.evaluation.evaluation_plan import shipped_axes
 from cai.evaluation.probes import read_probes
 from cai.feedback.label import LabelJob, count_work
 from cai.inference import models

@@ -11,7 +11,7 @@ from cai.config.characters import visible
 from cai.config.errors import exists
 from cai.config.yaml_files import Section
 from cai.data.records import Probability, Seed
-from cai.evaluation.policy import EvaluateConfig
+from cai.evaluation.evaluation_plan import EvaluateConfig
 from cai.feedback.judge import JudgeConfig
 from cai.feedback.revise import ReviseConfig
 from cai.inference.chat_template import with_template_text

@@ -11,8 +11,8 @@ from cai.config.errors import CaiError
 from cai.data.jsonl import write_rows
 from cai.data.records import Answer, Message, Scored
 from cai.evaluation import scores
+from cai.evaluation.evaluation_plan import EvaluationPlan
 from cai.evaluation.monitors import Monitor
-from cai.evaluation.policy import EvaluationPlan
 from cai.evaluation.scores import (
     Reward,
     divergence,

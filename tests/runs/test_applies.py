@@ -134,7 +134,8 @@ def test_an_evaluation_skips_the_prompts_that_no_principle_of_its_constitution_a
     other.mkdir()
     for name in ("config.json", "tokenizer.json", "model.safetensors"):
         (other / name).write_text('{"other": 1}', encoding="utf-8")
-    from cai.evaluation.policy import Policy, PolicyEvaluation
+    from cai.evaluation.evaluation_plan import Policy
+    from cai.evaluation.policy import PolicyEvaluation
     from cai.inference.cache import Cache
     from cai.inference.scheduler import Scheduler
     from cai.runs.evaluate import plan_of_run
