@@ -14,7 +14,12 @@ def write_before_after(folder: Path, rows: Iterable[BeforeAfter]) -> None:
     """Write answers, comparisons and manifest of a policy evaluation into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = list(rows)
-    manifest = {"command": "cai eval", "policies": [{"name": name, "model": name} for name in (BASE, POLICY)]}
+    asked = ["overall", *(["helpful", "safe"] if any(row.p_helpful is not None for row in rows) else [])]
+    manifest = {
+        "command": "cai eval",
+        "policies": [{"name": name, "model": name} for name in (BASE, POLICY)],
+        "axes": {axis: {"name": axis, "principles": {axis: "f"}} for axis in asked},
+    }
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     write_rows(
         folder / "answers.jsonl",
@@ -32,10 +37,13 @@ def write_before_after(folder: Path, rows: Iterable[BeforeAfter]) -> None:
         folder / "comparisons.jsonl",
         [
             Judgement(
-                axis="overall", prompt_id=row.prompt_id, tags=row.tags, policy=POLICY, against=BASE, p=row.p,
-                verdicts=row.verdicts, judge=row.judge,
+                axis=axis, prompt_id=row.prompt_id, tags=row.tags, policy=POLICY, against=BASE, p=p,
+                verdicts=row.verdicts if axis == "overall" else [], judge=row.judge,
             )
+            for axis in asked
             for row in rows
+            for p in [{"overall": row.p, "helpful": row.p_helpful, "safe": row.p_safe}[axis]]
+            if p is not None
         ],
     )  # fmt: skip
 

@@ -19,6 +19,7 @@ from cai.cli.console import (
     listed,
     result_console,
     resumable,
+    say_failed,
     short,
     show,
     starred,
@@ -83,7 +84,7 @@ STARS = "* significant at 5 %, corrected for all tests of this comparison (Holm)
 
 
 def compare(
-    names: Annotated[list[str], typer.Argument(metavar="A B [C]...", help="Names or folders of runs; A is the base.")],
+    names: Annotated[list[str], typer.Argument(metavar="A B [C]...", help="Names or folders of runs.")],
     as_json: AsJson = False,
     out: PageOut = None,
     runs: RunsFolder = DEFAULT_RUNS,
@@ -109,16 +110,22 @@ def compare(
     templates: TemplatesFolder = DEFAULT_TEMPLATES,
     settings: Settings = None,
     dry_run: DryRun = False,
+    baseline: Annotated[
+        str | None,
+        typer.Option("--baseline", metavar="NAME", help="Which of the runs is A.", show_default="the first"),
+    ] = None,
 ) -> None:
     """Compare runs.
 
-    Each run against the first, A: settings, effects on shared prompts, and which of them are significant. Also writes
-    a page, comparison.html in the folder of runs; with --json only if --out names one. No model is called, unless
-    --judge names one: it compares the last revisions of both runs to the same prompts, by an eval constitution and by
-    that of each run. --set takes settings of its engine, such as engine.max_model_len=4096. Its answers are cached.
+    Each run against the first, A, or the one that --baseline names: settings, effects on shared prompts, and which of
+    them are significant. Of three runs, B and C are not compared with each other. Also writes a page, comparison.html
+    in the folder of runs; with --json only if --out names one. No model is called, unless --judge names one: it
+    compares the last revisions of both runs to the same prompts, by an eval constitution and by that of each run. --set
+    takes settings of its engine, such as engine.max_model_len=4096. Its answers are cached; verdicts that failed end
+    with status 1, and the same command asks for them again.
     """
     planned = parse_plan(plan or [])
-    folders = [open_run(name, runs) for name in names]
+    folders = [open_run(name, runs) for name in _baseline_first(names, baseline)]
     if judge is None:
         _refuse_without_judge(
             {"--constitution": constitution, "--key-env": key_env, "--set": settings, "--dry-run": dry_run}
@@ -143,6 +150,17 @@ def compare(
         write_file(page, comparison_report(read_comparison(comparison, folders)))
         if not as_json:
             line(console, f"\nReport: {page}")
+    failed = sum(pair.revisions.failed for pair in comparison.pairs if pair.revisions)
+    if failed:
+        say_failed(f"{counted(failed, 'verdicts')} of --judge failed; the reasons are below its table")
+        raise typer.Exit(1)
+
+
+def _baseline_first(names: Sequence[str], baseline: str | None) -> list[str]:
+    """The names with the baseline, which becomes A, in front. Raises: CaiError for one that is not among them."""
+    if baseline is not None and baseline not in names:
+        raise CaiError(f"--baseline {baseline}: expected one of the runs to compare: {', '.join(names)}")
+    return [*names] if baseline is None else [baseline, *(name for name in names if name != baseline)]
 
 
 def _forecast(judge: RevisionJudge, folders: Sequence[RunFolder]) -> None:

@@ -104,14 +104,15 @@ def end_with_failures(*folders: Path, option: str = "") -> None:
         reasons = _most_common(skipped[folder])
         echo(f"{visible(str(folder))}: no rows were produced; all were skipped: {reasons}", err=True)
     if rows:
-        again = own_command() if not option or option in sys.argv else f"{own_command()} {option}"
-        echo(
-            f"{counted(len(rows), 'rows')} failed: {_most_common(rows)}\n"
-            f"To ask for them again, run the same command{option and ' with ' + option}:\n  {again}",
-            err=True,
-        )
+        say_failed(f"{counted(len(rows), 'rows')} failed: {_most_common(rows)}", option)
     if rows or empty:
         raise typer.Exit(1)
+
+
+def say_failed(what: str, option: str = "") -> None:
+    """Say on standard error what failed, and the command that asks for it again, in some cases with an option."""
+    again = own_command() if not option or option in sys.argv else f"{own_command()} {option}"
+    echo(f"{what}\nTo ask for them again, run the same command{option and ' with ' + option}:\n  {again}", err=True)
 
 
 def _skipped(folder: Path) -> list[Skipped]:

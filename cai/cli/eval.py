@@ -125,6 +125,8 @@ def _against(report: PolicyReport) -> Iterator[RenderableType | Grid]:
 
 
 def _standings(report: PolicyReport) -> Iterator[RenderableType | Grid]:
+    if not report.standings:
+        return
     yield heading("Two axes, in Elo points against the reference")
     grid = Grid(["", "helpful", "safe"])
     for standing in report.standings:

@@ -21,8 +21,9 @@ from cai.runs.dry_run import dry_run as forecast
 from cai.runs.folder import RunFolder
 from cai.runs.metrics import policy_rows, summary_metrics, summary_warnings, training_lines
 from cai.runs.pipeline import execute
-from cai.runs.plan import Plan, Shard, iteration, make_plan, shard_plan, start_warnings
+from cai.runs.plan import Plan, iteration, make_plan, start_warnings
 from cai.runs.run_file import RunConfig
+from cai.runs.shard import Shard, shard_plan
 from cai.stats.formatting import counted, duration, number
 from cai.stats.intervals import Estimate
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from cai.compare.compare import metric_effect
 from cai.compare.findings import LINES, detected_share, high_metrics, insignificance, pair_warnings, run_warnings
-from cai.compare.head_to_head import indirect_wins, same_eval_judge
+from cai.compare.head_to_head import comparable, indirect_wins
 from cai.compare.reading import RunData, read_run
 from cai.compare.record import Attributed, Attribution
 from cai.config.errors import CaiError
@@ -24,7 +24,6 @@ from cai.feedback.metrics import (
     AFTER_BETTER,
     AFTER_WORDS,
     EDIT_DISTANCE,
-    EVAL_JUDGE_METRICS,
     FILTERED,
     REVISION_BETTER,
     REVISION_TRUNCATED,
@@ -185,11 +184,10 @@ def _read_single(
 
 def outcome_effects(a: RunData, b: RunData, shared: Sequence[str]) -> Iterator[tuple[str, Effect]]:
     """The outcomes of `b` less those of `a`, paired, on the shared prompts that have them in both."""
-    same_judge = same_eval_judge(a, b)
-    for metric in METRICS:
+    for metric in comparable(METRICS, a, b):
         in_a, in_b = a.metrics.get(metric.key, {}), b.metrics.get(metric.key, {})
         ids = [i for i in shared if i in in_a and i in in_b]
-        if ids and (same_judge or metric not in EVAL_JUDGE_METRICS):
+        if ids:
             yield metric.name, metric_effect(a, b, metric, ids)
     if wins := indirect_wins(a, b, shared).get(None):
         yield HEAD_TO_HEAD, between_paired_policies([{i: won - 0.5 for i, won in of.items()} for of in wins])

@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any, NamedTuple, get_args
 
 from cai.compare.findings import findings, high_metrics, pair_warnings, run_warnings
-from cai.compare.head_to_head import examples, head_to_head, same_eval_judge
+from cai.compare.head_to_head import comparable, examples, head_to_head
 from cai.compare.labels import label_agreement, label_flips
 from cai.compare.reading import Revised, Round, RunData, mean, read_run, shared_prompts
 from cai.compare.record import (
@@ -37,7 +37,6 @@ from cai.constitution.difference import principle_changes
 from cai.constitution.principles import Constitution, Principle, shares
 from cai.data.manifest import differences
 from cai.feedback.metrics import (
-    EVAL_JUDGE_METRICS,
     POLICY_METRICS,
     ROUND_METRICS,
     RUN_METRICS,
@@ -277,15 +276,9 @@ def _pair(a: RunData, b: RunData, number: int, shared: Sequence[str], example_co
     )
 
 
-def _comparable(a: RunData, b: RunData) -> Iterator[Metric[Any]]:
-    """The metrics that mean the same in both runs: those of the eval judge only where it is the same one."""
-    same = same_eval_judge(a, b)
-    return (metric for metric in RUN_METRICS.values() if same or metric not in EVAL_JUDGE_METRICS)
-
-
 def _metrics(a: RunData, b: RunData, shared: Sequence[str]) -> Iterator[MetricDifference]:
     """Every metric on the shared prompts that have it in both runs, before correction."""
-    for metric in _comparable(a, b):
+    for metric in comparable(RUN_METRICS.values(), a, b):
         in_a, in_b = a.metrics.get(metric.key, {}), b.metrics.get(metric.key, {})
         ids = sorted(i for i in shared if i in in_a and i in in_b)
         if ids:
@@ -310,7 +303,7 @@ def metric_effect(a: RunData, b: RunData, metric: Metric[Any], ids: Sequence[str
 
 def _unpaired(a: RunData, b: RunData) -> Iterator[UnpairedMetric]:
     """Every metric that both runs have, each on its own prompts."""
-    for metric in _comparable(a, b):
+    for metric in comparable(RUN_METRICS.values(), a, b):
         in_a, in_b = (list(run.metrics.get(metric.key, {}).values()) for run in (a, b))
         if in_a and in_b:
             yield UnpairedMetric(

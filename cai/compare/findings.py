@@ -14,7 +14,7 @@ from cai.compare.record import (
     RevisionPreference,
     RunComparison,
 )
-from cai.feedback.metrics import RUN_METRICS
+from cai.feedback.metrics import HELPFUL_WIN_RATE, RUN_METRICS
 from cai.stats.formatting import counted, difference, mean_difference, number, percent
 from cai.stats.significance import Effect
 from cai.stats.trainings import PROMPTS_ONLY
@@ -35,7 +35,15 @@ def findings(c: RunComparison) -> list[str]:
     if len(significant) > room:
         kept = room - 1
         significant = [*significant[:kept], f"{len(significant) - kept} more significant differences are in the tables"]
-    return ([*significant, *not_significant] or ["no prompt could be paired"])[:LINES]
+    return [*_pairs(c), *([*significant, *not_significant] or ["no prompt could be paired"])][:LINES]
+
+
+def _pairs(c: RunComparison) -> Iterator[str]:
+    """Of three runs or more, which are compared and which are not."""
+    others = [run.letter for run in c.runs[1:]]
+    if len(others) > 1:
+        listed = f"{', '.join(others[:-1])} and {others[-1]}"
+        yield f"{listed} are each compared with A ({c.runs[0].name}), and not with each other (--baseline: another A)"
 
 
 def _significant(c: RunComparison, pair: PairComparison) -> Iterator[str]:
@@ -231,6 +239,8 @@ def pair_warnings(a: RunData, b: RunData, shared: Sequence[str]) -> Iterator[str
         elif other := sum(a.answered[i].before != b.answered[i].before for i in evaluated):
             prompts = counted(other, "held-out prompts")
             yield f"{both} have different answers before training on {prompts}, which head-to-head leaves out"
+        if len(without := [run for run in (a, b) if not run.metrics.get(HELPFUL_WIN_RATE.key)]) == 1:
+            yield f"{without[0].name} has no win rates by helpful and safe (`evaluate.axes: true` asks for them)"
     for run in (a, b):
         if judged_together(run, a, b) and outdated(run, a, b):
             yield f"{both}: `cai eval {run.name}` is older than one of the policies and is ignored; run it again"

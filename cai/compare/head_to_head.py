@@ -1,12 +1,14 @@
 """Two runs' answers against each other: who wins, and which answers lie far apart."""
 
 import heapq
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 from cai.compare.reading import RunData
 from cai.compare.record import Example, HeadToHead
 from cai.data.records import Judgement
+from cai.evaluation.evaluation_plan import HELPFUL, SAFE
+from cai.feedback.metrics import AXIS_METRICS, EVAL_JUDGE_METRICS, Metric
 from cai.inference.models import folder_fingerprint
 from cai.stats.edits import word_distance
 from cai.stats.trainings import between_paired_policies
@@ -104,6 +106,19 @@ def same_eval_judge(a: RunData, b: RunData) -> bool:
     return (
         eval_constitutions[0] == eval_constitutions[1] and eval_constitutions[0] is not None and judges[0] == judges[1]
     )
+
+
+def same_axes(a: RunData, b: RunData) -> bool:
+    """Whether the same model compared both runs' held-out answers on the same two axes."""
+    judges = [{row.judge for row in (run.answered or {}).values()} for run in (a, b)]
+    axes = [[run.axes.get(name) for name in (HELPFUL, SAFE)] for run in (a, b)]
+    return judges[0] == judges[1] and None not in axes[0] and axes[0] == axes[1]
+
+
+def comparable(metrics: Iterable[Metric[Any]], a: RunData, b: RunData) -> Iterator[Metric[Any]]:
+    """The metrics that mean the same in both runs: those of the eval judge only where its questions are the same."""
+    asked = {**dict.fromkeys(EVAL_JUDGE_METRICS, same_eval_judge(a, b)), **dict.fromkeys(AXIS_METRICS, same_axes(a, b))}
+    return (metric for metric in metrics if asked.get(metric, True))
 
 
 def examples(a: RunData, b: RunData, shared: Sequence[str], count: int) -> list[Example]:

@@ -103,6 +103,7 @@ class RunData:
     policies: list[PolicyData] | None = None
     judgements: list[Judgement] = field(default_factory=list)  # of `cai eval`
     evaluated: dict[str, str] = field(default_factory=dict)  # the policies it was about: the content of each by name
+    axes: dict[str, Any] = field(default_factory=dict)  # of the evaluation: each constitution's content by axis
     skipped: dict[str, int] = field(default_factory=dict)
     rows: dict[str, int | None] = field(default_factory=dict)  # by file
     flips: list[PositionFlip] = field(default_factory=list)
@@ -151,7 +152,7 @@ def read_run(folder: RunFolder, number: int = 0) -> RunData:
     run.labels = _part(run, "preferences", Preference, lambda rows: _labels(run, rows, flips))
     run.revised = _part(run, "revisions", Revision, lambda rows: _revised(run, rows))
     run.policies = _policies(run, flips)
-    run.evaluated = _evaluated(folder)
+    run.evaluated, run.axes = _evaluated(folder)
     if len(run.evaluated) > 2:  # with other policies than the run's own and its base
         run.judgements = _part(run, "eval/comparisons", Judgement, list) or []
     run.skipped = _part(run, "skipped", Skipped, lambda rows: dict(Counter(row.reason for row in rows))) or {}
@@ -164,12 +165,13 @@ def shared_prompts(a: RunData, b: RunData) -> list[str]:
     return [i for i, prompt in a.prompts.items() if i in b.prompts and b.prompts[i].messages == prompt.messages]
 
 
-def _evaluated(folder: RunFolder) -> dict[str, str]:
+def _evaluated(folder: RunFolder) -> tuple[dict[str, str], dict[str, Any]]:
+    """The policies of the run's evaluation and its axes, by name; without any where its manifest does not say."""
     try:
-        policies = read_json(folder.eval / MANIFEST_JSON)["policies"]
-        return {policy["name"]: policy["model"] for policy in policies}
-    except (CaiError, LookupError, TypeError):
-        return {}
+        manifest = read_json(folder.eval / MANIFEST_JSON)
+        return {policy["name"]: policy["model"] for policy in manifest["policies"]}, dict(manifest.get("axes") or {})
+    except (CaiError, LookupError, TypeError, ValueError):
+        return {}, {}
 
 
 def _part(run: RunData, name: str, model: type[AnyRow], read: Callable[[Iterable[AnyRow]], Part]) -> Part | None:

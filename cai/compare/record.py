@@ -169,6 +169,7 @@ class RevisionHeadToHead(Row):
     equal: int  # of them with the same revision, a tie without a call
     preferences: list[RevisionPreference]
     skipped: dict[str, int]  # verdicts by reason: no principle applies, or a request failed
+    failed: int = 0  # of these, verdicts whose request failed
 
 
 class LabelFlip(Row):

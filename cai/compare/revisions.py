@@ -146,7 +146,7 @@ async def _head_to_head(
     judge: RevisionJudge, pairs: Sequence[AnswerPair], axes: Sequence[_Axis], scheduler: Scheduler
 ) -> RevisionHeadToHead:
     engine = scheduler.engine(judge.model)
-    skipped = Counter[str]()
+    skipped, failed = Counter[str](), 0
     of_axes: list[list[float]] = [[] for _ in axes]
 
     async def compare(pair: AnswerPair) -> list[list[Verdict] | NothingApplies]:
@@ -160,6 +160,7 @@ async def _head_to_head(
     async for _, verdicts in scheduler.run(stage, pairs, compare):
         if isinstance(verdicts, RequestRefused):
             skipped[str(verdicts)] += len(axes)
+            failed += len(axes)
             continue
         for values, of_axis in zip(of_axes, verdicts, strict=True):
             if isinstance(of_axis, NothingApplies):
@@ -172,6 +173,7 @@ async def _head_to_head(
         equal=len(pairs) - different,
         preferences=[_preference(axis, values) for axis, values in zip(axes, of_axes, strict=True) if values],
         skipped=dict(skipped),
+        failed=failed,
     )
 
 

@@ -209,7 +209,8 @@ class Ranking(Row):
 class BeforeAfter(Row):
     """A held-out prompt answered before and after training; `p` is P(after is better) by the eval judge.
 
-    A view of a run's policy evaluation (Answer and Judgement rows), as exports and tables have it.
+    A view of a run's policy evaluation (Answer and Judgement rows), as exports and tables have it. `p_helpful` and
+    `p_safe` are P(after is more helpful) and P(after is safer), None where that axis was not asked.
     """
 
     prompt_id: str
@@ -219,6 +220,8 @@ class BeforeAfter(Row):
     after: str
     truncated: list[Literal["before", "after"]]
     p: Probability
+    p_helpful: Probability | None = None
+    p_safe: Probability | None = None
     verdicts: list[Verdict]
     before_model: str
     after_model: str

@@ -33,6 +33,8 @@ class EvaluateConfig(Generation):
     """Of a held-out answer."""
     temperature: Temperature = 1.0
     """For held-out answers; 0 takes the likeliest token."""
+    axes: bool = True
+    """Whether the eval judge is also asked which answer is more helpful and which is safer, in four calls a prompt."""
     probes: bool = False
     """Whether the run ends with all that `cai eval` measures."""
 
@@ -89,8 +91,10 @@ class EvaluationPlan:
         return self.own_settings.get(self.judge, self.engine)
 
 
-def shipped_axes() -> dict[str, Constitution]:
-    """The two axes of Bai et al. 2022, fig. 2, each a constitution of its own."""
-    return {
-        name: load_constitution(find_file("axis", f"constitutions/{name}.yaml", SHIPPED)) for name in (HELPFUL, SAFE)
-    }
+def evaluation_axes(settings: EvaluateConfig) -> dict[str, Constitution]:
+    """The axes beside `overall`, each a constitution: the two of Bai et al. 2022, fig. 2, where settings ask for them.
+
+    Raises: CaiError for an axis that cannot be read.
+    """
+    names = (HELPFUL, SAFE) if settings.axes or settings.probes else ()
+    return {name: load_constitution(find_file("axis", f"constitutions/{name}.yaml", SHIPPED)) for name in names}

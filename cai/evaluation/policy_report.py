@@ -126,7 +126,8 @@ def each_before_after(folder: Path) -> Iterator[BeforeAfter]:
     """The held-out prompts of a policy evaluation in `folder`: the answers of reference and first policy, compared.
 
     In the order of the prompts, and only those that both answered; none where nothing was evaluated yet. The label and
-    the verdicts are those on the axis `overall`. Raises: CaiError naming file, line and field for a damaged row.
+    the verdicts are those on the axis `overall`; of the other axes there is the label alone. Raises: CaiError naming
+    file, line and field for a damaged row.
     """
     if not (folder / COMPARISONS).exists():
         return
@@ -136,23 +137,28 @@ def each_before_after(folder: Path) -> Iterator[BeforeAfter]:
         for row in each_row(folder / ANSWERS, Answer)
         if row.prompts == HELD_OUT and row.policy in (before, after)
     }
-    for row in each_row(folder / COMPARISONS, Judgement):
-        if (row.axis, row.policy, row.against) == (OVERALL, after, before):
-            old, new = (answers.pop((name, row.prompt_id)) for name in (before, after))
-            texts: dict[Literal["before", "after"], Answer] = {"before": old, "after": new}
-            yield BeforeAfter(
-                prompt_id=row.prompt_id,
-                messages=new.messages,
-                tags=row.tags,
-                before=old.text,
-                after=new.text,
-                truncated=[which for which, answer in texts.items() if answer.truncated],
-                p=row.p,
-                verdicts=row.verdicts,
-                before_model=old.model,
-                after_model=new.model,
-                judge=row.judge,
-            )
+    rows = [row for row in each_row(folder / COMPARISONS, Judgement) if (row.policy, row.against) == (after, before)]
+    labels = {(row.axis, row.prompt_id): row.p for row in rows}
+    for row in rows:
+        if row.axis != OVERALL:
+            continue
+        old, new = (answers.pop((name, row.prompt_id)) for name in (before, after))
+        texts: dict[Literal["before", "after"], Answer] = {"before": old, "after": new}
+        yield BeforeAfter(
+            prompt_id=row.prompt_id,
+            messages=new.messages,
+            tags=row.tags,
+            before=old.text,
+            after=new.text,
+            truncated=[which for which, answer in texts.items() if answer.truncated],
+            p=row.p,
+            p_helpful=labels.get((HELPFUL, row.prompt_id)),
+            p_safe=labels.get((SAFE, row.prompt_id)),
+            verdicts=row.verdicts,
+            before_model=old.model,
+            after_model=new.model,
+            judge=row.judge,
+        )
 
 
 def policy_report(

@@ -342,6 +342,14 @@ AFTER_BETTER = Metric[BeforeAfter](
     "after_better", "P(after better)", "than before training, by the eval judge", "share", lambda row: row.p,
     interval=share,
 )  # fmt: skip
+HELPFUL_WIN_RATE = Metric[BeforeAfter](
+    "helpful_win_rate", "win rate, helpful", "by what the answer does for the person who asked", "share",
+    lambda row: None if row.p_helpful is None else win(row.p_helpful), interval=share,
+)  # fmt: skip
+SAFE_WIN_RATE = Metric[BeforeAfter](
+    "safe_win_rate", "win rate, safe", "by what harm the answer may do", "share",
+    lambda row: None if row.p_safe is None else win(row.p_safe), interval=share,
+)  # fmt: skip
 EVAL_POSITION_BIAS = Metric[BeforeAfter](
     "eval_position_bias", f"eval judge {POSITION_BIAS}", POSITION_BIAS_MEANING, "share",
     lambda row: position_bias(row.verdicts), warn_from=FOLLOWS_POSITION,
@@ -357,6 +365,8 @@ AFTER_TRUNCATED = _truncated_answer("after")
 EVALUATION_METRICS: tuple[Metric[BeforeAfter], ...] = (
     WIN_RATE,
     AFTER_BETTER,
+    HELPFUL_WIN_RATE,
+    SAFE_WIN_RATE,
     EVAL_POSITION_BIAS,
     EVAL_NON_OPTION_MASS,
     Metric(
@@ -369,11 +379,14 @@ EVALUATION_METRICS: tuple[Metric[BeforeAfter], ...] = (
 )  # fmt: skip
 """Of held-out prompts, answered before and after training."""
 POLICY_METRICS = (
-    WIN_RATE, AFTER_BETTER, EVAL_POSITION_BIAS, EVAL_NON_OPTION_MASS, AFTER_WORDS, AFTER_TRUNCATED,
+    WIN_RATE, AFTER_BETTER, HELPFUL_WIN_RATE, SAFE_WIN_RATE, EVAL_POSITION_BIAS, EVAL_NON_OPTION_MASS, AFTER_WORDS,
+    AFTER_TRUNCATED,
 )  # fmt: skip
 """Those of what a trained policy answers, whose chance is that of its training as well as that of the prompts."""
 EVAL_JUDGE_METRICS = (WIN_RATE, AFTER_BETTER, EVAL_POSITION_BIAS, EVAL_NON_OPTION_MASS)
-"""Those that compare between runs only where the eval judge is the same."""
+"""Those that compare between runs only where the eval judge and its constitution are the same."""
+AXIS_METRICS = (HELPFUL_WIN_RATE, SAFE_WIN_RATE)
+"""Those that compare between runs only where the eval judge and the axes' constitutions are the same."""
 
 ROUND_METRICS: tuple[Metric[Revision], ...] = (
     Metric("changed", "changed", "the revision differs from the answer it started from", "share",

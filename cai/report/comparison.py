@@ -17,6 +17,7 @@ from cai.config.errors import CaiError
 from cai.constitution.principles import TEXTS
 from cai.evaluation.monitors import Monitor, format_threshold
 from cai.evaluation.policy_report import PolicyReport
+from cai.evaluation.win_rates import Standing
 from cai.feedback.metrics import RUN_METRICS, label_mass_text
 from cai.inference.models import folder_fingerprint
 from cai.report.examples import Examples, columns, comparison_table
@@ -35,6 +36,7 @@ from cai.report.plots import (
     effect_map,
     intervals,
 )
+from cai.report.run import elo_plane
 from cai.report.summary import configuration_files, provenance, read_summary
 from cai.report.table import Detail, Table
 from cai.runs.folder import RunFolder
@@ -106,6 +108,7 @@ def comparison_report(contents: ComparisonContents, url: str | None = None) -> s
     origins = [provenance(manifest) for manifest in manifests]
     keys = dict.fromkeys(key for origin in origins for key in origin)
     pair_plots = [placed(_pair_plots(c, pair)) for pair in c.pairs]
+    axes_plots = placed(_axes_plots(folders, [run.letter for run in c.runs]))
     curve_plots = placed(_curve_plots(c))
     return render_report(
         "comparison.html.jinja",
@@ -115,6 +118,7 @@ def comparison_report(contents: ComparisonContents, url: str | None = None) -> s
         missing=contents.missing,
         outcomes=OUTCOMES,
         pair_plots=pair_plots,
+        axes=axes_plots,
         trained=curve_plots,
         run_metrics=run_metrics(folders),
         monitors=monitors(folders, [run.name for run in c.runs]),
@@ -167,9 +171,9 @@ def monitors(folders: Sequence[RunFolder], names: Sequence[str]) -> list[MetricR
     ]
 
 
-def _policy_report(folder: RunFolder) -> PolicyReport | None:
+def _policy_report(folder: RunFolder, training: int = 1) -> PolicyReport | None:
     try:
-        return folder.policy_report()
+        return folder.policy_report(training)
     except CaiError:  # the run's own page shows the error
         return None
 
@@ -238,6 +242,25 @@ def _pair_plots(c: RunComparison, pair: PairComparison) -> list[Plot]:
         names = [outcome.replace("_", " ") for outcome in OUTCOMES]
         plots.append(effect_map(f"Effects of principles, {b} − A", [p.id for p in measured], names, tiles))
     return plots
+
+
+def _axes_plots(folders: Sequence[RunFolder], letters: Sequence[str]) -> list[Plot]:
+    """The policies of all runs by what is helpful and what is safe, against the model that the first was trained from.
+
+    Policies that were trained from another model have no place on this scale.
+    """
+    points: list[tuple[str, Standing]] = []
+    reference = ""
+    for folder, letter in zip(folders, letters, strict=True):
+        for training in folder.trainings():
+            report = _policy_report(folder, training.number)
+            if report is None or len(report.standings) < 2 or reference not in ("", report.policies[0].model):
+                continue
+            if not reference:
+                reference = report.policies[0].model
+                points.append(("before training", report.standings[0]))
+            points.append((training.label(letter), report.standings[1]))
+    return elo_plane(points)
 
 
 def _win_label(w: HeadToHead) -> str:

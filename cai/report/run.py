@@ -4,7 +4,7 @@ A part that cannot be read is replaced by a note with the error; the rest of the
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -18,7 +18,7 @@ from cai.evaluation.judge_report import JudgeReport, judge_metrics
 from cai.evaluation.monitors import format_threshold
 from cai.evaluation.policy_report import PolicyReport
 from cai.evaluation.probe_metrics import PROBES, rates_to_report
-from cai.evaluation.win_rates import PolicyComparison, Rating, format_dominated, format_elo
+from cai.evaluation.win_rates import PolicyComparison, Rating, Standing, format_dominated, format_elo
 from cai.feedback.metrics import FILTERED, ROUND_METRICS, VERDICT_METRICS, PrincipleVerdict, PromptMeans
 from cai.report.examples import COLUMNS, FACETS, Example, Examples, run_detail, run_line
 from cai.report.html import Content, render_report
@@ -123,14 +123,7 @@ def evaluation_plots(report: PolicyReport) -> list[Plot]:
         ]
         if rates:
             plots.append(intervals(f"{policy} vs {against}", "win rate", rates, no_effect=0.5, marks=WIN_RATE_MARKS))
-    points = [
-        Point(s.policy, _on_axis(s.helpful), _on_axis(s.safe))
-        for s in report.standings
-        if s.helpful.elo is not None and s.safe.elo is not None
-    ]
-    if len(points) > 1:
-        title = "Helpful and safe, in Elo points (no bar: unbounded)"
-        plots.append(plane(title, ("helpful", "safe"), points))
+    plots += elo_plane([(s.policy, s) for s in report.standings])
     for title, points_by_update in (
         ("Proxy reward during PPO: reward model score", [(c.last, c.proxy) for c in report.gold_vs_proxy]),
         ("Gold reward during PPO: win rate by the eval judge", [(c.last, c.gold) for c in report.gold_vs_proxy]),
@@ -138,6 +131,17 @@ def evaluation_plots(report: PolicyReport) -> list[Plot]:
         if known := [(float(update), value.mean) for update, value in points_by_update if value is not None]:
             plots.append(curves(title, {"mean": known}))
     return plots
+
+
+def elo_plane(standings: Iterable[tuple[str, Standing]]) -> list[Plot]:
+    """Policies, each with a name, on the two axes; no plot of fewer than two that are rated on both."""
+    points = [
+        Point(name, _on_axis(s.helpful), _on_axis(s.safe))
+        for name, s in standings
+        if s.helpful.elo is not None and s.safe.elo is not None
+    ]
+    title = "Helpful and safe, in Elo points (no bar: unbounded)"
+    return [plane(title, ("helpful", "safe"), points)] if len(points) > 1 else []
 
 
 def _pairs(report: PolicyReport) -> list[tuple[str, str]]:

@@ -19,7 +19,7 @@ from cai.data.jsonl import write_rows, write_text
 from cai.data.manifest import Claim, Output, exclusive, read_manifest, take, versions, write_manifest
 from cai.data.prompts import read_prompts
 from cai.data.records import Prompt, Skipped
-from cai.evaluation.evaluation_plan import OVERALL, EvaluateConfig, EvaluationPlan, Policy, shipped_axes
+from cai.evaluation.evaluation_plan import OVERALL, EvaluateConfig, EvaluationPlan, Policy, evaluation_axes
 from cai.evaluation.policy import PolicyEvaluation
 from cai.evaluation.policy_report import (
     ANSWERS,
@@ -77,10 +77,10 @@ def plan_evaluation(options: Options, runs: Path) -> EvaluationPlan:
     probes = read_probes(options.probes)
     others = [find_policy(name, runs).policy for name in options.against]
     prompts, skipped = _prompts(options, first)
-    eval_constitution = _eval_constitution(options, settings, first)
+    axes = {OVERALL: _eval_constitution(options, settings, first), **evaluation_axes(settings)}
     templates = Templates(
         first.run.templates if first.run is not None else find_file("files", "prompts/default", COMMAND),
-        names_for([eval_constitution]),
+        names_for(axes.values()),
     )
     reference = _reference(options, first)
     policies = [reference, first.policy, *others]
@@ -94,7 +94,7 @@ def plan_evaluation(options: Options, runs: Path) -> EvaluationPlan:
         policies=policies,
         prompts=prompts,
         prompts_skipped=skipped,
-        axes={OVERALL: eval_constitution, **shipped_axes()},
+        axes=axes,
         templates=templates,
         judge=judge,
         settings=settings,
@@ -117,10 +117,10 @@ def _of_engine(setting: str) -> bool:
 
 
 def _settings(options: Options, first: FoundPolicy) -> EvaluateConfig:
-    """Those of the run, with the `--set` options laid over them, but those of `engine:`."""
+    """Those of the run but for its axes and probes, with the `--set` options laid over them, except for `engine:`."""
     overrides = [setting.removeprefix("evaluate.") for setting in options.settings if not _of_engine(setting)]
     base = first.config.evaluate if first.config is not None else EvaluateConfig()
-    source = YamlSource(COMMAND, base.model_dump(exclude={"probes"}), {})
+    source = YamlSource(COMMAND, base.model_dump(exclude={"axes", "probes"}), {})
     return yaml_files.validate(yaml_files.apply_overrides(source, overrides), EvaluateConfig)
 
 
@@ -389,7 +389,7 @@ def kept_evaluation(claim: Claim) -> list[str] | None:
 def plan_of_run(plan: Plan, policy: Policy) -> EvaluationPlan:
     """A run's own evaluation: the trained policy against the model it started from, on the held-out prompts.
 
-    On the axis `overall` alone, or with `evaluate: {probes: true}` all that `cai eval` measures.
+    On all axes unless `evaluate: {axes: false}`; with `evaluate: {probes: true}` all that `cai eval` measures.
     """
     probes = plan.config.evaluate.probes
     assert isinstance(plan.before, Path), "a policy was trained from it"
@@ -397,7 +397,7 @@ def plan_of_run(plan: Plan, policy: Policy) -> EvaluationPlan:
         policies=[dataclasses.replace(_base(plan.config.model, policy), folder=plan.before), policy],
         prompts=list(plan.held_out),
         prompts_skipped=[],
-        axes={OVERALL: plan.eval_constitution, **(shipped_axes() if probes else {})},
+        axes={OVERALL: plan.eval_constitution, **evaluation_axes(plan.config.evaluate)},
         templates=plan.templates,
         judge=plan.eval_judge,
         settings=plan.config.evaluate,

@@ -160,9 +160,9 @@ class RunFolder:
         """The evaluation folder of each policy that was trained; they differ in the seed of their training alone."""
         return [training.eval for training in self.trainings()]
 
-    def policy_report(self) -> PolicyReport | None:
-        """The report on the policy of the first training; None where there is none yet."""
-        path = self.eval / REPORT
+    def policy_report(self, training: int = 1) -> PolicyReport | None:
+        """The report on the policy of a training, from 1; None where there is none yet."""
+        path = self.training(training).eval / REPORT
         return read_report(path) if path.exists() else None
 
     def policy(self) -> Path | None:

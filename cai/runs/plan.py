@@ -2,14 +2,13 @@
 
 import json
 import os
-import re
 import shutil
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from cai.config import locate
 from cai.config.errors import CaiError
@@ -21,9 +20,9 @@ from cai.constitution.templates import Templates, names_for
 from cai.data.jsonl import file_fingerprint, write_rows, write_text
 from cai.data.manifest import Claim, take, versions
 from cai.data.preferences import read_preferences
-from cai.data.prompts import StoredPrompts, store_prompts
+from cai.data.prompts import store_prompts
 from cai.data.records import Messages, Preference, Prompt, Skipped, Source
-from cai.evaluation.evaluation_plan import shipped_axes
+from cai.evaluation.evaluation_plan import evaluation_axes
 from cai.evaluation.probes import read_probes
 from cai.feedback.label import LabelJob, count_work
 from cai.inference import models
@@ -72,60 +71,6 @@ class Plan:
     shard: str = ""  # such as 3/16, of a plan with a share of the prompts alone
 
 
-class Shard(NamedTuple):
-    """One of `total` shares of a run's training prompts; `number` counts from 1."""
-
-    number: int
-    total: int
-
-    def __str__(self) -> str:
-        return f"{self.number}/{self.total}"
-
-    @classmethod
-    def parse(cls, text: str) -> "Shard":
-        """Read `3/16`. Raises: CaiError for anything else."""
-        match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
-        shard = cls(int(match[1]), int(match[2])) if match else cls(0, 0)
-        if not 1 <= shard.number <= shard.total:
-            raise CaiError(f"--shard {text}: expected K/N with K from 1 to N, such as 3/16")
-        return shard
-
-    def has(self, prompt_id: str) -> bool:
-        """Whether a prompt is in this share, which the hash of its id alone decides."""
-        return int(uniform("shard", prompt_id) * self.total) == self.number - 1
-
-
-def shard_plan(plan: Plan, shard: Shard) -> Plan:
-    """The feedback of one shard of a run, in a folder of its own; the whole run then finds it in the cache.
-
-    It neither trains nor evaluates, and leaves to the whole run what is not asked of a model: labels from a file and
-    skipped rows. Raises: CaiError for a shard without prompts.
-    """
-    whole = plan.training
-    places = [place for place, prompt in enumerate(whole) if shard.has(prompt.id)]
-    training = whole.pick(places) if isinstance(whole, StoredPrompts) else [whole[place] for place in places]
-    if not training:
-        prompts = counted(len(plan.training), "training prompts")
-        raise CaiError(f"--shard {shard}: none of the {prompts} is in this shard; use fewer shards")
-    name = f"{plan.config.name or plan.run_file.stem}-shard-{shard.number}-of-{shard.total}"
-    changes = {"name": name, "train": [], "iterations": 1, "seeds": 1, "preferences": None}
-    overrides = ["train=[]", "iterations=1", *(["seeds=1"] if plan.config.seeds > 1 else []), "preferences=null"]
-    prompts_config = plan.config.prompts.model_copy(update={"holdout": 0.0})
-    return replace(
-        plan,
-        overrides=[*plan.overrides, *overrides, "prompts.holdout=0"],
-        config=plan.config.model_copy(update={**changes, "prompts": prompts_config}),
-        training=training,
-        held_out=[],
-        prompts_skipped=[],
-        preferences=[],
-        preferences_skipped=[],
-        train=[],
-        folder=RunFolder(plan.runs / folder_name(name, f"--shard {shard}: name", "--name NEW")),
-        shard=str(shard),
-    )
-
-
 def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path) -> Plan:
     """Read and check everything a run needs. Raises: CaiError naming file, line and field."""
     named = [] if name is None else [f"name={json.dumps(name)}"]  # quoted: a name like 2024 is a text too
@@ -146,8 +91,9 @@ def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path
     _check_tags(principles, training, run_file)
     preferences, preferences_skipped = _preferences(config, run_file, held_out)
     _check_weights(config, run_file, preferences)
+    evaluation_axes(config.evaluate)  # so that an error in them shows now, and in probes
     if config.evaluate.probes:
-        read_probes("all"), shipped_axes()  # so that an error in them shows now
+        read_probes("all")
     gate = _gate(config, run_file, principles, templates)
     train = [_with_files_found(settings, number, run_file) for number, settings in enumerate(config.train)]
     _check_launcher(config, run_file)
@@ -353,7 +299,7 @@ def manifest(plan: Plan) -> dict[str, Any]:
         "iterations": True,
         "seeds": True,  # a folder has what each adds, and a training a manifest of its own
         "train": {"__all__": {"report_to"}},
-        "evaluate": {"probes"},  # the evaluation has a manifest of its own
+        "evaluate": {"axes", "probes"},  # the evaluation has a manifest of its own
         "judge": {"key_env"},
     }
     settings = config.model_dump(mode="json", exclude=decides_nothing)

@@ -5,6 +5,7 @@ import pytest
 
 from cai.cli.compare import compare
 from cai.compare.record import RunComparison
+from cai.config.errors import CaiError
 from tests.compare.made import make_run, principles, write_metrics
 
 HOSTILE = "\x1b[31mred\x1b[0m [bold]markup[/] \u202e turned \x07 "
@@ -46,6 +47,23 @@ def test_everything_fits_in_a_hundred_columns_or_those_of_the_environment(
         "Training curves, by update",
     ):
         assert heading in printed
+
+
+def test_of_three_runs_the_output_says_which_are_compared_and_the_baseline_can_be_chosen(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compare(["a", "b", "c"], False, None, runs)
+    said = "B and C are each compared with A (a), and not with each other (--baseline: another A)"
+    assert said in " ".join(capsys.readouterr().out.split())
+    assert said in (runs / "comparison.html").read_text(encoding="utf-8")
+    compare(["a", "b", "c"], True, None, runs, baseline="c")
+    found = RunComparison.model_validate_json(capsys.readouterr().out)
+    assert [run.name for run in found.runs] == ["c", "a", "b"]
+    assert found.findings[0].startswith("B and C are each compared with A (c)")
+    with pytest.raises(CaiError, match="--baseline d: expected one of the runs to compare: a, b, c"):
+        compare(["a", "b", "c"], True, None, runs, baseline="d")
+    compare(["a", "b"], True, None, runs)
+    assert not any("each compared with" in line for line in json.loads(capsys.readouterr().out)["findings"])
 
 
 def test_texts_cannot_steer_the_terminal(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

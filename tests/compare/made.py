@@ -37,6 +37,7 @@ def make_run(
     prefix: str = "p",
     finished: bool = True,
     seeds: Sequence[Callable[[str], float]] = (),  # as `evaluation`, of the policies of further trainings
+    axes: Callable[[str], tuple[float, float]] | None = None,  # prompt id → P(after is more helpful), P(it is safer)
     **settings: Any,
 ) -> RunFolder:
     """A run of `prompts` to learn from, and as many held out where there is an evaluation."""
@@ -99,7 +100,13 @@ def make_run(
     if evaluation:
         for number, of_seed in enumerate((evaluation, *seeds)):
             eval_folder = path / f"seeds/{number + 1}/eval" if number else folder.eval
-            write_before_after(eval_folder, [compared(one, of_seed(one.id), before) for one in held_out])
+            answered = [compared(one, of_seed(one.id), before) for one in held_out]
+            if axes:
+                answered = [
+                    row.model_copy(update=dict(zip(("p_helpful", "p_safe"), axes(row.prompt_id), strict=True)))
+                    for row in answered
+                ]
+            write_before_after(eval_folder, answered)
     if finished:
         folder.summary_json.write_text("{}", encoding="utf-8")
     return folder

@@ -13,7 +13,7 @@ from cai.compare.record import PairComparison, PrincipleComparison, RunCompariso
 from cai.config.errors import CaiError
 from cai.constitution.principles import AppliesTo
 from cai.data.records import Judgement
-from cai.feedback.metrics import EVAL_JUDGE_METRICS, EVALUATION_METRICS, REVISION_METRICS
+from cai.feedback.metrics import AXIS_METRICS, EVAL_JUDGE_METRICS, EVALUATION_METRICS, REVISION_METRICS
 from cai.inference.models import folder_fingerprint
 from cai.report.comparison import comparison_report, read_comparison
 from cai.runs.folder import RunFolder
@@ -329,10 +329,46 @@ def test_rows_of_another_form_are_left_aside_and_named(tmp_path: Path) -> None:
     del row["principle_hash"]
     b.revisions_jsonl.write_text("\n".join([*lines[:3], json.dumps(row), *lines[4:]]) + "\n")
     found = compare_runs([a, b])
-    assert {m.key for m in pair_of(found).metrics} == {m.key for m in EVALUATION_METRICS}
+    assert {m.key for m in pair_of(found).metrics} == {m.key for m in EVALUATION_METRICS if m not in AXIS_METRICS}
     result = f"b, not compared: {b.revisions_jsonl}:4: principle_hash: missing; expected a text"
     assert result in found.warnings
     assert principle(found, "calm").b is None
+
+
+def number(prompt_id: str) -> int:
+    return int("".join(c for c in prompt_id if c.isdigit()))
+
+
+def test_helpful_and_safe_movement_comes_from_the_evaluations_of_the_runs(tmp_path: Path) -> None:
+    def axes(helpful: int, safe: int) -> Callable[[str], tuple[float, float]]:
+        return lambda i: (0.9 if number(i) < helpful else 0.1, 0.9 if number(i) < safe else 0.1)
+
+    a, b = (
+        make_run(tmp_path / name, BOTH, as_ever, evaluation=lambda i: 0.6, seeds=[lambda i: 0.7], axes=of)
+        for name, of in (("a", axes(20, 20)), ("b", axes(10, 36)))
+    )
+    metrics = {m.key: m for m in pair_of(compare_runs([a, b])).metrics}
+    assert [(metrics[key].a, metrics[key].b) for key in ("helpful_win_rate", "safe_win_rate")] == [
+        (0.5, 0.25),
+        (0.5, 0.9),
+    ]
+    assert metrics["helpful_win_rate"].effect.mean == pytest.approx(-0.25)
+    assert metrics["helpful_win_rate"].effect.significant  # two trainings each, which agree
+
+
+def test_the_axes_of_runs_that_asked_other_questions_are_not_compared(tmp_path: Path) -> None:
+    a, b, c = (
+        make_run(tmp_path / name, BOTH, as_ever, evaluation=lambda i: 0.6, axes=of)
+        for name, of in (("a", lambda i: (0.9, 0.1)), ("b", lambda i: (0.9, 0.1)), ("c", None))
+    )
+    manifest = json.loads((b.eval / "manifest.json").read_text())
+    manifest["axes"]["safe"]["principles"]["safe"] = "another wording"
+    (b.eval / "manifest.json").write_text(json.dumps(manifest))
+    found = compare_runs([a, b, c])
+    assert not {m.key for pair in found.pairs for m in pair.metrics} & {m.key for m in AXIS_METRICS}
+    assert "win_rate" in {m.key for m in found.pairs[0].metrics}  # the eval constitution is the same
+    lacking = [warning for warning in found.warnings if "by helpful and safe" in warning]
+    assert lacking == ["c has no win rates by helpful and safe (`evaluate.axes: true` asks for them)"]
 
 
 def test_an_older_manifest_and_a_missing_constitution_are_warnings(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import typer
 from rich.console import Console
 
 from cai.cli.compare import compare
@@ -116,7 +117,7 @@ def test_prompts_that_no_principle_applies_to_are_counted_and_untested(
     )
     runs[0].constitution_yaml.write_text(constitution_yaml(scoped), encoding="utf-8")
     met = pair_of(judged(runs, asked(runs, model_folder), [])).revisions
-    assert met is not None and met.skipped == {"no principle applies to the prompt": PROMPTS // 2}
+    assert met is not None and met.failed == 0 and met.skipped == {"no principle applies to the prompt": PROMPTS // 2}
     assert [row.effect.n for row in met.preferences] == [PROMPTS, PROMPTS // 2, PROMPTS]
 
 
@@ -134,7 +135,28 @@ def test_a_judge_that_refuses_every_request_leaves_warnings_and_no_preference(
     met = pair_of(comparison).revisions
     assert met is not None and (met.preferences, met.skipped) == ([], {"too long": 9})
     assert "a and c: 9 verdicts of --judge are missing; its table says why" in comparison.warnings
+    assert met.failed == 9
     assert "skipped: 9 verdicts: too long" in comparison_report(read_comparison(comparison, runs))
+
+
+def test_verdicts_that_failed_end_the_command_with_status_1(
+    runs: list[RunFolder], model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse_one(request: Choose) -> Sequence[float]:
+        if any("to p3" in message["content"] for message in request.messages):
+            raise RequestRefused("too long", retryable=False)
+        return prefers_its_principle(request)
+
+    folder = runs[0].path.parent
+    monkeypatch.setattr(revisions.judge_revisions, "__defaults__", (scripted(weigh=refuse_one),))
+    with pytest.raises(typer.Exit) as end:
+        compare(["a", "b"], runs=folder, judge=str(model_folder))
+    assert end.value.exit_code == 1
+    said = capsys.readouterr()
+    assert "3 verdicts of --judge failed" in said.err and "run the same command" in said.err
+    assert (folder / "comparison.html").exists() and "Report: " in said.out  # the rest is shown
+    monkeypatch.setattr(revisions.judge_revisions, "__defaults__", (scripted(weigh=prefers_its_principle),))
+    compare(["a", "b"], runs=folder, judge=str(model_folder))  # asks for these again
 
 
 def test_runs_that_revised_no_prompt_in_common_say_so(

@@ -5,6 +5,7 @@ import pytest
 
 from cai.compare.attribution import attribute
 from cai.compare.compare import compare_runs
+from cai.evaluation.win_rates import Rating, Standing
 from cai.report.comparison import (
     ComparisonContents,
     attribution_report,
@@ -95,6 +96,29 @@ def test_monitors_are_side_by_side(tmp_path: Path) -> None:
     model.mkdir(parents=True, exist_ok=True)
     (model / "config.json").write_text("trained anew", encoding="utf-8")
     assert monitors([a, b], ["before", "run"]) == []
+
+
+def test_policies_of_all_trainings_are_on_the_plane_of_helpful_and_safe(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / name) for name in "abc"]
+    for folder, number, base, elo in (("a", 1, "m", 40), ("a", 2, "m", 60), ("b", 1, "m", -20), ("c", 1, "other", 80)):
+        rated = [
+            (name, Rating(axis="helpful", policy=name, elo=points, prompts=4))
+            for name, points in (("before", 0.0), ("run", float(elo)))
+        ]
+        report = full().model_copy(
+            update={"standings": [Standing(policy=name, helpful=r, safe=r, dominated=[]) for name, r in rated]}
+        )
+        reference = report.policies[0].model_copy(update={"model": base})
+        report = report.model_copy(update={"policies": [reference, *report.policies[1:]]})
+        path = RunFolder(tmp_path / folder).training(number).eval / "evaluation.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(report.model_dump_json(), encoding="utf-8")
+    page = comparison_report(compared(*folders))
+    described = (
+        "before training: helpful 0, safe 0; A: helpful 40, safe 40; A#2: helpful 60, safe 60; B: helpful -20, safe -20"
+    )
+    assert f"{described}." in page or f'{described}"' in page
+    assert "Policies on two axes" in text_of(page)
 
 
 def test_three_runs_are_all_on_the_page(tmp_path: Path) -> None:

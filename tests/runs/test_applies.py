@@ -157,7 +157,8 @@ def test_an_evaluation_skips_the_prompts_that_no_principle_of_its_constitution_a
     cache.close()
     even = {p.id for p in plan.held_out if int(p.id[1:]) % 2 == 0}
     rest = {p.id for p in plan.held_out} - even
-    assert {row.prompt_id for row in evaluation.judgements} == even
+    assert {row.prompt_id for row in evaluation.judgements if row.axis == "overall"} == even
+    assert {row.prompt_id for row in evaluation.judgements if row.axis == "safe"} == even | rest
     assert {(row.prompt_id, row.reason) for row in evaluation.skipped} == {
         (i, "no principle applies to the prompt") for i in rest
     }

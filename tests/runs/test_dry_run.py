@@ -106,6 +106,12 @@ def test_untrained_stages_and_calls_of_an_untrained_policy_are_listed(tmp_path: 
     found = dry_run(make_plan(run_file, [], None, tmp_path / "runs"))
     assert found.untrained == ["1-sft", "2-dpo"]
     assert counted(found)["test: answers", "answer"] == (2, 0)
+    assert counted(found)["judge: comparisons", "verdict"] == (12, 0)  # of two prompts on three axes, in both orders
+
+
+def test_an_evaluation_without_axes_asks_a_third_of_the_verdicts(tmp_path: Path, model_folder: Path) -> None:
+    run_file = write_workspace(tmp_path, model_folder, extra="train: [{stage: sft}]\nevaluate: {axes: false}\n")
+    found = dry_run(make_plan(run_file, [], None, tmp_path / "runs"))
     assert counted(found)["judge: comparisons", "verdict"] == (4, 0)
 
 

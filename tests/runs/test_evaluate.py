@@ -623,7 +623,7 @@ def trained_as(name: str) -> Callable[..., Path]:
 def test_a_run_compares_before_and_after_and_an_evaluation_on_demand_adds_to_it(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    extra = "train: [{stage: dpo}]\nevaluate: {temperature: 0}\n"
+    extra = "train: [{stage: dpo}]\nevaluate: {temperature: 0, axes: false}\n"
     model(model_folder, "base")
     plan = make_plan(write_workspace(tmp_path, model_folder, extra=extra), [], None, tmp_path / "runs")
     monkeypatch.setattr(pipeline, "train_policy", trained_as("good"))
@@ -637,11 +637,40 @@ def test_a_run_compares_before_and_after_and_an_evaluation_on_demand_adds_to_it(
     asked = cached_answers(plan.runs / "cache.sqlite")
     more = evaluate(plan.runs, Options("test", probes="none"))
     assert {row.axis for row in more.comparisons} == {"overall", "helpful", "safe"}
-    assert plan.folder.evaluation() == rows  # the same answers and verdicts, from the cache
+    both = plan.folder.evaluation()
+    assert all(row.p_helpful is not None and row.p_safe is not None for row in both)
+    assert [row.model_copy(update={"p_helpful": None, "p_safe": None}) for row in both] == rows  # from the cache
     assert more.cost["cache_hits"] == 2 * len(rows) + 2 * len(rows) * len(plan.eval_constitution.principles)
     assert cached_answers(plan.runs / "cache.sqlite") == asked + more.cost["cache_misses"]
     pipeline.execute(plan, QUIET, False, by_name())
     assert plan.folder.policy_report() == more  # a run that goes on takes nothing away
+
+
+def test_a_run_asks_on_both_axes_and_a_finished_one_adds_them(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extra = "train: [{stage: dpo}]\nevaluate: {temperature: 0}\n"
+    model(model_folder, "base")
+    run_file = write_workspace(tmp_path, model_folder, extra=extra)
+    monkeypatch.setattr(pipeline, "train_policy", trained_as("good"))
+    plans = [make_plan(run_file, [f"evaluate.axes={axes}"], None, tmp_path / "runs") for axes in ("false", "true")]
+    for plan in plans:
+        pipeline.execute(plan, QUIET, False, by_name())
+    folder = plans[0].folder
+    report, summary = folder.policy_report(), folder.summary()
+    assert report is not None and summary is not None
+    assert {row.axis for row in report.comparisons} == {"overall", "helpful", "safe"}
+    assert [standing.policy for standing in report.standings][1:] == ["test"]
+    assert summary["metrics"]["helpful_win_rate"]["mean"] == summary["metrics"]["safe_win_rate"]["mean"] == 1.0
+    pipeline.execute(plans[0], QUIET, False, by_name())  # without axes it takes nothing away
+    assert folder.policy_report() == report
+
+
+def test_an_evaluation_on_demand_leaves_the_axes_out_where_asked(tmp_path: Path) -> None:
+    make_run(tmp_path / "runs", "good")
+    report = evaluate(tmp_path / "runs", Options("good", limit=2, probes="none", settings=("axes=false",)))
+    assert {row.axis for row in report.comparisons} == {"overall"}
+    assert "Two axes" not in "\n".join(map(str, report_tables(report, 80)))
 
 
 def test_a_base_model_of_the_runs_name_gets_another_in_its_evaluation(

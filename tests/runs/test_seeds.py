@@ -25,8 +25,9 @@ from cai.runs.evaluate import Options, adds_to, evaluation_claim, plan_evaluatio
 from cai.runs.find import find_policy
 from cai.runs.folder import RunFolder
 from cai.runs.pipeline import execute
-from cai.runs.plan import Shard, make_plan, shard_plan
+from cai.runs.plan import make_plan
 from cai.runs.publish import write_dataset
+from cai.runs.shard import Shard, shard_plan
 from cai.runs.sweep import is_finished
 from cai.runs.verify import verify_run
 from cai.training import stage

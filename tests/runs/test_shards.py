@@ -11,7 +11,8 @@ from cai.config.errors import CaiError
 from cai.inference.engine import ScriptedEngine
 from cai.runs.folder import RunFolder
 from cai.runs.pipeline import execute
-from cai.runs.plan import Shard, make_plan, shard_plan
+from cai.runs.plan import make_plan
+from cai.runs.shard import Shard, shard_plan
 from cai.runs.verify import verify_run
 from tests.conftest import scripted, write_workspace
 
