@@ -39,12 +39,11 @@ from cai.constitution.principles import (
     TEXTS,
     Constitution,
     Principle,
-    constitution_yaml,
     load_constitution,
     shares,
-    starter,
 )
 from cai.constitution.templates import OF_TESTS, Templates
+from cai.constitution.writing import constitution_yaml, starter
 from cai.inference.cache import Cache
 from cai.inference.engine import EngineConfig
 from cai.inference.models import SMALL_MODEL

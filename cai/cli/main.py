@@ -34,6 +34,7 @@ class Command(NamedTuple):
 
 PANELS: dict[str, dict[str, Command]] = {
     "Write a constitution": {
+        "init": Command("init:init", "Start a project: a run file and a constitution for your prompts."),
         "constitution": Command("constitution:app", "Create, show, compare, lint and test constitutions."),
         "try": Command("try_:try_", "Critique and revise a few prompts, text by text."),
     },

@@ -163,6 +163,13 @@ def _rows(path: Path, column: str | None) -> Iterator[tuple[Place, RawRow]]:
             yield place, {**shared, "prompt": value[column]}
 
 
+def text_fields(path: Path) -> dict[str, str]:
+    """The texts of a file's first row by field, the longest first: what may be the prompt where no format fits."""
+    row = next((value for _, value in preferences.single_rows(path)), {})
+    texts = {name: content for name, content in row.items() if isinstance(content, str) and name not in PROMPTED}
+    return dict(sorted(texts.items(), key=lambda item: -len(item[1])))
+
+
 def _ids(path: Path, column: str | None) -> Iterator[tuple[Place, str]]:
     """Every prompt's place and id, read again so that places need not be kept."""
     for place, value in _rows(path, column):

@@ -20,7 +20,8 @@ from cai.config import yaml_files
 from cai.config.errors import CaiError, error_text
 from cai.config.locate import find_constitution_file, find_file
 from cai.config.yaml_files import JsonValue, Section
-from cai.constitution.principles import Constitution, constitution_yaml, load_constitution
+from cai.constitution.principles import Constitution, load_constitution
+from cai.constitution.writing import constitution_yaml
 from cai.data.jsonl import write_text
 from cai.data.manifest import MOST_CHANGES
 from cai.runs.folder import SWEEP_JSON, RunFolder, is_run

@@ -1,0 +1,127 @@
+"""`cai init`."""
+
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cai.cli.console import echo, refuse_existing, write_new
+from cai.cli.options import ModelName
+from cai.config.characters import visible
+from cai.config.errors import CaiError
+from cai.config.locate import local_file
+from cai.constitution.writing import scalar, starter
+from cai.data.formats import ReadSummary
+from cai.data.prompts import iter_prompts, text_fields
+from cai.data.records import Prompt
+from cai.inference.models import SMALL_MODEL
+from cai.stats.formatting import counted
+
+RUN_FILE = "run.yaml"
+CONSTITUTION_FILE = "constitution.yaml"
+FEW = 60  # prompts, below which a third of them is held out: a test on fewer than twenty finds large effects alone
+MANY = 1000  # prompts, above which a first run takes so many
+TEMPLATE = """\
+# A run: what `cai run {run_file}` does, from the constitution to a trained policy. docs/run-file.md has every setting.
+seed: 0
+model: {model}                # a known name, a folder, a Hub id, or a server's URL#NAME
+constitution: {constitution}        # your principles: edit this file, then run again under another --name
+prompts:
+  source: {source}
+{column}{limit}  holdout: {holdout}                   # share kept from training, for the evaluation
+
+revise:                            # the model answers, criticises its answer by a principle, and revises it
+  rounds: 1                        # principles that each answer is revised by
+  max_tokens: 384                  # a draft or revision that reaches this is cut off, and is no training example
+
+judge:                             # and says which of two answers is better, by the same principles
+  samples: 2                       # answers to each prompt that are compared besides draft and revision; 0 for none
+  principles: 4                    # that each pair is judged by
+
+train:                             # in order, each on the policy of the one before; [] makes the data alone
+  - stage: dpo                     # others: sft, reward, ppo, kto, orpo, rloo, grpo, online_dpo
+    num_train_epochs: 2
+
+evaluate:                          # the policy before and after training, on the prompts held out
+  constitution: plain              # what the eval judge is asked, the same for all runs that you compare
+  max_tokens: 384
+"""
+
+
+def init(
+    prompts: Annotated[
+        str | None, typer.Argument(metavar="[PROMPTS]", help="File of prompts (text, CSV, JSON Lines, …) or Hub id.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the two files.")] = Path(),
+    model: ModelName = SMALL_MODEL,
+    column: Annotated[
+        str | None, typer.Option("--column", metavar="NAME", help="Field of the file that holds the prompt.")
+    ] = None,
+) -> None:
+    """Start a project: a run file and a constitution for your prompts.
+
+    Writes run.yaml and constitution.yaml, with comments, and prints the next commands. In a terminal, asks for what is
+    not given; elsewhere a missing argument is an error.
+    """
+    asks = sys.stdin.isatty()
+    for name in (RUN_FILE, CONSTITUTION_FILE):
+        refuse_existing(out / name)
+    if prompts is None:
+        if not asks:
+            raise CaiError("PROMPTS: expected a file of prompts, such as `cai init questions.txt`")
+        prompts = typer.prompt("File of prompts, or dataset of the Hub").strip()
+    file = local_file(prompts)
+    if column is None:
+        column = _prompt_column(file, asks)
+    summary = ReadSummary()
+    rows = list(islice(iter_prompts(file, summary, column), MANY + 1))
+    count = sum(isinstance(row, Prompt) for row in rows)
+    if not count:
+        raise CaiError(f"{file}: no prompts in this file")
+    is_beside = not out.parts or not Path(prompts).exists()  # a dataset of the Hub keeps its id
+    source = prompts if is_beside else str(file.resolve())
+    more = count > MANY
+    settings = {
+        "run_file": str(out / RUN_FILE),
+        "model": model,
+        "constitution": CONSTITUTION_FILE,
+        "source": scalar(source),
+        "column": "" if column is None else f"  column: {scalar(column)}\n",
+        "limit": f"  limit: {MANY}                      # of more; delete this line to use all\n" if more else "",
+        "holdout": "0.33" if count < FEW else "0.25",
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    write_new(out / CONSTITUTION_FILE, starter(out.resolve().name or "constitution"))
+    write_new(out / RUN_FILE, TEMPLATE.format(**settings))
+    formats = ", ".join(summary.formats) or "prompt"
+    echo(f"Read {'more than ' if more else ''}{counted(min(count, MANY), 'prompts')} from {prompts} ({formats}).")
+    echo(f"Wrote {out / CONSTITUTION_FILE} and {out / RUN_FILE}. Next:")
+    echo(f"  write your principles in {out / CONSTITUTION_FILE}")
+    echo(f"  cai constitution lint {out / CONSTITUTION_FILE}    checks them")
+    echo(f"  cai try {out / CONSTITUTION_FILE} -p 'A PROMPT'    shows what they do to an answer")
+    echo(f"  cai run {out / RUN_FILE} --dry-run    counts the calls of a run")
+    echo(f"  cai run {out / RUN_FILE}")
+
+
+def _prompt_column(file: Path, asks: bool) -> str | None:
+    """The field that holds the prompt where the file's format is unknown, asked for if `asks`; None where it is known.
+
+    Raises: CaiError for an unknown format of a file whose fields are no texts, or that nobody can be asked about.
+    """
+    try:
+        next(iter_prompts(file), None)
+        return None
+    except CaiError:
+        fields = text_fields(file)
+        if not fields:
+            raise
+    names = ", ".join(map(visible, fields))
+    if not asks:
+        first = visible(next(iter(fields)))
+        raise CaiError(f"{file}: no field is the prompt by its name (found {names}); name one, such as --column {first}")
+    echo(f"{file}: which field holds the prompt?")
+    for field, sample in fields.items():
+        echo(f"  {visible(field)}: {visible(sample[:60])}")
+    return str(typer.prompt("Field", default=next(iter(fields))))

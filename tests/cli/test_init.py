@@ -1,0 +1,67 @@
+"""`cai init`: what it writes is a run that starts, for any file of prompts."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from cai.cli.main import app
+from cai.config.errors import CaiError
+from cai.constitution.principles import load_constitution
+from cai.runs.run_file import load_run_file
+
+
+def cai(*words: str) -> str:
+    result = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def cai_fails(*words: str) -> str:
+    with pytest.raises(CaiError) as caught:
+        CliRunner().invoke(app, words, catch_exceptions=False)
+    return str(caught.value)
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_file_of_prompts_becomes_a_run_that_starts(here: Path) -> None:
+    (here / "questions.txt").write_text("".join(f"Why is {n} odd?\n" for n in range(1, 99, 2)))
+    output = cai("init", "questions.txt")
+    assert "Read 49 prompts from questions.txt" in output
+    config = load_run_file(here / "run.yaml", [])
+    assert (config.prompts.source, config.prompts.limit, config.prompts.holdout) == ("questions.txt", None, 0.33)
+    assert [stage.stage for stage in config.train] == ["dpo"]
+    (principle,) = load_constitution(here / "constitution.yaml").principles
+    assert principle.tests
+    assert "cai run run.yaml --dry-run" in output
+
+
+def test_a_project_in_another_folder_finds_its_prompts(here: Path) -> None:
+    (here / "my prompts.csv").write_text("id,question,source\n1,Why?,web\n")
+    output = cai_fails("init", "my prompts.csv", "--out", "project")
+    assert "name one, such as --column question" in output
+    cai("init", "my prompts.csv", "--out", "project", "--column", "question", "--model", "org/some-model")
+    config = load_run_file(here / "project/run.yaml", [])
+    assert Path(config.prompts.source) == here / "my prompts.csv"
+    assert (config.prompts.column, config.model) == ("question", "org/some-model")
+
+
+def test_many_prompts_are_limited(here: Path) -> None:
+    (here / "p.txt").write_text("".join(f"Why is {n}?\n" for n in range(1500)))
+    assert "more than 1,000 prompts" in cai("init", "p.txt")
+    assert load_run_file(here / "run.yaml", []).prompts.limit == 1000
+
+
+def test_nothing_is_overwritten_and_nothing_guessed(here: Path) -> None:
+    assert "PROMPTS: expected a file of prompts" in cai_fails("init")
+    assert "none.txt: no such file" in cai_fails("init", "none.txt")
+    (here / "p.txt").write_text("Why?\n")
+    (here / "run.yaml").write_text("mine")
+    assert "run.yaml: already exists" in cai_fails("init", "p.txt")
+    assert not (here / "constitution.yaml").exists()
+    assert (here / "run.yaml").read_text() == "mine"
