@@ -120,7 +120,9 @@ def _prompt_column(file: Path, asks: bool) -> str | None:
     names = ", ".join(map(visible, fields))
     if not asks:
         first = visible(next(iter(fields)))
-        raise CaiError(f"{file}: no field is the prompt by its name (found {names}); name one, such as --column {first}")
+        raise CaiError(
+            f"{file}: no field is the prompt by its name (found {names}); name one, such as --column {first}"
+        )
     echo(f"{file}: which field holds the prompt?")
     for field, sample in fields.items():
         echo(f"  {visible(field)}: {visible(sample[:60])}")

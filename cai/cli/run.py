@@ -142,6 +142,10 @@ def _results(summary: dict[str, Any]) -> Grid:
             grid.add("" if place else stage, text)
     for place, (stage, seconds) in enumerate(summary["seconds"].items()):
         grid.add("" if place else "time", f"{stage} {duration(seconds)}")
+    if (cost := summary.get("in_all", {})).get("sessions", 0) > 1:
+        taken = duration(sum(cost["seconds"].values()))
+        calls = f"{cost['cache_misses']:,} new calls, {cost['tokens']:,} tokens written"
+        grid.add("in all", f"{taken} in {cost['sessions']} sessions; {calls}")
     return grid
 
 

@@ -398,10 +398,12 @@ class Scheduler:
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Record the seconds the block takes."""
+        """Record the seconds the block takes, also where it raises."""
         start = time.monotonic()
-        yield
-        self.seconds[name] = round(time.monotonic() - start, 1)
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(time.monotonic() - start, 1)
 
     @contextmanager
     def _task(self, stage: Stage) -> Iterator[Task | None]:

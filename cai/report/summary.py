@@ -104,11 +104,13 @@ def _metrics(summary: dict[str, Any]) -> list[Card]:
     total, failed = sum(skipped["reasons"].values()) + skipped["failed"], skipped["failed"]
     cards.append(Card("skipped", f"{total:,}", counted(failed, "failed requests")))
     if calls := summary.get("calls"):
-        total, hits = calls["cache_hits"] + calls["cache_misses"], calls["cache_hits"]
-        cards.append(Card("model calls", f"{total:,}", counted(hits, "cache hits")))
-    if seconds := summary.get("seconds"):
-        parts = ", ".join(f"{part} {duration(taken)}" for part, taken in seconds.items())
-        cards.append(Card("time", duration(sum(seconds.values())), parts))
+        total = f"{calls['cache_hits'] + calls['cache_misses']:,}"
+        cards.append(Card("model calls", total, counted(calls["cache_hits"], "cache hits")))
+    if cost := summary.get("in_all"):
+        parts = ", ".join(f"{part} {duration(taken)}" for part, taken in cost["seconds"].items())
+        cards.append(Card("time", duration(sum(cost["seconds"].values())), parts))
+        paid = f"{cost['tokens']:,} tokens written, in {counted(cost['sessions'], 'sessions')}"
+        cards.append(Card("new calls", f"{cost['cache_misses']:,}", paid))
     return cards
 
 

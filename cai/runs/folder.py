@@ -87,6 +87,7 @@ class RunFolder:
         self.judge = path / "judge"  # results of `judge_gate`, if the run has one
         self.eval = self.training(1).eval
         self.summary_json = path / "summary.json"  # written last: the run is finished
+        self.costs_jsonl = path / "costs.jsonl"  # one row each time the run was started
         self.log = path / "log.txt"
 
     def row_files(self) -> tuple[Path, ...]:

@@ -20,6 +20,7 @@ from cai.feedback.pipeline import FeedbackJob, collect_feedback
 from cai.inference.cache import Cache
 from cai.inference.models import Model
 from cai.inference.scheduler import EngineWork, OpenEngine, Reporter, Scheduler, open_model
+from cai.runs.costs import cost_in_all, session
 from cai.runs.evaluate import NothingCompared, evaluate_into, evaluation_claim, kept_evaluation, plan_of_run
 from cai.runs.find import find_policy
 from cai.runs.folder import CACHE_FILE, RunFolder, Training
@@ -220,10 +221,25 @@ def execute(
             try:
                 scheduler = Scheduler(current.config.engine.shared, cache, reporter, open_engine, current.own_settings)
                 scheduler.work += gate_work
-                policy = _run_stages(current, scheduler, reporter, replace)
+                with session(current.folder, scheduler):
+                    policy = _run_stages(current, scheduler, reporter, replace)
+                _write_summary(current.folder, scheduler)
             finally:
                 cache.close()
     return folders
+
+
+def _write_summary(folder: RunFolder, scheduler: Scheduler) -> None:
+    """What the run came to, and what it cost this time and in all."""
+    calls = scheduler.tally()
+    account = {
+        "calls": {"cache_misses": calls.cache_misses, "cache_hits": calls.cache_hits, "tokens": calls.tokens},
+        "work": [dataclasses.asdict(done.work) for done in scheduler.work],
+        "seconds": scheduler.seconds,
+        "in_all": cost_in_all(folder),
+        "files": {path.name: file_fingerprint(path) for path in folder.row_files() if path.exists()},
+    }
+    write_text(folder.summary_json, json.dumps(summarise(folder) | account, indent=1) + "\n")
 
 
 def _first_line(plan: Plan) -> str:
@@ -256,7 +272,7 @@ def feedback_job(plan: Plan) -> FeedbackJob:
 
 
 def _run_stages(plan: Plan, scheduler: Scheduler, reporter: Reporter, replace: bool) -> Model:
-    """Feedback, trainings, their evaluations and summary of one iteration; returns the policy of the first."""
+    """Feedback, trainings and their evaluations in one iteration; returns the policy of the first."""
     folder = plan.folder
     scheduler.skipped += plan.prompts_skipped
     with scheduler.timed("feedback"):
@@ -272,15 +288,6 @@ def _run_stages(plan: Plan, scheduler: Scheduler, reporter: Reporter, replace: b
         if isinstance(policy, Path) and policy != plan.model and plan.held_out:
             _evaluate(plan, scheduler, reporter, policy, training, replace)
     write_rows(folder.skipped_jsonl, scheduler.skipped)
-    calls = scheduler.tally()
-    account = {
-        "calls": {"cache_misses": calls.cache_misses, "cache_hits": calls.cache_hits, "tokens": calls.tokens},
-        "work": [dataclasses.asdict(done.work) for done in scheduler.work],
-        "seconds": scheduler.seconds,
-        "files": {path.name: file_fingerprint(path) for path in folder.row_files() if path.exists()},
-    }
-    summary = summarise(folder) | account
-    write_text(folder.summary_json, json.dumps(summary, indent=1) + "\n")
     return policies[0]
 
 

@@ -379,6 +379,8 @@ def start_folder(plan: Plan, replace: bool) -> None:
     """
     folder = plan.folder
     take(claim(plan), replace)
+    if replace:
+        folder.costs_jsonl.unlink(missing_ok=True)
     _keep_trainings(plan, replace)
     name = plan.config.name or plan.run_file.stem
     write_text(folder.run_yaml, effective_text(plan.run_file, plan.overrides, name))

@@ -101,7 +101,11 @@ def write_run(
 
 
 def _costs() -> dict[str, Any]:
-    return {"calls": {"cache_misses": 3, "cache_hits": 4, "tokens": 5}, "seconds": {"feedback": 7.0}}
+    return {
+        "calls": {"cache_misses": 3, "cache_hits": 4, "tokens": 5},
+        "seconds": {"feedback": 7.0},
+        "in_all": {"sessions": 1, "cache_misses": 3, "tokens": 5, "seconds": {"feedback": 7.0}},
+    }
 
 
 def _lock(say: Callable[[str, int], str], held_out: list[str]) -> dict[str, Any]:

@@ -95,6 +95,41 @@ def test_running_again_asks_nothing_and_writes_the_same_rows(tmp_path: Path, mod
     assert summary["calls"] == {"cache_misses": 0, "cache_hits": asked(engines), "tokens": 0}
 
 
+def test_running_again_erases_nothing_of_what_a_run_has_cost(tmp_path: Path, model_folder: Path) -> None:
+    run_file, engines = write_workspace(tmp_path, model_folder), list[ScriptedEngine]()
+    first = run_to_end(run_file, engines).summary()
+    again = run_to_end(run_file).summary()
+    assert first is not None
+    assert again is not None
+    assert again["in_all"]["sessions"] == 2
+    assert again["in_all"]["cache_misses"] == first["calls"]["cache_misses"] == asked(engines)
+    assert again["in_all"]["tokens"] == first["calls"]["tokens"] > 0
+    assert again["in_all"]["seconds"]["feedback"] == pytest.approx(
+        first["seconds"]["feedback"] + again["seconds"]["feedback"], abs=0.11
+    )
+
+
+def test_an_interrupted_session_is_in_the_cost(tmp_path: Path, model_folder: Path) -> None:
+    run_file, calls = write_workspace(tmp_path, model_folder), 0
+
+    def interrupted(request: Choose) -> list[float]:
+        nonlocal calls
+        calls += 1
+        if calls > 5:
+            raise KeyboardInterrupt
+        return weigh(request)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_to_end(run_file, open_engine=scripted(weigh=interrupted))
+    paid = cached_answers(tmp_path / "runs/cache.sqlite")
+    summary = run_to_end(run_file, open_engine=scripted(weigh=weigh)).summary()
+    assert summary is not None
+    assert paid > 0
+    assert summary["in_all"]["sessions"] == 2
+    before = summary["in_all"]["cache_misses"] - summary["calls"]["cache_misses"]
+    assert 0 < before <= paid  # a call that was in flight may be cached and not counted
+
+
 def test_runs_with_other_principles_share_the_drafts(tmp_path: Path, model_folder: Path) -> None:
     run_file = write_workspace(tmp_path, model_folder)
     run_to_end(run_file)
