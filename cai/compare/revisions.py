@@ -23,7 +23,7 @@ from cai.constitution.principles import Constitution, load_constitution, questio
 from cai.constitution.templates import Templates, names_for
 from cai.data.records import Verdict
 from cai.evaluation.policy import AnswerPair, verdicts_on
-from cai.feedback.judge import soft_label
+from cai.feedback.pairs import soft_label
 from cai.feedback.yes_no import NothingApplies
 from cai.inference.cache import AnyCache, Cache
 from cai.inference.chat_template import check_chat

@@ -19,8 +19,9 @@ from cai.data.records import Attacked, Preference, Skipped
 from cai.evaluation.injection import INJECTION as INJECTION_PROBE
 from cai.evaluation.injection import Attack, InjectionGain, Target, Variant, injection_gains
 from cai.evaluation.judge_report import Judged, JudgeReport, judge_report, judged
-from cai.feedback.judge import JudgedAnswers, Verdicts, label
+from cai.feedback.judge import Verdicts
 from cai.feedback.label import JudgePanel, LabelJob, count_work, label_claim, labelled, write_judge_json
+from cai.feedback.pairs import JudgedAnswers, label
 from cai.inference.cache import Cache
 from cai.inference.chat import control_counts, control_warnings, spells_control
 from cai.inference.endpoints import bounded_warnings

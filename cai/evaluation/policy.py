@@ -31,7 +31,8 @@ from cai.evaluation.probes import (
     red_team_probes,
     views,
 )
-from cai.feedback.judge import Judge, soft_label
+from cai.feedback.judge import Judge
+from cai.feedback.pairs import soft_label
 from cai.feedback.revise import respond
 from cai.feedback.yes_no import NothingApplies, ask_applying
 from cai.inference.cache import Tally

@@ -23,17 +23,9 @@ from cai.data.jsonl import RowWriter, file_fingerprint, write_text
 from cai.data.manifest import Claim, Output, claimed, versions
 from cai.data.preferences import Candidates, read_candidates
 from cai.data.records import Preference, Row, Skipped, Verdict
-from cai.feedback.judge import (
-    Judge,
-    JudgeConfig,
-    JudgedAnswers,
-    Verdicts,
-    calls_for_answers,
-    judged_preferences,
-    panel_verdicts,
-    rank_judged,
-)
+from cai.feedback.judge import Judge, JudgeConfig, Verdicts, calls_for_answers
 from cai.feedback.metrics import JUDGE_METRICS, PromptMeans
+from cai.feedback.pairs import JudgedAnswers, judged_preferences, panel_verdicts, rank_judged
 from cai.feedback.yes_no import ask_applying
 from cai.inference.cache import AnyCache, Cache
 from cai.inference.cached_engine import CachedEngine

@@ -16,18 +16,8 @@ from cai.constitution.principles import Constitution, questions
 from cai.constitution.templates import Templates
 from cai.data.jsonl import RowWriter
 from cai.data.records import Applicability, Preference, Prompt, Ranking, Revision, Skipped
-from cai.feedback.judge import (
-    Judge,
-    JudgeConfig,
-    JudgedAnswers,
-    Verdicts,
-    calls_for_answers,
-    calls_for_revision,
-    judged_preferences,
-    judged_revision,
-    panel_verdicts,
-    rank_judged,
-)
+from cai.feedback.judge import Judge, JudgeConfig, Verdicts, calls_for_answers, calls_for_revision
+from cai.feedback.pairs import JudgedAnswers, judged_preferences, judged_revision, panel_verdicts, rank_judged
 from cai.feedback.revise import REVISION_PAIRS, ReviseConfig, Reviser, calls_of_loop, revision_preference
 from cai.feedback.yes_no import NothingApplies, applying_to, ask_applicability
 from cai.inference.cached_engine import CachedEngine

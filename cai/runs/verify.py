@@ -22,8 +22,9 @@ from cai.data.manifest import MANIFEST_JSON, read_json
 from cai.data.records import Judgement, Preference, Ranking, Verdict
 from cai.evaluation.judge_report import read_judge_report
 from cai.evaluation.policy_report import COMPARISONS
-from cai.feedback.judge import JudgeConfig, label, principles_met, soft_label
+from cai.feedback.judge import JudgeConfig, principles_met
 from cai.feedback.label import JUDGE_JSON
+from cai.feedback.pairs import label, soft_label
 from cai.inference.models import SERVER_SCHEMES, folder_fingerprint, resolve_model
 from cai.runs.find import run_config
 from cai.runs.folder import RunFolder, Training

@@ -15,17 +15,8 @@ from cai.config.errors import CaiError
 from cai.constitution.principles import Constitution, Principle, load_constitution
 from cai.constitution.templates import Templates
 from cai.data.records import Preference, Skipped, Verdict
-from cai.feedback.judge import (
-    Judge,
-    JudgeConfig,
-    JudgedAnswers,
-    calls_for_answers,
-    judged_preferences,
-    label,
-    panel_verdicts,
-    principles_met,
-    soft_label,
-)
+from cai.feedback.judge import Judge, JudgeConfig, calls_for_answers, principles_met
+from cai.feedback.pairs import JudgedAnswers, judged_preferences, label, panel_verdicts, soft_label
 from cai.inference.engine import Choose, Generate, ScriptedEngine
 from tests.conftest import ROOT, SIXTEEN, prompt
 

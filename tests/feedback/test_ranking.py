@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cai.feedback.judge import JudgedAnswers, Pair, rank_answers
+from cai.feedback.judge import Pair
+from cai.feedback.pairs import JudgedAnswers, rank_answers
 from cai.stats.logistic import bradley_terry, sigmoid
 from tests.conftest import prompt
 
