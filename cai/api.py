@@ -27,7 +27,7 @@ from cai.config.validation import describe
 from cai.config.yaml_files import AnySection, YamlSource, validate
 from cai.constitution import principles
 from cai.constitution.principles import Constitution
-from cai.constitution.templates import Templates, names_for
+from cai.constitution.templates import OF_RUNS, Templates, names_for
 from cai.data.jsonl import read_rows, write_text
 from cai.data.prompts import read_prompts
 from cai.data.records import Messages, Preference, Prompt, Ranking, Revision, Row, Seed, Skipped
@@ -193,11 +193,12 @@ def judge(
     if "samples" in chosen.model_fields_set:
         raise CaiError("cai.judge: samples: no responses are sampled; it judges those in the rows")
     source = _constitution(constitution)
-    templates = _templates("cai.judge", chosen.templates, source)
+    names = names_for([source], (*OF_RUNS, *chosen.templates_needed))
+    templates = Templates(find_file("templates", chosen.templates, Path("cai.judge")), names)
     templates.check_wordings(chosen.ensemble)
-    names = [model] if isinstance(model, str | Path) else model
+    models = [model] if isinstance(model, str | Path) else model
     with _file_of("answers", answers) as data, tempfile.TemporaryDirectory(prefix="cai-judge-") as aside:
-        judges, out = resolve_judges([str(name) for name in names], chosen.key_env, chosen.engine), Path(aside)
+        judges, out = resolve_judges([str(name) for name in models], chosen.key_env, chosen.engine), Path(aside)
         job = LabelJob(data, False, None, judges, source, templates, chosen, chosen.seed)
         extent = count_work(job)
 
@@ -320,10 +321,6 @@ def _report(reporter: Reporter, skipped: Sequence[Skipped]) -> None:
 
 def _constitution(constitution: Constitution | str | Path) -> Constitution:
     return constitution if isinstance(constitution, Constitution) else load_constitution(constitution)
-
-
-def _templates(function: str, name: str, constitution: Constitution) -> Templates:
-    return Templates(find_file("templates", name, Path(function)), names_for([constitution]))
 
 
 def _settings(function: str, kind: type[AnySection], settings: dict[str, Any]) -> AnySection:

@@ -28,7 +28,7 @@ from cai.config.errors import CaiError, reading
 from cai.config.locate import find_file, local_file
 from cai.config.yaml_files import YamlSource, apply_overrides, validate
 from cai.constitution.principles import load_constitution
-from cai.constitution.templates import Templates, names_for
+from cai.constitution.templates import OF_RUNS, Templates, names_for
 from cai.data.manifest import Output
 from cai.feedback.judge import JudgeConfig
 from cai.feedback.label import JUDGE_JSON, LabelJob, label_file
@@ -138,7 +138,8 @@ def label_job(options: JudgeOptions, ranked: bool) -> LabelJob:
     except CaiError as error:
         raise CaiError(f"--constitution {error}") from error
     constitution = load_constitution(constitution_file)
-    templates = Templates(find_file("--templates", options.templates, source.path), names_for([constitution]))
+    needed = names_for([constitution], (*OF_RUNS, *settings.templates_needed))
+    templates = Templates(find_file("--templates", options.templates, source.path), needed)
     templates.check_wordings(settings.ensemble)
     names = [settings.model] if isinstance(settings.model, str) else settings.model or []
     judges = resolve_judges(names, settings.key_env, settings.engine)  # last: a Hub id is downloaded here

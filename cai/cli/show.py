@@ -101,7 +101,7 @@ def _preference(row: Preference) -> Example:
     parts = [*_conversation(row.messages), *_reasoning("chosen", row.chosen_reasoning), ("chosen", row.chosen)]
     parts += [*_reasoning("rejected", row.rejected_reasoning), ("rejected", row.rejected)]
     parts.append(("label", _label(row)))
-    return row.prompt_id, [*parts, *_verdicts(row.verdicts)]
+    return row.prompt_id, [*parts, *_verdicts(row.all_verdicts)]
 
 
 def _label(row: Preference) -> str:
@@ -128,6 +128,8 @@ def _skipped(row: Skipped) -> Example:
 def _verdicts(verdicts: list[Verdict]) -> list[Part]:
     lines = [
         f"{v.principle_id}: {v.p:.4f}  (shown first {_p(v.p_forward)}, shown second {_p(v.p_reverse)})"
+        if v.votes
+        else f"{v.principle_id}: no vote  (P(at issue) = {_p(v.at_issue)})"
         for v in verdicts
     ]
     return [("verdicts", "\n".join(lines))] if lines else []

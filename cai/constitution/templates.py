@@ -11,6 +11,8 @@
                      it, and runs that revise only where it does.
     applies.jinja    the blocks `question` and `answer`, as above: whether a principle applies to a prompt; sees
                      question, messages, prompt. Read where a principle has a question under `applies_to:`
+    verify.jinja     the blocks `question` and `answer`, as above: whether a principle tells answers apart; sees
+                     principle, messages, responses. Read with `judge.verify`
     few_shot.yaml    optional: turns put before the conversation, under `revision:` and `judge:`
 
 Of their variables, `principle` is a dict of its id, critique, revision and judge; `round` counts from 1; `prompt` is
@@ -45,6 +47,7 @@ VARIABLES = {
     "judge": {"principle", "messages", "responses", "cot", "wording"},
     "critique_check": {"principle", "prompt", "response", "critique"},
     "applies": {"question", "messages", "prompt"},
+    "verify": {"principle", "messages", "responses"},
 }
 RENAMED = {
     "request": "prompt",
@@ -55,10 +58,17 @@ RENAMED = {
 }
 RENAMED_FILES = {"critique_check": "finds"}
 YES_NO = {"question", "answer"}
-BLOCKS = {"judge": {"question", "answer", "verdict"}, "critique_check": YES_NO, "applies": YES_NO}
+BLOCKS = {
+    "judge": {"question", "answer", "verdict"},
+    "critique_check": YES_NO,
+    "applies": YES_NO,
+    "verify": YES_NO,
+}
 OF_RUNS = ("critique", "revise", "judge")
 OF_TESTS = (*OF_RUNS, "critique_check")
-ADDED = {"applies": "a question under applies_to"}  # templates that a folder may lack, and what needs them
+# templates that a folder may lack, and what needs them
+ADDED = {"applies": "a question under applies_to", "verify": "judge.verify"}
+ALWAYS_READ = ("applies",)  # where a folder has it, so that the fingerprint does not depend on the constitution
 FEW_SHOT = "few_shot.yaml"
 SAMPLE: dict[str, Any] = {
     "principle": {"id": "sample", "critique": "What is wrong?", "revision": "Mend it.", "judge": "Which is better?"},
@@ -102,8 +112,7 @@ class Templates:
 
     def __init__(self, folder: Path, names: Sequence[str] = OF_RUNS) -> None:
         self.folder = folder
-        # what a folder has of these is read in any case, so that the fingerprint does not depend on the constitution
-        names = [*dict.fromkeys((*names, *(name for name in ADDED if (folder / f"{name}.jinja").exists())))]
+        names = [*dict.fromkeys((*names, *(name for name in ALWAYS_READ if (folder / f"{name}.jinja").exists())))]
         self._sources = {name: _source(folder, name) for name in names}
         few_shot = folder / FEW_SHOT
         self.few_shot = load_yaml(_within(few_shot), FewShot) if few_shot.exists() else FewShot()
@@ -180,6 +189,12 @@ class Templates:
         """The conversation that asks the question of a principle about a prompt; ends inside the reply."""
         values = {"question": question, "messages": messages, "prompt": messages[-1]["content"]}
         text, start = (self._render("applies", values, block=block) for block in ("question", "answer"))
+        return [Message(role="user", content=text), Message(role="assistant", content=start)]
+
+    def verify(self, principle: Principle, messages: Messages, responses: dict[str, str]) -> Messages:
+        """The conversation that asks whether a principle tells responses, by letter, apart; ends inside the reply."""
+        values = {"principle": _texts(principle), "messages": messages, "responses": responses}
+        text, start = (self._render("verify", values, block=block) for block in ("question", "answer"))
         return [Message(role="user", content=text), Message(role="assistant", content=start)]
 
     def _checked(self, name: str) -> Template:

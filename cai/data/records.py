@@ -121,8 +121,15 @@ class Verdict(Row):
     p_reverse: Probability | None  # the first response shown after the second; None for an order not judged
     share_forward: Probability = 0.5  # weight of p_forward in the log-odds of p
     non_option_mass: Probability  # mean probability mass outside the options
+    # P(the principle tells the answers apart), where that is asked first: part of `weight`, or the reason of no vote
+    at_issue: Probability | None = Field(default=None, exclude_if=_is_none)
     cot: list[str] = []  # the judge's chains of thought, in each order
     cot_reasoning: Annotated[list[str] | None, Field(exclude_if=_is_none)] = None  # before each, "" where there is none
+
+    @property
+    def votes(self) -> bool:
+        """Whether it counts in a label; without a vote there is a probability in neither order."""
+        return self.p_forward is not None or self.p_reverse is not None
 
     @property
     def p(self) -> float:
@@ -175,6 +182,8 @@ class Preference(Row):
     # answers that reached max_tokens, where that is known; rows without any have no such field
     truncated: Annotated[list[Literal["chosen", "rejected"]], _NULL_IS_EMPTY, _NOT_WRITTEN_EMPTY] = []
     verdicts: list[Verdict] = []  # of the judge; p_forward and p_reverse are P(chosen better)
+    # principles without a vote, see `judge.verify`; rows without any have no such field
+    abstentions: Annotated[list[Verdict], _NULL_IS_EMPTY, _NOT_WRITTEN_EMPTY] = []
     principle_ids: list[str] = []  # of the revision's rounds, in order
     model: str = ""  # engine fingerprint of the policy that wrote the responses
     judge: str = ""  # engine fingerprint of the judge
@@ -183,6 +192,11 @@ class Preference(Row):
     rejected_reasoning: Reasoning = None
     # P(chosen better) by the input file's label, beside a judge's `p`; rows of a run have none
     input_p: Probability | None = Field(default=None, exclude_if=lambda p: p is None)
+
+    @property
+    def all_verdicts(self) -> list[Verdict]:
+        """Those of all principles that were asked, with a vote or without."""
+        return [*self.verdicts, *self.abstentions]
 
 
 class Ranking(Row):

@@ -21,7 +21,7 @@ from cai.evaluation.injection import Attack, InjectionGain, Target, Variant, inj
 from cai.evaluation.judge_report import Judged, JudgeReport, judge_report, judged
 from cai.feedback.judge import Verdicts
 from cai.feedback.label import JudgePanel, LabelJob, count_work, label_claim, labelled, write_judge_json
-from cai.feedback.pairs import JudgedAnswers, label
+from cai.feedback.pairs import JudgedAnswers, has_votes, label
 from cai.inference.cache import Cache
 from cai.inference.chat import control_counts, control_warnings, spells_control
 from cai.inference.endpoints import bounded_warnings
@@ -178,15 +178,19 @@ async def _judge(judging: LabelJob, panel: JudgePanel, out: Path) -> tuple[list[
 def _labelled_pair(
     item: Candidates, verdicts: Verdicts | RequestRefused, judging: LabelJob, judge: str
 ) -> Preference | Skipped:
-    """A pair with the judge's label; equal answers are a tie without verdicts."""
+    """A pair with the judge's label; a tie without verdicts where answers are equal, or no principle has a vote.
+
+    So a judge gains no accuracy by having no opinion on pairs that it would get wrong.
+    """
     if isinstance(verdicts, RequestRefused):
         return Skipped.refused(item.prompt.id, item.place, verdicts)
     first, second = item.answers
-    if first and first == second:
+    of_pair = verdicts.get((0, 1), [])
+    if first and (first == second or (of_pair and not has_votes(of_pair))):
         return Preference(
             prompt_id=item.prompt.id, messages=item.prompt.messages, tags=item.prompt.tags, chosen=first,
             rejected=second, p=0.5, source="judge", model=item.model, judge=judge, seeds=[judging.seed],
-            input_p=item.input_p,
+            abstentions=of_pair, input_p=item.input_p,
         )  # fmt: skip
     judged_answers = JudgedAnswers(item.prompt, item.answers, verdicts, item.model, judge, judging.seed)
     [pair] = labelled(item, judged_answers, judging.settings)

@@ -17,7 +17,14 @@ from cai.config.hashing import uniform
 from cai.data.manifest import check_format, read_json
 from cai.data.records import Preference, Row, Verdict
 from cai.evaluation.injection import InjectionGain, injection_warnings
-from cai.feedback.metrics import NON_OPTION_MASS, POSITION_BIAS, mean_over_prompts
+from cai.feedback.metrics import (
+    ABSTAINED,
+    ABSTAINED_MEANING,
+    NON_OPTION_MASS,
+    POSITION_BIAS,
+    abstained,
+    mean_over_prompts,
+)
 from cai.inference.scheduler import Cost
 from cai.stats.agreement import (
     COOLEST,
@@ -61,6 +68,7 @@ class Judged(NamedTuple):
     p: float  # by the judge
     longer: int  # characters of the first answer less those of the second
     opinions: tuple[Opinion, ...]  # none of identical answers, which are never asked
+    abstained: float | None = None  # share of its principles without a vote; None where that was not asked
 
 
 def judged(pair: Preference) -> Judged:
@@ -71,7 +79,8 @@ def judged(pair: Preference) -> Judged:
     if pair.input_p is None:
         raise ValueError(f"{pair.prompt_id}: the pair came without a label")
     opinions = tuple(_opinion(verdict) for verdict in pair.verdicts)
-    return Judged(pair.prompt_id, pair.input_p, pair.p, len(pair.chosen) - len(pair.rejected), opinions)
+    longer = len(pair.chosen) - len(pair.rejected)
+    return Judged(pair.prompt_id, pair.input_p, pair.p, longer, opinions, abstained(pair))
 
 
 def _opinion(v: Verdict) -> Opinion:
@@ -212,6 +221,8 @@ class JudgeReport(Row):
     prompts: int
     pairs: int
     identical: int  # pairs of equal answers: a tie without verdicts
+    no_vote: int = 0  # pairs on which no principle has a vote: the same
+    abstained: float | None = None  # share of principles without a vote; None where that was not asked
     accuracy: Interval  # ties count one half
     one_order: Interval  # the same, from one order of each pair only
     human: Agreed
@@ -252,7 +263,9 @@ def judge_report(
     report = JudgeReport(
         prompts=len({pair.prompt_id for pair in pairs}),
         pairs=len(pairs),
-        identical=len(pairs) - len(asked),
+        identical=sum(not pair.opinions and pair.abstained is None for pair in pairs),
+        no_vote=sum(pair.abstained == 1 for pair in pairs),
+        abstained=mean_over_prompts((pair.prompt_id, pair.abstained) for pair in pairs),
         accuracy=over_prompts((pair.prompt_id, hit(pair.p, pair.label)) for pair in pairs),
         one_order=over_prompts((pair.prompt_id, fmean(_one_order(pair))) for pair in pairs),
         human=human,
@@ -358,8 +371,9 @@ def notes(report: JudgeReport) -> list[str]:
     """Warnings about how to read the metrics."""
     warnings = []
     low, high = report.accuracy.low, report.accuracy.high
-    if report.identical == report.pairs:
-        warnings.append("the judge gave no verdict: the two answers of every pair are identical")
+    if report.identical + report.no_vote == report.pairs:
+        alike = report.no_vote and "no principle tells the answers of any pair apart"
+        warnings.append(f"the judge gave no verdict: {alike or 'the two answers of every pair are identical'}")
     elif low is not None and high is not None and low <= 0.5 <= high:
         warnings.append("the accuracy on these pairs does not differ significantly from chance (0.5)")
     elif report.accuracy.mean < 0.5:
@@ -430,6 +444,9 @@ def judge_metrics(report: JudgeReport) -> list[Metric]:
     ]
     if report.identical:
         metrics.append(Metric("identical answers", str(report.identical), "ties, counted as p = 0.5"))
+    if report.abstained is not None:
+        metrics.append(Metric(ABSTAINED, number(report.abstained), ABSTAINED_MEANING))
+        metrics.append(Metric("pairs without a vote", str(report.no_vote), "ties, counted as p = 0.5"))
     return metrics + (_calibrated(report.calibration) if report.calibration else [])
 
 

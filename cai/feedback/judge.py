@@ -17,9 +17,10 @@ from pydantic import Field
 from cai.config.errors import CaiError
 from cai.config.hashing import derive_seed
 from cai.config.yaml_files import PositiveTemperature, Tokens
-from cai.constitution.principles import Constitution, Principle, assign
+from cai.constitution.principles import APPLIES_FROM, Constitution, Principle, assign
 from cai.constitution.templates import Templates
 from cai.data.records import Messages, Preference, Prompt, Verdict
+from cai.feedback.yes_no import MIN_LOG_PROB, YesNo, ask_at_issue
 from cai.inference.engine import Choose, Completion, Engine, EngineConfig, Generate, Sampling
 from cai.inference.scheduler import gather
 from cai.stats.logistic import sigmoid
@@ -27,7 +28,6 @@ from cai.stats.logistic import sigmoid
 Pair = tuple[int, int]
 Verdicts = dict[Pair, list[Verdict]]
 """The verdicts on each pair of answers, by their numbers; the probabilities are those of the first."""
-MIN_LOG_PROB = -30.0  # nats: log-probabilities below it carry no more information
 
 
 class JudgeConfig(Sampling):
@@ -45,6 +45,8 @@ class JudgeConfig(Sampling):
     """`choice` shows the judge all answers at once instead of pairs."""
     ensemble: Annotated[int, Field(ge=1, le=9)] = 1
     """Wordings of the question, of those in judge.jinja, that are asked of each pair; their verdicts are averaged."""
+    verify: bool = False
+    """First ask whether a principle tells the answers apart; it votes where that is likely, with P as its weight."""
     swap: bool = True
     """false shows each pair in one order only."""
     revisions: bool = True
@@ -60,6 +62,11 @@ class JudgeConfig(Sampling):
     temperature: PositiveTemperature = 1.0
     """Divides a label's log-odds: above 1 labels are softer."""
 
+    @property
+    def templates_needed(self) -> tuple[str, ...]:
+        """The names of the templates that judging with these settings reads."""
+        return ("judge", "verify") if self.verify else ("judge",)
+
 
 class _OrderVerdict(NamedTuple):
     """The verdict on answers in the order shown: of each its log-probability, renormalised."""
@@ -72,8 +79,8 @@ class _OrderVerdict(NamedTuple):
 class Judge:
     """One model as judge: its questions, in every order, each after as many chains of thought as the settings say.
 
-    Of the settings only `principles`, `ask`, `swap` and those of the chain of thought matter here. `seed` decides which
-    principles are sampled for a prompt, and the sampling of chains of thought.
+    Of the settings only `principles`, `ask`, `verify`, `ensemble`, `swap` and those of the chain of thought matter
+    here. `seed` decides which principles are sampled for a prompt, and the sampling of chains of thought.
     """
 
     def __init__(
@@ -87,7 +94,8 @@ class Judge:
     ) -> Verdicts:
         """A verdict a principle on every pair of 2 to 26 answers: as many calls a principle as there are answers.
 
-        Without `swap` one call, which shows the answers in the order they come in.
+        Without `swap` one call, which shows the answers in the order they come in. With `verify` one more call a
+        principle, and no others about one that does not tell the answers apart, whose verdict has no vote.
 
         Raises: CaiError for more answers than letters.
         """
@@ -97,10 +105,13 @@ class Judge:
         orders = [[*range(start, len(answers)), *range(start)] for start in starts]
 
         shown = [dict(zip(ascii_uppercase, (answers[i] for i in order), strict=False)) for order in orders]
-        asked = iter(
-            await gather([self._ask(p, conversation, options, cot_seed) for p in principles for options in shown])
-        )
-        by_principle = [self._pair_verdicts(p, orders, list(itertools.islice(asked, len(orders)))) for p in principles]
+        at_issue = await self._at_issue(principles, conversation, answers)
+        voting = [p for p, reply in zip(principles, at_issue, strict=True) if reply is None or reply.p >= APPLIES_FROM]
+        asked = iter(await gather([self._ask(p, conversation, options, cot_seed) for p in voting for options in shown]))
+        by_principle = [
+            self._pair_verdicts(p, orders, list(itertools.islice(asked, len(orders) if p in voting else 0)), reply)
+            for p, reply in zip(principles, at_issue, strict=True)
+        ]
         pairs = itertools.combinations(range(len(answers)), 2)
         return dict(zip(pairs, map(list, zip(*by_principle, strict=True)), strict=True))
 
@@ -130,13 +141,28 @@ class Judge:
         cot_seed = self._cot_seed(pair.prompt_id)
         return await self.compare(pair.messages, (pair.chosen, pair.rejected), principles, cot_seed)
 
+    async def _at_issue(
+        self, principles: Sequence[Principle], conversation: Messages, answers: Sequence[str]
+    ) -> list[YesNo | None]:
+        """Of each principle whether it tells the answers apart; None where that is not asked."""
+        if not self._settings.verify:
+            return [None] * len(principles)
+        return await gather([ask_at_issue(p, conversation, answers, self._templates, self.engine) for p in principles])
+
     def _cot_seed(self, prompt_id: str) -> int:
         return derive_seed(self._seed, prompt_id, "thoughts")  # part of cache keys: the word stays
 
     def _pair_verdicts(
-        self, principle: Principle, orders: Sequence[list[int]], by_order: Sequence[_OrderVerdict]
+        self,
+        principle: Principle,
+        orders: Sequence[list[int]],
+        by_order: Sequence[_OrderVerdict],
+        at_issue: YesNo | None,
     ) -> list[Verdict]:
         """One principle's verdict on every pair of answers, from those on the orders they were shown in."""
+        pairs = list(itertools.combinations(range(len(orders[0])), 2))
+        if at_issue is not None and not by_order:
+            return [_abstention(principle, at_issue)] * len(pairs)
         logps = [dict(zip(order, shown.logps, strict=True)) for order, shown in zip(orders, by_order, strict=True)]
 
         def side(i: int, j: int) -> float | None:
@@ -151,15 +177,16 @@ class Judge:
             Verdict(
                 principle_id=principle.id,
                 principle_hash=principle.fingerprint,
-                weight=principle.weight,
+                weight=principle.weight * (1.0 if at_issue is None else at_issue.p),
                 p_forward=side(i, j),
                 p_reverse=_complement(side(j, i)),
                 share_forward=1 - (j - i) / len(orders) if self._settings.swap else 1.0,
                 non_option_mass=fmean(shown.non_option_mass for shown in by_order),
+                at_issue=None if at_issue is None else at_issue.p,
                 cot=[chain.text for shown in by_order for chain in shown.cot],
                 cot_reasoning=thoughts if any(thoughts) else None,
             )
-            for i, j in itertools.combinations(range(len(orders[0])), 2)
+            for i, j in pairs
         ]
 
     async def _ask(
@@ -208,6 +235,18 @@ def _mean_verdict(verdicts: Sequence[_OrderVerdict]) -> _OrderVerdict:
     return _OrderVerdict(mean, fmean(verdict.non_option_mass for verdict in verdicts), cot)
 
 
+def _abstention(principle: Principle, at_issue: YesNo) -> Verdict:
+    return Verdict(
+        principle_id=principle.id,
+        principle_hash=principle.fingerprint,
+        weight=principle.weight,
+        p_forward=None,
+        p_reverse=None,
+        non_option_mass=at_issue.non_option_mass,
+        at_issue=at_issue.p,
+    )
+
+
 def _complement(p: float | None) -> float | None:
     """P(the second is better)."""
     return None if p is None else 1.0 - p
@@ -238,14 +277,22 @@ def principles_met(constitution: Constitution, seed: int, prompt_id: str, settin
 
 
 def calls_for_answers(settings: JudgeConfig, principles: int, answers: int) -> int:
-    """How many requests one judge gets to judge `answers` under a constitution of `principles`."""
+    """How many requests one judge gets to judge `answers` under a constitution of `principles`, at most.
+
+    With `verify` a principle that does not tell the answers apart has fewer.
+    """
     met = principles if settings.principles == "all" else min(settings.principles, principles)
     orders = 1 if not settings.swap else answers if settings.ask == "choice" else 2
-    questions = orders if settings.ask == "choice" else orders * math.comb(answers, 2)
-    return met * questions * settings.ensemble * (2 * settings.cot_samples or 1) if answers > 1 else 0
+    sets = 1 if settings.ask == "choice" else math.comb(answers, 2)
+    return met * sets * (settings.verify + orders * _calls_for_verdict(settings)) if answers > 1 else 0
 
 
 def calls_for_revision(settings: JudgeConfig, rounds: int) -> int:
     """How many requests one judge gets about a revision of so many rounds, at most: a principle may recur."""
-    questions = rounds * (2 if settings.swap else 1) * settings.ensemble * (2 * settings.cot_samples or 1)
-    return questions if settings.revisions else 0
+    orders = 2 if settings.swap else 1
+    return rounds * (settings.verify + orders * _calls_for_verdict(settings)) if settings.revisions else 0
+
+
+def _calls_for_verdict(settings: JudgeConfig) -> int:
+    """How many requests one verdict in one order takes."""
+    return settings.ensemble * (2 * settings.cot_samples or 1)

@@ -292,8 +292,9 @@ async def label_rows(job: LabelJob, panel: JudgePanel, out: Path, ranks: bool, t
                     totals.add_pair(pair)
                 else:
                     skip(pair)
-            if rankings is not None and len(item.answers) > 2 and verdicts:
-                rankings.write(rank_judged(judged, job.settings))
+            ranking = rank_judged(judged, job.settings) if rankings is not None and len(item.answers) > 2 else None
+            if rankings is not None and ranking is not None:
+                rankings.write(ranking)
                 totals.rankings += 1
 
 

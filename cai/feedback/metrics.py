@@ -151,6 +151,12 @@ def non_option_mass(verdicts: Sequence[Verdict]) -> float | None:
     return sum(verdict.non_option_mass for verdict in verdicts) / len(verdicts) if verdicts else None
 
 
+def abstained(row: Preference) -> float | None:
+    """The share of principles without a vote on a pair; None where none was asked whether it is at issue."""
+    asked = [verdict for verdict in row.all_verdicts if verdict.at_issue is not None]
+    return sum(not verdict.votes for verdict in asked) / len(asked) if asked else None
+
+
 def mean_p(verdicts: Sequence[Verdict]) -> float | None:
     """The mean P(first better) over verdicts; None without verdicts."""
     return sum(verdict.p for verdict in verdicts) / len(verdicts) if verdicts else None
@@ -166,6 +172,8 @@ POSITION_BIAS = "position bias"
 POSITION_BIAS_MEANING = "verdicts that prefer the same position in both orders"
 NON_OPTION_MASS = "non-option probability mass"
 NON_OPTION_MASS_MEANING = "probability on anything but the options"
+ABSTAINED = "principles without a vote"
+ABSTAINED_MEANING = "do not tell the answers apart"
 TRUNCATED = "texts truncated at max_tokens"
 MOST = 0.5  # of texts or of the probability
 MANY_TRUNCATED = 0.2  # of texts: the pairs of these prompts are lost
@@ -256,7 +264,8 @@ JUDGE_NON_OPTION_MASS = Metric[Preference](
     "non_option_mass", NON_OPTION_MASS, NON_OPTION_MASS_MEANING, "share", lambda row: non_option_mass(row.verdicts),
     warn_from=MOST,
 )  # fmt: skip
-LABEL_METRICS: tuple[Metric[Preference], ...] = (LABEL_P, JUDGE_POSITION_BIAS, JUDGE_NON_OPTION_MASS)
+JUDGE_ABSTAINED = Metric[Preference]("abstained", ABSTAINED, ABSTAINED_MEANING, "share", abstained)
+LABEL_METRICS: tuple[Metric[Preference], ...] = (LABEL_P, JUDGE_POSITION_BIAS, JUDGE_NON_OPTION_MASS, JUDGE_ABSTAINED)
 """Of the pairs in preferences.jsonl that the judge labelled (`source: judge`)."""
 AGREEMENT = Metric[Preference](
     "agreement", "agreement with the input labels", "same winner; ties count one half", "share",

@@ -9,13 +9,28 @@ from cai.data.records import Preference, Prompt, Ranking, Skipped, Verdict
 from cai.feedback.judge import JudgeConfig, Pair, Verdicts
 from cai.stats.logistic import bradley_terry, logit, sigmoid
 
+NOT_AT_ISSUE = "no principle tells the two answers apart"  # why a pair has no label
+
+
+def has_votes(verdicts: Sequence[Verdict]) -> bool:
+    """Whether a label can be made of the verdicts; see `judge.verify`."""
+    return any(verdict.votes for verdict in verdicts)
+
+
+def by_vote(verdicts: Sequence[Verdict]) -> dict[str, list[Verdict]]:
+    """The verdicts as the fields of a Preference: those with a vote and those without."""
+    return {"verdicts": [v for v in verdicts if v.votes], "abstentions": [v for v in verdicts if not v.votes]}
+
 
 def soft_label(verdicts: Sequence[Verdict], temperature: float = 1.0, clamp: tuple[float, float] = (0.0, 1.0)) -> float:
     """P(first better), in [0, 1]: the mean of the verdicts by weight, each order of each within `clamp`.
 
-    `temperature` divides the mean's log-odds.
+    `temperature` divides the mean's log-odds. Verdicts without a vote do not count; of these alone it is one half.
     """
-    p = sum(v.weight * v.clamped(*clamp) for v in verdicts) / sum(v.weight for v in verdicts)
+    votes = [v for v in verdicts if v.votes]
+    if not votes:
+        return 0.5
+    p = sum(v.weight * v.clamped(*clamp) for v in votes) / sum(v.weight for v in votes)
     return p if temperature == 1 else sigmoid(logit(p) / temperature)
 
 
@@ -64,6 +79,8 @@ def judged_preferences(judged: JudgedAnswers, settings: JudgeConfig, stage: str)
         if (i, j) not in judged.verdicts:  # a choice among distinct answers names the first of equal ones
             return skipped("one of two identical samples, of which the other is judged")
         verdicts = judged.verdicts[i, j]
+        if not has_votes(verdicts):
+            return skipped(NOT_AT_ISSUE)
         p = label(verdicts, settings)
         swap = p < 0.5
         better, worse = (j, i) if swap else (i, j)
@@ -78,7 +95,7 @@ def judged_preferences(judged: JudgedAnswers, settings: JudgeConfig, stage: str)
             p=1.0 - p if swap else p,
             source="judge",
             truncated=[side for side, number in cut.items() if judged.truncated and judged.truncated[number]],
-            verdicts=[v.swapped() for v in verdicts] if swap else verdicts,
+            **by_vote([v.swapped() for v in verdicts] if swap else verdicts),
             model=judged.model,
             judge=judged.judge,
             seeds=[judged.seed],
@@ -89,14 +106,19 @@ def judged_preferences(judged: JudgedAnswers, settings: JudgeConfig, stage: str)
     return [preference(i, j) for i, j in itertools.combinations(range(len(answers)), 2)]
 
 
-def judged_revision(pair: Preference, verdicts: list[Verdict], settings: JudgeConfig) -> Preference:
+def judged_revision(
+    pair: Preference, verdicts: list[Verdict], settings: JudgeConfig, stage: str
+) -> Preference | Skipped:
     """A pair (revision ≻ draft) with the label of the verdicts on it, as judged pairs have it: the likelier one first.
 
-    A revision that is judged worse than its draft becomes `rejected`, so that nothing learns the opposite.
+    A revision that is judged worse than its draft becomes `rejected`, so that nothing learns the opposite. Skipped is
+    the pair on which no principle has a vote.
     """
+    if not has_votes(verdicts):
+        return Skipped(prompt_id=pair.prompt_id, stage=stage, reason=NOT_AT_ISSUE)
     p = label(verdicts, settings)
     if p >= 0.5:
-        return pair.model_copy(update={"p": p, "verdicts": verdicts})
+        return pair.model_copy(update={"p": p, **by_vote(verdicts)})
     swapped = {
         "chosen": pair.rejected,
         "rejected": pair.chosen,
@@ -105,7 +127,7 @@ def judged_revision(pair: Preference, verdicts: list[Verdict], settings: JudgeCo
         "draft_chosen": True,
         "truncated": ["rejected" if name == "chosen" else "chosen" for name in pair.truncated],
     }
-    return pair.model_copy(update={**swapped, "p": 1.0 - p, "verdicts": [v.swapped() for v in verdicts]})
+    return pair.model_copy(update={**swapped, "p": 1.0 - p, **by_vote([v.swapped() for v in verdicts])})
 
 
 def rank_answers(judged: JudgedAnswers, labels: Mapping[Pair, float]) -> Ranking:
@@ -124,6 +146,7 @@ def rank_answers(judged: JudgedAnswers, labels: Mapping[Pair, float]) -> Ranking
     )
 
 
-def rank_judged(judged: JudgedAnswers, settings: JudgeConfig) -> Ranking:
-    """The answers ranked by the labels that the settings make of their verdicts."""
-    return rank_answers(judged, {pair: label(verdicts, settings) for pair, verdicts in judged.verdicts.items()})
+def rank_judged(judged: JudgedAnswers, settings: JudgeConfig) -> Ranking | None:
+    """The answers ranked by the labels that the settings make of their verdicts; None where there is no label."""
+    labels = {pair: label(verdicts, settings) for pair, verdicts in judged.verdicts.items() if has_votes(verdicts)}
+    return rank_answers(judged, labels) if labels else None

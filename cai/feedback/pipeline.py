@@ -17,7 +17,7 @@ from cai.constitution.templates import Templates
 from cai.data.jsonl import RowWriter
 from cai.data.records import Applicability, Preference, Prompt, Ranking, Revision, Skipped
 from cai.feedback.judge import Judge, JudgeConfig, Verdicts, calls_for_answers, calls_for_revision
-from cai.feedback.pairs import JudgedAnswers, judged_preferences, judged_revision, panel_verdicts, rank_judged
+from cai.feedback.pairs import JudgedAnswers, by_vote, judged_preferences, judged_revision, panel_verdicts, rank_judged
 from cai.feedback.revise import REVISION_PAIRS, ReviseConfig, Reviser, calls_of_loop, revision_preference
 from cai.feedback.yes_no import NothingApplies, applying_to, ask_applicability
 from cai.inference.cached_engine import CachedEngine
@@ -149,7 +149,7 @@ class Journey:
     def ranking(self) -> Ranking | None:
         """The samples ranked; None where none of them could be compared."""
         judged = self._judged()
-        return rank_judged(judged, self._job.judge) if judged is not None and judged.verdicts else None
+        return None if judged is None else rank_judged(judged, self._job.judge)
 
     async def _sample(self, draft: Completion) -> None:
         numbers = range(1, self._job.judge.samples)  # the draft is number 0
@@ -196,7 +196,7 @@ class Journey:
         judge, seed = self._feedback.judge_name, self._job.seed
         return JudgedAnswers(self.prompt, self._samples, verdicts, model, judge, seed, self._thoughts, self._truncated)
 
-    def _labelled_revision(self) -> Preference | None:
+    def _labelled_revision(self) -> Preference | Skipped | None:
         """The revision pair with its label and the verdicts on it; None where the label needs verdicts it has not.
 
         Why a verdict is missing is skipped where it was asked.
@@ -209,8 +209,8 @@ class Journey:
         verdicts = panel_verdicts(self._revision_verdicts)[0, 1]
         pair = pair.model_copy(update={"judge": self._feedback.judge_name})
         if certain:
-            return pair.model_copy(update={"verdicts": verdicts})
-        return judged_revision(pair, verdicts, self._job.judge)
+            return pair.model_copy(update=by_vote(verdicts))
+        return judged_revision(pair, verdicts, self._job.judge, REVISION_PAIRS)
 
     def _skip(self, stage: str, refusal: RequestRefused) -> None:
         row = Skipped.refused(self.prompt.id, stage, refusal)

@@ -1,18 +1,20 @@
-"""Questions of Yes or No, by log-probabilities: whether a principle applies, whether a critique finds a problem."""
+"""Questions of Yes or No, by log-probabilities: whether a principle applies, tells answers apart, a critique finds."""
 
 import asyncio
 import math
+from collections.abc import Sequence
+from string import ascii_uppercase
 from typing import NamedTuple
 
 from cai.config.errors import RequestRefused
 from cai.constitution.principles import Constitution, Principle, applying, questions
 from cai.constitution.templates import Templates
-from cai.data.records import Applicability, Prompt
-from cai.feedback.judge import MIN_LOG_PROB
+from cai.data.records import Applicability, Messages, Prompt
 from cai.inference.engine import Choose, Engine
 from cai.stats.logistic import sigmoid
 
 OPTIONS = (" Yes", " No")
+MIN_LOG_PROB = -30.0  # nats: log-probabilities below it carry no more information
 
 
 class NothingApplies(RequestRefused):
@@ -35,6 +37,18 @@ async def check_critique(
     """Ask whether the critique of `response` by a principle points out a problem in it: one call."""
     messages = templates.critique_check(principle, prompt, response, critique)
     return await _ask(Choose(messages, OPTIONS, "critique_check"), engine)
+
+
+async def ask_at_issue(
+    principle: Principle, conversation: Messages, answers: Sequence[str], templates: Templates, engine: Engine
+) -> YesNo:
+    """Ask whether a principle tells the answers apart: one call.
+
+    It shows the answers sorted by their texts, so that the reply does not depend on the order they come in.
+    """
+    shown = dict(zip(ascii_uppercase, sorted(answers), strict=False))
+    messages, session = templates.verify(principle, conversation, shown), conversation[0]["content"]
+    return await _ask(Choose(messages, OPTIONS, "verify", session), engine)
 
 
 async def ask_applicability(

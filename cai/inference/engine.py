@@ -131,7 +131,9 @@ class EngineConfig(ChatSettings):
         return self.model_copy(update=fields)
 
 
-Step = Literal["applies", "answer", "critique", "critique_check", "revision", "chain_of_thought", "verdict", "other"]
+Step = Literal[
+    "applies", "answer", "critique", "critique_check", "revision", "verify", "chain_of_thought", "verdict", "other"
+]
 """What a request is for: a label for the account of a run's calls, without effect on the answer."""
 
 

@@ -259,7 +259,7 @@ def _preference_blocks(detail: Detail, pair: Preference, example: Example) -> No
         for side, thought in (("chosen", pair.chosen_reasoning), ("rejected", pair.rejected_reasoning)):
             if thought:
                 detail.folded(f"{PAIR_NAMES[pair.source]}: reasoning before the {side} answer", thought)
-    verdict_block(detail, pair.verdicts, "chosen")
+    verdict_block(detail, pair.all_verdicts, "chosen")
     provenance: list[list[Cell]] = [["label source", pair.source]]
     provenance += [["principles", ", ".join(pair.principle_ids)]] if pair.principle_ids else []
     provenance += [["model", pair.model]] if pair.model else []
@@ -283,13 +283,15 @@ def evaluation_blocks(detail: Detail, row: BeforeAfter, title: str = "Held out")
 def verdict_block(detail: Detail, verdicts: Sequence[Verdict], side: str) -> None:
     """Each principle's verdict in both orders, and the chains of thought before it."""
     flips = {None: None, True: "yes", False: "no"}
+    verified = any(v.at_issue is not None for v in verdicts)
     rows: list[list[Cell]] = [
-        [v.principle_id, v.p, v.p_forward, v.p_reverse, flips[v.position_bias], v.non_option_mass,
-         v.principle_hash, v.judge]
+        [v.principle_id, v.p if v.votes else None, v.p_forward, v.p_reverse, flips[v.position_bias], v.non_option_mass,
+         *([v.at_issue] if verified else []), v.principle_hash, v.judge]
         for v in verdicts
     ]  # fmt: skip
     orders = ("in first position", "in second position", "flips with the order", "non-option mass")
-    detail.table("Verdicts", rows, ("principle", f"P({side} better)", *orders, "principle hash", "judge"))
+    columns = (*orders, *(["P(at issue)"] if verified else []), "principle hash", "judge")
+    detail.table("Verdicts", rows, ("principle", f"P({side} better)", *columns))
     for v in verdicts:
         for number, thought in enumerate(v.cot, start=1):
             detail.text(f"Chain of thought {number} before the verdict of {v.principle_id}", thought)

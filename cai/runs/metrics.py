@@ -59,7 +59,7 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
     def preferences() -> Iterator[Preference]:
         nonlocal spelling
         for row in each_row_of(folder.preferences_jsonl, Preference):
-            judging.update(verdict.principle_id for verdict in row.verdicts)
+            judging.update(verdict.principle_id for verdict in row.all_verdicts)
             labels.add(row)
             spelling += row.source != "human" and spells_control(row)
             yield row
@@ -150,10 +150,10 @@ def _means(revisions: Iterable[Revision], preferences: Iterable[Preference]) -> 
 def summary_metrics(summary: dict[str, Any]) -> dict[str, Estimate]:
     """The metrics that a summary has a value of, by key, in the order of RUN_METRICS.
 
-    Raises: KeyError or TypeError for a summary that another version wrote.
+    Raises: KeyError or TypeError for a summary that a much older version wrote.
     """
     written = summary["metrics"]
-    return {key: Estimate(**written[key]) for key in RUN_METRICS if written[key] is not None}
+    return {key: Estimate(**written[key]) for key in RUN_METRICS if written.get(key) is not None}
 
 
 def _questions(rows: Iterable[Applicability]) -> dict[str, dict[str, int]]:

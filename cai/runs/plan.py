@@ -32,7 +32,7 @@ from cai.inference.scheduler import deciding_settings
 from cai.inference.servers import addresses_of
 from cai.runs.folder import CACHE_FILES, ITERATION, RUN, SEEDS, RunFolder
 from cai.runs.roles import other_models, policy_models, with_template_texts
-from cai.runs.run_file import RunConfig, effective_text, load_run_file
+from cai.runs.run_file import RunConfig, effective_text, load_run_file, templates_needed
 from cai.stats.formatting import counted
 from cai.training.settings import DRAFTS, PreferenceConfig, TrainStage, weighs_pairs
 from cai.training.stage import OUTPUT, worker_python
@@ -85,7 +85,7 @@ def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path
     principles, eval_constitution = load_constitution(constitution_file), load_constitution(eval_constitution_file)
     templates = Templates(
         find_file("templates", config.templates, run_file),
-        names_for([principles, eval_constitution], config.revise.templates_needed),
+        names_for([principles, eval_constitution], templates_needed(config)),
     )
     templates.check_wordings(config.judge.ensemble)
     _check_tags(principles, training, run_file)

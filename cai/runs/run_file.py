@@ -162,6 +162,11 @@ class RunConfig(Section):
         return self
 
 
+def templates_needed(config: RunConfig) -> tuple[str, ...]:
+    """The names of the templates that a run reads, but for what its constitutions need."""
+    return tuple(dict.fromkeys((*config.revise.templates_needed, *config.judge.templates_needed)))
+
+
 def eval_judge_name(config: RunConfig) -> str | None:
     """The name of the eval judge: its own, or the first of the run's judges; None where the run's model judges."""
     model = config.judge.model

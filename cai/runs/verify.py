@@ -30,7 +30,7 @@ from cai.runs.find import run_config
 from cai.runs.folder import RunFolder, Training
 from cai.runs.metrics import summarise
 from cai.runs.plan import split
-from cai.runs.run_file import RunConfig
+from cai.runs.run_file import RunConfig, templates_needed
 from cai.stats.logistic import bradley_terry
 
 CLOSE = 1e-9  # between a number in a file and the same one computed again, on another machine perhaps
@@ -113,7 +113,7 @@ def _constitutions(run: _Run) -> Iterator[Check]:
 
 def _templates(run: _Run) -> Iterator[Check]:
     constitutions = run.folder.constitution(), load_constitution(run.folder.eval_constitution_yaml)
-    templates = Templates(run.folder.templates, names_for(constitutions, run.config.revise.templates_needed))
+    templates = Templates(run.folder.templates, names_for(constitutions, templates_needed(run.config)))
     yield _compared("templates/", run.manifest["templates"], templates.fingerprint)
 
 
@@ -149,7 +149,7 @@ def _row_files(run: _Run) -> Iterator[Check]:
 def _principles_of_rows(run: _Run) -> Iterator[Check]:
     known = {p.id: p.fingerprint for p in run.folder.constitution().principles}
     used = {(row.principle_id, row.principle_hash) for row in run.folder.revisions()}
-    used |= {(v.principle_id, v.principle_hash) for row in run.folder.preferences() for v in row.verdicts}
+    used |= {(v.principle_id, v.principle_hash) for row in run.folder.preferences() for v in row.all_verdicts}
     if used:
         unknown = sorted(id for id, content in used if known.get(id) != content)
         note = f"not the constitution's: {', '.join(unknown)}" if unknown else f"{len(used)} used"
@@ -173,7 +173,7 @@ def _draws(run: _Run) -> Iterator[Check]:
             drawn, wrong = drawn + 1, wrong + (first != [row.principle_id])
         for pair in run.folder.preferences():
             if pair.source == "judge" and pair.verdicts:
-                ids = {verdict.principle_id for verdict in pair.verdicts}
+                ids = {verdict.principle_id for verdict in pair.all_verdicts}
                 drawn, wrong = drawn + 1, wrong + (ids != judges(pair.prompt_id, tuple(pair.tags)))
     except KeyError as question:
         yield Check("sampled principles", "differs", f"{run.folder.applicability_jsonl.name} lacks {question}")

@@ -98,6 +98,16 @@ def test_an_error_that_only_some_texts_bring_names_the_line(folder: Path, harmle
         Templates(folder).revise(harmless.principles[0], 1, "question", None)
 
 
+def test_a_folder_without_the_template_of_a_setting_says_which_setting_needs_it(folder: Path) -> None:
+    before = Templates(folder).fingerprint
+    (folder / "verify.jinja").unlink()
+    assert Templates(folder).fingerprint == before
+    with pytest.raises(
+        CaiError, match=r"verify\.jinja: this template is missing, which judge\.verify needs; copy it from"
+    ):
+        Templates(folder, (*OF_RUNS, "verify"))
+
+
 def test_what_only_tests_of_principles_ask_is_nothing_to_a_run(folder: Path) -> None:
     before = Templates(folder).fingerprint
     (folder / "critique_check.jinja").unlink()

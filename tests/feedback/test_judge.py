@@ -16,7 +16,8 @@ from cai.constitution.principles import Constitution, Principle, load_constituti
 from cai.constitution.templates import Templates
 from cai.data.records import Preference, Skipped, Verdict
 from cai.feedback.judge import Judge, JudgeConfig, calls_for_answers, principles_met
-from cai.feedback.pairs import JudgedAnswers, judged_preferences, label, panel_verdicts, soft_label
+from cai.feedback.metrics import JUDGE_ABSTAINED
+from cai.feedback.pairs import JudgedAnswers, judged_preferences, label, panel_verdicts, rank_judged, soft_label
 from cai.inference.engine import Choose, Generate, ScriptedEngine
 from tests.conftest import ROOT, SIXTEEN, prompt
 
@@ -153,11 +154,11 @@ def test_no_liking_for_a_place_gets_into_the_labels(bias: list[float], ask: str)
 
 
 @pytest.mark.parametrize("given", [
-    {}, {"ask": "choice"}, {"principles": "all"}, {"cot_samples": 1}, {"cot_samples": 3, "ask": "choice"},
+    {}, {"ask": "choice"}, {"principles": "all"}, {"verify": True}, {"verify": True, "ask": "choice", "swap": False}, {"cot_samples": 1}, {"cot_samples": 3, "ask": "choice"},
 ])  # fmt: skip
 def test_the_number_of_calls_is_known_before_they_are_made(given: dict[str, Any]) -> None:
-    constitution, templates = shipped()
-    engine, settings = ScriptedEngine(), JudgeConfig.model_validate(given)
+    constitution, settings = shipped()[0], JudgeConfig.model_validate(given)
+    engine, templates = ScriptedEngine(), Templates(ROOT / "prompts/default", settings.templates_needed)
     asyncio.run(Judge(templates, engine, settings).judge_answers(prompt(), list(STRENGTHS), constitution))
     assert len(engine.requests) == calls_for_answers(settings, len(constitution.principles), 4)
 
@@ -285,3 +286,84 @@ def test_more_answers_than_option_letters_are_refused(harmless: Constitution, te
 @cache
 def shipped() -> tuple[Constitution, Templates]:
     return load_constitution(SIXTEEN), Templates(ROOT / "prompts/default")
+
+
+def verified(
+    at_issue: dict[str, float], weigh: Callable[[Choose], Sequence[float]], answers: Sequence[str] = ("good", "bad")
+) -> tuple[list[Verdict], ScriptedEngine]:
+    """The verdicts by the principles that `at_issue` gives P(Yes), after the judge was asked whether they are."""
+    principles = [
+        Principle(id=name, critique="-", revision="-", judge=f"Which is {name}?", weight=weight)
+        for name, weight in zip(at_issue, (1.0, 2.0, 3.0), strict=False)
+    ]
+
+    def reply(request: Choose) -> Sequence[float]:
+        if request.step != "verify":
+            return weigh(request)
+        [p] = [p for name, p in at_issue.items() if f"Which is {name}?" in request.messages[0]["content"]]
+        return (0.8 * p, 0.8 * (1 - p))
+
+    engine, settings = ScriptedEngine(weigh=reply), JudgeConfig(verify=True)
+    templates = Templates(ROOT / "prompts/default", settings.templates_needed)
+    judge = Judge(templates, engine, settings)
+    return asyncio.run(judge.compare(prompt().messages, answers, principles))[0, 1], engine
+
+
+def by_principle(request: Choose) -> Sequence[float]:
+    """Odds of 3 to 1 in both orders: for `good` by what is kind, for `bad` by all else."""
+    kind = "Which is kind?" in request.messages[0]["content"]
+    return (0.75, 0.25) if kind == shown_first(request, "good") else (0.25, 0.75)
+
+
+def test_a_principle_that_does_not_tell_the_answers_apart_has_no_vote_and_is_not_asked() -> None:
+    found, engine = verified({"kind": 0.9, "true": 0.2}, by_principle)
+    assert [v.votes for v in found] == [True, False]
+    assert soft_label(found) == pytest.approx(0.75)
+    assert [v.at_issue for v in found] == pytest.approx([0.9, 0.2])
+    assert [v.non_option_mass for v in found] == pytest.approx([0.0, 0.2])
+    assert Counter(request.step for request in engine.requests) == {"verify": 2, "verdict": 2}  # type: ignore[union-attr]
+
+
+def test_votes_count_by_the_probability_that_the_principle_is_at_issue() -> None:
+    found, _ = verified({"kind": 0.5, "true": 0.8}, by_principle)
+    assert [v.weight for v in found] == pytest.approx([0.5, 1.6])
+    assert soft_label(found) == pytest.approx((0.5 * 0.75 + 1.6 * 0.25) / 2.1)
+    turned, _ = verified({"kind": 0.5, "true": 0.8}, by_principle, ("bad", "good"))
+    assert soft_label(turned) == pytest.approx(1 - soft_label(found))
+
+
+def test_whether_a_principle_is_at_issue_is_asked_the_same_way_whichever_answer_comes_first() -> None:
+    asked = [
+        [request.messages for request in verified({"kind": 0.9}, by_principle, answers)[1].requests[:1]]
+        for answers in (("good", "bad"), ("bad", "good"))
+    ]
+    assert asked[0] == asked[1]
+    start = asked[0][0][0]["content"].partition("A question about them")[0]
+    judging = Templates(ROOT / "prompts/default").judge(
+        Principle(id="kind", critique="-", revision="-", judge="?"), prompt().messages, {"A": "bad", "B": "good"}
+    )
+    assert judging[0]["content"].startswith(start)  # the verdict's request shares the prefix
+
+
+def test_a_pair_on_which_no_principle_votes_is_skipped_and_never_taken_for_a_tie() -> None:
+    found, _ = verified({"kind": 0.1, "true": 0.4}, by_principle)
+    judged = JudgedAnswers(prompt(), ("good", "bad"), {(0, 1): found}, "m", "j", 0)
+    [row] = judged_preferences(judged, JudgeConfig(verify=True), "stage")
+    assert isinstance(row, Skipped)
+    assert row.reason == "no principle tells the two answers apart"
+    assert rank_judged(judged, JudgeConfig(verify=True)) is None
+
+
+def test_rows_keep_the_principles_without_a_vote_apart() -> None:
+    found, _ = verified({"kind": 0.9, "true": 0.2}, by_principle)
+    judged = JudgedAnswers(prompt(), ("bad", "good"), {(0, 1): [v.swapped() for v in found]}, "m", "j", 0)
+    [row] = judged_preferences(judged, JudgeConfig(verify=True), "stage")
+    assert isinstance(row, Preference)
+    assert (row.chosen, [v.principle_id for v in row.verdicts]) == ("good", ["kind"])
+    assert [(v.principle_id, v.votes, v.at_issue) for v in row.abstentions] == [("true", False, pytest.approx(0.2))]
+    assert JUDGE_ABSTAINED.value(row) == 0.5
+    plain = row.model_copy(
+        update={"abstentions": [], "verdicts": [row.verdicts[0].model_copy(update={"at_issue": None})]}
+    )
+    assert "abstentions" not in plain.model_dump() and "at_issue" not in plain.model_dump()["verdicts"][0]
+    assert JUDGE_ABSTAINED.value(plain) is None

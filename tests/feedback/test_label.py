@@ -17,12 +17,13 @@ from rich.console import Console
 
 from cai.config.errors import CaiError, RequestRefused
 from cai.constitution.principles import load_constitution
-from cai.constitution.templates import Templates
+from cai.constitution.templates import OF_RUNS, Templates
 from cai.data.jsonl import read_rows
 from cai.data.manifest import Output
 from cai.data.preferences import read_preferences
 from cai.data.records import Preference, Ranking, Skipped
 from cai.evaluation.judge_eval import Extras, JudgeEvaluation, evaluate_judge
+from cai.evaluation.judge_report import judge_metrics
 from cai.feedback.judge import JudgeConfig
 from cai.feedback.label import LabelJob, count_work, label_file
 from cai.inference.engine import Choose, Engine, EngineConfig, ScriptedEngine
@@ -62,7 +63,7 @@ def judging(tmp_path: Path, model_folder: Path) -> Callable[..., LabelJob]:
         judges = settings.pop("judges", [model_folder])
         chosen = JudgeConfig.model_validate({"principles": 2, **settings})
         loaded = load_constitution(SIXTEEN)
-        templates = Templates(ROOT / "prompts/default")
+        templates = Templates(ROOT / "prompts/default", (*OF_RUNS, *chosen.templates_needed))
         return LabelJob(written(tmp_path, *rows), ranked, limit, judges, loaded, templates, chosen, seed=0)
 
     return make
@@ -109,7 +110,7 @@ def test_a_file_of_pairs_gets_soft_labels_with_verdicts_and_keeps_its_own(
     assert [(r.source, len(r.verdicts), r.seeds) for r in rows] == [("judge", 2, [0])] * 3
     assert rows[2].tags == ["t"]
     assert (found["pairs"], found["rankings"], found["cost"]["cache_misses"]) == (3, 0, 12)
-    metrics = {key: estimate["mean"] for key, estimate in found["metrics"].items()}
+    metrics = {key: estimate["mean"] for key, estimate in found["metrics"].items() if estimate}
     assert metrics["non_option_mass"] == pytest.approx(0.2)
     assert metrics["position_bias"] == 0.0
     assert metrics["agreement"] == pytest.approx(2 / 3)
@@ -349,6 +350,42 @@ def test_a_judge_is_set_against_labels_in_metrics_rows_and_a_page(
     page = judge_page(tmp_path / "out")
     assert "q42" in page
     assert "<svg" in page
+
+
+def at_issue(request: Choose) -> Sequence[float]:
+    """`by_goodness` where an answer speaks of 9, about which no principle says anything."""
+    if request.step == "verify":
+        return (0.1, 0.9) if "is 9" in request.messages[0]["content"] else (0.9, 0.1)
+    return by_goodness(request)
+
+
+def test_pairs_that_no_principle_tells_apart_are_skipped_as_labels_and_ties_of_a_judges_accuracy(
+    tmp_path: Path, judging: Callable[..., LabelJob]
+) -> None:
+    rows = [*(pair(i) for i in range(3)), pair(3, 9, 1)]
+    totals = label(judging(*rows, verify=True), tmp_path, open_engine=scripted(weigh=at_issue))
+    assert (totals["pairs"], totals["skipped"]["reasons"]) == (3, {"no principle tells the two answers apart": 1})
+    assert totals["metrics"]["abstained"]["mean"] == 0
+    job = judging(*rows, ranked=True, verify=True)
+    out = Output(tmp_path / "evaluated")
+    report, skipped, *_ = evaluate_judge(
+        job, out, tmp_path / "runs/cache.sqlite", QUIET, open_engine=scripted(weigh=at_issue)
+    )
+    assert (report.accuracy.mean, report.pairs, report.no_vote, report.identical) == ((3 + 0.5) / 4, 4, 1, 0)
+    assert report.abstained == 0.25
+    assert not skipped
+    shown = {metric.name: metric.value for metric in judge_metrics(report)}
+    assert (shown["principles without a vote"], shown["pairs without a vote"]) == ("0.250", "1")
+    last = read_rows(tmp_path / "evaluated/verdicts.jsonl", Preference)[-1]
+    assert (last.p, last.verdicts, len(last.abstentions)) == (0.5, [], 2)
+
+
+def test_a_judge_of_whom_no_principle_votes_anywhere_says_why_it_has_no_metrics(
+    tmp_path: Path, judging: Callable[..., LabelJob]
+) -> None:
+    job = judging(pair(0, 9, 1), ranked=True, verify=True)
+    report = evaluate(job, tmp_path, open_engine=scripted(weigh=at_issue)).report
+    assert report.notes == ["the judge gave no verdict: no principle tells the answers of any pair apart"]
 
 
 def test_a_limit_takes_the_first_pairs_and_asks_no_more(tmp_path: Path, judging: Callable[..., LabelJob]) -> None:

@@ -56,6 +56,8 @@ class Opinionated(ScriptedEngine):
     async def choose(self, request: Choose) -> list[float]:
         if not self.prefers:
             return await super().choose(request)
+        if request.step == "verify":
+            return [math.log(0.25 if self.prefers == "No" else 0.75), math.log(0.75 if self.prefers == "No" else 0.25)]
         question = request.messages[0]["content"]
         first, second = (question.index(f"<answer {letter}>\n") for letter in "AB")
         won = question.startswith(self.prefers, first + 11), question.startswith(self.prefers, second + 11)
@@ -185,6 +187,17 @@ def test_certain_labels_are_left_alone_and_keep_the_verdicts(templates: Template
     [pair] = journey.preferences()
     assert (pair.p, pair.draft_chosen) == (1.0, False)
     assert [verdict.p for verdict in pair.verdicts] == pytest.approx([0.25])
+
+
+@pytest.mark.parametrize(("label", "rows"), [("judge", 0), ("certain", 1)])
+def test_a_revision_about_which_no_principle_says_anything_has_no_judged_label(label: str, rows: int) -> None:
+    asking = Templates(ROOT / "prompts/default", ("critique", "revise", "judge", "verify"))
+    at_issue = {"verify": True, "prefers": "No"}  # with odds of 3 to 1
+    journey, _ = travel(asking, different, samples=0, revise={"label": label}, **at_issue)
+    pairs = journey.preferences()
+    assert len(pairs) == rows
+    assert all((pair.p, pair.verdicts, len(pair.abstentions)) == (1.0, [], 1) for pair in pairs)
+    assert [row.reason for row in journey.skipped] == ["no principle tells the two answers apart"] * (1 - rows)
 
 
 def long_in(*steps: str) -> Callable[[Generate], str]:

@@ -50,6 +50,7 @@ def counted(found: DryRun) -> Counts:
         ["judge.samples=0"],
         ["seed=1"],
         ["revise.when=finds"],
+        ["judge.verify=true"],
     ],
 )
 def test_a_run_asks_what_was_forecast(tmp_path: Path, model_folder: Path, overrides: list[str]) -> None:

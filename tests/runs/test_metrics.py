@@ -34,7 +34,7 @@ from cai.runs.publish import write_dataset
 from cai.training.stage import StageSpec
 from tests.conftest import write_workspace
 
-SAMPLES = "judge: {samples: 3, principles: 3}\ntrain: [{stage: dpo}]\n"
+SAMPLES = "judge: {samples: 3, principles: 3, verify: true}\ntrain: [{stage: dpo}]\n"
 
 
 def write(request: Generate) -> str:

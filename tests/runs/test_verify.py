@@ -25,7 +25,9 @@ def weigh(request: Choose) -> tuple[float, float]:
     return (0.2 + len(request.messages[0]["content"]) % 7 / 10, 0.1)
 
 
-def execute_run(folder: Path, model: Path, extra: str = THREE) -> RunFolder:
+def execute_run(
+    folder: Path, model: Path, extra: str = THREE, weigh: Callable[[Choose], tuple[float, float]] = weigh
+) -> RunFolder:
     run_file = write_workspace(folder, model, extra=extra)
     plan = make_plan(run_file, [], None, folder / "runs")
     [run] = execute(plan, Reporter(Console(quiet=True)), open_engine=scripted(weigh=weigh))
@@ -56,6 +58,22 @@ def test_an_untouched_run_matches_in_every_part_on_80_columns(run: RunFolder) ->
     )
     assert checks["labels (preferences.jsonl)"].note == "24 computed again"  # 18 of samples, 6 of revisions
     assert checks["strengths (rankings.jsonl)"].note == "18 computed again"
+
+
+def test_a_run_whose_principles_vote_where_they_are_at_issue_matches_too(tmp_path: Path, model_folder: Path) -> None:
+    def votes(request: Choose) -> tuple[float, float]:
+        yes = len(request.messages[0]["content"]) % 5 < 3
+        return ((0.8, 0.1) if yes else (0.1, 0.8)) if request.step == "verify" else weigh(request)
+
+    extra = "judge: {samples: 3, principles: 2, verify: true}\n"
+    run = execute_run(tmp_path, model_folder, extra, votes)
+    rows = run.preferences()
+    assert any(row.abstentions for row in rows) and any(not row.abstentions for row in rows)
+    assert {check.state for check in verify_run(run)} == {"matches"}
+    skipped = {row.reason for row in run.skipped()}
+    assert "no principle tells the two answers apart" in skipped
+    shown = CliRunner().invoke(app, ["show", str(run.path), "--stage", "preferences", "-n", "99"]).output
+    assert "no vote  (P(at issue) = 0.1111)" in shown
 
 
 def test_a_run_that_revises_where_a_problem_is_found_counts_the_answers_that_stay(
