@@ -21,7 +21,7 @@ from cai.runs.dry_run import dry_run as forecast
 from cai.runs.folder import RunFolder
 from cai.runs.metrics import policy_rows, summary_metrics, summary_warnings, training_lines
 from cai.runs.pipeline import execute
-from cai.runs.plan import Plan, iteration, make_plan, start_warnings
+from cai.runs.plan import Plan, check_folder, iteration, make_plan, start_warnings
 from cai.runs.run_file import RunConfig
 from cai.runs.shard import Shard, shard_plan
 from cai.stats.formatting import counted, duration, number
@@ -55,6 +55,7 @@ def run(
     plan = whole if shard is None else shard_plan(whole, Shard.parse(shard))
     console = Terminal()
     if dry_run:
+        check_folder(iteration(plan, 1, plan.model), replace)
         line(console, f"{plan.folder.name}: dry run: no model is called and nothing is written")
         for warning in start_warnings(plan):
             line(console, warning)
@@ -181,10 +182,10 @@ def forecast_parts(forecast: Forecast, gpu_rate: float | None) -> Iterator[Rende
     misses, written = sum(line.cache_misses for line in forecast.lines), sum(line.tokens for line in forecast.lines)
     if not misses:
         yield Text("  all calls are cache hits: no model is loaded")
-    elif forecast.seconds is None:
-        yield Text("  time: unknown until a first run has measured this model here")
+    elif (times := forecast.time_range()) is None:
+        yield Text("  time: not measured yet; `cai bench RUN.yaml` measures this machine, as a first run does")
     else:
-        yield Text(f"  time: about {duration(forecast.seconds)}, at this model's speed here so far")
+        yield Text(f"  time: {duration(times[0])} to {duration(times[1])}, by this model's speed here so far")
     if misses and gpu_rate is not None:
         hours = (forecast.tokens_read + written) / gpu_rate / 3600
         tokens = f"{written:,.0f} tokens written, about {forecast.tokens_read:,.0f} read"

@@ -161,9 +161,16 @@ def take(claim: Claim, replace: bool) -> None:
     Raises: CaiError, with the differences, for finished results or training output of other settings without `replace`;
     for a folder of another command or of other files; and for an input inside the folder that would be cleared.
     """
+    if check(claim, replace):
+        _clear(claim)
+    write_manifest(claim.folder, claim.manifest)
+
+
+def check(claim: Claim, replace: bool) -> bool:
+    """Whether `take` would clear the folder; writes nothing. Raises: CaiError as `take`, but for inputs inside."""
     folder, command = claim.folder, claim.manifest["command"]
     before = read_manifest(folder)
-    if before is None and any(path.name != BUSY for path in folder.iterdir()):
+    if before is None and folder.is_dir() and any(path.name != BUSY for path in folder.iterdir()):
         raise CaiError(
             f"{folder}: is not empty and holds no results of `{command}`; choose another ({claim.elsewhere})"
         )
@@ -172,9 +179,7 @@ def take(claim: Claim, replace: bool) -> None:
     changes = claim.changes()
     if changes and (claim.is_finished() or claim.holds_training()) and not replace:
         raise CaiError(refusal(claim, changes))
-    if changes or (before is not None and before.get(STATE) == CLAIMED):
-        _clear(claim)
-    write_manifest(folder, claim.manifest)
+    return bool(changes) or (before is not None and before.get(STATE) == CLAIMED)
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:

@@ -34,6 +34,11 @@ from cai.training.stage import StageSpec, is_trained
 CHARACTERS = 4.0  # per token of English, roughly; sizes placeholders and the estimate of tokens read
 
 
+LEAST_SPREAD = 1.25  # of a forecast: a shared machine is that much slower at times
+FEW_SPREAD = 2.0  # with fewer measured stages than there are rates
+LEAST_SECONDS = 2.0  # of work whose fit counts: below, most is chance
+
+
 class Placeholders:
     """An engine without a model: unique texts of maximal length, and undecided verdicts."""
 
@@ -71,14 +76,20 @@ class DryRun(NamedTuple):
     seconds: float | None  # of the calls; None if no earlier run measured these models
     untrained: list[str]  # training stages to run, whose time is not forecast
     iterations: int  # further iterations, unknown before the first one's policy is trained
+    spread: float = 1.0  # by which factor measured work took more or less than the rates say
+
+    def time_range(self) -> tuple[float, float] | None:
+        """The least and the most seconds of the calls, as far as earlier work tells."""
+        return None if self.seconds is None else (self.seconds / self.spread, self.seconds * self.spread)
 
 
 class Rates(NamedTuple):
-    """Seconds to load a model, write a token and give a verdict, measured in earlier work."""
+    """Seconds to load a model, write a token and give a verdict, measured in earlier work, and how well they fit it."""
 
     load: float
     token: float
     verdict: float
+    spread: float = FEW_SPREAD  # the largest factor between what work took and what the rates say
 
 
 def dry_run(plan: Plan, counted: Cache | None = None) -> DryRun:
@@ -107,10 +118,10 @@ def dry_run(plan: Plan, counted: Cache | None = None) -> DryRun:
             ]
             known = {engine: below.work(engine) for engine in {done.engine for done in scheduler.work}}
             own = scheduler.engine(plan.generator).fingerprint
-    lines, seconds = _expected(scheduler.work, known, known.get(own, []))
+    lines, seconds, spread = _expected(scheduler.work, known, known.get(own, []))
     tallies = [tally for done in scheduler.work for tally in done.work.steps.values()]
     read = sum(tally.characters for tally in tallies) / CHARACTERS
-    return DryRun(lines, read, seconds, untrained, plan.config.iterations - 1)
+    return DryRun(lines, read, seconds, untrained, plan.config.iterations - 1, spread)
 
 
 def forecast_work(cache: Path, run: Callable[[AnyCache], Sequence[EngineWork]]) -> DryRun:
@@ -120,9 +131,9 @@ def forecast_work(cache: Path, run: Callable[[AnyCache], Sequence[EngineWork]]) 
         with closing(Cache(existing)) as below, closing(Cache(Path(temporary) / "cache.sqlite")) as upper:
             work = run(OverlayCache(below, upper))
             known = {engine: below.work(engine) for engine in {done.engine for done in work}}
-    lines, seconds = _expected(work, known, [])
+    lines, seconds, spread = _expected(work, known, [])
     read = sum(tally.characters for done in work for tally in done.work.steps.values()) / CHARACTERS
-    return DryRun(lines, read, seconds, [], 0)
+    return DryRun(lines, read, seconds, [], 0, spread)
 
 
 def open_placeholders(model: Model, fingerprint: str, settings: EngineConfig) -> Engine:
@@ -174,13 +185,14 @@ def _evaluate(plan: Plan, scheduler: Scheduler, existing: Training, aside: Path)
 
 def _expected(
     work: Sequence[EngineWork], known: dict[str, list[Work]], own: Sequence[Work]
-) -> tuple[list[Line], float | None]:
-    """(the forecast's lines, the seconds of its calls).
+) -> tuple[list[Line], float | None, float]:
+    """(the forecast's lines, the seconds of its calls, the spread of the rates that these come from).
 
     An engine without measurements takes those of the run's own model, `own`: a policy has the same size.
     """
     lines: list[Line] = []
     seconds: float | None = 0.0
+    spread = 1.0
     for done in work:
         measured = known[done.engine] or list(own)
         rates = fit_rates(measured)
@@ -191,12 +203,13 @@ def _expected(
             written += tokens
             verdicts += 0 if tally.allowed else tally.cache_misses
         if written or verdicts:
+            spread = max(spread, rates.spread if rates else FEW_SPREAD)
             seconds = (
                 None
                 if seconds is None or rates is None
                 else (seconds + rates.load + rates.token * written + rates.verdict * verdicts)
             )
-    return lines, seconds
+    return lines, seconds, spread
 
 
 def _mean_tokens(measured: Sequence[Work], step: str) -> float | None:
@@ -215,8 +228,13 @@ def fit_rates(measured: Sequence[Work]) -> Rates | None:
         verdicts = sum(tally.cache_misses for tally in work.steps.values() if not tally.allowed)
         return [float(work.loaded), sum(tally.tokens for tally in work.steps.values()), verdicts]
 
-    rates, _ = nnls([row(work) for work in measured], [work.seconds for work in measured])
-    return Rates(*(float(rate) for rate in rates))
+    rows, taken = [row(work) for work in measured], [work.seconds for work in measured]
+    rates, _ = nnls(rows, taken)
+    fitted = [sum(rate * count for rate, count in zip(rates, counts, strict=True)) for counts in rows]
+    ratios = [actual / fit for actual, fit in zip(taken, fitted, strict=True) if min(actual, fit) >= LEAST_SECONDS]
+    least = LEAST_SPREAD if len(ratios) > len(rates) else FEW_SPREAD
+    load, token, verdict = map(float, rates)
+    return Rates(load, token, verdict, max([least, *ratios, *(1 / ratio for ratio in ratios)]))
 
 
 def account(summary: dict[str, Any]) -> list[Line]:

@@ -18,7 +18,7 @@ from cai.config.yaml_files import read_text
 from cai.constitution.principles import Constitution, load_constitution, manifest_of
 from cai.constitution.templates import Templates, names_for
 from cai.data.jsonl import file_fingerprint, write_rows, write_text
-from cai.data.manifest import Claim, take, versions
+from cai.data.manifest import Claim, check, take, versions
 from cai.data.preferences import read_preferences
 from cai.data.prompts import store_prompts
 from cai.data.records import Messages, Preference, Prompt, Skipped, Source
@@ -30,7 +30,7 @@ from cai.inference.engine import EngineConfig
 from cai.inference.models import Model, model_fingerprint
 from cai.inference.scheduler import deciding_settings
 from cai.inference.servers import addresses_of
-from cai.runs.folder import CACHE_FILES, ITERATION, RUN, SEEDS, RunFolder
+from cai.runs.folder import CACHE_FILES, ITERATION, RUN, SEEDS, RunFolder, Training
 from cai.runs.roles import other_models, policy_models, with_template_texts
 from cai.runs.run_file import RunConfig, effective_text, load_run_file, templates_needed
 from cai.stats.formatting import counted
@@ -392,7 +392,18 @@ def start_folder(plan: Plan, replace: bool) -> None:
     write_rows(folder.prompts_jsonl, chain(plan.training, plan.held_out))
 
 
+def check_folder(plan: Plan, replace: bool) -> None:
+    """Whether the run may have its folder, for a forecast. Raises: CaiError as `start_folder`; writes nothing."""
+    check(claim(plan), replace)
+    _trainings_too_many(plan, replace)
+
+
 def _keep_trainings(plan: Plan, replace: bool) -> None:
+    for training in _trainings_too_many(plan, replace):
+        shutil.rmtree(training.home)
+
+
+def _trainings_too_many(plan: Plan, replace: bool) -> list[Training]:
     trainings = plan.folder.trainings()
     more = [training for training in trainings if training.number > plan.config.seeds]
     if more and not replace:
@@ -400,5 +411,4 @@ def _keep_trainings(plan: Plan, replace: bool) -> None:
             f"{plan.folder.path}: holds {len(trainings)} trainings, and `seeds` is {plan.config.seeds}; set seeds to "
             f"{trainings[-1].number} or more, choose another folder (--name NEW), or remove the others (--replace)"
         )
-    for training in more:
-        shutil.rmtree(training.home)
+    return more

@@ -7,12 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from typer.testing import CliRunner
 
+from cai.cli.main import app
+from cai.config.errors import CaiError
 from cai.config.hashing import fingerprint
 from cai.inference.cache import Tally, Work
 from cai.inference.engine import Generate
 from cai.inference.scheduler import Reporter
-from cai.runs.dry_run import DryRun, account, dry_run, fit_rates
+from cai.runs.dry_run import FEW_SPREAD, LEAST_SPREAD, DryRun, account, dry_run, fit_rates
 from cai.runs.pipeline import execute
 from cai.runs.plan import Plan, make_plan
 from tests.conftest import SIXTEEN, scripted, write_workspace
@@ -140,6 +143,35 @@ def test_time_is_forecast_from_what_was_measured(tmp_path: Path, model_folder: P
     summary = json.loads((tmp_path / "runs/test/summary.json").read_text(encoding="utf-8"))
     written = sum(tally["tokens"] for work in summary["work"] for tally in work["steps"].values())
     assert sum(line.tokens for line in found.lines) == pytest.approx(written, rel=0.01)  # answers as long as before
+
+
+def test_a_forecast_is_as_wide_as_the_work_that_it_comes_from() -> None:
+    def work(tokens: int, seconds: float) -> Work:
+        return Work("feedback", {"answer": Tally(1, 0, tokens, tokens, 1)}, seconds, False)
+
+    steady = fit_rates([work(n, n / 100) for n in (1000, 2000, 3000, 4000)])
+    unsteady = fit_rates([work(1000, 10), work(1000, 30), work(1000, 10), work(1000, 10)])
+    few = fit_rates([work(1000, 10)])
+    assert steady is not None
+    assert unsteady is not None
+    assert few is not None
+    assert (steady.token, steady.spread) == (pytest.approx(0.01), LEAST_SPREAD)
+    assert unsteady.spread == pytest.approx(2.0)  # the fit is the mean, 15 s, and one took 30
+    assert few.spread == FEW_SPREAD
+    assert DryRun([], 0, 60.0, [], 0, 2.0).time_range() == (30.0, 120.0)
+
+
+def test_what_a_run_would_refuse_its_dry_run_refuses(tmp_path: Path, model_folder: Path) -> None:
+    run_file = write_workspace(tmp_path, model_folder)
+    run_to_end(make_plan(run_file, [], None, tmp_path / "runs"))
+    changed = [str(run_file), "--set", "seed=1", "--runs", str(tmp_path / "runs"), "--dry-run"]
+    before = (tmp_path / "runs/test/manifest.json").read_bytes()
+    with pytest.raises(CaiError, match="holds finished results of `cai run` with other settings"):
+        CliRunner().invoke(app, ["run", *changed], catch_exceptions=False)
+    for allowed in (["--replace"], ["--name", "other"]):
+        assert CliRunner().invoke(app, ["run", *changed, *allowed], catch_exceptions=False).exit_code == 0
+    assert (tmp_path / "runs/test/manifest.json").read_bytes() == before
+    assert not (tmp_path / "runs/other").exists()
 
 
 def test_the_judges_gate_is_forecast_and_accounted_for(tmp_path: Path, model_folder: Path) -> None:
