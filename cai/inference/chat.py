@@ -14,7 +14,7 @@ import secrets
 import weakref
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jinja2
 
@@ -115,6 +115,16 @@ def text_ids(tokenizer: Any, text: str) -> list[int]:
     return ChatTokenizer.of(tokenizer).text_ids(text)
 
 
+class AnswerFormat(NamedTuple):
+    """What a chat template writes around an answer, after the prompt that asks for it."""
+
+    lead: list[int]
+    """Tokens before the text, such as the empty thought of Qwen3's; [] of most."""
+    end: int | None
+    """The token that ends the turn, the first special one behind the text; None where there is none. Phi-3's template
+    writes another special token behind it, which no policy ever writes."""
+
+
 class ChatTokenizer:
     """Tokenizes conversations of one model.
 
@@ -172,6 +182,18 @@ class ChatTokenizer:
         if self.control_in(text) is not None:
             return self._encode(text)
         return self._ids_of(text)
+
+    @cached_property
+    def answer_format(self) -> AnswerFormat:
+        """See the function `answer_format`."""
+        asked = [Message(role="user", content="a")]
+        start = self.ids(asked, True, False)
+        answered = ([*asked, Message(role="assistant", content=text)] for text in ("b", "c"))
+        one, other = (self.ids(messages, False, False) for messages in answered)
+        special = {token for token, added in self._tokenizer.added_tokens_decoder.items() if added.special}
+        behind = one[len(one) - common_length(one[::-1], other[::-1]) :]
+        marks = [token for token in behind if token in special | {self._tokenizer.eos_token_id}]
+        return AnswerFormat(one[len(start) : common_length(one, other)], int(marks[0]) if marks else None)
 
     def _ids_of(self, text: str) -> list[int]:
         """As the tokenizer itself reads a text, control tokens and all."""
@@ -258,13 +280,19 @@ def renamed(tokenizer: str, names: dict[str, str]) -> str:
     return json.dumps(content, ensure_ascii=False)
 
 
+def answer_format(tokenizer: Any) -> AnswerFormat:
+    """How the tokenizer's chat template writes an answer."""
+    return ChatTokenizer.of(tokenizer).answer_format
+
+
 def turn_end(tokenizer: Any) -> int | None:
-    """The token that ends an assistant's turn: the last special one of a rendered answer; None where there is none."""
-    conversation = [Message(role="user", content="a"), Message(role="assistant", content="b")]
-    start = len(chat_ids(tokenizer, conversation[:1], add_generation_prompt=True))
-    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
-    marks = [t for t in chat_ids(tokenizer, conversation)[start:] if t in special | {tokenizer.eos_token_id}]
-    return int(marks[-1]) if marks else None
+    """The token that ends an assistant's turn; None where the chat template writes none."""
+    return answer_format(tokenizer).end
+
+
+def common_length(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two sequences begin with alike."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _plain_conversation(tokenizer: Any) -> str:

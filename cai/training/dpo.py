@@ -14,11 +14,10 @@ from trl import DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from cai.data.records import Preference
-from cai.inference.chat_template import load_tokenizer
 from cai.training import trl_stage
 from cai.training.settings import SOFT, DPOConfig
 from cai.training.stage import Report, StageSpec
-from cai.training.tokens import SplitTurn
+from cai.training.tokens import SplitTurn, stage_tokenizer
 
 
 class TokenizedDPOTrainer(DPOTrainer):  # type: ignore[misc]
@@ -100,7 +99,7 @@ def train(spec: StageSpec[DPOConfig], report: Report) -> None:
     """Train on a file of Preference rows; writes `model/`, checkpoints and metrics.jsonl."""
     import trl
 
-    settings, tokenizer = spec.settings, load_tokenizer(spec.model, spec.chat)
+    settings, tokenizer = spec.settings, stage_tokenizer(spec.model, spec.chat)
     soft = settings.loss_type in SOFT
     rows, left_out = trl_stage.read_pairs(spec)
     undecided = list[str]()

@@ -10,10 +10,10 @@ from typing import Any
 
 import trl
 
-from cai.inference.chat_template import load_tokenizer
 from cai.training import trl_stage
 from cai.training.settings import KTOConfig
 from cai.training.stage import Report, StageSpec
+from cai.training.tokens import stage_tokenizer
 
 
 class TokenizedKTOTrainer(trl.KTOTrainer):  # type: ignore[misc]
@@ -33,7 +33,7 @@ def train(spec: StageSpec[KTOConfig], report: Report) -> None:
     """Train on a file of Preference rows; writes `model/`, checkpoints and metrics.jsonl."""
     import datasets
 
-    settings, tokenizer = spec.settings, load_tokenizer(spec.model, spec.chat)
+    settings, tokenizer = spec.settings, stage_tokenizer(spec.model, spec.chat)
     pairs, left_out = trl_stage.read_pairs(spec)
     hard, undecided = trl_stage.hard_pairs(pairs, "kto")
     turns, unfit = trl_stage.turns_that_fit(

@@ -13,12 +13,11 @@ from typing import Any, NamedTuple
 from cai.config.errors import CaiError
 from cai.data.jsonl import read_rows
 from cai.data.records import Messages, Prompt
-from cai.inference.chat_template import load_tokenizer
 from cai.inference.models import loading_options
 from cai.training import distributed, trl_stage
 from cai.training.settings import GRPOConfig, OnlineConfig, OnlineDPOConfig, RLOOConfig
 from cai.training.stage import Report, StageSpec
-from cai.training.tokens import end_of_turn, prompt_ids, prompts_that_fit, whole_turn
+from cai.training.tokens import prompt_ids, prompts_that_fit, read_turn, stage_tokenizer, stop_tokens
 
 OnlineStage = RLOOConfig | GRPOConfig | OnlineDPOConfig
 Reward = Callable[..., list[float]]
@@ -65,15 +64,14 @@ def _prepare(spec: StageSpec[OnlineStage], report: Report) -> _Start:
     from cai.training.reward_model import RewardModel, check_vocabulary
 
     assert spec.reward is not None, "an online stage has a reward model"
-    settings, tokenizer = spec.settings, load_tokenizer(spec.model, spec.chat)
+    settings, tokenizer = spec.settings, stage_tokenizer(spec.model, spec.chat)
     check_vocabulary(spec.reward, tokenizer, spec.model)
     fitting, unfit = prompts_that_fit(
         tokenizer, read_rows(spec.data, Prompt), settings.max_length - settings.max_tokens
     )
     report({"examples": len(fitting), **unfit.event()})
     policy = AutoModelForCausalLM.from_pretrained(spec.model, dtype=torch.float32, **loading_options(spec.model))
-    end, declared = end_of_turn(tokenizer), policy.generation_config.eos_token_id
-    ends = {end, tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])} - {None}
+    ends = stop_tokens(tokenizer, policy.generation_config)
     policy.generation_config.eos_token_id = sorted(ends)  # where trl stops sampling
     reward_model = RewardModel(spec.reward, device=distributed.device())
     return _Start(
@@ -93,12 +91,10 @@ def reward_function(settings: OnlineConfig, reward_model: Any, tokenizer: Any, e
 
     from cai.training.reward_model import combined
 
-    end = end_of_turn(tokenizer)
-
     def reward(prompts: list[Messages], completion_ids: list[list[int]], **_: Any) -> list[float]:
         answers = [_up_to_end(ids, ends) for ids in completion_ids]
         asked = [prompt_ids(tokenizer, messages) for messages in prompts]
-        whole = [whole_turn(p, a, ends, end) for p, a in zip(asked, answers, strict=True)]
+        whole = [read_turn(tokenizer, p, a, ends) for p, a in zip(asked, answers, strict=True)]
         scores = combined(reward_model.scores(whole), settings.uncertainty)
         scores -= settings.missing_eos_penalty * torch.tensor([a[-1] not in ends for a in answers])
         result: list[float] = scores.tolist()

@@ -7,28 +7,21 @@ from typing import Any
 
 from trl.experimental import orpo
 
-from cai.inference.chat_template import load_tokenizer
 from cai.training import trl_stage
 from cai.training.settings import ORPOConfig
 from cai.training.stage import Report, StageSpec
+from cai.training.tokens import stage_tokenizer
 
 
 class TokenizedORPOTrainer(orpo.ORPOTrainer):  # type: ignore[misc]
     """trl's ORPO on rows that are token ids already: columns `prompt_ids`, `chosen_ids` and `rejected_ids`."""
 
     def tokenize_row(self, feature: dict[str, list[int]], model: Any = None) -> dict[str, list[int]]:
-        """As trl's, which also adds a start and an end token where a chat template writes none."""
-        tokenizer = self.processing_class
-        start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+        """As trl's, without the start and end tokens that it adds where a chat template writes none."""
         prompt = feature["prompt_ids"]
-        if start is not None and prompt[:1] != [start]:
-            prompt = [start, *prompt]
         row = {"prompt_input_ids": prompt, "prompt_attention_mask": [1] * len(prompt)}
         for name in ("chosen", "rejected"):
-            answer = feature[f"{name}_ids"]
-            if answer[-1:] != [end]:
-                answer = [*answer, end]
-            answer = answer[: max(0, self.max_length - len(prompt))]
+            answer = feature[f"{name}_ids"][: max(0, self.max_length - len(prompt))]
             row[f"{name}_input_ids"] = prompt + answer
             row[f"{name}_attention_mask"] = [1] * (len(prompt) + len(answer))
             row[f"{name}_labels"] = [-100] * len(prompt) + answer
@@ -39,7 +32,7 @@ def train(spec: StageSpec[ORPOConfig], report: Report) -> None:
     """Train on a file of Preference rows; writes `model/`, checkpoints and metrics.jsonl."""
     import datasets
 
-    settings, tokenizer = spec.settings, load_tokenizer(spec.model, spec.chat)
+    settings, tokenizer = spec.settings, stage_tokenizer(spec.model, spec.chat)
     pairs, left_out = trl_stage.read_pairs(spec)
     hard, undecided = trl_stage.hard_pairs(pairs, "orpo")
     turns, unfit = trl_stage.turns_that_fit(

@@ -24,7 +24,6 @@ from cai.config.errors import CaiError
 from cai.config.hashing import derive_seed, fingerprint, uniform
 from cai.data.jsonl import write_text
 from cai.data.records import Preference
-from cai.inference.chat_template import load_tokenizer
 from cai.inference.models import folder_fingerprint
 from cai.stats.agreement import calibration_error, reliability
 from cai.stats.intervals import share
@@ -32,7 +31,15 @@ from cai.training import distributed, trl_stage
 from cai.training.reward_model import RewardModel, register_classifier, right_padded
 from cai.training.settings import RewardConfig
 from cai.training.stage import Report, StageSpec
-from cai.training.tokens import Unfit, end_of_turn, keep_fitting, padding, prompt_ids, turn_ids, vocabulary_fingerprint
+from cai.training.tokens import (
+    Unfit,
+    end_of_turn,
+    keep_fitting,
+    padding,
+    split_turn,
+    stage_tokenizer,
+    vocabulary_fingerprint,
+)
 
 MAX_RESPONSES = 9  # in one batch element; InstructGPT §3.5 ranks 4 to 9
 
@@ -134,7 +141,7 @@ class Pair(NamedTuple):
 
 def train(spec: StageSpec[RewardConfig], report: Report) -> None:
     """Train on a file of Preference rows; writes `model/` (a reward model), report.json and metrics.jsonl."""
-    settings, folder, tokenizer = spec.settings, spec.folder, load_tokenizer(spec.model, spec.chat)
+    settings, folder, tokenizer = spec.settings, spec.folder, stage_tokenizer(spec.model, spec.chat)
     rows, left_out = trl_stage.read_pairs(spec)
     pairs, unfit = pairs_that_fit(tokenizer, rows, settings.max_length)
     held_out, training = _split(pairs, settings.holdout)
@@ -154,14 +161,13 @@ def train(spec: StageSpec[RewardConfig], report: Report) -> None:
 
 def pairs_that_fit(tokenizer: Any, rows: Sequence[Preference], max_length: int) -> tuple[list[Pair], Unfit]:
     """All pairs that fit into `max_length` tokens, whole, and the others. Raises: CaiError when none is left."""
-    end = end_of_turn(tokenizer)
+    end_of_turn(tokenizer)  # where the score is read
 
     def tokenize(row: Preference) -> Pair | None:
-        start = len(prompt_ids(tokenizer, row.messages))
-        chosen, rejected = (turn_ids(tokenizer, row.messages, text, end) for text in (row.chosen, row.rejected))
-        if max(len(chosen), len(rejected)) > max_length:
+        prompt, [chosen, rejected] = split_turn(tokenizer, row.messages, row.chosen, row.rejected)
+        if len(prompt) + max(len(chosen), len(rejected)) > max_length:
             return None
-        return Pair(row, chosen, rejected, (len(chosen) - start, len(rejected) - start))
+        return Pair(row, prompt + chosen, prompt + rejected, (len(chosen), len(rejected)))
 
     kept, unfit = keep_fitting(rows, lambda row: row.prompt_id, tokenize)
     if not kept:

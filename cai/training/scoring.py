@@ -19,7 +19,7 @@ from cai.inference.chat_template import ChatSettings, load_tokenizer
 from cai.inference.models import loading_options
 from cai.training.distributed import device
 from cai.training.stage import Report
-from cai.training.tokens import end_of_turn, prompt_ids, turn_ids, vocabulary_fingerprint
+from cai.training.tokens import end_of_turn, rendering_fault, split_turn, vocabulary_fingerprint
 from cai.training.worker import serve
 
 BATCH = 4  # answers whose logits are in memory at once
@@ -129,23 +129,21 @@ def log_probabilities(
     from cai.training.ppo.sampling import padded
 
     tokenizer, where = load_tokenizer(model, chat), device()
-    end = end_of_turn(tokenizer)
+    fault = rendering_fault(tokenizer)
     likelihoods = [Likelihood(0, None, "")] * len(texts)
     split: dict[int, tuple[list[int], list[int]]] = {}
     for index, text in enumerate(texts):
+        if fault:
+            likelihoods[index] = Likelihood(0, None, fault)
+            continue
         try:
-            before, whole = prompt_ids(tokenizer, text.messages), turn_ids(tokenizer, text.messages, text.text, end)
+            before, [answer] = split_turn(tokenizer, text.messages, text.text)
         except RequestRefused as refusal:
             likelihoods[index] = Likelihood(0, None, str(refusal))
             continue
-        answer = whole[len(before) :]
         if text.truncated:
             answer = answer[:-1]  # a truncated answer has no end token
-        if whole[: len(before)] != before:
-            likelihoods[index] = Likelihood(
-                0, None, "the chat template renders the prompt otherwise once it is answered"
-            )
-        elif not answer:
+        if not answer:
             likelihoods[index] = Likelihood(0, None, "the answer is empty")
         else:
             split[index] = (before, answer)
@@ -176,14 +174,13 @@ def rewards_of(folder: Path, texts: Sequence[Text]) -> list[Rewards]:
     from cai.training.reward_model import RewardModel
 
     tokenizer = load_tokenizer(folder)
-    end = end_of_turn(tokenizer)
+    end_of_turn(tokenizer)  # where the score is read
     rewards = [Rewards(0, [], "")] * len(texts)
     turns: dict[int, list[int]] = {}
     for index, text in enumerate(texts):
         try:
-            turns[index] = turn_ids(tokenizer, text.messages, text.text, end)
-            start = len(prompt_ids(tokenizer, text.messages))
-            rewards[index] = Rewards(len(turns[index]) - start, [], "")
+            prompt, [answer] = split_turn(tokenizer, text.messages, text.text)
+            turns[index], rewards[index] = prompt + answer, Rewards(len(answer), [], "")
         except RequestRefused as refusal:
             rewards[index] = Rewards(0, [], str(refusal))
     scores = RewardModel(folder, device=device()).scores(list(turns.values())).tolist()

@@ -11,11 +11,10 @@ from cai.data.filters import MAX_REPEATED, repetition
 from cai.data.jsonl import read_objects, read_rows
 from cai.data.prompts import read_completions
 from cai.data.records import Demonstration, Revision, Skipped
-from cai.inference.chat_template import load_tokenizer
 from cai.training import trl_stage
 from cai.training.settings import DRAFTS, SFTConfig
 from cai.training.stage import Report, StageSpec
-from cai.training.tokens import SplitTurn, Unfit
+from cai.training.tokens import SplitTurn, Unfit, stage_tokenizer
 
 
 def train(spec: StageSpec[SFTConfig], report: Report) -> None:
@@ -23,7 +22,7 @@ def train(spec: StageSpec[SFTConfig], report: Report) -> None:
     import datasets
     import trl
 
-    settings, tokenizer = spec.settings, load_tokenizer(spec.model, spec.chat)
+    settings, tokenizer = spec.settings, stage_tokenizer(spec.model, spec.chat)
 
     def fitting(rows: Sequence[Demonstration]) -> tuple[list[dict[str, Any]], Unfit]:
         turns, unfit = trl_stage.turns_that_fit(tokenizer, rows, settings.max_length, lambda row: [row.completion])

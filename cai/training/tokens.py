@@ -1,13 +1,20 @@
-"""Conversations as token ids: the same for reward models, their evaluation and online training."""
+"""Conversations as token ids: the same in every stage, in scoring, and where the policy is asked.
+
+An answered conversation is the prompt that inference asks with and the tokens that inference makes of the answer, up to
+the end of its turn. `stage_tokenizer` refuses a chat template that writes it otherwise.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from cai.config.errors import CaiError, RequestRefused
 from cai.config.hashing import fingerprint
 from cai.data.records import Message, Messages, Prompt
-from cai.inference.chat import chat_ids, turn_end
+from cai.inference.chat import THOUGHT, answer_format, chat_ids, common_length, text_ids
+from cai.inference.chat_template import ChatSettings, load_tokenizer
+from cai.inference.engine import split_reasoning
 
 Row = TypeVar("Row")
 Tokenized = TypeVar("Tokenized")
@@ -29,51 +36,121 @@ def prompt_ids(tokenizer: Any, messages: Messages) -> list[int]:
 
 
 class SplitTurn(NamedTuple):
-    """A prompt and answers to it as token ids; with their ends, and what the chat template writes after those."""
+    """A prompt and answers to it as token ids, each up to the end of its turn."""
 
     prompt: list[int]
     answers: list[list[int]]
 
 
 def split_turn(tokenizer: Any, messages: Messages, *answers: str) -> SplitTurn:
-    """A prompt with answers to it, as trl's trainers divide them.
+    """A prompt as inference asks with it, and answers to it as inference makes them.
 
-    Where the prompt's last tokens differ once it is answered, the answers begin with the first that differs.
+    What a chat template writes behind the end of a turn (often a newline) is cut: no policy ever writes it.
     Raises: RequestRefused, as `chat_ids`.
     """
-    asked = prompt_ids(tokenizer, messages)
-    whole = [chat_ids(tokenizer, [*messages, *assistant_turn(text)]) for text in answers]
-    start = min(_common_length(asked, ids) for ids in whole)
-    return SplitTurn(asked[:start], [ids[start:] for ids in whole])
+    asked, layout = prompt_ids(tokenizer, messages), answer_format(tokenizer)
+    split = SplitTurn(asked, [])
+    for text in answers:
+        whole = chat_ids(tokenizer, [*messages, *assistant_turn(text)])
+        if whole[: len(asked)] == asked:
+            answer = whole[len(asked) :]
+            while layout.end in answer and answer[-1] != layout.end:
+                answer.pop()
+        else:  # the text's first characters merged with the end of the prompt, which a sampler cannot do
+            answer = [*layout.lead, *text_ids(tokenizer, text), *([] if layout.end is None else [layout.end])]
+        split.answers.append(answer)
+    return split
 
 
-def _common_length(a: list[int], b: list[int]) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+def turn_ids(tokenizer: Any, messages: Messages, text: str) -> list[int]:
+    """The conversation with the answer, up to the end of its turn. Raises: RequestRefused, as `chat_ids`."""
+    prompt, [answer] = split_turn(tokenizer, messages, text)
+    return prompt + answer
 
 
-def turn_ids(tokenizer: Any, messages: Messages, text: str, end: int) -> list[int]:
-    """The conversation with the answer, its last token being `end`.
+def read_turn(tokenizer: Any, prompt: list[int], written: list[int], ends: set[int]) -> list[int]:
+    """A prompt with what a policy wrote, as a reward model reads it: as `turn_ids` has the text that inference returns.
 
-    What a chat template writes after the end of a turn (often a newline) is cut: a reward model that reads its score
-    at the last token would learn it there, where no policy ever arrives. Raises: RequestRefused, as `chat_ids`.
+    These are the policy's own tokens, with the end of the turn in place of whichever of `ends` ended them, if one did.
+    A chain of thought is no part of an answer, and its place is taken by what the chat template writes there.
     """
-    ids = chat_ids(tokenizer, [*messages, *assistant_turn(text)])
-    while ids and ids[-1] != end:
-        ids.pop()
-    return ids
+    lead, end = answer_format(tokenizer).lead, end_of_turn(tokenizer)
+    answer = written[:-1] if written[-1] in ends else written
+    if lead and answer[: len(lead)] == lead:
+        return [*prompt, *answer, end]
+    decoded = tokenizer.decode(answer, skip_special_tokens=True)
+    if not decoded.lstrip().startswith(THOUGHT[0]):
+        return [*prompt, *lead, *answer, end]
+    text, _ = split_reasoning(decoded)
+    if not text:  # the limit ended the thought; some templates refuse an empty answer
+        return [*prompt, *lead, end]
+    return [*prompt, *split_turn(tokenizer, PROBES[0], text).answers[0]]  # an answer has the same tokens to any prompt
 
 
-def whole_turn(prompt: list[int], written: list[int], ends: set[int], end: int) -> list[int]:
-    """A prompt with what a policy wrote, ending with `end` in place of whichever of `ends` ended it, if one did."""
-    return [*prompt, *(written[:-1] if written[-1] in ends else written), end]
+def stage_tokenizer(model: Path, chat: ChatSettings | None) -> Any:
+    """The tokenizer that a stage trains `model` with.
+
+    Raises: CaiError as `load_tokenizer`, and for a chat template with a `rendering_fault`.
+    """
+    tokenizer = load_tokenizer(model, chat)
+    if fault := rendering_fault(tokenizer):
+        raise CaiError(f"model {model}: {fault}")
+    return tokenizer
+
+
+TEXT = "One. Two?"
+PROBES: list[Messages] = [
+    [Message(role="user", content="a")],
+    [Message(role="system", content="s"), Message(role="user", content="a")],
+    [Message(role="user", content="a"), *assistant_turn("b"), Message(role="user", content="c")],
+]
+
+
+def rendering_fault(tokenizer: Any) -> str | None:
+    """How training would read other tokens than inference makes, with both strings; None where they are the same.
+
+    The prompt that inference asks with begins the answered conversation, and what follows is, once inference has taken
+    off thoughts and control tokens, the answer.
+    """
+    template = tokenizer.chat_template
+    thinks = "enable_thinking" in (template if isinstance(template, str) else str(template))
+    advice = (
+        "set engine.chat_template_kwargs={enable_thinking: false}"
+        if thinks
+        else "name another template in engine.chat_template"
+    )
+    for messages in PROBES:
+        try:
+            asked, whole = prompt_ids(tokenizer, messages), chat_ids(tokenizer, [*messages, *assistant_turn(TEXT)])
+        except RequestRefused:  # a template without system messages, say; its rows are refused one by one
+            continue
+        start = max(0, common_length(asked, whole) - 3)
+        shown = tuple(repr(tokenizer.decode(ids[start:])) for ids in (asked, whole))
+        if whole[: len(asked)] != asked:
+            return (
+                f"its chat template asks for an answer with …{shown[0]} and renders the answered conversation as "
+                f"…{shown[1]}: training would read other tokens than the model is asked with; {advice}"
+            )
+        answer = split_turn(tokenizer, messages, TEXT).answers[0]
+        text, _ = split_reasoning(tokenizer.decode(answer, skip_special_tokens=True))
+        if text != TEXT:
+            return (
+                f"its chat template renders the answer {TEXT!r} as {shown[1]}, of which inference would read {text!r}; "
+                f"{advice}"
+            )
+    return None
+
+
+def stop_tokens(tokenizer: Any, generation_config: Any) -> set[int]:
+    """The tokens at which inference ends an answer: the template's, the tokenizer's and those the model declares."""
+    declared = generation_config.eos_token_id
+    own = declared if isinstance(declared, list) else [declared]
+    return {answer_format(tokenizer).end, tokenizer.eos_token_id, *own} - {None}
 
 
 def end_of_turn(tokenizer: Any) -> int:
-    """The token that ends an assistant's turn: the last special one of a rendered answer.
-
-    Raises: CaiError when the chat template marks no end.
-    """
-    end = turn_end(tokenizer)
+    """The token that ends an assistant's turn. Raises: CaiError when the chat template marks no end."""
+    end = answer_format(tokenizer).end
     if end is None:
         raise CaiError("the chat template does not end an answer with a special token; there is no place for a score")
     return end

@@ -68,12 +68,40 @@ def with_template(tokenizer: Any, template: str) -> Any:
     return tokenizer
 
 
+def phi3() -> Any:
+    """Phi-3's marks, and another token that ends a text: the template writes it behind every answered conversation."""
+    tokenizer = chatml(of_trl("phi3"), "<|user|>", "<|assistant|>", "<|system|>", "<|end|>")
+    tokenizer.eos_token = "<|endoftext|>"
+    return tokenizer
+
+
+def cohere2() -> Any:
+    """Command R7B's marks, two of which end an answer."""
+    marks = ("START_RESPONSE", "END_RESPONSE", "START_OF_TURN_TOKEN", "END_OF_TURN_TOKEN", "USER_TOKEN", "SYSTEM_TOKEN")
+    tokenizer = chatml(of_trl("cohere2"), *(f"<|{mark}|>" for mark in (*marks, "CHATBOT_TOKEN")), "<BOS_TOKEN>")
+    tokenizer.bos_token, tokenizer.eos_token = "<BOS_TOKEN>", "<|END_OF_TURN_TOKEN|>"
+    return tokenizer
+
+
 FAMILIES = {
     "llama3": Family(lambda: with_template(llama3(), of_trl("llama3"))),
     "qwen3": Family(lambda: chatml(of_trl("qwen3")), thinks=True),
     "gemma": Family(lambda: with_template(gemma(), of_trl("gemma")), system=False),
     "gemma3": Family(lambda: with_template(gemma(), of_trl("gemma3"))),
     "mistral": Family(lambda: with_template(mistral(), of_mistral())),
+    "phi3": Family(phi3),
+    "qwen2.5": Family(lambda: chatml(of_trl("qwen2_5"))),  # with a default system prompt
+    "cohere2": Family(cohere2),
     "phi4": Family(lambda: chatml((HERE / "phi4.jinja").read_text(), "<|im_sep|>")),
     "smollm3": Family(lambda: chatml((HERE / "smollm3.jinja").read_text()), thinks=True),
 }
+
+UNLIKE = {
+    "deepseek_r1": Family(lambda: chatml(of_trl("deepseek_r1_distill"), "<｜User｜>", "<｜Assistant｜>")),
+    "gpt_oss": Family(
+        lambda: chatml(of_trl("gptoss"), "<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|return|>")
+    ),
+    "nemotron": Family(lambda: chatml(of_trl("nemotron_3_nano")), thinks=True),
+    "qwen3_8": Family(lambda: chatml(of_trl("qwen3_8")), thinks=True),
+}
+"""Families whose templates write an answer otherwise than inference makes one, those that think unless told not to."""

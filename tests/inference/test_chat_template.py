@@ -10,10 +10,11 @@ from hypothesis import assume, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from transformers import GenerationConfig
 
 from cai.config.errors import CaiError
 from cai.data.records import Message, Messages, Prompt
-from cai.inference.chat import ChatTokenizer, chat_ids, turn_end
+from cai.inference.chat import ChatTokenizer, answer_format, chat_ids, text_ids, turn_end
 from cai.inference.chat_template import (
     ChatSettings,
     effective_template,
@@ -25,8 +26,17 @@ from cai.inference.chat_template import (
 from cai.inference.engine import Choose, Generate
 from cai.inference.models import Server
 from cai.inference.vllm import VllmEngine
-from cai.training.tokens import end_of_turn, prompts_that_fit, split_turn, turn_ids, whole_turn
-from tests.inference.models_of_families import FAMILIES, HERE
+from cai.training.tokens import (
+    end_of_turn,
+    prompts_that_fit,
+    read_turn,
+    rendering_fault,
+    split_turn,
+    stage_tokenizer,
+    stop_tokens,
+    turn_ids,
+)
+from tests.inference.models_of_families import FAMILIES, HERE, UNLIKE
 
 FOLDERS: dict[str, Path] = {}
 HELPFUL = 'Be "helpful" — {{ really }} {% raw %} #}\n\n日本'
@@ -39,6 +49,7 @@ CONVERSATIONS: dict[str, Messages] = {
     ],
 }
 SYSTEM = Message(role="system", content="Be brief.")
+OFF = "set engine.chat_template_kwargs={enable_thinking: false}"
 NO_THINKING = ChatSettings(chat_template_kwargs={"enable_thinking": False})
 
 
@@ -89,16 +100,82 @@ def test_a_conversation_has_the_same_tokens_in_every_stage(
             [ppo], _ = prompts_that_fit(tokenizer, [Prompt(id="p", messages=messages)], 10_000)
             assert ppo.ids == prompt
             split = split_turn(tokenizer, messages, answer)  # as SFT, DPO and the like are given it
-            assert split.prompt + split.answers[0] == whole
+            assert split.prompt == prompt
             end = end_of_turn(tokenizer)
-            scored = turn_ids(tokenizer, messages, answer, end)
-            assert scored == whole[: len(scored)] and set(whole[len(scored) :]).isdisjoint({end})
+            scored = turn_ids(tokenizer, messages, answer)
+            assert scored == prompt + split.answers[0] == whole[: len(scored)]
+            assert set(whole[len(scored) :]).isdisjoint({end})
             thinks = FAMILIES[name].thinks and (chat is None or not chat.chat_template_kwargs)
             if name == "qwen3" and thinks:  # SFT learns the empty thought that its template writes before an answer
                 assert tokenizer.decode(split.answers[0]).startswith("<think>\n\n</think>\n\n")
             else:  # where the policy's own text begins
-                assert split.prompt == prompt
-                assert whole_turn(prompt, scored[len(prompt) :], {end}, end) == scored
+                text = text_ids(tokenizer, answer)
+                assert tokenizer.decode([*text, end]).strip() == tokenizer.decode(split.answers[0]).strip()
+            for written in (split.answers[0], split.answers[0][:-1], [*split.answers[0][:-1], tokenizer.eos_token_id]):
+                assert read_turn(tokenizer, prompt, written, {end, tokenizer.eos_token_id}) == scored
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_reward_is_read_where_it_was_trained_whatever_the_policy_thought_before(
+    name: str, folder: Callable[[str], Path]
+) -> None:
+    [asked] = CONVERSATIONS["question"]
+    for chat in settings_of(name):
+        tokenizer = load_tokenizer(folder(name), chat)
+        assert rendering_fault(tokenizer) is None
+        prompt, end = chat_ids(tokenizer, [asked], add_generation_prompt=True), end_of_turn(tokenizer)
+        thought = text_ids(tokenizer, "<think>\nSome eggs are large.\n</think>\n\nTen minutes.")
+        expected = turn_ids(tokenizer, [asked], "Ten minutes.")
+        assert read_turn(tokenizer, prompt, [*thought, end], {end}) == expected
+        unfinished = text_ids(tokenizer, "<think>\nSome eggs are")  # ran into the limit: no answer at all
+        assert read_turn(tokenizer, prompt, unfinished, {end}) == [*prompt, *answer_format(tokenizer).lead, end]
+
+
+@pytest.mark.parametrize(
+    ("name", "end"),
+    [("phi3", "<|end|>"), ("cohere2", "<|END_RESPONSE|>"), ("gemma3", "<end_of_turn>"), ("llama3", "<|eot_id|>")],
+)
+def test_a_turn_ends_with_the_token_that_the_model_writes(name: str, end: str, folder: Callable[[str], Path]) -> None:
+    tokenizer = load_tokenizer(folder(name))
+    assert tokenizer.convert_ids_to_tokens(turn_end(tokenizer)) == end
+    assert tokenizer.decode(turn_ids(tokenizer, CONVERSATIONS["question"], "Ten.")).endswith(f"Ten.{end}")
+    declared = GenerationConfig(eos_token_id=[0])
+    assert stop_tokens(tokenizer, declared) == {0, turn_end(tokenizer), tokenizer.eos_token_id}
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        (
+            "deepseek_r1",
+            ["<｜Assistant｜><think>\\n' and", "<｜Assistant｜>One. Two?", "name another template in engine."],
+        ),
+        (
+            "gpt_oss",
+            ["the answer 'One. Two?' as", "final<|message|>One. Two?", "inference would read 'finalOne. Two?'"],
+        ),
+        ("nemotron", ["<think>\\n' and renders", "<think></think>One. Two?", OFF]),
+        ("qwen3_8", ["<think>\\n' and renders", "<think>\\n\\n</think>\\n\\nOne. Two?", OFF]),
+    ],
+)
+def test_a_template_that_renders_answers_otherwise_than_inference_makes_them_is_refused(
+    name: str, parts: list[str], tmp_path: Path
+) -> None:
+    UNLIKE[name].make().save_pretrained(tmp_path)
+    with pytest.raises(CaiError) as refusal:
+        stage_tokenizer(tmp_path, None)
+    for part in (f"model {tmp_path}: its chat template ", *parts):
+        assert part in str(refusal.value)
+    if UNLIKE[name].thinks:
+        stage_tokenizer(tmp_path, NO_THINKING)
+
+
+def test_whitespace_that_begins_an_answer_does_not_merge_with_the_prompt(folder: Callable[[str], Path]) -> None:
+    tokenizer = load_tokenizer(folder("qwen2.5"))
+    tokenizer.backend_tokenizer.add_tokens(["\n\n"])  # as a merge of Qwen's: the prompt ends with a newline
+    split = split_turn(tokenizer, CONVERSATIONS["question"], "\nTen.")
+    assert split.prompt == chat_ids(tokenizer, CONVERSATIONS["question"], add_generation_prompt=True)
+    assert tokenizer.decode(split.answers[0]) == "\nTen.<|im_end|>"
 
 
 @pytest.mark.parametrize("name", FAMILIES)

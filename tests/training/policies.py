@@ -34,6 +34,15 @@ def of_two_sources(path: Path) -> Path:
     return path
 
 
+def ending(tokenizer: Any) -> Any:
+    """The tokenizer with a template that writes nothing behind an answer's end, where ours is cut."""
+    own = tokenizer.chat_template
+    last = "<|end|>{{ '' if loop.last and m.role == 'assistant' else '\n' }}"
+    tokenizer.chat_template = own.replace("<|end|>\n", last)
+    assert tokenizer.chat_template != own
+    return tokenizer
+
+
 def preferred_by(policy: Path, text: str = "question 20") -> float:
     """How much likelier the policy finds BETTER than WORSE as the answer to a prompt, in nats."""
     import torch

@@ -101,7 +101,7 @@ def test_a_reward_is_the_reward_models_score_of_the_very_ids(tiny_model: Path, j
     tokenizer, judge = load_tokenizer(tiny_model), RewardModel(judges)
     end = end_of_turn(tokenizer)
     asked = [prompt("p", text).messages for text in ("hello", "a longer question")]
-    whole = [turn_ids(tokenizer, messages, text, end) for messages, text in zip(asked, ("!!", "?"), strict=True)]
+    whole = [turn_ids(tokenizer, messages, text) for messages, text in zip(asked, ("!!", "?"), strict=True)]
     starts = [prompt_ids(tokenizer, messages) for messages in asked]
     answers = [ids[len(start) :] for ids, start in zip(whole, starts, strict=True)]
     score = reward_function(RLOOConfig(stage="rloo"), judge, tokenizer, {end})

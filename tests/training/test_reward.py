@@ -104,7 +104,7 @@ def test_with_p_1_the_loss_is_trls(tmp_path: Path, tiny_model: Path) -> None:
     tokenizer = tokenizer_of(tiny_model)
     end = end_of_turn(tokenizer)
     rows = [preference(i, "yes " * (i + 1), "no " * (4 - i)) for i in range(3)]
-    ids = [[turn_ids(tokenizer, r.messages, text, end) for text in (r.chosen, r.rejected)] for r in rows]
+    ids = [[turn_ids(tokenizer, r.messages, text) for text in (r.chosen, r.rejected)] for r in rows]
     pairs = [Pair(r, a, b, (len(a), len(b))) for r, (a, b) in zip(rows, ids, strict=True)]
     arguments = trl.RewardConfig(
         str(tmp_path), bf16=False, use_cpu=True, report_to=[], max_length=256, center_rewards_coefficient=0.1
@@ -188,10 +188,9 @@ def test_planted_preferences_are_recovered_by_every_member(tmp_path: Path, tiny_
     assert not (tmp_path / "reward/members").exists()
 
     tokenizer = tokenizer_of(folder)
-    end = end_of_turn(tokenizer)
     ask = [Message(role="user", content="a new question")]
     model = RewardModel(folder)
-    scores = model.scores([turn_ids(tokenizer, ask, text, end) for text in ("!!", "??")])
+    scores = model.scores([turn_ids(tokenizer, ask, text) for text in ("!!", "??")])
     assert scores.shape == (2, 2)
     assert (scores[0] > scores[1]).all()
     assert not torch.equal(scores[:, 0], scores[:, 1])  # two members, not one twice
@@ -206,7 +205,7 @@ def test_planted_preferences_are_recovered_by_every_member(tmp_path: Path, tiny_
     )
     trained = [name for name, p in policy.named_parameters() if p.requires_grad]
     shared = RewardModel(folder, on=policy)
-    sequences = [turn_ids(tokenizer, ask, text, end) for text in ("!!", "??", "a longer answer")]
+    sequences = [turn_ids(tokenizer, ask, text) for text in ("!!", "??", "a longer answer")]
     torch.testing.assert_close(shared.scores(sequences), model.scores(sequences))
     assert [name for name, p in policy.named_parameters() if p.requires_grad] == trained
     assert policy.active_adapter == "default"
@@ -222,7 +221,7 @@ def test_training_and_scoring_read_the_score_at_the_same_token(tmp_path: Path, t
     tokenizer = tokenizer_of(tiny_model)
     end = end_of_turn(tokenizer)
     ask = [Message(role="user", content="hello")]
-    ids = turn_ids(tokenizer, ask, "an answer", end)
+    ids = turn_ids(tokenizer, ask, "an answer")
     whole = tokenizer.apply_chat_template([*ask, Message(role="assistant", content="an answer")], return_dict=True)[
         "input_ids"
     ]
@@ -233,7 +232,7 @@ def test_training_and_scoring_read_the_score_at_the_same_token(tmp_path: Path, t
     theirs.config.pad_token_id = padding(tokenizer, end)
     with torch.no_grad():
         expected = theirs(input_ids=torch.tensor([ids])).logits.item()
-    batch = [ids, turn_ids(tokenizer, ask, "a much, much longer answer", end)]
+    batch = [ids, turn_ids(tokenizer, ask, "a much, much longer answer")]
     assert RewardModel(folder).scores(batch)[0, 0].item() == pytest.approx(expected, rel=1e-5)
 
 

@@ -31,7 +31,7 @@ def answers(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     def answer(row: dict[str, list[int]]) -> str:
         learned = [token for token, own in zip(row["input_ids"], row["completion_mask"], strict=True) if own]
-        return str(tokenizer.decode(learned)).removesuffix("<|end|>\n")
+        return str(tokenizer.decode(learned)).removesuffix("<|end|>")
 
     monkeypatch.setattr(trl, "SFTTrainer", trainer)
 

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from cai.training.settings import SMOOTHED, SOFT, DPOConfig, LossType
 from cai.training.tokens import assistant_turn, split_turn
 from tests.conftest import prompt
+from tests.training.policies import ending
 
 pytestmark = pytest.mark.numeric
 
@@ -53,7 +54,7 @@ def trainers(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
         model=str(tiny_model),
         args=config,
         train_dataset=datasets.Dataset.from_list(conversations),
-        processing_class=tokenizer,
+        processing_class=ending(tokenizer),
     )
 
     def with_loss(loss: str) -> tuple[Any, Any]:

@@ -5,7 +5,7 @@ import pytest
 
 from cai.config.errors import CaiError
 from cai.data.records import Message
-from cai.training.tokens import end_of_turn, padding, prompt_ids, turn_ids, whole_turn
+from cai.training.tokens import end_of_turn, padding, prompt_ids, read_turn, turn_ids
 
 ASK = [Message(role="user", content="hello")]
 
@@ -20,25 +20,24 @@ def tokenizer(tiny_model: Path) -> Any:
 def test_a_turn_ends_with_its_mark_and_not_with_what_the_template_writes_after_it(tokenizer: Any) -> None:
     end = end_of_turn(tokenizer)
     assert tokenizer.convert_ids_to_tokens(end) == "<|end|>"
-    ids = turn_ids(tokenizer, ASK, "an answer", end)
+    ids = turn_ids(tokenizer, ASK, "an answer")
     assert tokenizer.decode(ids).endswith("an answer<|end|>")
     assert ids[: len(prompt_ids(tokenizer, ASK))] == prompt_ids(tokenizer, ASK)
 
 
 def test_an_end_written_into_an_answer_is_not_taken_for_its_end(tokenizer: Any) -> None:
-    end = end_of_turn(tokenizer)
-    ids = turn_ids(tokenizer, ASK, "stop <|end|> go on", end)
+    ids = turn_ids(tokenizer, ASK, "stop <|end|> go on")
     assert tokenizer.decode(ids).endswith("go on<|end|>")
 
 
 def test_what_a_policy_writes_reads_like_a_rendered_turn(tokenizer: Any) -> None:
     end = end_of_turn(tokenizer)
-    whole = turn_ids(tokenizer, ASK, "an answer", end)
+    whole = turn_ids(tokenizer, ASK, "an answer")
     asked = prompt_ids(tokenizer, ASK)
     written = whole[len(asked) :]
-    assert whole_turn(asked, written, {end}, end) == whole
-    assert whole_turn(asked, written[:-1], {end}, end) == whole  # it ran into the limit
-    assert whole_turn(asked, [*written[:-1], 0], {end, 0}, end) == whole  # another token ended it
+    assert read_turn(tokenizer, asked, written, {end}) == whole
+    assert read_turn(tokenizer, asked, written[:-1], {end}) == whole  # it ran into the limit
+    assert read_turn(tokenizer, asked, [*written[:-1], 0], {end, 0}) == whole  # another token ended it
 
 
 def test_padding_is_never_the_end_of_a_turn(tokenizer: Any) -> None:
@@ -60,5 +59,5 @@ def test_the_real_model_ends_its_turns_at_im_end(real_model: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(real_model)
     end = end_of_turn(tokenizer)
     assert tokenizer.convert_ids_to_tokens(end) == "<|im_end|>"
-    assert turn_ids(tokenizer, ASK, "hi", end)[-1] == end
+    assert turn_ids(tokenizer, ASK, "hi")[-1] == end
     assert padding(tokenizer, end) != end

@@ -38,7 +38,6 @@ class Actor:
         self._separate = settings.value == "separate"
         options = loading_options(folder)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).to(self.device)
-        self.generation_ends = _ids(model.generation_config.eos_token_id)
         self._reference: Any = None
         self._value_model: Any = None
         self.value_head = torch.nn.Linear(model.config.get_text_config().hidden_size, 1).to(self.device)
@@ -169,7 +168,3 @@ def chosen_logps(logits: Tensor, tokens: Tensor) -> Tensor:
 def entropy(logits: Tensor) -> Tensor:
     """Of each distribution, in nats."""
     return logits.logsumexp(dim=-1) - (logits.softmax(dim=-1) * logits).sum(dim=-1)
-
-
-def _ids(value: int | list[int] | None) -> set[int]:
-    return set() if value is None else set(value) if isinstance(value, list) else {value}

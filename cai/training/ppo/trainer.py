@@ -24,7 +24,6 @@ from torch.nn.utils.rnn import pad_sequence
 from cai.config.hashing import derive_seed
 from cai.data.jsonl import read_rows
 from cai.data.records import Prompt
-from cai.inference.chat_template import load_tokenizer
 from cai.training import distributed
 from cai.training.metrics import Trackers, add_metrics, drop_metrics_after, not_finite, read_metrics, runaway
 from cai.training.ppo.actor import Actor
@@ -34,7 +33,7 @@ from cai.training.ppo.sampling import Rollout, VllmSampler, padded
 from cai.training.reward_model import RewardModel, check_vocabulary, shares_weights
 from cai.training.settings import PPOConfig
 from cai.training.stage import Report, StageSpec
-from cai.training.tokens import end_of_turn, prompts_that_fit, whole_turn
+from cai.training.tokens import prompts_that_fit, read_turn, stage_tokenizer, stop_tokens
 from cai.training.trl_stage import save_policy
 
 KEPT_CHECKPOINTS = 2
@@ -86,7 +85,7 @@ def train(spec: StageSpec[PPOConfig], report: Report) -> None:
     assert spec.reward is not None, "PPO has a reward model"
     distributed.join()
     torch.manual_seed(spec.seed)  # adapters start at random
-    settings, tokenizer = spec.settings, load_tokenizer(spec.model, spec.chat)
+    settings, tokenizer = spec.settings, stage_tokenizer(spec.model, spec.chat)
     check_vocabulary(spec.reward, tokenizer, spec.model)
     limit = settings.max_length - settings.max_tokens
     fitting, unfit = prompts_that_fit(tokenizer, read_rows(spec.data, Prompt), limit)
@@ -97,11 +96,10 @@ def train(spec: StageSpec[PPOConfig], report: Report) -> None:
     reward_model = RewardModel(spec.reward, on=on, device=actor.device)
     if actor.peft is not None:
         actor.peft.set_adapter("policy")
-    end = end_of_turn(tokenizer)
-    ends = actor.generation_ends | {end}
+    ends = stop_tokens(tokenizer, actor.model.generation_config)
 
     def score(asked: list[list[int]], answers: list[list[int]]) -> Any:
-        return reward_model.scores([whole_turn(p, a, ends, end) for p, a in zip(asked, answers, strict=True)])
+        return reward_model.scores([read_turn(tokenizer, p, a, ends) for p, a in zip(asked, answers, strict=True)])
 
     vllm = VllmSampler(spec.model, settings.max_length, settings.rollouts) if settings.use_vllm else None
     PPOTrainer(spec, actor, Task(prompts, score, ends), tokenizer, report, vllm).run()
