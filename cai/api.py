@@ -195,7 +195,7 @@ def judge(
     source = _constitution(constitution)
     names = names_for([source], (*OF_RUNS, *chosen.templates_needed))
     templates = Templates(find_file("templates", chosen.templates, Path("cai.judge")), names)
-    templates.check_wordings(chosen.ensemble)
+    chosen.check_templates(templates)
     models = [model] if isinstance(model, str | Path) else model
     with _file_of("answers", answers) as data, tempfile.TemporaryDirectory(prefix="cai-judge-") as aside:
         judges, out = resolve_judges([str(name) for name in models], chosen.key_env, chosen.engine), Path(aside)

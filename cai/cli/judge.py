@@ -140,7 +140,7 @@ def label_job(options: JudgeOptions, ranked: bool) -> LabelJob:
     constitution = load_constitution(constitution_file)
     needed = names_for([constitution], (*OF_RUNS, *settings.templates_needed))
     templates = Templates(find_file("--templates", options.templates, source.path), needed)
-    templates.check_wordings(settings.ensemble)
+    settings.check_templates(templates)
     names = [settings.model] if isinstance(settings.model, str) else settings.model or []
     judges = resolve_judges(names, settings.key_env, settings.engine)  # last: a Hub id is downloaded here
     if settings.engine is not None:

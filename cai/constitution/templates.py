@@ -4,7 +4,7 @@
     revise.jinja     the user turn that asks for the rewritten answer; sees principle, round, prompt, critique
     judge.jinja      the blocks `question` (the user turn) and `answer` (the start of the assistant's answer, up to
                      the option's letter), and `verdict`, the user turn that follows where the judge has reasoned in
-                     between; sees principle, messages, responses, cot, wording
+                     between; sees principle, messages, responses, cot, wording, tie
     critique_check.jinja
                      the blocks `question` and `answer` (the start of the answer, up to Yes or No): whether a critique
                      points out a problem; sees principle, prompt, response, critique. `cai constitution test` reads
@@ -18,7 +18,8 @@
 Of their variables, `principle` is a dict of its id, critique, revision and judge; `round` counts from 1; `prompt` is
 the user's last message; `critique` is none when a run revises directly; `messages` is the conversation, a list of dicts
 of role and content; `responses` is a dict of texts by letter; `cot` is whether the judge reasons first; `wording` is
-which of several wordings of the question is wanted, from 1 on.
+which of several wordings of the question is wanted, from 1 on; `tie` is the letter of a tie, or none where a tie is no
+option.
 
 Model text reaches a template only as the value of a variable, so it is never itself a template. The folder may be a
 stranger's: no file is read from outside it, by whatever link, and a template does no more than its sandbox allows.
@@ -28,7 +29,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import field_validator
 
@@ -44,7 +45,7 @@ from cai.data.records import Message, Messages
 VARIABLES = {
     "critique": {"principle", "round", "prompt"},
     "revise": {"principle", "round", "prompt", "critique"},
-    "judge": {"principle", "messages", "responses", "cot", "wording"},
+    "judge": {"principle", "messages", "responses", "cot", "wording", "tie"},
     "critique_check": {"principle", "prompt", "response", "critique"},
     "applies": {"question", "messages", "prompt"},
     "verify": {"principle", "messages", "responses"},
@@ -79,6 +80,7 @@ SAMPLE: dict[str, Any] = {
     "responses": {"A": "They are content.", "B": "Nobody knows."},
     "response": "They are content.",
     "wording": 1,
+    "tie": None,
     "question": "Does the message ask about animals?",
 }
 
@@ -101,6 +103,13 @@ class FewShot(yaml_files.Section):
         if roles != ["user", "assistant"] * (len(roles) // 2):
             raise ValueError(f"turns must alternate, user first and assistant last; found {', '.join(roles)}")
         return turns
+
+
+class Form(NamedTuple):
+    """How the judge's question is put: in which wording, from 1 on, and the letter of a tie where that is an option."""
+
+    wording: int = 1
+    tie: str | None = None
 
 
 class Templates:
@@ -146,26 +155,30 @@ class Templates:
         messages: Messages,
         responses: dict[str, str],
         cot: str | None = None,
-        wording: int = 1,
+        form: Form = Form(),  # noqa: B008  # immutable
     ) -> Messages:
         """The conversation that puts responses, by letter, to the judge; it ends inside the judge's answer.
 
-        `cot` is what the judge reasoned when `judge_cot` asked it to, in the same wording.
+        `cot` is what the judge reasoned when `judge_cot` asked it to, in the same form.
         """
-        values = _judged(principle, messages, responses, wording)
+        values = _judged(principle, messages, responses, form)
         answer = Message(role="assistant", content=self._render("judge", values, block="answer"))
         if cot is None:
             question = Message(role="user", content=self._render("judge", values, block="question"))
             return [*self.few_shot.judge, question, answer]
         verdict = Message(role="user", content=self._render("judge", values, block="verdict"))
         reasoned = Message(role="assistant", content=cot)
-        return [*self.judge_cot(principle, messages, responses, wording), reasoned, verdict, answer]
+        return [*self.judge_cot(principle, messages, responses, form), reasoned, verdict, answer]
 
     def judge_cot(
-        self, principle: Principle, messages: Messages, responses: dict[str, str], wording: int = 1
+        self,
+        principle: Principle,
+        messages: Messages,
+        responses: dict[str, str],
+        form: Form = Form(),  # noqa: B008  # immutable
     ) -> Messages:
         """The conversation that asks the judge to reason about the responses before it chooses."""
-        values = _judged(principle, messages, responses, wording) | {"cot": True}
+        values = _judged(principle, messages, responses, form) | {"cot": True}
         return [*self.few_shot.judge, Message(role="user", content=self._render("judge", values, block="question"))]
 
     def check_wordings(self, count: int) -> None:
@@ -177,6 +190,15 @@ class Templates:
             raise CaiError(
                 f"{self.folder / 'judge.jinja'}: the question is the same for several values of `wording`; "
                 f"judge.ensemble: {count} needs {count} wordings, found {wordings}"
+            )
+
+    def check_tie(self) -> None:
+        """Raises: CaiError unless the judge's question offers a tie, as `judge.ties` asks."""
+        sample = {name: value for name, value in SAMPLE.items() if name in VARIABLES["judge"]} | {"cot": False}
+        if self._render("judge", sample, "question") == self._render("judge", sample | {"tie": "C"}, "question"):
+            raise CaiError(
+                f"{self.folder / 'judge.jinja'}: the question does not offer a tie, which judge.ties needs: name the "
+                "letter `tie` where it is not none"
             )
 
     def critique_check(self, principle: Principle, prompt: str, response: str, critique: str) -> Messages:
@@ -211,8 +233,8 @@ class Templates:
     def _tried(self, name: str) -> None:
         """Render a template once, so that errors in it are reported before any model call."""
         blocks: list[str | None] = [*sorted(BLOCKS.get(name, ()))] or [None]
-        for block, cot in itertools.product(blocks, (False, True)):
-            values = SAMPLE | {"cot": cot}
+        for block, cot, tie in itertools.product(blocks, (False, True), (None, "C")):
+            values = SAMPLE | {"cot": cot, "tie": tie}
             self._render(name, {key: values[key] for key in VARIABLES[name]}, block)
 
     def _render(self, name: str, values: dict[str, Any], block: str | None = None) -> str:
@@ -225,13 +247,14 @@ class Templates:
         return CaiError(f"{self.folder / name}.jinja:{fault.line}: {fault.message}")
 
 
-def _judged(principle: Principle, messages: Messages, responses: dict[str, str], wording: int) -> dict[str, Any]:
+def _judged(principle: Principle, messages: Messages, responses: dict[str, str], form: Form) -> dict[str, Any]:
     return {
         "principle": _texts(principle),
         "messages": messages,
         "responses": responses,
         "cot": False,
-        "wording": wording,
+        "wording": form.wording,
+        "tie": form.tie,
     }
 
 

@@ -195,6 +195,7 @@ def _turns(transcript: str) -> Messages:
 
 ANNOTATED_FIELDS = ("id", "prompt", "default_annotator")
 # Feedback Forensics looks for the label under this id (src/feedback_forensics/data/loader.py), the text's hash.
+TIE = "tie"  # the reason why an annotator prefers neither answer
 DEFAULT_ID, DEFAULT = "ba751e7b", "Default annotator from original dataset (from column `preferred_text`)"
 METADATA = ("prompt_id", "p", "source", "tags")  # texts that Feedback Forensics can filter its tables by
 MADE = "Preferences with the verdicts of principles, made by cai"  # identifies a document written by cai
@@ -250,15 +251,16 @@ def read_annotated_pair(place: Place, value: RawRow) -> RowFields:
     if not isinstance(annotation, dict):
         return skipped(place, value, f"no annotation by the default annotator, {annotator['id']}")
     preferred = annotation.get("pref")
-    if preferred is None:
+    tie = preferred is None and annotation.get("no_pref_reason") == TIE
+    if preferred is None and not tie:
         reason = annotation.get("no_pref_reason", "no reason stated")
         return skipped(place, value, f"the default annotator has no preference ({reason})")
-    if preferred not in ("a", "b"):
+    if not tie and preferred not in ("a", "b"):
         raise CaiError(f"{place}: pref: expected a or b, found {preferred}")
     if "prompt" not in value:
         return skipped(place, value, "no prompt: a pair needs the conversation that it answers")
     first, second = (_response(place, value, key) for key in ("response_a", "response_b"))
-    chosen, rejected = (first, second) if preferred == "a" else (second, first)
+    chosen, rejected = (second, first) if preferred == "b" else (first, second)
     by_human = annotator.get("type") in ("human", "unknown")  # Inverse CAI writes `unknown` for any dataset
     return [
         {
@@ -266,7 +268,7 @@ def read_annotated_pair(place: Place, value: RawRow) -> RowFields:
             "messages": row_prompt(place, {"prompt": value["prompt"]}),
             "chosen": chosen,
             "rejected": rejected,
-            "p": annotator["p"],
+            "p": 0.5 if tie else annotator["p"],
             "source": "human" if by_human else "judge",
             "judge": "" if by_human else str(annotator.get("name", annotator["id"])),
         }
@@ -290,7 +292,7 @@ def to_annotated_comparison(pair: Preference, number: int) -> dict[str, Any] | S
 
     def annotation(p: float) -> dict[str, Any]:
         if p == 0.5:
-            return {"pref": None, "no_pref_reason": "tie"}
+            return {"pref": None, "no_pref_reason": TIE}
         return {"pref": chosen if p > 0.5 else rejected}
 
     responses = {

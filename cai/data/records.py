@@ -123,6 +123,8 @@ class Verdict(Row):
     non_option_mass: Probability  # mean probability mass outside the options
     # P(the principle tells the answers apart), where that is asked first: part of `weight`, or the reason of no vote
     at_issue: Probability | None = Field(default=None, exclude_if=_is_none)
+    # mean probability of a tie where that is an option; half of it is in each order's p of either answer
+    tie_mass: Probability | None = Field(default=None, exclude_if=_is_none)
     cot: list[str] = []  # the judge's chains of thought, in each order
     cot_reasoning: Annotated[list[str] | None, Field(exclude_if=_is_none)] = None  # before each, "" where there is none
 

@@ -22,6 +22,8 @@ from cai.feedback.metrics import (
     ABSTAINED_MEANING,
     NON_OPTION_MASS,
     POSITION_BIAS,
+    TIE_MASS,
+    TIE_MASS_MEANING,
     abstained,
     mean_over_prompts,
 )
@@ -58,6 +60,17 @@ class Opinion(NamedTuple):
     reverse: float
     non_option_mass: float
     weight: float
+    tie_mass: float | None = None  # probability of a tie, where that is an option
+
+    @property
+    def call(self) -> float:
+        """`p`, or one half where it calls a tie."""
+        return called(self.p, self.tie_mass)
+
+
+def called(p: float, tie_mass: float | None) -> float:
+    """P(first better) as a verdict: one half where a tie, whose mass is half in p, is likelier than either answer."""
+    return 0.5 if tie_mass is not None and tie_mass > max(p, 1 - p) - tie_mass / 2 else p
 
 
 class Judged(NamedTuple):
@@ -69,6 +82,12 @@ class Judged(NamedTuple):
     longer: int  # characters of the first answer less those of the second
     opinions: tuple[Opinion, ...]  # none of identical answers, which are never asked
     abstained: float | None = None  # share of its principles without a vote; None where that was not asked
+    tie_mass: float | None = None  # mean over its verdicts, by weight; None where a tie is no option
+
+    @property
+    def call(self) -> float:
+        """`p`, or one half where the judge calls a tie."""
+        return called(self.p, self.tie_mass)
 
 
 def judged(pair: Preference) -> Judged:
@@ -80,14 +99,16 @@ def judged(pair: Preference) -> Judged:
         raise ValueError(f"{pair.prompt_id}: the pair came without a label")
     opinions = tuple(_opinion(verdict) for verdict in pair.verdicts)
     longer = len(pair.chosen) - len(pair.rejected)
-    return Judged(pair.prompt_id, pair.input_p, pair.p, longer, opinions, abstained(pair))
+    ties = [(opinion.weight, opinion.tie_mass) for opinion in opinions if opinion.tie_mass is not None]
+    tie_mass = sum(weight * mass for weight, mass in ties) / sum(weight for weight, _ in ties) if ties else None
+    return Judged(pair.prompt_id, pair.input_p, pair.p, longer, opinions, abstained(pair), tie_mass)
 
 
 def _opinion(v: Verdict) -> Opinion:
     if v.p_forward is None or v.p_reverse is None:
         raise ValueError(f"{v.principle_id}: the pair was judged in one order alone")
     by = f"{v.principle_id} @{v.judge[:6]}" if v.judge else v.principle_id
-    return Opinion(by, v.p, v.p_forward, v.p_reverse, v.non_option_mass, v.weight)
+    return Opinion(by, v.p, v.p_forward, v.p_reverse, v.non_option_mass, v.weight, v.tie_mass)
 
 
 def over_prompts(values: Iterable[tuple[str, float]]) -> Estimate:
@@ -146,7 +167,7 @@ def principle_qualities(pairs: Sequence[Judged]) -> list[PrincipleQuality]:
         PrincipleQuality(
             by=by,
             pairs=len(rows),
-            accuracy=over_prompts((pair.prompt_id, hit(opinion.p, pair.label)) for pair, opinion in rows),
+            accuracy=over_prompts((pair.prompt_id, hit(opinion.call, pair.label)) for pair, opinion in rows),
             position_bias=mean_over_prompts((pair.prompt_id, position_bias(opinion)) for pair, opinion in rows) or 0.0,
             non_option_mass=mean_over_prompts((pair.prompt_id, opinion.non_option_mass) for pair, opinion in rows)
             or 0.0,
@@ -221,6 +242,10 @@ class JudgeReport(Row):
     prompts: int
     pairs: int
     identical: int  # pairs of equal answers: a tie without verdicts
+    label_ties: int = 0  # pairs that the labels call a tie
+    judged_ties: int = 0  # pairs that the judge calls a tie; of `judge.ties` alone, as the next one
+    tie_mass: float | None = None
+    ties_agreed: int = 0  # pairs that both call a tie
     no_vote: int = 0  # pairs on which no principle has a vote: the same
     abstained: float | None = None  # share of principles without a vote; None where that was not asked
     accuracy: Interval  # ties count one half
@@ -257,16 +282,20 @@ def judge_report(
     asked = [pair for pair in pairs if pair.opinions]
     labels, predicted = [pair.label for pair in asked], [pair.p for pair in asked]
     curve = reliability(predicted, labels)
-    human = agreement([pair.p for pair in pairs], [pair.label for pair in pairs], [pair.prompt_id for pair in pairs])
+    human = agreement([pair.call for pair in pairs], [pair.label for pair in pairs], [pair.prompt_id for pair in pairs])
     assert human is not None
     calls = cost.cache_misses + cost.cache_hits
     report = JudgeReport(
         prompts=len({pair.prompt_id for pair in pairs}),
         pairs=len(pairs),
         identical=sum(not pair.opinions and pair.abstained is None for pair in pairs),
+        label_ties=sum(win(pair.label) == 0.5 for pair in pairs),
+        judged_ties=sum(pair.tie_mass is not None and pair.call == 0.5 for pair in asked),
+        ties_agreed=sum(pair.tie_mass is not None and pair.call == 0.5 and win(pair.label) == 0.5 for pair in asked),
+        tie_mass=mean_over_prompts((pair.prompt_id, pair.tie_mass) for pair in asked),
         no_vote=sum(pair.abstained == 1 for pair in pairs),
         abstained=mean_over_prompts((pair.prompt_id, pair.abstained) for pair in pairs),
-        accuracy=over_prompts((pair.prompt_id, hit(pair.p, pair.label)) for pair in pairs),
+        accuracy=over_prompts((pair.prompt_id, hit(pair.call, pair.label)) for pair in pairs),
         one_order=over_prompts((pair.prompt_id, fmean(_one_order(pair))) for pair in pairs),
         human=human,
         log_loss=mean_log_loss(predicted, labels) if asked else None,
@@ -311,7 +340,7 @@ def _one_order(pair: Judged) -> list[float]:
     total = sum(opinion.weight for opinion in pair.opinions)
     forward = sum(opinion.weight * opinion.forward for opinion in pair.opinions) / total
     reverse = sum(opinion.weight * opinion.reverse for opinion in pair.opinions) / total
-    return [hit(forward, pair.label), hit(reverse, pair.label)]
+    return [hit(called(p, pair.tie_mass), pair.label) for p in (forward, reverse)]
 
 
 def length_bias(pairs: Sequence[Judged]) -> LengthBias:
@@ -325,7 +354,7 @@ def length_bias(pairs: Sequence[Judged]) -> LengthBias:
         return over_prompts((pair.prompt_id, value(pair)) for pair in some) if some else None
 
     def accuracy(wins: float) -> Estimate | None:
-        return over([p for p in unequal if longer_wins(p, p.label) == wins], lambda p: hit(p.p, p.label))
+        return over([p for p in unequal if longer_wins(p, p.label) == wins], lambda p: hit(p.call, p.label))
 
     odds = [logit(pair.p) for pair in unequal]
     # from either side every mean is 0, so that the correlation does not depend on which answer stands first
@@ -442,6 +471,11 @@ def judge_metrics(report: JudgeReport) -> list[Metric]:
         *(Metric(gain.name, gain.shown, f"in p, when an answer {gain.meaning}") for gain in report.injection),
         Metric("cost per pair", f"{number(report.calls_per_pair, 1)} calls", _time_and_tokens(report)),
     ]
+    if report.tie_mass is not None:
+        metrics.append(Metric(TIE_MASS, number(report.tie_mass), TIE_MASS_MEANING))
+        metrics.append(Metric("judged a tie", str(report.judged_ties), f"pairs, {report.ties_agreed} as the labels"))
+    if report.label_ties:
+        metrics.append(Metric("labelled a tie", str(report.label_ties), "pairs; accuracy ½, 1 if judged so"))
     if report.identical:
         metrics.append(Metric("identical answers", str(report.identical), "ties, counted as p = 0.5"))
     if report.abstained is not None:

@@ -18,12 +18,12 @@ from cai.config.errors import CaiError
 from cai.config.hashing import derive_seed
 from cai.config.yaml_files import PositiveTemperature, Tokens
 from cai.constitution.principles import APPLIES_FROM, Constitution, Principle, assign
-from cai.constitution.templates import Templates
+from cai.constitution.templates import Form, Templates
 from cai.data.records import Messages, Preference, Prompt, Verdict
 from cai.feedback.yes_no import MIN_LOG_PROB, YesNo, ask_at_issue
 from cai.inference.engine import Choose, Completion, Engine, EngineConfig, Generate, Sampling
 from cai.inference.scheduler import gather
-from cai.stats.logistic import sigmoid
+from cai.stats.logistic import logit, sigmoid
 
 Pair = tuple[int, int]
 Verdicts = dict[Pair, list[Verdict]]
@@ -45,6 +45,8 @@ class JudgeConfig(Sampling):
     """`choice` shows the judge all answers at once instead of pairs."""
     ensemble: Annotated[int, Field(ge=1, le=9)] = 1
     """Wordings of the question, of those in judge.jinja, that are asked of each pair; their verdicts are averaged."""
+    ties: bool = False
+    """The judge may also say that the answers are equally good; half of that probability goes to each."""
     verify: bool = False
     """First ask whether a principle tells the answers apart; it votes where that is likely, with P as its weight."""
     swap: bool = True
@@ -67,9 +69,15 @@ class JudgeConfig(Sampling):
         """The names of the templates that judging with these settings reads."""
         return ("judge", "verify") if self.verify else ("judge",)
 
+    def check_templates(self, templates: Templates) -> None:
+        """Raises: CaiError where a template does not put the question as these settings ask."""
+        templates.check_wordings(self.ensemble)
+        if self.ties:
+            templates.check_tie()
+
 
 class _OrderVerdict(NamedTuple):
-    """The verdict on answers in the order shown: of each its log-probability, renormalised."""
+    """The verdict on answers in the order shown: the log-probability of each, renormalised, and last that of a tie."""
 
     logps: list[float]
     non_option_mass: float
@@ -79,8 +87,8 @@ class _OrderVerdict(NamedTuple):
 class Judge:
     """One model as judge: its questions, in every order, each after as many chains of thought as the settings say.
 
-    Of the settings only `principles`, `ask`, `verify`, `ensemble`, `swap` and those of the chain of thought matter
-    here. `seed` decides which principles are sampled for a prompt, and the sampling of chains of thought.
+    Of the settings those matter here that say by what, in which form and how often it is asked. `seed` decides which
+    principles are sampled for a prompt, and the sampling of chains of thought.
     """
 
     def __init__(
@@ -99,8 +107,9 @@ class Judge:
 
         Raises: CaiError for more answers than letters.
         """
-        if not 2 <= len(answers) <= len(ascii_uppercase):
-            raise CaiError(f"a judge chooses among 2 to {len(ascii_uppercase)} answers, not {len(answers)}")
+        most = len(ascii_uppercase) - self._settings.ties
+        if not 2 <= len(answers) <= most:
+            raise CaiError(f"a judge chooses among 2 to {most} answers, not {len(answers)}")
         starts = range(len(answers)) if self._settings.swap else [0]
         orders = [[*range(start, len(answers)), *range(start)] for start in starts]
 
@@ -163,14 +172,21 @@ class Judge:
         pairs = list(itertools.combinations(range(len(orders[0])), 2))
         if at_issue is not None and not by_order:
             return [_abstention(principle, at_issue)] * len(pairs)
-        logps = [dict(zip(order, shown.logps, strict=True)) for order, shown in zip(orders, by_order, strict=True)]
+        count = len(orders[0])
+        shown_logps = zip(orders, (shown.logps[:count] for shown in by_order), strict=True)
+        logps = [dict(zip(order, of_order, strict=True)) for order, of_order in shown_logps]
+        ties = [math.exp(logp) for shown in by_order for logp in shown.logps[count:]]  # one an order, or none
 
         def side(i: int, j: int) -> float | None:
             """P(i is better than j) over the orders that show i before j."""
             before = [number for number, order in enumerate(orders) if order.index(i) < order.index(j)]
             if not before:
                 return None
-            return sigmoid(fmean(logps[number][i] - logps[number][j] for number in before))
+            odds = [logps[number][i] - logps[number][j] for number in before]
+            if ties:  # half of a tie to each side, order by order
+                shares = ((1 - ties[n]) * sigmoid(x) + ties[n] / 2 for n, x in zip(before, odds, strict=True))
+                odds = [logit(share) for share in shares]
+            return sigmoid(fmean(odds))
 
         thoughts = [chain.reasoning or "" for shown in by_order for chain in shown.cot]
         return [
@@ -183,6 +199,7 @@ class Judge:
                 share_forward=1 - (j - i) / len(orders) if self._settings.swap else 1.0,
                 non_option_mass=fmean(shown.non_option_mass for shown in by_order),
                 at_issue=None if at_issue is None else at_issue.p,
+                tie_mass=fmean(ties) if ties else None,
                 cot=[chain.text for shown in by_order for chain in shown.cot],
                 cot_reasoning=thoughts if any(thoughts) else None,
             )
@@ -204,17 +221,20 @@ class Judge:
         """As `_ask`, in one wording; several chains of thought give the mean of their verdicts."""
         samples, max_tokens = self._settings.cot_samples, self._settings.cot_max_tokens
         session = conversation[0]["content"]  # all questions about it begin with it
+        tie = ascii_uppercase[len(options)] if self._settings.ties else None
+        form = Form(wording, tie)
 
         async def choose(cot: Completion | None) -> _OrderVerdict:
-            messages = self._templates.judge(principle, conversation, options, cot.text if cot else None, wording)
-            chosen = await choose_letter(messages, options, self.engine, session)
+            messages = self._templates.judge(principle, conversation, options, cot.text if cot else None, form)
+            letters = [*options, *([tie] if tie else [])]
+            chosen = await choose_letter(messages, letters, self.engine, session)
             return _OrderVerdict(*chosen, cot=[cot] if cot else [])
 
         if not samples:
             return await choose(None)
 
         async def think(number: int) -> Completion:
-            question = self._templates.judge_cot(principle, conversation, options, wording)
+            question = self._templates.judge_cot(principle, conversation, options, form)
             temperature = 1.0 if samples > 1 else 0.0
             seed = derive_seed(cot_seed, principle.id, list(options.values()), number)
             drawn = self._settings.sampling

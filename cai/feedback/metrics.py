@@ -151,6 +151,12 @@ def non_option_mass(verdicts: Sequence[Verdict]) -> float | None:
     return sum(verdict.non_option_mass for verdict in verdicts) / len(verdicts) if verdicts else None
 
 
+def tie_mass(verdicts: Sequence[Verdict]) -> float | None:
+    """The mean probability of a tie over verdicts; None where a tie was no option."""
+    masses = [verdict.tie_mass for verdict in verdicts if verdict.tie_mass is not None]
+    return sum(masses) / len(masses) if masses else None
+
+
 def abstained(row: Preference) -> float | None:
     """The share of principles without a vote on a pair; None where none was asked whether it is at issue."""
     asked = [verdict for verdict in row.all_verdicts if verdict.at_issue is not None]
@@ -172,6 +178,8 @@ POSITION_BIAS = "position bias"
 POSITION_BIAS_MEANING = "verdicts that prefer the same position in both orders"
 NON_OPTION_MASS = "non-option probability mass"
 NON_OPTION_MASS_MEANING = "probability on anything but the options"
+TIE_MASS = "tie probability mass"
+TIE_MASS_MEANING = "half of it is each answer's"
 ABSTAINED = "principles without a vote"
 ABSTAINED_MEANING = "do not tell the answers apart"
 TRUNCATED = "texts truncated at max_tokens"
@@ -264,8 +272,11 @@ JUDGE_NON_OPTION_MASS = Metric[Preference](
     "non_option_mass", NON_OPTION_MASS, NON_OPTION_MASS_MEANING, "share", lambda row: non_option_mass(row.verdicts),
     warn_from=MOST,
 )  # fmt: skip
+JUDGE_TIE_MASS = Metric[Preference]("tie_mass", TIE_MASS, TIE_MASS_MEANING, "share", lambda row: tie_mass(row.verdicts))
 JUDGE_ABSTAINED = Metric[Preference]("abstained", ABSTAINED, ABSTAINED_MEANING, "share", abstained)
-LABEL_METRICS: tuple[Metric[Preference], ...] = (LABEL_P, JUDGE_POSITION_BIAS, JUDGE_NON_OPTION_MASS, JUDGE_ABSTAINED)
+LABEL_METRICS: tuple[Metric[Preference], ...] = (
+    LABEL_P, JUDGE_POSITION_BIAS, JUDGE_NON_OPTION_MASS, JUDGE_TIE_MASS, JUDGE_ABSTAINED,
+)  # fmt: skip
 """Of the pairs in preferences.jsonl that the judge labelled (`source: judge`)."""
 AGREEMENT = Metric[Preference](
     "agreement", "agreement with the input labels", "same winner; ties count one half", "share",
@@ -418,12 +429,14 @@ class PrincipleVerdict(NamedTuple):
     verdict: Verdict
 
 
+TIES = Metric[PrincipleVerdict]("tie_mass", TIE_MASS, TIE_MASS_MEANING, "share", lambda row: row.verdict.tie_mass)
 VERDICT_METRICS: tuple[Metric[PrincipleVerdict], ...] = (
     Metric("label_p", LABEL_P.name, "of the answer that it prefers; 0.5 is no opinion", "share",
            lambda row: max(row.verdict.p, 1 - row.verdict.p)),
     Metric("position_bias", POSITION_BIAS, POSITION_BIAS_MEANING, "share", lambda row: position_bias([row.verdict])),
     Metric("non_option_mass", NON_OPTION_MASS, NON_OPTION_MASS_MEANING, "share",
            lambda row: row.verdict.non_option_mass),
+    TIES,
 )  # fmt: skip
 """Of a principle, over its verdicts on the pairs that the judge labelled."""
 

@@ -283,15 +283,16 @@ def evaluation_blocks(detail: Detail, row: BeforeAfter, title: str = "Held out")
 def verdict_block(detail: Detail, verdicts: Sequence[Verdict], side: str) -> None:
     """Each principle's verdict in both orders, and the chains of thought before it."""
     flips = {None: None, True: "yes", False: "no"}
-    verified = any(v.at_issue is not None for v in verdicts)
+    verified, tied = (any(getattr(v, name) is not None for v in verdicts) for name in ("at_issue", "tie_mass"))
     rows: list[list[Cell]] = [
         [v.principle_id, v.p if v.votes else None, v.p_forward, v.p_reverse, flips[v.position_bias], v.non_option_mass,
-         *([v.at_issue] if verified else []), v.principle_hash, v.judge]
+         *([v.tie_mass] if tied else []), *([v.at_issue] if verified else []), v.principle_hash, v.judge]
         for v in verdicts
     ]  # fmt: skip
     orders = ("in first position", "in second position", "flips with the order", "non-option mass")
-    columns = (*orders, *(["P(at issue)"] if verified else []), "principle hash", "judge")
-    detail.table("Verdicts", rows, ("principle", f"P({side} better)", *columns))
+    extra = [*(["tie mass"] if tied else []), *(["P(at issue)"] if verified else [])]
+    columns = ("principle", f"P({side} better)", *orders, *extra, "principle hash", "judge")
+    detail.table("Verdicts", rows, columns)
     for v in verdicts:
         for number, thought in enumerate(v.cot, start=1):
             detail.text(f"Chain of thought {number} before the verdict of {v.principle_id}", thought)

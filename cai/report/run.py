@@ -19,7 +19,7 @@ from cai.evaluation.monitors import format_threshold
 from cai.evaluation.policy_report import PolicyReport
 from cai.evaluation.probe_metrics import PROBES, rates_to_report
 from cai.evaluation.win_rates import PolicyComparison, Rating, Standing, format_dominated, format_elo
-from cai.feedback.metrics import FILTERED, ROUND_METRICS, VERDICT_METRICS, PrincipleVerdict, PromptMeans
+from cai.feedback.metrics import FILTERED, ROUND_METRICS, TIES, VERDICT_METRICS, PrincipleVerdict, PromptMeans
 from cai.report.examples import COLUMNS, FACETS, Example, Examples, run_detail, run_line
 from cai.report.html import Content, render_report
 from cai.report.judge import JUDGE_JSON, read_judge_evaluation
@@ -309,6 +309,7 @@ def run_report(folder: RunFolder, contents: RunContents, url: str | None = None)
     gate_plots = plots.add([_gate_plot(gate)] if gate else [])
     evaluated = _part("The policy evaluation", folder.policy_report, missing)
     evaluated_plots = plots.add(evaluation_plots(evaluated) if evaluated else [])
+    measured = {key for principle in contents.principles for key in principle.of_verdicts}
     stages = [_stage(name, path, summary, plots, missing) for name, path in stage_folders(folder)]
     return render_report(
         "run.html.jinja",
@@ -321,7 +322,7 @@ def run_report(folder: RunFolder, contents: RunContents, url: str | None = None)
         constitution=contents.constitution,
         principles=contents.principles,
         round_metrics=ROUND_METRICS,
-        verdict_metrics=VERDICT_METRICS,
+        verdict_metrics=[metric for metric in VERDICT_METRICS if metric != TIES or metric.key in measured],
         overview=overview,
         judge=summary.judge,
         gate=judge_metrics(gate) if gate else [],

@@ -17,7 +17,8 @@ from cai.runs.metrics import (
 from cai.stats.formatting import counted, duration, number
 
 JUDGE_METRICS = (
-    "label_p", "position_bias", "non_option_mass", "abstained", "eval_position_bias", "eval_non_option_mass",
+    "label_p", "position_bias", "non_option_mass", "tie_mass", "abstained",
+    "eval_position_bias", "eval_non_option_mass",
 )  # fmt: skip
 """Keys of the metrics of judge and eval judge."""
 

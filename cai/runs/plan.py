@@ -87,7 +87,7 @@ def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path
         find_file("templates", config.templates, run_file),
         names_for([principles, eval_constitution], templates_needed(config)),
     )
-    templates.check_wordings(config.judge.ensemble)
+    config.judge.check_templates(templates)
     _check_tags(principles, training, run_file)
     preferences, preferences_skipped = _preferences(config, run_file, held_out)
     _check_weights(config, run_file, preferences)

@@ -15,6 +15,7 @@ from cai.evaluation.judge_report import (
     Opinion,
     calibration,
     hit,
+    judge_metrics,
     judge_report,
     judged,
     over_prompts,
@@ -269,7 +270,7 @@ def test_a_pair_is_seen_through_its_preference_row() -> None:
     )  # fmt: skip
     seen = judged(row)
     assert (seen.prompt_id, seen.label, seen.p, seen.longer) == ("p", 0.25, 0.7, 1)
-    assert seen.opinions[0] == ("kind @abcdef", verdict.p, 0.8, 0.4, 0.1, 2.0)
+    assert seen.opinions[0] == ("kind @abcdef", verdict.p, 0.8, 0.4, 0.1, 2.0, None)
     assert seen.opinions[1].by == "kind"
     with pytest.raises(ValueError, match="without a label"):
         judged(row.model_copy(update={"input_p": None}))
@@ -282,3 +283,50 @@ def test_few_prompts_that_all_agree_are_no_certainty() -> None:
     assert over_prompts([("a", 0.0)])[:3] == pytest.approx((0.0, 0.0, 0.7935), abs=1e-4)
     halves = over_prompts([("a", 0.5), ("b", 0.5)])  # not certain either
     assert halves.low is not None and halves.high is not None and halves.low < 0.25 and halves.high > 0.75
+
+
+def tied(label: float, p: float, mass: float, prompt: str) -> Judged:
+    """A pair by a judge that may say that the answers are equally good."""
+    return pair(label, opinion(p)._replace(tie_mass=mass), prompt=prompt)._replace(tie_mass=mass)
+
+
+def test_a_tie_that_is_likelier_than_either_answer_is_the_judges_verdict() -> None:
+    rows = [
+        tied(0.5, 0.55, 0.6, "a"),  # both call a tie
+        tied(1.0, 0.55, 0.6, "b"),  # the judge alone
+        tied(0.5, 0.70, 0.2, "c"),  # the labels alone
+        tied(1.0, 0.70, 0.2, "d"),  # neither, and the same winner
+    ]
+    report = judge_report(rows, FREE)
+    assert report.accuracy.mean == pytest.approx((1 + 0.5 + 0.5 + 1) / 4)
+    assert (report.label_ties, report.judged_ties, report.ties_agreed) == (2, 2, 1)
+    assert report.tie_mass == pytest.approx(0.4)
+    assert report.human.observed == 0.5  # a tie is a verdict of its own
+    assert report.principles[0].accuracy.mean == report.accuracy.mean == report.one_order.mean
+    shown = {metric.name: (metric.value, metric.meaning) for metric in judge_metrics(report)}
+    assert shown["judged a tie"] == ("2", "pairs, 1 as the labels")
+    assert shown["labelled a tie"][0] == "2"
+
+
+def test_without_the_option_of_a_tie_labelled_ties_are_counted_and_no_more() -> None:
+    report = judge_report([pair(0.5, opinion(0.9)), pair(1.0, opinion(0.9), prompt="q")], FREE)
+    assert (report.accuracy.mean, report.label_ties, report.judged_ties, report.tie_mass) == (0.75, 1, 0, None)
+    names = {metric.name for metric in judge_metrics(report)}
+    assert "labelled a tie" in names and "judged a tie" not in names
+
+
+def test_the_mass_of_a_tie_is_read_from_a_pairs_verdicts_by_weight() -> None:
+    def verdict(name: str, weight: float, mass: float) -> Verdict:
+        return Verdict(
+            principle_id=name, principle_hash="-", weight=weight, p_forward=0.6, p_reverse=0.6, non_option_mass=0.0,
+            tie_mass=mass,
+        )  # fmt: skip
+
+    row = Preference(
+        prompt_id="p", messages=[Message(role="user", content="q")], chosen="a", rejected="b", p=0.6, source="judge",
+        verdicts=[verdict("kind", 1, 0.2), verdict("true", 3, 0.6)], input_p=0.5,
+    )  # fmt: skip
+    found = judged(row)
+    assert found.tie_mass == pytest.approx(0.5)
+    assert [opinion.call for opinion in found.opinions] == [0.6, 0.5]
+    assert found.call == 0.5

@@ -2,9 +2,11 @@ import asyncio
 import itertools
 import math
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from cai.feedback.judge import Judge, JudgeConfig, calls_for_answers, principles
 from cai.feedback.metrics import JUDGE_ABSTAINED
 from cai.feedback.pairs import JudgedAnswers, judged_preferences, label, panel_verdicts, rank_judged, soft_label
 from cai.inference.engine import Choose, Generate, ScriptedEngine
+from cai.stats.logistic import logit, sigmoid
 from tests.conftest import ROOT, SIXTEEN, prompt
 
 
@@ -154,7 +157,7 @@ def test_no_liking_for_a_place_gets_into_the_labels(bias: list[float], ask: str)
 
 
 @pytest.mark.parametrize("given", [
-    {}, {"ask": "choice"}, {"principles": "all"}, {"verify": True}, {"verify": True, "ask": "choice", "swap": False}, {"cot_samples": 1}, {"cot_samples": 3, "ask": "choice"},
+    {}, {"ask": "choice"}, {"principles": "all"}, {"ties": True, "ask": "choice"}, {"verify": True}, {"verify": True, "ask": "choice", "swap": False}, {"cot_samples": 1}, {"cot_samples": 3, "ask": "choice"},
 ])  # fmt: skip
 def test_the_number_of_calls_is_known_before_they_are_made(given: dict[str, Any]) -> None:
     constitution, settings = shipped()[0], JudgeConfig.model_validate(given)
@@ -367,3 +370,74 @@ def test_rows_keep_the_principles_without_a_vote_apart() -> None:
     )
     assert "abstentions" not in plain.model_dump() and "at_issue" not in plain.model_dump()["verdicts"][0]
     assert JUDGE_ABSTAINED.value(plain) is None
+
+
+def with_ties(
+    weigh: Callable[[Choose], Sequence[float]], answers: Sequence[str] = ("good", "bad"), **settings: Any
+) -> dict[tuple[int, int], Verdict]:
+    """One principle's verdicts on all pairs of answers by a judge that may say that they are equally good."""
+    chosen = JudgeConfig(ties=True, **settings)
+    judge = Judge(Templates(ROOT / "prompts/default"), ScriptedEngine(weigh=weigh), chosen)
+    principle = Principle(id="kind", critique="-", revision="-", judge="Which is kinder?")
+    found = asyncio.run(judge.compare(prompt().messages, answers, [principle]))
+    return {pair: verdict for pair, (verdict,) in found.items()}
+
+
+def test_half_of_the_probability_of_a_tie_goes_to_each_answer() -> None:
+    def weigh(request: Choose) -> Sequence[float]:
+        assert request.options == (" A", " B", " C")
+        assert "A or B, or C if they are equally good: Which is kinder?" in request.messages[-2]["content"]
+        return (0.4, 0.1, 0.3) if shown_first(request, "good") else (0.1, 0.4, 0.3)
+
+    verdict = with_ties(weigh)[0, 1]
+    assert verdict.p == pytest.approx(0.4 / 0.8 + 0.3 / 0.8 / 2)
+    assert verdict.tie_mass == pytest.approx(0.3 / 0.8)
+    assert verdict.non_option_mass == pytest.approx(0.2)
+    sure = with_ties(lambda _: (0.005, 0.005, 0.99))[0, 1]
+    assert (sure.p, sure.tie_mass) == (pytest.approx(0.5), pytest.approx(0.99))
+
+
+def test_a_liking_for_a_place_cancels_with_ties_too_and_each_order_keeps_its_own_tie() -> None:
+    verdict = with_ties(lambda r: (0.6, 0.2, 0.2) if shown_first(r, "good") else (0.4, 0.4, 0.2))[0, 1]
+    assert (verdict.p_forward, verdict.p_reverse) == (pytest.approx(0.7), pytest.approx(0.5))
+    assert soft_label([verdict]) == pytest.approx(sigmoid((logit(0.7) + logit(0.5)) / 2))
+    assert with_ties(lambda _: (0.7, 0.1, 0.2))[0, 1].p == pytest.approx(0.5)
+
+
+def test_a_choice_among_several_has_one_tie_for_all_of_them() -> None:
+    def weigh(request: Choose) -> Sequence[float]:
+        assert request.options == (" A", " B", " C", " D")
+        shown = re.findall(r"^<answer [A-Z]>\n(.*)$", request.messages[0]["content"], re.MULTILINE)
+        return [0.8 * {"one": 0.5, "two": 0.3, "three": 0.2}[text] for text in shown] + [0.2]
+
+    found = with_ties(weigh, ("one", "two", "three"), ask="choice")
+    assert found[0, 1].p == pytest.approx(0.8 * 0.5 / 0.8 + 0.1)
+    assert found[1, 2].p == pytest.approx(0.8 * 0.3 / 0.5 + 0.1)
+    assert [verdict.tie_mass for verdict in found.values()] == pytest.approx([0.2] * 3)
+
+
+def test_ties_after_several_chains_of_thought_are_averaged() -> None:
+    replies = iter([(0.6, 0.2, 0.2), (0.2, 0.2, 0.6)])
+    verdict = with_ties(lambda _: next(replies), cot_samples=2, swap=False)[0, 1]
+    assert verdict.tie_mass == pytest.approx(0.4)
+    assert verdict.p == pytest.approx(0.4 + 0.2)
+
+
+def test_without_ties_rows_say_nothing_of_them(harmless: Constitution, templates: Templates) -> None:
+    [verdict] = two(("good", "bad"), harmless.principles[:1], templates, ScriptedEngine())
+    assert verdict.tie_mass is None and "tie_mass" not in verdict.model_dump()
+
+
+def test_a_question_that_offers_no_tie_is_an_error_where_one_is_wanted(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(ROOT / "prompts/default", tmp_path / "mine"))
+    JudgeConfig(ties=True).check_templates(Templates(folder))
+    text = (folder / "judge.jinja").read_text(encoding="utf-8")
+    (folder / "judge.jinja").write_text(text.replace("{% if tie %}{%", "{% if false %}{%"), encoding="utf-8")
+    JudgeConfig().check_templates(Templates(folder))
+    with pytest.raises(CaiError, match=r"judge\.jinja: the question does not offer a tie, which judge\.ties needs"):
+        JudgeConfig(ties=True).check_templates(Templates(folder))
+
+
+def test_the_letter_of_a_tie_leaves_room_for_one_answer_less() -> None:
+    with pytest.raises(CaiError, match="among 2 to 25 answers, not 26"):
+        with_ties(lambda _: [], [str(i) for i in range(26)], ask="choice")

@@ -54,6 +54,7 @@ def counted(found: DryRun) -> Counts:
         ["seed=1"],
         ["revise.when=finds"],
         ["judge.verify=true"],
+        ["judge.ties=true", "judge.cot_samples=1"],
     ],
 )
 def test_a_run_asks_what_was_forecast(tmp_path: Path, model_folder: Path, overrides: list[str]) -> None:

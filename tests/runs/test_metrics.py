@@ -34,7 +34,7 @@ from cai.runs.publish import write_dataset
 from cai.training.stage import StageSpec
 from tests.conftest import write_workspace
 
-SAMPLES = "judge: {samples: 3, principles: 3, verify: true}\ntrain: [{stage: dpo}]\n"
+SAMPLES = "judge: {samples: 3, principles: 3, verify: true, ties: true}\ntrain: [{stage: dpo}]\n"
 
 
 def write(request: Generate) -> str:
@@ -50,8 +50,8 @@ def write(request: Generate) -> str:
 def weigh(request: Choose) -> list[float]:
     """A judge with a liking for the first position and some mass outside the options."""
     rng = random.Random(str(request.messages))
-    p, mass = rng.betavariate(2, 1), rng.uniform(0.5, 0.99)
-    return [mass * p, mass * (1 - p)]
+    p, mass, tie = rng.betavariate(2, 1), rng.uniform(0.5, 0.99), rng.uniform(0, 0.4) * (len(request.options) - 2)
+    return [mass * (1 - tie) * p, mass * (1 - tie) * (1 - p), *([mass * tie] if tie else [])]
 
 
 @pytest.fixture
