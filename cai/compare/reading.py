@@ -239,6 +239,8 @@ def _labels(run: RunData, rows: Iterable[Preference], flips: "_WidestFlips") -> 
     for row in rows:
         labels.mass.add(row)
         labels.pairs.setdefault(row.prompt_id, []).append(labelled(row))
+        if row.from_file:
+            continue
         if row.source == "revision":
             of_revisions.add(row)
         if row.source == "revision" and row.verdicts:

@@ -179,6 +179,8 @@ class Preference(Row):
     p: Probability
     weight: Weight = 1.0  # of this pair in the loss, relative to others
     source: Source
+    # a row of the run's `preferences:`, which nothing of the run labelled; its own rows have no such field
+    from_file: Annotated[bool, _NULL_IS_FALSE, _NOT_WRITTEN_EMPTY] = False
     # of a revision pair whose judge prefers the draft, which is `chosen`; rows of other pairs have no such field
     draft_chosen: Annotated[bool, _NULL_IS_FALSE, _NOT_WRITTEN_EMPTY] = False
     # answers that reached max_tokens, where that is known; rows without any have no such field

@@ -254,7 +254,7 @@ async def collect_feedback(job: FeedbackJob, scheduler: Scheduler) -> None:
             await feedback.model.close()
             await feedback.critic.close()
         for pair in job.input_preferences:
-            preferences.write(pair)
+            preferences.write(pair.model_copy(update={"from_file": True}))
         scheduler.skipped += job.input_skipped
         for engine in feedback.other_judges:
             await _judge(feedback, scheduler, waiting, engine)

@@ -69,7 +69,7 @@ class PrincipleTotals:
         for row in example.revisions:
             self._rounds.setdefault(row.principle_id, PromptMeans(ROUND_METRICS)).add(row)
             self._counts["rounds", row.principle_id] += 1
-        for pair in (pair for pair in example.preferences if pair.source == "judge"):
+        for pair in (pair for pair in example.preferences if pair.source == "judge" and not pair.from_file):
             for verdict in pair.verdicts:
                 of_principle = self._verdicts.setdefault(verdict.principle_id, PromptMeans(VERDICT_METRICS))
                 of_principle.add(PrincipleVerdict(pair.prompt_id, verdict))

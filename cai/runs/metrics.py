@@ -59,9 +59,10 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
     def preferences() -> Iterator[Preference]:
         nonlocal spelling
         for row in each_row_of(folder.preferences_jsonl, Preference):
-            judging.update(verdict.principle_id for verdict in row.all_verdicts)
             labels.add(row)
-            spelling += row.source != "human" and spells_control(row)
+            if not row.from_file:
+                judging.update(verdict.principle_id for verdict in row.all_verdicts)
+                spelling += row.source != "human" and spells_control(row)
             yield row
 
     policies = policy_means(folder)
@@ -142,7 +143,7 @@ def _means(revisions: Iterable[Revision], preferences: Iterable[Preference]) -> 
     of_source = {"judge": labels, "revision": revision_pairs}
     of_revisions = PromptMeans(REVISION_METRICS).add_all(revisions)
     for row in preferences:
-        if row.source in of_source:
+        if row.source in of_source and not row.from_file:
             of_source[row.source].add(row)
     return [of_revisions, labels, revision_pairs]
 

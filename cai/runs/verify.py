@@ -146,10 +146,15 @@ def _row_files(run: _Run) -> Iterator[Check]:
         yield _compared(name, content, file_fingerprint(path)) if path.exists() else Check(name, "differs", "missing")
 
 
+def _own_pairs(run: _Run) -> Iterator[Preference]:
+    """The pairs that the run labelled: those of its `preferences:` follow from the settings of others."""
+    return (row for row in run.folder.preferences() if not row.from_file)
+
+
 def _principles_of_rows(run: _Run) -> Iterator[Check]:
     known = {p.id: p.fingerprint for p in run.folder.constitution().principles}
     used = {(row.principle_id, row.principle_hash) for row in run.folder.revisions()}
-    used |= {(v.principle_id, v.principle_hash) for row in run.folder.preferences() for v in row.all_verdicts}
+    used |= {(v.principle_id, v.principle_hash) for row in _own_pairs(run) for v in row.all_verdicts}
     if used:
         unknown = sorted(id for id, content in used if known.get(id) != content)
         note = f"not the constitution's: {', '.join(unknown)}" if unknown else f"{len(used)} used"
@@ -171,7 +176,7 @@ def _draws(run: _Run) -> Iterator[Check]:
             found = applying(constitution, row.tags, answers.get(row.prompt_id, {}))
             first = [p.id for p in assign(found, seed, row.prompt_id, f"round {row.round}")[:1]]
             drawn, wrong = drawn + 1, wrong + (first != [row.principle_id])
-        for pair in run.folder.preferences():
+        for pair in _own_pairs(run):
             if pair.source == "judge" and pair.verdicts:
                 ids = {verdict.principle_id for verdict in pair.all_verdicts}
                 drawn, wrong = drawn + 1, wrong + (ids != judges(pair.prompt_id, tuple(pair.tags)))
@@ -198,7 +203,7 @@ def _labels(run: _Run) -> Iterator[Check]:
     settings, by_judge = _judge_settings(run), {"judge"}
     if run.config.revise.label == "judge":
         by_judge.add("revision")
-    rows = (row for row in run.folder.preferences() if row.source in by_judge and row.verdicts)
+    rows = (row for row in _own_pairs(run) if row.source in by_judge and row.verdicts)
     pairs = [(row.p, label(row.verdicts, settings)) for row in rows]
     if pairs:
         yield _recomputed("labels (preferences.jsonl)", pairs)
@@ -208,7 +213,7 @@ def _rankings(run: _Run) -> Iterator[Check]:
     if not run.folder.rankings_jsonl.exists():
         return
     by_prompt: defaultdict[str, list[Preference]] = defaultdict(list)
-    for row in run.folder.preferences():
+    for row in _own_pairs(run):
         if row.source == "judge":
             by_prompt[row.prompt_id].append(row)
     pairs: list[tuple[float, float]] = []

@@ -76,6 +76,27 @@ def test_a_run_whose_principles_vote_where_they_are_at_issue_matches_too(tmp_pat
     assert "no vote  (P(at issue) = 0.1111)" in shown
 
 
+def test_labels_that_came_with_the_input_are_not_judged_by_the_settings_of_the_run(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    (tmp_path / "earlier").mkdir()
+    earlier = execute_run(tmp_path / "earlier", model_folder)  # with another temperature and other principles
+    source = earlier.preferences_jsonl
+    assert {row.source for row in earlier.preferences()} == {"judge", "revision"}
+    extra = f"judge: {{samples: 3, principles: 1}}\nseed: 3\npreferences: {{source: {source}}}\n"
+    run = execute_run(tmp_path, model_folder, extra)
+    came = [row for row in run.preferences() if row.from_file]
+    own = [row for row in run.preferences() if not row.from_file]
+    assert len(came) == len(earlier.preferences()) and {row.source for row in came} == {"judge", "revision"}
+    assert [check.part for check in verify_run(run) if check.state == "differs"] == []
+    checks = {check.part: check for check in verify_run(run)}
+    assert checks["labels (preferences.jsonl)"].note == f"{len(own)} computed again"
+    summary = run.summary()
+    assert summary is not None
+    judged = [max(row.p, 1 - row.p) for row in own if row.source == "judge"]
+    assert summary["metrics"]["label_p"]["mean"] == pytest.approx(sum(judged) / len(judged))
+
+
 def test_a_run_that_revises_where_a_problem_is_found_counts_the_answers_that_stay(
     tmp_path: Path, model_folder: Path
 ) -> None:
