@@ -14,7 +14,6 @@ import json
 import math
 import random
 import re
-import ssl
 import statistics
 import time
 from collections import defaultdict, deque
@@ -34,6 +33,7 @@ from cai.inference.servers import (
     server_headers,
     server_key,
     server_message,
+    ssl_context,
 )
 from cai.stats.formatting import counted, duration
 
@@ -124,7 +124,6 @@ class Endpoint:
         self.rest = REST_SECONDS
         self.resting: asyncio.Task[None] | None = None
         self._timeout = timeout
-        self._ssl: ssl.SSLContext | None = None
         self._clients: list[httpx.AsyncClient] = []
         self._idle: list[httpx.AsyncClient] = []  # the one used last, whose connection is alive, at the end
 
@@ -225,12 +224,11 @@ class Endpoint:
         import httpx
 
         if not self._idle:
-            self._ssl = self._ssl or httpx.create_ssl_context()
             client = httpx.AsyncClient(
                 headers=server_headers(self.address),
                 timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),  # the whole request has one of its own
                 follow_redirects=False,
-                verify=self._ssl,
+                verify=ssl_context(),
             )
             self._clients.append(client)
             self._idle.append(client)
