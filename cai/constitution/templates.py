@@ -27,7 +27,7 @@ stranger's: no file is read from outside it, by whatever link, and a template do
 
 import itertools
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,6 +110,12 @@ class Form(NamedTuple):
 
     wording: int = 1
     tie: str | None = None
+
+
+@lru_cache(maxsize=64)
+def _compiled(source: str, name: str) -> Template:
+    """The template `name` of a text: compiled once, because every run of a sweep reads the same folder."""
+    return Template(source, VARIABLES[name], RENAMED)
 
 
 class Templates:
@@ -221,7 +227,7 @@ class Templates:
 
     def _checked(self, name: str) -> Template:
         try:
-            template = Template(self._sources[name], VARIABLES[name], RENAMED)
+            template = _compiled(self._sources[name], name)
         except TemplateFault as fault:
             raise self._error(name, fault) from fault
         expected = BLOCKS.get(name, set())

@@ -15,8 +15,9 @@ import platform
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,12 +74,16 @@ class Claim:
 
 def versions() -> dict[str, str]:
     """The versions of Python, cai and the packages that compute results, as far as they are installed."""
-    installed = {"python": platform.python_version(), "cai": __version__}
+    return {"python": platform.python_version(), "cai": __version__} | _packages()
+
+
+@cache
+def _packages() -> dict[str, str]:
+    """Versions by package: each is read from a file of its own, and every manifest has them."""
+    installed = {}
     for package in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             installed[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return installed
 
 

@@ -161,7 +161,7 @@ def test_the_gain_over_decoys_is_clear_where_control_tokens_are_parsed_whatever_
 def test_one_spelling_that_stands_out_among_decoys_is_rarely_significant() -> None:
     random = Random(0)
     draws = [[random.gauss(0, 0.01) for _ in range(9)] for _ in range(400)]
-    false = sum(over_decoys(others, own).significant for own, *others in draws)
+    false = sum(over_decoys(others, own, prompts=8).significant for own, *others in draws)  # a prompt a spelling
     assert 8 <= false <= 32  # 5 % of 400 are 20; a spelling is one draw among others, so that nothing is to be found
 
 
