@@ -9,8 +9,8 @@ and `warnings` says why. Texts of models stand here as they were written.
 from typing import Any, Literal
 
 from cai.data.records import Messages, Row, Source
-from cai.evaluation.judge_report import Agreed
 from cai.feedback.metrics import REVISION_BETTER, ROUND_METRICS
+from cai.feedback.principle_pairs import Agreed
 from cai.stats.significance import Effect
 
 Kind = Literal["same", "added", "removed", "reworded", "reweighted", "rescoped"]

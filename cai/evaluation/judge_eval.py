@@ -18,7 +18,8 @@ from cai.data.preferences import Candidates
 from cai.data.records import Attacked, Preference, Skipped
 from cai.evaluation.injection import INJECTION as INJECTION_PROBE
 from cai.evaluation.injection import Attack, InjectionGain, Target, Variant, injection_gains
-from cai.evaluation.judge_report import Judged, JudgeReport, judge_report, judged
+from cai.evaluation.judge_report import JudgeReport, judge_report
+from cai.evaluation.judged_pairs import Judged, judged
 from cai.feedback.judge import Verdicts
 from cai.feedback.label import JudgePanel, LabelJob, count_work, label_claim, labelled, write_judge_json
 from cai.feedback.pairs import JudgedAnswers, has_votes, label

@@ -4,8 +4,7 @@ Everything is computed from pairs that were judged in both orders. The order of 
 information, so no metric depends on it. Intervals are over prompts.
 """
 
-import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, NamedTuple
@@ -15,8 +14,9 @@ from pydantic import PlainSerializer
 from cai.config.errors import CaiError
 from cai.config.hashing import uniform
 from cai.data.manifest import check_format, read_json
-from cai.data.records import Preference, Row, Verdict
+from cai.data.records import Row
 from cai.evaluation.injection import InjectionGain, injection_warnings
+from cai.evaluation.judged_pairs import Judged, Opinion, called, over_prompts, position_bias
 from cai.feedback.metrics import (
     ABSTAINED,
     ABSTAINED_MEANING,
@@ -24,14 +24,20 @@ from cai.feedback.metrics import (
     POSITION_BIAS,
     TIE_MASS,
     TIE_MASS_MEANING,
-    abstained,
     mean_over_prompts,
+)
+from cai.feedback.principle_pairs import (
+    CONTRADICT,
+    Agreed,
+    PrinciplePair,
+    PrincipleVerdicts,
+    contradicting,
+    principle_notes,
 )
 from cai.inference.scheduler import Cost
 from cai.stats.agreement import (
     COOLEST,
     HOTTEST,
-    Agreement,
     Bin,
     agreement,
     calibration_error,
@@ -42,91 +48,13 @@ from cai.stats.agreement import (
     tempered,
 )
 from cai.stats.formatting import estimate, number, percent
-from cai.stats.intervals import Estimate, share
+from cai.stats.intervals import Estimate
 from cai.stats.logistic import logit
 from cai.stats.win_rate import win
 
 FORMAT = 3  # of judge.json from `cai judge-eval`; before 3 the calibration error had no interval
 Interval = Annotated[Estimate, PlainSerializer(lambda e: e._asdict())]
 """An Estimate, written to JSON with the names of its fields."""
-
-
-class Opinion(NamedTuple):
-    """The verdict of one principle (in a panel: of one judge) on a pair; probabilities are of its first answer."""
-
-    by: str
-    p: float
-    forward: float  # the first answer shown before the second
-    reverse: float
-    non_option_mass: float
-    weight: float
-    tie_mass: float | None = None  # probability of a tie, where that is an option
-
-    @property
-    def call(self) -> float:
-        """`p`, or one half where it calls a tie."""
-        return called(self.p, self.tie_mass)
-
-
-def called(p: float, tie_mass: float | None) -> float:
-    """P(first better) as a verdict: one half where a tie, whose mass is half in p, is likelier than either answer."""
-    return 0.5 if tie_mass is not None and tie_mass > max(p, 1 - p) - tie_mass / 2 else p
-
-
-class Judged(NamedTuple):
-    """A labelled pair as a judge sees it, without its texts."""
-
-    prompt_id: str
-    label: float  # P(first better), by people
-    p: float  # by the judge
-    longer: int  # characters of the first answer less those of the second
-    opinions: tuple[Opinion, ...]  # none of identical answers, which are never asked
-    abstained: float | None = None  # share of its principles without a vote; None where that was not asked
-    tie_mass: float | None = None  # mean over its verdicts, by weight; None where a tie is no option
-
-    @property
-    def call(self) -> float:
-        """`p`, or one half where the judge calls a tie."""
-        return called(self.p, self.tie_mass)
-
-
-def judged(pair: Preference) -> Judged:
-    """The numbers of a labelled pair that a judge labelled again.
-
-    Raises: ValueError for a pair without a label of its own, or without both orders.
-    """
-    if pair.input_p is None:
-        raise ValueError(f"{pair.prompt_id}: the pair came without a label")
-    opinions = tuple(_opinion(verdict) for verdict in pair.verdicts)
-    longer = len(pair.chosen) - len(pair.rejected)
-    ties = [(opinion.weight, opinion.tie_mass) for opinion in opinions if opinion.tie_mass is not None]
-    tie_mass = sum(weight * mass for weight, mass in ties) / sum(weight for weight, _ in ties) if ties else None
-    return Judged(pair.prompt_id, pair.input_p, pair.p, longer, opinions, abstained(pair), tie_mass)
-
-
-def _opinion(v: Verdict) -> Opinion:
-    if v.p_forward is None or v.p_reverse is None:
-        raise ValueError(f"{v.principle_id}: the pair was judged in one order alone")
-    by = f"{v.principle_id} @{v.judge[:6]}" if v.judge else v.principle_id
-    return Opinion(by, v.p, v.p_forward, v.p_reverse, v.non_option_mass, v.weight, v.tie_mass)
-
-
-def over_prompts(values: Iterable[tuple[str, float]]) -> Estimate:
-    """The mean over prompts of each prompt's mean of values in [0, 1]: pairs of one prompt are not independent."""
-    by_prompt: dict[str, list[float]] = {}
-    for prompt_id, value in values:
-        by_prompt.setdefault(prompt_id, []).append(value)
-    return share([fmean(of_prompt) for of_prompt in by_prompt.values()])
-
-
-def position_bias(opinion: Opinion) -> bool:
-    """Whether the same position wins in both orders; as Verdict.position_bias."""
-    return (opinion.forward > 0.5) != (opinion.reverse > 0.5)
-
-
-SHARED = 20  # pairs that two principles must both have judged before their agreement is reported
-REDUNDANT = 0.8  # κ; "almost perfect" from 0.81 (Landis & Koch 1977, Biometrics 33)
-Agreed = Annotated[Agreement, PlainSerializer(lambda a: a._asdict())]
 
 
 class PrincipleQuality(Row):
@@ -137,24 +65,6 @@ class PrincipleQuality(Row):
     accuracy: Interval
     position_bias: float
     non_option_mass: float
-
-
-class PrinciplePair(Row):
-    """Two principles that judged the same pairs."""
-
-    a: str
-    b: str
-    agreement: Agreed
-
-    @property
-    def redundant(self) -> bool:
-        """Whether their verdicts are nearly the same on every pair."""
-        return self.agreement.kappa is not None and self.agreement.kappa >= REDUNDANT
-
-    @property
-    def contradicting(self) -> bool:
-        """Whether they agree significantly less often than independent principles would."""
-        return self.agreement.high is not None and self.agreement.high < 0
 
 
 def principle_qualities(pairs: Sequence[Judged]) -> list[PrincipleQuality]:
@@ -178,26 +88,13 @@ def principle_qualities(pairs: Sequence[Judged]) -> list[PrincipleQuality]:
 
 
 def between_principles(pairs: Sequence[Judged]) -> list[PrinciplePair]:
-    """The agreement of every two principles that judged SHARED pairs or more in common, least first."""
-    shared: dict[tuple[str, str], tuple[list[float], list[float], list[str]]] = {}
+    """The agreement of every two principles that judged enough pairs in common, least first."""
+    verdicts = PrincipleVerdicts()
     for pair in pairs:
-        by_name = sorted(pair.opinions, key=lambda opinion: opinion.by)
-        for a, b in itertools.combinations(by_name, 2):
-            of_a, of_b, prompts = shared.setdefault((a.by, b.by), ([], [], []))
-            of_a.append(a.p)
-            of_b.append(b.p)
-            prompts.append(pair.prompt_id)
-    measured = [
-        PrinciplePair(a=a, b=b, agreement=agreed)
-        for (a, b), (of_a, of_b, prompts) in shared.items()
-        if len(of_a) >= SHARED and (agreed := agreement(of_a, of_b, prompts)) is not None
-    ]
-    return sorted(
-        measured, key=lambda pair: (1.0 if pair.agreement.kappa is None else pair.agreement.kappa, pair.a, pair.b)
-    )
+        verdicts.add(pair.prompt_id, ((opinion.by, opinion.p) for opinion in pair.opinions))
+    return verdicts.pairs()
 
 
-NAMED = 3  # pairs of principles in a note; all are in the report
 HIGHEST_PUBLISHED_BIAS = 0.56  # of the smallest judge of Lee et al. 2023 (arXiv:2309.00267 §2.2); 0.18 of the largest
 
 
@@ -418,8 +315,8 @@ def notes(report: JudgeReport) -> list[str]:
             "not answer the question with an option's letter"
         )
     warnings += injection_warnings(report.injection)
-    warnings += _principle_note("give nearly the same verdicts", [pair for pair in report.between if pair.redundant])
-    warnings += _principle_note("contradict each other", [pair for pair in report.between if pair.contradicting])
+    warnings += principle_notes("give nearly the same verdicts", [pair for pair in report.between if pair.redundant])
+    warnings += principle_notes(CONTRADICT, contradicting(report.between))
     c = report.calibration
     if c is not None and not c.applied:
         why = (
@@ -429,13 +326,6 @@ def notes(report: JudgeReport) -> list[str]:
         )
         warnings.append(f"the fitted temperature is not applied: {why}")
     return warnings
-
-
-def _principle_note(what: str, pairs: Sequence[PrinciplePair]) -> list[str]:
-    """One note for all pairs of principles of a kind, naming the first."""
-    named = [f"{pair.a} and {pair.b} (κ {pair.agreement.kappa:.2f})" for pair in pairs[:NAMED]]
-    more = f", and {len(pairs) - NAMED} more pairs" if len(pairs) > NAMED else ""
-    return [f"principles that {what}: {', '.join(named)}{more}"] if pairs else []
 
 
 def _mean(pairs: Sequence[Judged], value: Callable[[Opinion], float]) -> float | None:

@@ -25,6 +25,13 @@ from cai.feedback.metrics import (
     Metric,
     PromptMeans,
 )
+from cai.feedback.principle_pairs import (
+    CONTRADICT,
+    PrinciplePair,
+    PrincipleVerdicts,
+    contradicting,
+    principle_notes,
+)
 from cai.inference.chat import control_counts, control_warnings, spells_control
 from cai.inference.endpoints import bounded_warnings
 from cai.inference.models import SERVER_SCHEMES
@@ -48,6 +55,7 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
     judging = set[str]()  # principles with a verdict of the run's judge
     labels, closers = LabelMass(), SharedClosers()
     spelling = 0  # of the judged pairs
+    verdicts, revision_pairs = PrincipleVerdicts(), 0
 
     def revisions() -> Iterator[Revision]:
         for row in each_row_of(folder.revisions_jsonl, Revision):
@@ -57,12 +65,14 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
             yield row
 
     def preferences() -> Iterator[Preference]:
-        nonlocal spelling
+        nonlocal spelling, revision_pairs
         for row in each_row_of(folder.preferences_jsonl, Preference):
             labels.add(row)
             if not row.from_file:
                 judging.update(verdict.principle_id for verdict in row.all_verdicts)
                 spelling += row.source != "human" and spells_control(row)
+                revision_pairs += row.source == "revision"
+                verdicts.add_row(row)
             yield row
 
     policies = policy_means(folder)
@@ -74,10 +84,12 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
             "rows": principles.total(),
             "principles": dict(principles.most_common()),
             "shared_closers": closers.shares(),
+            "no_pairs": principles.total() > 0 and not revision_pairs and _makes_pairs(manifest["config"]),
         },
         "principles": {
             "questions": _questions(folder.applicability()),
             "never_sampled": sorted(manifest["constitution"]["principles"].keys() - principles.keys() - judging),
+            "contradicting": [pair.model_dump() for pair in contradicting(verdicts.pairs())],
         },
         "preferences": {"by_source": dict(labels.pairs), "label_mass": labels.shares()},
         "metrics": {key: value and value._asdict() for key, value in estimates.items()},
@@ -86,6 +98,10 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
         "training": _training(folder),
         **_trainings(folder, manifest["config"].get("seed", 0), policies),
     }
+
+
+def _makes_pairs(config: dict[str, Any]) -> bool:
+    return (config.get("revise") or {}).get("label") != "off"
 
 
 Policies = Sequence[PromptMeans[BeforeAfter]]
@@ -339,6 +355,9 @@ def summary_warnings(summary: dict[str, Any]) -> list[str]:
         warnings.append(f"only {counted(win_rate.n, 'held-out prompts')}: the interval of the win rate is wide")
     if never := summary.get("principles", {}).get("never_sampled"):
         warnings.append(f"principles never sampled: {', '.join(never)}")
+    warnings += _of_principles(summary)
+    if summary["revisions"].get("no_pairs"):
+        warnings.append("no revision makes a pair: all are skipped; the reasons are below, and in skipped.jsonl")
     warnings += [
         f"{percent(share)} of the revisions that pass the filters end with “{closer}”"
         for closer, share in summary["revisions"]["shared_closers"].items()
@@ -352,3 +371,14 @@ def summary_warnings(summary: dict[str, Any]) -> list[str]:
     for stage, training in summary["training"].items():
         warnings += [f"{stage}: {warning}" for warning in training_warnings(training)]
     return warnings
+
+
+def _of_principles(summary: dict[str, Any]) -> list[str]:
+    """Principles that work against each other, and questions under `applies_to` to which every answer is No."""
+    principles = summary.get("principles", {})
+    pairs = [PrinciplePair.model_validate(pair) for pair in principles.get("contradicting", [])]
+    unmet = [question for question, counts in principles.get("questions", {}).items() if not counts["yes"]]
+    return [
+        *principle_notes(CONTRADICT, pairs),
+        *(f"applies_to: the model answers No about every prompt: “{question}”" for question in unmet),
+    ]

@@ -1,5 +1,6 @@
 import math
 import random
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -7,19 +8,11 @@ from hypothesis import strategies as st
 
 from cai.config.hashing import uniform
 from cai.data.records import Message, Preference, Verdict
-from cai.evaluation.judge_report import (
-    SHARED,
-    Cost,
-    Judged,
-    JudgeReport,
-    Opinion,
-    calibration,
-    hit,
-    judge_metrics,
-    judge_report,
-    judged,
-    over_prompts,
-)
+from cai.evaluation.judge_report import JudgeReport, calibration, judge_metrics, judge_report
+from cai.evaluation.judged_pairs import Judged, Opinion, judged, over_prompts
+from cai.feedback.principle_pairs import SHARED, contradicting
+from cai.inference.scheduler import Cost
+from cai.stats.agreement import hit
 from cai.stats.logistic import logit, sigmoid
 
 pytestmark = pytest.mark.numeric
@@ -152,21 +145,20 @@ def test_principles_are_reported_apart_and_compared_with_each_other() -> None:
     assert 0.5 < by["good"].accuracy.low < by["good"].accuracy.mean < 0.95
     assert (by["rare"].pairs, by["good"].pairs) == (SHARED - 1, 60)
     assert report.principles[-1].by == "foe"
-    found = {(p.a, p.b): (p.agreement.kappa, p.redundant, p.contradicting) for p in report.between}
-    assert found == {
-        ("good", "twin"): (1.0, True, False),
-        ("foe", "good"): (-1.0, False, True),
-        ("foe", "twin"): (-1.0, False, True),
-    }
-    assert "principles that give nearly the same verdicts: good and twin (κ 1.00)" in report.notes
-    contradicting = "foe and good (κ -1.00), foe and twin (κ -1.00)"
-    assert f"principles that contradict each other: {contradicting}" in report.notes
+    found = {(p.a, p.b): (p.agreement.kappa, p.redundant) for p in report.between}
+    assert found == {("good", "twin"): (1.0, True), ("foe", "good"): (-1.0, False), ("foe", "twin"): (-1.0, False)}
+    assert [(p.a, p.b) for p in contradicting(report.between)] == [("foe", "good"), ("foe", "twin")]
+    assert (
+        "principles that give nearly the same verdicts: good and twin (κ 1.00 [0.88, 1.00], 60 pairs)" in report.notes
+    )
+    both = "foe and good (κ -1.00 [-1.00, -0.88], 60 pairs), foe and twin (κ -1.00 [-1.00, -0.88], 60 pairs)"
+    assert f"principles that contradict each other: {both}" in report.notes
 
 
 def test_of_many_such_principles_the_first_are_named() -> None:
     rows = [pair(1.0, *[opinion(0.9, by=f"p{n}") for n in range(4)], prompt=f"{i}") for i in range(SHARED)]
     [note] = judge_report(rows, FREE).notes
-    assert note.endswith("p0 and p3 (κ 1.00), and 3 more pairs")
+    assert re.search(r"p0 and p3 \(κ 1\.00 \[0\.\d\d, 1\.00\], 20 pairs\), and 3 more pairs$", note)
 
 
 def test_a_few_disagreements_are_no_contradiction() -> None:
@@ -174,7 +166,7 @@ def test_a_few_disagreements_are_no_contradiction() -> None:
     [between] = judge_report(rows, FREE).between
     assert between.agreement.kappa is not None
     assert between.agreement.kappa < 0
-    assert not between.contradicting
+    assert not contradicting([between])
 
 
 def overconfident(temperature: float, count: int = 600) -> list[Judged]:

@@ -6,7 +6,8 @@ import pytest
 from cai.config.errors import CaiError
 from cai.data.jsonl import write_rows
 from cai.data.records import Preference, Skipped, Verdict
-from cai.evaluation.judge_report import judge_report, judged
+from cai.evaluation.judge_report import judge_report
+from cai.evaluation.judged_pairs import judged
 from cai.inference.scheduler import Cost
 from cai.report.judge import most_confident_mistakes, write_judge_page
 

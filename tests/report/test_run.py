@@ -155,7 +155,8 @@ def test_a_run_that_was_copied_away_has_the_same_report(tmp_path: Path, model_fo
 
 
 def test_the_gate_of_a_run_is_shown_with_its_metrics(tmp_path: Path) -> None:
-    from cai.evaluation.judge_report import Judged, Opinion, judge_report
+    from cai.evaluation.judge_report import judge_report
+    from cai.evaluation.judged_pairs import Judged, Opinion
     from cai.inference.scheduler import Cost
 
     folder = write_run(tmp_path / "run")

@@ -31,6 +31,7 @@ from cai.runs.metrics import summarise, summary_metrics, summary_warnings, train
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan
 from cai.runs.publish import write_dataset
+from cai.runs.verify import verify_run
 from cai.training.stage import StageSpec
 from tests.conftest import write_workspace
 
@@ -219,3 +220,48 @@ def test_warnings_name_closers_that_revisions_share_and_the_setting_that_truncat
         summary["metrics"][key]["mean"] = 0.2
         assert any(f"0.200 (warns from 0.2): raise {setting}" in warning for warning in summary_warnings(summary))
     assert "25 % of the revisions that pass the filters end with “I hope that this helps!”" in summary_warnings(summary)
+
+
+EXCLUDING = """
+name: excluding
+principles:
+- {id: longer, critique: Quote what is too short., revision: Make it longer., judge: "Which answer is longer?"}
+- {id: shorter, critique: Quote what is too long., revision: Make it shorter., judge: "Which answer is shorter?"}
+- {id: cats, critique: c, revision: r, judge: "j?", applies_to: {question: "Is it about cats?"}}
+"""
+
+
+def test_a_constitution_that_works_against_itself_is_warned_of(tmp_path: Path, model_folder: Path) -> None:
+    def by_length(request: Choose) -> list[float]:
+        text = request.messages[0]["content"]
+        if "Is it about cats?" in text:
+            return [0.1, 0.9]
+        answers = re.findall(r"<answer [AB]>\n(.*?)\n</answer", text, re.DOTALL)
+        first = (len(answers[0]) > len(answers[1])) == ("longer" in text.splitlines()[-1])
+        return [0.8, 0.1] if first else [0.1, 0.8]
+
+    (tmp_path / "excluding.yaml").write_text(EXCLUDING, encoding="utf-8")
+    settings = ["constitution=excluding.yaml", "judge.samples=4", "judge.principles=all", "prompts.holdout=0"]
+    plan = make_plan(write_workspace(tmp_path, model_folder, prompts=8), settings, "a", tmp_path / "runs")
+    scripted = ScriptedEngine("m", write, by_length)
+    same = ScriptedEngine("m", lambda r: "as it was", by_length)
+    [folder] = execute(plan, Reporter(Console(quiet=True)), False, lambda *_: scripted)
+    summary = folder.summary()
+    assert summary is not None
+    [pair] = summary["principles"]["contradicting"]
+    assert (pair["a"], pair["b"]) == ("longer", "shorter") and pair["agreement"]["kappa"] < -0.7
+    warnings = summary_warnings(summary)
+    assert any(w.startswith("principles that contradict each other: longer and shorter (κ -0.") for w in warnings)
+    assert "applies_to: the model answers No about every prompt: “Is it about cats?”" in warnings
+    assert "principles never sampled: cats" in warnings
+    assert not any("no revision makes a pair" in warning for warning in warnings)
+    assert "principles that contradict each other: longer and shorter" in text_of(run_report(folder, read_run(folder)))
+    assert {check.state for check in verify_run(folder)} == {"matches"}
+
+    plan = make_plan(tmp_path / "run.yaml", settings, "b", tmp_path / "other")
+    [folder] = execute(plan, Reporter(Console(quiet=True)), False, lambda *_: same)
+    summary = folder.summary()
+    assert summary is not None and summary["principles"]["contradicting"] == []
+    warnings = summary_warnings(summary)
+    assert "no revision makes a pair: all are skipped; the reasons are below, and in skipped.jsonl" in warnings
+    assert "skipped: 8 × revision unchanged" in warnings
