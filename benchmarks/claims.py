@@ -13,7 +13,7 @@ Reading the line of JSON:
   (`prompts`) and of three trainings a run (`trainings`): 75 to 85 %.
 - `coverage`: for every interval that the tool prints, with 8, 16 and 64 prompts, how often it holds the truth (93 to
   97 %; a trial is a new truth and a new sample, so that the steps of discrete intervals average out). `n/a`: too few
-  prompts for an interval. Not here: the calibration error, whose interval has its own tests.
+  prompts for an interval.
 - `outside`: the intervals beyond 93 to 97 %; of 400 trials, ± 2 points are chance. Above is wide, below too narrow.
 """
 
@@ -33,18 +33,18 @@ from cai.compare.plan import needed
 from cai.compare.reading import Answered, Labelled, Labels, PairVerdict, PolicyData, Revised, Round, RunData
 from cai.compare.record import RunComparison
 from cai.constitution.principles import Constitution
-from cai.data.records import Message, Prompt
+from cai.data.records import Message, Prompt, Scored
 from cai.evaluation.monitors import ratio_of_means
 from cai.evaluation.overoptimization import difference_of_shares
-from cai.evaluation.scores import ratio_of_groups
+from cai.evaluation.scores import length_correlation, ratio_of_groups
 from cai.evaluation.win_rates import Outcome, rate
 from cai.feedback.metrics import EVALUATION_METRICS, LABEL_METRICS, REVISION_METRICS, ROUND_METRICS
 from cai.runs.folder import RunFolder
-from cai.stats.agreement import agreement
+from cai.stats.agreement import agreement, calibration_error
 from cai.stats.intervals import bootstrap_mean, paired_change, predicted, share
 from cai.stats.power import planned_prompts
 from cai.stats.significance import ALPHA, Effect, contrasts, corrected, paired
-from cai.stats.trainings import two_level
+from cai.stats.trainings import paired_trainings, two_level
 from cai.stats.win_rate import length_controlled_win_rate
 
 TRAINING = 11.0  # words: the deviation of 38, 48 and 60, of three trainings that differ in their seed
@@ -90,6 +90,7 @@ class Recipe:
     def run(self, trainings: int) -> RunData:
         run = RunData(RunFolder(Path(EMPTY.name)), dict(MANIFEST), KNOWN, dict(ROWS))
         run.rows["prompts"] = 2 * PROMPTS
+        run.axes = {"helpful": {}, "safe": {}}
         run.revised = {i: self._revised(n) for n, i in enumerate(IDS)}
         run.labels = Labels(
             pairs={i: [Labelled("judge", n, float(self.rng.beta(4, 3)))] for n, i in enumerate(IDS)},
@@ -224,6 +225,38 @@ def _kappa(rng: Rng, n: int) -> tuple[Any, float]:
     return agreement([0.5 + 0.4 * (2 * x - 1) for x in right], [1.0] * len(right), prompts), 2 * mean - 1
 
 
+def _samples(rng: Rng, n: int) -> tuple[Any, float]:
+    """One to eight samples a prompt, which win together."""
+    mean, together = rng.uniform(0.2, 0.8), rng.choice([1, 4, 20])
+    prompts = np.repeat(np.arange(n), rng.integers(1, 9, n))
+    p = rng.beta(mean * together, (1 - mean) * together, n)[prompts]
+    return share((rng.random(len(prompts)) < p).astype(float).tolist(), prompts.tolist()), float(mean)
+
+
+def _calibration(rng: Rng, n: int) -> tuple[Any, float]:
+    """A judge that is right less often than it says, or as often, about a pair a prompt."""
+    confidence, slope = 0.5 + 0.5 * rng.beta(2, 1, n), rng.choice([0.0, 0.3, 0.6, 1.0])
+    labels = rng.random(n) < 0.5 + slope * (confidence - 0.5)
+    return calibration_error(confidence.tolist(), labels.astype(float).tolist(), range(n)), (1 - slope) / 3
+
+
+def _correlation(rng: Rng, n: int) -> tuple[Any, float]:
+    rho, tokens, noise = rng.uniform(-0.8, 0.8), rng.normal(0, 1, n), rng.normal(0, 1, n)
+    rewards = rho * tokens + (1 - rho**2) ** 0.5 * noise
+    rows = [
+        Scored(policy="p", of="answers", prompt_id=str(i), tokens=round(1000 + 200 * t), rewards=[float(r)])
+        for i, (t, r) in enumerate(zip(tokens, rewards, strict=True))
+    ]
+    return length_correlation(rows, seed=int(rng.integers(1e9))), float(rho)
+
+
+def _forms(rng: Rng, n: int) -> tuple[Any, float]:
+    """Thirteen forms of a request, of which a policy and its reference comply with some."""
+    own, there = rng.uniform(0.2, 0.8, 2)
+    p, q = (rng.beta(4 * mean, 4 * (1 - mean), n) for mean in (own, there))
+    return paired_change(((rng.binomial(13, p) - rng.binomial(13, q)) / 13).tolist()), float(own - there)
+
+
 def _change(rng: Rng, n: int) -> tuple[Any, float]:
     up, down, drawn = rng.uniform(0.05, 0.5), rng.uniform(0, 0.3), rng.random(n)
     return paired_change(np.where(drawn < up, 1.0, np.where(drawn > 1 - down, -1.0, 0.0)).tolist()), up - down
@@ -242,10 +275,24 @@ def _win_difference(rng: Rng, n: int) -> tuple[Any, float]:
     return paired(np.where(rng.random(n) < ties, 0.0, (rng.random(n) < p) - 0.5)), (1 - ties) * (p - 0.5)
 
 
+def _preference(rng: Rng, n: int) -> tuple[Any, float]:
+    mean, certainty = rng.uniform(0.3, 0.7), rng.choice([3, 30])
+    return paired(rng.beta(mean * certainty, (1 - mean) * certainty, n) - 0.5), mean - 0.5
+
+
 def _two_level(rng: Rng, n: int) -> tuple[Any, float]:
     prompts, change = rng.normal(45, 20, n), rng.normal(5, 10, n)
     a, b = (rng.normal(0, TRAINING, (3, 1)) + rng.normal(0, 15, (3, n)) + prompts for _ in "ab")
     return two_level(a, b + change), 5.0
+
+
+def _policy_wins(rng: Rng, n: int) -> tuple[Any, float]:
+    """Three pairs of policies, whose trainings move their log-odds on all prompts."""
+    better, nodes = rng.normal(0, 0.5), np.polynomial.hermite_e.hermegauss(40)
+    odds = better + rng.normal(0, 0.5, (3, 1)) + rng.normal(0, 1, n)
+    wins = (rng.random((3, n)) < 1 / (1 + np.exp(-odds))).astype(float)
+    mean = np.average(1 / (1 + np.exp(-better - np.hypot(0.5, 1) * nodes[0])), weights=nodes[1])
+    return paired_trainings(wins - 0.5), float(mean) - 0.5
 
 
 def _contrast(rng: Rng, n: int) -> tuple[Any, float]:
@@ -306,17 +353,23 @@ def _decoys(rng: Rng, n: int) -> tuple[Any, float]:
 INTERVALS: dict[str, Trial] = {
     "difference of a metric": _difference,
     "win rate less ½": _win_difference,
+    "one judge's preference less ½": _preference,
     "difference of policies, three trainings": _two_level,
+    "win rate of policies, three trainings": _policy_wins,
     "principle against others": _contrast,
     "principle against others, flags": _flags,
     "win rate": _wins,
     "P(better)": _probabilities,
     "accuracy": _accuracy,
     "κ": _kappa,
+    "calibration error": _calibration,
+    "gold win rate, several samples a prompt": _samples,
     "change from the reference": _change,
+    "change, several forms a request": _forms,
     "mean (KL, reward, log loss)": _mean,
     "length ratio": _ratio,
     "ensemble ratio": _ensemble,
+    "reward-length correlation": _correlation,
     "length-controlled win rate": _equal_length,
     "Elo": _elo,
     "gold win rate, last phase less first": _gold,

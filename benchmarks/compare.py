@@ -4,8 +4,8 @@
 
 Two runs of ROWS (100,000) rows are made up. A prompt has two rounds of revision by the sixteen principles of
 `constitutions/harmless.yaml`, a revision pair, and a judged pair with four verdicts; a third as many prompts are held
-out and evaluated. Answers have 40 to 110 words of a Zipf vocabulary, and a revision keeps half of them. No text of B is
-a text of A, so that nothing is saved by runs being alike.
+out and evaluated on all three axes. Answers have 40 to 110 words of a Zipf vocabulary, and a revision keeps half of
+them. No text of B is a text of A, so that nothing is saved by runs being alike.
 
 Reading the line of JSON: `seconds` and `peak_gb` are those of `cai compare a b --json`, start-up included, and
 `processor_seconds` what it used of a processor, which says more on a busy machine; `mb` is the size of both runs.
@@ -27,11 +27,12 @@ from cai.constitution.principles import Constitution, assign, load_constitution
 from cai.data.jsonl import write_rows
 from cai.data.manifest import MANIFEST_JSON
 from cai.data.records import Answer, Judgement, Message, Preference, Prompt, Revision, Verdict
-from cai.evaluation.evaluation_plan import HELD_OUT, OVERALL
+from cai.evaluation.evaluation_plan import HELD_OUT, HELPFUL, OVERALL, SAFE
 from cai.evaluation.policy_report import ANSWERS, COMPARISONS
 from cai.runs.folder import RunFolder
 
 ROUNDS = 2
+AXES = (OVERALL, HELPFUL, SAFE)
 VOCABULARY = [f"word{number}" for number in range(20_000)]
 WEIGHTS = [1 / (number + 1) for number in range(len(VOCABULARY))]
 ROOT = Path(__file__).parent.parent
@@ -151,10 +152,14 @@ def verdict(principle: str, rng: random.Random) -> Verdict:
 
 
 def evaluate(folder: Path, held_out: list[Prompt], words: Words) -> int:
-    """Answers of the base and of the policy to each prompt, and a judgement; returns the number of rows."""
+    """Answers of the base and of the policy to each prompt, and a judgement by axis; returns the number of rows."""
     folder.mkdir()
     names = {"base": "m", "policy": "n"}
-    manifest = {"command": "cai eval", "policies": [{"name": name, "model": model} for name, model in names.items()]}
+    manifest = {
+        "command": "cai eval",
+        "policies": [{"name": name, "model": model} for name, model in names.items()],
+        "axes": {axis: {"name": axis, "principles": {axis: "h"}} for axis in AXES},
+    }
     (folder / MANIFEST_JSON).write_text(json.dumps(manifest), encoding="utf-8")
     answers, judgements = [], []
     for one in held_out:
@@ -166,10 +171,12 @@ def evaluate(folder: Path, held_out: list[Prompt], words: Words) -> int:
                     model=names[name],
                 )
             )  # fmt: skip
-        said = [verdict("good-for-people", words.rng)]
-        judgements.append(
-            Judgement(**asked, axis=OVERALL, policy="policy", against="base", p=said[0].p, verdicts=said, judge="m")
-        )
+        for axis in AXES:
+            said = [verdict(axis, words.rng)]
+            judgements.append(
+                Judgement(**asked, axis=axis, policy="policy", against="base", p=said[0].p, verdicts=said, judge="m")
+            )
+    judgements.sort(key=lambda row: AXES.index(row.axis))
     return write_rows(folder / ANSWERS, answers) + write_rows(folder / COMPARISONS, judgements)
 
 

@@ -97,7 +97,8 @@ def _not_significant(c: RunComparison, pair: PairComparison) -> Iterator[str]:
     if untested:
         widest = max(untested, key=lambda m: abs(m.effect.mean / m.effect.se) if m.effect.se else 0.0)
         metrics = f"{counted(len(untested), 'metrics')} of the trained policies"
-        yield f"{head}{metrics} not tested, such as {widest.name} {difference(widest.effect)}"
+        line = f"{head}{metrics} not tested, such as {widest.name} {difference(widest.effect)}"
+        yield f"{line}; `seeds: 3` in both runs makes a test possible"
     for overall in (row for row in pair.head_to_head if row.tag is None and not row.effect.significant):
         yield f"{_head_to_head(b, overall)}; {insignificance(overall.effect)}"
     for preference in pair.revisions.preferences if pair.revisions else ():

@@ -147,6 +147,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 OpenEngine = Callable[[Model, str, EngineConfig], Engine]
 PROGRESS_SECONDS = 0.5
+AHEAD = 16  # times as many items as may run are begun before an earlier one is done, for which their results wait
 PROMPTS_A_TURN = 4096  # that are under way where models take turns: loading one costs as much as many answers
 YOUNG_OBJECTS = 50_000  # new objects until Python looks for garbage among them; 700 without us
 
@@ -164,6 +165,8 @@ async def run_concurrently(
 ) -> AsyncIterator[tuple[Item, Result]]:
     """Every item with its result, in the items' order; at most `limit` run at a time.
 
+    A slow item does not hold up the others, until AHEAD times the limit of them wait to come after it: no more items
+    and results than that are in memory.
     The first error cancels the others and is raised.
     """
     waiting: deque[tuple[Item, asyncio.Task[Result]]] = deque()
@@ -181,7 +184,7 @@ async def run_concurrently(
 
     try:
         while True:
-            while len(running) < limit and not exhausted:
+            while len(running) < limit and len(waiting) < AHEAD * limit and not exhausted:
                 try:
                     item = next(source)
                 except StopIteration:

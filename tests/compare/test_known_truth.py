@@ -151,6 +151,7 @@ def test_policies_of_one_training_each_are_never_significantly_different(tmp_pat
     assert (better.effect.note, better.effect.trainings) == ("prompts only; training variance unknown", (1, 1))
     assert not any(": significant" in line or "; significant" in line for line in found.findings)
     [line] = [line for line in found.findings if "metrics of the trained policies not tested" in line]
+    assert line.endswith("; `seeds: 3` in both runs makes a test possible")
     assert "prompts only; training variance unknown" in line
 
 

@@ -28,8 +28,7 @@ from cai.feedback.judge import JudgeConfig
 from cai.feedback.label import LabelJob, count_work, label_file
 from cai.inference.engine import Choose, Engine, EngineConfig, ScriptedEngine
 from cai.inference.models import Server
-from cai.inference.scheduler import OpenEngine, Reporter
-from cai.inference.vllm_settings import prompts_at_once
+from cai.inference.scheduler import AHEAD, OpenEngine, Reporter
 from cai.report.judge import judge_page, most_confident_mistakes
 from tests.conftest import ROOT, SIXTEEN, cached_answers, scripted
 from tests.runs import slow_judge
@@ -416,8 +415,9 @@ def test_nothing_of_a_row_is_kept_once_it_is_written(
             most = max(most, sum(isinstance(o, Candidates) for o in gc.get_objects()))
 
     monkeypatch.setattr(labelling.Totals, "add_pair", counting)
-    label(judging(*[pair(i) for i in range(400)], principles=1), tmp_path)
-    assert 0 < most <= 2 * prompts_at_once(EngineConfig())
+    job = with_engine(judging(*[pair(i) for i in range(400)], principles=1), concurrency=4)
+    label(job, tmp_path)
+    assert 0 < most <= (AHEAD + 1) * 4  # however the calls end: a slow one has so many begun after it
 
 
 def with_engine(job: LabelJob, **settings: Any) -> LabelJob:

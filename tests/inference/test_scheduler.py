@@ -13,7 +13,7 @@ from cai.config.errors import RequestRefused
 from cai.data.records import Message, Skipped
 from cai.inference.cache import Cache
 from cai.inference.engine import EngineConfig, Generate, ScriptedEngine
-from cai.inference.scheduler import Reporter, Scheduler, Stage, run_concurrently
+from cai.inference.scheduler import AHEAD, Reporter, Scheduler, Stage, run_concurrently
 from tests.conftest import scripted
 
 
@@ -50,6 +50,30 @@ def test_a_slow_example_does_not_hold_up_the_others() -> None:
 
     assert asyncio.run(collect()) == list(range(20))
     assert finished[-1] == 0
+
+
+def test_results_that_wait_for_a_slow_example_are_bounded() -> None:
+    begun, slow = 0, asyncio.Event()
+
+    async def work(item: int) -> int:
+        nonlocal begun
+        begun += 1
+        await (slow.wait() if item == 0 else asyncio.sleep(0))
+        return item
+
+    async def collect() -> list[int]:
+        async def later() -> None:
+            for _ in range(1000):
+                await asyncio.sleep(0)
+            assert begun == AHEAD * 3  # of 500
+            slow.set()
+
+        watching = asyncio.ensure_future(later())
+        results = [result async for _, result in run_concurrently(work, range(500), 3)]
+        await watching
+        return results
+
+    assert asyncio.run(collect()) == list(range(500))
 
 
 def test_an_example_that_ends_costs_the_same_however_many_run() -> None:
