@@ -15,6 +15,7 @@ from cai.data.jsonl import read_rows
 from cai.data.records import Preference, Ranking
 from cai.evaluation.judge_eval import Extras, evaluate_judge
 from cai.feedback.label import label_file
+from cai.inference import vllm_settings
 from cai.inference.engine import Engine, EngineConfig
 from cai.inference.models import Model
 from cai.inference.scheduler import Reporter
@@ -74,12 +75,13 @@ def test_settings_of_the_judges_engine_reach_it(
         opened.append(settings)
         return scripted(weigh=by_goodness)(model, fingerprint, settings)
 
+    monkeypatch.setattr(vllm_settings, "find_spec", lambda _: None)  # to look up its arguments, vLLM is imported
     monkeypatch.setattr(label_file, "__defaults__", (open_engine,))
     engine = ("--set", "engine.max_model_len=512", "--set", "judge.engine.vllm.dtype=half")
     assert cai(monkeypatch, "judge", *given, *engine) == 0
     assert [(settings.max_model_len, settings.vllm) for settings in opened] == [(512, {"dtype": "half"})]
-    assert cai(monkeypatch, "judge", *given, "--set", "engine.vllm.dtpye=half") == 2
-    assert "--set engine.vllm.dtpye" in capsys.readouterr().err
+    assert cai(monkeypatch, "judge", *given, "--set", "engine.vllm.worker_cls=a.B") == 2
+    assert "--set engine.vllm.worker_cls: lets vLLM import code" in capsys.readouterr().err
 
 
 def test_a_judge_that_is_set_against_its_own_labels_is_a_warning_first(

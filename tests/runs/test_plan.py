@@ -62,10 +62,10 @@ def test_one_model_has_one_engine(tmp_path: Path, model_folder: Path) -> None:
         planned(tmp_path, model_folder, f"judge: {{model: {model_folder}, engine: {{max_model_len: 512}}}}\n")
 
 
-def test_an_unknown_engine_argument_is_an_error_of_its_section(tmp_path: Path, model_folder: Path) -> None:
+def test_a_refused_engine_argument_is_an_error_of_its_section(tmp_path: Path, model_folder: Path) -> None:
     other = another(tmp_path, model_folder, "judge")
-    with pytest.raises(CaiError, match=r"judge.engine.vllm.dtipe: .*did you mean dtype"):
-        planned(tmp_path, model_folder, f"judge: {{model: {other}, engine: {{vllm: {{dtipe: half}}}}}}\n")
+    with pytest.raises(CaiError, match=r"judge.engine.vllm.worker_cls: lets vLLM import code"):
+        planned(tmp_path, model_folder, f"judge: {{model: {other}, engine: {{vllm: {{worker_cls: a.B}}}}}}\n")
 
 
 def test_the_eval_judge_that_is_the_runs_judge_has_its_engine(tmp_path: Path, model_folder: Path) -> None:
