@@ -271,3 +271,13 @@ def test_a_missing_file_is_suggested_by_its_kind_or_its_suffix(tmp_path: Path, m
         assert str(error.value) == f"{wrong}: no such file{right}"
     with pytest.raises(CaiError, match=r"^own\.yam: no such file; did you mean 'own\.yaml'\?$"):
         read_yaml(Path("own.yam"))
+
+
+def test_a_file_that_is_read_again_has_data_of_its_own_and_what_it_says_now(tmp_path: Path) -> None:
+    path = tmp_path / "f.yaml"
+    path.write_text("a: {b: [1]}\n", encoding="utf-8")
+    first = read_yaml(path)
+    first.data["a"]["b"].append(2)
+    assert read_yaml(path).data == {"a": {"b": [1]}}
+    path.write_text("a: {b: [3]}\n", encoding="utf-8")
+    assert read_yaml(path).data == {"a": {"b": [3]}}
