@@ -254,7 +254,8 @@ def _completion(place: Place, value: RawRow) -> RowFields:
     if is_turns(answer) and len(answer) == 1:
         answer = answer[0]["content"]
     fields = {"prompt_id": row_id(value, messages), "tags": row_tags(place, value)}
-    return [{**fields, "messages": messages, "completion": answer}]
+    cut = {"truncated": value["truncated"]} if isinstance(value.get("truncated"), bool) else {}  # as cai's rows have it
+    return [{**fields, "messages": messages, "completion": answer, **cut}]
 
 
 def _desirable_completion(place: Place, value: RawRow) -> RowFields:
@@ -274,7 +275,7 @@ PROMPT_FORMATS = (
 )
 COMPLETION_FORMATS = (
     Format("kto", ("prompt|messages", "completion", "label"), _desirable_completion, PROMPTED),
-    Format("prompt-completion", ("prompt|messages", "completion"), _completion, PROMPTED, plain=True),
+    Format("prompt-completion", ("prompt|messages", "completion"), _completion, (*PROMPTED, "truncated"), plain=True),
     Format("alpaca-eval", ("instruction", "output"), evaluation_formats.read_alpaca_output, ALPACA_FIELDS),
     Format("chat", ("messages",), chat_formats.read_openai_chat, (*SHARED, "prompt"), note="the last answer of each"),
 )

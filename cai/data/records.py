@@ -71,6 +71,7 @@ class Demonstration(Row):
     messages: Messages
     tags: list[str] = []
     completion: str
+    truncated: Annotated[bool, _NULL_IS_FALSE, _NOT_WRITTEN_EMPTY] = False  # reached max_tokens, where that is known
 
 
 class Applicability(Row):

@@ -33,6 +33,7 @@ from cai.training.stage import StageSpec, checkpoint_update, run_stage
 
 UNJUDGED = "unknown, since no pair was judged"
 UNDECIDED = "p is 0.5, and this loss knows only which answer is better"
+TRUNCATED = "an answer is truncated; `truncated: open` learns it without its end"
 
 
 def train_stage(
@@ -48,6 +49,7 @@ def train_stage(
             reasons = {
                 "too_long": f"longer than max_length, {spec.settings.max_length} tokens",
                 "undecided": UNDECIDED,
+                "truncated": TRUNCATED,
             }
             for key, reason in reasons.items():
                 skipped.extend(Skipped(prompt_id=i, stage=name, reason=reason) for i in event.get(key, []))
@@ -57,6 +59,12 @@ def train_stage(
             if left_out := event.get("left_out"):
                 pairs = ", ".join(f"{counted(count, 'pairs')} by {source}" for source, count in left_out.items())
                 reporter.say(f"  {name}: `data` leaves out {pairs}")
+            if "truncated" in event:
+                reporter.say(f"  {name}: {counted(len(event['truncated']), 'rows')} skipped: {TRUNCATED}")
+            if "open" in event:
+                reporter.say(
+                    f"  {name}: {counted(event['open'], 'rows')} with a truncated answer, learned without its end"
+                )
             if "mixed" in event:
                 reporter.say(f"  {name}: {event['mixed']} helpful answers mixed in, {event['mix_share']:.0%} of all")
             if "again" in event:

@@ -17,7 +17,7 @@ from cai.data.records import Preference
 from cai.training import trl_stage
 from cai.training.settings import SOFT, DPOConfig
 from cai.training.stage import Report, StageSpec
-from cai.training.tokens import SplitTurn, stage_tokenizer
+from cai.training.tokens import SplitTurn, opened, stage_tokenizer
 
 
 class TokenizedDPOTrainer(DPOTrainer):  # type: ignore[misc]
@@ -105,10 +105,10 @@ def train(spec: StageSpec[DPOConfig], report: Report) -> None:
     undecided = list[str]()
     if not soft:
         rows, undecided = trl_stage.hard_pairs(rows, f"dpo with loss_type {settings.loss_type}")
-    turns, unfit = trl_stage.turns_that_fit(
-        tokenizer, rows, settings.max_length, lambda row: (row.chosen, row.rejected)
+    turns, unfit = trl_stage.turns_that_fit(tokenizer, rows, settings)
+    report(
+        {"examples": len(turns), **unfit.event(), "undecided": undecided, **left_out, **opened(row for row, _ in turns)}
     )
-    report({"examples": len(turns), **unfit.event(), "undecided": undecided, **left_out})
     mean_weight = statistics.fmean(row.weight for row, _ in turns)  # equal weights become 1 to the bit, in float32
 
     def example(row: Preference, turn: SplitTurn) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import trl
 from cai.training import trl_stage
 from cai.training.settings import KTOConfig
 from cai.training.stage import Report, StageSpec
-from cai.training.tokens import stage_tokenizer
+from cai.training.tokens import opened, stage_tokenizer
 
 
 class TokenizedKTOTrainer(trl.KTOTrainer):  # type: ignore[misc]
@@ -36,9 +36,7 @@ def train(spec: StageSpec[KTOConfig], report: Report) -> None:
     settings, tokenizer = spec.settings, stage_tokenizer(spec.model, spec.chat)
     pairs, left_out = trl_stage.read_pairs(spec)
     hard, undecided = trl_stage.hard_pairs(pairs, "kto")
-    turns, unfit = trl_stage.turns_that_fit(
-        tokenizer, hard, settings.max_length, lambda row: (row.chosen, row.rejected)
-    )
+    turns, unfit = trl_stage.turns_that_fit(tokenizer, hard, settings)
     examples = [
         {"prompt_ids": turn.prompt, "completion_ids": ids, "label": good}
         for _, turn in turns
@@ -46,7 +44,15 @@ def train(spec: StageSpec[KTOConfig], report: Report) -> None:
     ]
     # trl keeps the order of the rows and takes a neighbour's answer for the KL term, which must be another prompt's.
     random.Random(spec.seed).shuffle(examples)
-    report({"examples": len(examples), **unfit.event(), "undecided": undecided, **left_out})
+    report(
+        {
+            "examples": len(examples),
+            **unfit.event(),
+            "undecided": undecided,
+            **left_out,
+            **opened(row for row, _ in turns),
+        }
+    )
     trainer = TokenizedKTOTrainer(
         model=str(spec.model),
         args=trl.KTOConfig(

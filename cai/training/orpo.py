@@ -10,7 +10,7 @@ from trl.experimental import orpo
 from cai.training import trl_stage
 from cai.training.settings import ORPOConfig
 from cai.training.stage import Report, StageSpec
-from cai.training.tokens import stage_tokenizer
+from cai.training.tokens import opened, stage_tokenizer
 
 
 class TokenizedORPOTrainer(orpo.ORPOTrainer):  # type: ignore[misc]
@@ -35,13 +35,19 @@ def train(spec: StageSpec[ORPOConfig], report: Report) -> None:
     settings, tokenizer = spec.settings, stage_tokenizer(spec.model, spec.chat)
     pairs, left_out = trl_stage.read_pairs(spec)
     hard, undecided = trl_stage.hard_pairs(pairs, "orpo")
-    turns, unfit = trl_stage.turns_that_fit(
-        tokenizer, hard, settings.max_length, lambda row: (row.chosen, row.rejected)
-    )
+    turns, unfit = trl_stage.turns_that_fit(tokenizer, hard, settings)
     examples = [
         {"prompt_ids": turn.prompt, "chosen_ids": turn.answers[0], "rejected_ids": turn.answers[1]} for _, turn in turns
     ]
-    report({"examples": len(examples), **unfit.event(), "undecided": undecided, **left_out})
+    report(
+        {
+            "examples": len(examples),
+            **unfit.event(),
+            "undecided": undecided,
+            **left_out,
+            **opened(row for row, _ in turns),
+        }
+    )
     trainer = TokenizedORPOTrainer(
         model=str(spec.model),
         args=orpo.ORPOConfig(

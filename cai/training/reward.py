@@ -29,14 +29,16 @@ from cai.stats.agreement import calibration_error, reliability
 from cai.stats.intervals import share
 from cai.training import distributed, trl_stage
 from cai.training.reward_model import RewardModel, register_classifier, right_padded
-from cai.training.settings import RewardConfig
+from cai.training.settings import RewardConfig, Truncated
 from cai.training.stage import Report, StageSpec
 from cai.training.tokens import (
     Unfit,
     end_of_turn,
     keep_fitting,
+    opened,
     padding,
-    split_turn,
+    row_turn,
+    skip_truncated,
     stage_tokenizer,
     vocabulary_fingerprint,
 )
@@ -143,9 +145,17 @@ def train(spec: StageSpec[RewardConfig], report: Report) -> None:
     """Train on a file of Preference rows; writes `model/` (a reward model), report.json and metrics.jsonl."""
     settings, folder, tokenizer = spec.settings, spec.folder, stage_tokenizer(spec.model, spec.chat)
     rows, left_out = trl_stage.read_pairs(spec)
-    pairs, unfit = pairs_that_fit(tokenizer, rows, settings.max_length)
+    pairs, unfit = pairs_that_fit(tokenizer, rows, settings.max_length, settings.truncated)
     held_out, training = _split(pairs, settings.holdout)
-    report({"examples": len(training), **unfit.event(), "held_out": len(held_out), **left_out})
+    report(
+        {
+            "examples": len(training),
+            **unfit.event(),
+            "held_out": len(held_out),
+            **left_out,
+            **opened(p.row for p in pairs),
+        }
+    )
     elements = batch_elements(training)
     for number in range(1, settings.members + 1):
         if not (folder / "members" / f"member-{number}").is_dir():
@@ -159,17 +169,21 @@ def train(spec: StageSpec[RewardConfig], report: Report) -> None:
         shutil.rmtree(folder / "members")
 
 
-def pairs_that_fit(tokenizer: Any, rows: Sequence[Preference], max_length: int) -> tuple[list[Pair], Unfit]:
+def pairs_that_fit(
+    tokenizer: Any, rows: Sequence[Preference], max_length: int, truncated: Truncated = "skip"
+) -> tuple[list[Pair], Unfit]:
     """All pairs that fit into `max_length` tokens, whole, and the others. Raises: CaiError when none is left."""
     end_of_turn(tokenizer)  # where the score is read
 
     def tokenize(row: Preference) -> Pair | None:
-        prompt, [chosen, rejected] = split_turn(tokenizer, row.messages, row.chosen, row.rejected)
+        prompt, [chosen, rejected] = row_turn(tokenizer, row)
         if len(prompt) + max(len(chosen), len(rejected)) > max_length:
             return None
         return Pair(row, prompt + chosen, prompt + rejected, (len(chosen), len(rejected)))
 
-    kept, unfit = keep_fitting(rows, lambda row: row.prompt_id, tokenize)
+    finished, skipped = skip_truncated(rows, truncated)
+    kept, unfit = keep_fitting(finished, lambda row: row.prompt_id, tokenize)
+    unfit = unfit._replace(truncated=skipped)
     if not kept:
         raise CaiError(f"nothing to train on: {len(rows)} pairs, none within max_length, {max_length} tokens: {unfit}")
     return kept, unfit

@@ -40,6 +40,16 @@ class DatasetConfig(TrainConfig):
     """Passes over the data."""
 
 
+Truncated = Literal["skip", "open"]
+
+
+class AnswersConfig(DatasetConfig):
+    """Settings of the stages that learn from answers in a file."""
+
+    truncated: Truncated = "skip"
+    """Answers that ran into their limit: skip their rows, or learn them without the token that would end them."""
+
+
 class SourceWeights(Section):
     """`data:` of a stage that learns from preferences: the weight of a pair in the loss, by its `source`."""
 
@@ -72,7 +82,7 @@ class SourceWeights(Section):
         return {"revision": self.revision, "judge": self.judge, "human": self.human}
 
 
-class PreferenceConfig(DatasetConfig):
+class PreferenceConfig(AnswersConfig):
     """Settings of the stages that learn from preferences."""
 
     learns_from = "preferences"
@@ -80,7 +90,7 @@ class PreferenceConfig(DatasetConfig):
     """Weight of a pair in the loss by its source, relative to others; 0 leaves the source out."""
 
 
-class SFTConfig(DatasetConfig):
+class SFTConfig(AnswersConfig):
     """`stage: sft` of `train:`; trains on the revisions that pass the filters, or on a file of completions."""
 
     learns_from = "revisions"

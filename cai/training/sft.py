@@ -14,7 +14,7 @@ from cai.data.records import Demonstration, Revision, Skipped
 from cai.training import trl_stage
 from cai.training.settings import DRAFTS, SFTConfig
 from cai.training.stage import Report, StageSpec
-from cai.training.tokens import SplitTurn, Unfit, stage_tokenizer
+from cai.training.tokens import SplitTurn, Unfit, opened, stage_tokenizer
 
 
 def train(spec: StageSpec[SFTConfig], report: Report) -> None:
@@ -25,9 +25,11 @@ def train(spec: StageSpec[SFTConfig], report: Report) -> None:
     settings, tokenizer = spec.settings, stage_tokenizer(spec.model, spec.chat)
 
     def fitting(rows: Sequence[Demonstration]) -> tuple[list[dict[str, Any]], Unfit]:
-        turns, unfit = trl_stage.turns_that_fit(tokenizer, rows, settings.max_length, lambda row: [row.completion])
+        turns, unfit = trl_stage.turns_that_fit(tokenizer, rows, settings)
+        open_rows.update(opened(row for row, _ in turns))
         return [_example(turn) for _, turn in turns], unfit
 
+    open_rows = Counter[str]()
     answers, skipped = _answers(spec.data, settings.rounds)
     drawn_drafts: list[Demonstration] = []
     if settings.mix == DRAFTS:
@@ -48,7 +50,7 @@ def train(spec: StageSpec[SFTConfig], report: Report) -> None:
         drawn = random.Random(spec.seed).sample(fit, min(wanted, len(fit)))
         examples, unfit = examples + drawn, Unfit(*map(add, unfit, more_unfit))
         mixed = {"mixed": len(drawn), "mix_share": len(drawn) / len(examples)}
-    report({"examples": len(examples), **unfit.event(), **mixed})
+    report({"examples": len(examples), **unfit.event(), **mixed, **open_rows})
     if skipped:
         report({"skipped": [row.model_dump() for row in skipped]})
     trainer = trl.SFTTrainer(
@@ -122,7 +124,13 @@ def fit_revisions(revisions: list[Revision], rounds: Literal["all", "last"]) -> 
     """The revisions that pass the filters, as answers to learn."""
     last = {row.prompt_id: row.round for row in sorted(revisions, key=lambda row: row.round)}
     return [
-        Demonstration(prompt_id=row.prompt_id, messages=row.messages, tags=row.tags, completion=row.revision)
+        Demonstration(
+            prompt_id=row.prompt_id,
+            messages=row.messages,
+            tags=row.tags,
+            completion=row.revision,
+            truncated="revision" in row.truncated,
+        )
         for row in revisions
         if not row.flags and (row.round == last[row.prompt_id] if rounds == "last" else not row.stays or row.round == 1)
     ]

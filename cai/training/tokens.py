@@ -11,10 +11,11 @@ from typing import Any, NamedTuple, TypeVar
 
 from cai.config.errors import CaiError, RequestRefused
 from cai.config.hashing import fingerprint
-from cai.data.records import Message, Messages, Prompt
+from cai.data.records import Demonstration, Message, Messages, Preference, Prompt
 from cai.inference.chat import THOUGHT, answer_format, chat_ids, common_length, text_ids
 from cai.inference.chat_template import ChatSettings, load_tokenizer
 from cai.inference.engine import split_reasoning
+from cai.training.settings import Truncated
 
 Row = TypeVar("Row")
 Tokenized = TypeVar("Tokenized")
@@ -157,23 +158,77 @@ def end_of_turn(tokenizer: Any) -> int:
 
 
 def padding(tokenizer: Any, end: int) -> int:
-    """A token to pad with that cannot be taken for the end of a turn, where scores are read."""
-    return next(int(token) for token in (tokenizer.pad_token_id, 0, 1) if token is not None and token != end)
+    """A token to pad with that cannot be taken for the last of a turn, where scores are read."""
+    candidates = (tokenizer.pad_token_id, *tokenizer.all_special_ids, 0, 1)
+    return next(int(token) for token in candidates if token is not None and token != end)
+
+
+AnyAnswers = TypeVar("AnyAnswers", Demonstration, Preference)
+
+
+class Written(NamedTuple):
+    """An answer in a row, and whether it ran into its limit."""
+
+    text: str
+    truncated: bool
+
+
+def answers_of(row: Demonstration | Preference) -> list[Written]:
+    """The answers that a row holds: its completion, or the chosen and the rejected one."""
+    if isinstance(row, Demonstration):
+        return [Written(row.completion, row.truncated)]
+    return [Written(row.chosen, "chosen" in row.truncated), Written(row.rejected, "rejected" in row.truncated)]
+
+
+def row_turn(tokenizer: Any, row: Demonstration | Preference) -> SplitTurn:
+    """A row's prompt and answers, a truncated one without the token that would end it. Raises: as `split_turn`."""
+    written, end = answers_of(row), answer_format(tokenizer).end
+    prompt, answers = split_turn(tokenizer, row.messages, *(answer.text for answer in written))
+    cut = [answer.truncated and ids[-1:] == [end] for answer, ids in zip(written, answers, strict=True)]
+    return SplitTurn(prompt, [ids[:-1] if short else ids for ids, short in zip(answers, cut, strict=True)])
+
+
+def skip_truncated(rows: Iterable[AnyAnswers], truncated: Truncated) -> tuple[list[AnyAnswers], list[str]]:
+    """The rows to learn by a stage's setting, and the prompt ids of those that it skips.
+
+    A truncated answer without any text, as where its thought ran into the limit, is skipped in any case.
+    """
+    kept, skipped = [], []
+    for row in rows:
+        cut = [answer for answer in answers_of(row) if answer.truncated]
+        if cut and (truncated == "skip" or not all(answer.text.strip() for answer in cut)):
+            skipped.append(row.prompt_id)
+        else:
+            kept.append(row)
+    return kept, skipped
+
+
+def opened(rows: Iterable[Demonstration | Preference]) -> dict[str, int]:
+    """For a stage's report, how many rows have a truncated answer, learned without its end; {} for none."""
+    count = sum(any(answer.truncated for answer in answers_of(row)) for row in rows)
+    return {"open": count} if count else {}
 
 
 class Unfit(NamedTuple):
-    """The rows that a stage cannot learn from: prompt ids, and why a row was refused (see cai/inference/chat.py)."""
+    """The rows that a stage does not learn from: prompt ids, and why a row was refused (see cai/inference/chat.py)."""
 
     too_long: list[str]
     refused: list[tuple[str, str]]
+    truncated: list[str]
 
     def event(self) -> dict[str, Any]:
         """What a stage reports of them."""
-        return {"too_long": self.too_long} | ({"refused": self.refused} if self.refused else {})
+        more = {"refused": self.refused, "truncated": self.truncated}
+        return {"too_long": self.too_long} | {name: rows for name, rows in more.items() if rows}
 
     def __str__(self) -> str:
         reasons = Counter(reason for _, reason in self.refused)
-        parts = [f"{len(self.too_long)} too long", *(f"{count} × {reason}" for reason, count in reasons.items())]
+        cut = f"{len(self.truncated)} truncated, which `truncated: open` would learn without their end"
+        parts = [
+            f"{len(self.too_long)} too long",
+            *([cut] if self.truncated else []),
+            *(f"{count} × {reason}" for reason, count in reasons.items()),
+        ]
         return "; ".join(parts)
 
 
@@ -181,7 +236,7 @@ def keep_fitting(
     rows: Iterable[Row], prompt_id: Callable[[Row], str], tokenize: Callable[[Row], Tokenized | None]
 ) -> tuple[list[Tokenized], Unfit]:
     """What `tokenize` makes of each row; it returns None for a row that is too long."""
-    kept, unfit = [], Unfit([], [])
+    kept, unfit = [], Unfit([], [], [])
     for row in rows:
         try:
             tokenized = tokenize(row)

@@ -4,22 +4,22 @@ import json
 import math
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from cai.config.errors import CaiError
 from cai.data.jsonl import read_rows
-from cai.data.records import Demonstration, Preference, Source
+from cai.data.records import Preference, Source
 from cai.inference.chat import turn_end
 from cai.inference.models import loading_options
 from cai.training.metrics import Tracker, Trackers, add_metrics, drop_metrics_after, not_finite, read_metrics
-from cai.training.settings import DatasetConfig, PreferenceConfig, TrainConfig
+from cai.training.settings import AnswersConfig, DatasetConfig, PreferenceConfig, TrainConfig
 from cai.training.stage import Report, StageSpec
-from cai.training.tokens import SplitTurn, Unfit, keep_fitting, prompt_ids, split_turn
+from cai.training.tokens import AnyAnswers, SplitTurn, Unfit, keep_fitting, prompt_ids, row_turn, skip_truncated
 
-Row = TypeVar("Row", Demonstration, Preference)
 AnyPreferenceConfig = TypeVar("AnyPreferenceConfig", bound=PreferenceConfig, covariant=True)
+OTHER = {"chosen": "rejected", "rejected": "chosen"}
 LORA_ALPHA = 2.0  # times the rank, as is usual since Hu et al. 2021 (arXiv:2106.09685)
 
 
@@ -70,21 +70,22 @@ def lora_config(settings: TrainConfig) -> Any:
 
 
 def turns_that_fit(
-    tokenizer: Any, rows: Iterable[Row], max_length: int, answers: Callable[[Row], Sequence[str]]
-) -> tuple[list[tuple[Row, SplitTurn]], Unfit]:
+    tokenizer: Any, rows: Iterable[AnyAnswers], settings: AnswersConfig
+) -> tuple[list[tuple[AnyAnswers, SplitTurn]], Unfit]:
     """The rows whose prompt is shorter than `max_length` tokens, each with its tokens, and the other rows.
 
     trl gets token ids and tokenizes nothing itself: it would take what a text spells for control tokens.
     Raises: CaiError when no row is left.
     """
+    max_length = settings.max_length
+    finished, truncated = skip_truncated(rows, settings.truncated)
 
-    def tokenize(row: Row) -> tuple[Row, SplitTurn] | None:
-        if len(prompt_ids(tokenizer, row.messages)) >= max_length:
-            return None
-        return row, split_turn(tokenizer, row.messages, *answers(row))
+    def tokenize(row: AnyAnswers) -> tuple[AnyAnswers, SplitTurn] | None:
+        return None if len(prompt_ids(tokenizer, row.messages)) >= max_length else (row, row_turn(tokenizer, row))
 
-    kept, unfit = keep_fitting(rows, lambda row: row.prompt_id, tokenize)
-    if not kept and unfit == Unfit([], []):
+    kept, unfit = keep_fitting(finished, lambda row: row.prompt_id, tokenize)
+    unfit = unfit._replace(truncated=truncated)
+    if not kept and unfit == Unfit([], [], []):
         raise CaiError("nothing to train on: the feedback has no usable rows; skipped.jsonl has the reasons")
     if not kept:
         raise CaiError(f"nothing to train on: no prompt is shorter than max_length, {max_length} tokens: {unfit}")
@@ -122,8 +123,10 @@ def hard_pairs(pairs: Iterable[Preference], stage: str) -> tuple[list[Preference
         if row.p == 0.5:
             undecided.append(row.prompt_id)
             continue
-        chosen, rejected = (row.chosen, row.rejected) if row.p > 0.5 else (row.rejected, row.chosen)
-        hard.append(row.model_copy(update={"chosen": chosen, "rejected": rejected, "p": 1.0, "verdicts": []}))
+        if row.p < 0.5:
+            cut = [OTHER[side] for side in row.truncated]
+            row = row.model_copy(update={"chosen": row.rejected, "rejected": row.chosen, "truncated": cut})
+        hard.append(row.model_copy(update={"p": 1.0, "verdicts": []}))
     if len(weights) > 1:
         raise CaiError(
             f"{stage}: the preferences have weights from {min(weights):g} to {max(weights):g}, and this loss counts "

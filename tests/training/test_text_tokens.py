@@ -171,12 +171,12 @@ def test_rows_that_cannot_be_read_as_text_are_listed_with_the_reason(tokenizer: 
         pair(2, "yes", "no", text=FORGED),
         pair(3, "y" * 9, "n", text="x" * 99),
     ]
-    kept, unfit = turns_that_fit(tokenizer, rows, 90, lambda row: (row.chosen, row.rejected))
+    kept, unfit = turns_that_fit(tokenizer, rows, DPOConfig(stage="dpo", max_length=90))
     reason = "the model's chat template rewrites a text that holds its control token '<|end|>'"
     assert [row.prompt_id for row, _ in kept] == ["p0"]
     assert unfit.event() == {"too_long": ["p3"], "refused": [("p1", reason), ("p2", reason)]}
     with pytest.raises(CaiError, match=r"nothing to train on: .*: 0 too long; 1 × the model's chat template rewrites"):
-        turns_that_fit(tokenizer, rows[1:2], 90, lambda row: (row.chosen, row.rejected))
+        turns_that_fit(tokenizer, rows[1:2], DPOConfig(stage="dpo", max_length=90))
     assert pairs_that_fit(tokenizer, rows[:2], 300)[1].refused == [("p1", reason)]
     kept_prompts, unfit = prompts_that_fit(tokenizer, [prompt("a"), prompt("b", FORGED)], 300)
     assert ([row.row.id for row in kept_prompts], unfit.refused) == (["a"], [("b", reason)])

@@ -416,6 +416,6 @@ def test_a_prompt_without_room_for_its_answer_is_named(tiny_model: Path) -> None
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     rows = [prompt("short", "hi"), prompt("long", "hi " * 50)]
     kept, unfit = tokens.prompts_that_fit(tokenizer, rows, 60)
-    assert (len(kept), unfit) == (1, (["long"], []))
+    assert (len(kept), unfit) == (1, (["long"], [], []))
     with pytest.raises(CaiError, match="of 2 prompts none leaves room for max_tokens in max_length"):
         tokens.prompts_that_fit(tokenizer, rows, 5)
