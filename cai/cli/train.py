@@ -63,6 +63,8 @@ def train(
     config = _settings(stage, reward, [override for override in settings or [] if not override.startswith(CHAT)])
     chat = _chat([override for override in settings or [] if override.startswith(CHAT)])
     worker_python(launcher)  # an error in it shows now
+    if warning := config.rate_warning():
+        line(console, f"  {stage}: warning: {warning}")
     with tempfile.TemporaryDirectory(prefix="cai-train-") as aside:
         rows = Path(aside) / "rows.jsonl"
         spec = StageSpec(

@@ -40,7 +40,7 @@ from cai.stats.formatting import counted, estimate, number, percent
 from cai.stats.intervals import Estimate
 from cai.stats.trainings import between_paired_policies, shared_prompts
 from cai.stats.win_rate import FEW_PROMPTS
-from cai.training.metrics import read_metrics, runaway
+from cai.training.metrics import missed_target, read_metrics, runaway
 
 
 def summarise(folder: RunFolder) -> dict[str, Any]:
@@ -268,11 +268,14 @@ def _training(folder: RunFolder) -> dict[str, Any]:
             "updates": len(updates),
             **{name: _change(updates, logged) for name, logged in CURVES.items()},
             "held_out": read_json(report) if report.exists() else None,
-            "warnings": list(runaway(lines, settings.get("target_kl")).values())
-            if settings.get("stage") == "ppo"
-            else [],
+            "warnings": _ppo_warnings(lines, settings.get("target_kl")) if settings.get("stage") == "ppo" else [],
         }
     return stages
+
+
+def _ppo_warnings(lines: list[dict[str, Any]], target_kl: float | None) -> list[str]:
+    missed = missed_target(lines, target_kl)
+    return [*runaway(lines, target_kl).values(), *([missed] if missed else [])]
 
 
 CURVES = {  # by what a summary calls them: the names that trl's trainers and our PPO log

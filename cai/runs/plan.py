@@ -268,13 +268,21 @@ def _split_places(prompts: Sequence[Prompt], share: float) -> tuple[list[int], l
 
 
 def start_warnings(plan: Plan) -> list[str]:
-    """What a run says before its first call: a hold-out of none, and tags under `applies_to` that no prompt has."""
+    """What a run says before its first call.
+
+    Of a hold-out of none, tags under `applies_to` that no prompt has, and unusual learning rates.
+    """
     missing = unmet_tags(plan.constitution, plan.training)
     return [
         *filter(None, [holdout_warning(plan)]),
         *(
             f"warning: principle '{i}': applies_to.tags: no training prompt has {', '.join(map(repr, tags))}"
             for i, tags in missing.items()
+        ),
+        *(
+            f"warning: train[{number}] ({settings.stage}): {warning}"
+            for number, settings in enumerate(plan.train)
+            if (warning := settings.rate_warning())
         ),
     ]
 

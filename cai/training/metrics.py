@@ -20,6 +20,7 @@ PROJECT = "cai"
 WINDOW = 5  # updates averaged at the start and at the end
 RUNAWAY_KL = 30.0  # nats an answer, where no target is set
 TARGETS = 2.0  # times the target KL
+OFF_TARGET = 0.5  # of the target KL
 LENGTH_FACTOR = 1.5  # longer, or shorter, than at the start
 
 
@@ -150,3 +151,17 @@ def runaway(history: Sequence[dict[str, Any]], target_kl: float | None) -> dict[
     if not before / LENGTH_FACTOR <= length <= before * LENGTH_FACTOR:
         warnings["length"] = f"update {step}: {rise} answers went from {before:.0f} to {length:.0f} tokens; {advice}"
     return warnings
+
+
+def missed_target(history: Sequence[dict[str, Any]], target_kl: float | None) -> str | None:
+    """A warning where the last updates, on average, end farther than OFF_TARGET from the target KL; or None."""
+    last = [line["objective/kl"] for line in history[-WINDOW:]]
+    if target_kl is None or not last:
+        return None
+    kl = sum(last) / len(last)
+    if abs(kl - target_kl) <= OFF_TARGET * target_kl:
+        return None
+    return (
+        f"the KL ends at {kl:.1f} nats an answer, target_kl is {target_kl:g}: more updates, a kl_coef nearer to the "
+        f"last ({history[-1]['kl_coef']:.3g}) or a smaller kl_horizon would reach it"
+    )

@@ -9,6 +9,7 @@ from cai.data.records import Source
 from cai.training.metrics import Tracker, check_installed
 
 DRAFTS = "drafts"  # the value of `mix` that is no file
+FAR_OFF = 10.0  # times the default
 SourceWeight = Annotated[float, Field(ge=0)]
 
 
@@ -17,8 +18,13 @@ class TrainConfig(Section):
 
     learns_from: ClassVar[Literal["revisions", "preferences", "prompts"]]
     """The rows that the stage reads."""
+    full_learning_rate: ClassVar[float] = 1e-6
+    """What learning_rate is by default where all weights are trained: trl's for DPO, KTO, ORPO, GRPO and RLOO. Full
+    fine-tuning takes about a tenth of a LoRA's rate (Schulman et al. 2025, "LoRA Without Regret"), and preference
+    stages less than SFT (Rafailov et al. 2023, arXiv:2305.18290 appendix B: 1e-6)."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-4
-    """Peak; it warms up over the first tenth of the updates and decays to a tenth of it."""
+    """Peak; it warms up over the first tenth of the updates and decays to a tenth of it. The default is that of a LoRA;
+    without one it is 1e-5 in sft and reward, and 1e-6 in other stages."""
     per_device_train_batch_size: Repeats = 4
     """Examples in a batch, of each process."""
     gradient_accumulation_steps: Repeats = 1
@@ -31,6 +37,30 @@ class TrainConfig(Section):
     """Updates between checkpoints."""
     report_to: Annotated[list[Tracker], AfterValidator(check_installed)] = []
     """Trackers that get the metrics beside metrics.jsonl; does not affect the result."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rate_of_all_weights(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("lora_r", 0) is None:
+            return {"learning_rate": cls.full_learning_rate, **data}
+        return data
+
+    @property
+    def usual_learning_rate(self) -> float:
+        """The default of this stage, with or without a LoRA."""
+        lora: float = type(self).model_fields["learning_rate"].default
+        return self.full_learning_rate if self.lora_r is None else lora
+
+    def rate_warning(self) -> str | None:
+        """What is to be said of a learning rate that is FAR_OFF times the usual one, or a fraction of it; or None."""
+        factor = self.learning_rate / self.usual_learning_rate
+        if 1 / FAR_OFF < factor < FAR_OFF:
+            return None
+        kind = "all weights" if self.lora_r is None else "a LoRA"
+        return (
+            f"learning_rate {self.learning_rate:g} is {'above' if factor > 1 else 'below'} the usual one for {kind}, "
+            f"{self.usual_learning_rate:g}, by a factor of {max(factor, 1 / factor):.0f}"
+        )
 
 
 class DatasetConfig(TrainConfig):
@@ -94,6 +124,7 @@ class SFTConfig(AnswersConfig):
     """`stage: sft` of `train:`; trains on the revisions that pass the filters, or on a file of completions."""
 
     learns_from = "revisions"
+    full_learning_rate = 1e-5  # trl's default is 2e-5, Tülu 3's 5e-6 at 8B (Lambert et al. 2024, arXiv:2411.15124)
     stage: Literal["sft"]
     rounds: Literal["all", "last"] = "all"
     """The revisions of all rounds, as the paper has it, or each prompt's last alone."""
@@ -114,6 +145,7 @@ class SFTConfig(AnswersConfig):
 class RewardConfig(PreferenceConfig):
     """`stage: reward` of `train:`; the result is a reward model, not a policy."""
 
+    full_learning_rate = 1e-5  # 9e-6 in Ouyang et al. 2022 (arXiv:2203.02155 appendix C)
     stage: Literal["reward"]
     members: Annotated[int, Field(ge=1, le=16)] = 1
     """Reward models in the ensemble, each trained on its own bootstrap of the prompts."""
@@ -149,7 +181,7 @@ class PPOConfig(TrainConfig):
     gradient_accumulation_steps: Repeats = 4
     """Batches for each step."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 5e-5
-    """Constant over all updates."""
+    """Constant over all updates; without a LoRA by default 1e-6."""
     save_steps: Annotated[int, Field(ge=1)] = 5
     """Updates between checkpoints."""
     max_tokens: Tokens = 128
@@ -160,6 +192,9 @@ class PPOConfig(TrainConfig):
     """Penalty on a token for each nat of KL to the starting policy; with target_kl its first value."""
     target_kl: Annotated[float, Field(gt=0)] | None = None
     """Nats per answer that kl_coef adapts to; 6 in Ziegler et al. 2019 §2.2."""
+    kl_horizon: Annotated[float, Field(gt=0)] = 100.0
+    """Answers over which kl_coef adapts: an update far from target_kl changes it by 20 % × rollouts / kl_horizon, and
+    20 % at most. With 32 rollouts it doubles in 11 updates; Ziegler et al. 2019, with K_β = 0.1, take 35."""
     kl_stop: Annotated[float, Field(gt=0)] | None = 0.1
     """Nats per token: a step that moves the policy farther ends the passes over these answers."""
     missing_eos_penalty: Annotated[float, Field(ge=0)] = 1.0
@@ -269,7 +304,7 @@ class OnlineConfig(DatasetConfig):
     per_device_train_batch_size: Repeats = 8
     """Answers in a batch, of each process; for online_dpo prompts."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 5e-5
-    """Peak; it warms up over the first tenth of the updates and decays to a tenth of it."""
+    """Peak; it warms up over the first tenth of the updates and decays to a tenth of it. Without a LoRA 1e-6."""
     save_steps: Annotated[int, Field(ge=1)] = 5
     """Updates between checkpoints."""
     max_tokens: Tokens = 128

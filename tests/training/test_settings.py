@@ -8,7 +8,7 @@ from cai.config.errors import CaiError
 from cai.data.jsonl import write_rows
 from cai.data.records import Preference, Revision
 from cai.training.settings import DPOConfig, SFTConfig
-from cai.training.stage import StageSpec, run_stage
+from cai.training.stage import STAGES, StageSpec, run_stage
 from cai.training.trl_stage import last_checkpoint
 from tests.conftest import prompt
 
@@ -138,3 +138,23 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path: Path) -> None:
             (folder / "trainer_state.json").write_text(state)
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
     assert not (tmp_path / "checkpoint-14").exists()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_that_trains_all_weights_has_a_rate_of_its_own(stage: str) -> None:
+    kind = STAGES[stage]
+    lora, full = (kind.model_validate({"stage": stage, "lora_r": lora_r}) for lora_r in (16, None))
+    assert lora.learning_rate == (1e-4 if stage in ("sft", "reward", "dpo", "kto", "orpo") else 5e-5)
+    assert full.learning_rate == (1e-5 if stage in ("sft", "reward") else 1e-6)
+    assert kind.model_validate(full.model_dump()).learning_rate == full.learning_rate  # as a stage.json is read again
+    assert lora.rate_warning() is full.rate_warning() is None
+    assert kind.model_validate({"stage": stage, "lora_r": None, "learning_rate": 5e-6}).rate_warning() is None
+
+
+def test_a_rate_far_from_the_usual_one_is_warned_of() -> None:
+    full = DPOConfig(stage="dpo", lora_r=None, learning_rate=1e-4)
+    assert (
+        full.rate_warning() == "learning_rate 0.0001 is above the usual one for all weights, 1e-06, by a factor of 100"
+    )
+    lora = DPOConfig(stage="dpo", learning_rate=5e-6)
+    assert lora.rate_warning() == "learning_rate 5e-06 is below the usual one for a LoRA, 0.0001, by a factor of 20"

@@ -6,8 +6,7 @@ All tensors have the shape (sequences, tokens); `mask` is 1 on a response's toke
 import torch
 from torch import Tensor
 
-KL_STEP = 0.1  # K_β of Ziegler et al. 2019 (arXiv:1909.08593 §2.2)
-KL_ERROR_CLIP = 0.2  # same place
+KL_ERROR_CLIP = 0.2  # Ziegler et al. 2019 (arXiv:1909.08593 §2.2)
 
 
 def token_rewards(scores: Tensor, logps: Tensor, reference_logps: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
@@ -74,10 +73,10 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float |
     return 1 - (r - v).var(correction=0).item() / spread if spread > 0 else None
 
 
-def adapted_kl_coef(kl_coef: float, kl: float, target: float) -> float:
-    """β for the next update, moved towards the target KL: β·(1 + 0.1·clip((KL − target) / target, ±0.2)).
+def adapted_kl_coef(kl_coef: float, kl: float, target: float, step: float) -> float:
+    """β for the next update, moved towards the target KL: β·(1 + K·clip((KL − target) / target, ±0.2)).
 
-    Args: kl and target in nats a response. Ziegler et al. 2019 §2.2.
+    Args: kl and target in nats a response; step is K, at most 1. Ziegler et al. 2019 §2.2, with K_β = 0.1 there.
     """
     error = min(max((kl - target) / target, -KL_ERROR_CLIP), KL_ERROR_CLIP)
-    return kl_coef * (1 + KL_STEP * error)
+    return kl_coef * (1 + min(step, 1.0) * error)

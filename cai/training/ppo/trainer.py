@@ -25,7 +25,15 @@ from cai.config.hashing import derive_seed
 from cai.data.jsonl import read_rows
 from cai.data.records import Prompt
 from cai.training import distributed
-from cai.training.metrics import Trackers, add_metrics, drop_metrics_after, not_finite, read_metrics, runaway
+from cai.training.metrics import (
+    Trackers,
+    add_metrics,
+    drop_metrics_after,
+    missed_target,
+    not_finite,
+    read_metrics,
+    runaway,
+)
 from cai.training.ppo.actor import Actor
 from cai.training.ppo.experience import Collector, Task, describe, prepare, shown
 from cai.training.ppo.losses import adapted_kl_coef, approximate_kl, explained_variance, policy_loss, value_loss
@@ -137,7 +145,8 @@ class PPOTrainer:
         for update in range(done + 1, settings.updates + 1):
             line, rollouts = self._update(update, kl_coef)
             if settings.target_kl is not None:
-                kl_coef = adapted_kl_coef(kl_coef, line["objective/kl"], settings.target_kl)
+                step = settings.rollouts / settings.kl_horizon
+                kl_coef = adapted_kl_coef(kl_coef, line["objective/kl"], settings.target_kl, step)
             history.append(line)
             if distributed.is_first_process():
                 add_metrics(metrics, line)
@@ -154,6 +163,8 @@ class PPOTrainer:
             note = f"score {line['objective/scores']:.3f}, KL {line['objective/kl']:.2f}"
             self.report({"step": update, "of": settings.updates, "note": note})
         trackers.finish()
+        if missed := missed_target(history, settings.target_kl):
+            self.report({"warning": missed})
 
     def _update(self, update: int, kl_coef: float) -> tuple[dict[str, Any], list[Rollout]]:
         """One update: (its line of metrics, the rollouts it learned from)."""

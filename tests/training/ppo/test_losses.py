@@ -17,6 +17,7 @@ from cai.training.ppo.losses import (
     value_loss,
     whitened,
 )
+from cai.training.settings import PPOConfig
 
 pytestmark = pytest.mark.numeric
 
@@ -134,4 +135,17 @@ def test_explained_variance_is_1_for_the_truth_and_0_for_a_constant() -> None:
 
 @pytest.mark.parametrize(("kl", "factor"), [(6.0, 1.0), (6.6, 1.01), (5.4, 0.99), (60.0, 1.02), (0.0, 0.98)])
 def test_the_coefficient_moves_as_ziegler_et_al_say(kl: float, factor: float) -> None:
-    assert adapted_kl_coef(0.1, kl, 6.0) == pytest.approx(0.1 * factor)
+    assert adapted_kl_coef(0.1, kl, 6.0, step=0.1) == pytest.approx(0.1 * factor)
+
+
+def test_the_coefficient_moves_by_a_fifth_at_most() -> None:
+    assert adapted_kl_coef(0.1, 60.0, 6.0, step=50.0) == pytest.approx(0.12)
+    assert adapted_kl_coef(0.1, 0.0, 6.0, step=50.0) == pytest.approx(0.08)
+
+
+def test_the_default_horizon_moves_the_coefficient_tenfold_within_tens_of_updates() -> None:
+    config, coefficient = PPOConfig(stage="ppo", target_kl=6.0), 0.05
+    updates = 0
+    while coefficient < 0.5:
+        coefficient, updates = adapted_kl_coef(coefficient, 60.0, 6.0, config.rollouts / config.kl_horizon), updates + 1
+    assert updates == 38

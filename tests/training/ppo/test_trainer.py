@@ -117,10 +117,19 @@ def test_without_a_kl_penalty_the_policy_hacks_the_reward(tmp_path: Path, tiny_m
 
 @pytest.mark.slow
 def test_an_adaptive_coefficient_brings_the_kl_to_its_target(tmp_path: Path, tiny_model: Path) -> None:
-    config = settings(kl_coef=0.15, target_kl=0.5, updates=90, rollouts=32, per_device_train_batch_size=32)
-    _, lines = run(tiny_model, tmp_path / "a", config)
+    events: list[dict[str, Any]] = []
+    config = settings(kl_coef=0.08, target_kl=0.5, updates=70, rollouts=32, per_device_train_batch_size=32)
+    _, lines = run(tiny_model, tmp_path / "a", config, report=events.append)
     assert late(lines, "objective/kl") == pytest.approx(0.5, abs=0.2)
-    assert lines[-1]["kl_coef"] > 1.5 * lines[0]["kl_coef"]
+    assert lines[-1]["kl_coef"] > 3 * lines[0]["kl_coef"]  # 2 % an update would have taken it to 4 times after all 70
+    assert not any("target_kl" in event.get("warning", "") for event in events)
+
+
+def test_a_run_that_ends_far_from_its_target_says_so(tmp_path: Path, tiny_model: Path) -> None:
+    events: list[dict[str, Any]] = []
+    run(tiny_model, tmp_path / "a", settings(target_kl=500.0, updates=2, rollouts=8), report=events.append)
+    [warning] = [event["warning"] for event in events if "warning" in event]
+    assert "nats an answer, target_kl is 500: more updates, a kl_coef nearer to the last" in warning
 
 
 @pytest.mark.slow
