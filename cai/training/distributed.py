@@ -1,9 +1,34 @@
 """One training stage in several processes, started by torchrun or accelerate, and the device of each."""
 
 import os
+from pathlib import Path
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
+
+
+DRIVER = Path("/proc/driver/nvidia/gpus")  # a folder for each GPU of the machine
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that a process here may use, by number or name, without loading torch."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [name for part in chosen.split(",") if (name := part.strip()) and name != "-1"]
+    return [str(number) for number in range(len(list(DRIVER.glob("*"))))]
+
+
+def use_one_gpu() -> str | None:
+    """Let this process, which no launcher started, see one GPU; what to say where there are more. Call before torch.
+
+    With several in sight, transformers would train with DataParallel, whose batches are larger than the settings say,
+    or split the model over them.
+    """
+    gpus = visible_gpus()
+    if "RANK" in os.environ or len(gpus) < 2:
+        return None
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpus[0]
+    return f"one of {len(gpus)} GPUs is used; launcher: auto trains with a process on each"
 
 
 def device() -> str:
@@ -29,7 +54,11 @@ def join() -> None:
     import torch.distributed as dist
 
     if process_count() > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))  # or objects of all processes go through GPU 0
+            dist.init_process_group("cpu:gloo,cuda:nccl")  # NCCL alone carries no tensor on the CPU
+        else:
+            dist.init_process_group("gloo")
 
 
 def leave() -> None:

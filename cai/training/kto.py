@@ -6,6 +6,7 @@ The likelier answer of a pair is a desirable example, the other an undesirable o
 """
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import trl
@@ -17,22 +18,25 @@ from cai.training.tokens import opened, stage_tokenizer
 
 
 class TokenizedKTOTrainer(trl.KTOTrainer):  # type: ignore[misc]
-    """trl's KTO on rows that are token ids already: columns `prompt_ids`, `completion_ids` and `label`."""
+    """trl's KTO on rows that are token ids already: columns `prompt_ids`, `completion_ids`, `label` and
+    `KL_completion_ids`."""
 
-    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
-        """As trl's after it has tokenized: the answers of each batch, moved by one row, are those of the KL term."""
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset
 
-        def moved(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-            answers = batch["completion_ids"]
-            return {"KL_completion_ids": [answers[-1], *answers[:-1]]}
 
-        return dataset.map(moved, batched=True, batch_size=args.per_device_train_batch_size)
+def with_kl_answers(examples: Sequence[dict[str, Any]], batch_size: int) -> list[dict[str, Any]]:
+    """The examples with `KL_completion_ids`, as trl makes them: the answers of each batch, moved by one row."""
+    moved = []
+    for start in range(0, len(examples), batch_size):
+        batch = examples[start : start + batch_size]
+        for example, before in zip(batch, [batch[-1], *batch[:-1]], strict=True):
+            moved.append({**example, "KL_completion_ids": before["completion_ids"]})
+    return moved
 
 
 def train(spec: StageSpec[KTOConfig], report: Report) -> None:
     """Train on a file of Preference rows; writes `model/`, checkpoints and metrics.jsonl."""
-    import datasets
-
     settings, tokenizer = spec.settings, stage_tokenizer(spec.model, spec.chat)
     pairs, left_out = trl_stage.read_pairs(spec)
     hard, undecided = trl_stage.hard_pairs(pairs, "kto")
@@ -60,7 +64,9 @@ def train(spec: StageSpec[KTOConfig], report: Report) -> None:
             beta=settings.beta,
             precompute_ref_log_probs=True,  # once for each example in place of once for each epoch
         ),
-        train_dataset=datasets.Dataset.from_list(examples),
+        train_dataset=trl_stage.shared_dataset(
+            with_kl_answers(examples, settings.per_device_train_batch_size), spec.folder
+        ),
         processing_class=tokenizer,
         peft_config=trl_stage.lora_config(settings),
     )

@@ -25,6 +25,7 @@ from cai.data.prompts import read_completions, read_prompts
 from cai.data.records import MAX_SEED, Revision, Skipped
 from cai.inference.chat_template import ChatSettings
 from cai.inference.models import folder_fingerprint
+from cai.training.distributed import visible_gpus
 from cai.training.settings import DRAFTS, Online, SFTConfig, TrainConfig, TrainStage
 
 STAGES: dict[str, type[TrainConfig]] = {
@@ -88,6 +89,7 @@ def _reasons(skipped: list[Skipped]) -> str:
     return ", ".join(f"{n} × {reason}" for reason, n in Counter(row.reason for row in skipped).items())
 
 
+AUTO = "auto"
 Report = Callable[[dict[str, Any]], None]
 """Takes the events of a stage: `step`, `of`, `note`; `examples` and other counts; `warning`, `again`, `done`."""
 MODEL = "model"  # the folder of the trained policy or reward model, which the worker writes last
@@ -112,7 +114,7 @@ class StageSpec(Generic[Settings]):
     chat: ChatSettings | None = None
     """The chat template's settings of `model`, with which the result is saved; None for those that its folder has."""
     launcher: str = ""
-    """A command that starts the worker in place of Python, such as `torchrun --nproc_per_node 2`."""
+    """A command that starts the worker in place of Python, such as `torchrun --nproc_per_node 2`; or `auto`."""
 
     def __post_init__(self) -> None:
         """Raises: CaiError for a seed out of range."""
@@ -233,7 +235,13 @@ def _is_finished(claim: Claim) -> bool:
 
 
 def worker_python(launcher: str) -> list[str]:
-    """The command that runs a Python module as a worker: this Python, or the launcher; CaiError if it is not found."""
+    """The command that runs a Python module as a worker: this Python, or the launcher; CaiError if it is not found.
+
+    `auto` is torchrun with a process for each visible GPU, where there are several.
+    """
+    if launcher.strip() == AUTO:
+        gpus = len(visible_gpus())
+        launcher = f"torchrun --standalone --nproc_per_node {gpus}" if gpus > 1 else ""
     if not launcher.strip():
         return [sys.executable]
     example = "expected a command such as torchrun --nproc_per_node 2"

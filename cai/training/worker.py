@@ -36,7 +36,14 @@ NEARLY_FULL = 2**18  # bytes
 def main() -> int:
     """Run the stage that a stage.json describes; returns the exit status."""
     spec = StageSpec.read(Path(sys.argv[1]))
-    return serve(lambda report: train(spec, report), spec.folder)
+    alone = distributed.use_one_gpu()
+
+    def work(report: Report) -> None:
+        if alone:
+            report({"warning": alone})
+        train(spec, report)
+
+    return serve(work, spec.folder)
 
 
 def serve(work: Callable[[Report], None], folder: Path) -> int:

@@ -1,15 +1,19 @@
 """Two processes on the CPU do what one does."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cai.config.errors import CaiError
 from cai.data.jsonl import write_rows
 from cai.data.records import Prompt
-from cai.training.settings import PPOConfig, RewardConfig, TrainConfig
+from cai.training import distributed
+from cai.training.ppo import trainer
+from cai.training.settings import KTOConfig, PPOConfig, RewardConfig, TrainConfig
 from cai.training.stage import StageSpec, follow, worker_python
 from tests.conftest import prompt, train_here
 from tests.training.test_reward import planted
@@ -50,11 +54,17 @@ def test_two_processes_give_the_curves_of_one(tmp_path: Path, tiny_model: Path) 
         shared.folder.mkdir(parents=True)
         stage_files.append(shared.folder / "stage.json")
         shared.write(stage_files[-1])
+    kto = KTOConfig(stage="kto", per_device_train_batch_size=2, lora_r=2)  # whose KL term depends on the batches
+    spec = StageSpec(kto, tmp_path / "pairs.jsonl", tiny_model, tmp_path / "two/kto")
+    spec.folder.mkdir()
+    spec.write(spec.folder / "stage.json")
+    stage_files.append(spec.folder / "stage.json")
     command = [*worker_python("torchrun --nproc_per_node 2"), str(STAGES), *map(str, stage_files)]
     steps = []
     follow(command, tmp_path / "train.log", lambda event: steps.append(event.get("step")))
     assert steps.count(3) == 3  # the first process alone reports
 
+    assert (tmp_path / "two/kto/model").is_dir()
     for stage in ("reward", "dpo"):
         assert (tmp_path / "two" / stage / "model").is_dir()
         one, two = (
@@ -67,3 +77,46 @@ def test_two_processes_give_the_curves_of_one(tmp_path: Path, tiny_model: Path) 
         for key in a:
             if not key.startswith("seconds") and a[key] is not None:
                 assert b[key] == pytest.approx(a[key], abs=1e-4, rel=1e-3), key
+
+
+def test_vllm_does_not_sample_for_several_processes(tmp_path: Path, tiny_model: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    config = PPOConfig(stage="ppo", use_vllm=True)
+    with pytest.raises(
+        CaiError, match="ppo: use_vllm samples in one process, and the launcher started 2: set use_vllm"
+    ):
+        trainer.train(
+            StageSpec(config, tmp_path / "p.jsonl", tiny_model, tmp_path, reward=tmp_path), lambda event: None
+        )
+
+
+@pytest.mark.parametrize(
+    ("chosen", "gpus"), [("0,1,2", 3), ("GPU-a, GPU-b", 2), ("3", 1), ("", 0), ("-1", 0), (None, 4)]
+)
+def test_a_process_without_a_launcher_uses_one_gpu(
+    chosen: str | None, gpus: int, tmp_path: Path, monkeypatch: Any
+) -> None:
+    for number in range(4):
+        (tmp_path / f"0000:0{number}:00.0").mkdir()
+    monkeypatch.setattr("cai.training.distributed.DRIVER", tmp_path)
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen or "")
+    if chosen is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    seen = distributed.visible_gpus()
+    assert len(seen) == gpus
+    started = worker_python("auto")[1:]
+    assert started == (["--standalone", "--nproc_per_node", str(gpus)] if gpus > 1 else [])
+    said = distributed.use_one_gpu()
+    if gpus < 2:
+        assert said is None and os.environ.get("CUDA_VISIBLE_DEVICES") == chosen
+    else:
+        assert said == f"one of {gpus} GPUs is used; launcher: auto trains with a process on each"
+        assert distributed.visible_gpus() == seen[:1]
+
+
+def test_a_process_of_a_launcher_keeps_its_gpus(monkeypatch: Any) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert distributed.use_one_gpu() is None
+    assert distributed.visible_gpus() == ["0", "1"]

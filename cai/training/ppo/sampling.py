@@ -12,7 +12,6 @@ from transformers import DynamicCache
 
 from cai.inference.engine import EngineConfig
 from cai.inference.vllm_settings import load_engine
-from cai.training import distributed
 
 GPU_SHARE = 0.3  # of the GPU's memory for vLLM: training needs the rest
 
@@ -123,10 +122,8 @@ class VllmSampler:
     def __init__(self, folder: Path, max_length: int, concurrency: int) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process weights are handed over in memory
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # training needs the same cores
-        options: dict[str, Any] = {"gpu_memory_utilization": GPU_SHARE}
-        if distributed.process_count() > 1:
-            options["distributed_executor_backend"] = "external_launcher"  # torchrun's processes, not vLLM's own
-        self._llm = load_engine(folder, EngineConfig(max_model_len=max_length, concurrency=concurrency), **options)
+        config = EngineConfig(max_model_len=max_length, concurrency=concurrency)
+        self._llm = load_engine(folder, config, gpu_memory_utilization=GPU_SHARE)
 
     def generate(
         self,

@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.utils.rnn import pad_sequence
 
+from cai.config.errors import CaiError
 from cai.config.hashing import derive_seed
 from cai.data.jsonl import read_rows
 from cai.data.records import Prompt
@@ -91,6 +92,11 @@ SAMPLES = 4  # answers written to samples.jsonl each time
 def train(spec: StageSpec[PPOConfig], report: Report) -> None:
     """Train on a file of Prompt rows; writes `model/`, checkpoints, metrics.jsonl and samples.jsonl."""
     assert spec.reward is not None, "PPO has a reward model"
+    if spec.settings.use_vllm and distributed.process_count() > 1:
+        raise CaiError(
+            f"ppo: use_vllm samples in one process, and the launcher started {distributed.process_count()}: "
+            "set use_vllm: false, or leave out the launcher"
+        )
     distributed.join()
     torch.manual_seed(spec.seed)  # adapters start at random
     settings, tokenizer = spec.settings, stage_tokenizer(spec.model, spec.chat)
