@@ -12,10 +12,11 @@ from cai.config.errors import CaiError
 from cai.data.jsonl import file_fingerprint, write_rows, write_text
 from cai.data.manifest import Output, exclusive
 from cai.data.records import Skipped
-from cai.evaluation.evaluation_plan import Policy
+from cai.evaluation.evaluation_plan import EvaluationPlan, Policy
 from cai.evaluation.judge_eval import Extras, evaluate_judge
 from cai.evaluation.judge_report import JudgeReport
 from cai.evaluation.policy import PolicyEvaluation
+from cai.evaluation.scores import divergence, score_answers
 from cai.feedback.pipeline import FeedbackJob, collect_feedback
 from cai.inference.cache import Cache
 from cai.inference.models import Model
@@ -28,9 +29,10 @@ from cai.runs.metrics import summarise
 from cai.runs.plan import Plan, iteration, start_folder, start_warnings
 from cai.runs.run_file import GateConfig
 from cai.stats.formatting import counted
-from cai.training.settings import Online
+from cai.training.settings import DPOConfig, Online, PPOConfig
 from cai.training.stage import StageSpec, checkpoint_update, run_stage
 
+DRIFT = "drift.json"
 UNJUDGED = "unknown, since no pair was judged"
 UNDECIDED = "p is 0.5, and this loss knows only which answer is better"
 TRUNCATED = "an answer is truncated; `truncated: open` learns it without its end"
@@ -113,6 +115,7 @@ def train_policy(
             write_rows(data["prompts"], plan.training)
     if not isinstance(plan.model, Path):  # it has no folder to train, and `train:` is empty
         return plan.model
+    labels = _labels_so_far(plan) if plan.earlier else data["preferences"]
     policy, last_reward = plan.model, None
     for position, settings in enumerate(plan.train, start=1):
         stage = f"{position}-{settings.stage}"
@@ -122,12 +125,13 @@ def train_policy(
             reward = Path(settings.reward) if settings.reward else last_reward
         spec = StageSpec(
             settings=settings,
-            data=data[settings.learns_from],
+            data=labels if settings.stage == "reward" else data[settings.learns_from],
             model=policy,
             folder=training.train / stage,
             seed=training.seed(plan.config.seed),
             reward=reward,
             chat=own.chat if (own := plan.own_settings.get(policy)) else None,
+            reference=plan.anchor if isinstance(settings, PPOConfig | DPOConfig) else None,
             launcher=plan.config.launcher,
         )
         with scheduler.timed(name):
@@ -139,6 +143,17 @@ def train_policy(
         else:
             policy = result
     return policy
+
+
+def _labels_so_far(plan: Plan) -> Path:
+    """A file of the labels of all iterations up to this one; those that came with the run are in it once."""
+    target = plan.folder.train / "preferences.jsonl"
+    target.parent.mkdir(exist_ok=True)
+    lines: dict[str, None] = {}
+    for folder in (*plan.earlier, plan.folder):
+        lines |= dict.fromkeys(folder.preferences_jsonl.read_text(encoding="utf-8").splitlines())
+    write_text(target, "".join(f"{line}\n" for line in lines))
+    return target
 
 
 def _not_yet_skipped(rows: Sequence[Skipped], skipped: Sequence[Skipped]) -> list[Skipped]:
@@ -237,6 +252,17 @@ def execute(
     return folders
 
 
+def _report_drift(plan: EvaluationPlan, out: Path, reporter: Reporter) -> None:
+    """How far all iterations so far took the policy from the first one's model, into `drift.json` of an evaluation."""
+    scored, missing = score_answers(plan, out, reporter)
+    policy = plan.policies[1].name
+    rows = [row for row in scored if row.of == "answers" and row.policy == policy]
+    drift = divergence(policy, rows, missing.get("kl", ""))
+    write_text(out / DRIFT, drift.model_dump_json(indent=1) + "\n")
+    value = f"{drift.answer.mean:.2f} nats an answer" if drift.answer else f"not measured: {drift.missing}"
+    reporter.say(f"{policy}: KL from the run's model: {value}")
+
+
 def _write_summary(folder: RunFolder, scheduler: Scheduler) -> None:
     """What the run came to, and what it cost this time and in all."""
     calls = scheduler.tally()
@@ -318,6 +344,8 @@ def _evaluate(
     with scheduler.timed(training.label("evaluation")):
         try:
             evaluate_into(Output(out, replace=True), evaluation, reporter)
+            if plan.config.iterations > 1:
+                _report_drift(evaluation.plan, out, reporter)
         except NothingCompared as error:
             reporter.say(f"evaluation: {error}")
     scheduler.skipped += _not_yet_skipped(evaluation.skipped, scheduler.skipped)

@@ -35,7 +35,7 @@ from cai.runs.roles import other_models, policy_models, with_template_texts
 from cai.runs.run_file import RunConfig, effective_text, load_run_file, templates_needed
 from cai.stats.formatting import counted
 from cai.training.settings import DRAFTS, PreferenceConfig, TrainStage, weighs_pairs
-from cai.training.stage import OUTPUT, worker_python
+from cai.training.stage import MODEL, OUTPUT, worker_python
 
 LONGEST_NAME = 255  # bytes of a folder's name on Linux's file systems
 
@@ -68,6 +68,10 @@ class Plan:
     train: Sequence[TrainStage]  # with the files they name found
     runs: Path
     folder: RunFolder
+    earlier: tuple[RunFolder, ...] = ()  # of earlier iterations, whose labels the reward model learns too
+    anchor: Path | None = (
+        None  # the policy that the KL is taken from, where it is not the one that training starts from
+    )
     shard: str = ""  # such as 3/16, of a plan with a share of the prompts alone
 
 
@@ -181,7 +185,29 @@ def iteration(plan: Plan, number: int, policy: Model) -> Plan:
         return replace(plan, folder=folder)
     config = plan.config.model_copy(update={"revise": plan.config.revise.model_copy(update={"rounds": 0})})
     train = [settings for settings in plan.train if settings.stage != "sft"]
-    return replace(plan, folder=folder, config=config, train=train, model=policy, generator=policy)
+    before = tuple(RunFolder(plan.folder.path / f"{ITERATION}{k}") for k in range(1, number))
+    return replace(
+        plan,
+        folder=folder,
+        config=config,
+        train=train,
+        model=policy,
+        generator=policy,
+        earlier=before if plan.config.iterate.labels == "all" else (),
+        anchor=_first_policy(plan, before[0]) if plan.config.iterate.kl_anchor == "first" else None,
+    )
+
+
+def _first_policy(plan: Plan, first: RunFolder) -> Path:
+    """The policy with which the first iteration began to learn from labels or rewards: the model, or what SFT made."""
+    assert isinstance(plan.before, Path), "a policy was trained from it"
+    policy = plan.before
+    for position, settings in enumerate(plan.train, start=1):
+        if settings.stage not in ("sft", "reward"):
+            break
+        if settings.stage == "sft":
+            policy = first.train / f"{position}-sft" / MODEL
+    return policy
 
 
 def _conversation(messages: Messages) -> str:
@@ -305,6 +331,7 @@ def manifest(plan: Plan) -> dict[str, Any]:
         "name": True,
         "launcher": True,
         "iterations": True,
+        "iterate": True,  # as each stage's data and reference have it
         "seeds": True,  # a folder has what each adds, and a training a manifest of its own
         "train": {"__all__": {"report_to"}},
         "evaluate": {"axes", "probes"},  # the evaluation has a manifest of its own

@@ -1,7 +1,7 @@
 """The run file: one YAML file with all settings of a run and the files they name."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -59,6 +59,16 @@ class GateConfig(Section):
     """Fit the temperature of the run's labels on half of the pairs."""
 
 
+class IterateConfig(Section):
+    """`iterate:`; what later iterations take from earlier ones."""
+
+    labels: Literal["all", "new"] = "all"
+    """Labels of a later reward model: of all iterations so far, as in Bai et al. 2022 (arXiv:2204.05862) and Llama 2
+    (arXiv:2307.09288), or the new ones alone."""
+    kl_anchor: Literal["first", "last"] = "last"
+    """Policy from which ppo and dpo take the KL: that with which the iteration starts, or the first iteration's."""
+
+
 class RunConfig(Section):
     """A run file; every field has a default but `model`, `constitution` and `prompts`."""
 
@@ -88,6 +98,8 @@ class RunConfig(Section):
     """Number of trainings from the same feedback, each with its own seed and policy, which is evaluated."""
     iterations: Annotated[int, Field(ge=1, le=100)] = 1
     """Number of iterations, each from the policy of the one before."""
+    iterate: IterateConfig = IterateConfig()
+    """What later iterations take from earlier ones."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """Evaluation of the trained policy against the base model."""
     engine: EngineConfig = EngineConfig()
@@ -147,6 +159,9 @@ class RunConfig(Section):
     def _iterations_train(self) -> "RunConfig":
         if self.iterations > 1 and all(settings.stage in ("sft", "reward") for settings in self.train):
             raise ValueError("iterations: needs a stage that trains on preferences or rewards, such as dpo or ppo")
+        other = [s.stage for s in self.train if s.stage not in ("sft", "reward", "ppo", "dpo")]
+        if self.iterate.kl_anchor == "first" and other:
+            raise ValueError(f"iterate.kl_anchor: first works in ppo and dpo, not in {other[0]}; use last")
         return self
 
     @model_validator(mode="after")

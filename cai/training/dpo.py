@@ -6,6 +6,7 @@ trl's DPOTrainer, its loss extended. Imports trl: import this module only where 
 """
 
 import statistics
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from trl import DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from cai.data.records import Preference
+from cai.inference.models import loading_options
 from cai.training import trl_stage
 from cai.training.settings import SOFT, DPOConfig
 from cai.training.stage import Report, StageSpec
@@ -125,6 +127,7 @@ def train(spec: StageSpec[DPOConfig], report: Report) -> None:
     )
     trainer = (SoftDPOTrainer if soft else TokenizedDPOTrainer)(
         model=str(spec.model),
+        ref_model=_loaded(spec.reference),
         args=arguments,
         data_collator=SoftPreferenceCollator(tokenizer.pad_token_id, settings.max_length) if soft else None,
         train_dataset=trl_stage.shared_dataset([example(*turn) for turn in turns], spec.folder),
@@ -132,3 +135,12 @@ def train(spec: StageSpec[DPOConfig], report: Report) -> None:
         peft_config=trl_stage.lora_config(settings),
     )
     trl_stage.train_and_save(trainer, tokenizer, spec, report)
+
+
+def _loaded(reference: Path | None) -> Any:
+    """The reference model; None where it is the policy that training starts from."""
+    if reference is None:
+        return None
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32, **loading_options(reference))

@@ -113,6 +113,8 @@ class StageSpec(Generic[Settings]):
     """The folder of the reward model, for the stages that need one."""
     chat: ChatSettings | None = None
     """The chat template's settings of `model`, with which the result is saved; None for those that its folder has."""
+    reference: Path | None = None
+    """The folder of the policy that the KL is taken from; None for `model`. Read by ppo and dpo."""
     launcher: str = ""
     """A command that starts the worker in place of Python, such as `torchrun --nproc_per_node 2`; or `auto`."""
 
@@ -130,7 +132,8 @@ class StageSpec(Generic[Settings]):
             data, model, folder = (Path(fields[key]) for key in ("data", "model", "folder"))
             reward = Path(fields["reward"]) if fields["reward"] else None
             chat = ChatSettings.model_validate(fields["chat"]) if fields.get("chat") else None
-            return StageSpec(settings, data, model, folder, fields["seed"], reward, chat)
+            reference = Path(fields["reference"]) if fields.get("reference") else None
+            return StageSpec(settings, data, model, folder, fields["seed"], reward, chat, reference)
         except (KeyError, TypeError, ValueError) as error:
             raise CaiError(f"{path}: not the specification of a training stage: {error!r}") from error
 
@@ -144,6 +147,7 @@ class StageSpec(Generic[Settings]):
             "folder": str(self.folder),
             "reward": str(self.reward) if self.reward else None,
             "chat": self.chat.identity() if self.chat else None,
+            "reference": str(self.reference) if self.reference else None,
         }
         write_text(path, json.dumps(fields, indent=2))
 
@@ -151,7 +155,7 @@ class StageSpec(Generic[Settings]):
         """The stage's folder with its manifest; files count by content, not by name."""
         mix = self.settings.mix_file if isinstance(self.settings, SFTConfig) else None
         files = {"data": self.data, "mix": Path(mix) if mix else None}
-        models = {"model": self.model, "reward": self.reward}
+        models = {"model": self.model, "reward": self.reward, "reference": self.reference}
         contents = {key: file_fingerprint(path) for key, path in files.items() if path is not None}
         contents |= {key: folder_fingerprint(path) for key, path in models.items() if path is not None}
         manifest = {

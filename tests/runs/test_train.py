@@ -1,19 +1,25 @@
 """The training stages of a run on the tiny model: what feeds what, iterations, human labels."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from cai.config.errors import CaiError
+from cai.data.jsonl import read_rows, write_rows
+from cai.data.records import Preference, Skipped
 from cai.inference.engine import ScriptedEngine
 from cai.inference.scheduler import Reporter
 from cai.runs.folder import RunFolder, all_runs, open_run
-from cai.runs.pipeline import execute
-from cai.runs.plan import make_plan
+from cai.runs.pipeline import execute, train_policy
+from cai.runs.plan import iteration, make_plan
+from cai.training.stage import StageSpec
 from tests.conftest import scripted, write_workspace
+from tests.training.policies import pair
 
 TRAIN = """
 train:
@@ -102,6 +108,9 @@ def test_each_iteration_samples_from_the_policy_before_it(tmp_path: Path, tiny_m
     assert {row.source for row in again} == {"judge"}
     assert {row.model for row in judged} != {row.model for row in again}  # the policy's own samples
     assert {row.judge for row in judged} == {row.judge for row in again}  # by the same judge
+    for folder in (first, second):
+        drift = json.loads((folder.eval / "drift.json").read_text())
+        assert drift["answer"]["n"] > 0 and not drift["missing"]
     policy = str(first.train / "2-ppo/model")
     assert [stage_file(second, name)["model"] for name in ("1-reward", "2-ppo")] == [policy, policy]
     assert {row.before_model for row in first.evaluation()} == {row.before_model for row in second.evaluation()}
@@ -112,6 +121,51 @@ def test_each_iteration_samples_from_the_policy_before_it(tmp_path: Path, tiny_m
     before = len(engines)
     execute_run(run_file, engines=engines)
     assert len(engines) == before  # nothing was asked again
+
+
+ITERATED = "train: [{stage: sft}, {stage: reward, lora_r: 2}, {stage: ppo, lora_r: 2}, {stage: dpo}]\niterations: 3\n"
+
+
+def specifications(tmp_path: Path, model: Path, extra: str = "") -> list[StageSpec[Any]]:
+    """The stages of the third iteration, whose labels are on file: two of people in each, and one of its judge."""
+    run_file = write_workspace(tmp_path, model, extra=ITERATED + extra)
+    plan = make_plan(run_file, [], None, tmp_path / "runs")
+    human = [pair(i, "yes", "no").model_copy(update={"source": "human"}) for i in range(2)]
+    for number in (1, 2, 3):
+        folder = iteration(plan, number, model).folder
+        folder.path.mkdir(parents=True)
+        write_rows(folder.preferences_jsonl, [*human, pair(10 + number, "yes", "no")])
+    specs: list[StageSpec[Any]] = []
+
+    def record(name: str, spec: StageSpec[Any], reporter: Reporter) -> tuple[Path, list[Skipped]]:
+        specs.append(spec)
+        return model, []
+
+    scheduler = SimpleNamespace(timed=lambda name: nullcontext(), skipped=[])
+    train_policy(iteration(plan, 3, model), scheduler, Reporter(Console(quiet=True)), record)  # type: ignore[arg-type]
+    return specs
+
+
+@pytest.mark.parametrize(("labels", "prompts"), [("all", [0, 1, 11, 12, 13]), ("new", [0, 1, 13])])
+def test_a_later_reward_model_learns_all_labels_so_far_or_the_new_ones(
+    labels: str, prompts: list[int], tmp_path: Path, model_folder: Path
+) -> None:
+    reward, _, dpo = specifications(tmp_path, model_folder, f"iterate: {{labels: {labels}}}\n")
+    assert [row.prompt_id for row in read_rows(reward.data, Preference)] == [f"p{i}" for i in prompts]
+    assert [row.prompt_id for row in read_rows(dpo.data, Preference)] == ["p0", "p1", "p13"]
+
+
+def test_later_iterations_take_the_kl_from_the_policy_that_sft_made_or_from_the_last_one(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    (tmp_path / "first").mkdir()
+    specs = specifications(tmp_path, model_folder, "iterate: {kl_anchor: first}\n")
+    sft = tmp_path / "runs/test/iteration-1/train/1-sft/model"
+    assert [spec.reference for spec in specs] == [None, sft, sft]
+    specs[1].write(tmp_path / "stage.json")
+    assert StageSpec.read(tmp_path / "stage.json").reference == sft
+    (tmp_path / "last").mkdir()
+    assert {spec.reference for spec in specifications(tmp_path / "last", model_folder)} == {None}
 
 
 def test_human_labels_join_the_runs_own(tmp_path: Path, model_folder: Path) -> None:

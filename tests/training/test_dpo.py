@@ -2,6 +2,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cai.config.errors import CaiError
 from cai.data.jsonl import write_rows
@@ -75,3 +76,22 @@ def test_a_source_of_weight_0_teaches_nothing(tmp_path: Path, tiny_model: Path, 
     policy = train_here(StageSpec(settings, data, tiny_model, tmp_path / "dpo"), events.append)
     assert (events[0]["examples"], events[0]["left_out"]) == (4, {"human": 4})
     assert preferred_by(policy) < preferred_by(tiny_model) - 1
+
+
+def test_log_ratios_are_taken_from_another_reference_where_one_is_given(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    other = AutoModelForCausalLM.from_pretrained(tiny_model)
+    with torch.no_grad():
+        other.lm_head.weight.mul_(30.0)
+    other.save_pretrained(tmp_path / "first")
+    trainers: list[Any] = []
+    monkeypatch.setattr("cai.training.trl_stage.train_and_save", lambda trainer, *_: trainers.append(trainer))
+    data = write_pairs(tmp_path / "preferences.jsonl")
+    for reference in (None, tmp_path / "first"):
+        spec = StageSpec(dpo(lora_r=2), data, tiny_model, tmp_path / "dpo", reference=reference)
+        train(spec, lambda event: None)
+    own, first = (trainer.train_dataset[0]["ref_chosen_logps"] for trainer in trainers)
+    assert abs(own - first) > 1

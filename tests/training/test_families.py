@@ -9,6 +9,7 @@ import torch
 from cai.data.jsonl import write_rows
 from cai.inference.models import loading_options
 from cai.training.ppo.actor import Actor
+from cai.training.ppo.sampling import padded
 from cai.training.reward_model import RewardModel, classifier, right_padded
 from cai.training.settings import PPOConfig, RewardConfig
 from cai.training.stage import StageSpec
@@ -97,3 +98,15 @@ def test_a_reward_model_of_a_family_is_trained_and_read_as_its_classifier(
 def test_a_reward_model_without_lora_of_a_family_without_a_classifier(tmp_path: Path, tiny_model: Path) -> None:
     folder = planted(tmp_path, save_tiny("granite", tmp_path / "model"), tiny_model, lora_r=None)
     assert RewardModel(folder).scores(TURNS).shape == (len(TURNS), 1)
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("lora_r", [2, None])
+def test_the_kl_is_taken_from_another_reference_where_one_is_given(lora_r: int | None, tmp_path: Path) -> None:
+    model, first = save_tiny("granite", tmp_path / "model"), save_tiny("llama", tmp_path / "first")
+    actor = Actor(model, PPOConfig(stage="ppo", lora_r=lora_r), first)
+    logps = actor.reference_logps(padded([(PROMPTS[0], PROMPTS[1])], "cpu"))
+    with torch.no_grad():
+        logits = plain(first)(input_ids=torch.tensor([PROMPTS[0] + PROMPTS[1]])).logits[0, len(PROMPTS[0]) - 1 : -1]
+    own = logits.log_softmax(-1)[range(len(PROMPTS[1])), PROMPTS[1]]
+    torch.testing.assert_close(logps[0], own, atol=TOLERANCE, rtol=1e-4)

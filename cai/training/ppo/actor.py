@@ -30,15 +30,19 @@ class Actor:
     function has an adapter of its own. Without LoRA the reference and a separate value function are copies.
     """
 
-    def __init__(self, folder: Path, settings: PPOConfig) -> None:
-        """Load the policy that training starts from."""
+    def __init__(self, folder: Path, settings: PPOConfig, reference: Path | None = None) -> None:
+        """Load the policy that training starts from, and the `reference` of the KL where that is another one."""
         from transformers import AutoModelForCausalLM
 
         self.device, self._temperature = distributed.device(), settings.temperature
         self._separate = settings.value == "separate"
-        options = loading_options(folder)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).to(self.device)
-        self._reference: Any = None
+
+        def load(path: Path) -> Any:
+            options = loading_options(path)
+            return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **options).to(self.device)
+
+        model = load(folder)
+        self._reference: Any = None if reference is None else load(reference).requires_grad_(False).eval()
         self._value_model: Any = None
         self.value_head = torch.nn.Linear(model.config.get_text_config().hidden_size, 1).to(self.device)
         torch.nn.init.zeros_(self.value_head.weight)
@@ -52,7 +56,8 @@ class Actor:
                 self.peft.add_adapter("value", lora_config(settings))
             self.peft.set_adapter("policy")
         else:
-            self._reference = copy.deepcopy(model).requires_grad_(False).eval()
+            if self._reference is None:
+                self._reference = copy.deepcopy(model).requires_grad_(False).eval()
             if self._separate:
                 self._value_model = copy.deepcopy(model)
         self.model = model.eval()  # no dropout: the ratio of new to old must be 1 before the first step
@@ -82,7 +87,7 @@ class Actor:
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def reference_logps(self, batch: Batch) -> Tensor:
-        """Log-probabilities of the response tokens under the policy that training started from."""
+        """Log-probabilities of the response tokens under the policy that the KL is taken from."""
         with contextlib.nullcontext() if self.peft is None else self.peft.disable_adapter():
             model = self.model if self._reference is None else self._reference
             return chosen_logps(response_logits(model, batch, self._temperature)[0], batch.responses)

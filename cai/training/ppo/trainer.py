@@ -105,7 +105,7 @@ def train(spec: StageSpec[PPOConfig], report: Report) -> None:
     fitting, unfit = prompts_that_fit(tokenizer, read_rows(spec.data, Prompt), limit)
     prompts = [prompt.ids for prompt in fitting]
     report({"examples": len(prompts), **unfit.event()})
-    actor = Actor(spec.model, settings)
+    actor = Actor(spec.model, settings, spec.reference)
     on = actor.peft if actor.peft is not None and shares_weights(spec.reward, spec.model) else None
     reward_model = RewardModel(spec.reward, on=on, device=actor.device)
     if actor.peft is not None:
