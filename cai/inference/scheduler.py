@@ -35,6 +35,7 @@ from cai.inference.vllm_settings import deciding_arguments, prompts_at_once, vll
 from cai.stats.formatting import counted, duration
 
 PLAIN_SECONDS = 15.0  # between two plain lines
+MEASURED_SHARE, MEASURED_UNITS = 0.1, 32  # of the work, or units, whichever is less: before, a rate is mostly chance
 
 
 class Task:
@@ -45,7 +46,7 @@ class Task:
         self.done = self.cache_hits = 0
         self._start = self._last = time.monotonic()
         self._first: tuple[float, int] | None = None  # when work was first seen to have cost time, and how much of it
-        self._bar = reporter.bars.add_task(visible(name), total=total, text="") if reporter.bars else None
+        self._bar = reporter.bars.add_task(visible(name), total=total or None, text="") if reporter.bars else None
 
     def update(self, done: int, total: int, note: str = "", cache_hits: int = 0) -> None:
         """`done` of `total` units are done, `cache_hits` of them without work; `note` stands beside the rate."""
@@ -64,11 +65,16 @@ class Task:
             self._reporter.say(f"  {self.name}: " + ", ".join(filter(None, parts)))
 
     def _rate(self, paid: int) -> float | None:
-        """Units a second since the first of them was done, so that loading a model does not pass for slow work."""
+        """Units a second since the first of them was done, so that loading a model does not pass for slow work.
+
+        None at first: while many are under way and few are done, the rate of those done says little.
+        """
         now = time.monotonic()
         if self._first is None and paid > 0:
             self._first = now, paid
-        if self._first is None or paid == self._first[1] or now == self._first[0]:
+        if self._first is None or now == self._first[0]:
+            return None
+        if paid - self._first[1] < max(1, min(MEASURED_UNITS, MEASURED_SHARE * (self.total - self._first[1]))):
             return None
         return (paid - self._first[1]) / (now - self._first[0])
 
@@ -301,11 +307,16 @@ class Scheduler:
             self._engines[identity] = CachedEngine(
                 identity,
                 self._cache,
-                lambda: self._open_engine(model, identity, settings),
+                lambda: self._open(model, identity, settings),
                 settings.control_tokens,
                 served([model]),
             )
         return self._engines[identity]
+
+    def _open(self, model: Model, identity: str, settings: EngineConfig) -> Engine:
+        if self.reporter is not None and not isinstance(model, Server):
+            self.reporter.note("loading the model")
+        return self._open_engine(model, identity, settings)
 
     async def run(
         self, stage: Stage, items: Iterable[Item], function: Callable[[Item], Awaitable[Result]]

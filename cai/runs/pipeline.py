@@ -69,6 +69,8 @@ def train_stage(
                 )
             if "mixed" in event:
                 reporter.say(f"  {name}: {event['mixed']} helpful answers mixed in, {event['mix_share']:.0%} of all")
+            if "loading" in event:
+                reporter.note(f"{name}: loading the model")
             if "again" in event:
                 more = f", and {len(event['again']) - 3} more" if len(event["again"]) > 3 else ""
                 reporter.say(f"  {name}: trained again, since these changed: {'; '.join(event['again'][:3])}{more}")
