@@ -1,5 +1,6 @@
 """The shipped run files can be planned as they are, with other folders in place of the models that they name."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,9 @@ def planned(name: str, folder: Path, model: Path) -> Plan:
         named = (data.get(section) or {} if section else data).get(key)
         if named is not None and not str(named).startswith("http"):
             own = folder / str(named).replace("/", "--")
-            if not own.exists():
+            if "chat_template" in (data.get("engine") or {}):  # it is checked with the model's tokenizer
+                shutil.copytree(model, own, dirs_exist_ok=True)
+            elif not own.exists():
                 own.mkdir()
                 for file in model.iterdir():
                     (own / file.name).write_text(f'{{"name": "{named}"}}', encoding="utf-8")
@@ -34,8 +37,8 @@ def planned(name: str, folder: Path, model: Path) -> Plan:
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_an_example_can_be_planned(name: str, tmp_path: Path, model_folder: Path) -> None:
-    plan = planned(name, tmp_path, model_folder)
+def test_an_example_can_be_planned(name: str, tmp_path: Path, model_folder: Path, tiny_model: Path) -> None:
+    plan = planned(name, tmp_path, tiny_model if name == "base-model.yaml" else model_folder)
     assert plan.training
     assert (plan.config.name or "") + ".yaml" == name
 
