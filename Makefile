@@ -60,7 +60,9 @@ test-numerics: setup
 	done; done
 
 # Hostile inputs to every reader of files, options and addresses; the seed is printed. INPUTS=… SEED=… choose others.
+# Before them, a thousand examples of each property, where `make test` has 40.
 fuzz: setup
+	$(PYTEST) -m "hypothesis and not real" --hypothesis-profile=many
 	CAI_RECORD=$(CURDIR)/docs/reliability.json $(BIN)/python -m tests.faults.fuzz $(or $(INPUTS),100000) $(SEED)
 	$(BIN)/python -m tests.faults.reliability
 

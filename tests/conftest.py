@@ -21,11 +21,9 @@ from cai.training import stage, worker
 from cai.training.stage import Report, StageSpec
 
 # The same examples every time, so that a red build is about the change; and no deadlines on noisy machines.
-settings.register_profile("repeatable", derandomize=True, deadline=None)
-
-
+settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=40)
+settings.register_profile("many", deadline=None, max_examples=1000)  # of `make fuzz`
 settings.load_profile("repeatable")
-
 
 ROOT = Path(__file__).parent.parent
 SIXTEEN = ROOT / "tests/sixteen.yaml"
