@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Two runs on the small real model that differ only in their constitution, and their comparison.
+# Two runs on the small real model that differ only in their constitution, and their comparison; then one principle is
+# reworded, and only its share of the calls is made anew.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 times=""
@@ -14,14 +15,20 @@ part() { # NAME COMMAND...: run a command under a heading and record its time
 part "set-up" make --no-print-directory setup
 export PATH="$PWD/.venv/bin:$PATH" PYTHONDONTWRITEBYTECODE=
 part "the model" cai models prepare
-part "run A: brief" cai run examples/quickstart.yaml --name demo-brief
-part "run B: harmless" cai run examples/quickstart.yaml --name demo-harmless --set constitution=constitutions/harmless.yaml
-part "comparison" cai compare demo-brief demo-harmless
+part "run A: brief" cai run examples/demo.yaml --name demo-brief
+part "run B: detailed" cai run examples/demo.yaml --name demo-detailed --set constitution=detailed
+part "comparison" cai compare demo-brief demo-detailed
+
+mkdir -p runs
+sed 's/at most two short sentences\. Keep only the most important point\..*/one short sentence of at most eight words. Keep only the point./; /^      the second sentence\.$/d' \
+  constitutions/brief.yaml > runs/demo-shorter.yaml
+part "one principle reworded" cai constitution diff constitutions/brief.yaml runs/demo-shorter.yaml || true
+part "run C: reworded" cai run examples/demo.yaml --name demo-shorter --set constitution=runs/demo-shorter.yaml --set 'train=[]'
+part "its comparison" cai compare demo-brief demo-shorter
 printf '\nTimes:\n%s' "$times"
 cat <<'END'
 
-This model has 135 million parameters, and a run has 24 prompts: look at the copied and truncated revisions and at the
-position bias of the judge before you read anything into a win rate.
-Next: cai show demo-brief, cai show demo-harmless --stage evaluation, and your own constitution:
-      cai constitution new mine.yaml
+This model has 135 million parameters. As a judge it answers by position: its verdicts flip with the order of the answers,
+and its labels stay near ½. That is why the demo trains on the revisions themselves, and measures length.
+Next: cai show demo-brief, cai report demo-detailed, and a run with your own prompts: cai init prompts.txt
 END

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typer.main import get_command
 
 from cai.cli.main import RENAMED_OPTIONS, app
 from cai.config.yaml_files import RENAMED
+from cai.constitution.principles import load_constitution
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -64,3 +66,12 @@ def test_every_renamed_key_and_option_is_in_the_changelog() -> None:
 
 def test_the_readme_stays_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 900
+
+
+def test_the_demo_rewords_one_principle_of_its_constitution(tmp_path: Path) -> None:
+    script = (ROOT / "examples/demo.sh").read_text(encoding="utf-8")
+    (edit,) = re.findall(r"^sed .*?> runs/demo-shorter.yaml$", script, re.MULTILINE | re.DOTALL)
+    edited = tmp_path / "edited.yaml"
+    subprocess.run(["bash", "-c", edit.replace("runs/demo-shorter.yaml", str(edited))], cwd=ROOT, check=True)
+    before, after = (load_constitution(path).principles for path in (ROOT / "constitutions/brief.yaml", edited))
+    assert [(a.id, a.revision != b.revision) for a, b in zip(before, after, strict=True) if a != b] == [("short", True)]

@@ -183,7 +183,7 @@ def forecast_parts(forecast: Forecast, gpu_rate: float | None) -> Iterator[Rende
     if not misses:
         yield Text("  all calls are cache hits: no model is loaded")
     elif (times := forecast.time_range()) is None:
-        yield Text("  time: not measured yet; `cai bench RUN.yaml` measures this machine, as a first run does")
+        yield Text("  time: not measured yet; `cai bench RUN.yaml` measures this machine")
     else:
         yield Text(f"  time: {duration(times[0])} to {duration(times[1])}, by this model's speed here so far")
     if misses and gpu_rate is not None:
