@@ -23,7 +23,7 @@ mkdir -p runs
 sed 's/at most two short sentences\. Keep only the most important point\..*/one short sentence of at most eight words. Keep only the point./; /^      the second sentence\.$/d' \
   constitutions/brief.yaml > runs/demo-shorter.yaml
 part "one principle reworded" cai constitution diff constitutions/brief.yaml runs/demo-shorter.yaml || true
-part "run C: reworded" cai run examples/demo.yaml --name demo-shorter --set constitution=runs/demo-shorter.yaml --set 'train=[]'
+part "run C: reworded" cai run examples/demo.yaml --name demo-shorter --set constitution=runs/demo-shorter.yaml --set 'train=[]' --set seeds=1
 part "its comparison" cai compare demo-brief demo-shorter
 printf '\nTimes:\n%s' "$times"
 cat <<'END'
