@@ -88,7 +88,7 @@ def _interrupted(reporter: Reporter) -> str:
     return f"Interrupted. {visible(kept)}:\n  {own_command()}"
 
 
-INPUTS = ("prompts.jsonl", "skipped.jsonl")  # the row files that a command writes whatever comes of them
+INPUTS = ("prompts.jsonl", "skipped.jsonl", "costs.jsonl")  # the row files that a command writes whatever comes of them
 
 
 def end_with_failures(*folders: Path, option: str = "") -> None:

@@ -30,7 +30,7 @@ from cai.runs.plan import Plan, iteration, start_folder, start_warnings
 from cai.runs.run_file import GateConfig
 from cai.stats.formatting import counted
 from cai.training.settings import DPOConfig, Online, PPOConfig
-from cai.training.stage import StageSpec, checkpoint_update, run_stage
+from cai.training.stage import StageSpec, checkpoint_update, is_trained, run_stage
 
 DRIFT = "drift.json"
 UNJUDGED = "unknown, since no pair was judged"
@@ -69,8 +69,6 @@ def train_stage(
                 )
             if "mixed" in event:
                 reporter.say(f"  {name}: {event['mixed']} helpful answers mixed in, {event['mix_share']:.0%} of all")
-            if "loading" in event:
-                reporter.note(f"{name}: loading the model")
             if "again" in event:
                 more = f", and {len(event['again']) - 3} more" if len(event["again"]) > 3 else ""
                 reporter.say(f"  {name}: trained again, since these changed: {'; '.join(event['again'][:3])}{more}")
@@ -79,6 +77,8 @@ def train_stage(
             if "done" in event:
                 reporter.say(f"  {name}: {event['done']}")
 
+        if not is_trained(spec):
+            reporter.note(f"{name}: loading the model")
         reporter.resumption = lambda: resumption(name, spec)
         result = run_stage(spec, report, replace, keep_data)
         reporter.resumption = None

@@ -204,7 +204,6 @@ def run_stage(spec: StageSpec[Any], report: Report, replace: bool = True, keep_d
                 write_text(folder / "data.json", json.dumps(event))
             report(event)
 
-        report({"loading": True})
         command = [*worker_python(spec.launcher), "-m", "cai.training.worker", str(stage_file)]
         log = folder / "train.log"
         follow(command, log, keep_counts)

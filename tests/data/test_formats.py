@@ -255,11 +255,12 @@ def test_errors_name_the_comparison_by_its_position_in_the_file(tmp_path: Path) 
         path.write_text(json.dumps({**ANNOTATED, "comparisons": comparisons}, indent=1))
 
     write(first, undecided, silent, unasked)
-    pair, *others = iter_preferences(path)
+    pair, tie, *others = iter_preferences(path)
     assert isinstance(pair, Preference)
+    assert isinstance(tie, Preference)
+    assert tie.p == 0.5
     assert (pair.prompt_id, pair.source) == ("c1", "human")
     assert [(o.stage, o.reason.split(":")[0]) for o in others if isinstance(o, Skipped)] == [
-        ("pairs.json:comparison 2", "the default annotator has no preference (tie)"),
         ("pairs.json:comparison 3", "no prompt"),
         ("pairs.json:comparison 4", "no annotation by the default annotator, d0"),
     ]

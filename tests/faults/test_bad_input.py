@@ -255,7 +255,7 @@ def test_the_launcher_in_a_received_run_folder_is_not_run_by_what_reads_the_fold
         (stage / "stage.json").write_text(json.dumps({"launcher": f"touch {started}", "model": "model"}))
     for line in (
         "show one", "runs", "report one", "compare one two", "eval one --prompts p.jsonl --constitution c.yaml",
-        "constitution show one", "verify one", "run runs/one/run.yaml --dry-run",
+        "constitution show one", "verify one", "run runs/one/run.yaml --dry-run --name other",
     ):  # fmt: skip
         printed = command(line.split(" "), tmp_path)
         assert "error" not in printed or "nothing to compare" in printed, printed

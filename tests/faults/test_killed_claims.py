@@ -19,7 +19,7 @@ from cai.training.stage import Report, StageSpec, run_stage
 from tests.conftest import ROOT, scripted, write_workspace
 from tests.faults.kill_points import TORTURE, kill_points
 
-SAME_ANYWHERE = {BUSY, "log.txt", "summary.json"}  # of which the last two have times in them
+SAME_ANYWHERE = {BUSY, "log.txt", "summary.json", "costs.jsonl"}  # of which the last three have times in them
 
 
 def content(folder: Path) -> dict[str, str]:
