@@ -4,6 +4,7 @@ import ast
 import asyncio
 import json
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -124,14 +125,19 @@ def test_an_adapter_is_no_model(planted: Path) -> None:
 
 def test_every_loader_says_that_it_trusts_no_code() -> None:
     """`from_pretrained` of transformers, by its keywords; of peft it reads a JSON file alone."""
+    assert SAFE_LOADING["trust_remote_code"] is False
     for path in sorted((ROOT / "cai").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        source = path.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(source)):
             if (
                 isinstance(node, ast.Call)
                 and isinstance(node.func, ast.Attribute)
                 and node.func.attr == "from_pretrained"
                 and ast.unparse(node.func.value) != "LoraConfig"
             ):
-                keywords = {keyword.arg or ast.unparse(keyword.value) for keyword in node.keywords}
-                safe = keywords & {"trust_remote_code", "SAFE_LOADING"} or any("loading_options" in k for k in keywords)
-                assert safe, f"{path}:{node.lineno}"
+                keywords = {keyword.arg or ast.unparse(keyword.value).partition("(")[0] for keyword in node.keywords}
+                if "options" in keywords:  # the ones that `loading_options` makes of SAFE_LOADING
+                    assert set(re.findall(r"^ +options = (\w+)\(", source, re.MULTILINE)) == {"loading_options"}, path
+                    continue
+                safe = {"trust_remote_code", "SAFE_LOADING", "loading_options"}
+                assert keywords & safe, f"{path}:{node.lineno}"
