@@ -58,6 +58,9 @@ PageOut = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Whe
 ConstitutionName = Annotated[
     str, typer.Option("--constitution", metavar="NAME", help="YAML file, shipped constitution, or run.")
 ]
+ConstitutionFiles = Annotated[
+    list[str], typer.Argument(metavar="CONSTITUTION...", help="YAML files or shipped constitutions.")
+]
 JudgeNames = Annotated[
     list[str], typer.Option("--judge", metavar="NAME", help="Judge model or server URL#NAME; repeat for a panel.")
 ]

@@ -372,7 +372,7 @@ def test_a_file_of_another_kind_is_named_in_one_line_with_what_takes_it(
 
 
 def test_only_commands_take_more_than_six_parameters() -> None:
-    commands = {command.target.partition(":")[2] for command in COMMANDS.values()}
+    commands = {command.target.partition(":")[2] for command in COMMANDS.values()} | {"test"}  # of `cai constitution`
     for path in sorted((ROOT / "cai/cli").glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef) and node.name not in commands and not node.decorator_list:

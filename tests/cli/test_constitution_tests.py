@@ -40,7 +40,7 @@ def cai(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
     opened = scripted(answer=lambda r: "Use\x07 the stairs.", weigh=weigh)
-    monkeypatch.setattr("cai.cli.constitution.Scheduler", partial(Scheduler, open_engine=opened))
+    monkeypatch.setattr("cai.cli.constitution_test.Scheduler", partial(Scheduler, open_engine=opened))
     (tmp_path / "c.yaml").write_text(FILE, encoding="utf-8")
 
     def run(*arguments: object) -> tuple[int, str, str]:
@@ -136,7 +136,7 @@ def test_an_interrupt_prints_the_command_that_resumes_once_there_are_answers(
         arguments[-1].reporter.advanced = answered
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cai.cli.constitution.run_tests", interrupted)
+    monkeypatch.setattr("cai.cli.constitution_test.run_tests", interrupted)
     status, out, _ = cai("c.yaml")
     assert status == 130
     assert ("cai constitution test c.yaml" in out) is answered

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from cai.constitution.principles import Principle
-from cai.constitution.sandbox import MAX_OUTPUT, Template
+from cai.constitution.sandbox import Template
+from cai.constitution.template_budget import MAX_OUTPUT
 from cai.constitution.template_syntax import TemplateFault
 
 VARIABLES: dict[str, Any] = {
