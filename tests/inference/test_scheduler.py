@@ -191,6 +191,29 @@ def test_the_last_line_of_a_stage_counts_its_calls_and_cache_hits(tmp_path: Path
     assert last.endswith(", 2 cache hits")
 
 
+def test_a_model_that_is_loaded_is_announced_and_cache_hits_load_none(tmp_path: Path, model_folder: Path) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    run_stage(scheduler(tmp_path, [], console), model_folder, ["a", "b"])
+    assert console.file.getvalue().splitlines()[0] == "  loading the model"
+    console = Console(file=io.StringIO(), width=200)
+    run_stage(scheduler(tmp_path, [], console), model_folder, ["a", "b"])
+    assert "loading" not in console.file.getvalue()
+
+
+def test_no_time_is_estimated_before_a_tenth_of_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("cai.inference.scheduler.time.monotonic", lambda: now)
+    console = Console(file=io.StringIO(), width=200)
+    with Reporter(console).task("answers", 100, "calls") as task:
+        for now, done in ((20.0, 1), (60.0, 2), (80.0, 12)):  # noqa: B007
+            task.update(done, 100)
+    assert console.file.getvalue().splitlines() == [
+        "  answers: 1/100 calls",
+        "  answers: 2/100 calls",
+        "  answers: 12/100 calls, 5.5 s each, about 8 min 00 s left",
+    ]
+
+
 def test_neither_loading_nor_cache_hits_count_as_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr("cai.inference.scheduler.time.monotonic", lambda: now)
