@@ -14,6 +14,7 @@ from cai.cli.console import (
     by_p,
     echo_json,
     effect_cells,
+    footnotes,
     heading,
     line,
     listed,
@@ -80,7 +81,6 @@ PRINTED_EXAMPLES = 2  # of each kind; the page has more
 PRINTED_EFFECTS = 8
 PRINTED_TAGS = 8
 SPARKS = "▁▂▃▄▅▆▇█"
-STARS = "* significant at 5 %, corrected for all tests of this comparison (Holm)"
 
 
 def compare(
@@ -229,7 +229,7 @@ def _pair(c: RunComparison, pair: PairComparison) -> Iterator[RenderableType | G
         yield heading("Metrics of the trained policies on shared prompts")
         yield _policy_metrics(of_policies, b)
     if pair.metrics:
-        yield Text(f"  {STARS}", style="dim")
+        yield from footnotes([*(m.effect for m in pair.metrics), *(row.effect for row in pair.head_to_head)])
     if pair.unpaired:
         yield heading("Metrics of each run on its own prompts: not paired, not tested")
         yield _unpaired(pair.unpaired, b)

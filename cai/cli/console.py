@@ -25,7 +25,7 @@ from cai.constitution.difference import word_changes
 from cai.data.jsonl import read_rows, write_text
 from cai.data.records import Skipped
 from cai.inference.scheduler import Reporter
-from cai.stats.formatting import counted, interval, mean_difference, number
+from cai.stats.formatting import UNDETECTABLE, counted, interval, mean_difference, number
 from cai.stats.significance import Effect
 
 WIDEST = 1000  # columns of a table
@@ -276,8 +276,15 @@ def effect_cells(effect: Effect) -> tuple[str, str, str, str]:
     """The difference, its interval, the number of prompts, and the minimum detectable difference."""
     if effect.mean == 0 and not effect.se:
         return "equal ", "", str(effect.n), ""
-    detectable = number(effect.minimum_detectable)
+    detectable = "none" if effect.undetectable else number(effect.minimum_detectable)
     return starred(mean_difference(effect), effect), interval(effect), str(effect.n), detectable
+
+
+def footnotes(effects: Iterable[Effect]) -> Iterator[Text]:
+    """What the marks in tables of effects mean."""
+    yield Text("  * significant at 5 %, corrected for all tests of this comparison (Holm)", style="dim")
+    if any(effect.undetectable for effect in effects):
+        yield Text(f"  none: {UNDETECTABLE}", style="dim")
 
 
 def by_p(effect: Effect) -> float:

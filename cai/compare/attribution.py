@@ -5,6 +5,7 @@ without an effect is at most 5 %. What the trained policies answer is not tested
 """
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -96,7 +97,12 @@ def _corrected(matrices: Sequence[Attribution]) -> list[Attribution]:
         for row in matrix.rows
         for name, effect in row.effects.items()
     }
-    effects = corrected({"effects": cells})["effects"]
+    words = {metric.name for metric in METRICS if metric.unit == "words"}
+
+    def largest(table: str, cell: tuple[int, str, str]) -> float:
+        return math.inf if cell[-1] in words else 0.5 if cell[-1] == HEAD_TO_HEAD else 1.0
+
+    effects = corrected({"effects": cells}, largest)["effects"]
     complete = []
     for number, matrix in enumerate(matrices):
         rows = [

@@ -337,9 +337,18 @@ def _corrected(pairs: Sequence[PairComparison]) -> tuple[list[PairComparison], d
             for place, row in enumerate(pair.revisions.preferences)
         },
     }
-    effects = corrected(tables)
+    effects = corrected(tables, _largest)
     family = {name: number for name, table in tables.items() if (number := sum(map(counts, table.values())))}
     return [_with_effects(pair, effects) for pair in pairs], family
+
+
+def _largest(table: str, place: Place) -> float:
+    """The largest difference there can be: 1 between two shares, ½ from ½, and none of words."""
+    if table in (WIN_TABLE, REVISION_TABLE):
+        return 0.5
+    metrics: Mapping[str, Metric[Any]] = RUN_METRICS if table == METRIC_TABLE else {m.key: m for m in ROUND_METRICS}
+    metric = metrics.get(str(place[-1]))
+    return math.inf if metric is not None and metric.unit == "words" else 1.0
 
 
 def _with_effects(pair: PairComparison, effects: Mapping[str, Mapping[Place, Effect]]) -> PairComparison:

@@ -15,7 +15,7 @@ from cai.compare.record import (
     RunComparison,
 )
 from cai.feedback.metrics import HELPFUL_WIN_RATE, RUN_METRICS
-from cai.stats.formatting import counted, difference, mean_difference, number, percent
+from cai.stats.formatting import UNDETECTABLE, counted, difference, mean_difference, number, percent
 from cai.stats.significance import Effect
 from cai.stats.trainings import PROMPTS_ONLY
 from cai.stats.win_rate import FEW_PROMPTS
@@ -93,6 +93,8 @@ def _not_significant(c: RunComparison, pair: PairComparison) -> Iterator[str]:
         if nearest:
             change = f"{nearest.name} {mean_difference(nearest.effect)}"
             line += f"; closest to significance: {change}, {_detectable(nearest.effect)}"
+        elif any(m.effect.undetectable for m in differ):
+            line += f"; {UNDETECTABLE}"
         yield line
     if untested:
         widest = max(untested, key=lambda m: abs(m.effect.mean / m.effect.se) if m.effect.se else 0.0)
@@ -125,6 +127,8 @@ def _no_principle_effect(head: str, pair: PairComparison) -> Iterator[str]:
         prompts = f"{effect.n} prompts with controls" if p.controls else f"the {effect.n} prompts that sampled it"
         change = f"{OUTCOME_NAMES[outcome]} {mean_difference(effect)} on {prompts}"
         line += f"; closest to significance: {p.id}, {change}, {_detectable(effect)}"
+    elif any(effect.undetectable for *_, effect in effects):
+        line += f"; {UNDETECTABLE}"
     yield line
 
 
@@ -159,6 +163,8 @@ def insignificance(effect: Effect) -> str:
         return "a tie on every prompt"
     if effect.note == PROMPTS_ONLY:
         return f"not tested ({PROMPTS_ONLY})"
+    if effect.undetectable:
+        return f"not significant, and {UNDETECTABLE}"
     return "not significant" + (f", {_detectable(effect)}" if effect.minimum_detectable else "")
 
 

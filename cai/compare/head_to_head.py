@@ -7,7 +7,7 @@ from typing import Any, Literal
 from cai.compare.reading import RunData
 from cai.compare.record import Example, HeadToHead
 from cai.data.records import Judgement
-from cai.evaluation.evaluation_plan import HELPFUL, SAFE
+from cai.evaluation.evaluation_plan import HELPFUL, OVERALL, SAFE
 from cai.feedback.metrics import AXIS_METRICS, EVAL_JUDGE_METRICS, Metric
 from cai.inference.models import folder_fingerprint
 from cai.stats.edits import word_distance
@@ -101,18 +101,29 @@ def outdated(run: RunData, a: RunData, b: RunData) -> bool:
 
 def same_eval_judge(a: RunData, b: RunData) -> bool:
     """Whether both runs' held-out answers were compared by the same model under the same constitution."""
-    eval_constitutions = [(run.manifest.get("eval_constitution") or {}).get("fingerprint") for run in (a, b)]
-    judges = [{row.judge for row in (run.answered or {}).values()} for run in (a, b)]
-    return (
-        eval_constitutions[0] == eval_constitutions[1] and eval_constitutions[0] is not None and judges[0] == judges[1]
-    )
+    constitutions = [_eval_principles(run) for run in (a, b)]
+    return constitutions[0] == constitutions[1] and constitutions[0] is not None and _same_judge_model(a, b)
+
+
+def _same_judge_model(a: RunData, b: RunData) -> bool:
+    """Whether one model compared the answers of all policies; `cai eval --judge` may have replaced some evaluations."""
+    judges = [{row.judge for policy in run.policies or [] for row in policy.answered.values()} for run in (a, b)]
+    return judges[0] == judges[1] and len(judges[0]) <= 1
+
+
+def _eval_principles(run: RunData) -> Any:
+    """The content of each principle by which the run's answers were compared; None where no file says.
+
+    `cai eval --constitution` may have replaced the run's own evaluation, so the evaluation's manifest decides.
+    """
+    axis = run.axes.get(OVERALL)
+    return axis.get("principles") if isinstance(axis, dict) else None
 
 
 def same_axes(a: RunData, b: RunData) -> bool:
     """Whether the same model compared both runs' held-out answers on the same two axes."""
-    judges = [{row.judge for row in (run.answered or {}).values()} for run in (a, b)]
     axes = [[run.axes.get(name) for name in (HELPFUL, SAFE)] for run in (a, b)]
-    return judges[0] == judges[1] and None not in axes[0] and axes[0] == axes[1]
+    return _same_judge_model(a, b) and None not in axes[0] and axes[0] == axes[1]
 
 
 def comparable(metrics: Iterable[Metric[Any]], a: RunData, b: RunData) -> Iterator[Metric[Any]]:

@@ -4,6 +4,7 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from cai.compare.record import PositionFlip
@@ -103,7 +104,7 @@ class RunData:
     policies: list[PolicyData] | None = None
     judgements: list[Judgement] = field(default_factory=list)  # of `cai eval`
     evaluated: dict[str, str] = field(default_factory=dict)  # the policies it was about: the content of each by name
-    axes: dict[str, Any] = field(default_factory=dict)  # of the evaluation: each constitution's content by axis
+    axes: dict[str, Any] = field(default_factory=dict)  # of all evaluations: each constitution's content by axis
     skipped: dict[str, int] = field(default_factory=dict)
     rows: dict[str, int | None] = field(default_factory=dict)  # by file
     flips: list[PositionFlip] = field(default_factory=list)
@@ -152,7 +153,10 @@ def read_run(folder: RunFolder, number: int = 0) -> RunData:
     run.labels = _part(run, "preferences", Preference, lambda rows: _labels(run, rows, flips))
     run.revised = _part(run, "revisions", Revision, lambda rows: _revised(run, rows))
     run.policies = _policies(run, flips)
-    run.evaluated, run.axes = _evaluated(folder)
+    evaluations = [path for path in folder.evaluations() if (path / COMPARISONS).exists()]
+    run.evaluated = _evaluated(folder.eval)[0]
+    axes = [_evaluated(path)[1] for path in evaluations] or [{}]
+    run.axes = {name: axis for name, axis in axes[0].items() if all(other.get(name) == axis for other in axes)}
     if len(run.evaluated) > 2:  # with other policies than the run's own and its base
         run.judgements = _part(run, "eval/comparisons", Judgement, list) or []
     run.skipped = _part(run, "skipped", Skipped, lambda rows: dict(Counter(row.reason for row in rows))) or {}
@@ -165,10 +169,10 @@ def shared_prompts(a: RunData, b: RunData) -> list[str]:
     return [i for i, prompt in a.prompts.items() if i in b.prompts and b.prompts[i].messages == prompt.messages]
 
 
-def _evaluated(folder: RunFolder) -> tuple[dict[str, str], dict[str, Any]]:
-    """The policies of the run's evaluation and its axes, by name; without any where its manifest does not say."""
+def _evaluated(folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    """The policies of an evaluation and its axes, by name; without any where its manifest does not say."""
     try:
-        manifest = read_json(folder.eval / MANIFEST_JSON)
+        manifest = read_json(folder / MANIFEST_JSON)
         return {policy["name"]: policy["model"] for policy in manifest["policies"]}, dict(manifest.get("axes") or {})
     except (CaiError, LookupError, TypeError, ValueError):
         return {}, {}

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from cai.stats.significance import Effect
 
 NONE = "–"
+UNDETECTABLE = "at this n no possible difference is detectable"
 
 
 def percent(rate: float | None) -> str:

@@ -9,7 +9,7 @@ interval excludes 0 exactly where p ≤ 0.05. scipy.stats.bootstrap has neither 
 """
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import lru_cache
 from statistics import NormalDist
 from typing import Any, TypeVar
@@ -40,7 +40,8 @@ class Effect(BaseModel):
     is none, `adjusted` the same after Holm's correction for everything tested in the output, `least_p` the smallest p
     that these prompts could have had, and `freedom` the degrees of freedom of `se` (None: many).
     `minimum_detectable` is the smallest true difference that the test finds with 80 % power at this n, spread and
-    correction; see `minimum_detectable`.
+    correction; see `minimum_detectable`. `undetectable`: it would be larger than any that there can be, such as 1
+    between two shares.
 
     Of trained policies, `trainings` has how many there are on either side, and `between_trainings` the share of the
     variance of the difference, in [0, 1], that comes of their trainings. With one training a side that variance is
@@ -55,6 +56,7 @@ class Effect(BaseModel):
     p: float | None
     adjusted: float | None = None
     minimum_detectable: float | None = None
+    undetectable: bool = False
     least_p: float = 0.0
     freedom: float | None = None
     trainings: tuple[int, int] | None = None
@@ -154,8 +156,12 @@ def two_sided(z: float) -> float:
     return max(math.erfc(abs(z) / math.sqrt(2)), 1e-300)
 
 
-def corrected(tables: Mapping[str, Mapping[Key, Effect]]) -> dict[str, dict[Key, Effect]]:
+def corrected(
+    tables: Mapping[str, Mapping[Key, Effect]], largest: Callable[[str, Key], float] = lambda table, key: math.inf
+) -> dict[str, dict[Key, Effect]]:
     """The effects of everything that one output tests as one family, with `adjusted` and `minimum_detectable` for each.
+
+    Args: `largest` is the largest difference that a test of a table can have, such as 1 between two shares.
 
     The chance that any of them is significant without an effect is at most ALPHA. Every table that has a test weighs
     the same, and so does every test of a table (Holm 1979 with weights: Benjamini & Hochberg 1997, Scand. J. Stat. 24,
@@ -175,9 +181,12 @@ def corrected(tables: Mapping[str, Mapping[Key, Effect]]) -> dict[str, dict[Key,
         if effect.p is None:
             return effect
         tests = max(1.0, family * max(1, len(tested[name])))
+        smallest = minimum_detectable(effect, tests)
+        undetectable = smallest is not None and smallest > largest(name, key)
         updates = {
             "adjusted": adjusted.get((name, key), effect.p),
-            "minimum_detectable": minimum_detectable(effect, tests),
+            "minimum_detectable": None if undetectable else smallest,
+            "undetectable": undetectable,
         }
         return effect.model_copy(update=updates)
 

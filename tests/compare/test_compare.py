@@ -2,10 +2,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from cai.cli.compare import _comparison
+from cai.cli.console import show
 from cai.compare.compare import compare_runs
 from cai.config.errors import CaiError
 from cai.runs.folder import RunFolder, open_run
+from tests.compare.made import make_run, principles
 from tests.conftest import SIXTEEN, write_workspace
 from tests.runs.test_pipeline import run_to_end
 
@@ -68,3 +72,31 @@ def test_an_unknown_run_is_answered_with_the_known_ones(tmp_path: Path, model_fo
     two_runs(tmp_path, model_folder)
     with pytest.raises(CaiError, match=r"no run 'c' in .*runs there: a, b"):
         open_run("c", tmp_path / "runs")
+
+
+def test_a_share_that_could_only_be_found_above_one_is_said_to_be_undetectable(tmp_path: Path) -> None:
+    a = make_run(
+        tmp_path / "a",
+        principles("calm", "plain"),
+        lambda i, _: f"an answer to {i}",
+        prompts=14,
+        verdict=lambda i, _: 0.99 if int(i[1:]) % 2 else 0.01,
+    )
+    b = make_run(
+        tmp_path / "b",
+        principles("calm", "plain"),
+        lambda i, _: f"an answer to {i}",
+        prompts=14,
+        verdict=lambda i, _: 0.01 if int(i[1:]) % 2 else 0.98,
+    )
+    found = compare_runs([a, b])
+    [metric] = [m for m in found.pairs[0].metrics if m.key == "revision_better"]
+    assert (metric.effect.undetectable, metric.effect.minimum_detectable) == (True, None)
+    assert any(line.endswith("at this n no possible difference is detectable") for line in found.findings)
+    console = Console(record=True, width=120)
+    for part in _comparison(found):
+        show(console, part)
+    text = console.export_text()
+    [row] = [line for line in text.splitlines() if line.strip().startswith("P(revision better)") and "none" in line]
+    assert row.rstrip().endswith("none")
+    assert "none: at this n no possible difference is detectable" in text

@@ -12,6 +12,8 @@ from cai.compare.compare import compare_runs
 from cai.compare.record import PairComparison, PrincipleComparison, RunComparison
 from cai.config.errors import CaiError
 from cai.constitution.principles import AppliesTo
+from cai.data.jsonl import read_rows, write_rows, write_text
+from cai.data.manifest import read_json
 from cai.data.records import Judgement
 from cai.feedback.metrics import AXIS_METRICS, EVAL_JUDGE_METRICS, EVALUATION_METRICS, REVISION_METRICS
 from cai.inference.models import folder_fingerprint
@@ -276,6 +278,27 @@ def test_all_ties_establish_nothing(tmp_path: Path) -> None:
     assert any(line.endswith("a tie on every prompt") for line in found.findings)
 
 
+@pytest.mark.parametrize("replaced", ["constitution", "judge", "judge of a further training"])
+def test_win_rates_by_another_judge_or_constitution_of_a_replaced_evaluation_are_not_compared(
+    tmp_path: Path, replaced: str
+) -> None:
+    runs = [
+        make_run(tmp_path / name, BOTH, as_ever, evaluation=lambda i: 0.9, seeds=[lambda i: 0.8]) for name in ("a", "b")
+    ]
+    assert "win_rate" in {m.key for m in pair_of(compare_runs(runs)).metrics}
+    folder = tmp_path / "b" / ("seeds/2/eval" if replaced.endswith("training") else "eval")
+    if replaced == "constitution":
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest["axes"]["overall"] = {"name": "other", "principles": {"other": "g"}}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    else:
+        rows = read_rows(folder / "comparisons.jsonl", Judgement)
+        write_rows(folder / "comparisons.jsonl", [row.model_copy(update={"judge": "k"}) for row in rows])
+    found = compare_runs(runs)
+    assert "win_rate" not in {m.key for m in pair_of(found).metrics}
+    assert "a and b have different eval judges, so their win rates are not compared" in found.warnings
+
+
 def test_labels_of_the_same_pairs_agree_or_do_not(tmp_path: Path) -> None:
     a = make_run(tmp_path / "a", BOTH, as_ever, labels=lambda i: 0.8)
     b = make_run(tmp_path / "b", BOTH, as_ever, labels=lambda i: 0.8 if int(i[1:]) < 30 else 0.3)
@@ -376,6 +399,7 @@ def test_an_older_manifest_and_a_missing_constitution_are_warnings(tmp_path: Pat
     a, b = (make_run(tmp_path / name, BOTH, as_ever, evaluation=lambda i: 0.6) for name in "ab")
     manifest = b.manifest()
     b.manifest_json.write_text(json.dumps({"config": manifest["config"], "model": "m"}))
+    write_text(b.eval / "manifest.json", json.dumps(read_json(b.eval / "manifest.json") | {"axes": None}))
     b.constitution_yaml.unlink()
     b.prompts_jsonl.rename(b.path / "moved")
     found = compare_runs([a, b])

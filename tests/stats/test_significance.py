@@ -167,6 +167,20 @@ def test_a_table_has_a_minimum_detectable_difference_for_each_effect_significant
     assert table["unclear"].minimum_detectable == minimum_detectable(unclear, 2)
 
 
+def test_a_difference_larger_than_any_there_can_be_is_none_to_detect() -> None:
+    wide, clear = paired([1.0, -1.0] * 6), paired([0.5, 0.4, 0.6] * 4)
+    table = corrected(
+        {"metrics": {"words": wide, "wide": wide, "clear": clear}}, lambda _, key: 99 if key == "words" else 1
+    )
+    found = {key: (effect.undetectable, effect.minimum_detectable) for key, effect in table["metrics"].items()}
+    assert (minimum_detectable(wide, 3) or 0) > 1
+    assert found == {
+        "words": (False, minimum_detectable(wide, 3)),
+        "wide": (True, None),
+        "clear": (False, minimum_detectable(clear, 3)),
+    }
+
+
 def test_over_500_comparisons_false_positives_stay_below_alpha_and_planted_effects_are_detected() -> None:
     """A comparison is five metrics on the same forty prompts, without effect; in half of them one is planted."""
     rng = np.random.default_rng(2)
