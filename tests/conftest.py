@@ -13,11 +13,12 @@ from hypothesis import settings
 from cai.constitution.principles import Constitution, load_constitution
 from cai.constitution.templates import Templates
 from cai.data.records import Message, Prompt
+from cai.evaluation import scores
 from cai.inference.engine import Choose, Engine, EngineConfig, Generate, ScriptedEngine, indifferent
 from cai.inference.models import Model
 from cai.inference.scheduler import OpenEngine
 from cai.inference.vllm_settings import set_environment
-from cai.training import stage, worker
+from cai.training import scoring, stage, worker
 from cai.training.stage import Report, StageSpec
 
 # The same examples every time, so that a red build is about the change; and no deadlines on noisy machines.
@@ -78,7 +79,19 @@ def one_thread(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def one_torch_thread() -> Iterator[None]:
+    """A tiny model gains nothing from more threads, unless OMP_NUM_THREADS asks for them."""
+    import torch
+
+    before = torch.get_num_threads()
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory, one_torch_thread: None) -> Path:
     """A Llama of a few thousand random weights with a byte-level tokenizer."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -180,12 +193,16 @@ def train_here(spec: StageSpec[Any], report: Report = lambda event: None) -> Pat
 
 @pytest.fixture
 def no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets run_stage train in this process; tests/training/test_stage.py covers the worker's own process."""
+    """Trains and scores in this process; test_stage.py and test_scores.py cover the workers' own processes."""
 
     def train(command: list[str], log: Path, report: Report) -> None:
         worker.train(StageSpec.read(Path(command[-1])), report)
 
+    def score(command: list[str], log: Path, report: Report) -> None:
+        scoring.score(scoring.ScoringSpec.model_validate_json(Path(command[-1]).read_bytes()), report)
+
     monkeypatch.setattr(stage, "follow", train)
+    monkeypatch.setattr(scores, "follow", score)
 
 
 def scripted(
