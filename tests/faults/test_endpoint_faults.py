@@ -37,6 +37,11 @@ KEY = "sk-planted-0123456789"
 REQUESTS = 4  # fewer than FAILURES_IN_A_ROW, so that each of them is a counted failure
 SOON = 60.0  # seconds, beyond which a run hangs
 SLOW = ("hangs", "drips")
+PATIENCE: dict[Mode, float] = {
+    "first": 2.0,
+    "every other": 0.2,
+    "always": 0.1,
+}  # seconds for an answer of a slow server
 CASES = [
     (fault, step, mode)
     for step, faults in {
@@ -98,16 +103,17 @@ def ask(server: FaultyServer, step: str, cache: Path, timeout: float = 30.0) -> 
 
 @pytest.mark.parametrize(
     ("fault", "step", "mode"),
-    [
-        pytest.param(*case, marks=[pytest.mark.slow] if case[0] in SLOW or case[2] == "every other" else [])
-        for case in CASES
-    ],
+    [pytest.param(*case, marks=[pytest.mark.slow] if case[2] == "every other" else []) for case in CASES],
 )
-def test_a_fault_is_retried_or_counted_or_a_clear_error(fault: str, step: str, mode: Mode, tmp_path: Path) -> None:
+def test_a_fault_is_retried_or_counted_or_a_clear_error(
+    fault: str, step: str, mode: Mode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if mode == "every other":  # on a busy machine a sound answer may take longer than its patience
+        monkeypatch.setattr(endpoint_pool, "SLOW_TRIES", 20)
     expected, answers, failures, error = sound(step), dict[int, Any](), list[Skipped](), ""
     with faulty_server(fault, mode) as server:
         try:
-            timeout = (0.3 if mode == "always" else 2.0) if fault in SLOW else 30.0
+            timeout = PATIENCE[mode] if fault in SLOW else 30.0
             answers, failures = ask(server, step, tmp_path / "cache.sqlite", timeout)
         except CaiError as stopped:
             error = str(stopped)
