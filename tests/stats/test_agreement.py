@@ -170,7 +170,7 @@ def test_the_calibration_error_on_few_pairs_is_near_the_one_on_many() -> None:
         many = calibration_error(*drawn_judge(rng, 20_000, overconfidence), [i // 2 for i in range(40_000)])
         assert many.mean == pytest.approx(overconfidence, abs=0.01)
         few = [
-            calibration_error(*drawn_judge(rng, 50, overconfidence), [i // 2 for i in range(100)]) for _ in range(60)
+            calibration_error(*drawn_judge(rng, 50, overconfidence), [i // 2 for i in range(100)]) for _ in range(40)
         ]
         assert np.mean([error.mean for error in few]) == pytest.approx(overconfidence, abs=off)
         held = [error.low <= overconfidence <= error.high for error in few if error.low is not None and error.high]
@@ -179,9 +179,9 @@ def test_the_calibration_error_on_few_pairs_is_near_the_one_on_many() -> None:
 
 def test_a_calibrated_judge_on_forty_pairs_passes_a_gate_of_a_tenth() -> None:
     rng = np.random.default_rng(1)
-    errors = [calibration_error(*drawn_judge(rng, 20, 0.0), range(40)) for _ in range(100)]
+    errors = [calibration_error(*drawn_judge(rng, 20, 0.0), range(40)) for _ in range(50)]
     assert np.mean([error.low is not None and error.low <= 0.1 for error in errors]) >= 0.9
-    wrong = [calibration_error(*drawn_judge(rng, 20, 0.4), range(40)) for _ in range(100)]
+    wrong = [calibration_error(*drawn_judge(rng, 20, 0.4), range(40)) for _ in range(50)]
     assert np.mean([error.low is not None and error.low <= 0.1 for error in wrong]) <= 0.1
 
 

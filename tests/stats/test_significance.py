@@ -155,8 +155,8 @@ def test_the_minimum_detectable_difference_is_detected_four_times_in_five() -> N
         known = paired(rng.normal(0, 1, n)).model_copy(update={"se": n**-0.5})
         detectable = minimum_detectable(known, tests)
         assert detectable is not None
-        found = sum((paired(rng.normal(detectable, 1, n)).p or 0) <= ALPHA / tests for _ in range(800))
-        assert 0.75 <= found / 800 <= 0.85, (n, tests)
+        found = sum((paired(rng.normal(detectable, 1, n)).p or 0) <= ALPHA / tests for _ in range(400))
+        assert 0.75 <= found / 400 <= 0.85, (n, tests)
 
 
 def test_a_table_has_a_minimum_detectable_difference_for_each_effect_significant_or_not() -> None:
