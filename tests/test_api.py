@@ -102,6 +102,15 @@ def test_calls_that_ask_for_the_same_model_load_it_once(model_folder: Path, monk
     assert closed == engines, "training needs the memory"
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, as in a notebook's kernel; a job in a script's background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_call_leaves_a_state_in_which_the_next_one_works(model_folder: Path) -> None:
     engines: list[ScriptedEngine] = []
     interrupts: list[Choose] = []
@@ -208,6 +217,7 @@ def test_the_api_works_inside_a_running_loop(model_folder: Path) -> None:
     assert rows == cai.revise(PROMPTS, "plain", model_folder, open_engine=scripted(), rounds=1)
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("running_loop", [True, False])
 def test_an_interrupt_cancels_the_work_and_leaves_no_thread(running_loop: bool) -> None:
     events: list[str] = []
@@ -227,7 +237,6 @@ def test_an_interrupt_cancels_the_work_and_leaves_no_thread(running_loop: bool) 
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     async def cell() -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a notebook's kernel
         run_async(work)
 
     threads = threading.active_count()
