@@ -182,6 +182,7 @@ def judge_report(
     human = agreement([pair.call for pair in pairs], [pair.label for pair in pairs], [pair.prompt_id for pair in pairs])
     assert human is not None
     calls = cost.cache_misses + cost.cache_hits
+    paid = sum(bool(pair.opinions) or pair.abstained is not None for pair in pairs)  # equal answers cost no call
     report = JudgeReport(
         prompts=len({pair.prompt_id for pair in pairs}),
         pairs=len(pairs),
@@ -205,9 +206,9 @@ def judge_report(
         principles=principle_qualities(asked),
         between=between_principles(asked),
         injection=list(injection),
-        calls_per_pair=calls / len(asked) if asked else None,
-        seconds_per_pair=cost.seconds / len(asked) if asked and not cost.cache_hits else None,
-        tokens_per_pair=cost.tokens / len(asked) if asked and not cost.cache_hits else None,
+        calls_per_pair=calls / paid if paid else None,
+        seconds_per_pair=cost.seconds / paid if paid and not cost.cache_hits else None,
+        tokens_per_pair=cost.tokens / paid if paid and not cost.cache_hits else None,
         calibration=calibration(asked, temperature) if calibrate else None,
         notes=[],
     )
