@@ -60,8 +60,3 @@ def test_the_notebook_runs_on_a_scripted_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_folder: Path
 ) -> None:
     check(execute(tmp_path, monkeypatch, model_folder, SCRIPTED))
-
-
-@pytest.mark.real
-def test_the_notebook_runs_on_the_real_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, real_model: Path) -> None:
-    check(execute(tmp_path, monkeypatch, "smollm2-135m"))

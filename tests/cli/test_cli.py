@@ -303,31 +303,6 @@ def test_model_text_cannot_steer_the_terminal(
     assert "\x1b[2J" not in out
 
 
-@pytest.mark.real
-def test_the_main_job_on_the_real_model(real_model: Path, tmp_path: Path) -> None:
-    """The whole path in small: revise, judge, train, evaluate in real vLLM, then again from the cache."""
-    command = [
-        *(sys.executable, "-m", "cai.cli.main", "run", str(ROOT / "examples/quickstart.yaml")),
-        *("--runs", str(tmp_path / "runs"), "--set", "prompts.limit=4", "--set", "prompts.holdout=0.25"),
-        *(
-            "--set",
-            "revise.keep_truncated=true",
-            "--set",
-            "revise.max_tokens=16",
-            "--set",
-            "evaluate.max_tokens=16",
-            "--set",
-            "train.0.num_train_epochs=1",
-        ),
-    ]
-    first, second = (subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False) for _ in range(2))
-    assert first.returncode == 0, first.stderr
-    assert "win rate" in first.stdout
-    assert second.returncode == 0, second.stderr
-    assert re.search(r"total +(\d+) +\1 +0 +0", second.stdout)  # all calls are cache hits
-    assert "already trained" in second.stdout
-
-
 @pytest.mark.parametrize(
     ("command", "file", "said"),
     [

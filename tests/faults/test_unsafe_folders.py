@@ -1,7 +1,6 @@
 """A model folder's Python and pickles are not run, also where they stand beside sound weights."""
 
 import ast
-import asyncio
 import json
 import pickle
 import re
@@ -11,10 +10,8 @@ from pathlib import Path
 import pytest
 
 from cai.config.errors import CaiError
-from cai.data.records import Message
-from cai.inference.engine import Choose, EngineConfig
+from cai.inference.engine import EngineConfig
 from cai.inference.models import SAFE_LOADING, resolve_model
-from cai.inference.vllm import VllmEngine
 from cai.inference.vllm_settings import engine_arguments
 from tests.conftest import ROOT
 
@@ -98,22 +95,6 @@ def test_vllm_gets_the_same_settings(planted: Path, marker: Path) -> None:
     settings = engine_arguments(planted, EngineConfig(max_model_len=64, concurrency=1))
     assert settings["trust_remote_code"] is False
     assert settings["load_format"] == "safetensors"
-    assert not marker.exists()
-
-
-@pytest.mark.real
-def test_neither_runs_in_vllm(tmp_path: Path, real_model: Path, marker: Path) -> None:
-    planted = plant(real_model, tmp_path / "planted", marker)
-    messages = [Message(role="user", content="Hi"), Message(role="assistant", content="A")]
-
-    async def ask() -> list[float]:
-        engine = VllmEngine(planted, "planted", EngineConfig(max_model_len=128, concurrency=2))
-        try:
-            return await engine.choose(Choose(messages, ("x", "y")))
-        finally:
-            await engine.close()
-
-    assert len(asyncio.run(ask())) == 2
     assert not marker.exists()
 
 

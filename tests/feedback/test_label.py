@@ -372,7 +372,9 @@ def test_pairs_that_no_principle_tells_apart_are_skipped_as_labels_and_ties_of_a
     )
     assert (report.accuracy.mean, report.pairs, report.no_vote, report.identical) == ((3 + 0.5) / 4, 4, 1, 0)
     assert report.abstained == 0.25
-    assert report.calls_per_pair == (4 + 3 * 2) * 2 / 4, "two principles on each of four pairs, two orders where they vote"
+    assert report.calls_per_pair == (4 + 3 * 2) * 2 / 4, (
+        "two principles on each of four pairs, two orders where they vote"
+    )
     assert not skipped
     shown = {metric.name: metric.value for metric in judge_metrics(report)}
     assert (shown["principles without a vote"], shown["pairs without a vote"]) == ("0.250", "1")

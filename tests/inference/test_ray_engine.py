@@ -24,7 +24,6 @@ from cai.inference.engine import Choose, Completion, EngineConfig, Generate, Ray
 from cai.inference.ray_engine import RayEngine
 from cai.inference.ray_replica import Node, OpenReplica, check_node, this_node
 from cai.inference.scheduler import deciding_settings, engine_fingerprint, open_model
-from cai.inference.vllm import VllmEngine
 from cai.inference.vllm_settings import check_arguments, prompts_at_once
 from tests.conftest import ROOT
 from tests.inference import ray_engines
@@ -83,41 +82,6 @@ async def all_up(engine: RayEngine) -> None:
     await engine.generate(hello())
     await engine.all_loaded()
     assert all(place.up for place in engine._places)
-
-
-@pytest.mark.real
-def test_two_replicas_of_the_real_model_of_which_one_is_killed_answer_as_the_local_engine(
-    real_model: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """A Ray of this test's own, as a command without an address starts it."""
-    settings = EngineConfig(max_model_len=256, concurrency=8)
-    texts = [Generate([Message(role="user", content=f"Name {n} animals.")], 8, float(n % 2), n) for n in range(24)]
-    choice = Choose([Message(role="user", content="A or B?"), Message(role="assistant", content="=")], (" A", " B"))
-
-    async def answers(engine: VllmEngine | RayEngine, kill: bool) -> list[Any]:
-        asked = [asyncio.ensure_future(engine.generate(text)) for text in texts]
-        if kill:
-            await asked[0]
-            [at_work, *_] = [place for place in engine._places if place.in_flight]
-            os.kill(at_work.node.pid, signal.SIGKILL)
-        return [*await asyncio.gather(*asked), await engine.choose(choice)]
-
-    async def both() -> tuple[list[Any], list[Any]]:
-        local = VllmEngine(real_model, "real", settings)
-        expected = await answers(local, kill=False)
-        await local.close()
-        engine = RayEngine(real_model, "real", settings.model_copy(update={"ray": RayConfig(replicas=2)}))
-        found = await answers(engine, kill=True)
-        await engine.close()
-        return expected, found
-
-    expected, found = asyncio.run(both())
-    assert found[:-1] == expected[:-1]
-    assert found[-1] == pytest.approx(expected[-1], abs=2e-3)
-    out, err = capfd.readouterr()
-    assert "requests asked again" in err
-    assert out == ""
-    assert not [child for child in psutil.Process().children(recursive=True) if "ray" in child.name()]
 
 
 def test_answers_are_those_of_the_engine_in_the_process(cluster: str, model: Path) -> None:

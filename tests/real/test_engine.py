@@ -11,6 +11,7 @@ from cai.config.errors import CaiError, RequestRefused
 from cai.data.records import Message, Messages
 from cai.inference.engine import Choose, Completion, EngineConfig, Generate
 from cai.inference.vllm import VllmEngine
+from tests.real.conftest import CONTEXT, Trapped
 
 pytestmark = pytest.mark.real
 
@@ -24,7 +25,7 @@ def judging(text: str) -> Messages:
 
 
 @asynccontextmanager
-async def opened(folder: Path, max_model_len: int = 512) -> AsyncIterator[VllmEngine]:
+async def opened(folder: Path, max_model_len: int = CONTEXT) -> AsyncIterator[VllmEngine]:
     engine = VllmEngine(folder, "real", EngineConfig(max_model_len=max_model_len, concurrency=8))
     try:
         yield engine
@@ -32,8 +33,7 @@ async def opened(folder: Path, max_model_len: int = 512) -> AsyncIterator[VllmEn
         await engine.close()
 
 
-def test_the_real_model_answers_repeats_refuses_and_weighs(real_model: Path) -> None:
-    """One engine for all of it: starting vLLM takes longer than the rest."""
+def test_the_real_model_answers_repeats_refuses_and_weighs(engine: VllmEngine, real_model: Path) -> None:
     capital = Generate(user("What is the capital of France?"), 24, 0.0, 0)
     sampled = Generate(user("Tell me a short story about a fox."), 24, 1.0, 5)
     too_long = Generate(user("word " * 600), 8, 1.0, 0)
@@ -42,23 +42,22 @@ def test_the_real_model_answers_repeats_refuses_and_weighs(real_model: Path) -> 
     alike = Choose(options.messages, (" very likely A", " very likely B", " hardly"))
 
     async def ask() -> list[object]:
-        async with opened(real_model) as engine:
-            together = [
-                engine.generate(capital),
-                engine.generate(sampled),
-                engine.generate(Generate(sampled.messages, 24, 1.0, 6)),
-                engine.generate(too_long),
-                engine.generate(surrogate),
-                engine.choose(options),
-                engine.choose(alike),
-            ]
-            first = await asyncio.gather(*together, return_exceptions=True)
-            given_up = asyncio.ensure_future(engine.generate(Generate(user("Count to a hundred."), 400, 1.0, 7)))
-            await asyncio.sleep(0.5)
-            given_up.cancel()
-            again = await engine.generate(sampled)
-            assert not engine._llm.has_unfinished_requests()  # what nobody waits for is not written to its end
-            return [*first, again]
+        together = [
+            engine.generate(capital),
+            engine.generate(sampled),
+            engine.generate(Generate(sampled.messages, 24, 1.0, 6)),
+            engine.generate(too_long),
+            engine.generate(surrogate),
+            engine.choose(options),
+            engine.choose(alike),
+        ]
+        first = await asyncio.gather(*together, return_exceptions=True)
+        given_up = asyncio.ensure_future(engine.generate(Generate(user("Count to a hundred."), 400, 1.0, 7)))
+        await asyncio.sleep(0.5)
+        given_up.cancel()
+        again = await engine.generate(sampled)
+        assert not engine._llm.has_unfinished_requests()  # what nobody waits for is not written to its end
+        return [*first, again]
 
     paris, story, other_story, refusal, untokenised, logprobs, whole, again = asyncio.run(ask())
     assert isinstance(paris, Completion)
@@ -70,7 +69,7 @@ def test_the_real_model_answers_repeats_refuses_and_weighs(real_model: Path) -> 
     assert story == again
     assert story != other_story
     assert isinstance(refusal, RequestRefused)
-    assert "the context holds 512" in str(refusal)
+    assert f"the context holds {CONTEXT}" in str(refusal)
     assert not refusal.retryable
     assert isinstance(untokenised, RequestRefused)
     assert isinstance(logprobs, list)
@@ -132,3 +131,8 @@ def test_a_context_beyond_the_models_own_is_refused(real_model: Path) -> None:
 
     with pytest.raises(CaiError, match=r"engine\.max_model_len: 1000000 tokens, but the model .* takes at most 8192"):
         asyncio.run(ask())
+
+
+def test_a_folders_python_and_pickles_do_not_run_in_vllm(engine: VllmEngine, trapped: Trapped) -> None:
+    assert len(asyncio.run(engine.choose(Choose(judging("Hi"), ("x", "y"))))) == 2
+    assert not trapped.marker.exists()

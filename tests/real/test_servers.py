@@ -21,12 +21,12 @@ from cai.inference.engine import Choose, Completion, Engine, EngineConfig, Gener
 from cai.inference.models import Server
 from cai.inference.servers import resolve_endpoints
 from cai.inference.vllm import VllmEngine
+from tests.real.conftest import CONTEXT
 
-pytestmark = [pytest.mark.real, pytest.mark.slow]
+pytestmark = pytest.mark.real
 START_SECONDS = 240.0
-LENGTH = 512  # tokens of a request with its answer
 ARGUMENTS = (
-    *("--max-model-len", str(LENGTH), "--max-num-batched-tokens", "2048", "--no-enable-chunked-prefill"),
+    *("--max-model-len", str(CONTEXT), "--max-num-batched-tokens", "2048", "--no-enable-chunked-prefill"),
     *("--enforce-eager", "--dtype", "float32", "--block-size", "32", "--max-num-seqs", "16"),
     *("--kv-cache-memory-bytes", str(2**29), "--generation-config", "vllm", "--served-model-name", "small"),
 )
@@ -104,25 +104,23 @@ def questions() -> list[Generate | Choose]:
     ]
 
 
-def answers(engine: Engine) -> list[Completion | list[float]]:
-    async def run() -> list[Completion | list[float]]:
-        try:
-            return list(
-                await asyncio.gather(
-                    *(engine.choose(q) if isinstance(q, Choose) else engine.generate(q) for q in questions())
-                )
-            )
-        finally:
-            await engine.close()
-
-    return asyncio.run(run())
+async def answers(engine: Engine) -> list[Completion | list[float]]:
+    asked = (engine.choose(q) if isinstance(q, Choose) else engine.generate(q) for q in questions())
+    return list(await asyncio.gather(*asked))
 
 
-def test_servers_answer_as_the_engine_in_this_process(two: list[Running], real_model: Path) -> None:
+def test_servers_answer_as_the_engine_in_this_process(two: list[Running], engine: VllmEngine) -> None:
     server = resolve_endpoints("anything", EngineConfig(endpoints=[running.url for running in two]))
     assert server.name == "small"
-    found = answers(ServerEngine(server, "f"))
-    expected = answers(VllmEngine(real_model, "f", EngineConfig(max_model_len=LENGTH)))
+
+    async def by_servers() -> list[Completion | list[float]]:
+        client = ServerEngine(server, "f")
+        try:
+            return await answers(client)
+        finally:
+            await client.close()
+
+    found, expected = asyncio.run(by_servers()), asyncio.run(answers(engine))
     for ours, theirs in zip(expected, found, strict=True):
         if isinstance(ours, Completion):
             assert isinstance(theirs, Completion)

@@ -50,14 +50,3 @@ def test_a_template_that_marks_no_end_is_refused(tokenizer: Any) -> None:
     tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     with pytest.raises(CaiError, match="does not end an answer with a special token"):
         end_of_turn(tokenizer)
-
-
-@pytest.mark.real
-def test_the_real_model_ends_its_turns_at_im_end(real_model: Path) -> None:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(real_model)
-    end = end_of_turn(tokenizer)
-    assert tokenizer.convert_ids_to_tokens(end) == "<|im_end|>"
-    assert turn_ids(tokenizer, ASK, "hi")[-1] == end
-    assert padding(tokenizer, end) != end
