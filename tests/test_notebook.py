@@ -1,5 +1,6 @@
-"""examples/notebook.ipynb runs from its first cell to its last."""
+"""examples/notebook.ipynb runs from its first cell to its last; examples/colab.ipynb, which needs a GPU, is checked as text."""
 
+import ast
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from nbclient import NotebookClient
 from tests.compare.made import make_run, principles
 from tests.conftest import ROOT
 
-NOTEBOOK = ROOT / "examples/notebook.ipynb"
+NOTEBOOK, COLAB = ROOT / "examples/notebook.ipynb", ROOT / "examples/colab.ipynb"
 
 
 SCRIPTED = """
@@ -47,12 +48,27 @@ def check(shows: dict[str, str]) -> None:
     assert "calm" in shows["table"] and "short" in shows["table"]
 
 
-def test_the_notebook_is_committed_without_outputs() -> None:
-    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
-    nbformat.validate(nbformat.read(NOTEBOOK, as_version=4))
+@pytest.mark.parametrize("path", [NOTEBOOK, COLAB])
+def test_a_notebook_is_committed_without_outputs(path: Path) -> None:
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    nbformat.validate(nbformat.read(path, as_version=4))
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert code and all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
     assert "python3" in KernelSpecManager().find_kernel_specs()
+
+
+def test_the_notebook_for_a_gpu_asks_for_what_there_is_and_says_that_it_was_not_run() -> None:
+    text = COLAB.read_text(encoding="utf-8")
+    assert "Not run on a GPU yet" in text
+    cells = nbformat.read(COLAB, as_version=4).cells
+    lines = [line for cell in cells if cell.cell_type == "code" for line in cell.source.splitlines()]
+    commands = [line.removeprefix("!cai ").split() for line in lines if line.startswith("!cai ")]
+    assert [command[0] for command in commands] == ["run", "run", "run", "compare"]
+    assert all((ROOT / command[1]).exists() for command in commands if command[0] == "run")
+    assert {name for c in commands if c[0] == "run" for name in c if name.startswith("t4-")} == set(commands[-1][1:])
+    for cell in cells:
+        if cell.id in ("rows", "metrics"):
+            ast.parse(cell.source)
 
 
 @pytest.mark.slow
