@@ -70,7 +70,8 @@ from cai.compare.revisions import (
 )
 from cai.config.characters import Terminal, visible
 from cai.config.errors import CaiError
-from cai.feedback.metrics import LABEL_MASS, RUN_METRICS, label_mass_text
+from cai.feedback.label_mass import LABEL_MASS, label_mass_text
+from cai.feedback.metrics import RUN_METRICS
 from cai.inference.scheduler import Reporter
 from cai.report.comparison import comparison_report, read_comparison
 from cai.runs.folder import RunFolder, open_run

@@ -272,6 +272,22 @@ def heading(text: str) -> Text:
     return Text(f"\n{visible(text)}", style="bold")
 
 
+def ending(trust: Sequence[tuple[str, str]], commands: Sequence[tuple[str, str]]) -> Iterator[Text | Grid]:
+    """The end of a command: what limits its results, and the commands to go on with, each with what it is for."""
+    for title, lines in (("Can I trust this?", trust), ("Next", commands)):
+        yield heading(title)
+        grid = Grid(["", ""], left=2, last_left=lines is trust, optional=[] if lines is trust else [1])
+        for name, text in lines:
+            grid.add(name, text)
+        yield grid
+
+
+def command(*words: str | Path, runs: Path | None = None) -> str:
+    """A command of cai to copy; `runs` is the folder of runs, which is named where it is not the default."""
+    other = [] if runs is None or runs == Path("runs") else ["--runs", str(runs)]
+    return shlex.join(["cai", *map(str, words), *other])
+
+
 def effect_cells(effect: Effect) -> tuple[str, str, str, str]:
     """The difference, its interval, the number of prompts, and the minimum detectable difference."""
     if effect.mean == 0 and not effect.se:

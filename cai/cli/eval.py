@@ -9,19 +9,31 @@ from rich.console import RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from cai.cli.console import GAP, Grid, end_with_failures, heading, line, result_console, resumable, short, show
+from cai.cli.console import (
+    GAP,
+    Grid,
+    command,
+    end_with_failures,
+    ending,
+    heading,
+    result_console,
+    resumable,
+    short,
+    show,
+)
 from cai.cli.options import DEFAULT_RUNS, KeyEnv, Limit, Replace, RunsFolder, Settings
 from cai.config.characters import Terminal, visible
 from cai.config.errors import CaiError
 from cai.evaluation.injection import HEADING as INJECTION_HEADING
 from cai.evaluation.monitors import format_threshold
-from cai.evaluation.policy_report import PolicyReport
+from cai.evaluation.policy_report import PolicyReport, trust_notes
 from cai.evaluation.probe_metrics import PROBES, rates_to_report
 from cai.evaluation.win_rates import format_dominated, format_elo
 from cai.inference.scheduler import Reporter
 from cai.runs.evaluate import Options, evaluate_policies, plan_evaluation
 from cai.runs.find import find_policy
 from cai.runs.folder import CACHE_FILE
+from cai.runs.trust import evaluation_trust
 from cai.stats.formatting import counted, estimate, number
 from cai.stats.intervals import Estimate
 
@@ -90,8 +102,34 @@ def eval_(
     output = result_console()
     for part in report_tables(report, output.width):
         show(output, part)
-    line(output, f"\n  metrics and rows are in {target}/")
+    for part in _ending(report, options, target, runs):
+        show(output, part)
     end_with_failures(target)
+
+
+def _ending(report: PolicyReport, options: Options, target: Path, runs: Path) -> Iterator[RenderableType | Grid]:
+    """Who wins, what limits that, and the command that goes on from it."""
+    yield heading(f"{report.policies[1].name}: evaluated")
+    grid = Grid(["", ""], left=2, last_left=True)
+    for row in report.comparisons:
+        if row.tag is None:
+            whose = "" if row.policy == report.policies[1].name else f"{row.policy} "
+            rate = _rate(row.win_rate) if row.win_rate else f"none ({row.length_controlled_missing}),"
+            grid.add(f"win rate, {row.axis}", f"{rate} {whose}against {row.against}")
+    warning = [f"{m.name} ({m.policy})" for m in report.monitors if m.state == "warns"]
+    if report.monitors:
+        measured = sum(m.state != "not measured" for m in report.monitors)
+        signs = f"{len(warning)} of {measured} measured" + (f": {', '.join(warning)}" if warning else "")
+        grid.add("signs of reward hacking", signs)
+    grid.add("files", f"{target}/")
+    yield grid
+    found = find_policy(options.policy, runs)
+    page = ("serve",) if found.run is None else ("report", found.run.name)
+    commands = [(command(*page, runs=runs), "shows the results in a browser")]
+    if options.judge is None:
+        other = command("eval", options.policy, "--judge", "NAME", "--out", f"{target}-NAME", runs=runs)
+        commands.insert(0, (other, "asks another judge"))
+    yield from ending(evaluation_trust(report), commands)
 
 
 def report_tables(report: PolicyReport, width: int) -> Iterator[RenderableType | Grid]:
@@ -103,7 +141,8 @@ def report_tables(report: PolicyReport, width: int) -> Iterator[RenderableType |
     for policy in report.policies[1:]:
         yield from _monitors(report, policy.name)
     yield from _rewards(report)
-    yield from _lines(("note", note, "yellow") for note in report.notes)
+    of_trust = trust_notes(report)
+    yield from _lines(("note", note, "yellow") for note in report.notes if note not in of_trust)
 
 
 def _against(report: PolicyReport) -> Iterator[RenderableType | Grid]:

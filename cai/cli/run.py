@@ -8,22 +8,36 @@ import typer
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from cai.cli.console import Grid, end_with_failures, heading, line, listed, result_console, resumable, show, tail
+from cai.cli.console import (
+    Grid,
+    command,
+    end_with_failures,
+    ending,
+    heading,
+    line,
+    listed,
+    result_console,
+    resumable,
+    show,
+    tail,
+)
 from cai.cli.options import DEFAULT_RUNS, DryRun, Replace, RunsFolder, Settings, setting
 from cai.config.characters import Terminal
 from cai.config.errors import CaiError
-from cai.feedback.metrics import LABEL_MASS, RUN_METRICS, label_mass_text
+from cai.feedback.label_mass import LABEL_MASS, label_mass_text
+from cai.feedback.metrics import RUN_METRICS, WIN_RATE
 from cai.inference.scheduler import Reporter
 from cai.report.judge import JUDGE_JSON, write_judge_page
 from cai.runs.dry_run import DryRun as Forecast
 from cai.runs.dry_run import Line, account
 from cai.runs.dry_run import dry_run as forecast
 from cai.runs.folder import RunFolder
-from cai.runs.metrics import policy_rows, summary_metrics, summary_warnings, training_lines
+from cai.runs.metrics import other_warnings, policy_rows, summary_metrics, training_lines
 from cai.runs.pipeline import execute
 from cai.runs.plan import Plan, check_folder, iteration, make_plan, start_warnings
 from cai.runs.run_file import RunConfig
 from cai.runs.shard import Shard, shard_plan
+from cai.runs.trust import run_trust
 from cai.stats.formatting import counted, duration, number
 from cai.stats.intervals import Estimate
 
@@ -104,8 +118,7 @@ def _after_shard(plan: Plan) -> Iterator[RenderableType | Grid]:
 
 
 def _summary_parts(folder: RunFolder, summary: dict[str, Any]) -> Iterator[RenderableType | Grid]:
-    yield heading(f"{folder.name}: finished in {duration(sum(summary['seconds'].values()))}")
-    yield _results(summary)
+    """Details first, so that what came out, whether to trust it and how to go on are the last lines of a terminal."""
     if lines := account(summary):
         yield heading("Model calls")
         yield calls_grid(lines)
@@ -118,19 +131,25 @@ def _summary_parts(folder: RunFolder, summary: dict[str, Any]) -> Iterator[Rende
         for row in rows[1:]:
             policies.add(*row)
         yield policies
-    if warnings := summary_warnings(summary):
+    if warnings := other_warnings(summary):
         yield heading("Warnings")
         yield listed("!", warnings, "yellow")
-    yield heading("Files")
-    files = Grid(["", ""], left=2)
-    files.add(f"{folder.path}/", "rows, metrics and models")
-    files.add(f"cai report {folder.name}", "writes the run's page")
-    yield files
+    yield heading(f"{folder.name}: finished in {duration(sum(summary['seconds'].values()))}")
+    yield _results(folder, summary)
+    yield from ending(run_trust(summary), _next(folder, summary))
 
 
-def _results(summary: dict[str, Any]) -> Grid:
-    """What the run wrote, and how its training went."""
-    grid = Grid(["", ""], left=2)
+def _next(folder: RunFolder, summary: dict[str, Any]) -> list[tuple[str, str]]:
+    runs = folder.path.parents[folder.name.count("/")]
+    commands = [(command("show", folder.name, runs=runs), "examples, every text")]
+    if summary["evaluation"]["compared"]:
+        commands = [(command("eval", folder.name, runs=runs), "probes, signs of reward hacking")]
+    return [*commands, (command("report", folder.name, runs=runs), "writes the run's page")]
+
+
+def _results(folder: RunFolder, summary: dict[str, Any]) -> Grid:
+    """What the run wrote, how its training went, and whether the policy wins."""
+    grid = Grid(["", ""], left=2, last_left=True)
     grid.add("prompts", f"{summary['prompts']:,}, and {summary['held_out']:,} held out")
     if rows := summary["revisions"]["rows"]:
         grid.add("revisions", f"{rows:,}")
@@ -141,12 +160,17 @@ def _results(summary: dict[str, Any]) -> Grid:
     for stage, training in summary["training"].items():
         for place, text in enumerate(training_lines(training)):
             grid.add("" if place else stage, text)
+    if compared := summary["evaluation"]["compared"]:
+        win_rate = summary_metrics(summary).get(WIN_RATE.key)
+        equal = f"none: {counted(compared, 'answers')} after training, equal to those before"
+        grid.add(WIN_RATE.name, f"{win_rate}, after against before training" if win_rate else equal)
     for place, (stage, seconds) in enumerate(summary["seconds"].items()):
         grid.add("" if place else "time", f"{stage} {duration(seconds)}")
     if (cost := summary.get("in_all", {})).get("sessions", 0) > 1:
         taken = duration(sum(cost["seconds"].values()))
         calls = f"{cost['cache_misses']:,} new calls, {cost['tokens']:,} tokens written"
         grid.add("in all", f"{taken} in {cost['sessions']} sessions; {calls}")
+    grid.add("files", f"{folder.path}/")
     return grid
 
 

@@ -2,26 +2,28 @@
 
 import re
 import tempfile
-from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.console import RenderableType
 
-from cai.cli.console import line, resumable
+from cai.cli.console import Grid, command, ending, heading, line, result_console, resumable, show
 from cai.cli.options import DEFAULT_RUNS, DEFAULT_SEED, ModelName, Replace, Seed, Settings, default, setting
 from cai.config.characters import Terminal
 from cai.config.errors import CaiError
 from cai.config.locate import local_file
 from cai.config.yaml_files import YamlSource, apply_overrides, validate
 from cai.data.jsonl import write_rows
-from cai.data.manifest import read_json
+from cai.data.records import Skipped
 from cai.inference.chat_template import ChatSettings, with_template_text
 from cai.inference.models import resolve_model
 from cai.inference.scheduler import Reporter
-from cai.runs.metrics import reward_lines
+from cai.runs.metrics import stage_results, training_lines
 from cai.runs.pipeline import train_stage
 from cai.runs.run_file import RunConfig
+from cai.runs.trust import training_trust
 from cai.training.settings import Online, PPOConfig, TrainConfig
 from cai.training.stage import StageSpec, convert_data, reward_model, stage_settings_class, worker_python
 
@@ -81,14 +83,31 @@ def train(
         reporter = Reporter(console)
         with resumable(console, reporter):
             result, more = train_stage(stage, spec, reporter, replace, keep_data=True)
-    for reason, count in Counter(row.reason for row in [*skipped, *more]).items():
-        line(console, f"  skipped: {count} × {reason}")
-    if skipped or more:
-        write_rows(out / "skipped.jsonl", [*skipped, *more])
-    if (out / "report.json").exists():
-        for text in reward_lines(read_json(out / "report.json")):
-            line(console, f"  {text}")
-    line(console, f"  {'reward model' if stage == 'reward' else 'policy'} in {result}, metrics in {out}/metrics.jsonl")
+    skipped += more
+    if skipped:
+        write_rows(out / "skipped.jsonl", skipped)
+    output = result_console()
+    for part in _ending(stage, spec, result, skipped):
+        show(output, part)
+
+
+def _ending(
+    stage: str, spec: StageSpec[Any], result: Path, skipped: Sequence[Skipped]
+) -> Iterator[RenderableType | Grid]:
+    """What training came to, what limits it, and the command that goes on from it."""
+    folder = spec.folder
+    yield heading(f"{folder}: {stage}")
+    grid = Grid(["", ""], left=2, last_left=True)
+    for place, text in enumerate(training_lines(stage_results(folder))):
+        grid.add("" if place else "training", text)
+    grid.add("reward model" if stage == "reward" else "policy", str(result))
+    yield grid
+    if stage == "reward":
+        model = ["--data", "PROMPTS", "--model", str(spec.model)]
+        commands = [(command("train", "ppo", "--reward", result, *model), "a policy that it scores higher")]
+    else:
+        commands = [(command("eval", folder), "win rate against the base model, probes")]
+    yield from ending(training_trust(folder, skipped), commands)
 
 
 def _chat(overrides: list[str]) -> ChatSettings | None:

@@ -14,13 +14,13 @@ from cai.data.jsonl import AnyRow, each_row
 from cai.data.manifest import MANIFEST_JSON, read_json
 from cai.data.records import BeforeAfter, Judgement, Preference, Prompt, Revision, Skipped, Source
 from cai.evaluation.policy_report import COMPARISONS, each_before_after
+from cai.feedback.label_mass import LabelMass
 from cai.feedback.metrics import (
     EVALUATION_METRICS,
     LABEL_METRICS,
     REVISION_METRICS,
     REVISION_PAIR_METRICS,
     ROUND_METRICS,
-    LabelMass,
     PromptMeans,
     revision_better,
 )
@@ -84,6 +84,7 @@ class PolicyData(NamedTuple):
 
     answered: dict[str, Answered]
     metrics: dict[str, dict[str, float]]
+    undefined: frozenset[str] = frozenset()  # metrics that its answers, equal to those before, have no value of
 
 
 @dataclass
@@ -194,6 +195,9 @@ def _policies(run: RunData, flips: "_WidestFlips") -> list[PolicyData] | None:
     known = [policy for policy in policies if policy is not None]
     if not known or len(known) < len(folders):
         return None
+    for key in frozenset.intersection(*(policy.undefined for policy in known)):
+        for policy in known:
+            policy.metrics[key].clear()
     for key in known[0].metrics:
         values = [policy.metrics[key] for policy in known]
         run.metrics[key] = {i: mean([v[i] for v in values]) for i in values[0] if all(i in v for v in values)}
@@ -269,7 +273,8 @@ def _policy(rows: Iterable[BeforeAfter], flips: "_WidestFlips") -> PolicyData:
         means.add(row)
         answered[row.prompt_id] = Answered(row.p, hash(row.before), row.after, row.tags, row.judge)
         flips.consider("evaluation", row, row.after, row.before)
-    return PolicyData(answered, means.all_by_prompt())
+    metrics = {metric.key: means.by_prompt(metric) for metric in EVALUATION_METRICS}
+    return PolicyData(answered, metrics, frozenset(m.key for m in EVALUATION_METRICS if not means.defined(m)))
 
 
 def mean(values: Sequence[float]) -> float:

@@ -44,7 +44,7 @@ class RunPart(Row):
     held_out: int
     rows: dict[str, int | None]  # by file, such as `revisions`; None where the run does not have it, or in another form
     skipped: dict[str, int]  # by reason
-    label_mass: dict[str, float]  # by source, in [0, 1]; see LabelMass in cai/feedback/metrics.py
+    label_mass: dict[str, float]  # by source, in [0, 1]; see cai/feedback/label_mass.py
 
 
 class MetricDifference(Row):

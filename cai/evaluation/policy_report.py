@@ -4,7 +4,6 @@ A metric that cannot be computed is None, with the reason in a field beside it. 
 """
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -52,7 +51,7 @@ from cai.evaluation.win_rates import (
 )
 from cai.inference.chat import control_counts, control_string, control_warnings
 from cai.inference.endpoints import bounded_warnings
-from cai.inference.models import folder_fingerprint, model_fingerprint, served
+from cai.inference.models import folder_fingerprint, served
 from cai.stats.formatting import counted
 from cai.stats.trainings import PROMPTS_ONLY
 from cai.stats.win_rate import FEW_PROMPTS, FOLLOWS_POSITION
@@ -62,6 +61,7 @@ from cai.training.metrics import RUNAWAY_KL, TARGETS
 ANSWERS, COMPARISONS, PROBES, SKIPPED = "answers.jsonl", "comparisons.jsonl", "probes.jsonl", "skipped.jsonl"
 SAMPLES, SCORES, INJECTION = "training_samples.jsonl", "scores.jsonl", "injection.jsonl"
 REPORT = "evaluation.json"  # written last: the evaluation is finished
+MOSTLY = 0.5  # of the answers truncated
 FORMAT = 2  # of evaluation.json; 1, without a number, has other field names
 
 
@@ -92,6 +92,7 @@ class PolicyReport(Row):
     rewards: list[Reward] = []
     injection: list[InjectionGain] = []  # of the eval judge, by attack
     gold_vs_proxy: list[TrainingPhase] = []  # of the first policy's last PPO stage
+    truncated: dict[str, float] = {}  # share of the answers to the prompts, by policy
     control_tokens: int | None = None  # answers that spell any, or whose prompts do, as `control_counts` says
     control_tokens_escaped: int | None = None
     notes: list[str] = []  # warnings about how to read the metrics
@@ -187,11 +188,21 @@ def policy_report(
         ratings=[rating for axis in plan.axes for rating in rated[axis].ratings],
         standings=standings(names, rated[HELPFUL], rated[SAFE]) if {HELPFUL, SAFE} <= rated.keys() else [],
         **_control_tokens(evaluation),
+        truncated=_truncated(evaluation),
         cost=cost,
     )
     if plan.probes is not None:
         report = report.model_copy(update=_probed(evaluation, plan.probes, shown, scored, missing))
     return report.model_copy(update={"notes": [*plan.notes, *notes(report, evaluation)]})
+
+
+def _truncated(evaluation: PolicyEvaluation) -> dict[str, float]:
+    shares = {}
+    for policy in evaluation.plan.policies:
+        of = [a.truncated for a in evaluation.answers if (a.policy, a.prompts) == (policy.name, HELD_OUT)]
+        if of:
+            shares[policy.name] = sum(of) / len(of)
+    return shares
 
 
 def _control_tokens(evaluation: PolicyEvaluation) -> dict[str, int | None]:
@@ -219,9 +230,8 @@ def _probed(
         for name in names[1:]
     ]
     scores = {(row.policy, row.prompt_id): row for row in scored if row.of == "answers"}
-    eval_judge = {
-        (r.policy, r.prompt_id): r.p for r in evaluation.judgements if r.axis == OVERALL and r.against == names[0]
-    }
+    compared = (r for r in evaluation.judgements if r.axis == OVERALL and r.against == names[0] and r.verdicts)
+    eval_judge = {(r.policy, r.prompt_id): r.p for r in compared}
     rewards = [
         reward(name, names[0], ids, scores, {i: eval_judge[name, i] for i in ids if (name, i) in eval_judge},
                missing.get("reward", ""))
@@ -342,35 +352,59 @@ def _known_accuracy(plan: EvaluationPlan) -> float | None:
         return None
 
 
-def notes(report: PolicyReport, evaluation: PolicyEvaluation) -> list[str]:
-    """Warnings about how to read the metrics."""
+def trust_notes(report: PolicyReport) -> list[str]:
+    """The notes whose content `evaluation_trust` (cai/runs/trust.py) reports as well."""
     warnings = []
     if report.prompts < FEW_PROMPTS:
         warnings.append(f"only {counted(report.prompts, 'prompts')}: expect wide intervals")
-    judges = {model_fingerprint(evaluation.plan.judge): "the judge"}
     warnings += [
         f"the judge is the model of '{policy.name}': it may prefer its own answers"
         for policy in report.policies
-        if policy.model in judges
+        if policy.model == report.manifest.get("judge")
     ]
+    rates = [row.position_bias for row in report.comparisons if row.tag is None and row.position_bias is not None]
+    if rates and max(rates) >= FOLLOWS_POSITION:
+        low, high = (f"{100 * rate:.0f}" for rate in (min(rates), max(rates)))
+        share = low if low == high else f"{low} to {high}"
+        warnings.append(
+            f"position bias: {share} % of the verdicts flip when the order is swapped; win rates say little"
+        )
+    warnings += [
+        f"{row.axis}: '{row.policy}' and '{row.against}': {row.length_controlled_missing}"
+        for row in report.comparisons
+        if row.tag is None and row.win_rate is None
+    ]
+    if doubted := doubted_checks(report):
+        warnings.append(
+            f"on control answers, the judge is right on {doubted}, which is not above chance: its rates for these "
+            "questions are not shown"
+        )
+    return warnings + [
+        f"{round(share * report.prompts)} of {report.prompts} answers of '{name}' are truncated at max_tokens: length "
+        "metrics are biased"
+        for name, share in report.truncated.items()
+        if share > MOSTLY
+    ]
+
+
+def doubted_checks(report: PolicyReport) -> str:
+    """On how many control answers the judge is right, by the questions in which it is not better than chance."""
+    return ", ".join(
+        f"{round(check.accuracy.mean * check.accuracy.n)} of {check.accuracy.n} on '{check.question}'"
+        for check in report.checks
+        if not check.significant and check.accuracy is not None
+    )
+
+
+def notes(report: PolicyReport, evaluation: PolicyEvaluation) -> list[str]:
+    """Warnings about how to read the metrics."""
+    warnings = trust_notes(report)
     trained = {policy.name for policy in report.policies[1:]}
     if any({row.policy, row.against} <= trained for row in report.comparisons):
         warnings.append(f"win rates between trained policies are of one training each: {PROMPTS_ONLY}")
-    warnings += _of_comparisons([row for row in report.comparisons if row.tag is None])
     warnings += injection_warnings(report.injection)
     warnings += control_warnings(report.model_dump(include={"control_tokens", "control_tokens_escaped"}), "answers")
     warnings += bounded_warnings(evaluation.calls().bounded)
-    doubted = [check for check in report.checks if not check.significant and check.accuracy is not None]
-    if doubted:
-        counts = ", ".join(
-            f"{round(check.accuracy.mean * check.accuracy.n)} of {check.accuracy.n} on '{check.question}'"
-            for check in doubted
-            if check.accuracy is not None
-        )
-        warnings.append(
-            f"on control answers, the judge is right on {counts}, which is not above chance: its rates for these "
-            "questions are not shown"
-        )
     for policy in report.policies:
         right = knows_facts(evaluation.replies, policy.name)
         if right is not None and (right.low or 0.0) <= CHANCE:
@@ -378,28 +412,7 @@ def notes(report: PolicyReport, evaluation: PolicyEvaluation) -> list[str]:
                 f"'{policy.name}' is right on {round(right.mean * right.n)} of {right.n} facts that the user has just "
                 "stated: its sycophancy rates may be noise"
             )
-    truncated = Counter(a.policy for a in evaluation.answers if a.prompts == HELD_OUT and a.truncated)
-    warnings += [
-        f"{count} of {report.prompts} answers of '{name}' are truncated at max_tokens: length metrics are biased"
-        for name, count in truncated.items()
-        if count > report.prompts / 2
-    ]
     failed = sum(row.failed for row in evaluation.skipped)
     if failed:
         warnings.append(f"{failed} requests failed; skipped.jsonl lists the reasons")
-    return warnings
-
-
-def _of_comparisons(rows: Sequence[PolicyComparison]) -> list[str]:
-    warnings = []
-    for row in rows:
-        if row.win_rate is None:
-            warnings.append(f"{row.axis}: '{row.policy}' and '{row.against}': {row.length_controlled_missing}")
-    rates = [row.position_bias for row in rows if row.position_bias is not None]
-    if rates and max(rates) >= FOLLOWS_POSITION:
-        low, high = (f"{100 * rate:.0f}" for rate in (min(rates), max(rates)))
-        share = low if low == high else f"{low} to {high}"
-        warnings.append(
-            f"position bias: {share} % of the verdicts flip when the order is swapped; win rates say little"
-        )
     return warnings

@@ -202,6 +202,7 @@ class PolicyComparison(Row):
     against: str
     prompts: int
     identical: int  # prompts with equal answers: ties without verdicts
+    ties: int | None = None  # prompts without a winner, with those; None in reports of earlier versions
     win_rate: Interval | None  # ties count one half
     mean_p: Interval | None
     length_controlled_win_rate: Interval | None  # the win rate a logistic regression predicts for answers of one length
@@ -250,6 +251,7 @@ def compare_pair(rows: Sequence[Judgement], texts: Texts, tag: str | None) -> Po
         against=other,
         prompts=len(rows),
         identical=sum(not row.verdicts for row in rows),
+        ties=wins.count(0.5),
         win_rate=share(wins) if verdicts else None,
         mean_p=share([row.p for row in rows]) if verdicts else None,
         length_controlled_win_rate=equal.win_rate if equal else None,
@@ -261,5 +263,7 @@ def compare_pair(rows: Sequence[Judgement], texts: Texts, tag: str | None) -> Po
 
 
 def outcomes(judgements: Iterable[Judgement], axis: str) -> list[Outcome]:
-    """Who won, for ratings."""
-    return [Outcome(r.prompt_id, r.policy, r.against, win(r.p)) for r in judgements if r.axis == axis]
+    """Who won, for ratings; two policies whose answers are all equal were not compared."""
+    rows = [row for row in judgements if row.axis == axis]
+    compared = {(row.policy, row.against) for row in rows if row.verdicts}
+    return [Outcome(r.prompt_id, r.policy, r.against, win(r.p)) for r in rows if (r.policy, r.against) in compared]

@@ -9,7 +9,6 @@ ROUND_METRICS and VERDICT_METRICS.
 """
 
 from array import array
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,10 +16,10 @@ from statistics import fmean
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 from cai.data.filters import FILTERS, MAX_REPEATED, repetition
-from cai.data.records import BeforeAfter, Preference, Revision, Source, Verdict
+from cai.data.records import BeforeAfter, Preference, Revision, Verdict
 from cai.stats.agreement import hit
 from cai.stats.edits import word_distance
-from cai.stats.formatting import number, percent
+from cai.stats.formatting import number
 from cai.stats.intervals import Estimate, share
 from cai.stats.win_rate import FOLLOWS_POSITION, win
 
@@ -50,6 +49,7 @@ class Metric(Generic[RowT]):
     interval: Callable[[Sequence[float]], Estimate] | None = None  # over one value a prompt
     warn_from: float | None = None  # a mean from here on is worth a warning
     remedy: str = ""  # what helps where it warns
+    equal: Callable[[RowT], bool] | None = None  # a row with nothing to compare; where all are, there is no value
 
     def text(self, value: float | None) -> str:
         """A value of this metric as text; a dash where there is none."""
@@ -78,6 +78,7 @@ class PromptMeans(Generic[PromptRow]):
         self.metrics = tuple(metrics)
         self._prompts: dict[str, int] = {}  # the place of each prompt's sums and counts, which are one array for all
         self._sums, self._counts = array("d"), array("I")
+        self._undefined = {metric.key for metric in metrics if metric.equal is not None}
 
     def add(self, row: PromptRow) -> None:
         """Count one row; the rounds of a prompt come in order."""
@@ -86,6 +87,9 @@ class PromptMeans(Generic[PromptRow]):
             first = self._prompts[row.prompt_id] = len(self._sums)
             self._sums.extend(0.0 for _ in self.metrics)
             self._counts.extend(0 for _ in self.metrics)
+        if self._undefined:
+            compared = (m.key for m in self.metrics if m.equal is not None and not m.equal(row))
+            self._undefined.difference_update(compared)
         for place, metric in enumerate(self.metrics, start=first):
             value = metric.value(row)
             if metric.last_round:
@@ -100,15 +104,19 @@ class PromptMeans(Generic[PromptRow]):
             self.add(row)
         return self
 
+    def defined(self, metric: Metric[PromptRow]) -> bool:
+        """Whether the metric is of anything: a win rate is not where the two answers to every prompt are equal."""
+        return metric.key not in self._undefined
+
     def by_prompt(self, metric: Metric[PromptRow]) -> dict[str, float]:
-        """The mean over each prompt's rows, without the prompts whose rows say nothing."""
+        """The mean over each prompt's rows, without the prompts whose rows say nothing; also where it is undefined."""
         column, sums, counts = self.metrics.index(metric), self._sums, self._counts
         places = ((prompt_id, first + column) for prompt_id, first in self._prompts.items())
         return {prompt_id: sums[place] / counts[place] for prompt_id, place in places if counts[place]}
 
     def all_by_prompt(self) -> dict[str, dict[str, float]]:
-        """`by_prompt` of every metric, by key."""
-        return {metric.key: self.by_prompt(metric) for metric in self.metrics}
+        """`by_prompt` of every metric that is defined, by key; of the others, no prompt."""
+        return {metric.key: self.by_prompt(metric) if self.defined(metric) else {} for metric in self.metrics}
 
     def means(self) -> dict[str, float]:
         """The metrics that any row says something about, by key, without intervals."""
@@ -121,7 +129,9 @@ class PromptMeans(Generic[PromptRow]):
         return {metric.key: metric.estimate(values) if values else None for metric, values in by_metric}
 
     def _values(self, metric: Metric[PromptRow]) -> "array[float]":
-        """`by_prompt` without the prompts."""
+        """`by_prompt` without the prompts; empty where the metric is undefined."""
+        if not self.defined(metric):
+            return array("d")
         places = range(self.metrics.index(metric), len(self._sums), len(self.metrics))
         return array("d", (self._sums[place] / self._counts[place] for place in places if self._counts[place]))
 
@@ -325,50 +335,25 @@ REVISION_PAIR_METRICS: tuple[Metric[Preference], ...] = (
 """Of the pairs in preferences.jsonl that a revision made (`source: revision`)."""
 
 
-class LabelMass:
-    """How much the labels of pairs say, by their source: the sum of weight · |2p − 1|.
-
-    A pair counts 0 at p = ½ and its weight at p = 1, as the size of a soft label's first step in DPO does.
-    """
-
-    def __init__(self) -> None:
-        self.pairs: Counter[Source] = Counter()
-        self._mass: dict[Source, float] = {}
-
-    def add(self, row: Preference) -> None:
-        """Count one pair."""
-        self.pairs[row.source] += 1
-        self._mass[row.source] = self._mass.get(row.source, 0.0) + row.weight * abs(2 * row.p - 1)
-
-    def shares(self) -> dict[Source, float]:
-        """The share of each source, in [0, 1]; empty where no label says anything."""
-        total = sum(self._mass.values())
-        return {source: mass / total for source, mass in self._mass.items()} if total else {}
-
-
-LABEL_MASS = "label mass"
-LABEL_MASS_MEANING = "share of Σ|2p − 1|, what the labels say, by source"
-
-
-def label_mass_text(shares: Mapping[Any, float]) -> str:
-    """The shares of `LabelMass`, as every surface shows them; empty for none."""
-    return ", ".join(f"{percent(share)} by {source}" for source, share in shares.items())
+def _equal(row: BeforeAfter) -> bool:
+    return row.before == row.after
 
 
 WIN_RATE = Metric[BeforeAfter](
-    "win_rate", "win rate", "after against before training, ties ½", "share", lambda row: win(row.p), interval=share
-)
+    "win_rate", "win rate", "after against before training, ties ½", "share", lambda row: win(row.p), interval=share,
+    equal=_equal,
+)  # fmt: skip
 AFTER_BETTER = Metric[BeforeAfter](
     "after_better", "P(after better)", "than before training, by the eval judge", "share", lambda row: row.p,
-    interval=share,
+    interval=share, equal=_equal,
 )  # fmt: skip
 HELPFUL_WIN_RATE = Metric[BeforeAfter](
     "helpful_win_rate", "win rate, helpful", "by what the answer does for the person who asked", "share",
-    lambda row: None if row.p_helpful is None else win(row.p_helpful), interval=share,
+    lambda row: None if row.p_helpful is None else win(row.p_helpful), interval=share, equal=_equal,
 )  # fmt: skip
 SAFE_WIN_RATE = Metric[BeforeAfter](
     "safe_win_rate", "win rate, safe", "by what harm the answer may do", "share",
-    lambda row: None if row.p_safe is None else win(row.p_safe), interval=share,
+    lambda row: None if row.p_safe is None else win(row.p_safe), interval=share, equal=_equal,
 )  # fmt: skip
 EVAL_POSITION_BIAS = Metric[BeforeAfter](
     "eval_position_bias", f"eval judge {POSITION_BIAS}", POSITION_BIAS_MEANING, "share",

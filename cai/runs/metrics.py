@@ -12,16 +12,18 @@ from cai.data.filters import SharedClosers
 from cai.data.manifest import read_json
 from cai.data.records import Applicability, BeforeAfter, Preference, Prompt, Revision, Skipped
 from cai.evaluation.policy_report import each_before_after
+from cai.feedback.label_mass import LabelMass
 from cai.feedback.metrics import (
     AFTER_BETTER,
     AFTER_WORDS,
+    EVAL_POSITION_BIAS,
     EVALUATION_METRICS,
+    JUDGE_POSITION_BIAS,
     LABEL_METRICS,
     REVISION_METRICS,
     REVISION_PAIR_METRICS,
     RUN_METRICS,
     WIN_RATE,
-    LabelMass,
     Metric,
     PromptMeans,
 )
@@ -39,7 +41,7 @@ from cai.runs.folder import RunFolder, each_row_of, stage_settings
 from cai.stats.formatting import counted, estimate, number, percent
 from cai.stats.intervals import Estimate
 from cai.stats.trainings import between_paired_policies, shared_prompts
-from cai.stats.win_rate import FEW_PROMPTS
+from cai.stats.win_rate import FEW_PROMPTS, win
 from cai.training.metrics import missed_target, read_metrics, runaway
 
 
@@ -54,7 +56,7 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
     principles: Counter[str] = Counter()
     judging = set[str]()  # principles with a verdict of the run's judge
     labels, closers = LabelMass(), SharedClosers()
-    spelling = 0  # of the judged pairs
+    spelling = undecided = 0  # of the judged pairs
     verdicts, revision_pairs = PrincipleVerdicts(), 0
 
     def revisions() -> Iterator[Revision]:
@@ -65,12 +67,13 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
             yield row
 
     def preferences() -> Iterator[Preference]:
-        nonlocal spelling, revision_pairs
+        nonlocal spelling, revision_pairs, undecided
         for row in each_row_of(folder.preferences_jsonl, Preference):
             labels.add(row)
             if not row.from_file:
                 judging.update(verdict.principle_id for verdict in row.all_verdicts)
                 spelling += row.source != "human" and spells_control(row)
+                undecided += row.source == "judge" and win(row.p) == 0.5
                 revision_pairs += row.source == "revision"
                 verdicts.add_row(row)
             yield row
@@ -88,16 +91,28 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
         },
         "principles": {
             "questions": _questions(folder.applicability()),
+            "count": len(manifest["constitution"]["principles"]),
             "never_sampled": sorted(manifest["constitution"]["principles"].keys() - principles.keys() - judging),
             "contradicting": [pair.model_dump() for pair in contradicting(verdicts.pairs())],
         },
-        "preferences": {"by_source": dict(labels.pairs), "label_mass": labels.shares()},
+        "preferences": {"by_source": dict(labels.pairs), "label_mass": labels.shares(), "undecided": undecided},
+        "evaluation": _ties(folder),
         "metrics": {key: value and value._asdict() for key, value in estimates.items()},
         **_control_tokens(manifest, spelling),
         "skipped": _skipped(each_row_of(folder.skipped_jsonl, Skipped)),
         "training": _training(folder),
         **_trainings(folder, manifest["config"].get("seed", 0), policies),
     }
+
+
+def _ties(folder: RunFolder) -> dict[str, int]:
+    """How many answers to held-out prompts were compared, of all policies, how many tie, and how many are equal."""
+    counts = {"compared": 0, "ties": 0, "equal": 0}
+    for row in (row for path in folder.evaluations() for row in each_before_after(path)):
+        counts["compared"] += 1
+        counts["ties"] += win(row.p) == 0.5
+        counts["equal"] += row.before == row.after
+    return counts
 
 
 def _makes_pairs(config: dict[str, Any]) -> bool:
@@ -135,13 +150,20 @@ def values_by_prompt(
 
 
 def _mean_by_prompt(metric: Metric[BeforeAfter], policies: Policies) -> dict[str, float]:
-    by_policy = [values for policy in policies if (values := policy.by_prompt(metric))]
+    by_policy = _by_policy(metric, policies)
     shared = set(shared_prompts(by_policy))
     return {i: fmean(values[i] for values in by_policy) for i in (by_policy or [{}])[0] if i in shared}
 
 
+def _by_policy(metric: Metric[BeforeAfter], policies: Policies) -> list[dict[str, float]]:
+    """The values of the policies that have any; a policy without change counts beside others with one."""
+    if not any(policy.defined(metric) for policy in policies):
+        return []
+    return [values for policy in policies if (values := policy.by_prompt(metric))]
+
+
 def _over_policies(metric: Metric[BeforeAfter], policies: Policies) -> Estimate | None:
-    by_policy = [values for policy in policies if (values := policy.by_prompt(metric))]
+    by_policy = _by_policy(metric, policies)
     if not shared_prompts(by_policy):
         return None
     if len(by_policy) == 1:
@@ -255,22 +277,24 @@ def stage_folders(folder: RunFolder) -> list[tuple[str, Path]]:
 
 
 def _training(folder: RunFolder) -> dict[str, Any]:
-    stages = {}
-    for label, stage in stage_folders(folder):
-        path = stage / "metrics.jsonl"
-        if not path.exists():
-            continue
-        lines = read_metrics(path)
-        updates = [line for line in lines if any(name in line for name in CURVES["loss"])]
-        report = stage / "report.json"
-        settings = stage_settings(stage)
-        stages[label] = {
-            "updates": len(updates),
-            **{name: _change(updates, logged) for name, logged in CURVES.items()},
-            "held_out": read_json(report) if report.exists() else None,
-            "warnings": _ppo_warnings(lines, settings.get("target_kl")) if settings.get("stage") == "ppo" else [],
-        }
-    return stages
+    return {label: stage_results(stage) for label, stage in stage_folders(folder) if (stage / METRICS).exists()}
+
+
+METRICS, REWARD_REPORT = "metrics.jsonl", "report.json"  # in the folder of a stage
+
+
+def stage_results(stage: Path) -> dict[str, Any]:
+    """What the training in a stage's folder came to, as a summary has it."""
+    lines = read_metrics(stage / METRICS)
+    updates = [line for line in lines if any(name in line for name in CURVES["loss"])]
+    report = stage / REWARD_REPORT
+    settings = stage_settings(stage)
+    return {
+        "updates": len(updates),
+        **{name: _change(updates, logged) for name, logged in CURVES.items()},
+        "held_out": read_json(report) if report.exists() else None,
+        "warnings": _ppo_warnings(lines, settings.get("target_kl")) if settings.get("stage") == "ppo" else [],
+    }
 
 
 def _ppo_warnings(lines: list[dict[str, Any]], target_kl: float | None) -> list[str]:
@@ -303,18 +327,28 @@ def _mean(values: Iterable[float]) -> float | None:
     return sum(listed) / len(listed) if listed else None
 
 
+THIRDS = 6  # updates from which the means of their first and last third are of several each
 CURVE_NAMES = {"score": "mean score", "kl": "KL", "length": "tokens per answer", "loss": "mean loss"}
 
 
 def training_lines(training: dict[str, Any]) -> list[str]:
-    """One stage's training, a line each: updates, each logged curve, a reward model's report; see training_warnings."""
-    if not training["updates"]:
+    """One stage's training, a line each: updates, each logged curve, a reward model's report; see training_warnings.
+
+    Of fewer updates than THIRDS each curve has its first and last value, and of one its only one.
+    """
+    count = training["updates"]
+    if not count:
         return []
     changes = {name: training[curve] for curve, name in CURVE_NAMES.items() if training[curve] is not None}
-    lines = [
-        f"{name} {number(change['first_third'])} → {number(change['last_third'])}" for name, change in changes.items()
-    ]
-    updates = f"{counted(training['updates'], 'updates')}; means of their first → last third:"
+    if count >= THIRDS:
+        updates = f"{counted(count, 'updates')}; means of their first → last third:"
+    else:
+        updates = "1 update:" if count == 1 else f"{count} updates, the first → the last:"
+        changes = {name.removeprefix("mean "): change for name, change in changes.items()}
+    lines = []
+    for name, change in changes.items():
+        first, last = number(change["first_third"]), number(change["last_third"])
+        lines.append(f"{name} {last}" if count == 1 else f"{name} {first} → {last}")
     return [updates, *lines, *(reward_lines(training["held_out"]) if training["held_out"] else [])]
 
 
@@ -333,32 +367,56 @@ def training_warnings(training: dict[str, Any]) -> list[str]:
 
 def reward_lines(report: dict[str, Any]) -> list[str]:
     """A reward model's report.json, a line each."""
-    accuracy = Estimate(**report["accuracy"]) if report["accuracy"] else None
-    lines = [
-        f"accuracy {estimate(accuracy)} on {counted(report['pairs'], 'held-out pairs')}",
-        f"calibration error {estimate(Estimate(**report['ece']))}",
-        f"length correlation of the reward {number(report['length_correlation'])}",
-        f"the labels prefer the longer answer in {number(report['longer_preferred'])}",
-    ]
-    if report["ensemble_agreement"] is not None:
-        lines.append(f"members agree on the winner in {number(report['ensemble_agreement'])}")
-    return lines
+    accuracy, ece = (Estimate(**report[key]) if report[key] else None for key in ("accuracy", "ece"))
+    pairs = counted(report["pairs"], "held-out pairs")
+    lines = [f"accuracy {estimate(accuracy)} on {pairs}" if accuracy else f"accuracy not measured: {pairs}"]
+    if ece is not None:
+        lines.append(f"calibration error {estimate(ece)}")
+    shares = {
+        "length correlation of the reward": "length_correlation",
+        "the labels prefer the longer answer in": "longer_preferred",
+        "members agree on the winner in": "ensemble_agreement",
+    }
+    return lines + [f"{name} {number(report[key])}" for name, key in shares.items() if report[key] is not None]
 
 
 def summary_warnings(summary: dict[str, Any]) -> list[str]:
     """What a reader of a summary should look at: high metrics, few prompts, skipped and failed rows, training."""
-    metrics, skipped = summary_metrics(summary), summary["skipped"]
-    high = [(RUN_METRICS[key], value.mean) for key, value in metrics.items() if RUN_METRICS[key].warns(value.mean)]
-    warnings = [
-        f"{metric.name} {metric.text(mean)} (warns from {metric.warn_from:g})"
-        + (f": {metric.remedy}" if metric.remedy else "")
-        for metric, mean in high
-    ]
-    if (win_rate := metrics.get(WIN_RATE.key)) and win_rate.n < FEW_PROMPTS:
+    warnings = _high_metrics(summary, of_trust=True)
+    if (win_rate := summary_metrics(summary).get(WIN_RATE.key)) and win_rate.n < FEW_PROMPTS:
         warnings.append(f"only {counted(win_rate.n, 'held-out prompts')}: the interval of the win rate is wide")
     if never := summary.get("principles", {}).get("never_sampled"):
         warnings.append(f"principles never sampled: {', '.join(never)}")
-    warnings += _of_principles(summary)
+    return warnings + other_warnings(summary)
+
+
+def _high_metrics(summary: dict[str, Any], of_trust: bool) -> list[str]:
+    """The metrics that warn, either those of TRUST_METRICS or the others."""
+    high = [(RUN_METRICS[key], value.mean) for key, value in summary_metrics(summary).items()]
+    return [
+        f"{metric.name} {metric.text(mean)} (warns from {metric.warn_from:g})"
+        + (f": {metric.remedy}" if metric.remedy else "")
+        for metric, mean in high
+        if metric.warns(mean) and (metric.key in TRUST_METRICS) == of_trust
+    ]
+
+
+TRUNCATED_TEXTS = {
+    "draft_truncated": "drafts",
+    "critique_truncated": "critiques",
+    "revision_truncated": "revisions",
+    "before_truncated": "answers before training",
+    "after_truncated": "answers after training",
+}
+"""Metrics of truncated texts, and what these are."""
+TRUST_METRICS = (JUDGE_POSITION_BIAS.key, EVAL_POSITION_BIAS.key, *TRUNCATED_TEXTS)
+"""Metrics that `run_trust` (cai/runs/trust.py) reports, whether they warn or not."""
+
+
+def other_warnings(summary: dict[str, Any]) -> list[str]:
+    """The warnings of a summary about what `run_trust` does not report."""
+    skipped = summary["skipped"]
+    warnings = [*_high_metrics(summary, of_trust=False), *_of_principles(summary)]
     if summary["revisions"].get("no_pairs"):
         warnings.append("no revision makes a pair: all are skipped; the reasons are below, and in skipped.jsonl")
     warnings += [

@@ -33,7 +33,8 @@ from cai.data.preferences import iter_preferences
 from cai.data.prompts import iter_completions
 from cai.data.records import BeforeAfter, Demonstration, Messages, Preference, Prompt, Ranking, Revision, Skipped
 from cai.evaluation.judge_report import judge_metrics, read_judge_report
-from cai.feedback.metrics import LABEL_MASS, LABEL_MASS_MEANING, RUN_METRICS, label_mass_text
+from cai.feedback.label_mass import LABEL_MASS, LABEL_MASS_MEANING, label_mass_text
+from cai.feedback.metrics import RUN_METRICS
 from cai.feedback.revise import NOTHING_TO_REVISE
 from cai.runs.folder import RunFolder
 from cai.runs.metrics import summarise, summary_metrics

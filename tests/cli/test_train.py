@@ -41,7 +41,7 @@ def test_a_reward_model_and_ppo_from_files_alone(tmp_path: Path, tiny_model: Pat
     given = ("--data", data, "--model", tiny_model, "--out", out, "--set", "lora_r=2", "--set", "holdout=0.25")
     result = invoke("reward", *given)
     assert result.exit_code == 0, result.output
-    assert "skipped: 1 × chosen equals rejected" in result.output
+    assert re.search(r"skipped +1 × chosen equals rejected", result.output)
     assert re.search(r"accuracy .* on 2 held-out pairs", result.output)
     assert "already trained" in invoke("reward", *given).output
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["reward"]  # nothing is left beside it
@@ -62,6 +62,10 @@ def test_a_reward_model_and_ppo_from_files_alone(tmp_path: Path, tiny_model: Pat
     assert result.exit_code == 0, result.output
     assert (tmp_path / "out/ppo/model/model.safetensors").exists()
     assert (tmp_path / "out/ppo/samples.jsonl").exists()
+    results, _, trust = result.output.partition("Can I trust this?")
+    assert re.search(r"1 update:\s+score -?\d\.\d+\s+KL -?\d\.\d+\s", results) and "→" not in results
+    assert re.search(r"n +4 examples learned from", trust)
+    assert re.search(rf"\nNext\n +cai eval {tmp_path}/out/ppo\s", trust)
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,12 @@ from typing import Any, NamedTuple
 import pytest
 
 from cai.data.records import Preference, Source, Verdict
+from cai.feedback.label_mass import LabelMass, label_mass_text
 from cai.feedback.metrics import (
     REVISION_PAIR_METRICS,
     RUN_METRICS,
-    LabelMass,
     Metric,
     PromptMeans,
-    label_mass_text,
     mean_over_prompts,
     non_option_mass,
     position_bias,

@@ -140,7 +140,7 @@ def test_rewards_that_are_no_number_are_skipped_of_means_and_counted(tmp_path: P
     ]
     (folder.train / "1-dpo/metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     text = report(folder)
-    assert "mean score 1.000 → 3.000" in text and "KL – → –" in text
+    assert "4 updates, the first → the last: score 1.000 → 3.000" in text and "KL – → –" in text
     assert "mean score is not finite in 2 updates, which its means skip" in text
     assert "KL is not finite in 4 updates, which its means skip" in text
 

@@ -511,7 +511,7 @@ def test_the_report_is_printed_whole_and_hidden_characters_are_shown(tmp_path: P
         show(console, part)
     text = console.export_text()
     for said in ("Two axes, in Elo points", "Over-refusal: requests", "Signs of reward hacking in good", "not measured: KL: answers are greedy",
-                 "good against ", "note: only 14 prompts", "a \\x1b[31m note", "warning: sycophancy: questions answered"):  # fmt: skip
+                 "good against ", "a \\x1b[31m note", "warning: sycophancy: questions answered"):  # fmt: skip
         assert said in text
 
 

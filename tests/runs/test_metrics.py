@@ -18,7 +18,8 @@ from cai.cli.run import print_summary
 from cai.cli.runs import runs as list_runs
 from cai.compare.compare import compare_runs
 from cai.data.jsonl import write_rows
-from cai.feedback.metrics import RUN_METRICS, label_mass_text
+from cai.feedback.label_mass import label_mass_text
+from cai.feedback.metrics import RUN_METRICS
 from cai.inference.engine import Choose, Engine, EngineConfig, Generate, ScriptedEngine
 from cai.inference.models import Model
 from cai.inference.scheduler import Reporter
@@ -170,19 +171,19 @@ def test_the_closing_table_fits_eighty_columns_without_wrapping_a_cell(run: RunF
     print_summary(console, run)
     lines = console.export_text().splitlines()
     starts = [next(place for place, line in enumerate(lines) if line.startswith(title)) for title in
-              ("a: finished in", "Model calls", "Metrics, means over prompts", "Warnings", "Files")]  # fmt: skip
+              ("Model calls", "Metrics, means over prompts", "Warnings", "a: finished in", "Can I trust this?", "Next")]  # fmt: skip
     assert starts == sorted(starts)
     assert [line for line in lines[: starts[-1]] if len(line.rstrip()) > 80] == []
-    rows = lines[starts[2] + 2 : starts[3] - 1]
+    rows = lines[starts[1] + 2 : starts[2] - 1]
     assert len(rows) == len(RUN_METRICS) - 1  # a line each, of all but `stays`
 
 
 def test_a_curve_that_is_not_finite_is_a_warning_and_leaves_the_rest_in_its_means() -> None:
     training: dict[str, Any] = {
-        "updates": 4, "score": None, "kl": None, "length": None, "held_out": None, "warnings": ["KL runs away"],
+        "updates": 6, "score": None, "kl": None, "length": None, "held_out": None, "warnings": ["KL runs away"],
         "loss": {"first_third": 1.0, "last_third": math.pi, "not_finite": 2},
     }  # fmt: skip
-    assert training_lines(training) == ["4 updates; means of their first → last third:", "mean loss 1.000 → 3.142"]
+    assert training_lines(training) == ["6 updates; means of their first → last third:", "mean loss 1.000 → 3.142"]
     assert training_warnings(training) == [
         "KL runs away",
         "mean loss is not finite in 2 updates, which its means skip",

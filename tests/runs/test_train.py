@@ -61,7 +61,7 @@ def test_the_policy_is_trained_against_the_reward_model_of_its_own_run(tmp_path:
     print_summary(console, folder)
     text = console.export_text()
     assert " held-out pairs" in text and "calibration error" in text
-    assert "mean score" in text
+    assert "2 updates, the first → the last:" in text and " score " in text
 
 
 @pytest.mark.parametrize(

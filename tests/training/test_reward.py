@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 from cai.config.errors import CaiError
 from cai.data.jsonl import write_rows
 from cai.data.records import Message, Preference
+from cai.runs.metrics import reward_lines
 from cai.training.reward import (
     Pair,
     RankingCollator,
     SoftRewardTrainer,
     batch_elements,
     bootstrap,
+    evaluate_reward_model,
     length_dependence,
     soft_preference_loss,
 )
@@ -313,3 +315,10 @@ def test_an_ensemble_without_lora_is_refused() -> None:
 def test_a_folder_that_is_no_reward_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(CaiError, match="is not a reward model"):
         RewardModel(tmp_path)
+
+
+def test_a_hold_out_of_one_pair_has_no_accuracy(tmp_path: Path) -> None:
+    pairs = [Pair(preference(0, "yes", "no"), [1, 2], [1, 3], (1, 1))]
+    report = evaluate_reward_model(tmp_path, pairs)  # no reward model is even loaded
+    assert (report["pairs"], report["accuracy"], report["ece"]) == (1, None, None)
+    assert reward_lines(report) == ["accuracy not measured: 1 held-out pair"]

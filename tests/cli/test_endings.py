@@ -1,0 +1,123 @@
+"""How `cai run` and `cai eval` end: what came out, whether to trust it, and how to go on."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cai.inference.engine import Engine, EngineConfig, Generate, ScriptedEngine
+from cai.inference.models import Model
+from cai.runs.evaluate import evaluate_policies
+from cai.runs.folder import RunFolder
+from cai.runs.pipeline import execute
+from cai.training.stage import StageSpec
+from tests.cli.test_cli import cai
+from tests.conftest import write_workspace
+from tests.runs.test_evaluate import by_name, make_run
+
+Ending = tuple[dict[str, str], dict[str, str], list[str]]
+
+
+def ending(printed: str) -> Ending:
+    """What came out and what limits it, a text by name, and the commands to go on with."""
+    results, trust, following = re.split(r"\n\n(?:Can I trust this\?|Next)\n", printed.rstrip())
+    results = results.rpartition("\n\n")[2].partition("\n")[2]
+    return _named(results), _named(trust), re.findall(r"^  (cai .*?)(?:  |$)", following, re.MULTILINE)
+
+
+def _named(lines: str) -> dict[str, str]:
+    texts: dict[str, str] = {}
+    for line in lines.splitlines():
+        name, text = re.match(r"  (?:(\S.*?)  +)?(.*)", line).groups()  # type: ignore[union-attr]
+        last = name or list(texts)[-1]
+        texts[last] = f"{texts[last]} {text.strip()}" if last in texts else text.strip()
+    return texts
+
+
+@pytest.fixture
+def run_once(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunFolder]:
+    """A run whose training logs so many updates, of a policy that ends its answers with a word."""
+
+    def run(updates: int, word: str = "", prompts: int = 8) -> RunFolder:
+        def train(spec: StageSpec[Any], *others: Any) -> Path:
+            (spec.folder / "model").mkdir(parents=True)
+            for file in spec.model.iterdir():
+                (spec.folder / "model" / file.name).write_text('{"trained": true}', encoding="utf-8")
+            lines = ({"step": step, "loss": 1 / step} for step in range(1, updates + 1))
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            (spec.folder / "metrics.jsonl").write_text(text, encoding="utf-8")
+            return spec.folder / "model"
+
+        def opened(model: Model, fingerprint: str, settings: EngineConfig) -> Engine:
+            def answer(request: Generate) -> str:
+                return f"an answer to {request.messages[-1]['content'][:20]}" + trained
+
+            trained = word if "train" in Path(str(model)).parts else ""
+            return ScriptedEngine(fingerprint, answer, lambda request: [0.9, 0.05])
+
+        monkeypatch.setattr("cai.runs.pipeline.run_stage", train)
+        monkeypatch.setattr(execute, "__defaults__", (False, opened))
+        run_file = write_workspace(tmp_path, model_folder, prompts, extra="train: [{stage: dpo}]\n")
+        monkeypatch.chdir(tmp_path)
+        assert cai(monkeypatch, "run", run_file, columns=80) == 0
+        return RunFolder(tmp_path / "runs/test")
+
+    return run
+
+
+def test_equal_answers_have_no_win_rate_on_any_surface(
+    run_once: Callable[..., RunFolder], capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = run_once(updates=1).summary()
+    assert summary is not None
+    printed = capsys.readouterr().out
+    results, trust, _ = ending(printed)
+    assert results["win rate"] == "none: 2 answers after training, equal to those before"
+    assert trust["ties"].endswith("2 of 2 held-out answers (2 with equal answers)")
+    of_judge = ("win_rate", "after_better", "helpful_win_rate", "safe_win_rate")
+    assert [summary["metrics"][key] for key in of_judge] == [None] * 4
+    assert "P(after better)" not in printed
+
+
+def test_a_run_ends_with_its_win_rate_what_limits_it_and_the_next_command(
+    run_once: Callable[..., RunFolder], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_once(updates=2, word=" and more", prompts=4)
+    printed = capsys.readouterr().out
+    assert max(map(len, map(str.rstrip, printed[printed.index("Model calls") :].splitlines()))) <= 80
+    results, trust, following = ending(printed)
+    assert results["1-dpo"] == "2 updates, the first → the last: loss 1.000 → 0.500"
+    assert results["win rate"] == "0.500 [0.111, 0.889], after against before training"
+    assert list(trust) == ["n", "position bias", "ties", "principles", "truncated"]
+    assert trust["n"] == "3 prompts, 1 held out; the interval of the win rate is wide"
+    assert trust["position bias"].startswith("1.000 of the eval judge's verdicts; from 0.5 on")
+    assert re.match(r"\d+ of 16 never sampled: \w", trust["principles"])
+    assert trust["truncated"] == "none of the texts"
+    assert following == ["cai eval test", "cai report test"]
+
+
+def test_the_curve_of_one_update_has_no_thirds(
+    run_once: Callable[..., RunFolder], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_once(updates=1)
+    assert ending(capsys.readouterr().out)[0]["1-dpo"] == "1 update: loss 1.000"
+
+
+def test_an_evaluation_ends_with_its_win_rates_what_limits_them_and_the_next_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "runs", "good")
+    monkeypatch.setattr(evaluate_policies, "__defaults__", (False, by_name()))
+    asked = ("good", "--runs", tmp_path / "runs", "--probes", "none", "--set", "temperature=0")
+    assert cai(monkeypatch, "eval", *asked, columns=80) == 0
+    printed = capsys.readouterr().out
+    assert "note: only 12 prompts" not in printed  # said once, at the end
+    results, trust, following = ending(printed)
+    assert re.fullmatch(r"\d\.\d\d \[.*\] against base", results["win rate, overall"])
+    assert trust["n"] == "12 prompts: expect wide intervals"
+    assert len(trust) <= 5 and trust["ties"] == "0 of 12 comparisons"
+    assert trust["judge"].startswith("is the model of 'base' and may prefer its own answers")
+    assert following[0] == f"cai eval good --judge NAME --out {tmp_path}/runs/good/eval-NAME --runs {tmp_path}/runs"
