@@ -91,11 +91,12 @@ def eval_(
         policy, against or [], reference, prompts, constitution, judge, key_env, probes, limit, settings or []
     )
     console = Terminal()
+    found = find_policy(policy, runs)
+    target = out or found.eval
+    if target is None:
+        missing = "" if reference or found.policy.base else ", and the model to compare with (--reference MODEL)"
+        raise CaiError(f"--out: '{policy}' is a model alone; name a folder for the results (--out DIR){missing}")
     plan = plan_evaluation(options, runs)
-    training = find_policy(options.policy, runs).training
-    if out is None and training is None:
-        raise CaiError(f"--out: '{options.policy}' is no run, and has no folder for results; name one")
-    target = out if out is not None else training.eval if training is not None else Path()
     reporter = Reporter(console)
     with resumable(console, reporter):
         report = evaluate_policies(plan, target, runs / CACHE_FILE, reporter, replace)
@@ -114,7 +115,7 @@ def _ending(report: PolicyReport, options: Options, target: Path, runs: Path) ->
     for row in report.comparisons:
         if row.tag is None:
             whose = "" if row.policy == report.policies[1].name else f"{row.policy} "
-            rate = _rate(row.win_rate) if row.win_rate else f"none ({row.length_controlled_missing}),"
+            rate = _rate(row.win_rate) if row.win_rate else "none, all answers equal"
             grid.add(f"win rate, {row.axis}", f"{rate} {whose}against {row.against}")
     warning = [f"{m.name} ({m.policy})" for m in report.monitors if m.state == "warns"]
     if report.monitors:

@@ -6,28 +6,26 @@ from rich.text import Text
 from cai.cli.console import whole
 from cai.cli.options import DEFAULT_RUNS, RunsFolder
 from cai.config.characters import Terminal, visible
-from cai.report.serve import run_entry
-from cai.runs.folder import all_runs
+from cai.report.serve import all_entries
 
 
 def runs(folder: RunsFolder = DEFAULT_RUNS) -> None:
-    """List runs, newest first."""
-    console, run_folders = Terminal(), all_runs(folder)
-    if not run_folders:
+    """List runs and trainings, newest first."""
+    console, entries = Terminal(), all_entries(folder)
+    if not entries:
         console.print(f"No runs in {folder}/. Start one: cai run examples/quickstart.yaml", markup=False)
         return
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("run", "started", "state", "constitution", "prompts", "held out", "training", "win rate"):
         table.add_column(column, no_wrap=True)
-    for each in run_folders:
-        run = run_entry(str(each.path.relative_to(folder)), each)
+    for run in entries:
         cells = (
             run.name,
             run.started or "–",
             run.state,
-            run.constitution,
-            run.prompts,
-            run.held_out,
+            run.constitution or "–",
+            run.prompts or "–",
+            run.held_out or "–",
             run.training or "–",
             run.win_rate or "–",
         )

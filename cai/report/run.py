@@ -367,13 +367,14 @@ def _overview_plots(contents: RunContents) -> list[Plot]:
 def _stage(name: str, path: Path, summary: SummaryContents, plots: _Plots, missing: list[str]) -> Stage:
     """A training stage, its plots added to those of the page."""
     part = f"Stage {name}"
-    drawn = _part(part, partial(_stage_plots, name, path, summary.calibration.get(name)), missing) or []
+    drawn = _part(part, partial(stage_plots, name, path, summary.calibration.get(name)), missing) or []
     settings = _part(part, partial(stage_settings, path), missing)
     lines = summary.training.get(name, [])
     return Stage(name, as_yaml(settings) if settings else "", lines, plots.add(drawn))
 
 
-def _stage_plots(stage: str, path: Path, bins: list[dict[str, float]] | None) -> list[Plot]:
+def stage_plots(stage: str, path: Path, bins: list[dict[str, float]] | None) -> list[Plot]:
+    """The curves of a stage's metrics.jsonl, and the calibration of its reward model."""
     logged = logged_curves(read_metrics(path / "metrics.jsonl"))
     plots = [curves(f"{stage}: {name}", {name: points}) for name, points in logged.items()]
     if bins:

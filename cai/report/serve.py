@@ -9,7 +9,7 @@ import re
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
@@ -21,12 +21,17 @@ from pydantic import TypeAdapter, ValidationError
 
 from cai.compare.compare import compare_runs
 from cai.config.errors import CaiError
+from cai.data.manifest import read_json
+from cai.evaluation.evaluation_plan import OVERALL
+from cai.evaluation.policy_report import REPORT, read_report
 from cai.report.comparison import ComparisonContents, comparison_report, read_comparison
 from cai.report.html import POLICY, SCRIPTS, plotly_script, render_list, source
 from cai.report.run import RunContents, read_run, run_report
 from cai.report.table import Line, Query, Table, line_json, select
-from cai.runs.folder import RunFolder, all_runs
+from cai.report.training import training_report
+from cai.runs.folder import RunFolder, all_runs, all_trainings, training_started
 from cai.runs.metrics import stage_folders, summary_metrics
+from cai.stats.formatting import estimate
 
 
 class RunEntry(NamedTuple):
@@ -42,12 +47,37 @@ class RunEntry(NamedTuple):
     held_out: str = ""
     training: str = ""
     win_rate: str = ""
+    comparable: bool = True  # with other runs
 
 
-def list_page(runs: Path, folders: Mapping[str, RunFolder]) -> str:
-    """The HTML of the list; `folders` by name."""
-    entries = [run_entry(name, folder) for name, folder in folders.items()]
+def list_page(runs: Path) -> str:
+    """The HTML of the list."""
+    entries = all_entries(runs)
     return render_list("runs.html.jinja", runs=str(runs), entries=entries)
+
+
+def all_entries(runs: Path) -> list[RunEntry]:
+    """The runs and trainings of a folder as they are listed, the newest first."""
+    entries = [run_entry(str(folder.path.relative_to(runs)), folder) for folder in all_runs(runs)]
+    entries += [training_entry(path.name, path) for path in all_trainings(runs)]
+    return sorted(entries, key=lambda entry: entry.started, reverse=True)
+
+
+def training_entry(name: str, stage: Path) -> RunEntry:
+    """A folder of `cai train` as it is listed."""
+    started = training_started(stage).strftime("%Y-%m-%d %H:%M")
+    state = "finished" if (stage / "model").exists() else "unfinished"
+    entry = RunEntry(name, f"/report?{urlencode({'run': name})}", started, state, comparable=False)
+    try:
+        spec, report = read_json(stage / "stage.json"), stage / "eval" / REPORT
+        entry = entry._replace(model=str(spec["model"]), training=str(spec["settings"]["stage"]))
+        rates = read_report(report).comparisons if report.exists() else []
+        rate = next((row.win_rate for row in rates if row.axis == OVERALL and row.tag is None), None)
+        return entry._replace(win_rate=estimate(rate) if rate else "")
+    except CaiError as error:
+        return entry._replace(state=str(error))
+    except (LookupError, TypeError):
+        return entry._replace(state="written by another version of cai")
 
 
 def run_entry(name: str, folder: RunFolder) -> RunEntry:
@@ -148,6 +178,10 @@ class Library:
             raise LookupError(f"there is no run '{name}' in {self.runs}")
         return folder
 
+    def training(self, name: str) -> Path | None:
+        """A folder of `cai train` by its name; None for none."""
+        return next((path for path in all_trainings(self.runs) if path.name == name), None)
+
     def load(self, names: Sequence[str]) -> LoadedReport:
         """A run, or several compared. Raises: LookupError, CaiError when a file cannot be read."""
         folders = [self.folder(name) for name in names]
@@ -209,7 +243,7 @@ def respond(library: Library, target: str) -> Response:
     names = values.get("run", [])
     try:
         if address.path == "/":
-            return Response(list_page(library.runs, library.folders()))
+            return Response(list_page(library.runs))
         if address.path.startswith("/assets/"):
             return _asset(address.path.removeprefix("/assets/"))
         if address.path == "/report" and names:
@@ -226,8 +260,10 @@ def respond(library: Library, target: str) -> Response:
 
 
 def _page(library: Library, names: list[str]) -> str:
-    report = library.load(names)
     url = "/examples?" + urlencode([("run", name) for name in names])
+    if len(names) == 1 and (training := library.training(names[0])):
+        return training_report(names[0], training, url)
+    report = library.load(names)
     if report.run is not None:
         return run_report(library.folder(names[0]), report.run, url)
     assert report.comparison is not None

@@ -103,7 +103,7 @@ def plan_evaluation(options: Options, runs: Path) -> EvaluationPlan:
         seed=first.config.seed if first.config is not None else 0,
         engine=engine,
         own_settings={judge: judge_engine, reference.folder: asked},
-        notes=_trained_on(policies, prompts),
+        notes=[*_chosen_prompts(options, first, prompts), *_trained_on(policies, prompts)],
     )
 
 
@@ -128,14 +128,31 @@ def _prompts(options: Options, first: FoundPolicy) -> tuple[list[Prompt], list[S
     if options.prompts is not None:
         return read_prompts(locate.find_data("--prompts", str(options.prompts), COMMAND), options.limit)
     if first.run is None:
-        raise CaiError(
-            f"--prompts: '{first.policy.name}' is no run, and has no prompts held out; name a file of prompts"
-        )
+        return _shipped_prompts(first.policy)[: options.limit], []
     held_out = set(first.run.manifest()["held_out"])
     prompts = [prompt for prompt in first.run.prompts() if prompt.id in held_out]
     if not prompts:
         raise CaiError(f"--prompts: {first.run.path} holds out no prompts (prompts.holdout: 0); name a file of prompts")
     return prompts[: options.limit], []
+
+
+PROMPTS = "examples/prompts.jsonl"  # comes with cai
+MOST_PROMPTS = 50  # of these: more than FEW_PROMPTS, and 300 verdicts on three axes
+
+
+def _shipped_prompts(policy: Policy) -> list[Prompt]:
+    """Prompts for a policy that has none held out: MOST_PROMPTS of those that come with cai and it was not trained on.
+
+    Raises: CaiError where it was trained on them all.
+    """
+    learned = policy.trained_on()
+    prompts = read_prompts(find_file("--prompts", PROMPTS, COMMAND))[0]
+    fresh = [prompt for prompt in prompts if fingerprint(prompt.messages) not in learned][:MOST_PROMPTS]
+    if not fresh:
+        raise CaiError(
+            f"--prompts: '{policy.name}' holds out no prompts, and was trained on all of {PROMPTS}; name a file"
+        )
+    return fresh
 
 
 def _eval_constitution(options: Options, settings: EvaluateConfig, first: FoundPolicy) -> Constitution:
@@ -213,6 +230,12 @@ def _refuse_twins(policies: Sequence[Policy]) -> None:
             raise CaiError(f"--against: two policies would be called '{policy.name}': {where}")
         names[policy.name] = policy.folder
         contents[content] = policy.name
+
+
+def _chosen_prompts(options: Options, first: FoundPolicy, prompts: Sequence[Prompt]) -> list[str]:
+    if options.prompts is not None or first.run is not None:
+        return []
+    return [f"the prompts are {len(prompts)} of {PROMPTS}, which comes with cai; --prompts FILE names others"]
 
 
 def _trained_on(policies: Sequence[Policy], prompts: Sequence[Prompt]) -> list[str]:

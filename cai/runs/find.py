@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from cai.config.errors import CaiError
+from cai.config.hashing import fingerprint
 from cai.config.locate import find_constitution_file, similar_constitution, suggestion
-from cai.data.jsonl import read_rows
+from cai.data.files import rows as rows_of
 from cai.data.manifest import MANIFEST_JSON, read_json
 from cai.data.records import Prompt
 from cai.evaluation.evaluation_plan import Policy
@@ -29,6 +30,7 @@ class FoundPolicy(NamedTuple):
     config: RunConfig | None = None
     chat: ChatSettings | None = None  # of the chat template that it was trained with, from its base model
     training: Training | None = None  # of the run
+    eval: Path | None = None  # the folder of its evaluation by `cai eval`, where it is a run's or was trained alone
 
 
 def find_policy(name: str, runs: Path) -> FoundPolicy:
@@ -89,7 +91,7 @@ def _of_run(folder: RunFolder, number: int = 1) -> FoundPolicy:
         labels=folder.preferences_jsonl,
         target_kl=next((target for target in reversed(targets) if target is not None), None),
     )
-    return FoundPolicy(policy, folder, config, config.engine.chat, training)
+    return FoundPolicy(policy, folder, config, config.engine.chat, training, training.eval)
 
 
 def _of_stage(path: Path) -> FoundPolicy:
@@ -98,17 +100,31 @@ def _of_stage(path: Path) -> FoundPolicy:
         raise CaiError(f"{path}: a reward model, which generates no answers; expected a policy")
     if not (path / "model").is_dir():
         raise CaiError(f"{path}: its policy is not trained yet; finish `cai train` first")
-    samples, data = path / SAMPLES, Path(stage.get("data", ""))
+    samples = path / SAMPLES
     policy = Policy(
         name=path.resolve().name,
         folder=path / "model",
         base=stage.get("model"),
-        training_prompts=read_rows(data, Prompt) if samples.exists() and data.is_file() else [],
+        training_prompts=_learned_prompts(path, stage),
         reward=_reward_of(path),
         samples=samples if samples.exists() else None,
     )
     chat = stage.get("chat")
-    return FoundPolicy(policy, chat=ChatSettings.model_validate(chat) if chat else None)
+    return FoundPolicy(policy, chat=ChatSettings.model_validate(chat) if chat else None, eval=path / "eval")
+
+
+def _learned_prompts(path: Path, stage: dict[str, Any]) -> list[Prompt]:
+    """The prompts of what a stage learned from, each once: of its copy of the data, or of the data of its run."""
+    copied, data = path / "rows.jsonl", Path(stage.get("data", ""))
+    rows = copied if copied.exists() else data
+    learned: dict[str, Prompt] = {}
+    for place, row in rows_of(rows) if rows.is_file() else ():
+        try:
+            prompt = Prompt(id=row.get("prompt_id") or row["id"], messages=row["messages"])
+        except (LookupError, ValidationError) as error:
+            raise CaiError(f"{place}: not a row that a stage learns from: {error!r}") from None
+        learned.setdefault(fingerprint(prompt.messages), prompt)
+    return list(learned.values())
 
 
 def _reward_of(stage: Path) -> Path | None:

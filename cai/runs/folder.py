@@ -18,7 +18,7 @@ from cai.evaluation.policy_report import REPORT, PolicyReport, each_before_after
 
 ITERATION = "iteration-"
 SEEDS = "seeds"  # the folder of further trainings
-RUN = "cai run"  # the command in a run's manifest
+RUN, TRAIN = "cai run", "cai train"  # the commands in manifests of runs, and of stages trained alone
 CACHE_FILE = "cache.sqlite"  # beside the runs, shared by all of them
 CACHE_FILES = (CACHE_FILE, "memo.sqlite")  # how names of its files begin, and what cai 0.1 called it
 SWEEP_JSON = "sweep.json"  # in a folder of runs that are one sweep
@@ -235,6 +235,25 @@ def all_runs(runs: Path) -> list[RunFolder]:
     candidates = {manifest.parent for folder in folders for pattern in patterns for manifest in folder.glob(pattern)}
     by_path = map(RunFolder, sorted(path for path in candidates if is_run(path)))
     return sorted(by_path, key=lambda run: (run.started() or datetime.min).replace(tzinfo=None), reverse=True)
+
+
+def all_trainings(runs: Path) -> list[Path]:
+    """Every folder of `cai train` in a folder of runs, the newest first."""
+    folders = [path.parent for path in runs.glob(f"*/{MANIFEST_JSON}") if _command(path) == TRAIN]
+    return sorted(folders, key=training_started, reverse=True)
+
+
+def training_started(stage: Path) -> datetime:
+    """When a stage was last started; what it is to train is written then."""
+    paths = [path for path in (stage / "stage.json", stage / MANIFEST_JSON) if path.exists()]
+    return datetime.fromtimestamp(paths[0].stat().st_mtime)
+
+
+def _command(manifest: Path) -> str | None:
+    try:
+        return read_json(manifest).get("command")
+    except CaiError:
+        return None
 
 
 def stage_order(stage: Path) -> tuple[int, str]:

@@ -15,8 +15,8 @@ from cai.runs.folder import RunFolder
 from cai.runs.pipeline import execute
 from cai.training.stage import StageSpec
 from tests.cli.test_cli import cai
-from tests.conftest import write_workspace
-from tests.runs.test_evaluate import by_name, make_run
+from tests.conftest import ROOT, write_workspace
+from tests.runs.test_evaluate import by_name, make_run, model
 
 Ending = tuple[dict[str, str], dict[str, str], list[str]]
 
@@ -121,3 +121,33 @@ def test_an_evaluation_ends_with_its_win_rates_what_limits_them_and_the_next_com
     assert len(trust) <= 5 and trust["ties"] == "0 of 12 comparisons"
     assert trust["judge"].startswith("is the model of 'base' and may prefer its own answers")
     assert following[0] == f"cai eval good --judge NAME --out {tmp_path}/runs/good/eval-NAME --runs {tmp_path}/runs"
+
+
+def test_a_training_is_evaluated_without_further_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, stage = model(tmp_path / "base", "base"), tmp_path / "runs/dpo"
+    model(stage / "model", "good")
+    (stage / "manifest.json").write_text('{"command": "cai train"}', encoding="utf-8")
+    spec = {"settings": {"stage": "dpo"}, "model": str(base), "reward": None, "data": "moved"}
+    (stage / "stage.json").write_text(json.dumps(spec), encoding="utf-8")
+    known = json.loads((ROOT / "examples/prompts.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    learned = {"prompt_id": "x", "messages": [{"role": "user", "content": known["prompt"]}], "chosen": "a"}
+    (stage / "rows.jsonl").write_text(json.dumps(learned) + "\n", encoding="utf-8")
+    monkeypatch.setattr(evaluate_policies, "__defaults__", (False, by_name(refuse="no prompt has this")))
+    monkeypatch.chdir(tmp_path)
+    assert cai(monkeypatch, "eval", "runs/dpo", "--probes", "none", "--set", "temperature=0", columns=80) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "note: the prompts are 50 of examples/prompts.jsonl, which comes with cai; --prompts FILE names" in printed
+    assert "dpo was trained on" not in printed  # on the first of them, which is left out
+    assert known["prompt"] not in (stage / "eval/answers.jsonl").read_text(encoding="utf-8")
+    assert cai(monkeypatch, "runs") == 0
+    assert re.search(r"^dpo .* finished +– +– +– +dpo +[01]\.\d+ \[", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_what_a_model_alone_lacks_for_an_evaluation_is_said_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cai(monkeypatch, "eval", model(tmp_path / "alone", "alone"), "--runs", tmp_path) == 2
+    expected = "name a folder for the results (--out DIR), and the model to compare with (--reference MODEL)"
+    assert expected in capsys.readouterr().err

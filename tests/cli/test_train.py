@@ -13,6 +13,7 @@ from cai.config.errors import CaiError
 from cai.data.files import table_writer
 from cai.data.jsonl import read_rows
 from cai.data.records import Demonstration, Preference, Revision, Skipped
+from cai.report.serve import Library, respond
 from cai.training.stage import StageSpec
 from tests.cli.test_cli import cai
 
@@ -66,6 +67,16 @@ def test_a_reward_model_and_ppo_from_files_alone(tmp_path: Path, tiny_model: Pat
     assert re.search(r"1 update:\s+score -?\d\.\d+\s+KL -?\d\.\d+\s", results) and "→" not in results
     assert re.search(r"n +4 examples learned from", trust)
     assert re.search(rf"\nNext\n +cai eval {tmp_path}/out/ppo\s", trust)
+
+    listed = CliRunner().invoke(app, ["runs", "--runs", str(tmp_path / "out")]).output
+    assert re.search(r"^ppo +20\S+ \S+ +finished +– +– +– +ppo +–", listed, re.MULTILINE)
+    assert re.search(r"^reward +20\S+ \S+ +finished +– +– +– +reward +–", listed, re.MULTILINE)
+    library = Library(tmp_path / "out")
+    assert ">ppo</a>" in respond(library, "/").body
+    assert 'value="ppo"' not in respond(library, "/").body  # a training is not compared with runs
+    page = respond(library, "/report?run=ppo").body
+    assert "tokens per answer 4.000" in page and "4 examples learned from" in page
+    assert respond(library, "/report?run=ppo&run=reward").status == 404
 
 
 @pytest.mark.parametrize(

@@ -470,8 +470,7 @@ def test_a_trained_stage_or_any_model_is_evaluated_on_prompts_that_are_named(tmp
     (tmp_path / "dpo/stage.json").write_text(json.dumps({"model": str(base), "settings": {"stage": "dpo"}}))
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "Why?"}\n{"prompt": "How?"}\n', encoding="utf-8")
-    with pytest.raises(CaiError, match="'dpo' is no run, and has no prompts held out"):
-        plan_evaluation(Options(str(tmp_path / "dpo")), runs)
+    assert len(plan_evaluation(Options(str(tmp_path / "dpo")), runs).prompts) == 50  # of those that come with cai
     report = evaluate(runs, Options(str(tmp_path / "dpo"), prompts=prompts, probes="none"), out=tmp_path / "out")
     assert [(p.name, p.folder) for p in report.policies] == [("base", str(base)), ("dpo", str(good))]
     with pytest.raises(CaiError, match=r"--reference: what .* was trained from is not known"):
