@@ -1,15 +1,18 @@
 """`cai show`."""
 
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 from rich.padding import Padding
 from rich.text import Text
 
-from cai.cli.options import DEFAULT_RUNS, RunName, RunsFolder
+from cai.cli.options import DEFAULT_RUNS, PrincipleId, RunName, RunsFolder
 from cai.config.characters import Terminal, visible
 from cai.config.errors import CaiError
+from cai.config.validation import closest_names, did_you_mean
+from cai.constitution.principles import find_principle, load_constitution
+from cai.data.filters import FILTERS
 from cai.data.records import BeforeAfter, Messages, Preference, Revision, Skipped, Verdict
 from cai.feedback.pipeline import REVISION_VERDICTS
 from cai.feedback.revise import REVISION_PAIRS
@@ -17,8 +20,37 @@ from cai.runs.folder import RunFolder, open_run
 
 REASONING_SHOWN = 200  # characters
 EMPTY = {"revisions": "revisions", "preferences": "preferences", "evaluation": "evaluation", "skipped": "skipped rows"}
+TRUNCATED = "truncated"  # the flag that rows of every stage but skipped may have
 Part = tuple[str, str]  # a heading and its text
-Example = tuple[str, list[Part]]
+
+
+class Example(NamedTuple):
+    """The texts of a prompt, and what a filter finds them by: principles and flags of each of its rounds."""
+
+    prompt_id: str
+    parts: list[Part]
+    rounds: Sequence[tuple[Sequence[str], Sequence[str]]] = ()
+
+
+class Wanted(NamedTuple):
+    """The options that choose examples; one round has to match both principle and flag."""
+
+    prompt: str | None
+    principle: str | None
+    flag: str | None
+
+    def keeps(self, example: Example) -> bool:
+        """Whether an example is chosen."""
+        if self.prompt not in (None, example.prompt_id):
+            return False
+        return (self.principle is None and self.flag is None) or any(
+            (self.principle is None or self.principle in principles) and (self.flag is None or self.flag in flags)
+            for principles, flags in example.rounds
+        )
+
+    def __str__(self) -> str:
+        named = {"--prompt": self.prompt, "--principle": self.principle, "--flag": self.flag}
+        return " ".join(f"{option} {value}" for option, value in named.items() if value is not None)
 
 
 def show(
@@ -27,11 +59,17 @@ def show(
         str, typer.Option("--stage", metavar="STAGE", help="revisions, preferences, evaluation or skipped.")
     ] = "revisions",
     limit: Annotated[int, typer.Option("--limit", "-n", metavar="N", min=1, help="Number of examples.")] = 3,
+    prompt: Annotated[str | None, typer.Option("--prompt", metavar="ID", help="Only this prompt.")] = None,
+    principle: PrincipleId = None,
+    flag: Annotated[
+        str | None, typer.Option("--flag", metavar="FLAG", help="Only with this flag, such as unchanged or truncated.")
+    ] = None,
     runs: RunsFolder = DEFAULT_RUNS,
 ) -> None:
     """Print examples of a run.
 
-    Prints every text: prompt, draft, principle, critique, revision and label. --stage chooses other rows.
+    Prints every text: prompt, draft, principle, critique, revision and label. --stage chooses other rows, and --prompt,
+    --principle and --flag some of them; with several, a round has to match all.
     """
     stages: dict[str, Callable[[RunFolder], list[Example]]] = {
         "revisions": _revisions,
@@ -42,19 +80,52 @@ def show(
     if stage not in stages:
         raise CaiError(f"--stage {stage}: expected one of {', '.join(stages)}")
     folder = open_run(run, runs)
-    examples = stages[stage](folder)
+    wanted = Wanted(prompt, principle, flag)
+    _check(wanted, stage, folder)
+    every = stages[stage](folder)
+    examples = [example for example in every if wanted.keeps(example)]
     console = Terminal()
+    if every and not examples:
+        console.print(Text(visible(f"none of {len(every)} {EMPTY[stage]} of {run} match {wanted}")))
+        return
     if not examples:
         yet = " yet" if stage == "evaluation" or folder.summary() is None else ""
         console.print(Text(f"{run} has no {EMPTY[stage]}{yet}"))
         return
-    for title, parts in examples[:limit]:
+    for title, parts, _ in examples[:limit]:
         console.rule(Text(title, style="bold"), align="left")
         for heading, text in parts:
             console.print(Text(heading, style="cyan"))
             console.print(Padding(Text(visible(text)), (0, 0, 0, 4)))
         console.print()
-    console.print(Text(f"{min(limit, len(examples))} of {len(examples)} {stage.replace('_', ' ')} of {run}"))
+    which = f" that match {wanted}" if str(wanted) else ""
+    console.print(Text(visible(f"{min(limit, len(examples))} of {len(examples)} {EMPTY[stage]} of {run}{which}")))
+
+
+def _check(wanted: Wanted, stage: str, folder: RunFolder) -> None:
+    """Raises: CaiError for a prompt, a principle or a flag that the stage's rows cannot have, naming the nearest."""
+    if wanted.prompt is not None:
+        ids = [*(prompt.id for prompt in folder.prompts()), *(row.prompt_id for row in folder.skipped())]
+        _known("--prompt", wanted.prompt, list(dict.fromkeys(ids)), f"a prompt of {folder.name}")
+    if wanted.principle is not None:
+        if stage == "skipped":
+            raise CaiError("--principle applies to revisions, preferences and evaluation; skipped rows have none")
+        file = folder.eval_constitution_yaml if stage == "evaluation" else folder.constitution_yaml
+        find_principle(load_constitution(file).principles, wanted.principle, str(file))
+    if wanted.flag is not None:
+        flags = {"revisions": list(FILTERS), "skipped": []}.get(stage, [TRUNCATED])
+        if not flags:
+            raise CaiError("--flag applies to revisions, preferences and evaluation; skipped rows have none")
+        _known("--flag", wanted.flag, flags, f"a flag of {stage}")
+
+
+def _known(option: str, name: str, names: Sequence[str], what: str) -> None:
+    if name in names:
+        return
+    near = closest_names(name, names)
+    few = len(names) <= len(FILTERS)
+    hint = did_you_mean(near) if near else f"expected one of {', '.join(names)}" if few else "`prompts.jsonl` has all"
+    raise CaiError(f"{option} {name}: not {what}; {hint}")
 
 
 def _revisions(folder: RunFolder) -> list[Example]:
@@ -80,7 +151,8 @@ def _revisions(folder: RunFolder) -> list[Example]:
             parts.append(("label", _label(labels[prompt_id])))
         else:
             parts.append(("label", f"none: {reasons.get(prompt_id, 'no pair')}"))
-        examples.append((prompt_id, parts))
+        rounds_of = [([row.principle_id], [*row.flags, *([TRUNCATED] if row.truncated else [])]) for row in rows]
+        examples.append(Example(prompt_id, parts, rounds_of))
     return examples
 
 
@@ -101,7 +173,9 @@ def _preference(row: Preference) -> Example:
     parts = [*_conversation(row.messages), *_reasoning("chosen", row.chosen_reasoning), ("chosen", row.chosen)]
     parts += [*_reasoning("rejected", row.rejected_reasoning), ("rejected", row.rejected)]
     parts.append(("label", _label(row)))
-    return row.prompt_id, [*parts, *_verdicts(row.all_verdicts)]
+    principles = [*row.principle_ids, *(verdict.principle_id for verdict in row.all_verdicts)]
+    flags = [TRUNCATED] if row.truncated else []
+    return Example(row.prompt_id, [*parts, *_verdicts(row.all_verdicts)], [(principles, flags)])
 
 
 def _label(row: Preference) -> str:
@@ -118,11 +192,13 @@ def _label(row: Preference) -> str:
 
 def _comparison(row: BeforeAfter) -> Example:
     parts = [*_conversation(row.messages), ("before", row.before), ("after", row.after)]
-    return row.prompt_id, [*parts, ("label", f"P(after better) = {row.p:.4f}"), *_verdicts(row.verdicts)]
+    parts = [*parts, ("label", f"P(after better) = {row.p:.4f}"), *_verdicts(row.verdicts)]
+    principles = [verdict.principle_id for verdict in row.verdicts]
+    return Example(row.prompt_id, parts, [(principles, [TRUNCATED] if row.truncated else [])])
 
 
 def _skipped(row: Skipped) -> Example:
-    return row.prompt_id, [(row.stage + ("  (failed)" if row.failed else ""), row.reason)]
+    return Example(row.prompt_id, [(row.stage + ("  (failed)" if row.failed else ""), row.reason)])
 
 
 def _verdicts(verdicts: list[Verdict]) -> list[Part]:

@@ -82,7 +82,8 @@ def test_a_run_samples_among_the_principles_that_apply_and_counts_the_other_prom
     summary = folder.summary()
     assert summary is not None
     assert summary["principles"] == {
-        "questions": {QUESTION: {"prompts": len(even | odd), "yes": len(even)}}, "never_sampled": ["rare"], "contradicting": [],
+        "questions": {QUESTION: {"prompts": len(even | odd), "yes": len(even)}}, "count": 3, "never_sampled": ["rare"],
+        "contradicting": [],
     }  # fmt: skip
     assert "principles never sampled: rare" in summary_warnings(summary)
 
