@@ -1,6 +1,8 @@
 // The table of examples, and the dialog that shows one of them.
 "use strict";
 
+const SHOWN = 5; // examples on the first screen
+
 async function setUpExamples() {
   const description = data("examples-description");
   if (!description) return;
@@ -207,6 +209,30 @@ async function setUpExamples() {
     return make("div", { class: "pair" }, side(0, "del"), side(1, "ins"));
   }
 
+  /** On the first screen: revisions at equal distances among the first lines, with what their principles ask for. */
+  async function setUpShown() {
+    const place = byId("shown");
+    if (!place) return;
+    const texts = data("principle-texts") ?? {}, facet = named(facets, "principle");
+    const { lines } = await source.find({ text: "", facets: {}, sort: null, descending: false, start: 0 });
+    const revised = facet ? lines.filter((line) => line.facets[facet.at].length) : [], count = Math.min(SHOWN, revised.length);
+    const shown = Array.from({ length: count }, (_, i) => revised[Math.floor((i * revised.length) / count)]);
+    for (const line of shown) {
+      const example = await source.open(line.id);
+      const block = example?.blocks.find((b) => b.principle);
+      if (!block) continue;
+      const button = make("button", { type: "button" }, "Open");
+      button.addEventListener("click", () => show(line.id, null));
+      const asked = example.turns.at(-1);
+      place.append(
+        make("article", { class: "example" },
+          make("p", { dir: "auto" }, make("strong", {}, ...visible(asked ? example.texts[asked[1]] : line.id)), " ", button),
+          make("p", { class: "soft" }, ...visible(block.principle + (texts[block.principle] ? `: ${texts[block.principle]}` : ""))),
+          sides(block, example.texts)));
+      place.hidden = false;
+    }
+  }
+
   function values(block) {
     const cell = (value) =>
       typeof value === "number" ? make("td", { class: "n" }, value.toFixed(4)) : make("td", {}, ...visible(value ?? "–"));
@@ -253,6 +279,7 @@ async function setUpExamples() {
   setUpKeys();
   source = url ? examplesOfServer(url) : await examplesOfPage();
   await update();
+  await setUpShown();
   if (toOpen) {
     const place = result.lines.findIndex((line) => line.id === toOpen);
     await (place < 0 ? show(toOpen, null) : open(result.start + place));

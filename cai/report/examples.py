@@ -235,7 +235,7 @@ def revision_blocks(detail: Detail, row: Revision, title: str) -> None:
     notes = [flag.replace("_", " ") for flag in row.flags]
     notes += [f"truncated {text}" for text in row.truncated if text != "critique"]
     name = f"{title}: {before} → revision by {row.principle_id}"
-    detail.diff(name, (before, "revision"), (row.before, row.revision), ", ".join(notes))
+    detail.diff(name, (before, "revision"), (row.before, row.revision), ", ".join(notes), row.principle_id)
     detail.table(f"{title}: provenance", revision_provenance(row))
 
 

@@ -57,6 +57,7 @@ function setUpPlots() {
     }
   }, { rootMargin: "300px" });
   places.forEach((place) => watcher.observe(place));
+  window.addEventListener("beforeprint", () => places.forEach(drawAt)); // those that were never scrolled to
   const redraw = () => document.querySelectorAll("[data-drawn]").forEach(drawAt);
   document.addEventListener("themechange", redraw);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);

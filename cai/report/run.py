@@ -94,6 +94,7 @@ class PrincipleTotals:
         ]
 
 
+OVERVIEW_PLOTS = 4
 WIN_RATE_MARKS = ("interval excludes ½", "interval includes ½")
 
 
@@ -316,14 +317,18 @@ def run_report(folder: RunFolder, contents: RunContents, url: str | None = None)
         Content(contents.table, plots.plots),
         url,
         name=folder.name,
+        model=str((manifest.get("config") or {}).get("model", "unknown")),
         provenance=provenance(manifest),
         notes=[*missing, *summary.notes],
+        headlines=summary.headlines,
+        trust=summary.trust,
         metrics=summary.metrics,
+        principle_texts={p.id: p.revision for p in contents.constitution.principles} if contents.constitution else {},
         constitution=contents.constitution,
         principles=contents.principles,
         round_metrics=ROUND_METRICS,
         verdict_metrics=[metric for metric in VERDICT_METRICS if metric != TIES or metric.key in measured],
-        overview=overview,
+        overview=[*overview, *evaluated_plots[:1]][:OVERVIEW_PLOTS],
         judge=summary.judge,
         gate=judge_metrics(gate) if gate else [],
         gate_notes=gate.notes if gate else [],

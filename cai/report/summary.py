@@ -8,13 +8,14 @@ from cai.feedback.label_mass import LABEL_MASS, LABEL_MASS_MEANING, label_mass_t
 from cai.feedback.metrics import RUN_METRICS
 from cai.runs.folder import RunFolder
 from cai.runs.metrics import (
+    other_warnings,
     policy_rows,
     summarise,
     summary_metrics,
-    summary_warnings,
     training_lines,
     training_warnings,
 )
+from cai.runs.trust import Line, run_trust
 from cai.stats.formatting import counted, duration, number
 
 JUDGE_METRICS = (
@@ -22,6 +23,13 @@ JUDGE_METRICS = (
     "eval_position_bias", "eval_non_option_mass",
 )  # fmt: skip
 """Keys of the metrics of judge and eval judge."""
+CHANGES = (
+    ("draft_words", "revision_words", "words, draft → revision"),
+    ("before_words", "after_words", "words, before → after training"),
+)
+HEADLINES = ("revision_better", "win_rate", "label_p")
+"""Keys of the metrics that say what happened, of which the first screen shows the first known ones."""
+MOST_HEADLINES = 4
 
 
 class Card(NamedTuple):
@@ -44,6 +52,8 @@ class Warned(NamedTuple):
 class SummaryContents(NamedTuple):
     """A run's summary as its page shows it."""
 
+    headlines: list[Card]  # what happened, in MOST_HEADLINES values at most
+    trust: list[Line]  # what limits the results
     metrics: list[Card]
     judge: list[Card]
     monitors: list[Warned]
@@ -70,7 +80,7 @@ def read_summary(folder: RunFolder, missing: list[str]) -> SummaryContents:
         missing.append(f"The metrics cannot be computed: {error}")
     except KeyError as error:
         missing.append(f"The metrics cannot be computed: {folder.manifest_json} lacks {error}")
-    return SummaryContents([], [], [], [], {}, {}, {}, [])
+    return SummaryContents([], [], [], [], [], [], {}, {}, {}, [])
 
 
 def _contents(summary: dict[str, Any], finished: bool) -> SummaryContents:
@@ -78,6 +88,8 @@ def _contents(summary: dict[str, Any], finished: bool) -> SummaryContents:
     reports = {stage: results["held_out"] for stage, results in stages.items() if results["held_out"]}
     monitors = _monitors(summary)
     return SummaryContents(
+        headlines=_headlines(summary),
+        trust=run_trust(summary),
         metrics=_metrics(summary),
         judge=_judge_metrics(summary),
         monitors=monitors,
@@ -87,6 +99,20 @@ def _contents(summary: dict[str, Any], finished: bool) -> SummaryContents:
         calibration={stage: report["reliability"] for stage, report in reports.items()},
         policies=policy_rows(summary),
     )
+
+
+def _headlines(summary: dict[str, Any]) -> list[Card]:
+    known, cards = summary_metrics(summary), []
+    for first, last, name in CHANGES:
+        if first in known and last in known:
+            shown = " → ".join(RUN_METRICS[key].text(known[key].mean) for key in (first, last))
+            cards.append(Card(name, shown, f"means over {counted(known[last].n, 'prompts')}"))
+    for key in HEADLINES:
+        if key in known:
+            metric = RUN_METRICS[key]
+            meaning = f"{metric.meaning}; {counted(known[key].n, 'prompts')}"
+            cards.append(Card(metric.name, metric.shown(known[key]), meaning))
+    return cards[:MOST_HEADLINES]
 
 
 def _metrics(summary: dict[str, Any]) -> list[Card]:
@@ -143,7 +169,7 @@ def _monitors(summary: dict[str, Any]) -> list[Warned]:
 def _notes(summary: dict[str, Any], finished: bool) -> list[str]:
     """The warnings of the summary, one note each."""
     unfinished = [] if finished else ["The run is unfinished: this page shows what was written when the page was made"]
-    return unfinished + summary_warnings(summary)
+    return unfinished + other_warnings(summary)
 
 
 def provenance(manifest: dict[str, Any]) -> dict[str, str]:

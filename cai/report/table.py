@@ -75,10 +75,13 @@ class Detail:
         """A text that shows once its title is opened."""
         self.blocks.append({"title": title, "folded": self._number(text)})
 
-    def diff(self, title: str, names: tuple[str, str], texts: tuple[str, str], note: str = "") -> None:
-        """Two texts side by side, their differences marked."""
+    def diff(
+        self, title: str, names: tuple[str, str], texts: tuple[str, str], note: str = "", principle: str | None = None
+    ) -> None:
+        """Two texts side by side, their differences marked; `principle`, its id, is what a revision was made by."""
         sides = [self._number(text) for text in texts]
-        self.blocks.append({"title": title, "note": note, "names": names, "sides": sides})
+        by = {} if principle is None else {"principle": principle}
+        self.blocks.append({"title": title, "note": note, "names": names, "sides": sides, **by})
 
     def table(self, title: str, rows: Sequence[Sequence[Cell]], head: Sequence[str] = ()) -> None:
         """A table of values; without rows there is none."""

@@ -41,7 +41,7 @@ from cai.runs.folder import RunFolder, each_row_of, stage_settings
 from cai.stats.formatting import counted, estimate, number, percent
 from cai.stats.intervals import Estimate
 from cai.stats.trainings import between_paired_policies, shared_prompts
-from cai.stats.win_rate import FEW_PROMPTS, win
+from cai.stats.win_rate import win
 from cai.training.metrics import missed_target, read_metrics, runaway
 
 
@@ -380,24 +380,14 @@ def reward_lines(report: dict[str, Any]) -> list[str]:
     return lines + [f"{name} {number(report[key])}" for name, key in shares.items() if report[key] is not None]
 
 
-def summary_warnings(summary: dict[str, Any]) -> list[str]:
-    """What a reader of a summary should look at: high metrics, few prompts, skipped and failed rows, training."""
-    warnings = _high_metrics(summary, of_trust=True)
-    if (win_rate := summary_metrics(summary).get(WIN_RATE.key)) and win_rate.n < FEW_PROMPTS:
-        warnings.append(f"only {counted(win_rate.n, 'held-out prompts')}: the interval of the win rate is wide")
-    if never := summary.get("principles", {}).get("never_sampled"):
-        warnings.append(f"principles never sampled: {', '.join(never)}")
-    return warnings + other_warnings(summary)
-
-
-def _high_metrics(summary: dict[str, Any], of_trust: bool) -> list[str]:
-    """The metrics that warn, either those of TRUST_METRICS or the others."""
+def _high_metrics(summary: dict[str, Any]) -> list[str]:
+    """The metrics that warn, but for those of TRUST_METRICS."""
     high = [(RUN_METRICS[key], value.mean) for key, value in summary_metrics(summary).items()]
     return [
         f"{metric.name} {metric.text(mean)} (warns from {metric.warn_from:g})"
         + (f": {metric.remedy}" if metric.remedy else "")
         for metric, mean in high
-        if metric.warns(mean) and (metric.key in TRUST_METRICS) == of_trust
+        if metric.warns(mean) and metric.key not in TRUST_METRICS
     ]
 
 
@@ -416,7 +406,7 @@ TRUST_METRICS = (JUDGE_POSITION_BIAS.key, EVAL_POSITION_BIAS.key, *TRUNCATED_TEX
 def other_warnings(summary: dict[str, Any]) -> list[str]:
     """The warnings of a summary about what `run_trust` does not report."""
     skipped = summary["skipped"]
-    warnings = [*_high_metrics(summary, of_trust=False), *_of_principles(summary)]
+    warnings = [*_high_metrics(summary), *_of_principles(summary)]
     if summary["revisions"].get("no_pairs"):
         warnings.append("no revision makes a pair: all are skipped; the reasons are below, and in skipped.jsonl")
     warnings += [

@@ -62,6 +62,17 @@ def test_the_table_shows_a_page_of_all_examples_and_turns_to_the_next(tab: Tab, 
     assert page.get_by_role("button", name="Next page").is_disabled()
 
 
+def test_the_first_screen_shows_five_revisions_with_their_principle_and_what_changed(tab: Tab, report: str) -> None:
+    page = tab.open(report)
+    shown = page.locator("#shown article")
+    assert shown.count() == 5
+    assert "Boil the egg for" in shown.nth(0).locator("del, ins").first.locator("xpath=..").inner_text()
+    assert shown.nth(0).locator("del").count() and shown.nth(0).locator("ins").count()
+    assert not page.locator("#metrics dl").is_visible()
+    shown.nth(2).get_by_role("button", name="Open").click()
+    assert page.locator("#example").is_visible()
+
+
 def test_filters_and_search_narrow_the_table_and_are_kept_in_the_address(tab: Tab, report: str) -> None:
     page = tab.open(report)
     page.get_by_label("flag", exact=True).select_option("copied critique")

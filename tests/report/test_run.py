@@ -54,7 +54,7 @@ def test_the_metrics_of_the_summary_and_their_warnings_are_shown(tmp_path: Path)
     text = report(write_run(tmp_path / "run", prompts=9))
     for part in (
         "prompts 6 and 3 held out", "fails a filter 0.500", "labelled pairs 6 6 by judge",
-        "ties ½; 3 prompts", "only 3 held-out prompts: the interval", "copied critique 0.500 0.25 warning",
+        "ties ½; 3 prompts", "the interval of the win rate is wide", "copied critique 0.500 0.25 warning",
         "1 × the reason of number 1", "12 updates; means of their first → last third: mean loss", "1-dpo: reward margin",
     ):  # fmt: skip
         assert part in text, part

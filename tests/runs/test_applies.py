@@ -18,9 +18,9 @@ from cai.inference.engine import Choose
 from cai.inference.scheduler import Reporter
 from cai.runs.dry_run import dry_run
 from cai.runs.folder import RunFolder
-from cai.runs.metrics import summary_warnings
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan
+from cai.runs.trust import run_trust
 from cai.runs.verify import verify_run
 from tests.conftest import SIXTEEN, scripted, write_workspace
 
@@ -85,7 +85,7 @@ def test_a_run_samples_among_the_principles_that_apply_and_counts_the_other_prom
         "questions": {QUESTION: {"prompts": len(even | odd), "yes": len(even)}}, "count": 3, "never_sampled": ["rare"],
         "contradicting": [],
     }  # fmt: skip
-    assert "principles never sampled: rare" in summary_warnings(summary)
+    assert dict(run_trust(summary))["principles"].endswith("never sampled: rare")
 
 
 def test_a_dry_run_prices_the_questions_and_warns_of_tags(mixed: Path) -> None:

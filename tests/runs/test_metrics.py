@@ -28,10 +28,11 @@ from cai.report.run import read_run, run_report
 from cai.report.serve import run_entry
 from cai.runs.folder import RunFolder
 from cai.runs.frames import load_run
-from cai.runs.metrics import summarise, summary_metrics, summary_warnings, training_lines, training_warnings
+from cai.runs.metrics import other_warnings, summarise, summary_metrics, training_lines, training_warnings
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan
 from cai.runs.publish import write_dataset
+from cai.runs.trust import run_trust
 from cai.runs.verify import verify_run
 from cai.training.stage import StageSpec
 from tests.conftest import write_workspace
@@ -202,15 +203,15 @@ def test_a_run_warns_of_control_tokens_that_went_to_a_server(run: RunFolder) -> 
     served = summarise(run)
     assert served["control_tokens"] == 1
     warning = "1 pair with control tokens (such as <|im_end|>) went to a server"
-    assert [warning in text for text in summary_warnings(served)].count(True) == 1
-    assert not any("control tokens" in text for text in summary_warnings(summary))
+    assert [warning in text for text in other_warnings(served)].count(True) == 1
+    assert not any("control tokens" in text for text in other_warnings(summary))
     manifest["config"]["engine"]["control_tokens"] = "escape"
     for judges in ("https://example.org/v1#big", "model"):  # a model in the process may need it too
         manifest["config"]["judge"]["model"] = judges
         run.manifest_json.write_text(json.dumps(manifest), encoding="utf-8")
         escaped = summarise(run)
         assert (escaped["control_tokens"], escaped["control_tokens_escaped"]) == (None, 1)
-        assert any("it got them escaped" in text for text in summary_warnings(escaped))
+        assert any("it got them escaped" in text for text in other_warnings(escaped))
 
 
 def test_warnings_name_closers_that_revisions_share_and_the_setting_that_truncates(run: RunFolder) -> None:
@@ -219,8 +220,8 @@ def test_warnings_name_closers_that_revisions_share_and_the_setting_that_truncat
     summary["revisions"]["shared_closers"] = {"I hope that this helps!": 0.25}
     for key, setting in (("draft_truncated", "revise.max_tokens"), ("after_truncated", "evaluate.max_tokens")):
         summary["metrics"][key]["mean"] = 0.2
-        assert any(f"0.200 (warns from 0.2): raise {setting}" in warning for warning in summary_warnings(summary))
-    assert "25 % of the revisions that pass the filters end with “I hope that this helps!”" in summary_warnings(summary)
+        assert f"raise {setting}" in dict(run_trust(summary))["truncated"]
+    assert "25 % of the revisions that pass the filters end with “I hope that this helps!”" in other_warnings(summary)
 
 
 EXCLUDING = """
@@ -251,10 +252,10 @@ def test_a_constitution_that_works_against_itself_is_warned_of(tmp_path: Path, m
     assert summary is not None
     [pair] = summary["principles"]["contradicting"]
     assert (pair["a"], pair["b"]) == ("longer", "shorter") and pair["agreement"]["kappa"] < -0.7
-    warnings = summary_warnings(summary)
+    warnings = other_warnings(summary)
     assert any(w.startswith("principles that contradict each other: longer and shorter (κ -0.") for w in warnings)
     assert "applies_to: the model answers No about every prompt: “Is it about cats?”" in warnings
-    assert "principles never sampled: cats" in warnings
+    assert dict(run_trust(summary))["principles"].endswith("never sampled: cats")
     assert not any("no revision makes a pair" in warning for warning in warnings)
     assert "principles that contradict each other: longer and shorter" in text_of(run_report(folder, read_run(folder)))
     assert {check.state for check in verify_run(folder)} == {"matches"}
@@ -263,6 +264,6 @@ def test_a_constitution_that_works_against_itself_is_warned_of(tmp_path: Path, m
     [folder] = execute(plan, Reporter(Console(quiet=True)), False, lambda *_: same)
     summary = folder.summary()
     assert summary is not None and summary["principles"]["contradicting"] == []
-    warnings = summary_warnings(summary)
+    warnings = other_warnings(summary)
     assert "no revision makes a pair: all are skipped; the reasons are below, and in skipped.jsonl" in warnings
     assert "skipped: 8 × revision unchanged" in warnings
