@@ -92,7 +92,7 @@ def test_a_run_killed_at_any_operation_on_its_folder_completes_with_the_same_row
 
     run()
     undisturbed, points = content(runs / "test"), 0
-    for point in kill_points(run, runs / "test", lambda: shutil.rmtree(runs, ignore_errors=True), every=7):
+    for point in kill_points(run, runs / "test", lambda: shutil.rmtree(runs, ignore_errors=True), every=19):
         run()
         assert content(runs / "test") == undisturbed, f"killed at operation {point}"
         points += 1

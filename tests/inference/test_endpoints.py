@@ -89,7 +89,7 @@ class Service:
         self._http = HttpServer(("127.0.0.1", port), Handler)
         self.port = self._http.server_port
         self.url = f"http://127.0.0.1:{self.port}/v1"
-        threading.Thread(target=self._http.serve_forever, daemon=True).start()
+        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def close(self) -> None:
         self._http.shutdown()

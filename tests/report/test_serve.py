@@ -142,7 +142,7 @@ def test_names_and_texts_are_escaped_on_their_way(tmp_path: Path) -> None:
 @pytest.fixture
 def server(library: Library) -> Iterator[Server]:
     with open_server(library.runs, "127.0.0.1", 0) as found:
-        thread = threading.Thread(target=found.serve_forever, daemon=True)
+        thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         thread.start()
         yield found
         found.shutdown()

@@ -4,6 +4,8 @@ import asyncio
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import closing
+from functools import cache
 from pathlib import Path
 
 from hypothesis import given, settings
@@ -24,10 +26,10 @@ SHIPPED = load_constitution(ROOT / "constitutions/brief.yaml")
 Requests = set[tuple[str, str, str]]  # step, and the request as the model sees it
 
 
-async def run_to_end(c: Constitution, templates: Templates, cache: Cache) -> Requests:
+async def run_to_end(c: Constitution, templates: Templates, store: Cache) -> Requests:
     """Loop and judge; what was asked of the model, whose answers depend on all of a request."""
     model = ScriptedEngine(answer=lambda request: fingerprint(request.messages, request.seed))
-    engine = CachedEngine("scripted", cache, lambda: model)
+    engine = CachedEngine("scripted", store, lambda: model)
     for each in PROMPTS:
         reviser = Reviser(templates, engine, ReviseConfig(rounds=2, max_tokens=9), seed=0)
         drafts = [await reviser.respond(each, number) for number in range(2)]
@@ -74,12 +76,22 @@ EDITS: dict[str, Callable[[Constitution, int], Constitution]] = {
 }
 
 
+@cache
+def unedited() -> tuple[Requests, bytes]:
+    """The requests of a run before an edit, and the file of its cache."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.sqlite"
+        with closing(Cache(path)) as remembering:
+            before = asyncio.run(run_to_end(SHIPPED, Templates(ROOT / "prompts/default"), remembering))
+        return before, path.read_bytes()
+
+
 def after(edit: Constitution, templates: Templates) -> tuple[Requests, Requests, Requests]:
     """Requests of a run before an edit, of one made afresh after it, and those asked by one that remembers the first."""
-    shipped = Templates(ROOT / "prompts/default")
+    before, remembered = unedited()
     with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "a.sqlite").write_bytes(remembered)
         first, second = (Cache(Path(folder) / f"{name}.sqlite") for name in "ab")
-        before = asyncio.run(run_to_end(SHIPPED, shipped, first))
         fresh = asyncio.run(run_to_end(edit, templates, second))
         again = asyncio.run(run_to_end(edit, templates, first))
         first.close()
