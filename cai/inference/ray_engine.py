@@ -334,8 +334,10 @@ class RayEngine:
     async def _answered(self, place: _Place) -> NoReturn:
         """Settle a replica's outcomes until it dies. Raises: RayError, TimeoutError, CaiError."""
         while True:
-            outcomes = _awaited(place.actor.answers.remote(HEARTBEAT_SECONDS))
-            self._settle(place, await asyncio.wait_for(outcomes, HEARTBEAT_SECONDS + self._stall_seconds))
+            # asyncio.wait_for would swallow a cancel, close()'s, that comes in the turn of the outcomes.
+            async with asyncio.timeout(HEARTBEAT_SECONDS + self._stall_seconds):
+                outcomes = await _awaited(place.actor.answers.remote(HEARTBEAT_SECONDS))
+            self._settle(place, outcomes)
             if place.fault is not None:
                 raise place.fault
 
