@@ -19,7 +19,7 @@ class Slow(ScriptedEngine):
 
 
 class Faulty(ScriptedEngine):
-    """Does what the last message says."""
+    """Does what the last message says, or answers; after a tenth of a second if that begins with `slow`."""
 
     async def generate(self, request: Generate) -> Completion:
         match request.messages[-1]["content"]:
@@ -44,7 +44,9 @@ class Faulty(ScriptedEngine):
             case "hang":
                 ctypes.PyDLL(None).sleep(60)  # with Python's lock held, as a driver's call may
             case "later":
-                await asyncio.sleep(3)
+                await asyncio.sleep(1.5)
+            case text if text.startswith("slow"):
+                await asyncio.sleep(0.1)
         return await super().generate(request)
 
 
@@ -53,10 +55,6 @@ class Unloadable(ScriptedEngine):
 
     async def generate(self, request: Generate) -> Completion:
         raise CaiError("out of memory; lower engine.max_model_len")
-
-
-def scripted(model: Path, fingerprint: str, settings: EngineConfig) -> Engine:
-    return ScriptedEngine(fingerprint)
 
 
 def varied(model: Path, fingerprint: str, settings: EngineConfig) -> Engine:

@@ -15,7 +15,7 @@ async def work(model: Path) -> None:
     def request(text: str, seed: int) -> Generate:
         return Generate([Message(role="user", content=text)], 8, 1.0, seed)
 
-    engine = RayEngine(model, "slow", EngineConfig(ray=RayConfig(replicas=2)), ray_engines.slow)
+    engine = RayEngine(model, "slow", EngineConfig(ray=RayConfig(replicas=1)), ray_engines.slow)
     try:
         await engine.generate(request("Hi", 0))
         asked = [asyncio.ensure_future(engine.generate(request("later", seed))) for seed in range(200)]

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from cai.inference.cache import Cache
 from cai.inference.cached_engine import CachedEngine
 from cai.inference.chat import ControlTokenRefused
 from cai.inference.engine import Choose, Completion, EngineConfig, Generate, RayConfig, ScriptedEngine, UnusableAnswer
+from cai.inference.ray_cluster import Cluster
 from cai.inference.ray_engine import RayEngine
 from cai.inference.ray_replica import Node, OpenReplica, check_node, this_node
 from cai.inference.scheduler import deciding_settings, engine_fingerprint, open_model
@@ -41,6 +42,58 @@ def model(tmp_path: Path) -> Path:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     return tmp_path / "model"
+
+
+class Shared:
+    """An engine of scripted replicas for several tests, each of which runs in its event loop."""
+
+    def __init__(self, model: Path, replicas: int) -> None:
+        self._runner = asyncio.Runner()
+        settings = EngineConfig(ray=RayConfig(replicas=replicas), stall_minutes=1.0)
+        self._engine = RayEngine(model, "scripted", settings, ray_engines.faulty)
+
+    def run(self, work: Callable[[RayEngine], Coroutine[Any, Any, Any]]) -> Any:
+        """What the work returns, with all replicas up before it."""
+
+        async def soon() -> Any:
+            await all_up(self._engine)
+            return await work(self._engine)
+
+        return self._runner.run(asyncio.wait_for(soon(), SOON))
+
+    def ask(self, *requests: Generate | Choose) -> list[Any]:
+        """The answers, or errors, of requests asked together."""
+        return self.run(lambda engine: together(engine, *requests))
+
+    def close(self) -> None:
+        """End the replicas."""
+        self._runner.run(self._engine.close())
+        self._runner.close()
+
+
+def shared(folder: Path, replicas: int) -> Iterator[Shared]:
+    (folder / "config.json").write_text("{}")
+    engine = Shared(folder, replicas)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def two(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    """Two replicas."""
+    yield from shared(tmp_path_factory.mktemp("two"), 2)
+
+
+@pytest.fixture(scope="module")
+def one(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    """One replica."""
+    yield from shared(tmp_path_factory.mktemp("one"), 1)
+
+
+@pytest.fixture
+def apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection beside that of the shared replicas, as of a command of its own."""
+    monkeypatch.setattr(Cluster, "_shared", None)
 
 
 def with_engine(
@@ -64,13 +117,13 @@ def with_engine(
 def ask(model: Path, *requests: Generate | Choose, **settings: Any) -> list[Any]:
     """The answers, or errors, of requests asked together."""
 
-    async def together(engine: RayEngine) -> list[Any]:
-        return await asyncio.gather(
-            *(engine.choose(r) if isinstance(r, Choose) else engine.generate(r) for r in requests),
-            return_exceptions=True,
-        )
+    return with_engine(lambda engine: together(engine, *requests), model, **settings)
 
-    return with_engine(together, model, **settings)
+
+async def together(engine: RayEngine, *requests: Generate | Choose) -> list[Any]:
+    return await asyncio.gather(
+        *(engine.choose(r) if isinstance(r, Choose) else engine.generate(r) for r in requests), return_exceptions=True
+    )
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -84,7 +137,7 @@ async def all_up(engine: RayEngine) -> None:
     assert all(place.up for place in engine._places)
 
 
-def test_answers_are_those_of_the_engine_in_the_process(cluster: str, model: Path) -> None:
+def test_answers_are_those_of_the_engine_in_the_process(two: Shared) -> None:
     texts = [hello(f"prompt {number}", number) for number in range(100)]
     choice = Choose([Message(role="user", content="?"), Message(role="assistant", content="=")], (" A", " B"))
     local = ScriptedEngine()
@@ -92,12 +145,11 @@ def test_answers_are_those_of_the_engine_in_the_process(cluster: str, model: Pat
     async def alone() -> list[Any]:
         return [*[await local.generate(text) for text in texts], await local.choose(choice)]
 
-    assert ask(model, *texts, choice, open_engine=ray_engines.scripted) == asyncio.run(alone())
+    assert two.ask(*texts, choice) == asyncio.run(alone())
 
 
-def test_a_conversation_keeps_to_one_replica_and_both_have_some(cluster: str, model: Path) -> None:
+def test_a_conversation_keeps_to_one_replica_and_both_have_some(two: Shared) -> None:
     async def pids(engine: RayEngine) -> list[set[str]]:
-        await all_up(engine)
         conversations = [
             [Message(role="user", content=f"prompt {number}"), Message(role="assistant", content="…")]
             for number in range(8)
@@ -108,26 +160,25 @@ def test_a_conversation_keeps_to_one_replica_and_both_have_some(cluster: str, mo
             for messages in conversations
         ]
 
-    processes = with_engine(pids, model)
+    processes = two.run(pids)
     assert all(len(of_one) == 1 for of_one in processes)
     assert len(set.union(*processes)) == 2
 
 
-def test_one_conversation_alone_takes_all_replicas(cluster: str, model: Path) -> None:
+def test_one_conversation_alone_takes_all_replicas(two: Shared) -> None:
     async def counts(engine: RayEngine) -> list[int]:
-        await all_up(engine)
-        asked = [asyncio.ensure_future(engine.generate(hello("the same", seed))) for seed in range(100)]
+        asked = [asyncio.ensure_future(engine.generate(hello("slow and the same", seed))) for seed in range(100)]
         await asyncio.sleep(0.05)
         in_flight = [len(place.in_flight) for place in engine._places]
         await asyncio.gather(*asked)
         return in_flight
 
-    assert sorted(with_engine(counts, model, ray_engines.slow)) == [37, 63]
+    assert sorted(two.run(counts)) == [37, 63]
 
 
-def test_refusals_cross_the_process_with_their_kind_and_reason(cluster: str, model: Path) -> None:
-    answered, refused, control, unusable, cancelled = ask(
-        model, hello(), hello("refuse"), hello("control"), hello("unusable"), hello("cancel")
+def test_refusals_cross_the_process_with_their_kind_and_reason(two: Shared) -> None:
+    answered, refused, control, unusable, cancelled = two.ask(
+        hello(), hello("refuse"), hello("control"), hello("unusable"), hello("cancel")
     )
     assert isinstance(answered, Completion)
     assert (type(refused), str(refused), refused.retryable) == (RequestRefused, "too long", False)
@@ -136,27 +187,23 @@ def test_refusals_cross_the_process_with_their_kind_and_reason(cluster: str, mod
     assert (type(cancelled), str(cancelled)) == (UnusableAnswer, "the engine cancelled the request")
 
 
-def test_a_short_answer_waits_for_no_long_one_of_its_batch(cluster: str, model: Path) -> None:
-    async def seconds(engine: RayEngine) -> float:
-        await engine.generate(hello())
-        begun = time.monotonic()
+def test_a_short_answer_waits_for_no_long_one_of_its_batch(one: Shared) -> None:
+    async def shorter(engine: RayEngine) -> bool:
         later = asyncio.ensure_future(engine.generate(hello("later")))
-        await asyncio.gather(*(engine.generate(hello(str(seed), seed)) for seed in range(20)))
-        later.cancel()
-        return time.monotonic() - begun
+        await asyncio.gather(*(engine.generate(hello(f"slow {seed}", seed)) for seed in range(20)))
+        return not later.done() and later.cancel()
 
-    assert with_engine(seconds, model, ray_engines.slow, replicas=1) < 2
+    assert one.run(shorter)
 
 
 def test_a_killed_replica_loses_nothing_and_gives_nothing_twice(
-    cluster: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    two: Shared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cache = Cache(tmp_path / "cache.sqlite")
 
     async def killed(engine: RayEngine) -> list[str]:
         cached = CachedEngine("scripted", cache, lambda: engine)
-        await all_up(engine)
-        asked = [asyncio.ensure_future(cached.generate(hello(f"prompt {seed}", seed))) for seed in range(400)]
+        asked = [asyncio.ensure_future(cached.generate(hello(f"slow prompt {seed}", seed))) for seed in range(400)]
         await asyncio.sleep(0.05)
         before = engine._places[0].node
         os.kill(before.pid, signal.SIGKILL)
@@ -166,9 +213,9 @@ def test_a_killed_replica_loses_nothing_and_gives_nothing_twice(
         assert cached.tally.cache_misses == len(asked)
         return answers
 
-    answers = with_engine(killed, model, ray_engines.slow)
+    answers = two.run(killed)
     cache.close()
-    assert answers == [f"Answer {seed} to: prompt {seed}" for seed in range(400)]
+    assert answers == [f"Answer {seed} to: slow prompt {seed}" for seed in range(400)]
     assert "replica 0 on node" in (told := capsys.readouterr().err)
     assert "requests asked again" in told
 
@@ -183,7 +230,7 @@ def test_the_last_replica_that_dies_for_good_is_everyones_error(
     assert isinstance(waited, Completion) or str(waited) == str(died)
 
 
-def test_an_engine_that_stops_is_replaced(cluster: str, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_engine_that_stops_is_replaced(one: Shared, capsys: pytest.CaptureFixture[str]) -> None:
     async def stopped(engine: RayEngine) -> tuple[str, str]:
         before = await engine.generate(hello("pid"))
         stop = asyncio.ensure_future(engine.generate(hello("stop")))
@@ -191,7 +238,7 @@ def test_an_engine_that_stops_is_replaced(cluster: str, model: Path, capsys: pyt
         stop.cancel()
         return before.text, (await engine.generate(hello("pid"))).text
 
-    before, after = with_engine(stopped, model, replicas=1)
+    before, after = one.run(stopped)
     assert before != after
     assert "vLLM stopped" in capsys.readouterr().err
 
@@ -213,7 +260,7 @@ def test_a_replica_that_dies_as_it_loads_is_not_restarted_for_ever(
 
 
 def test_a_replica_that_hangs_is_replaced(
-    cluster: str, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    one: Shared, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(ray_engine, "HEARTBEAT_SECONDS", 0.5)
 
@@ -227,26 +274,27 @@ def test_a_replica_that_hangs_is_replaced(
         asked.cancel()
         return await engine.generate(hello())
 
-    answer = with_engine(hung, model, replicas=1)
+    answer = one.run(hung)
     assert isinstance(answer, Completion)
     assert "it did not move for 1.0 s" in capsys.readouterr().err
 
 
-def test_what_nobody_waits_for_is_not_answered(cluster: str, model: Path) -> None:
-    async def requests(engine: RayEngine) -> int:
-        await engine.generate(hello())
+def test_what_nobody_waits_for_is_not_answered(one: Shared) -> None:
+    async def requests(engine: RayEngine) -> tuple[str, str]:
+        before = await engine.generate(hello("requests"))
         given_up = asyncio.ensure_future(engine.generate(hello("later")))
         await asyncio.sleep(0.3)
         given_up.cancel()
-        await asyncio.sleep(4)
+        await asyncio.sleep(2)
         assert not engine._places[0].in_flight
-        return int((await engine.generate(hello("requests"))).text)
+        return before.text, (await engine.generate(hello("requests"))).text
 
-    assert with_engine(requests, model, replicas=1) == 2  # hello, and one to load the model
+    before, after = one.run(requests)
+    assert after == before
 
 
 def test_replicas_without_their_resources_are_named_and_then_an_error(
-    cluster: str, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    cluster: str, apart: None, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(ray_engine, "PENDING_SECONDS", 0.3)
     (error,) = ask(model, hello(), address="auto", gpus_per_replica=4, stall_seconds=1.0)
@@ -317,7 +365,7 @@ def test_an_address_that_is_none_is_an_error_of_the_run_file(address: str) -> No
         RayConfig(address=address)
 
 
-def test_an_address_without_a_ray_is_named(model: Path) -> None:
+def test_an_address_without_a_ray_is_named(apart: None, model: Path) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{closed.getsockname()[1]}"
