@@ -37,6 +37,7 @@ from cai.runs.pipeline import execute
 from cai.runs.plan import Plan, check_folder, iteration, make_plan, start_warnings
 from cai.runs.run_file import RunConfig
 from cai.runs.shard import Shard, shard_plan
+from cai.runs.training_time import TrainingTime
 from cai.runs.trust import run_trust
 from cai.stats.formatting import counted, duration, number
 from cai.stats.intervals import Estimate
@@ -200,6 +201,17 @@ def _counts(misses: int, hits: int, tokens: float) -> tuple[str, ...]:
     return tuple(f"{count:,.0f}" for count in (misses + hits, hits, misses, tokens))
 
 
+def training_grid(times: Sequence[TrainingTime]) -> Grid:
+    """Stages to train: updates, seconds an update, and the time of all."""
+    grid = Grid(["stage", "updates, at most", "an update", "time"], last_left=True)
+    for stage in times:
+        known = stage.time_range()
+        text = " to ".join(map(duration, known)) if known else "not measured yet"
+        each = duration(stage.update_seconds) if stage.update_seconds is not None else "–"
+        grid.add(stage.stage, f"{stage.updates:,}", each, text)
+    return grid
+
+
 def forecast_parts(forecast: Forecast, gpu_rate: float | None) -> Iterator[RenderableType | Grid]:
     """A forecast: its calls, the time they may take, and what it does not know."""
     yield calls_grid(forecast.lines)
@@ -215,6 +227,7 @@ def forecast_parts(forecast: Forecast, gpu_rate: float | None) -> Iterator[Rende
         tokens = f"{written:,.0f} tokens written, about {forecast.tokens_read:,.0f} read"
         yield Text(f"  {hours:.2g} GPU-hours at {gpu_rate:,.0f} tokens/s per GPU: {tokens}")
     if forecast.untrained:
-        yield Text(f"  not included: training of {', '.join(forecast.untrained)}; a new policy's answers are all new")
+        yield heading("Training, not included above")
+        yield training_grid(forecast.training)
     if forecast.iterations:
         yield Text(f"  not included: {counted(forecast.iterations, 'more iterations')}, each of a new policy")

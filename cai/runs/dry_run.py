@@ -29,6 +29,7 @@ from cai.runs.evaluate import plan_of_run
 from cai.runs.folder import CACHE_FILE, RunFolder, Training
 from cai.runs.pipeline import feedback_job, train_policy
 from cai.runs.plan import Plan
+from cai.runs.training_time import TrainingTime, training_times
 from cai.training.stage import StageSpec, is_trained
 
 CHARACTERS = 4.0  # per token of English, roughly; sizes placeholders and the estimate of tokens read
@@ -74,9 +75,10 @@ class DryRun(NamedTuple):
     lines: list[Line]
     tokens_read: float  # by new calls, at CHARACTERS per token; an upper bound, since engines cache shared prefixes
     seconds: float | None  # of the calls; None if no earlier run measured these models
-    untrained: list[str]  # training stages to run, whose time is not forecast
+    untrained: list[str]  # training stages to run
     iterations: int  # further iterations, unknown before the first one's policy is trained
     spread: float = 1.0  # by which factor measured work took more or less than the rates say
+    training: Sequence[TrainingTime] = ()  # of the untrained stages
 
     def time_range(self) -> tuple[float, float] | None:
         """The least and the most seconds of the calls, as far as earlier work tells."""
@@ -118,10 +120,11 @@ def dry_run(plan: Plan, counted: Cache | None = None) -> DryRun:
             ]
             known = {engine: below.work(engine) for engine in {done.engine for done in scheduler.work}}
             own = scheduler.engine(plan.generator).fingerprint
+            times = training_times(plan, untrained, folder) if untrained else []
     lines, seconds, spread = _expected(scheduler.work, known, known.get(own, []))
     tallies = [tally for done in scheduler.work for tally in done.work.steps.values()]
     read = sum(tally.characters for tally in tallies) / CHARACTERS
-    return DryRun(lines, read, seconds, untrained, plan.config.iterations - 1, spread)
+    return DryRun(lines, read, seconds, untrained, plan.config.iterations - 1, spread, times)
 
 
 def forecast_work(cache: Path, run: Callable[[AnyCache], Sequence[EngineWork]]) -> DryRun:

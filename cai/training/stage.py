@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -93,6 +94,7 @@ AUTO = "auto"
 Report = Callable[[dict[str, Any]], None]
 """Takes the events of a stage: `step`, `of`, `note`; `examples` and other counts; `warning`, `again`, `done`."""
 MODEL = "model"  # the folder of the trained policy or reward model, which the worker writes last
+TIMING = "timing.json"  # beside it, where the last session trained several updates
 OUTPUT = (MODEL, "members/*", "checkpoints/*", "metrics*.jsonl")  # patterns of what took training in a stage's folder
 Settings = TypeVar("Settings", bound=TrainConfig, covariant=True)
 
@@ -199,9 +201,13 @@ def run_stage(spec: StageSpec[Any], report: Report, replace: bool = True, keep_d
         stage_file = folder / "stage.json"
         dataclasses.replace(spec, data=data).write(stage_file)
 
+        clock = _Clock()
+
         def keep_counts(event: dict[str, Any]) -> None:
             if "examples" in event:  # reported again when the finished stage is not trained again
                 write_text(folder / "data.json", json.dumps(event))
+            if "step" in event:
+                clock.update()
             report(event)
 
         command = [*worker_python(spec.launcher), "-m", "cai.training.worker", str(stage_file)]
@@ -212,8 +218,32 @@ def run_stage(spec: StageSpec[Any], report: Report, replace: bool = True, keep_d
                 f"{folder / MODEL}: expected the trained model there, found nothing: `{spec.launcher or 'the worker'}` "
                 f"ended without training; {_end(log)}"
             )
+        if timing := clock.timing():
+            write_text(folder / TIMING, json.dumps(timing))
         _remove_spent(folder)
     return folder / MODEL
+
+
+class _Clock:
+    """Takes the time of a training's updates, from which the next one is forecast."""
+
+    def __init__(self) -> None:
+        self._begun = self._first = self._last = time.monotonic()
+        self._updates = 0
+
+    def update(self) -> None:
+        """An update has ended."""
+        self._last, self._updates = time.monotonic(), self._updates + 1
+        if self._updates == 1:
+            self._first = self._last
+
+    def timing(self) -> dict[str, float] | None:
+        """Seconds of an update, and of all else; the first update, which may compile, counts as the others. Or None."""
+        if self._updates < 2:
+            return None
+        each = (self._last - self._first) / (self._updates - 1)
+        other = time.monotonic() - self._begun - each * self._updates
+        return {"updates": self._updates, "update_seconds": each, "other_seconds": max(0.0, other)}
 
 
 def checkpoint_update(folder: Path) -> int:

@@ -1,0 +1,125 @@
+"""How long training may take: updates × seconds an update, as earlier trainings of the stage and model measured it."""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from cai.config.errors import CaiError
+from cai.data.manifest import read_json
+from cai.data.records import Preference, Revision
+from cai.inference.models import model_fingerprint
+from cai.runs.folder import RunFolder, all_runs, all_trainings, each_row_of, stage_settings
+from cai.runs.metrics import stage_folders
+from cai.runs.plan import Plan
+from cai.training.settings import (
+    DatasetConfig,
+    GRPOConfig,
+    PPOConfig,
+    PreferenceConfig,
+    RewardConfig,
+    RLOOConfig,
+    SFTConfig,
+    TrainConfig,
+)
+from cai.training.stage import STAGES, TIMING
+
+SPREAD = 1.5  # by which factor training takes more or less than measured: lengths of answers and other work differ
+
+
+class TrainingTime(NamedTuple):
+    """A stage to train: its updates, and the seconds of each and of all else; None where none was measured."""
+
+    stage: str  # with its position, such as 1-dpo
+    updates: int  # at most: which pairs pass the filters is not known before
+    update_seconds: float | None = None
+    other_seconds: float = 0.0  # loading and saving
+
+    def time_range(self) -> tuple[float, float] | None:
+        """The least and the most seconds."""
+        if self.update_seconds is None:
+            return None
+        seconds = self.updates * self.update_seconds + self.other_seconds
+        return seconds / SPREAD, seconds * SPREAD
+
+
+class Measured(NamedTuple):
+    """What one training measured: seconds per example of an update, and besides the updates."""
+
+    stage: str
+    example_seconds: float
+    other_seconds: float
+
+
+def training_times(plan: Plan, untrained: Sequence[str], data: RunFolder) -> list[TrainingTime]:
+    """The stages of a plan that are named in `untrained`, such as `1-dpo#2`.
+
+    Args: `data` is the folder of the rows that they will learn from, or of placeholders for them.
+    """
+    measured = list(_all_measured(plan.runs, model_fingerprint(plan.model)))
+    return [_time(name, plan, data, measured) for name in untrained]
+
+
+def _time(name: str, plan: Plan, data: RunFolder, measured: Sequence[Measured]) -> TrainingTime:
+    position, _, stage = name.partition("#")[0].partition("-")
+    settings = plan.train[int(position) - 1]
+    updates = _updates(settings, plan, data)
+    known = [one for one in measured if one.stage == stage]
+    if not known:
+        return TrainingTime(name, updates)
+    each = sum(one.example_seconds for one in known) / len(known) * _examples_at_once(settings)
+    return TrainingTime(name, updates, each, sum(one.other_seconds for one in known) / len(known))
+
+
+def _examples_at_once(settings: TrainConfig) -> int:
+    """How many examples an update is of, each of about the same work."""
+    if isinstance(settings, PPOConfig):
+        return settings.rollouts
+    return settings.per_device_train_batch_size * settings.gradient_accumulation_steps
+
+
+def _updates(settings: TrainConfig, plan: Plan, data: RunFolder) -> int:
+    if isinstance(settings, PPOConfig):
+        return settings.updates
+    assert isinstance(settings, DatasetConfig)
+    updates = math.ceil(_examples(settings, plan, data) / _examples_at_once(settings) * settings.num_train_epochs)
+    return updates * (settings.members if isinstance(settings, RewardConfig) else 1)
+
+
+def _examples(settings: TrainConfig, plan: Plan, data: RunFolder) -> float:
+    if isinstance(settings, PreferenceConfig):
+        weights = settings.data.by_source
+        learned = [row.prompt_id for row in each_row_of(data.preferences_jsonl, Preference) if weights[row.source]]
+        if isinstance(settings, RewardConfig):  # whose examples are prompts, with all of their pairs
+            return len(set(learned)) * (1 - settings.holdout)
+        return len(learned)
+    if isinstance(settings, SFTConfig):
+        revised = [row.prompt_id for row in each_row_of(data.revisions_jsonl, Revision)]
+        return len(revised) if settings.rounds == "all" else len(set(revised))
+    answers = settings.num_generations if isinstance(settings, RLOOConfig | GRPOConfig) else 1
+    return answers * len(plan.training)
+
+
+def _all_measured(runs: Path, model: str) -> Iterator[Measured]:
+    """What the trainings in a folder of runs measured that started from a model, or from a policy trained from it."""
+    for run in all_runs(runs):
+        try:
+            stages = [stage for _, stage in stage_folders(run)] if run.manifest().get("model") == model else []
+        except CaiError:
+            continue
+        yield from _measured(stages)
+    yield from _measured(
+        [path for path in all_trainings(runs) if read_json(path / "manifest.json").get("model") == model]
+    )
+
+
+def _measured(stages: Sequence[Path]) -> Iterator[Measured]:
+    for folder in stages:
+        try:
+            timing, written = read_json(folder / TIMING), stage_settings(folder)
+            stage = str(written["stage"])
+            settings = STAGES[stage].model_validate(written)
+            at_once = _examples_at_once(settings)
+            yield Measured(stage, float(timing["update_seconds"]) / at_once, float(timing["other_seconds"]))
+        except (CaiError, LookupError, TypeError, ValueError):
+            continue  # not finished, of one update, or of another version
