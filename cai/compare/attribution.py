@@ -33,7 +33,7 @@ from cai.feedback.metrics import (
 from cai.runs.folder import SWEEP_JSON, RunFolder
 from cai.stats.formatting import counted, difference
 from cai.stats.significance import Effect, corrected, counts
-from cai.stats.trainings import PROMPTS_ONLY, between_paired_policies
+from cai.stats.trainings import PROMPTS_ONLY, wins_between_policies
 
 How = Literal["leave-one-out", "one-at-a-time"]
 METRICS = (EDIT_DISTANCE, REVISION_WORDS, FILTERED, REVISION_TRUNCATED, REVISION_BETTER, AFTER_WORDS, AFTER_BETTER)
@@ -196,7 +196,7 @@ def outcome_effects(a: RunData, b: RunData, shared: Sequence[str]) -> Iterator[t
         if ids:
             yield metric.name, metric_effect(a, b, metric, ids)
     if wins := indirect_wins(a, b, shared).get(None):
-        yield HEAD_TO_HEAD, between_paired_policies([{i: won - 0.5 for i, won in of.items()} for of in wins])
+        yield HEAD_TO_HEAD, wins_between_policies(wins)
 
 
 def _findings(matrix: Attribution) -> Iterator[str]:

@@ -11,7 +11,7 @@ from cai.evaluation.evaluation_plan import HELPFUL, OVERALL, SAFE
 from cai.feedback.metrics import AXIS_METRICS, EVAL_JUDGE_METRICS, Metric
 from cai.inference.models import folder_fingerprint
 from cai.stats.edits import word_distance
-from cai.stats.trainings import between_paired_policies
+from cai.stats.trainings import wins_between_policies
 from cai.stats.win_rate import win
 
 Texts = Mapping[str, str]  # by prompt
@@ -30,10 +30,7 @@ def head_to_head(a: RunData, b: RunData, shared: Sequence[str]) -> list[HeadToHe
     directly = bool(values)
     if not values:
         values = {("overall", tag): wins for tag, wins in indirect_wins(a, b, shared).items()}
-    effects = {
-        key: between_paired_policies([{i: won - 0.5 for i, won in wins.items()} for wins in of_pairs])
-        for key, of_pairs in values.items()
-    }
+    effects = {key: wins_between_policies(of_pairs) for key, of_pairs in values.items()}
     order = sorted(effects, key=lambda key: (key[0], key[1] is not None, -effects[key].n, key[1]))
     return [
         HeadToHead(

@@ -38,7 +38,7 @@ from cai.report.plots import (
     intervals,
 )
 from cai.report.run import elo_plane
-from cai.report.summary import configuration_files, provenance, read_summary
+from cai.report.summary import MOST_HEADLINES, Card, configuration_files, provenance, read_summary
 from cai.report.table import Detail, Table
 from cai.runs.folder import RunFolder
 from cai.stats.formatting import NONE, difference, estimate, mean_difference, number
@@ -116,6 +116,7 @@ def comparison_report(contents: ComparisonContents, url: str | None = None) -> s
         Content(contents.table, plots),
         url,
         c=c,
+        headlines=_headlines(c),
         missing=contents.missing,
         outcomes=OUTCOMES,
         pair_plots=pair_plots,
@@ -134,6 +135,20 @@ def comparison_report(contents: ComparisonContents, url: str | None = None) -> s
         revision_notes=revision_notes,
         text=lambda key, value: RUN_METRICS[key].text(value),
     )
+
+
+def _headlines(c: RunComparison) -> list[Card]:
+    """The metrics that differ significantly between runs, in at most MOST_HEADLINES values."""
+    cards = []
+    for pair in c.pairs:
+        b = c.runs[pair.b].letter
+        for metric in pair.metrics:
+            if metric.effect.significant:
+                values = " → ".join(RUN_METRICS[metric.key].text(value) for value in (metric.a, metric.b))
+                cards.append(
+                    Card(f"{metric.name}, A → {b}", values, f"{b} − A = {difference(metric.effect)}; significant")
+                )
+    return cards[:MOST_HEADLINES]
 
 
 def run_metrics(folders: Sequence[RunFolder]) -> list[MetricRow]:

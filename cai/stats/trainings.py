@@ -43,6 +43,17 @@ def between_paired_policies(values: Sequence[Mapping[str, float]]) -> Effect:
     return paired_trainings(np.array([[pair[i] for i in ids] for pair in values], dtype=float))
 
 
+def wins_between_policies(wins: Sequence[Mapping[str, float]]) -> Effect:
+    """The share of prompts that one of two policies wins, less ½: as `between_paired_policies`, of wins in [0, 1].
+
+    Its interval is cut at ±½: Student's reaches beyond what a share can be.
+    """
+    effect = between_paired_policies([{i: won - 0.5 for i, won in of_pair.items()} for of_pair in wins])
+    if effect.low is None or effect.high is None:
+        return effect
+    return effect.model_copy(update={"low": max(effect.low, -0.5), "high": min(effect.high, 0.5)})
+
+
 def shared_prompts(policies: Sequence[Mapping[str, float]]) -> list[str]:
     """The ids that every policy has, sorted."""
     return sorted(set.intersection(*(set(policy) for policy in policies))) if policies else []

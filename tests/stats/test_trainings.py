@@ -1,9 +1,18 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
 from cai.stats.significance import ALPHA, Floats, paired
-from cai.stats.trainings import PROMPTS_ONLY, between_paired_policies, between_policies, paired_trainings, two_level
+from cai.stats.trainings import (
+    PROMPTS_ONLY,
+    between_paired_policies,
+    between_policies,
+    paired_trainings,
+    two_level,
+    wins_between_policies,
+)
 
 pytestmark = pytest.mark.numeric
 
@@ -94,3 +103,15 @@ def test_wins_of_paired_trainings_are_tested_by_the_trainings() -> None:
 def test_policies_without_any_difference_have_no_interval() -> None:
     effect = two_level(np.ones((3, 8)), np.ones((3, 8)))
     assert (effect.mean, effect.low, effect.p, effect.note) == (0.0, None, None, "3 + 3 trainings")
+
+
+@given(st.lists(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=6, max_size=6), min_size=1, max_size=3))
+def test_the_interval_of_a_share_of_wins_lies_within_what_a_share_can_be(wins: list[list[float]]) -> None:
+    by_prompt = [{f"p{i}": won for i, won in enumerate(of_pair)} for of_pair in wins]
+    effect, uncut = (
+        wins_between_policies(by_prompt),
+        between_paired_policies([{i: v - 0.5 for i, v in w.items()} for w in by_prompt]),
+    )
+    assert (effect.mean, effect.p) == (uncut.mean, uncut.p)
+    if effect.low is not None and effect.high is not None:
+        assert -0.5 <= effect.low <= effect.mean <= effect.high <= 0.5
