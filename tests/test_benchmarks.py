@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
+@pytest.mark.slow
 def test_a_run_is_measured_and_replayed_over_an_engine_that_answers_at_once() -> None:
     for script, arguments in (("scheduler.py", ["20", "40"]), ("replay.py", ["20"])):
         command = [sys.executable, str(BENCHMARKS / script), *arguments]
@@ -23,6 +26,7 @@ def test_the_judge_benchmark_labels_scripted_pairs() -> None:
     assert json.loads(result.stdout.splitlines()[-1]).keys() == {"ms", "mb"}
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_claims_simulates_comparisons() -> None:
     command = [sys.executable, str(BENCHMARKS / "claims.py"), "1"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -82,6 +82,7 @@ print(json.dumps({"asked": asked, "method": os.environ["VLLM_WORKER_MULTIPROC_ME
 """
 
 
+@pytest.mark.slow
 def test_workers_are_spawned_before_any_device_is_asked(tiny_model: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", CUDA_FIRST, tiny_model],

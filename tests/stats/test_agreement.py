@@ -164,6 +164,7 @@ def drawn_judge(rng: np.random.Generator, prompts: int, overconfidence: float) -
     return confidence.tolist(), right.astype(float).tolist()
 
 
+@pytest.mark.slow
 def test_the_calibration_error_on_few_pairs_is_near_the_one_on_many() -> None:
     rng = np.random.default_rng(0)
     for overconfidence, off in ((0.0, 0.08), (0.2, 0.03)):
@@ -177,6 +178,7 @@ def test_the_calibration_error_on_few_pairs_is_near_the_one_on_many() -> None:
         assert np.mean(held) >= 0.85  # 0.95 less as many standard errors of 40 draws as chance allows
 
 
+@pytest.mark.slow
 def test_a_calibrated_judge_on_forty_pairs_passes_a_gate_of_a_tenth() -> None:
     rng = np.random.default_rng(1)
     errors = [calibration_error(*drawn_judge(rng, 20, 0.0), range(40)) for _ in range(50)]
