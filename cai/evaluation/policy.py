@@ -140,6 +140,11 @@ class PolicyEvaluation:
         """What this evaluation's stages did so far."""
         return self._scheduler.work[self._work_before :]
 
+    @property
+    def engines(self) -> dict[str, str]:
+        """The fingerprint of each engine's model, by the engine's own."""
+        return dict(self._scheduler.models)
+
     def calls(self) -> Tally:
         """All calls together."""
         return sum((tally for done in self.work for tally in done.work.steps.values()), Tally())

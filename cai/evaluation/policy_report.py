@@ -96,6 +96,7 @@ class PolicyReport(Row):
     control_tokens: int | None = None  # answers that spell any, or whose prompts do, as `control_counts` says
     control_tokens_escaped: int | None = None
     notes: list[str] = []  # warnings about how to read the metrics
+    engines: dict[str, str] = {}  # the fingerprint of each engine's model, by its own, which rows have
     cost: dict[str, float]
 
 
@@ -189,6 +190,7 @@ def policy_report(
         standings=standings(names, rated[HELPFUL], rated[SAFE]) if {HELPFUL, SAFE} <= rated.keys() else [],
         **_control_tokens(evaluation),
         truncated=_truncated(evaluation),
+        engines=evaluation.engines,
         cost=cost,
     )
     if plan.probes is not None:

@@ -288,8 +288,8 @@ class Scheduler:
         open_engine: OpenEngine = open_model,
         own_settings: Mapping[Model, EngineConfig] | None = None,
     ) -> None:
-        self.settings, self.reporter = settings, reporter
-        self._own_settings = own_settings or {}
+        self.settings, self.reporter, self._own_settings = settings, reporter, own_settings or {}
+        self.models: dict[str, str] = {}  # the fingerprint of each engine's model, by the engine's
         self.work: list[EngineWork] = []
         self.skipped: list[Skipped] = []
         self.seconds: dict[str, float] = {}
@@ -302,6 +302,7 @@ class Scheduler:
         settings = self._own_settings.get(model, self.settings)
         identity = engine_fingerprint(model, settings)
         if identity not in self._engines:
+            self.models[identity] = model_fingerprint(model)
             if isinstance(model, Path) and settings.ray is None:
                 self._loaded[identity] = (model, settings)
             self._engines[identity] = CachedEngine(

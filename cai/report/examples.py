@@ -17,6 +17,7 @@ from cai.config.errors import CaiError, reading
 from cai.data.jsonl import AnyRow, parse_row
 from cai.data.records import BeforeAfter, Messages, Preference, Prompt, Ranking, Revision, Skipped, Verdict
 from cai.feedback.metrics import words
+from cai.report.models import by_model, models_of
 from cai.report.table import Cell, Column, Detail, Line, Table
 from cai.runs.folder import RunFolder
 from cai.stats.edits import word_distance
@@ -88,6 +89,7 @@ class Examples:
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
+        self._models = models_of(folder)
         self._held_out = set(folder.manifest().get("held_out", []))
         self._prompts = RowFile(folder.prompts_jsonl, Prompt)
         self._revisions = RowFile(folder.revisions_jsonl, Revision)
@@ -95,7 +97,7 @@ class Examples:
         self._rankings = RowFile(folder.rankings_jsonl, Ranking)
         self._evaluation: dict[str, list[BeforeAfter]] = {}
         for row in folder.evaluation():
-            self._evaluation.setdefault(row.prompt_id, []).append(row)
+            self._evaluation.setdefault(row.prompt_id, []).append(by_model(row, self._models))
         self._skipped = RowFile(folder.skipped_jsonl, Skipped)
         self._files: list[RowFile[Any]] = [
             self._prompts, self._revisions, self._preferences, self._rankings, self._skipped
@@ -118,13 +120,14 @@ class Examples:
     def read(self, prompt_id: str) -> Example:
         """Everything about one prompt. Raises: KeyError for an unknown one, CaiError for an invalid row."""
         prompts, revisions, preferences, rankings, skipped = self._places[prompt_id]
+        rounds = (by_model(self._revisions.row(p), self._models) for p in revisions)
         example = Example(
             id=prompt_id,
             tags=[],
             messages=[],
             held_out=prompt_id in self._held_out,
-            revisions=sorted((self._revisions.row(p) for p in revisions), key=lambda row: row.round),
-            preferences=[self._preferences.row(p) for p in preferences],
+            revisions=sorted(rounds, key=lambda row: row.round),
+            preferences=[by_model(self._preferences.row(p), self._models) for p in preferences],
             rankings=[self._rankings.row(p) for p in rankings],
             evaluation=self._evaluation.get(prompt_id, []),
             skipped=[self._skipped.row(p) for p in skipped],

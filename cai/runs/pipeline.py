@@ -272,6 +272,7 @@ def _write_summary(folder: RunFolder, scheduler: Scheduler) -> None:
         "calls": {"cache_misses": calls.cache_misses, "cache_hits": calls.cache_hits, "tokens": calls.tokens},
         "work": [dataclasses.asdict(done.work) for done in scheduler.work],
         "seconds": scheduler.seconds,
+        "engines": scheduler.models,
         "in_all": cost_in_all(folder),
         "files": {path.name: file_fingerprint(path) for path in folder.row_files() if path.exists()},
     }

@@ -167,6 +167,19 @@ def test_a_prompt_with_more_rows_counts_no_more_than_another(run: RunFolder) -> 
     assert summary["metrics"]["position_bias"]["n"] == len(by_prompt)
 
 
+def test_one_model_has_one_hash_on_a_page(run: RunFolder) -> None:
+    """Rows have the fingerprint of the engine, which also depends on vLLM and its settings; pages that of the model."""
+    table, report = read_run(run).table, run.policy_report()
+    assert report is not None
+    before, after = (policy.model for policy in report.policies)
+    assert run.manifest()["model"] == before != run.revisions()[0].model
+    engines = {row.model for row in run.revisions()} | {row.after_model for row in run.evaluation()}
+    details = {line.id: json.dumps(table.detail(line.id).to_json()) for line in table.lines}
+    assert not [text for text in details.values() if any(engine in text for engine in engines)]
+    [revised, *_], [evaluated, *_] = ([row.prompt_id for row in rows] for rows in (run.revisions(), run.evaluation()))
+    assert before in details[revised] and before in details[evaluated] and after in details[evaluated]
+
+
 def test_the_closing_table_fits_eighty_columns_without_wrapping_a_cell(run: RunFolder) -> None:
     console = Console(record=True, width=80, file=io.StringIO())
     print_summary(console, run)
