@@ -177,7 +177,7 @@ def _standings(report: PolicyReport) -> Iterator[RenderableType | Grid]:
         for standing in report.standings
         if standing.dominated
     )
-    missing = {(s.policy, r.missing) for s in report.standings for r in (s.helpful, s.safe) if r.elo is None}
+    missing = {(s.policy, r.missing) for s in report.standings for r in (s.helpful, s.safe) if r.missing}
     yield from _lines((policy, reason, "dim") for policy, reason in sorted(missing))
 
 

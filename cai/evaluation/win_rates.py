@@ -143,6 +143,8 @@ def _rating(axis: str, policy: str, strengths: np.ndarray, prompts: int, referen
         missing = "one prompt has no interval"
     elif held is not None and held.low is None and held.high is None:
         missing = "all prompts are equal, so it has no interval"
+    elif held is None:
+        missing = "in most resamples nothing connects it with the reference, so it has no interval"
     bounds = zip(("elo", "low", "high"), (held.mean, held.low, held.high) if held else (best, None, None), strict=True)
     points = {name: ELO * x if x is not None and math.isfinite(x) else None for name, x in bounds}
     return Rating(axis=axis, policy=policy, prompts=prompts, missing=missing, **points)
@@ -158,7 +160,7 @@ def format_elo(rating: Rating) -> str:
         "–" if value is None else f"{value:+.0f}" if round(value) else "0"
         for value in (rating.elo, rating.low, rating.high)
     )
-    return f"{points} [{low}, {high}]"
+    return f"{points} [{low}, {high}]" if (rating.low, rating.high) != (None, None) else f"{points} (no interval)"
 
 
 def format_dominated(standing: Standing) -> str:

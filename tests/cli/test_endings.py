@@ -151,3 +151,18 @@ def test_what_a_model_alone_lacks_for_an_evaluation_is_said_at_once(
     assert cai(monkeypatch, "eval", model(tmp_path / "alone", "alone"), "--runs", tmp_path) == 2
     expected = "name a folder for the results (--out DIR), and the model to compare with (--reference MODEL)"
     assert expected in capsys.readouterr().err
+
+
+def test_a_rating_without_an_interval_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "runs", "good")
+    tied = by_name(judge=lambda request: [0.5, 0.4])  # whatever is shown first, so that each verdict is a tie
+    monkeypatch.setattr(evaluate_policies, "__defaults__", (False, tied))
+    asked = ("good", "--runs", tmp_path / "runs", "--probes", "none", "--set", "temperature=0")
+    assert cai(monkeypatch, "eval", *asked, columns=80) == 0
+    printed = capsys.readouterr().out
+    assert re.search(
+        r"good +0 \(no interval\) +0 \(no interval\)\n +good: all prompts are equal, so it has no", printed
+    )
+    assert ending(printed)[1]["ties"] == "12 of 12 comparisons"

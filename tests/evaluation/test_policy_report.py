@@ -80,7 +80,7 @@ def test_a_file_that_is_no_report_is_an_error_that_names_it(tmp_path: Path, text
 @pytest.mark.parametrize(
     ("elo", "low", "high", "result"),
     [
-        (-0.0, None, None, "0 [–, –]"),
+        (-0.0, None, None, "0 (no interval)"),
         (-0.3, -0.4, 0.2, "0 [0, 0]"),
         (0.0, 0.0, 0.0, "0"),
         (-135.2, None, 72.0, "-135 [–, +72]"),
