@@ -16,6 +16,7 @@ from cai.cli.console import (
     end_with_failures,
     ending,
     heading,
+    own_command,
     result_console,
     resumable,
     short,
@@ -125,11 +126,12 @@ def _ending(report: PolicyReport, options: Options, target: Path, runs: Path) ->
     grid.add("files", f"{target}/")
     yield grid
     found = find_policy(options.policy, runs)
-    page = ("serve",) if found.run is None else ("report", found.run.name)
-    commands = [(command(*page, runs=runs), "shows the results in a browser")]
-    if options.judge is None:
-        other = command("eval", options.policy, "--judge", "NAME", "--out", f"{target}-NAME", runs=runs)
-        commands.insert(0, (other, "asks another judge"))
+    if found.run is None:
+        commands = [(command("serve", runs=runs), "shows it in a browser")]
+    else:
+        commands = [(command("report", found.run.name, runs=runs), "writes the run's page")]
+    if options.judge is None and target == found.eval:
+        commands.insert(0, (f"{own_command()} --judge NAME --out {target}-NAME", "asks another judge"))
     yield from ending(evaluation_trust(report), commands)
 
 

@@ -120,7 +120,11 @@ def test_an_evaluation_ends_with_its_win_rates_what_limits_them_and_the_next_com
     assert trust["n"] == "12 prompts: expect wide intervals"
     assert len(trust) <= 5 and trust["ties"] == "0 of 12 comparisons"
     assert trust["judge"].startswith("is the model of 'base' and may prefer its own answers")
-    assert following[0] == f"cai eval good --judge NAME --out {tmp_path}/runs/good/eval-NAME --runs {tmp_path}/runs"
+    again = " ".join(map(str, ("cai eval", *asked)))
+    assert following == [
+        f"{again} --judge NAME --out {tmp_path}/runs/good/eval-NAME",
+        f"cai report good --runs {tmp_path}/runs",
+    ]
 
 
 def test_a_training_is_evaluated_without_further_options(
