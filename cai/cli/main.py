@@ -50,7 +50,7 @@ PANELS: dict[str, dict[str, Command]] = {
         "judge-eval": Command("judge_eval:judge_eval", "Evaluate a judge against labelled preferences."),
     },
     "Read results": {
-        "runs": Command("runs:runs", "List runs, newest first."),
+        "runs": Command("runs:runs", "List runs and trainings, newest first."),
         "show": Command("show:show", "Print examples of a run."),
         "report": Command("report:report", "Write a run's report as an HTML page."),
         "serve": Command("serve:serve", "Browse all runs on a local web server."),

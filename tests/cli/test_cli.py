@@ -273,7 +273,7 @@ def test_a_broken_pipe_within_a_command_is_an_error(
     def broken(*_: object) -> None:
         raise BrokenPipeError("of a worker")
 
-    monkeypatch.setattr("cai.cli.runs.all_runs", broken)
+    monkeypatch.setattr("cai.cli.runs.all_entries", broken)
     assert cai(monkeypatch, "runs") == 2
     assert capsys.readouterr().err.startswith("error: ")
 
@@ -379,7 +379,7 @@ def test_an_interrupt_ends_with_one_line_and_status_130(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cai.cli.runs.all_runs", interrupted)
+    monkeypatch.setattr("cai.cli.runs.all_entries", interrupted)
     assert cai(monkeypatch, "runs", "--runs", workspace) == 130
     assert capsys.readouterr().err == "Interrupted.\n"
 
