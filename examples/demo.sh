@@ -28,7 +28,7 @@ part "its comparison" cai compare demo-brief demo-shorter
 printf '\nTimes:\n%s' "$times"
 cat <<'END'
 
-This model has 135 million parameters. As a judge it answers by position: its verdicts flip with the order of the answers,
-and its labels stay near ½. That is why the demo trains on the revisions themselves, and measures length.
+This model has 135 million parameters. As a judge it answers by position: its verdicts flip with the order of the answers.
+That is why the demo labels no pairs, trains on the revisions themselves, and measures length.
 Next: cai show demo-brief, cai report demo-detailed, and a run with your own prompts: cai init prompts.txt
 END

@@ -270,7 +270,7 @@ def _metrics(metrics: Sequence[MetricDifference], b: str) -> Grid:
 def _policy_metrics(metrics: Sequence[MetricDifference], b: str) -> Grid:
     """As `_metrics`, with the trainings that each difference is of."""
     headings = ["", "A", b, f"{b} − A", *EFFECT[1:], ""]
-    without = all(row.effect.minimum_detectable is None for row in metrics)
+    without = not any(row.effect.undetectable or row.effect.minimum_detectable for row in metrics)
     if without:
         headings.remove(EFFECT[3])
     grid = Grid(headings, optional=[4, 5] if without else [6, 4, 5], last_left=True)

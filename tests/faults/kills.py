@@ -44,7 +44,7 @@ train:
   - {stage: dpo, lora_r: 2, num_train_epochs: 2, save_steps: 2, per_device_train_batch_size: 2, max_length: 256}
 """
 DELAY = 0.03  # seconds of a call to the scripted engine
-LOGS = {"log.txt", "train.log", ".busy", "costs.jsonl"}
+LOGS = {"log.txt", "train.log", ".busy", "costs.jsonl", "timing.json"}
 TIMES = re.compile("seconds|^calls$|^work$|^cache_|^tokens$")
 SECONDS = 120  # after which a run that was not killed counts as one that hangs
 
