@@ -200,7 +200,7 @@ def run_warnings(run: RunData, curves: Sequence[Curve]) -> Iterator[str]:
     elif run.labels and not run.labels.mass.pairs["judge"]:
         yield f"{name} has no pairs labelled by a judge"
     if run.revised and run.labels and not run.labels.revisions:
-        if run.setting("revise", "label") == "off":
+        if run.setting("revise", "label") == "off" and run.labels.mass.pairs["judge"]:  # else the line before says it
             yield f"{name} has no verdicts on its revisions (`revise.label: judge` asks for them)"
         elif not run.setting("judge", "revisions"):
             yield f"{name} has no verdicts on its revisions (`judge.revisions: true` asks for them)"

@@ -431,3 +431,19 @@ def test_a_copied_run_compares_to_the_same_record(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "a", tmp_path / "away/a")
     assert compare_runs([type(a)(tmp_path / "away/a"), b]) == first
     assert RunComparison.model_validate_json(first.model_dump_json()) == first
+
+
+@pytest.mark.parametrize(
+    ("samples", "said"), [(False, "no pairs labelled by a judge"), (True, "no verdicts on its revisions")]
+)
+def test_a_run_whose_revisions_are_not_labelled_says_so_once(tmp_path: Path, samples: bool, said: str) -> None:
+    runs = [
+        make_run(tmp_path / name, BOTH, as_ever, labels=(lambda i: 0.7) if samples else None) for name in ("a", "b")
+    ]
+    for run in runs:
+        manifest = run.manifest()
+        manifest["config"]["revise"]["label"] = "off"
+        manifest["config"]["judge"] = {"revisions": True}
+        run.manifest_json.write_text(json.dumps(manifest), encoding="utf-8")
+    notes = [note for note in compare_runs(runs).warnings if note.startswith("a has no ") and "evaluation" not in note]
+    assert len(notes) == 1 and said in notes[0]
