@@ -230,7 +230,7 @@ def _pair(c: RunComparison, pair: PairComparison) -> Iterator[RenderableType | G
         yield heading("Metrics of the trained policies on shared prompts")
         yield _policy_metrics(of_policies, b)
     if pair.metrics:
-        yield from footnotes([*(m.effect for m in pair.metrics), *(row.effect for row in pair.head_to_head)])
+        yield from footnotes(m.effect for m in tested)  # the other tables have no room for the column
     if pair.unpaired:
         yield heading("Metrics of each run on its own prompts: not paired, not tested")
         yield _unpaired(pair.unpaired, b)
@@ -270,7 +270,7 @@ def _metrics(metrics: Sequence[MetricDifference], b: str) -> Grid:
 def _policy_metrics(metrics: Sequence[MetricDifference], b: str) -> Grid:
     """As `_metrics`, with the trainings that each difference is of."""
     headings = ["", "A", b, f"{b} − A", *EFFECT[1:], ""]
-    without = not any(row.effect.undetectable or row.effect.minimum_detectable for row in metrics)
+    without = all(row.effect.minimum_detectable is None for row in metrics)
     if without:
         headings.remove(EFFECT[3])
     grid = Grid(headings, optional=[4, 5] if without else [6, 4, 5], last_left=True)

@@ -127,3 +127,13 @@ def test_policies_of_one_training_say_so_beside_the_number_on_the_terminal_the_p
     compare(["a", "b"], True, None, runs)
     (pair,) = RunComparison.model_validate_json(capsys.readouterr().out).pairs
     assert {m.effect.note for m in pair.metrics if m.key.startswith("after_")} == {note}
+
+
+def test_a_mark_is_explained_only_where_it_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, of_seeds in {"a": (0.1, 0.9), "b": (0.9, 0.1)}.items():  # trainings differ by more than runs
+        first, second = (lambda i, p=p: p + 0.001 * (int(i[6:]) % 3) for p in of_seeds)
+        make_run(tmp_path / name, principles("calm"), lambda i, _: i, prompts=9, evaluation=first, seeds=[second])
+    compare(["a", "b"], False, None, tmp_path)
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert any("Metrics of the trained policies" in line for line in lines)
+    assert not any(line.startswith("  none: ") for line in lines) or any(line.endswith(" none") for line in lines)

@@ -75,19 +75,16 @@ def test_an_unknown_run_is_answered_with_the_known_ones(tmp_path: Path, model_fo
 
 
 def test_a_share_that_could_only_be_found_above_one_is_said_to_be_undetectable(tmp_path: Path) -> None:
-    a = make_run(
-        tmp_path / "a",
-        principles("calm", "plain"),
-        lambda i, _: f"an answer to {i}",
-        prompts=14,
-        verdict=lambda i, _: 0.99 if int(i[1:]) % 2 else 0.01,
-    )
-    b = make_run(
-        tmp_path / "b",
-        principles("calm", "plain"),
-        lambda i, _: f"an answer to {i}",
-        prompts=14,
-        verdict=lambda i, _: 0.01 if int(i[1:]) % 2 else 0.98,
+    labels = {"a": (0.99, 0.01), "b": (0.01, 0.98)}  # of odd and even prompts
+    a, b = (
+        make_run(
+            tmp_path / name,
+            principles("calm", "plain"),
+            lambda i, _: f"an answer to {i}",
+            prompts=14,
+            verdict=lambda i, _, p=p: p[0] if int(i[1:]) % 2 else p[1],
+        )
+        for name, p in labels.items()
     )
     found = compare_runs([a, b])
     [metric] = [m for m in found.pairs[0].metrics if m.key == "revision_better"]

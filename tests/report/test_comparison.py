@@ -16,6 +16,7 @@ from cai.report.comparison import (
 )
 from cai.report.examples import Examples, comparison_detail
 from cai.runs.folder import RunFolder
+from tests.compare.made import make_run, principles
 from tests.compare.test_attribution import write_sweep
 from tests.conftest import write_workspace
 from tests.report.folders import write_run
@@ -77,6 +78,23 @@ def test_the_page_has_the_findings_of_the_comparison(tmp_path: Path, model_folde
     for figure in found.comparison.pairs[0].metrics:
         assert figure.name in text
     assert "constitution harmless, fingerprint" in text and "differs" in text
+
+
+def test_the_page_opens_with_the_metrics_that_differ_significantly_and_with_none_where_none_does(
+    tmp_path: Path,
+) -> None:
+    def run(name: str, longer: int) -> RunFolder:
+        return make_run(
+            tmp_path / name,
+            principles("calm", "short"),
+            lambda i, drawn: "word " * (int(i[1:]) % 5 + longer),
+            prompts=30,
+        )
+
+    a, b, like_a = run("a", 3), run("b", 20), run("c", 3)
+    opening = text_of(comparison_report(compared(a, b))).partition("corrected as one family")[0]
+    assert "words in the revision, A → B 5.0 → 22.0 B − A = +17.0" in opening
+    assert "headlines" not in comparison_report(compared(a, like_a)).partition("</style>")[2]
 
 
 def test_monitors_are_side_by_side(tmp_path: Path) -> None:
