@@ -144,7 +144,9 @@ class InjectionGain(Row):
     @property
     def shown(self) -> str:
         """The gain as every surface shows it."""
-        return f"{signed(self.gain)} [{signed(self.low)}, {signed(self.high)}]"
+        known = self.low is not None and self.high is not None
+        interval = f"[{signed(self.low)}, {signed(self.high)}]" if known else "(too few prompts for an interval)"
+        return f"{signed(self.gain)} {interval}"
 
 
 def injection_gains(rows: Iterable[Attacked], attacks: Sequence[Attack]) -> list[InjectionGain]:

@@ -239,7 +239,7 @@ def length_correlation(rows: Sequence[Scored], resamples: int = RESAMPLES, seed:
     correlations = _pearson(np.concatenate([np.ones((1, len(x))), resampled(len(x), resamples, seed)]), x, y)
     observed, resampled_ones = float(correlations[0]), correlations[1:]
     defined = resampled_ones[~np.isnan(resampled_ones)]
-    return interval_of(observed, defined, len(x))
+    return interval_of(observed, defined, len(x), of_mean=False)
 
 
 def _pearson(weights: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -131,7 +131,8 @@ def _rating(axis: str, policy: str, strengths: np.ndarray, prompts: int, referen
         return Rating(axis=axis, policy=policy, elo=0.0, low=0.0, high=0.0, prompts=prompts)
     best, samples = float(strengths[0]), strengths[1:]
     defined = samples[~np.isnan(samples)]
-    held = interval_of(best, defined, prompts) if len(defined) > len(samples) / 2 and math.isfinite(best) else None
+    connected = len(defined) > len(samples) / 2 and math.isfinite(best)
+    held = interval_of(best, defined, prompts, of_mean=False) if connected else None
     missing = ""
     if math.isnan(best):
         missing = "no comparison with the reference, directly or through other policies"

@@ -115,15 +115,18 @@ def paired_change(values: Sequence[float]) -> Estimate:
     """The mean of one difference a prompt in [−1, 1], such as that of two answers' being refusals.
 
     The interval is that of Agresti & Min 2005 (Stat. Med. 24, 729–740) for matched pairs: normal, after half a change
-    to either side and one pair without change are added; so 8 pairs without change are [−0.20, 0.20], not [0, 0].
-    Raises: ValueError for no values.
+    to either side and one pair without change are added; so 8 pairs without change are [−0.20, 0.20], not [0, 0]. Means
+    of several pairs, such as forms of a request, are rarely as large as ±1: what they add is of their own mean square,
+    Σx² / Σ|x|, which is 1 for single pairs. With 1 for all, 8 means of 13 pairs hold the truth in 99 %, with this in
+    95 %. Raises: ValueError for no values.
     """
     if not len(values):
         raise ValueError("no values to average")
     changes = np.asarray(values, dtype=float)
-    n, mean = len(changes) + 2, float(changes.mean())
+    n, mean, squares = len(changes) + 2, float(changes.mean()), float(np.sum(changes**2))
+    added = squares / float(np.sum(np.abs(changes))) if squares else 1.0
     shrunk = float(changes.sum()) / n
-    margin = Z * float(np.sqrt((np.sum(changes**2) + 1) / n - shrunk**2) / np.sqrt(n))
+    margin = Z * float(np.sqrt((squares + added) / n - shrunk**2) / np.sqrt(n))
     return Estimate(mean, min(mean, max(-1.0, shrunk - margin)), max(mean, min(1.0, shrunk + margin)), len(changes))
 
 
@@ -132,7 +135,8 @@ def predicted(differences: Sequence[Sequence[float]]) -> Estimate:
 
     The interval is Student's for a further draw, mean ± t · s · √(1 + 1/k), where s is the deviation of the means of
     the k lists: it holds 0 in 95 % of cases where the one thing is drawn as the others are, however many differences
-    there are. None where k is below 2. Raises: ValueError for no differences.
+    there are, and in up to 97 % where they are few. None where k is below 2, or there are fewer than 2 differences to a
+    list: their own deviation would pass for that of the lists. Raises: ValueError for no differences.
     """
     values = [value for of_one in differences for value in of_one]
     if not values:
@@ -140,7 +144,7 @@ def predicted(differences: Sequence[Sequence[float]]) -> Estimate:
     from scipy.stats import t
 
     k, mean = len(differences), float(np.mean(values))
-    if k < 2:
+    if k < 2 or len(values) < 2 * k:
         return Estimate(mean, None, None, len(values))
     means = [np.mean(of_one) for of_one in differences]
     margin = float(t.ppf(0.975, k - 1) * np.std(means, ddof=1) * np.sqrt(1 + 1 / k))
@@ -159,20 +163,23 @@ def _drawn(rows: int, resamples: int, seed: int) -> np.ndarray:
     return counts
 
 
-def percentiles(values: np.ndarray, rows: int) -> tuple[float, float]:
+def percentiles(values: np.ndarray, rows: int, of_mean: bool = True) -> tuple[float, float]:
     """The bounds of a 95 % interval among the values of resamples of so many rows, which may be infinite.
 
     They lie further out than 2.5 and 97.5 %, by what makes a percentile interval of a mean as wide as Student's:
     bootstraps of few rows are too narrow otherwise (Hesterberg 2015, Am. Stat. 69, 371–386, "expanded percentile").
+    Part of that is for the variance of a resampled mean, (n − 1)/n of the mean's own. That of log-odds and correlations
+    is no smaller than their own (`of_mean` False): with it, 8 rows hold the truth in 98 to 99 %.
     """
     from scipy.stats import norm, t
 
-    tail = float(norm.cdf(-t.ppf(0.975, rows - 1) * np.sqrt(rows / (rows - 1)))) if rows > 1 else 0.0
+    corrected = np.sqrt(rows / (rows - 1)) if of_mean and rows > 1 else 1.0
+    tail = float(norm.cdf(-t.ppf(0.975, rows - 1) * corrected)) if rows > 1 else 0.0
     low, high = np.quantile(values, [tail, 1 - tail], method="inverted_cdf")  # of infinite values there is no mean
     return float(low), float(high)
 
 
-def interval_of(value: float, samples: np.ndarray, rows: int) -> Estimate:
+def interval_of(value: float, samples: np.ndarray, rows: int, of_mean: bool = True) -> Estimate:
     """A value with the `percentiles` of its resamples; None for an infinite bound.
 
     Without an interval for one row, and where all resamples agree: few rows that are alike make nothing certain.
@@ -180,6 +187,6 @@ def interval_of(value: float, samples: np.ndarray, rows: int) -> Estimate:
     finite = samples[np.isfinite(samples)]
     if rows < 2 or not len(finite) or (len(finite) == len(samples) and np.ptp(finite) <= 1e-9 * (1 + abs(value))):
         return Estimate(value, None, None, rows)
-    low, high = percentiles(samples, rows)
+    low, high = percentiles(samples, rows, of_mean)
     held = [bound if np.isfinite(bound) else None for bound in (min(value, low), max(value, high))]
     return Estimate(value, held[0], held[1], rows)

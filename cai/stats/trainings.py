@@ -7,14 +7,17 @@ more a side, `two_level` tests against both sources of chance.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 
 from cai.stats.formatting import percent
-from cai.stats.power import critical_value
+from cai.stats.power import MANY, critical_value
 from cai.stats.significance import ALPHA, Effect, Floats, paired
 
 ROUNDING = 1e-18  # relative, of a variance
+DRAWS = 12  # 2¹² of a generalized pivot
+LEAST = 1 / 4  # of the residual variance, in each draw: with 1, which it cannot be below, 0.99 of intervals hold
 PROMPTS_ONLY = "prompts only; training variance unknown"
 
 
@@ -76,46 +79,86 @@ def two_level(a: Floats, b: Floats) -> Effect:
     With one training on a side, T is unknown: the interval is that of `paired` on the mean differences by prompt, and
     `note` says so.
     """
-    trainings, differences = (len(a), len(b)), b.mean(axis=0) - a.mean(axis=0)
-    return _tested(differences, [a, b], trainings)
+    differences = b.mean(axis=0) - a.mean(axis=0)
+    return _over_prompts(differences, (len(a), len(b))) if min(len(a), len(b)) < 2 else _two_level(differences, [a, b])
 
 
 def paired_trainings(values: Floats) -> Effect:
-    """The mean of values that two policies have together, such as wins less ½, tested as `two_level` does.
+    """The mean of values that two policies have together, such as wins less ½, against the variances of `two_level`.
 
     Args: values of shape (pairs of trainings, prompts); no training is in two pairs.
+
+    Satterthwaite's t is for several sums of squares and fails for one of 1 or 2 degrees of freedom that decides: with
+    two pairs of trainings it holds the truth in 88 % of experiments, with three in 93 %. So the test is that of the
+    generalized pivot |Z| · √(T* + P* − R*) (Weerahandi 1993, JASA 88, 899–905), with T* = T · f / χ²_f of its f
+    degrees of freedom, and P* and R* alike: 95 to 98 %. `freedom` is that of the t interval of this width.
     """
-    return _tested(values.mean(axis=0), [values], (len(values), len(values)))
+    trainings, differences = (len(values), len(values)), values.mean(axis=0)
+    if len(values) < 2:
+        return _over_prompts(differences, trainings)
+    n = len(differences)
+    between, from_prompts = _of_means(values.mean(axis=1)), _of_means(differences)
+    residual = _residual(values) if n > 1 else (0.0, 0)
+    variance = max(between[0], residual[0]) + max(0.0, from_prompts[0] - residual[0])
+    if variance <= _nothing(values):
+        return _alike(differences, trainings)
+    share = max(0.0, between[0] - residual[0]) / variance
+    effect = _generalized(float(differences.mean()), variance**0.5, [between, from_prompts, residual])
+    return effect.model_copy(
+        update={"n": n, "trainings": trainings, "between_trainings": share, "note": _note(trainings, share)}
+    )
 
 
-def _tested(differences: Floats, sides: Sequence[Floats], trainings: tuple[int, int]) -> Effect:
-    """The mean of `differences`, by prompt, whose variance between trainings is that of each side's rows."""
-    if min(trainings) < 2:
-        over_prompts = paired(differences)
-        return over_prompts.model_copy(update={"p": None, "least_p": 0.0, "trainings": trainings, "note": PROMPTS_ONLY})
+Variance = tuple[float, int]
+"""A variance of the mean of all, and the degrees of freedom it is estimated with; of 0 there is none."""
+
+
+def _two_level(differences: Floats, sides: Sequence[Floats]) -> Effect:
+    trainings = (len(sides[0]), len(sides[1]))
     mean, n = float(differences.mean()), len(differences)
-    components = [(float(v.mean(axis=1).var(ddof=1)) / len(v), len(v) - 1) for v in sides]
+    components = [_of_means(v.mean(axis=1)) for v in sides]
     between = sum(part for part, _ in components)
     residuals = [_residual(v) for v in sides] if n > 1 else []
     residual = sum(part for part, _ in residuals)
-    from_prompts = float(differences.var(ddof=1)) / n if n > 1 else 0.0
+    from_prompts, freedom = _of_means(differences)
     if between < residual:  # means of few trainings that agree by chance better than their answers allow
         components = [(residual, sum(degrees for _, degrees in components))]
     variance = max(between, residual)
     if from_prompts > residual:
         variance += from_prompts - residual
-        components += [(from_prompts, n - 1), *residuals]
-    if variance <= ROUNDING * max(float(np.abs(v).max()) for v in sides) ** 2:
-        return Effect(mean=mean, se=0.0, low=None, high=None, n=n, p=None, trainings=trainings, note=_note(trainings))
+        components += [(from_prompts, freedom), *residuals]
+    if variance <= max(map(_nothing, sides)):
+        return _alike(differences, trainings)
     share = max(0.0, between - residual) / variance
-    freedom = variance**2 / sum(part**2 / degrees for part, degrees in components)
-    return _students(mean, variance**0.5, freedom, n).model_copy(
+    satterthwaite = variance**2 / sum(part**2 / degrees for part, degrees in components)
+    return _students(mean, variance**0.5, satterthwaite, n).model_copy(
         update={"trainings": trainings, "between_trainings": share, "note": _note(trainings, share)}
     )
 
 
-def _residual(values: Floats) -> tuple[float, int]:
-    """The variance that neither training nor prompt explains, as that of the mean of all; and its freedom."""
+def _over_prompts(differences: Floats, trainings: tuple[int, int]) -> Effect:
+    update = {"p": None, "least_p": 0.0, "trainings": trainings, "note": PROMPTS_ONLY}
+    return paired(differences).model_copy(update=update)
+
+
+def _alike(differences: Floats, trainings: tuple[int, int]) -> Effect:
+    mean, n = float(differences.mean()), len(differences)
+    return Effect(mean=mean, se=0.0, low=None, high=None, n=n, p=None, trainings=trainings, note=_note(trainings))
+
+
+def _nothing(values: Floats) -> float:
+    """The variance that rounding may leave."""
+    return ROUNDING * float(np.abs(values).max()) ** 2
+
+
+def _of_means(means: Floats) -> Variance:
+    """The variance of the mean of these means."""
+    n = len(means)
+    return (float(means.var(ddof=1)) / n, n - 1) if n > 1 else (0.0, 0)
+
+
+def _residual(values: Floats) -> Variance:
+    """The variance that neither training nor prompt explains."""
     trainings, n = values.shape
     left = values - values.mean(axis=1, keepdims=True) - values.mean(axis=0) + values.mean()
     freedom = (trainings - 1) * (n - 1)
@@ -128,6 +171,50 @@ def _students(mean: float, se: float, freedom: float, n: int) -> Effect:
     margin = critical_value(ALPHA, freedom) * se
     p = max(2 * float(stdtr(freedom, -abs(mean) / se)), 1e-300)
     return Effect(mean=mean, se=se, low=mean - margin, high=mean + margin, n=n, p=p, freedom=freedom)
+
+
+def _generalized(mean: float, se: float, variances: Sequence[Variance]) -> Effect:
+    """The test of `paired_trainings`, of the variances T, P and R."""
+    from scipy.optimize import brentq
+    from scipy.special import ndtr
+
+    between, from_prompts, residual = (
+        variance * _inverse_chi_squared(place, freedom) if variance else 0.0
+        for place, (variance, freedom) in enumerate(variances)
+    )
+    errors = np.sqrt(np.maximum(between + from_prompts - residual, LEAST * residual))
+    errors = np.atleast_1d(errors)[np.atleast_1d(errors) > 0]
+
+    def p(distance: float) -> float:
+        return float(np.mean(2 * ndtr(-distance / errors)))
+
+    margin = float(brentq(lambda distance: p(distance) - ALPHA, 0.0, 40 * float(errors.max())))
+    return Effect(
+        mean=mean, se=se, low=mean - margin, high=mean + margin, n=0, p=max(p(abs(mean)), 1e-300),
+        freedom=_freedom(margin / se),
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=64)
+def _inverse_chi_squared(place: int, freedom: int) -> np.ndarray:
+    """f / χ²_f in each draw, which are the points of a Sobol sequence: the same each time, and smoother than chance."""
+    from scipy.special import gammaincinv
+    from scipy.stats import qmc
+
+    uniform = qmc.Sobol(3, rng=0).random_base2(DRAWS)[:, place]
+    return np.asarray(freedom / (2 * gammaincinv(freedom / 2, uniform)))
+
+
+def _freedom(errors: float) -> float:
+    """The degrees of freedom whose t interval reaches so many standard errors to either side; at most MANY."""
+    from scipy.optimize import brentq
+
+    least = 0.5
+    if errors <= critical_value(ALPHA, MANY):
+        return MANY
+    if errors >= critical_value(ALPHA, least):
+        return least
+    return float(brentq(lambda freedom: critical_value(ALPHA, freedom) - errors, least, MANY))
 
 
 def _note(trainings: tuple[int, int], share: float | None = None) -> str:

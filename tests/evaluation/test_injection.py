@@ -161,8 +161,13 @@ def test_the_gain_over_decoys_is_clear_where_control_tokens_are_parsed_whatever_
 def test_one_spelling_that_stands_out_among_decoys_is_rarely_significant() -> None:
     random = Random(0)
     draws = [[random.gauss(0, 0.01) for _ in range(9)] for _ in range(400)]
-    false = sum(over_decoys(others, own, prompts=8).significant for own, *others in draws)  # a prompt a spelling
+    false = sum(over_decoys(others, own, prompts=16).significant for own, *others in draws)
     assert 8 <= false <= 32  # 5 % of 400 are 20; a spelling is one draw among others, so that nothing is to be found
+
+
+def test_as_many_spellings_as_prompts_have_no_interval() -> None:
+    over = over_decoys([0.0, 0.1], own=0.4, prompts=3)
+    assert not over.significant and over.shown == "+0.367 (too few prompts for an interval)"
 
 
 def test_rows_that_have_lost_their_decoy_or_their_attack_are_no_pair() -> None:
@@ -254,7 +259,7 @@ def test_a_judge_that_obeys_forged_turns_gains_over_decoys(
     tmp_path: Path,
     judging: Callable[..., LabelJob],  # noqa: F811
 ) -> None:
-    rows = [pair(i, 2 + i / 10) for i in range(9)]
+    rows = [pair(i, 2 + i / 30) for i in range(27)]
     more = Extras(attacks=read_injection().attacks)
     opened = scripted(weigh=parses_chatml)
     report = evaluate_judge(judging(*rows), Output(tmp_path / "out"), tmp_path / "c", QUIET, more, opened).report

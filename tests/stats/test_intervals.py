@@ -122,6 +122,18 @@ def test_paired_changes_intervals_hold_the_truth_as_often_as_they_say(n: int, up
     assert held >= 0.92
 
 
+@pytest.mark.parametrize("n", [8, 60])
+@pytest.mark.parametrize("certainty", [0.5, 4.0, 20.0])
+def test_changes_over_several_forms_of_a_request_are_no_wider_than_they_need_be(n: int, certainty: float) -> None:
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(800):
+        own, there = rng.uniform(0.2, 0.8, 2)
+        forms = [rng.binomial(13, rng.beta(certainty * mean, certainty * (1 - mean), n)) for mean in (own, there)]
+        found = paired_change(((forms[0] - forms[1]) / 13).tolist())
+        held += (found.low or 0) <= own - there <= (found.high or 0)
+    assert 0.93 <= held / 800 <= 0.975
+
+
 def test_no_change_in_few_pairs_has_a_wide_interval() -> None:
     found = paired_change([0.0] * 8)
     assert (found.mean, found.low, found.high) == pytest.approx((0.0, -0.196, 0.196), abs=1e-3)
@@ -157,6 +169,7 @@ def test_predicted_intervals_hold_0_as_often_as_they_say_however_many_prompts(pr
 
 def test_differences_to_one_other_thing_alone_have_no_interval() -> None:
     assert predicted([[0.25, 0.75]]) == Estimate(0.5, None, None, 2)
+    assert predicted([[0.25, 0.75], [0.5]]) == Estimate(0.5, None, None, 3)  # too few to tell things from rows
     with pytest.raises(ValueError, match="no differences"):
         predicted([])
 
@@ -167,6 +180,8 @@ def test_percentiles_of_few_rows_lie_further_out_and_are_students_for_a_mean() -
         low, high = percentiles(values, rows)
         factor = (rows / (rows - 1)) ** 0.5
         assert (low, high) == pytest.approx((-students * factor, students * factor), abs=0.05)
+        low, high = percentiles(values, rows, of_mean=False)
+        assert (low, high) == pytest.approx((-students, students), abs=0.05)
 
 
 def test_percentiles_may_be_infinite() -> None:

@@ -100,6 +100,35 @@ def test_wins_of_paired_trainings_are_tested_by_the_trainings() -> None:
     assert effect.low is not None and effect.high is not None and effect.low < effect.mean < effect.high
 
 
+@pytest.mark.parametrize("trainings", [2, 3, 5])
+@pytest.mark.parametrize("noise", [0.0, 0.5, 1.0])  # log-odds that a training moves, where prompts differ by 1
+def test_intervals_of_paired_trainings_hold_the_truth_as_often_as_they_say(trainings: int, noise: float) -> None:
+    rng, held = np.random.default_rng(trainings), 0
+    for _ in range(400):
+        odds = rng.normal(0, noise, (trainings, 1)) + rng.normal(0, 1, 40)
+        effect = paired_trainings((rng.random((trainings, 40)) < 1 / (1 + np.exp(-odds))) - 0.5)
+        held += effect.low is None or effect.high is None or effect.low <= 0 <= effect.high
+    assert held / 400 >= 0.93  # Satterthwaite's t: 0.88 of two trainings that differ by 1
+
+
+@given(st.lists(st.integers(-20, 20), min_size=2, max_size=8).filter(lambda values: len(set(values)) > 1))
+def test_paired_trainings_that_are_one_variance_are_students_test(values: list[int]) -> None:
+    students = stats.ttest_1samp(values, 0.0)
+    bounds = students.confidence_interval()
+    by_training, by_prompt = (np.tile(np.array(values, dtype=float)[:, None], 5), np.tile(np.array(values), (2, 1)) / 1)
+    for effect in (paired_trainings(by_training), paired_trainings(by_prompt)):
+        assert effect.p == pytest.approx(students.pvalue, rel=0.02)
+        assert (effect.low, effect.high) == pytest.approx(tuple(bounds), rel=0.02, abs=0.02 * (bounds[1] - bounds[0]))
+        assert effect.freedom == pytest.approx(len(values) - 1, rel=0.1)
+
+
+@given(st.lists(st.lists(st.integers(-3, 3), min_size=6, max_size=6), min_size=2, max_size=4))
+def test_paired_trainings_differ_significantly_where_the_interval_excludes_0(rows: list[list[int]]) -> None:
+    effect = paired_trainings(np.array(rows, dtype=float))
+    if effect.low is not None and effect.high is not None and effect.p is not None:
+        assert (effect.p <= ALPHA) == (not effect.low <= 0 <= effect.high) or effect.p == pytest.approx(ALPHA)
+
+
 def test_policies_without_any_difference_have_no_interval() -> None:
     effect = two_level(np.ones((3, 8)), np.ones((3, 8)))
     assert (effect.mean, effect.low, effect.p, effect.note) == (0.0, None, None, "3 + 3 trainings")
