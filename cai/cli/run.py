@@ -25,7 +25,7 @@ from cai.cli.options import DEFAULT_RUNS, DryRun, Replace, RunsFolder, Settings,
 from cai.config.characters import Terminal
 from cai.config.errors import CaiError
 from cai.feedback.label_mass import LABEL_MASS, label_mass_text
-from cai.feedback.metrics import RUN_METRICS, WIN_RATE
+from cai.feedback.metrics import AFTER_WORDS, BEFORE_WORDS, RUN_METRICS, WIN_RATE
 from cai.inference.scheduler import Reporter
 from cai.report.judge import JUDGE_JSON, write_judge_page
 from cai.runs.dry_run import DryRun as Forecast
@@ -143,7 +143,7 @@ def _summary_parts(folder: RunFolder, summary: dict[str, Any]) -> Iterator[Rende
 def _next(folder: RunFolder, summary: dict[str, Any]) -> list[tuple[str, str]]:
     runs = folder.path.parents[folder.name.count("/")]
     commands = [(command("show", folder.name, runs=runs), "examples, every text")]
-    if summary["evaluation"]["compared"]:
+    if AFTER_WORDS.key in summary_metrics(summary):
         commands = [(command("eval", folder.name, runs=runs), "probes, signs of reward hacking")]
     return [*commands, (command("report", folder.name, runs=runs), "writes the run's page")]
 
@@ -161,8 +161,12 @@ def _results(folder: RunFolder, summary: dict[str, Any]) -> Grid:
     for stage, training in summary["training"].items():
         for place, text in enumerate(training_lines(training)):
             grid.add("" if place else stage, text)
+    metrics = summary_metrics(summary)
+    if BEFORE_WORDS.key in metrics and AFTER_WORDS.key in metrics:
+        before, after = (metric.text(metrics[metric.key].mean) for metric in (BEFORE_WORDS, AFTER_WORDS))
+        grid.add("answers", f"{before} → {after} words, before → after training")
     if compared := summary["evaluation"]["compared"]:
-        win_rate = summary_metrics(summary).get(WIN_RATE.key)
+        win_rate = metrics.get(WIN_RATE.key)
         equal = f"none: {counted(compared, 'answers')} after training, equal to those before"
         grid.add(WIN_RATE.name, f"{win_rate}, after against before training" if win_rate else equal)
     for place, (stage, seconds) in enumerate(summary["seconds"].items()):

@@ -192,7 +192,8 @@ def _label(row: Preference) -> str:
 
 def _comparison(row: BeforeAfter) -> Example:
     parts = [*_conversation(row.messages), ("before", row.before), ("after", row.after)]
-    parts = [*parts, ("label", f"P(after better) = {row.p:.4f}"), *_verdicts(row.verdicts)]
+    label = "none, as there is no eval judge" if row.p is None else f"P(after better) = {row.p:.4f}"
+    parts = [*parts, ("label", label), *_verdicts(row.verdicts)]
     principles = [verdict.principle_id for verdict in row.verdicts]
     return Example(row.prompt_id, parts, [(principles, [TRUNCATED] if row.truncated else [])])
 

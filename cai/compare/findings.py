@@ -241,7 +241,12 @@ def pair_warnings(a: RunData, b: RunData, shared: Sequence[str]) -> Iterator[str
             yield f"{both} evaluate no held-out prompt in common, so their policies are not compared"
         elif len(evaluated) < FEW_PROMPTS:
             yield f"{both} evaluate only {counted(len(evaluated), 'held-out prompts')} in common: intervals are wide"
-        if evaluated and not same_eval_judge(a, b):
+        judged = [any(row.judge for row in run.answered.values()) for run in (a, b) if run.answered]
+        if not any(judged):
+            return
+        if not all(judged):
+            yield f"{(a if judged[1] else b).name} has no eval judge, so win rates are not compared"
+        elif evaluated and not same_eval_judge(a, b):
             yield f"{both} have different eval judges, so their win rates are not compared"
         elif other := sum(a.answered[i].before != b.answered[i].before for i in evaluated):
             prompts = counted(other, "held-out prompts")

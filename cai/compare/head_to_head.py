@@ -64,10 +64,12 @@ def indirect_wins(a: RunData, b: RunData, shared: Sequence[str]) -> dict[str | N
         rows = [(x[i], y[i]) for x, y in pairs if i in x and i in y]
         if len(rows) < len(pairs) or len({row.before for pair in rows for row in pair}) > 1:
             continue
+        labels = [(x.p, y.p) for x, y in rows]
         for tag in (None, *dict.fromkeys(rows[0][0].tags)):
             of_pairs = wins.setdefault(tag, [{} for _ in pairs])
-            for by_prompt, (x, y) in zip(of_pairs, rows, strict=True):
-                by_prompt[i] = win(0.5 + (y.p - x.p) / 2)
+            for by_prompt, (p, q) in zip(of_pairs, labels, strict=True):
+                if p is not None and q is not None:  # as all or none, of one judge
+                    by_prompt[i] = win(0.5 + (q - p) / 2)
     return wins
 
 

@@ -70,9 +70,9 @@ class Labels:
 
 
 class Answered(NamedTuple):
-    """A held-out prompt's answers before and after training, and the eval judge's label."""
+    """A held-out prompt's answers before and after training, and the eval judge's label, if there is a judge."""
 
-    p: float
+    p: float | None
     before: int  # stands for the text, as long as this process lives
     after: str
     tags: list[str]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from cai.config.errors import CaiError, decoding_hint, exists, reading
@@ -92,6 +92,7 @@ Tokens = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
 Repeats = Annotated[int, Field(ge=1, le=MOST_REPEATS)]
 Temperature = Annotated[float, Field(ge=0, le=MOST_TEMPERATURE)]
 PositiveTemperature = Annotated[float, Field(gt=0, le=MOST_TEMPERATURE)]
+OFF_IS_TEXT = BeforeValidator(lambda value: "off" if value is False else value)  # as YAML 1.1 reads a bare `off`
 
 
 def json_value(value: Any) -> Any:

@@ -105,9 +105,15 @@ class AlpacaEntries(NamedTuple):
 
 
 def alpaca_entries(comparison: BeforeAfter, before: str, after: str, annotator: str) -> AlpacaEntries | Skipped:
-    """A comparison, named by its two generators and its annotator; skipped where the prompt has several turns."""
+    """A comparison, named by its two generators and its annotator.
+
+    Skipped where the prompt has several turns, and where there is no eval judge.
+    """
     if len(comparison.messages) > 1:
         reason = "AlpacaEval takes a single instruction, and this prompt has several turns"
+        return Skipped(prompt_id=comparison.prompt_id, stage="alpaca-eval", reason=reason)
+    if comparison.p is None:
+        reason = "AlpacaEval takes an annotator's preference, and the run has no eval judge (evaluate.judge: off)"
         return Skipped(prompt_id=comparison.prompt_id, stage="alpaca-eval", reason=reason)
     prompt = {"instruction": comparison.messages[0]["content"], "dataset": ", ".join(comparison.tags)}
     return AlpacaEntries(

@@ -226,7 +226,7 @@ class Ranking(Row):
 
 
 class BeforeAfter(Row):
-    """A held-out prompt answered before and after training; `p` is P(after is better) by the eval judge.
+    """A held-out prompt answered before and after training; `p` is P(after is better) by the eval judge, if any.
 
     A view of a run's policy evaluation (Answer and Judgement rows), as exports and tables have it. `p_helpful` and
     `p_safe` are P(after is more helpful) and P(after is safer), None where that axis was not asked.
@@ -238,13 +238,13 @@ class BeforeAfter(Row):
     before: str
     after: str
     truncated: list[Literal["before", "after"]]
-    p: Probability
+    p: Probability | None
     p_helpful: Probability | None = None
     p_safe: Probability | None = None
     verdicts: list[Verdict]
     before_model: str
     after_model: str
-    judge: str
+    judge: str  # "" for none
 
 
 class Answer(Row):

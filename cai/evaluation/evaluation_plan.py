@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from cai.config.hashing import fingerprint
 from cai.config.locate import find_file
-from cai.config.yaml_files import Temperature, Tokens
+from cai.config.yaml_files import OFF_IS_TEXT, Temperature, Tokens
 from cai.constitution.principles import Constitution, load_constitution
 from cai.constitution.templates import Templates
 from cai.data.records import Prompt, Skipped
@@ -15,6 +16,7 @@ from cai.inference.engine import EngineConfig, Generation
 from cai.inference.models import Model
 
 OVERALL, HELPFUL, SAFE = "overall", "helpful", "safe"
+OFF = "off"  # as `evaluate.judge`: no judge
 HELD_OUT = "held_out"  # the run's own prompts, beside those of probes
 SHIPPED = Path("cai eval")  # where the names of shipped files come from, for messages
 
@@ -22,8 +24,9 @@ SHIPPED = Path("cai eval")  # where the names of shipped files come from, for me
 class EvaluateConfig(Generation):
     """`evaluate:` in a run file: the eval judge, and how both policies are sampled."""
 
-    judge: str | None = None
-    """The eval judge, named as the run's model; null: the first of the run's judges."""
+    judge: Annotated[str | None, OFF_IS_TEXT] = None
+    """The eval judge, named as the run's model; null: the first of the run's judges; `off`: none, so that answers are
+    measured and not compared."""
     engine: EngineConfig | None = None
     """Settings of the eval judge's engine that differ from `engine:`."""
 
@@ -66,7 +69,7 @@ class EvaluationPlan:
     prompts_skipped: list[Skipped]
     axes: dict[str, Constitution]
     templates: Templates
-    judge: Model
+    judge: Model | None  # None: answers are not compared, there are no axes and no probes
     settings: EvaluateConfig
     probes: Probes | None
     limit: int | None  # of the items of each set of probes
@@ -88,7 +91,7 @@ class EvaluationPlan:
     @property
     def judge_engine(self) -> EngineConfig:
         """The settings of the judge's engine."""
-        return self.own_settings.get(self.judge, self.engine)
+        return self.engine if self.judge is None else self.own_settings.get(self.judge, self.engine)
 
 
 def evaluation_axes(settings: EvaluateConfig) -> dict[str, Constitution]:

@@ -116,7 +116,7 @@ class PolicyEvaluation:
             policy = plan.policies[1]
             self.samples, skipped = read_samples(samples, policy.folder, policy.training_prompts)
             self.skipped += skipped
-        judging = self._scheduler.engine(plan.judge)
+        judging = self._scheduler.engine(plan.judge) if plan.judge is not None else None
         try:
             for policy in [*plan.policies[1:], plan.reference]:
                 engine = self._scheduler.engine(policy.folder)
@@ -125,15 +125,21 @@ class PolicyEvaluation:
                 finally:
                     if engine is not judging:
                         await engine.close()
-            if plan.probes is not None:
-                await self._check_judge(plan.probes, judging)
-            await self._compare(judging)
-            if plan.probes is not None:
-                await self._question(plan.probes, judging)
-                await self._attack(plan.probes, judging)
-            await self._judge_samples(judging)
+            if judging is not None:
+                await self._judge(judging)
         finally:
-            await judging.close()
+            if judging is not None:
+                await judging.close()
+
+    async def _judge(self, engine: CachedEngine) -> None:
+        probes = self.plan.probes
+        if probes is not None:
+            await self._check_judge(probes, engine)
+        await self._compare(engine)
+        if probes is not None:
+            await self._question(probes, engine)
+            await self._attack(probes, engine)
+        await self._judge_samples(engine)
 
     @property
     def work(self) -> list[EngineWork]:
@@ -344,6 +350,11 @@ class PolicyEvaluation:
 
         step = Step("judge: training samples", engine, 2 * len(plan.axes[OVERALL].principles) * len(pairs))
         self.samples = await self._each(step, pairs, compare, lambda item: item[0].prompt_id)
+
+    def answered_by_all(self) -> list[str]:
+        """The prompts that every policy answered."""
+        texts, names = self._texts(), [policy.name for policy in self.plan.policies]
+        return [p.id for p in self.plan.prompts if all((name, HELD_OUT, p.id) in texts for name in names)]
 
     def _texts(self) -> dict[tuple[str, str, str], str]:
         return {(a.policy, a.prompts, a.prompt_id): a.text for a in self.answers}

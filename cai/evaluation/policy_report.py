@@ -128,8 +128,8 @@ def each_before_after(folder: Path) -> Iterator[BeforeAfter]:
     """The held-out prompts of a policy evaluation in `folder`: the answers of reference and first policy, compared.
 
     In the order of the prompts, and only those that both answered; none where nothing was evaluated yet. The label and
-    the verdicts are those on the axis `overall`; of the other axes there is the label alone. Raises: CaiError naming
-    file, line and field for a damaged row.
+    the verdicts are those on the axis `overall`; of the other axes there is the label alone, and without an eval judge
+    none. Raises: CaiError naming file, line and field for a damaged row.
     """
     if not (folder / COMPARISONS).exists():
         return
@@ -141,25 +141,26 @@ def each_before_after(folder: Path) -> Iterator[BeforeAfter]:
     }
     rows = [row for row in each_row(folder / COMPARISONS, Judgement) if (row.policy, row.against) == (after, before)]
     labels = {(row.axis, row.prompt_id): row.p for row in rows}
-    for row in rows:
-        if row.axis != OVERALL:
-            continue
-        old, new = (answers.pop((name, row.prompt_id)) for name in (before, after))
+    compared: dict[str, Judgement | None] = {row.prompt_id: row for row in rows if row.axis == OVERALL}
+    if read_json(folder / MANIFEST_JSON).get("judge", "") is None:
+        compared = {i: None for policy, i in answers if policy == after and (before, i) in answers}
+    for prompt_id, row in compared.items():
+        old, new = (answers.pop((name, prompt_id)) for name in (before, after))
         texts: dict[Literal["before", "after"], Answer] = {"before": old, "after": new}
         yield BeforeAfter(
-            prompt_id=row.prompt_id,
+            prompt_id=prompt_id,
             messages=new.messages,
-            tags=row.tags,
+            tags=new.tags,
             before=old.text,
             after=new.text,
             truncated=[which for which, answer in texts.items() if answer.truncated],
-            p=row.p,
-            p_helpful=labels.get((HELPFUL, row.prompt_id)),
-            p_safe=labels.get((SAFE, row.prompt_id)),
-            verdicts=row.verdicts,
+            p=row.p if row else None,
+            p_helpful=labels.get((HELPFUL, prompt_id)),
+            p_safe=labels.get((SAFE, prompt_id)),
+            verdicts=row.verdicts if row else [],
             before_model=old.model,
             after_model=new.model,
-            judge=row.judge,
+            judge=row.judge if row else "",
         )
 
 
@@ -211,8 +212,9 @@ def _control_tokens(evaluation: PolicyEvaluation) -> dict[str, int | None]:
     """See `control_counts`; the judge gets every answer, compared or asked about, and PPO's samples."""
     rows: list[Answer | Sampled] = [*evaluation.answers, *evaluation.samples]
     conversations = ([*row.messages, Message(role="assistant", content=row.text)] for row in rows)
+    judge = evaluation.plan.judge
     spelled = sum(control_string(conversation) is not None for conversation in conversations)
-    return control_counts(spelled, evaluation.plan.engine.control_tokens, served([evaluation.plan.judge]))
+    return control_counts(spelled, evaluation.plan.engine.control_tokens, served([judge] if judge else []))
 
 
 def _probed(

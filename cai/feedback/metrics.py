@@ -340,8 +340,8 @@ def _equal(row: BeforeAfter) -> bool:
 
 
 WIN_RATE = Metric[BeforeAfter](
-    "win_rate", "win rate", "after against before training, ties ½", "share", lambda row: win(row.p), interval=share,
-    equal=_equal,
+    "win_rate", "win rate", "after against before training, ties ½", "share",
+    lambda row: None if row.p is None else win(row.p), interval=share, equal=_equal,
 )  # fmt: skip
 AFTER_BETTER = Metric[BeforeAfter](
     "after_better", "P(after better)", "than before training, by the eval judge", "share", lambda row: row.p,
@@ -363,6 +363,9 @@ EVAL_NON_OPTION_MASS = Metric[BeforeAfter](
     "eval_non_option_mass", "eval judge non-option mass", NON_OPTION_MASS_MEANING, "share",
     lambda row: non_option_mass(row.verdicts), warn_from=MOST,
 )  # fmt: skip
+BEFORE_WORDS = Metric[BeforeAfter](
+    "before_words", "words before training", "of answers to held-out prompts", "words", lambda row: words(row.before)
+)
 AFTER_WORDS = Metric[BeforeAfter](
     "after_words", "words after training", "of answers to held-out prompts", "words", lambda row: words(row.after)
 )
@@ -374,14 +377,11 @@ EVALUATION_METRICS: tuple[Metric[BeforeAfter], ...] = (
     SAFE_WIN_RATE,
     EVAL_POSITION_BIAS,
     EVAL_NON_OPTION_MASS,
-    Metric(
-        "before_words", "words before training", "of answers to held-out prompts", "words",
-        lambda row: words(row.before),
-    ),
+    BEFORE_WORDS,
     AFTER_WORDS,
     _truncated_answer("before"),
     AFTER_TRUNCATED,
-)  # fmt: skip
+)
 """Of held-out prompts, answered before and after training."""
 POLICY_METRICS = (
     WIN_RATE, AFTER_BETTER, HELPFUL_WIN_RATE, SAFE_WIN_RATE, EVAL_POSITION_BIAS, EVAL_NON_OPTION_MASS, AFTER_WORDS,

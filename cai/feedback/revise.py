@@ -7,10 +7,10 @@ the paper: demonstrations are an option (`few_shot.yaml` in a template folder, s
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from cai.config.hashing import derive_seed
-from cai.config.yaml_files import Temperature, Tokens
+from cai.config.yaml_files import OFF_IS_TEXT, Temperature, Tokens
 from cai.constitution.principles import Constitution, Principle, assign
 from cai.constitution.templates import OF_RUNS, Templates
 from cai.data.filters import failed_filters
@@ -21,10 +21,6 @@ from cai.inference.engine import Completion, Engine, EngineConfig, Generation
 NOTHING_TO_REVISE = "found nothing to revise"  # why a prompt has no pair, or a round no revision
 REVISION_PAIRS = "revision pairs"  # the stage of a prompt whose revision makes no pair
 SIDES: dict[Literal["chosen", "rejected"], str] = {"chosen": "revision", "rejected": "draft"}
-
-
-def _yaml_off(value: object) -> object:
-    return "off" if value is False else value  # as which YAML 1.1 reads a bare `off`
 
 
 class ReviseConfig(Generation):
@@ -42,7 +38,7 @@ class ReviseConfig(Generation):
     """`finds` leaves an answer as it is where its critique finds no problem."""
     threshold: Probability = 0.5
     """P(the critique points out a problem) from which `when: finds` revises."""
-    label: Annotated[Literal["judge", "certain", "off"], BeforeValidator(_yaml_off)] = "judge"
+    label: Annotated[Literal["judge", "certain", "off"], OFF_IS_TEXT] = "judge"
     """P(revision better) of a revision pair: the judge's, or 1 for `certain`; `off` makes no pairs, for SFT alone."""
     max_tokens: Tokens = 512
     """Maximum tokens of a draft, a sample, a critique or a revision."""

@@ -273,13 +273,18 @@ def _preference_blocks(detail: Detail, pair: Preference, example: Example) -> No
 
 def evaluation_blocks(detail: Detail, row: BeforeAfter, title: str = "Held out") -> None:
     """The answers before and after training, and the eval judge's verdicts."""
-    notes = [f"P(after better) = {row.p:.4f}", *(f"truncated {text}" for text in row.truncated)]
+    label = [f"P(after better) = {row.p:.4f}"] if row.p is not None else []
+    notes = [*label, *(f"truncated {text}" for text in row.truncated)]
     texts = (row.before, row.after)
     detail.diff(f"{title}: before → after training", ("before", "after"), texts, ", ".join(notes))
     verdict_block(detail, row.verdicts, "after")
     detail.table(
         f"{title}: provenance",
-        [["model before", row.before_model], ["model after", row.after_model], ["eval judge", row.judge]],
+        [
+            ["model before", row.before_model],
+            ["model after", row.after_model],
+            *([["eval judge", row.judge]] if row.judge else []),
+        ],
     )
 
 

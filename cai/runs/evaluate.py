@@ -19,7 +19,7 @@ from cai.data.jsonl import write_rows, write_text
 from cai.data.manifest import Claim, Output, exclusive, read_manifest, take, versions, write_manifest
 from cai.data.prompts import read_prompts
 from cai.data.records import Prompt, Skipped
-from cai.evaluation.evaluation_plan import OVERALL, EvaluateConfig, EvaluationPlan, Policy, evaluation_axes
+from cai.evaluation.evaluation_plan import OFF, OVERALL, EvaluateConfig, EvaluationPlan, Policy, evaluation_axes
 from cai.evaluation.policy import PolicyEvaluation
 from cai.evaluation.policy_report import (
     ANSWERS,
@@ -41,7 +41,7 @@ from cai.inference.scheduler import OpenEngine, Reporter, Scheduler, deciding_se
 from cai.inference.servers import resolve_judges
 from cai.runs.find import FoundPolicy, check_base, find_policy, policy_of_model
 from cai.runs.plan import Plan
-from cai.runs.run_file import engine_settings, eval_judge_name
+from cai.runs.run_file import engine_settings, named_eval_judge
 
 ROWS = {
     ANSWERS: "answers",
@@ -117,10 +117,10 @@ def _of_engine(setting: str) -> bool:
 
 
 def _settings(options: Options, first: FoundPolicy) -> EvaluateConfig:
-    """Those of the run but for its axes and probes, with the `--set` options laid over them, except for `engine:`."""
+    """Those of the run but for its judge, axes and probes, with `--set` options laid over them, but for `engine:`."""
     overrides = [setting.removeprefix("evaluate.") for setting in options.settings if not _of_engine(setting)]
     base = first.config.evaluate if first.config is not None else EvaluateConfig()
-    source = YamlSource(COMMAND, base.model_dump(exclude={"axes", "probes"}), {})
+    source = YamlSource(COMMAND, base.model_dump(exclude={"judge", "axes", "probes"}), {})
     return yaml_files.validate(yaml_files.apply_overrides(source, overrides), EvaluateConfig)
 
 
@@ -186,12 +186,12 @@ def _judge(options: Options, first: FoundPolicy) -> Model | None:
         return resolve_judges([options.judge], options.key_env, given)[0]
     if config is None:
         return None
-    name = eval_judge_name(config)
+    name, own = named_eval_judge(config)
     if name is None and not (given.endpoints or config.engine.endpoints):
         return None
-    own = config.engine if name is None else config.evaluate.engine if config.evaluate.judge else config.judge.engine
     key_env = options.key_env or (config.judge.key_env if name else None)
-    return resolve_judges([name or config.model], key_env, given if given.endpoints else own)[0]
+    shared = given if given.endpoints else own if name else config.engine
+    return resolve_judges([name or config.model], key_env, shared)[0]
 
 
 def _judge_engine(options: Options, first: FoundPolicy, engine: EngineConfig) -> EngineConfig:
@@ -199,7 +199,7 @@ def _judge_engine(options: Options, first: FoundPolicy, engine: EngineConfig) ->
     config = first.config
     if options.judge is not None or config is None:
         return engine
-    own = config.evaluate.engine if config.evaluate.judge else config.judge.engine
+    own = named_eval_judge(config)[1]
     return engine if own is None else own.over(engine).in_process
 
 
@@ -260,7 +260,7 @@ def evaluation_claim(plan: EvaluationPlan, out: Path) -> Claim:
             for name, axis in plan.axes.items()
         },
         "templates": plan.templates.fingerprint,
-        "judge": model_fingerprint(plan.judge),
+        "judge": model_fingerprint(plan.judge) if plan.judge is not None else None,
         **{name: settings for name, settings in roles.items() if settings != deciding_settings(plan.engine)},
         "settings": {
             "max_tokens": plan.settings.max_tokens,
@@ -271,7 +271,7 @@ def evaluation_claim(plan: EvaluationPlan, out: Path) -> Claim:
         "probes": {name: part and fingerprint(part.model_dump()) for name, part in probes.items()},
         "limit": plan.limit,
         "seed": plan.seed,
-        "where": {"judge": str(plan.judge)},
+        "where": {"judge": str(plan.judge) if plan.judge is not None else OFF},
         "versions": versions(),
     }
     return Claim(out, manifest, REPORT, inputs=[policy.folder for policy in plan.policies])
@@ -317,7 +317,7 @@ def evaluate_into(output: Output, evaluation: PolicyEvaluation, reporter: Report
         for file, rows in ROWS.items():
             write_rows(out / file, getattr(evaluation, rows))
         write_manifest(out, claim.manifest)
-        if not evaluation.judgements:
+        if not (evaluation.judgements if plan.judge is not None else evaluation.answered_by_all()):
             raise NothingCompared(f"no prompt has an answer of two policies; the reasons are in {out / SKIPPED}")
         scored, missing = score_answers(plan, out, reporter) if plan.probes is not None else ([], {})
         calls = evaluation.calls()
@@ -374,14 +374,15 @@ def option_changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 def adds_to(manifest: dict[str, Any], finished: dict[str, Any] | None) -> bool:
     """Whether an evaluation of this manifest has all rows of a finished one: the same policies, prompts and judge.
 
-    It may have more policies, axes and sets of probes.
+    It may have more policies, axes and sets of probes, and a judge where that has none.
     """
     if finished is None or finished["command"] != manifest["command"]:
         return False
     try:
         probes = {name: content for name, content in finished["probes"].items() if content is not None}
         return bool(
-            all(manifest[part] == finished[part] for part in ("prompts", "templates", "judge", "settings", "seed"))
+            all(manifest[part] == finished[part] for part in ("prompts", "templates", "settings", "seed"))
+            and finished["judge"] in (None, manifest["judge"])
             and manifest["policies"][: len(finished["policies"])] == finished["policies"]
             and finished["axes"].items() <= manifest["axes"].items()
             and probes.items() <= manifest["probes"].items()
@@ -412,7 +413,8 @@ def kept_evaluation(claim: Claim) -> list[str] | None:
 def plan_of_run(plan: Plan, policy: Policy) -> EvaluationPlan:
     """A run's own evaluation: the trained policy against the model it started from, on the held-out prompts.
 
-    On all axes unless `evaluate: {axes: false}`; with `evaluate: {probes: true}` all that `cai eval` measures.
+    On all axes unless `evaluate: {axes: false}`; with `evaluate: {probes: true}` all that `cai eval` measures. With
+    `evaluate: {judge: off}` on none.
     """
     probes = plan.config.evaluate.probes
     assert isinstance(plan.before, Path), "a policy was trained from it"
@@ -420,7 +422,7 @@ def plan_of_run(plan: Plan, policy: Policy) -> EvaluationPlan:
         policies=[dataclasses.replace(_base(plan.config.model, policy), folder=plan.before), policy],
         prompts=list(plan.held_out),
         prompts_skipped=[],
-        axes={OVERALL: plan.eval_constitution, **evaluation_axes(plan.config.evaluate)},
+        axes={OVERALL: plan.eval_constitution, **evaluation_axes(plan.config.evaluate)} if plan.eval_judge else {},
         templates=plan.templates,
         judge=plan.eval_judge,
         settings=plan.config.evaluate,

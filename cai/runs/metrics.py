@@ -109,6 +109,8 @@ def _ties(folder: RunFolder) -> dict[str, int]:
     """How many answers to held-out prompts were compared, of all policies, how many tie, and how many are equal."""
     counts = {"compared": 0, "ties": 0, "equal": 0}
     for row in (row for path in folder.evaluations() for row in each_before_after(path)):
+        if row.p is None:
+            continue
         counts["compared"] += 1
         counts["ties"] += win(row.p) == 0.5
         counts["equal"] += row.before == row.after
@@ -254,20 +256,21 @@ def policy_rows(summary: dict[str, Any]) -> list[list[str]]:
     trainings = summary.get("trainings", [])
     if not trainings:
         return []
-    rows = [["training", "seed", *(metric.name for metric in POLICY_COLUMNS), "policy"]]
-    means: dict[str, list[float]] = {metric.key: [] for metric in POLICY_COLUMNS}
+    columns = [m for m in POLICY_COLUMNS if any(training["metrics"][m.key] for training in trainings)]
+    rows = [["training", "seed", *(metric.name for metric in columns), "policy"]]
+    means: dict[str, list[float]] = {metric.key: [] for metric in columns}
     for training in trainings:
-        values = [training["metrics"][metric.key] for metric in POLICY_COLUMNS]
-        for metric, value in zip(POLICY_COLUMNS, values, strict=True):
+        values = [training["metrics"][metric.key] for metric in columns]
+        for metric, value in zip(columns, values, strict=True):
             means[metric.key] += [value["mean"]] if value else []
-        texts = (metric.text(value and value["mean"]) for metric, value in zip(POLICY_COLUMNS, values, strict=True))
+        texts = (metric.text(value and value["mean"]) for metric, value in zip(columns, values, strict=True))
         rows.append([f"#{training['number']}", str(training["seed"]), *texts, training["policy"] or "–"])
     spread: dict[str, Callable[[list[float]], float | None]] = {
         "mean": _mean,
         "standard deviation": lambda values: stdev(values) if len(values) > 1 else None,
     }
     for name, of in spread.items():
-        rows.append([name, "", *(metric.text(of(means[metric.key])) for metric in POLICY_COLUMNS), ""])
+        rows.append([name, "", *(metric.text(of(means[metric.key])) for metric in columns), ""])
     return rows
 
 

@@ -59,7 +59,7 @@ class Plan:
     generator: Model  # which answers the prompts: the same, or the servers that hold it
     reviser: Model  # which criticises and revises
     judge_models: list[Model]
-    eval_judge: Model
+    eval_judge: Model | None
     own_settings: dict[Model, EngineConfig]  # of the models whose engines differ from others of the run
     gate: LabelJob | None  # of the judge_gate's pairs
     before: Model  # what the evaluation compares a trained policy with

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cai.config.errors import CaiError
+from cai.evaluation.evaluation_plan import OFF
 from cai.inference.chat_template import check_chat, with_template_text
 from cai.inference.engine import EngineConfig
 from cai.inference.models import Model, resolve_model, without_password
@@ -28,7 +29,7 @@ class Roles(NamedTuple):
 
     reviser: Model
     judge_models: list[Model]
-    eval_judge: Model
+    eval_judge: Model | None
     own_settings: dict[Model, EngineConfig]
 
 
@@ -57,15 +58,15 @@ def other_models(config: RunConfig, model: Model, generator: Model) -> Roles:
     reviser = generator
     if config.revise.model:
         [reviser] = resolve_judges([config.revise.model], engine=config.revise.engine)
-    eval_judge, eval_engine = judges[0], config.judge.engine
-    if config.evaluate.judge:
+    eval_judge, eval_engine = None if config.evaluate.judge == OFF else judges[0], config.judge.engine
+    if config.evaluate.judge and config.evaluate.judge != OFF:
         [eval_judge] = resolve_judges([config.evaluate.judge], key_env, config.evaluate.engine)
         eval_engine = config.evaluate.engine
     base, shared = config.engine.in_process, config.engine.shared
     wanted = {
         "revise.engine": ([reviser], config.revise.engine),
         "judge.engine": (judges, config.judge.engine),
-        "evaluate.engine": ([eval_judge], eval_engine),
+        "evaluate.engine": ([eval_judge] if eval_judge is not None else [], eval_engine),
     }
     check_arguments(config.engine)
     check_chat(model, base.chat, "engine")  # of one that is trained, its folder: its servers may have the same template

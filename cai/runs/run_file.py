@@ -11,7 +11,7 @@ from cai.config.characters import visible
 from cai.config.errors import exists
 from cai.config.yaml_files import Section
 from cai.data.records import Probability, Seed
-from cai.evaluation.evaluation_plan import EvaluateConfig
+from cai.evaluation.evaluation_plan import OFF, EvaluateConfig
 from cai.feedback.judge import JudgeConfig
 from cai.feedback.revise import ReviseConfig
 from cai.inference.chat_template import with_template_text
@@ -132,11 +132,17 @@ class RunConfig(Section):
             "evaluate": (self.evaluate.judge, self.evaluate.engine),
         }
         for section, (model, engine) in roles.items():
-            if engine is not None and model is None:
+            if engine is not None and model in (None, OFF):
                 key = "judge" if section == "evaluate" else "model"
                 raise ValueError(
                     f"{section}.engine: needs {section}.{key}; the run's own model has the settings of `engine:`"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _probes_have_a_judge(self) -> "RunConfig":
+        if self.evaluate.judge == OFF and self.evaluate.probes:
+            raise ValueError("evaluate.probes: true, and `evaluate.judge: off`: probes are read by a judge; name one")
         return self
 
     @model_validator(mode="after")
@@ -183,10 +189,15 @@ def templates_needed(config: RunConfig) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*config.revise.templates_needed, *config.judge.templates_needed)))
 
 
-def eval_judge_name(config: RunConfig) -> str | None:
-    """The name of the eval judge: its own, or the first of the run's judges; None where the run's model judges."""
+def named_eval_judge(config: RunConfig) -> tuple[str | None, EngineConfig | None]:
+    """The eval judge's name and own engine settings: those of `evaluate`, or of the first of the run's judges.
+
+    None for the name where the run's model judges.
+    """
+    if config.evaluate.judge not in (None, OFF):
+        return config.evaluate.judge, config.evaluate.engine
     model = config.judge.model
-    return config.evaluate.judge or (model if isinstance(model, str) or model is None else model[0])
+    return model if isinstance(model, str) or model is None else model[0], config.judge.engine
 
 
 class _EngineSection(Section):

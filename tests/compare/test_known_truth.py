@@ -299,6 +299,23 @@ def test_win_rates_by_another_judge_or_constitution_of_a_replaced_evaluation_are
     assert "a and b have different eval judges, so their win rates are not compared" in found.warnings
 
 
+@pytest.mark.parametrize("without", [["a", "b"], ["b"]])
+def test_answers_without_an_eval_judge_are_compared_by_what_needs_none(tmp_path: Path, without: list[str]) -> None:
+    runs = [
+        make_run(tmp_path / name, BOTH, as_ever, evaluation=lambda i: 0.9, seeds=[lambda i: 0.8]) for name in ("a", "b")
+    ]
+    for folder in (path / "eval" for name in without for path in (tmp_path / name, tmp_path / name / "seeds/2")):
+        manifest = json.loads((folder / "manifest.json").read_text())
+        (folder / "manifest.json").write_text(json.dumps(manifest | {"judge": None, "axes": {}}))
+        (folder / "comparisons.jsonl").write_text("")
+    found = compare_runs(runs)
+    measured = {m.key for m in pair_of(found).metrics}
+    assert {"after_words", "after_truncated"} <= measured and not {"win_rate", "after_better"} & measured
+    assert pair_of(found).head_to_head == []
+    said = [line for line in found.warnings if "eval judge" in line]
+    assert said == ([] if len(without) == 2 else ["b has no eval judge, so win rates are not compared"])
+
+
 def test_labels_of_the_same_pairs_agree_or_do_not(tmp_path: Path) -> None:
     a = make_run(tmp_path / "a", BOTH, as_ever, labels=lambda i: 0.8)
     b = make_run(tmp_path / "b", BOTH, as_ever, labels=lambda i: 0.8 if int(i[1:]) < 30 else 0.3)

@@ -29,6 +29,8 @@ from cai.runs.evaluate import Options, evaluate_policies, evaluation_claim, opti
 from cai.runs.folder import RunFolder
 from cai.runs.plan import Plan, make_plan
 from cai.runs.run_file import RunConfig
+from cai.runs.trust import run_trust
+from cai.runs.verify import verify_run
 from tests.conftest import ROOT, cached_answers, scripted, write_workspace
 
 QUIET = Reporter(Console(quiet=True))
@@ -663,6 +665,42 @@ def test_a_run_asks_on_both_axes_and_a_finished_one_adds_them(
     assert summary["metrics"]["helpful_win_rate"]["mean"] == summary["metrics"]["safe_win_rate"]["mean"] == 1.0
     pipeline.execute(plans[0], QUIET, False, by_name())  # without axes it takes nothing away
     assert folder.policy_report() == report
+
+
+def test_a_run_without_an_eval_judge_measures_its_answers_and_an_evaluation_on_demand_adds_one(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extra = "train: [{stage: dpo}]\nevaluate: {temperature: 0, judge: off}\n"
+    model(model_folder, "base")
+    plan = make_plan(write_workspace(tmp_path, model_folder, extra=extra), [], None, tmp_path / "runs")
+    monkeypatch.setattr(pipeline, "train_policy", trained_as("good"))
+    stages = [line.stage for line in dry_run(plan).lines]
+    assert "test: answers" in stages and "judge: comparisons" not in stages
+    pipeline.execute(plan, QUIET, False, by_name())
+    folder, rows = plan.folder, plan.folder.evaluation()
+    summary, report = folder.summary(), folder.policy_report()
+    assert summary is not None and report is not None
+    assert [row.prompt_id for row in rows] == [prompt.id for prompt in plan.held_out]
+    assert all((row.p, row.verdicts, row.judge) == (None, [], "") for row in rows)
+    assert summary["metrics"]["win_rate"] is None and summary["metrics"]["eval_position_bias"] is None
+    assert summary["metrics"]["after_words"]["n"] == len(rows) and summary["evaluation"]["compared"] == 0
+    assert (report.comparisons, report.ratings, report.standings) == ([], [], [])
+    assert "held-out" not in dict(run_trust(summary))["ties"]
+    assert "differs" not in {check.state for check in verify_run(folder)}
+
+    asked = cached_answers(plan.runs / "cache.sqlite")
+    more = evaluate(plan.runs, Options("test", probes="none"))  # of the same answers, so that it need not replace
+    assert more.cost["cache_hits"] == 2 * len(rows)
+    assert cached_answers(plan.runs / "cache.sqlite") == asked + more.cost["cache_misses"]
+    assert all(row.p is not None and row.judge for row in folder.evaluation())
+    pipeline.execute(plan, QUIET, False, by_name())
+    assert folder.policy_report() == more  # a run that goes on takes nothing away
+
+
+def test_probes_without_an_eval_judge_are_an_error_that_names_both(tmp_path: Path, model_folder: Path) -> None:
+    run_file = write_workspace(tmp_path, model_folder, extra="evaluate: {judge: off, probes: true}\n")
+    with pytest.raises(CaiError, match=r"evaluate\.probes: true, and `evaluate\.judge: off`"):
+        make_plan(run_file, [], None, tmp_path / "runs")
 
 
 def test_an_evaluation_on_demand_leaves_the_axes_out_where_asked(tmp_path: Path) -> None:
