@@ -205,12 +205,21 @@ def _counts(misses: int, hits: int, tokens: float) -> tuple[str, ...]:
     return tuple(f"{count:,.0f}" for count in (misses + hits, hits, misses, tokens))
 
 
+NOT_MEASURED = "not measured yet"
+
+
+def time_text(seconds: tuple[float, float] | None, unknown: str) -> str:
+    """The least and the most time, `12.3 s to 1 min 04 s`, once where they are equal; `unknown` for None."""
+    if seconds is None:
+        return unknown
+    return " to ".join(dict.fromkeys(map(duration, seconds)))
+
+
 def training_grid(times: Sequence[TrainingTime]) -> Grid:
     """Stages to train: updates, seconds an update, and the time of all."""
     grid = Grid(["stage", "updates, at most", "an update", "time"], last_left=True)
     for stage in times:
-        known = stage.time_range()
-        text = " to ".join(map(duration, known)) if known else "not measured yet"
+        text = time_text(stage.time_range(), NOT_MEASURED)
         each = duration(stage.update_seconds) if stage.update_seconds is not None else "–"
         grid.add(stage.stage, f"{stage.updates:,}", each, text)
     return grid
@@ -223,9 +232,9 @@ def forecast_parts(forecast: Forecast, gpu_rate: float | None) -> Iterator[Rende
     if not misses:
         yield Text("  all calls are cache hits: no model is loaded")
     elif (times := forecast.time_range()) is None:
-        yield Text("  time: not measured yet; `cai bench RUN.yaml` measures this machine")
+        yield Text(f"  time: {NOT_MEASURED}; `cai bench RUN.yaml` measures this machine")
     else:
-        yield Text(f"  time: {duration(times[0])} to {duration(times[1])}, by this model's speed here so far")
+        yield Text(f"  time: {time_text(times, NOT_MEASURED)}, by this model's speed here so far")
     if misses and gpu_rate is not None:
         hours = (forecast.tokens_read + written) / gpu_rate / 3600
         tokens = f"{written:,.0f} tokens written, about {forecast.tokens_read:,.0f} read"

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from cai.cli.console import Grid, end_with_failures, line, resumable, show
 from cai.cli.options import DEFAULT_RUNS, DryRun, Replace, RunsFolder, Settings
-from cai.cli.run import execute_with_pages
+from cai.cli.run import NOT_MEASURED, execute_with_pages, time_text
 from cai.config.characters import Terminal
 from cai.feedback.metrics import FILTERED, LABEL_P, REVISION_WORDS, WIN_RATE
 from cai.inference.cache import Cache
@@ -20,7 +20,8 @@ from cai.runs.dry_run import Line
 from cai.runs.dry_run import dry_run as forecast
 from cai.runs.metrics import summary_metrics
 from cai.runs.sweep import Member, folders, last_folder, make_sweep, refuse_other_runs, run_members
-from cai.stats.formatting import counted, duration
+from cai.runs.training_time import sum_of_ranges
+from cai.stats.formatting import counted
 
 
 def sweep(
@@ -67,6 +68,7 @@ def _run_all(file: Path, settings: list[str], replace: bool, runs: Path, retry_f
     return not failed
 
 
+UNKNOWN = "unknown"
 COLUMNS = (REVISION_WORDS, FILTERED, LABEL_P, WIN_RATE)
 
 
@@ -93,18 +95,19 @@ def _forecast(file: Path, settings: list[str], runs: Path) -> None:
         with closing(Cache(Path(aside) / "counted.sqlite")) as cache:
             forecasts = [forecast(member.plan, cache) for member in members]
         for member, expected in zip(members, forecasts, strict=True):
-            grid.add(member.name, *_cost(expected.lines, expected.seconds))
-        seconds = [expected.seconds for expected in forecasts]
-        known = None if None in seconds else sum(filter(None, seconds))
-        total = _cost([calls for expected in forecasts for calls in expected.lines], known)
-        grid.add(*(Text(cell, style="bold") for cell in ("total", *total)))
+            grid.add(member.name, *_counts(expected.lines), time_text(expected.time_range(), UNKNOWN))
+        counts = _counts([calls for expected in forecasts for calls in expected.lines])
+        time = time_text(sum_of_ranges([expected.time_range() for expected in forecasts]), UNKNOWN)
+        grid.add(*(Text(cell, style="bold") for cell in ("total", *counts, time)))
         show(console, grid)
-        trained = sum(len(expected.untrained) for expected in forecasts)
-        if trained:
-            line(console, f"  plus {counted(trained, 'training stages')}, not included in the time")
+        stages = [stage for expected in forecasts for stage in expected.training]
+        if stages:
+            updates = sum(stage.updates for stage in stages)
+            time = time_text(sum_of_ranges([stage.time_range() for stage in stages]), NOT_MEASURED)
+            trained = f"{counted(len(stages), 'training stages')}, {updates:,} updates at most"
+            line(console, f"  not included: {trained}; time: {time}")
 
 
-def _cost(lines: Sequence[Line], seconds: float | None) -> tuple[str, ...]:
+def _counts(lines: Sequence[Line]) -> tuple[str, ...]:
     misses, hits = sum(calls.cache_misses for calls in lines), sum(calls.cache_hits for calls in lines)
-    counts = tuple(f"{n:,.0f}" for n in (misses + hits, hits, misses, sum(calls.tokens for calls in lines)))
-    return (*counts, "unknown" if seconds is None else duration(seconds))
+    return tuple(f"{n:,.0f}" for n in (misses + hits, hits, misses, sum(calls.tokens for calls in lines)))

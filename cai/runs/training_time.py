@@ -51,6 +51,12 @@ class Measured(NamedTuple):
     other_seconds: float
 
 
+def sum_of_ranges(ranges: Sequence[tuple[float, float] | None]) -> tuple[float, float] | None:
+    """The least and the most seconds of all together; None where one is not known."""
+    known = [one for one in ranges if one is not None]
+    return (sum(low for low, _ in known), sum(high for _, high in known)) if len(known) == len(ranges) else None
+
+
 def training_times(plan: Plan, untrained: Sequence[str], data: RunFolder) -> list[TrainingTime]:
     """The stages of a plan that are named in `untrained`, such as `1-dpo#2`.
 

@@ -14,7 +14,7 @@ from cai.inference.scheduler import Reporter
 from cai.runs.dry_run import dry_run
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan
-from cai.runs.training_time import SPREAD, TrainingTime
+from cai.runs.training_time import SPREAD, TrainingTime, sum_of_ranges
 from cai.training import stage
 from cai.training.stage import TIMING, StageSpec, run_stage
 from tests.conftest import scripted, write_workspace
@@ -102,3 +102,9 @@ def test_a_stage_measures_its_updates_where_there_are_several(
         assert not written.exists()
     else:
         assert json.loads(written.read_text()) == {"updates": 3, "update_seconds": 4.0, "other_seconds": 23.0}
+
+
+def test_times_of_several_trainings_add_up_unless_one_is_unknown() -> None:
+    assert sum_of_ranges([(1.0, 2.0), (10.0, 40.0)]) == (11.0, 42.0)
+    assert sum_of_ranges([(1.0, 2.0), None]) is None
+    assert sum_of_ranges([]) == (0, 0)
