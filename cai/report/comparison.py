@@ -6,12 +6,21 @@ and every shared example. An attribution shows a map of effects and a table with
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from itertools import zip_longest
+from typing import Any, NamedTuple
 
 from cai.compare.compare import by_kind
 from cai.compare.head_to_head import win_heading
 from cai.compare.labels import label_flips_text
-from cai.compare.record import OUTCOMES, Attribution, HeadToHead, PairComparison, PrincipleComparison, RunComparison
+from cai.compare.record import (
+    OUTCOMES,
+    Attribution,
+    Example,
+    HeadToHead,
+    PairComparison,
+    PrincipleComparison,
+    RunComparison,
+)
 from cai.compare.revisions import revision_notes, revision_row
 from cai.config.errors import CaiError
 from cai.constitution.principles import TEXTS
@@ -41,10 +50,13 @@ from cai.report.run import elo_plane
 from cai.report.summary import MOST_HEADLINES, Card, configuration_files, provenance, read_summary
 from cai.report.table import Detail, Table
 from cai.runs.folder import RunFolder
-from cai.stats.formatting import NONE, difference, estimate, mean_difference, number
+from cai.stats.formatting import NONE, difference, estimate, mean_difference, number, percent
 from cai.stats.significance import Effect
 
 CURVE_TITLES = {"score": SCORE, "kl": KL, "length": LENGTH, "loss": LOSS}
+SHOWN_TEXTS = {"last revision": "Last revisions", "trained policy": "Answers after training"}
+MOST_SHOWN = 5  # examples on the first screen
+MOST_REWORDED = 8  # principles whose texts are compared at once, the others behind a fold
 ATTRIBUTION_TITLES = {
     "leave-one-out": "Effect of adding each principle to the others",
     "one-at-a-time": "Effect of each principle alone, relative to all together",
@@ -117,6 +129,7 @@ def comparison_report(contents: ComparisonContents, url: str | None = None) -> s
         url,
         c=c,
         headlines=_headlines(c),
+        shown=examples_shown(c),
         missing=contents.missing,
         outcomes=OUTCOMES,
         pair_plots=pair_plots,
@@ -127,6 +140,7 @@ def comparison_report(contents: ComparisonContents, url: str | None = None) -> s
         origins=[(key, [origin.get(key, NONE) for origin in origins]) for key in keys],
         files=[configuration_files(folder, manifest) for folder, manifest in zip(folders, manifests, strict=True)],
         texts=_texts,
+        most_reworded=MOST_REWORDED,
         cells=_cells,
         label_mass=label_mass_text,
         label_flips=label_flips_text,
@@ -149,6 +163,39 @@ def _headlines(c: RunComparison) -> list[Card]:
                     Card(f"{metric.name}, A → {b}", values, f"{b} − A = {difference(metric.effect)}; significant")
                 )
     return cards[:MOST_HEADLINES]
+
+
+def examples_shown(c: RunComparison) -> list[dict[str, Any]]:
+    """The examples of the first screen, as its script reads them: those of `PairComparison.examples`, a prompt once.
+
+    The furthest apart of every pair's revisions, then of every pair's trained answers, then the next ones of each.
+    """
+    of_kinds = [[(pair, e) for e in pair.examples if e.what == what] for what in SHOWN_TEXTS for pair in c.pairs]
+    by_prompt: dict[str, tuple[PairComparison, Example]] = {}
+    for pair, example in filter(None, (found for turn in zip_longest(*of_kinds) for found in turn)):
+        by_prompt.setdefault(example.prompt_id, (pair, example))
+    return [
+        {
+            "id": example.prompt_id,
+            "asked": example.messages[-1]["content"],
+            "note": f"{SHOWN_TEXTS[example.what]}; {percent(example.change)} of the words differ",
+            "names": [f"{run.letter}: {run.name}" for run in (c.runs[0], c.runs[pair.b])],
+            "by": _asked_for(pair, example),
+            "texts": [example.a, example.b],
+        }
+        for pair, example in list(by_prompt.values())[:MOST_SHOWN]
+    ]
+
+
+def _asked_for(pair: PairComparison, example: Example) -> list[list[str]]:
+    """What the principles of A's and of B's revision ask for, a line each; of trained answers nothing."""
+    if example.what != "last revision":
+        return [[], []]
+    texts_a, texts_b = ({p.id: text for p in pair.principles if (text := getattr(p, f"text_{x}"))} for x in "ab")
+    return [
+        [f"{i}: {texts[i].revision}" if i in texts else i for i in dict.fromkeys(ids)]
+        for ids, texts in ((example.principles_a, texts_a), (example.principles_b, texts_b))
+    ]
 
 
 def run_metrics(folders: Sequence[RunFolder]) -> list[MetricRow]:

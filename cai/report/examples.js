@@ -191,7 +191,7 @@ async function setUpExamples() {
       body.append(make("h3", {}, ...visible(block.title)));
       if (block.note) body.append(make("p", { class: "soft" }, ...visible(block.note)));
       if ("text" in block) body.append(text(block.text));
-      if ("sides" in block) body.append(sides(block, example.texts));
+      if ("sides" in block) body.append(sides(block.names, block.sides.map((side) => example.texts[side])));
       if ("rows" in block) body.append(values(block));
     }
     if (!dialog.open) dialog.showModal();
@@ -200,37 +200,54 @@ async function setUpExamples() {
     writeAddress();
   }
 
-  function sides(block, texts) {
-    const compared = compareWords(texts[block.sides[0]], texts[block.sides[1]]);
+  /** Two texts side by side, their differences marked; `by` has for each side what its text was made by. */
+  function sides(names, texts, by = [[], []]) {
+    const compared = compareWords(...texts);
     const side = (which, tag) =>
       make("div", {},
-        make("p", { class: "ab"[which] }, ...visible(block.names[which])),
+        make("p", { class: "ab"[which] }, ...visible(names[which])),
+        ...by[which].map((line) => make("p", { class: "soft" }, ...visible(line))),
         make("div", { class: "text", dir: "auto" }, ...marked(compared[which], tag)));
     return make("div", { class: "pair" }, side(0, "del"), side(1, "ins"));
   }
 
-  /** On the first screen: revisions at equal distances among the first lines, with what their principles ask for. */
+  /** On the first screen: the examples that the page names, or else some of its first revisions. */
   async function setUpShown() {
     const place = byId("shown");
     if (!place) return;
+    for (const { id, asked, note, names, by, texts } of data("examples-shown") ?? (await firstRevisions())) {
+      const button = make("button", { type: "button" }, "Open");
+      button.addEventListener("click", () => show(id, null));
+      const known = await source.open(id); // a page that holds a sample may lack it
+      place.append(
+        make("article", { class: "example" },
+          make("p", { dir: "auto" }, make("strong", {}, ...visible(asked)), " ", known ? button : ""),
+          make("p", { class: "soft" }, ...visible(note)),
+          sides(names, texts, by)));
+      place.hidden = false;
+    }
+    // long texts scroll, also by keyboard
+    for (const text of place.querySelectorAll(".text")) if (text.scrollHeight > text.clientHeight) text.tabIndex = 0;
+  }
+
+  /** Revisions at equal distances among the first lines, with what their principles ask for. */
+  async function firstRevisions() {
     const texts = data("principle-texts") ?? {}, facet = named(facets, "principle");
     const { lines } = await source.find({ text: "", facets: {}, sort: null, descending: false, start: 0 });
     const revised = facet ? lines.filter((line) => line.facets[facet.at].length) : [], count = Math.min(SHOWN, revised.length);
     const shown = Array.from({ length: count }, (_, i) => revised[Math.floor((i * revised.length) / count)]);
-    for (const line of shown) {
-      const example = await source.open(line.id);
-      const block = example?.blocks.find((b) => b.principle);
-      if (!block) continue;
-      const button = make("button", { type: "button" }, "Open");
-      button.addEventListener("click", () => show(line.id, null));
-      const asked = example.turns.at(-1);
-      place.append(
-        make("article", { class: "example" },
-          make("p", { dir: "auto" }, make("strong", {}, ...visible(asked ? example.texts[asked[1]] : line.id)), " ", button),
-          make("p", { class: "soft" }, ...visible(block.principle + (texts[block.principle] ? `: ${texts[block.principle]}` : ""))),
-          sides(block, example.texts)));
-      place.hidden = false;
-    }
+    const examples = await Promise.all(shown.map(({ id }) => source.open(id)));
+    return examples.flatMap((example, i) => {
+      const block = example?.blocks.find((b) => b.principle), asked = example?.turns.at(-1);
+      if (!block) return [];
+      return {
+        id: shown[i].id,
+        asked: asked ? example.texts[asked[1]] : shown[i].id,
+        note: block.principle + (texts[block.principle] ? `: ${texts[block.principle]}` : ""),
+        names: block.names,
+        texts: block.sides.map((side) => example.texts[side]),
+      };
+    });
   }
 
   function values(block) {

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -271,13 +271,38 @@ def test_hostile_text_is_shown_and_does_nothing(tab: Tab, tmp_path: Path) -> Non
     stays_text(tab.open(file.as_uri()))
 
 
+def test_a_comparison_opens_with_five_examples_side_by_side_and_what_their_principles_ask_for(
+    tab: Tab, tmp_path: Path
+) -> None:
+    def say(name: str) -> Callable[[str, int], str]:
+        return lambda what, n: f"{name} boils egg {n} " + "slowly, " * 200 if what in ("revision", "after") else what
+
+    folders = [write_run(tmp_path / name, prompts=30, say=say(name), ids=lambda n: f"p{n}") for name in ("ann", "bob")]
+    file = tmp_path / "comparison.html"
+    file.write_text(comparison_report(read_comparison(compare_runs(folders), folders)), encoding="utf-8")
+    page = tab.open(file.as_uri())
+    shown = page.locator("#shown article")
+    assert shown.count() == 5
+    assert page.locator("#shown").evaluate("(s) => s.closest('section').id") == "summary"
+    first = shown.nth(0)
+    heads = first.locator(".pair p").all_inner_texts()
+    assert [head[:22] for head in heads] == ["A: ann", "good-for-people: ann b", "B: bob", "good-for-people: bob b"]
+    assert [first.locator(tag).inner_text() for tag in ("del", "ins")] == ["ann", "bob"]
+    text = first.locator(".text").first
+    assert text.evaluate("(t) => t.clientHeight < 300 && t.tabIndex === 0")  # a long text scrolls, also by keyboard
+    first.get_by_role("button", name="Open").click()
+    expect(page.get_by_role("dialog")).to_contain_text("Last revision, A → B")
+
+
 def test_hostile_text_does_nothing_in_a_comparison(tab: Tab, tmp_path: Path) -> None:
     folders = [hostile(tmp_path / name) for name in ("a<b>&\u202e", "b\"'")]
     file = tmp_path / "comparison.html"
     contents = read_comparison(compare_runs(folders), folders)
     assert contents.comparison.flips and contents.comparison.pairs[0].metrics
     file.write_text(comparison_report(contents), encoding="utf-8")
-    stays_text(tab.open(file.as_uri()))
+    page = tab.open(file.as_uri())
+    assert page.locator("#shown article").count()
+    stays_text(page)
 
 
 def stays_text(page: Any) -> None:

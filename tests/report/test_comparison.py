@@ -1,3 +1,4 @@
+import re
 import shutil
 from pathlib import Path
 
@@ -7,9 +8,11 @@ from cai.compare.attribution import attribute
 from cai.compare.compare import compare_runs
 from cai.evaluation.win_rates import Rating, Standing
 from cai.report.comparison import (
+    MOST_REWORDED,
     ComparisonContents,
     attribution_report,
     comparison_report,
+    examples_shown,
     monitors,
     read_comparison,
     run_metrics,
@@ -95,6 +98,70 @@ def test_the_page_opens_with_the_metrics_that_differ_significantly_and_with_none
     opening = text_of(comparison_report(compared(a, b))).partition("corrected as one family")[0]
     assert "words in the revision, A → B 5.0 → 22.0 B − A = +17.0" in opening
     assert "headlines" not in comparison_report(compared(a, like_a)).partition("</style>")[2]
+
+
+def made_pair(path: Path) -> tuple[RunFolder, RunFolder]:
+    """Runs that differ in the wording of one principle, which the revisions by it repeat, and in what is trained."""
+
+    def run(name: str, calm: str) -> RunFolder:
+        constitution = principles("calm", "short", calm=calm)
+        return make_run(
+            path / name,
+            constitution,
+            lambda i, drawn: f"{name if drawn == 'calm' else 'short'} " * (int(i[1:]) % 7 + 1) + "answer",
+            evaluation=lambda i: 0.4 if name == "a" else 0.6,
+        )
+
+    return run("a", "Calm it down."), run("b", "Calm it right down.")
+
+
+def test_the_first_screen_has_five_prompts_whose_texts_differ_most_and_what_their_principles_ask_for(
+    tmp_path: Path,
+) -> None:
+    contents = compared(*made_pair(tmp_path))
+    shown = examples_shown(contents.comparison)
+    assert [e["note"].partition(";")[0] for e in shown] == [
+        "Last revisions", "Answers after training", "Last revisions", "Answers after training", "Last revisions"
+    ]  # fmt: skip
+    assert len({e["id"] for e in shown}) == 5
+    revised = shown[0]
+    assert revised["names"] == ["A: a", "B: b"]
+    assert (set(revised["texts"][0].split()), set(revised["texts"][1].split())) == ({"a", "answer"}, {"b", "answer"})
+    assert revised["by"] == [["calm: Calm it down."], ["calm: Calm it right down."]]
+    assert shown[1]["by"] == [[], []]  # a held-out prompt meets no principle
+    assert revised["note"] == "Last revisions; 80 % of the words differ"
+
+
+def test_a_prompt_that_differs_in_two_pairs_is_shown_once(tmp_path: Path) -> None:
+    a = write_run(tmp_path / "a")
+    others = [write_run(tmp_path / name, say=other_words) for name in "bc"]
+    shown = examples_shown(compared(a, *others).comparison)
+    assert [e["id"] for e in shown] == ["p00", "p04", "p01", "p05", "p02"]
+    assert {tuple(e["names"]) for e in shown} == {("A: a", "B: b")}
+
+
+def test_what_differs_has_the_words_of_reworded_principles_without_a_fold(tmp_path: Path) -> None:
+    page = comparison_report(compared(*made_pair(tmp_path)))
+    differs = page.partition("What differs</h3>")[2].partition("<h3>")[0]
+    unfolded = re.sub("<details>.*?</details>", "", differs, flags=re.DOTALL)
+    assert "<strong>calm</strong>" in unfolded and "reworded" in unfolded
+    assert "Calm it <ins>right </ins>down." in unfolded
+    assert "short" not in unfolded
+
+
+def test_principles_of_one_run_alone_are_named_and_of_many_reworded_ones_the_rest_is_folded(tmp_path: Path) -> None:
+    names = [f"p{n}" for n in range(MOST_REWORDED + 2)]
+
+    def run(name: str, *ids: str) -> RunFolder:
+        constitution = principles(*ids, **dict.fromkeys(names, f"Look for {name}."))
+        return make_run(tmp_path / name, constitution, lambda i, drawn: "answer")
+
+    page = comparison_report(compared(run("a", *names, "old"), run("b", *names, "new", "newer")))
+    differs = page.partition("What differs</h3>")[2].partition("<h3>")[0]
+    assert "2 principles only in B: new, newer." in differs and "1 principle only in A: old." in differs
+    shown, _, folded = differs.partition("<details>")
+    assert (shown.count("reworded"), folded.count("reworded")) == (MOST_REWORDED, 2)
+    assert "2 more principles" in folded
 
 
 def test_monitors_are_side_by_side(tmp_path: Path) -> None:
