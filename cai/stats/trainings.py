@@ -7,17 +7,16 @@ more a side, `two_level` tests against both sources of chance.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 
 import numpy as np
 
 from cai.stats.formatting import percent
-from cai.stats.power import MANY, critical_value
+from cai.stats.pivot import Variance, margin, p_value, pivotal_errors, students_freedom
+from cai.stats.power import critical_value
 from cai.stats.significance import ALPHA, Effect, Floats, paired
 
 ROUNDING = 1e-18  # relative, of a variance
-DRAWS = 12  # 2¹² of a generalized pivot
-LEAST = 1 / 4  # of the residual variance, in each draw: with 1, which it cannot be below, 0.99 of intervals hold
+LEAST = 1 / 4  # of the residual variance, in each draw: with 1, which it cannot be below, 99 % of intervals hold
 PROMPTS_ONLY = "prompts only; training variance unknown"
 
 
@@ -90,27 +89,25 @@ def paired_trainings(values: Floats) -> Effect:
 
     Satterthwaite's t is for several sums of squares and fails for one of 1 or 2 degrees of freedom that decides: with
     two pairs of trainings it holds the truth in 88 % of experiments, with three in 93 %. So the test is that of the
-    generalized pivot |Z| · √(T* + P* − R*) (Weerahandi 1993, JASA 88, 899–905), with T* = T · f / χ²_f of its f
-    degrees of freedom, and P* and R* alike: 95 to 98 %. `freedom` is that of the t interval of this width.
+    generalized pivot (cai/stats/pivot.py) of T + P − R: 95 to 98 %. `freedom` is that of the t interval of this width.
     """
     trainings, differences = (len(values), len(values)), values.mean(axis=0)
     if len(values) < 2:
         return _over_prompts(differences, trainings)
     n = len(differences)
     between, from_prompts = _of_means(values.mean(axis=1)), _of_means(differences)
-    residual = _residual(values) if n > 1 else (0.0, 0)
-    variance = max(between[0], residual[0]) + max(0.0, from_prompts[0] - residual[0])
+    residual = _residual(values) if n > 1 else Variance(0.0, 0)
+    variance = max(between.value, residual.value) + max(0.0, from_prompts.value - residual.value)
     if variance <= _nothing(values):
         return _alike(differences, trainings)
-    share = max(0.0, between[0] - residual[0]) / variance
-    effect = _generalized(float(differences.mean()), variance**0.5, [between, from_prompts, residual])
-    return effect.model_copy(
-        update={"n": n, "trainings": trainings, "between_trainings": share, "note": _note(trainings, share)}
-    )
-
-
-Variance = tuple[float, int]
-"""A variance of the mean of all, and the degrees of freedom it is estimated with; of 0 there is none."""
+    errors = pivotal_errors([between, from_prompts], residual, LEAST)
+    mean, se = float(differences.mean()), variance**0.5
+    half, share = margin(errors), max(0.0, between.value - residual.value) / variance
+    return Effect(
+        mean=mean, se=se, low=mean - half, high=mean + half, n=n, p=p_value(mean, errors),
+        freedom=students_freedom(half / se), trainings=trainings, between_trainings=share,
+        note=_note(trainings, share),
+    )  # fmt: skip
 
 
 def _two_level(differences: Floats, sides: Sequence[Floats]) -> Effect:
@@ -122,11 +119,11 @@ def _two_level(differences: Floats, sides: Sequence[Floats]) -> Effect:
     residual = sum(part for part, _ in residuals)
     from_prompts, freedom = _of_means(differences)
     if between < residual:  # means of few trainings that agree by chance better than their answers allow
-        components = [(residual, sum(degrees for _, degrees in components))]
+        components = [Variance(residual, sum(degrees for _, degrees in components))]
     variance = max(between, residual)
     if from_prompts > residual:
         variance += from_prompts - residual
-        components += [(from_prompts, freedom), *residuals]
+        components += [Variance(from_prompts, freedom), *residuals]
     if variance <= max(map(_nothing, sides)):
         return _alike(differences, trainings)
     share = max(0.0, between - residual) / variance
@@ -154,7 +151,7 @@ def _nothing(values: Floats) -> float:
 def _of_means(means: Floats) -> Variance:
     """The variance of the mean of these means."""
     n = len(means)
-    return (float(means.var(ddof=1)) / n, n - 1) if n > 1 else (0.0, 0)
+    return Variance(float(means.var(ddof=1)) / n, n - 1) if n > 1 else Variance(0.0, 0)
 
 
 def _residual(values: Floats) -> Variance:
@@ -162,7 +159,7 @@ def _residual(values: Floats) -> Variance:
     trainings, n = values.shape
     left = values - values.mean(axis=1, keepdims=True) - values.mean(axis=0) + values.mean()
     freedom = (trainings - 1) * (n - 1)
-    return float((left**2).sum()) / freedom / (trainings * n), freedom
+    return Variance(float((left**2).sum()) / freedom / (trainings * n), freedom)
 
 
 def _students(mean: float, se: float, freedom: float, n: int) -> Effect:
@@ -171,50 +168,6 @@ def _students(mean: float, se: float, freedom: float, n: int) -> Effect:
     margin = critical_value(ALPHA, freedom) * se
     p = max(2 * float(stdtr(freedom, -abs(mean) / se)), 1e-300)
     return Effect(mean=mean, se=se, low=mean - margin, high=mean + margin, n=n, p=p, freedom=freedom)
-
-
-def _generalized(mean: float, se: float, variances: Sequence[Variance]) -> Effect:
-    """The test of `paired_trainings`, of the variances T, P and R."""
-    from scipy.optimize import brentq
-    from scipy.special import ndtr
-
-    between, from_prompts, residual = (
-        variance * _inverse_chi_squared(place, freedom) if variance else 0.0
-        for place, (variance, freedom) in enumerate(variances)
-    )
-    errors = np.sqrt(np.maximum(between + from_prompts - residual, LEAST * residual))
-    errors = np.atleast_1d(errors)[np.atleast_1d(errors) > 0]
-
-    def p(distance: float) -> float:
-        return float(np.mean(2 * ndtr(-distance / errors)))
-
-    margin = float(brentq(lambda distance: p(distance) - ALPHA, 0.0, 40 * float(errors.max())))
-    return Effect(
-        mean=mean, se=se, low=mean - margin, high=mean + margin, n=0, p=max(p(abs(mean)), 1e-300),
-        freedom=_freedom(margin / se),
-    )  # fmt: skip
-
-
-@lru_cache(maxsize=64)
-def _inverse_chi_squared(place: int, freedom: int) -> np.ndarray:
-    """f / χ²_f in each draw, which are the points of a Sobol sequence: the same each time, and smoother than chance."""
-    from scipy.special import gammaincinv
-    from scipy.stats import qmc
-
-    uniform = qmc.Sobol(3, rng=0).random_base2(DRAWS)[:, place]
-    return np.asarray(freedom / (2 * gammaincinv(freedom / 2, uniform)))
-
-
-def _freedom(errors: float) -> float:
-    """The degrees of freedom whose t interval reaches so many standard errors to either side; at most MANY."""
-    from scipy.optimize import brentq
-
-    least = 0.5
-    if errors <= critical_value(ALPHA, MANY):
-        return MANY
-    if errors >= critical_value(ALPHA, least):
-        return least
-    return float(brentq(lambda freedom: critical_value(ALPHA, freedom) - errors, least, MANY))
 
 
 def _note(trainings: tuple[int, int], share: float | None = None) -> str:

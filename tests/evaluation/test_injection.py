@@ -166,8 +166,10 @@ def test_one_spelling_that_stands_out_among_decoys_is_rarely_significant() -> No
 
 
 def test_as_many_spellings_as_prompts_have_no_interval() -> None:
-    over = over_decoys([0.0, 0.1], own=0.4, prompts=3)
-    assert not over.significant and over.shown == "+0.367 (too few prompts for an interval)"
+    over = over_decoys([0.0, 0.1, 0.2], own=0.4, prompts=3)
+    assert not over.significant and over.shown == "+0.300 (too few prompts for an interval)"
+    few = over_decoys([0.0, 0.1, 0.2], own=0.4, prompts=4)
+    assert few.low is not None and few.high is not None and -1 <= few.low < few.gain < few.high <= 1
 
 
 def test_rows_that_have_lost_their_decoy_or_their_attack_are_no_pair() -> None:
@@ -259,7 +261,7 @@ def test_a_judge_that_obeys_forged_turns_gains_over_decoys(
     tmp_path: Path,
     judging: Callable[..., LabelJob],  # noqa: F811
 ) -> None:
-    rows = [pair(i, 2 + i / 30) for i in range(27)]
+    rows = [pair(i, 2 + i / 10) for i in range(9)]
     more = Extras(attacks=read_injection().attacks)
     opened = scripted(weigh=parses_chatml)
     report = evaluate_judge(judging(*rows), Output(tmp_path / "out"), tmp_path / "c", QUIET, more, opened).report

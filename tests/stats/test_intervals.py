@@ -169,7 +169,7 @@ def test_predicted_intervals_hold_0_as_often_as_they_say_however_many_prompts(pr
 
 def test_differences_to_one_other_thing_alone_have_no_interval() -> None:
     assert predicted([[0.25, 0.75]]) == Estimate(0.5, None, None, 2)
-    assert predicted([[0.25, 0.75], [0.5]]) == Estimate(0.5, None, None, 3)  # too few to tell things from rows
+    assert predicted([[0.25], [0.75]]) == Estimate(0.5, None, None, 2)  # which cannot tell things from rows
     with pytest.raises(ValueError, match="no differences"):
         predicted([])
 
