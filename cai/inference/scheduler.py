@@ -58,11 +58,11 @@ class Task:
         if self._reporter.bars and self._bar is not None:
             text = ", ".join(filter(None, [speed, self._hits(), note]))
             self._reporter.bars.update(self._bar, completed=done, total=total, text=text)
-        elif now - self._last >= PLAIN_SECONDS and 0 < done < total:
+        if now - self._last >= PLAIN_SECONDS and 0 < done < total:
             self._last = now
             left = "" if rate is None else f"about {duration((total - done) / rate)} left"
             parts = (f"{done}/{total} {self.unit}", speed, self._hits(), note, left)
-            self._reporter.say(f"  {self.name}: " + ", ".join(filter(None, parts)))
+            self._reporter.progress(f"  {self.name}: " + ", ".join(filter(None, parts)))
 
     def _rate(self, paid: int) -> float | None:
         """Units a second since the first of them was done, so that loading a model does not pass for slow work.
@@ -114,6 +114,16 @@ class Reporter:
         """Print and log one line; names and texts in it cannot control a terminal, nor begin a line of the log."""
         text = visible(text)
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._write(text)
+
+    def progress(self, text: str) -> None:
+        """Log one line of progress, and print it where no bar shows it."""
+        if self.bars is None:
+            self.say(text)
+        else:
+            self._write(visible(text))
+
+    def _write(self, text: str) -> None:
         if self.log is not None:
             with writing(self.log), self.log.open("a", encoding="utf-8") as file:
                 lines = text.replace("\n", "\n  ")

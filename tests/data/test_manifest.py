@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from cai.config.errors import CaiError
-from cai.data.manifest import Claim, claimed, differences, exclusive, read_manifest
+from cai.data.manifest import BUSY, LOOK_SECONDS, Claim, claimed, differences, exclusive, is_busy, read_manifest
 
 
 def claim(folder: Path, inputs: tuple[Path, ...] = (), command: str = "cai judge", **settings: Any) -> Claim:
@@ -109,6 +110,23 @@ def test_a_folder_of_the_old_format_is_refused_by_name(tmp_path: Path, name: str
 def test_two_processes_do_not_fill_one_folder(tmp_path: Path) -> None:
     with exclusive(tmp_path / "out"), pytest.raises(CaiError, match="another process is working in this folder"):
         work(claim(tmp_path))
+
+
+def test_whether_a_process_works_in_a_folder_is_seen_without_writing_there(tmp_path: Path) -> None:
+    assert not is_busy(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    with exclusive(tmp_path):
+        assert is_busy(tmp_path)
+    assert not is_busy(tmp_path)
+
+
+def test_a_look_at_the_moment_a_process_starts_does_not_stop_it(tmp_path: Path) -> None:
+    (tmp_path / BUSY).touch()
+    with (tmp_path / BUSY).open("rb") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        threading.Timer(LOOK_SECONDS / 10, lambda: fcntl.flock(looking, fcntl.LOCK_UN)).start()
+        with exclusive(tmp_path):
+            assert is_busy(tmp_path)
 
 
 def test_differences_name_what_changed_shortly() -> None:

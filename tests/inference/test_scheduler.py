@@ -214,6 +214,25 @@ def test_no_time_is_estimated_before_a_tenth_of_the_work(monkeypatch: pytest.Mon
     ]
 
 
+def test_where_bars_show_progress_the_log_has_its_lines_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("cai.inference.scheduler.time.monotonic", lambda: now)
+    console = Console(file=io.StringIO(), width=200, force_terminal=True)
+    with Reporter(console, tmp_path / "log.txt").task("answers", 100, "calls") as task:
+        for now, done in ((20.0, 20), (21.0, 21), (40.0, 40)):  # noqa: B007
+            task.update(done, 100)
+        task.close()
+    logged = (tmp_path / "log.txt").read_text(encoding="utf-8").splitlines()
+    assert [line.partition("   ")[2] for line in logged] == [
+        "answers: 20/100 calls",
+        "answers: 40/100 calls, 1.0 calls/s, about 1 min 00 s left",
+        "answers: 40 calls in 40.0 s",
+    ]
+    assert "answers: 20/100 calls" not in console.file.getvalue()
+
+
 def test_neither_loading_nor_cache_hits_count_as_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr("cai.inference.scheduler.time.monotonic", lambda: now)
