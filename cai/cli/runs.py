@@ -6,7 +6,7 @@ from rich.text import Text
 from cai.cli.console import whole
 from cai.cli.options import DEFAULT_RUNS, RunsFolder
 from cai.config.characters import Terminal, visible
-from cai.report.serve import all_entries
+from cai.report.lists import all_entries
 
 
 def runs(folder: RunsFolder = DEFAULT_RUNS) -> None:

@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.text import Text
@@ -13,13 +13,20 @@ from cai.cli.console import Grid, end_with_failures, line, resumable, show
 from cai.cli.options import DEFAULT_RUNS, DryRun, Replace, RunsFolder, Settings
 from cai.cli.run import NOT_MEASURED, execute_with_pages, time_text
 from cai.config.characters import Terminal
-from cai.feedback.metrics import FILTERED, LABEL_P, REVISION_WORDS, WIN_RATE
 from cai.inference.cache import Cache
 from cai.inference.scheduler import Reporter
 from cai.runs.dry_run import Line
 from cai.runs.dry_run import dry_run as forecast
-from cai.runs.metrics import summary_metrics
-from cai.runs.sweep import Member, folders, last_folder, make_sweep, refuse_other_runs, run_members
+from cai.runs.sweep import (
+    SWEEP_METRICS,
+    Member,
+    folders,
+    last_folder,
+    make_sweep,
+    refuse_other_runs,
+    run_members,
+    sweep_metric_texts,
+)
 from cai.runs.training_time import sum_of_ranges
 from cai.stats.formatting import counted
 
@@ -69,21 +76,15 @@ def _run_all(file: Path, settings: list[str], replace: bool, runs: Path, retry_f
 
 
 UNKNOWN = "unknown"
-COLUMNS = (REVISION_WORDS, FILTERED, LABEL_P, WIN_RATE)
 
 
 def _results(members: list[Member]) -> Grid:
-    grid = Grid(["run", *(metric.name for metric in COLUMNS)])
+    grid = Grid(["run", *(metric.name for metric in SWEEP_METRICS)])
     for member in members:
-        grid.add(member.name, *_metrics(last_folder(member.plan).summary()))
+        summary = last_folder(member.plan).summary()
+        texts = sweep_metric_texts(summary)
+        grid.add(member.name, *(texts if summary else ["unfinished", *texts[1:]]))
     return grid
-
-
-def _metrics(summary: dict[str, Any] | None) -> tuple[str, ...]:
-    if summary is None:
-        return ("unfinished", *("" for _ in COLUMNS[1:]))
-    estimates = summary_metrics(summary)
-    return tuple(metric.shown(estimates[metric.key]) if metric.key in estimates else "–" for metric in COLUMNS)
 
 
 def _forecast(file: Path, settings: list[str], runs: Path) -> None:

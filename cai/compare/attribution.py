@@ -11,16 +11,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel
-
 from cai.compare.compare import metric_effect
 from cai.compare.findings import LINES, detected_share, high_metrics, insignificance, pair_warnings, run_warnings
 from cai.compare.head_to_head import comparable, indirect_wins
 from cai.compare.reading import RunData, read_run
 from cai.compare.record import Attributed, Attribution
 from cai.config.errors import CaiError
-from cai.data.jsonl import parse_row
-from cai.data.manifest import read_json
 from cai.feedback.metrics import (
     AFTER_BETTER,
     AFTER_WORDS,
@@ -31,6 +27,7 @@ from cai.feedback.metrics import (
     REVISION_WORDS,
 )
 from cai.runs.folder import SWEEP_JSON, RunFolder
+from cai.runs.sweep import IndexedRun, SweepIndex, read_index
 from cai.stats.formatting import counted, difference
 from cai.stats.significance import Effect, corrected, counts
 from cai.stats.trainings import PROMPTS_ONLY, wins_between_policies
@@ -45,34 +42,12 @@ OUTCOMES = {
 """Columns of the matrix: name → meaning."""
 
 
-class Selected(BaseModel):
-    """Which principles a run of a sweep keeps."""
-
-    how: Literal["all", "leave-one-out", "one-at-a-time", "first-n"]
-    id: str | None = None
-
-
-class Member(BaseModel):
-    """A run of a sweep, as its index has it."""
-
-    run: str
-    varies: dict[str, Any]
-    principles: Selected
-
-
-class Index(BaseModel):
-    """A sweep's sweep.json."""
-
-    name: str
-    runs: list[Member]
-
-
 def attribute(folder: Path) -> list[Attribution]:
     """One matrix for each combination of the sweep's other settings.
 
     Raises: CaiError for a folder that is no sweep, or one in which no principles are omitted or alone.
     """
-    index = _index(folder / SWEEP_JSON)
+    index = read_index(folder)
     matrices = []
     for varies in _combinations(index):
         members = [member for member in index.runs if member.varies == varies]
@@ -115,13 +90,7 @@ def _corrected(matrices: Sequence[Attribution]) -> list[Attribution]:
     return complete
 
 
-def _index(path: Path) -> Index:
-    if not path.parent.is_dir() or not path.exists():
-        raise CaiError(f"{path.parent}: no sweep: {path.name} is not there; `cai sweep FILE` makes one")
-    return parse_row(path, read_json(path), Index)
-
-
-def _combinations(index: Index) -> list[dict[str, Any]]:
+def _combinations(index: SweepIndex) -> list[dict[str, Any]]:
     """The combinations of settings that vary, in order."""
     return list({json.dumps(member.varies): member.varies for member in index.runs}.values())
 
@@ -129,12 +98,12 @@ def _combinations(index: Index) -> list[dict[str, Any]]:
 class _SingleRun(NamedTuple):
     """A principle's run: its effects before correction."""
 
-    member: Member
+    member: IndexedRun
     shared: int
     effects: dict[str, Effect]
 
 
-def _attribute(sweep: str, folder: Path, how: How, base: Member, single: Sequence[Member]) -> Attribution:
+def _attribute(sweep: str, folder: Path, how: How, base: IndexedRun, single: Sequence[IndexedRun]) -> Attribution:
     whole = read_run(RunFolder(folder / base.run))
     runs, warnings = _read_single(sweep, folder, how, whole, single)
     outcomes = {name: meaning for name, meaning in OUTCOMES.items() if any(name in run.effects for run in runs)}
@@ -161,7 +130,7 @@ def _attribute(sweep: str, folder: Path, how: How, base: Member, single: Sequenc
 
 
 def _read_single(
-    sweep: str, folder: Path, how: How, whole: RunData, single: Sequence[Member]
+    sweep: str, folder: Path, how: How, whole: RunData, single: Sequence[IndexedRun]
 ) -> tuple[list[_SingleRun], list[str]]:
     """The runs without one principle or with it alone, each against `whole`, and warnings: one for all runs alike."""
     warnings = [*run_warnings(whole, []), *high_metrics(whole)]

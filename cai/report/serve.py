@@ -1,4 +1,4 @@
-"""`cai serve`: the runs of a folder in a browser, as a list, as reports with all of their examples, and compared.
+"""`cai serve`: the runs of a folder in a browser, as lists, as reports with all of their examples, and compared.
 
 The server answers GET requests, and writes no file. No address holds a path: a run is looked up by its name.
 Where the rows of a run's files begin is kept in memory for as long as the files stay the same; their texts are not.
@@ -21,108 +21,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from cai.compare.compare import compare_runs
 from cai.config.errors import CaiError
-from cai.data.manifest import read_json
-from cai.evaluation.evaluation_plan import OVERALL
-from cai.evaluation.policy_report import REPORT, read_report
 from cai.report.comparison import ComparisonContents, comparison_report, read_comparison
-from cai.report.html import POLICY, SCRIPTS, plotly_script, render_list, source
+from cai.report.html import POLICY, SCRIPTS, plotly_script, source
+from cai.report.lists import list_page, sweep_page
 from cai.report.run import RunContents, read_run, run_report
 from cai.report.table import Line, Query, Table, line_json, select
 from cai.report.training import training_report
-from cai.runs.folder import RunFolder, all_runs, all_trainings, training_started
-from cai.runs.metrics import stage_folders, summary_metrics
-from cai.stats.formatting import estimate
-
-
-class RunEntry(NamedTuple):
-    """A run in the list; of one that cannot be read, `state` holds the error."""
-
-    name: str
-    url: str
-    started: str
-    state: str
-    constitution: str = ""
-    model: str = ""
-    prompts: str = ""  # of training
-    held_out: str = ""
-    training: str = ""
-    win_rate: str = ""
-    comparable: bool = True  # with other runs
-
-
-def list_page(runs: Path) -> str:
-    """The HTML of the list."""
-    entries = all_entries(runs)
-    return render_list("runs.html.jinja", runs=str(runs), entries=entries)
-
-
-def all_entries(runs: Path) -> list[RunEntry]:
-    """The runs and trainings of a folder as they are listed, the newest first."""
-    entries = [run_entry(str(folder.path.relative_to(runs)), folder) for folder in all_runs(runs)]
-    entries += [training_entry(path.name, path) for path in all_trainings(runs)]
-    return sorted(entries, key=lambda entry: entry.started, reverse=True)
-
-
-def training_entry(name: str, stage: Path) -> RunEntry:
-    """A folder of `cai train` as it is listed."""
-    started = training_started(stage).strftime("%Y-%m-%d %H:%M")
-    state = "finished" if (stage / "model").exists() else "unfinished"
-    entry = RunEntry(name, f"/report?{urlencode({'run': name})}", started, state, comparable=False)
-    try:
-        spec, report = read_json(stage / "stage.json"), stage / "eval" / REPORT
-        entry = entry._replace(model=str(spec["model"]), training=str(spec["settings"]["stage"]))
-        rates = read_report(report).comparisons if report.exists() else []
-        rate = next((row.win_rate for row in rates if row.axis == OVERALL and row.tag is None), None)
-        return entry._replace(win_rate=estimate(rate) if rate else "")
-    except CaiError as error:
-        return entry._replace(state=str(error))
-    except (LookupError, TypeError):
-        return entry._replace(state="written by another version of cai")
-
-
-def run_entry(name: str, folder: RunFolder) -> RunEntry:
-    """A run as it is listed."""
-    started_at = folder.started()
-    started = started_at.strftime("%Y-%m-%d %H:%M") if started_at else ""
-    entry = RunEntry(name, f"/report?{urlencode({'run': name})}", started, "unfinished")
-    try:
-        manifest, summary = folder.manifest(), folder.summary()
-        listed = _with_settings(entry, manifest, summary)
-        return listed if summary else _with_prompts(listed, folder, manifest)
-    except CaiError as error:
-        return entry._replace(state=str(error))
-    except (LookupError, TypeError, AttributeError):
-        return entry._replace(state="written by another version of cai")
-
-
-def _with_prompts(entry: RunEntry, folder: RunFolder, manifest: dict[str, Any]) -> RunEntry:
-    """The entry of an unfinished run with its numbers of prompts; the run writes them before anything else."""
-    held_out = len(manifest.get("held_out") or ())
-    try:
-        with folder.prompts_jsonl.open("rb") as lines:
-            prompts = sum(1 for line in lines if line.strip())
-    except OSError:
-        return entry
-    return entry._replace(prompts=str(prompts - held_out), held_out=str(held_out))
-
-
-def _with_settings(entry: RunEntry, manifest: dict[str, Any], summary: dict[str, Any] | None) -> RunEntry:
-    config, constitution = manifest.get("config") or {}, manifest.get("constitution") or {}
-    entry = entry._replace(
-        constitution=f"{constitution.get('name', '')} ({len(constitution.get('principles') or {})})",
-        model=str(config.get("model", "")),
-        training=" ".join(stage.get("stage", "") for stage in config.get("train") or []),
-    )
-    if summary is None:
-        return entry
-    win_rate = summary_metrics(summary).get("win_rate")
-    return entry._replace(
-        state="finished",
-        prompts=str(summary["prompts"]),
-        held_out=str(summary["held_out"]),
-        win_rate=str(win_rate) if win_rate else "",
-    )
-
+from cai.runs.folder import RunFolder, all_runs, all_trainings
+from cai.runs.metrics import stage_folders
 
 MAX_CACHED = 4  # of each kind, in memory: where rows are and what they are found by, no texts
 
@@ -244,6 +150,8 @@ def respond(library: Library, target: str) -> Response:
     try:
         if address.path == "/":
             return Response(list_page(library.runs))
+        if address.path == "/sweep" and "sweep" in values:
+            return Response(sweep_page(library.runs, values["sweep"][0]))
         if address.path.startswith("/assets/"):
             return _asset(address.path.removeprefix("/assets/"))
         if address.path == "/report" and names:

@@ -218,8 +218,7 @@ def open_sweep(name: str, runs: Path) -> Path:
     for path in (runs / name, Path(name)):
         if path.is_dir():
             return path
-    known = [path.parent for path in runs.glob(f"*/{SWEEP_JSON}")]
-    raise CaiError(f"no sweep '{name}' in {runs}/ ({_suggestion(name, runs, 'sweeps', known)})")
+    raise CaiError(f"no sweep '{name}' in {runs}/ ({_suggestion(name, runs, 'sweeps', all_sweeps(runs))})")
 
 
 def _suggestion(name: str, runs: Path, kind: str, paths: Sequence[Path]) -> str:
@@ -230,11 +229,16 @@ def _suggestion(name: str, runs: Path, kind: str, paths: Sequence[Path]) -> str:
 
 def all_runs(runs: Path) -> list[RunFolder]:
     """Every run below a folder, the newest first; those without a known start come last."""
-    folders = [runs, *(path.parent for path in runs.glob(f"*/{SWEEP_JSON}"))]
+    folders = [runs, *all_sweeps(runs)]
     patterns = (f"*/{MANIFEST_JSON}", f"*/{ITERATION}*/{MANIFEST_JSON}")
     candidates = {manifest.parent for folder in folders for pattern in patterns for manifest in folder.glob(pattern)}
     by_path = map(RunFolder, sorted(path for path in candidates if is_run(path)))
     return sorted(by_path, key=lambda run: (run.started() or datetime.min).replace(tzinfo=None), reverse=True)
+
+
+def all_sweeps(runs: Path) -> list[Path]:
+    """Every sweep in a folder of runs, by name."""
+    return sorted(path.parent for path in runs.glob(f"*/{SWEEP_JSON}"))
 
 
 def all_trainings(runs: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import BaseModel, Field, StringConstraints, model_validator
 
 from cai.config import yaml_files
 from cai.config.errors import CaiError, error_text
@@ -22,12 +22,14 @@ from cai.config.locate import find_constitution_file, find_file
 from cai.config.yaml_files import JsonValue, Section
 from cai.constitution.principles import Constitution, load_constitution
 from cai.constitution.writing import constitution_yaml
-from cai.data.jsonl import write_text
-from cai.data.manifest import MOST_CHANGES
+from cai.data.jsonl import parse_row, write_text
+from cai.data.manifest import MOST_CHANGES, read_json
+from cai.feedback.metrics import FILTERED, LABEL_P, REVISION_WORDS, WIN_RATE
 from cai.runs.folder import SWEEP_JSON, RunFolder, is_run
+from cai.runs.metrics import summary_metrics
 from cai.runs.plan import Plan, claim, folder_name, iteration, make_plan
 from cai.runs.run_file import load_run_file
-from cai.stats.formatting import counted
+from cai.stats.formatting import NONE, counted
 
 Ablation = Literal["leave-one-out", "one-at-a-time", "first-n"]
 
@@ -59,6 +61,27 @@ class Selection(NamedTuple):
     how: Literal["all", "leave-one-out", "one-at-a-time", "first-n"]
     id: str | None = None
     n: int | None = None
+
+    def text(self) -> str:
+        """In words: `without brevity`."""
+        words = {"leave-one-out": f"without {self.id}", "one-at-a-time": f"only {self.id}"}
+        return words.get(self.how, f"first {self.n}" if self.how == "first-n" else self.how)
+
+
+class IndexedRun(BaseModel):
+    """A run of a sweep, as its index has it; `run` is its folder below the sweep's."""
+
+    run: str
+    varies: dict[str, Any]
+    principles: Selection
+    failed: str = ""  # the error, if the run failed
+
+
+class SweepIndex(BaseModel):
+    """A sweep's sweep.json."""
+
+    name: str
+    runs: list[IndexedRun]
 
 
 class Member(NamedTuple):
@@ -222,6 +245,26 @@ def run_members(
             say(f"{member.name} failed: {failed[member.name]}")
     write_index(name, members, runs, failed)
     return failed
+
+
+def read_index(folder: Path) -> SweepIndex:
+    """The index of a sweep. Raises: CaiError for a folder that is no sweep, or whose index is damaged."""
+    path = folder / SWEEP_JSON
+    if not folder.is_dir() or not path.exists():
+        raise CaiError(f"{folder}: no sweep: {path.name} is not there; `cai sweep FILE` makes one")
+    return parse_row(path, read_json(path), SweepIndex)
+
+
+SWEEP_METRICS = (REVISION_WORDS, FILTERED, LABEL_P, WIN_RATE)
+"""The metrics by which the runs of a sweep stand side by side."""
+
+
+def sweep_metric_texts(summary: dict[str, Any] | None) -> list[str]:
+    """SWEEP_METRICS of a run, each with its interval, or – where the run has no such part; "" without a summary."""
+    if summary is None:
+        return [""] * len(SWEEP_METRICS)
+    estimates = summary_metrics(summary)
+    return [metric.shown(estimates[metric.key]) if metric.key in estimates else NONE for metric in SWEEP_METRICS]
 
 
 def write_index(name: str, members: list[Member], runs: Path, failed: dict[str, str]) -> None:

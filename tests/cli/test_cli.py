@@ -286,7 +286,7 @@ def test_an_unfinished_run_is_listed_with_its_number_of_prompts(
     (runs / "test/summary.json").unlink()
     capsys.readouterr()
     assert cai(monkeypatch, "runs", "--runs", runs) == 0
-    assert "unfinished  harmless (16)  6        2 " in capsys.readouterr().out
+    assert "stopped  harmless (16)  6        2 " in capsys.readouterr().out
 
 
 def test_model_text_cannot_steer_the_terminal(

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from cai.cli.main import main
-from cai.cli.sweep import COLUMNS
 from cai.runs.pipeline import execute
+from cai.runs.sweep import SWEEP_METRICS
 from tests.conftest import scripted
 from tests.runs.test_sweep import write_sweep
 
@@ -33,7 +33,7 @@ def test_runs_stand_side_by_side_until_a_setting_makes_them_others(cai, tmp_path
     status, out, _ = cai(path)
     assert status == 0
     headings = out[: out.index("\n  rounds-1")].split()
-    assert all(word in headings for metric in COLUMNS for word in metric.name.split())
+    assert all(word in headings for metric in SWEEP_METRICS for word in metric.name.split())
     assert [line.split()[0] for line in out.splitlines() if line.startswith("  rounds-")] == ["rounds-1", "rounds-2"]
     status, out, err = cai(path, "--set", "seed=7")
     assert (status, out) == (2, "")

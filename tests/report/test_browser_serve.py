@@ -1,6 +1,7 @@
 """`cai serve` in a real browser."""
 
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import expect
 
+from cai.data.manifest import exclusive
 from cai.report.run import read_run, run_report
 from cai.report.serve import open_server
 from cai.report.table import Query, select
@@ -70,6 +72,59 @@ def test_runs_are_searched_opened_and_compared_from_the_list(tab: Tab, address: 
     page.get_by_role("link", name="All runs").click()
     page.get_by_role("link", name="one", exact=True).click()
     expect(page.locator("h1")).to_have_text("one")
+
+
+def test_a_run_under_way_is_followed_until_it_ends_and_what_was_chosen_stays(
+    chromium: Any, address: str, runs: Path
+) -> None:
+    folder = write_run(runs / "four", prompts=6)
+    summary = folder.summary_json.read_bytes()
+    folder.summary_json.unlink()
+    folder.log.write_text("2026-11-30T18:37:57   feedback: 3/8 calls\n", encoding="utf-8")
+    tab = Tab(chromium)
+    page = tab.page
+    row = page.locator("tr", has=page.get_by_role("link", name="four", exact=True))
+    with exclusive(folder.path):
+        page.goto(address)
+        expect(row).to_contain_text("running")
+        expect(row.get_by_role("progressbar")).to_have_attribute("value", "3")
+        page.get_by_label("compare four").check()
+        page.get_by_label("Filter").fill("fou")
+        folder.log.write_text("2026-11-30T18:38:57   feedback: 7/8 calls\n", encoding="utf-8")
+        expect(row.get_by_role("progressbar")).to_have_attribute("value", "7")
+        folder.summary_json.write_bytes(summary)
+    expect(row).to_contain_text("finished")
+    assert page.get_by_label("compare four").is_checked()
+    expect(page.locator("tbody tr:visible")).to_have_count(1)
+    followed = len(tab.requests)
+    page.wait_for_timeout(3000)  # more than a turn
+    assert (len(tab.requests), tab.errors) == (followed, [])
+    page.close()
+    shutil.rmtree(folder.path)
+
+
+def test_two_runs_of_a_sweep_are_compared_from_its_page(tab: Tab, address: str, runs: Path) -> None:
+    for name in ("seed-0", "seed-1"):
+        write_run(runs / "trial" / name, prompts=6)
+    members = [{"run": f"seed-{n}", "varies": {"seed": n}, "principles": {"how": "all"}} for n in (0, 1)]
+    (runs / "trial/sweep.json").write_text(json.dumps({"name": "trial", "runs": members}), encoding="utf-8")
+    page = tab.page
+    page.goto(address)
+    page.get_by_role("link", name="trial", exact=True).click()
+    expect(page.locator("h1")).to_have_text("Sweep trial")
+    page.get_by_role("button", name="seed", exact=True).click()
+    for _ in range(2):
+        page.get_by_role("button", name="seed", exact=True).click()
+    for name in ("seed-1", "seed-0"):
+        page.get_by_label(f"compare trial/{name}").check()
+    page.get_by_role("button", name="Compare").click()
+    expect(page.locator("h1")).to_have_text("A: trial/seed-1 vs B: trial/seed-0")
+    expect(page.locator("#matches")).to_have_text("6 of 6 examples")
+    page.go_back()
+    page.get_by_role("link", name="seed-0").click()
+    expect(page.locator("h1")).to_have_text("trial/seed-0")
+    page.wait_for_selector("html[data-ready=yes]")
+    shutil.rmtree(runs / "trial")
 
 
 def test_a_large_run_is_paged_filtered_and_opened_from_its_files(tab: Tab, address: str) -> None:

@@ -1,6 +1,7 @@
 import http.client
 import json
 import re
+import shutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -12,9 +13,13 @@ import pytest
 
 from cai.config.errors import CaiError
 from cai.data.jsonl import write_rows
+from cai.data.manifest import exclusive
 from cai.report.run import read_run
 from cai.report.serve import Library, Server, open_server, respond
+from cai.runs.metrics import summary_metrics
+from cai.runs.sweep import SWEEP_METRICS, make_sweep
 from tests.report.folders import HOSTILE, write_run
+from tests.runs.test_sweep import run_all, write_sweep
 
 
 @pytest.fixture
@@ -234,3 +239,78 @@ def test_a_server_that_cannot_start_is_an_error_with_the_reason(tmp_path: Path, 
         open_server(tmp_path / "none", "127.0.0.1", 0)
     with pytest.raises(CaiError, match=r"cannot listen.*choose another --port"):
         open_server(tmp_path, "127.0.0.1", server.server_address[1])
+
+
+def row_of(page: str, name: str) -> str:
+    """The text of a run's line in a list."""
+    [row] = re.findall(rf'<tr data-run="{re.escape(name)}">.*?</tr>', page, re.DOTALL)
+    return " ".join(re.sub("<[^>]*>", " ", row).split())
+
+
+def test_a_run_under_way_is_listed_with_its_progress_and_a_dead_one_as_stopped(library: Library) -> None:
+    folder = library.folder("one")
+    assert "data-running" not in respond(library, "/").body
+    folder.summary_json.unlink()
+    folder.log.write_text(
+        "2026-11-30T18:37:42   loading the model\n"
+        "2026-11-30T18:37:57   feedback: 40/56 calls, 2.6 calls/s, 16/28 prompts, about 6.2 s left\n",
+        encoding="utf-8",
+    )
+    with exclusive(folder.path):
+        page = respond(library, "/").body
+        assert "one running feedback: 40/56 calls, 2.6 calls/s, 16/28 prompts, about 6.2 s left (" in row_of(
+            page, "one"
+        )
+        assert '<progress value="40" max="56" aria-label="one">' in page
+        assert '<form id="runs" data-running>' in page
+    page = respond(library, "/").body
+    assert "one stopped feedback: 40/56 calls, 2.6 calls/s, 16/28 prompts 2026-11-30 18:37" in row_of(page, "one")
+    assert "<progress" not in page and "data-running" not in page
+
+
+def test_a_sweep_stands_side_by_side_with_what_varies_and_its_headline_metrics(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    file = write_sweep(tmp_path, model_folder, grid={"revise.rounds": [1, 2]}, principles="first-n")
+    _, members = make_sweep(file, [], tmp_path / "runs")
+    run_all(file, [])
+    library = Library(tmp_path / "runs")
+    [entry] = re.findall('<a href="(/sweep[^"]*)">trial</a> <span class="soft">([^<]*)', respond(library, "/").body)
+    assert entry == ("/sweep?sweep=trial", f"({len(members)} runs)")
+    page = respond(library, "/sweep?sweep=trial")
+    assert page.status == HTTPStatus.OK
+    heads = re.findall('<th scope="col"[^>]*><button type="button">([^<]*)', page.body)
+    assert heads == ["run", "state", "revise.rounds", "principles", *(metric.name for metric in SWEEP_METRICS)]
+    summary = summary_metrics(library.folder("trial/rounds-2_first-4").summary() or {})
+    shown = [metric.shown(summary[metric.key]) if metric.key in summary else "–" for metric in SWEEP_METRICS]
+    assert row_of(page.body, "trial/rounds-2_first-4") == " ".join(["rounds-2_first-4 finished 2 first 4", *shown])
+    assert shown[0] != "–"
+    url = f"/report?{urlencode({'run': 'trial/rounds-2_first-4'})}"
+    assert f'href="{url}"' in page.body and respond(library, url).status == HTTPStatus.OK
+    for gone in ("rounds-1_first-4", "rounds-2_all"):
+        shutil.rmtree(tmp_path / "runs/trial" / gone)
+    index = json.loads((tmp_path / "runs/trial/sweep.json").read_text(encoding="utf-8"))
+    for run in index["runs"]:
+        if run["run"] == "rounds-2_all":
+            run.update(state="failed", failed="<b>the judge</b> fails")
+    (tmp_path / "runs/trial/sweep.json").write_text(json.dumps(index), encoding="utf-8")
+    page = respond(library, "/sweep?sweep=trial")
+    assert row_of(page.body, "trial/rounds-1_first-4") == "rounds-1_first-4 waiting 1 first 4"
+    assert "failed &lt;b&gt;the judge&lt;/b&gt; fails 2 all" in row_of(page.body, "trial/rounds-2_all")
+    assert 'value="trial/rounds-2_all"' not in page.body  # which cannot be compared
+
+
+@pytest.mark.parametrize("name", ["nowhere", "..", "one", "", "../runs", "sweep/leave-one-out"])
+def test_a_sweep_is_looked_up_by_its_name_and_damage_is_reported(library: Library, name: str) -> None:
+    found = respond(library, "/sweep?" + urlencode({"sweep": name}))
+    assert (found.status, found.kind) == (HTTPStatus.NOT_FOUND, "text/plain")
+    damaged = respond(library, "/sweep?sweep=sweep")
+    assert damaged.status == HTTPStatus.INTERNAL_SERVER_ERROR
+    assert "sweep.json: name: " in damaged.body
+    assert "sweep.json: name: " in respond(library, "/").body
+
+
+def test_an_index_shows_no_file_outside_its_sweep(library: Library) -> None:
+    index = {"name": "sweep", "runs": [{"run": "../one", "varies": {"seed": 0}, "principles": {"how": "all"}}]}
+    (library.runs / "sweep/sweep.json").write_text(json.dumps(index), encoding="utf-8")
+    assert row_of(respond(library, "/sweep?sweep=sweep").body, "sweep/../one") == "../one waiting 0"

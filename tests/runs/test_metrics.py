@@ -24,8 +24,8 @@ from cai.inference.engine import Choose, Engine, EngineConfig, Generate, Scripte
 from cai.inference.models import Model
 from cai.inference.scheduler import Reporter
 from cai.report.comparison import comparison_report, read_comparison
+from cai.report.lists import run_entry
 from cai.report.run import read_run, run_report
-from cai.report.serve import run_entry
 from cai.runs.folder import RunFolder
 from cai.runs.frames import load_run
 from cai.runs.metrics import other_warnings, summarise, summary_metrics, training_lines, training_warnings
