@@ -145,6 +145,11 @@ def repetition(text: str) -> float:
     return _repeated_share(words, _ngrams(words))
 
 
+def repeats_itself(text: str) -> bool:
+    """Whether a text loops: over MAX_REPEATED of its sequences of words stand in it before."""
+    return repetition(text) > MAX_REPEATED
+
+
 def _repeated_share(words: list[str], ngrams: set[tuple[str, ...]]) -> float:
     total = len(words) - NGRAM + 1
     return 1 - len(ngrams) / total if total > 0 else 0.0

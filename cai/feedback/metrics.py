@@ -15,7 +15,7 @@ from functools import lru_cache
 from statistics import fmean
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
-from cai.data.filters import FILTERS, MAX_REPEATED, repetition
+from cai.data.filters import FILTERS, repeats_itself
 from cai.data.records import BeforeAfter, Preference, Revision, Verdict
 from cai.stats.agreement import hit
 from cai.stats.edits import word_distance
@@ -330,7 +330,7 @@ REVISION_PAIR_METRICS: tuple[Metric[Preference], ...] = (
     _of_chosen("chosen_worse", "chosen revision judged worse", "P(revision better) below ½", _judged_worse),
     _of_chosen("chosen_truncated", "chosen revision truncated", TRUNCATED, lambda row: "chosen" in row.truncated),
     _of_chosen("chosen_repeats", "chosen revision repeats itself", FILTERS["repeats_itself"],
-               lambda row: repetition(row.chosen) > MAX_REPEATED),
+               lambda row: repeats_itself(row.chosen)),
 )  # fmt: skip
 """Of the pairs in preferences.jsonl that a revision made (`source: revision`)."""
 

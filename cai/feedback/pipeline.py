@@ -14,6 +14,7 @@ from pathlib import Path
 from cai.config.errors import RequestRefused
 from cai.constitution.principles import Constitution, questions
 from cai.constitution.templates import Templates
+from cai.data.filters import repeats_itself
 from cai.data.jsonl import RowWriter
 from cai.data.records import Applicability, Preference, Prompt, Ranking, Revision, Skipped
 from cai.feedback.judge import Judge, JudgeConfig, Verdicts, calls_for_answers, calls_for_revision
@@ -27,6 +28,7 @@ from cai.inference.scheduler import Scheduler, Stage, gather
 
 JUDGED_PAIRS = "judged pairs"  # the stage of samples that make no pair
 TRUNCATED_ANSWER = "the better answer is truncated at max_tokens"
+REPEATING_ANSWER = "the better answer repeats itself"
 REVISION_VERDICTS = "verdicts on revisions"  # the stage of a prompt on whose revision a judge gave no verdict
 
 
@@ -139,12 +141,18 @@ class Journey:
         for pair in found:
             if isinstance(pair, Skipped):
                 self.skipped.append(pair)
-            elif "chosen" in pair.truncated and not self._job.revise.keep_truncated:
+            elif (reason := self._unfit(pair)) is not None:
                 stage = REVISION_PAIRS if pair.source == "revision" else JUDGED_PAIRS
-                self.skipped.append(Skipped(prompt_id=self.prompt.id, stage=stage, reason=TRUNCATED_ANSWER))
+                self.skipped.append(Skipped(prompt_id=self.prompt.id, stage=stage, reason=reason))
             else:
                 pairs.append(pair)
         return pairs
+
+    def _unfit(self, pair: Preference) -> str | None:
+        """Why the better answer is none to learn from; None for one that is fit."""
+        if "chosen" in pair.truncated and not self._job.revise.keep_truncated:
+            return TRUNCATED_ANSWER
+        return REPEATING_ANSWER if repeats_itself(pair.chosen) else None
 
     def ranking(self) -> Ranking | None:
         """The samples ranked; None where none of them could be compared."""

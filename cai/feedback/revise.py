@@ -13,7 +13,7 @@ from cai.config.hashing import derive_seed
 from cai.config.yaml_files import OFF_IS_TEXT, Temperature, Tokens
 from cai.constitution.principles import Constitution, Principle, assign
 from cai.constitution.templates import OF_RUNS, Templates
-from cai.data.filters import failed_filters
+from cai.data.filters import failed_filters, repeats_itself
 from cai.data.records import Message, Messages, Preference, Probability, Prompt, Revision, Skipped
 from cai.feedback.yes_no import check_critique
 from cai.inference.engine import Completion, Engine, EngineConfig, Generation
@@ -117,6 +117,7 @@ class Reviser:
         rows: list[Revision] = []
         answer = draft
         flags = ["truncated"] if draft.finish == "length" and not self._settings.keep_truncated else []
+        flags += ["repeats_itself"] if repeats_itself(draft.text) else []
         for round in range(1, self._settings.rounds + 1):
             principle = assign(constitution, self._seed, prompt.id, f"round {round}")[0]
             critique = await self.critique(prompt, answer.text, principle, round) if self._settings.critique else None

@@ -7,7 +7,7 @@ from operator import add
 from pathlib import Path
 from typing import Any, Literal
 
-from cai.data.filters import MAX_REPEATED, repetition
+from cai.data.filters import repeats_itself
 from cai.data.jsonl import read_objects, read_rows
 from cai.data.prompts import read_completions
 from cai.data.records import Demonstration, Revision, Skipped
@@ -97,7 +97,7 @@ def ordinary_drafts(data: Path, tags: Sequence[str]) -> list[Demonstration]:
         and not set(tags).isdisjoint(row.tags)
         and row.draft.strip()
         and "draft" not in row.truncated
-        and repetition(row.draft) <= MAX_REPEATED
+        and not repeats_itself(row.draft)
     ]
 
 

@@ -229,6 +229,25 @@ def test_truncated_answers_are_kept_on_request(templates: Templates) -> None:
     assert [pair.truncated for pair in journey.preferences()] == [["chosen", "rejected"]] * 2
 
 
+def looping_in(*steps: str) -> Callable[[Generate], str]:
+    """Answers of which those to some steps loop."""
+    return lambda request: different(request) + (" and so on" * 6 if step(request) in steps else "")
+
+
+@pytest.mark.parametrize(("looping", "prefers", "skipped", "pairs"), [
+    ("draft", "draft", ["revision pairs", "judged pairs"], []),  # both samples loop
+    ("draft", "revision", ["judged pairs"], ["revision"]),
+    ("revision", "draft", ["revision pairs"], ["judge"]),  # fails a filter, whoever is better
+])  # fmt: skip
+def test_no_answer_that_loops_is_preferred(
+    templates: Templates, looping: str, prefers: str, skipped: list[str], pairs: list[str]
+) -> None:
+    journey, _ = travel(templates, looping_in(looping), prefers=prefers)
+    assert [pair.source for pair in journey.preferences()] == pairs
+    assert [row.stage for row in journey.skipped] == skipped
+    assert all("repeats itself" in row.reason for row in journey.skipped)
+
+
 def test_a_revision_that_parrots_its_instruction_makes_no_pair(templates: Templates) -> None:
     def parrot(request: Generate) -> str:
         return request.messages[-1]["content"] if step(request) == "revision" else different(request)

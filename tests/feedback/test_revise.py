@@ -153,6 +153,21 @@ def test_a_flag_of_a_text_goes_with_it_where_it_stays(harmless: Constitution) ->
     assert [(row.stays, row.flags) for row in rows] == [(False, ["empty"]), (True, ["empty"])]
 
 
+def test_a_draft_that_loops_and_stays_is_not_learnt(harmless: Constitution) -> None:
+    engine = ScriptedEngine(
+        "m", lambda r: "on and on and on and on" if r.step == "answer" else "text", lambda _: (0.1, 0.9)
+    )
+    config = ReviseConfig(when="finds", rounds=1)
+    reviser = Reviser(Templates(ROOT / "prompts/default", config.templates_needed), engine, config, 7)
+
+    async def work() -> list[Revision]:
+        return await reviser.rounds(prompt(), await reviser.respond(prompt()), harmless)
+
+    rows = asyncio.run(work())
+    assert [(row.stays, row.flags) for row in rows] == [(True, ["repeats_itself"])]
+    assert fit_revisions(rows, "all") == []
+
+
 def test_revising_where_a_problem_is_found_needs_critiques() -> None:
     with pytest.raises(ValidationError, match="`finds` needs critiques, and `critique` is false"):
         ReviseConfig(when="finds", critique=False)
