@@ -88,7 +88,7 @@ def evaluate_judge(
         write_rows(folder / SKIPPED, skipped)
         evaluated = JudgeEvaluation(report, skipped, panel.work("gate"), warning)
         content = {"cost": cost._asdict(), **report.model_dump(mode="json")}
-        if report.calibration is not None:
+        if report.calibration is not None and report.calibration.applied:
             content["temperature"] = report.calibration.temperature
         write_judge_json(folder, content)
     return evaluated

@@ -135,11 +135,12 @@ def test_a_judge_is_set_against_labels_and_the_report_is_printed(
         r"non-option probability mass +0\.200 ",
         r"cost per pair +2\.0 calls +0\.\d\d s",
         r"identical answers +1 +ties, counted as p = 0\.5",
-        r"temperature +\d+\.\d+ +fitted on \d pairs",
+        r"temperature +\d+\.\d+ +fitted on \d pairs, not applied",
         r"! ",
     ):
         assert re.search(line, out), line
-    assert json.loads((tmp_path / "out/judge.json").read_text(encoding="utf-8"))["temperature"] > 0
+    judge_json = json.loads((tmp_path / "out/judge.json").read_text(encoding="utf-8"))
+    assert judge_json["calibration"]["temperature"] > 0 and "temperature" not in judge_json  # it is not applied
     assert cai(monkeypatch, "judge-eval", *given, "--limit", 2, "--replace") == 0
     assert "2 pairs of 2 prompts" in capsys.readouterr().out
 

@@ -92,6 +92,8 @@ def test_a_fitted_temperature_that_does_not_help_on_the_other_half_is_not_applie
 ) -> None:
     folder = run_to_end(tmp_path, model_folder, "calibrate: true", knows(0.9), [])  # never wrong
     assert "labels keep the judge's temperature" in (folder.path / "log.txt").read_text(encoding="utf-8")
+    judge_json = json.loads((folder.judge / "judge.json").read_text(encoding="utf-8"))
+    assert "temperature" not in judge_json and judge_json["calibration"]["at_bound"]
     judged = [row for row in folder.preferences() if row.source == "judge"]
     assert judged
     for row in judged:
