@@ -117,7 +117,8 @@ def _ending(report: PolicyReport, options: Options, target: Path, runs: Path) ->
         if row.tag is None:
             whose = "" if row.policy == report.policies[1].name else f"{row.policy} "
             rate = _rate(row.win_rate) if row.win_rate else "none, all answers equal"
-            grid.add(f"win rate, {row.axis}", f"{rate} {whose}against {row.against}")
+            note = f" ({row.note})" if row.note else ""
+            grid.add(f"win rate, {row.axis}", f"{rate} {whose}against {row.against}{note}")
     warning = [f"{m.name} ({m.policy})" for m in report.monitors if m.state == "warns"]
     if report.monitors:
         measured = sum(m.state != "not measured" for m in report.monitors)
@@ -157,10 +158,13 @@ def _against(report: PolicyReport) -> Iterator[RenderableType | Grid]:
         words = next((row.words for row in rows if row.words), None)
         length = f"; {words[0]:.0f} words an answer to {words[1]:.0f}" if words else ""
         yield heading(f"{policy} against {against}{length}")
-        grid = Grid(["axis", "prompts", "n", "win rate", "length-controlled"], left=2)
+        noted = any(row.note for row in rows)
+        head = ["axis", "prompts", "n", "win rate", "length-controlled", *([""] if noted else [])]
+        grid = Grid(head, left=2, last_left=noted)
         for row in rows:
             rates = (_rate(row.win_rate), _rate(row.length_controlled_win_rate))
-            grid.add("" if row.tag else row.axis, short(row.tag or "all"), str(row.prompts), *rates)
+            notes = [row.note] if noted else []
+            grid.add("" if row.tag else row.axis, short(row.tag or "all"), str(row.prompts), *rates, *notes)
         yield grid
         reasons = (row.length_controlled_missing for row in rows if row.tag is None and row.length_controlled_missing)
         yield from _lines(("length-controlled", reason, "dim") for reason in dict.fromkeys(reasons))

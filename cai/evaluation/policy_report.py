@@ -186,7 +186,7 @@ def policy_report(
         ],
         prompts=len(ids),
         tags=tags,
-        comparisons=compare_policies(evaluation.judgements, texts, shown),
+        comparisons=compare_policies(evaluation.judgements, texts, shown, names[1:]),
         ratings=[rating for axis in plan.axes for rating in rated[axis].ratings],
         standings=standings(names, rated[HELPFUL], rated[SAFE]) if {HELPFUL, SAFE} <= rated.keys() else [],
         **_control_tokens(evaluation),
@@ -405,7 +405,9 @@ def notes(report: PolicyReport, evaluation: PolicyEvaluation) -> list[str]:
     warnings = trust_notes(report)
     trained = {policy.name for policy in report.policies[1:]}
     if any({row.policy, row.against} <= trained for row in report.comparisons):
-        warnings.append(f"win rates between trained policies are of one training each: {PROMPTS_ONLY}")
+        warnings.append(
+            f"win rates and Elo differences between trained policies are of one training each: {PROMPTS_ONLY}"
+        )
     warnings += injection_warnings(report.injection)
     warnings += control_warnings(report.model_dump(include={"control_tokens", "control_tokens_escaped"}), "answers")
     warnings += bounded_warnings(evaluation.calls().bounded)

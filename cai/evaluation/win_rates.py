@@ -5,7 +5,7 @@ Elo points come from a Bradley–Terry fit to all comparisons.
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from cai.evaluation.monitors import LEAST
 from cai.feedback.metrics import mean_over_prompts, non_option_mass, position_bias, words
 from cai.stats.intervals import RESAMPLES, interval_of, resampled, share
 from cai.stats.logistic import fit_logistic
+from cai.stats.trainings import PROMPTS_ONLY
 from cai.stats.win_rate import length_controlled_win_rate, win
 
 ELO = 400 / math.log(10)  # points a log-odd: 400 points are ten wins to one loss (Elo 1978, The Rating of Chessplayers)
@@ -213,6 +214,7 @@ class PolicyComparison(Row):
     words: tuple[float, float] | None  # mean, of `policy` and of `against`
     position_bias: float | None  # of verdicts: the same position wins in both orders
     non_option_mass: float | None  # mean probability outside the options
+    note: str = ""  # what limits the rates
 
 
 def tags_of(prompts: Sequence[Prompt]) -> dict[str, int]:
@@ -225,8 +227,13 @@ def tags_to_report(tags: Mapping[str, int], prompts: int) -> list[str]:
     return [tag for tag, count in tags.items() if TAGGED <= count < prompts]
 
 
-def compare_policies(judgements: Sequence[Judgement], texts: Texts, tags: Sequence[str]) -> list[PolicyComparison]:
-    """Every pair of policies on every axis: on all prompts, and on those with each of the tags."""
+def compare_policies(
+    judgements: Sequence[Judgement], texts: Texts, tags: Sequence[str], trained: Collection[str] = ()
+) -> list[PolicyComparison]:
+    """Every pair of policies on every axis: on all prompts, and on those with each of the tags.
+
+    Rows of two `trained` policies say in their note that these are of one training each.
+    """
     couples = dict.fromkeys((row.axis, row.policy, row.against) for row in judgements)
     comparisons = []
     for axis, policy, other in couples:
@@ -234,7 +241,8 @@ def compare_policies(judgements: Sequence[Judgement], texts: Texts, tags: Sequen
         for tag in (None, *tags):
             own = [row for row in rows if tag is None or tag in row.tags]
             if own:
-                comparisons.append(compare_pair(own, texts, tag))
+                note = PROMPTS_ONLY if policy in trained and other in trained else ""
+                comparisons.append(compare_pair(own, texts, tag).model_copy(update={"note": note}))
     return comparisons
 
 

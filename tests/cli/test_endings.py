@@ -127,6 +127,19 @@ def test_an_evaluation_ends_with_its_win_rates_what_limits_them_and_the_next_com
     ]
 
 
+def test_an_evaluation_of_two_trained_policies_ends_with_what_their_win_rate_leaves_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("good", "bad"):
+        make_run(tmp_path / "runs", name)
+    monkeypatch.setattr(evaluate_policies, "__defaults__", (False, by_name()))
+    asked = ("good", "--against", "bad", "--runs", tmp_path / "runs", "--probes", "none", "--set", "temperature=0")
+    assert cai(monkeypatch, "eval", *asked, columns=80) == 0
+    last = " ".join(capsys.readouterr().out.rsplit(": evaluated", 1)[1].split())
+    assert last.count("bad against good (prompts only; training variance unknown)") == 3  # axes
+    assert last.count("prompts only") == 3
+
+
 def test_a_training_is_evaluated_without_further_options(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -324,8 +324,16 @@ def test_many_policies_share_one_scale_and_who_is_worse_on_both_axes_is_dominate
     couples = {(row.policy, row.against) for row in report.comparisons}
     base = "base"
     assert couples == {("good", base), ("bad", base), ("bad", "good")}
-    alone = "win rates between trained policies are of one training each: prompts only; training variance unknown"
-    assert alone in report.notes
+    alone = "prompts only; training variance unknown"
+    assert f"win rates and Elo differences between trained policies are of one training each: {alone}" in report.notes
+    between = {("bad", "good")}
+    assert {(row.policy, row.against) for row in report.comparisons if row.note} == between
+    assert all(row.note == alone for row in report.comparisons if (row.policy, row.against) in between)
+    console = Console(width=160, record=True, force_terminal=False)
+    for part in report_tables(report, console.width):
+        show(console, part)
+    noted = re.findall(rf"\] +–  {alone} *\n", console.export_text())
+    assert len(noted) == sum(bool(row.note) for row in report.comparisons) == 9  # three axes, three rows each
     by_name = {standing.policy: standing for standing in report.standings}
     assert [r.elo for r in report.ratings if r.policy == base] == [0.0] * 3
     assert {name: [d.by for d in s.dominated] for name, s in by_name.items()} == {
