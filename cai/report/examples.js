@@ -195,6 +195,7 @@ async function setUpExamples() {
       if ("rows" in block) body.append(values(block));
     }
     if (!dialog.open) dialog.showModal();
+    reach(body);
     dialog.scrollTop = 0;
     byId("example-title").focus({ preventScroll: true });
     writeAddress();
@@ -226,8 +227,7 @@ async function setUpExamples() {
           sides(names, texts, by)));
       place.hidden = false;
     }
-    // long texts scroll, also by keyboard
-    for (const text of place.querySelectorAll(".text")) if (text.scrollHeight > text.clientHeight) text.tabIndex = 0;
+    reach(place);
   }
 
   /** Revisions at equal distances among the first lines, with what their principles ask for. */
@@ -256,7 +256,13 @@ async function setUpExamples() {
     const inner = make("table");
     if (block.head.length) inner.append(make("thead", {}, make("tr", {}, ...block.head.map((name) => make("th", { scope: "col" }, name)))));
     inner.append(make("tbody", {}, ...block.rows.map((row) => make("tr", {}, ...row.map(cell)))));
-    return make("div", { class: "scroll" }, inner);
+    return make("div", { class: "scroll", role: "group", "aria-label": block.title }, inner);
+  }
+
+  /** Let the keyboard scroll what is larger than its place. */
+  function reach(place) {
+    for (const part of place.querySelectorAll(".scroll, .text"))
+      if (part.scrollWidth > part.clientWidth || part.scrollHeight > part.clientHeight) part.tabIndex = 0;
   }
 
   function setUpKeys() {

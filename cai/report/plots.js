@@ -41,6 +41,8 @@ async function draw(place, plot) {
   };
   const settings = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
   await window.Plotly.react(place, structuredClone(plot.data), merged(base, plot.layout), settings);
+  // what the label of the place says in words; its buttons, such as to download it, stay reachable
+  for (const drawing of place.querySelectorAll(".main-svg")) drawing.setAttribute("aria-hidden", "true");
   place.dataset.drawn = "yes";
 }
 

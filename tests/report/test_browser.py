@@ -238,7 +238,7 @@ def test_plots_are_drawn_when_they_come_into_view(tab: Tab, report: str) -> None
 
 def test_everything_has_a_name_and_a_place(tab: Tab, report: str) -> None:
     page = tab.open(report)
-    unnamed = """() => [...document.querySelectorAll("button, input, select, summary, [role=img], [role=region]")]
+    unnamed = """() => [...document.querySelectorAll("button, input, select, summary, [role=img], [role=group], [role=region]")]
       .filter((e) => !(e.textContent.trim() || e.getAttribute("aria-label") || e.labels?.[0]?.textContent.trim()))
       .map((e) => e.outerHTML.slice(0, 80))"""
     assert page.evaluate(unnamed) == []

@@ -26,12 +26,12 @@ def pair(number: int, p: float, label: float) -> Preference:
     )  # fmt: skip
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def write_evaluation(folder: Path) -> None:
     """What `cai judge-eval` leaves: seven mistakes, growing in confidence, and three agreements."""
+    folder.mkdir(exist_ok=True)
     pairs = [pair(i, 0.51 + i / 20, 0.0) for i in range(7)] + [pair(i, 0.9, 1.0) for i in range(7, 10)]
-    write_rows(tmp_path / "verdicts.jsonl", pairs)
-    write_rows(tmp_path / "skipped.jsonl", [Skipped(prompt_id="x", stage="2", reason="an empty answer", failed=False)])
+    write_rows(folder / "verdicts.jsonl", pairs)
+    write_rows(folder / "skipped.jsonl", [Skipped(prompt_id="x", stage="2", reason="an empty answer", failed=False)])
     report = judge_report([judged(p) for p in pairs], Cost(20, 0, 20, 1.0), calibrate=True)
     manifest = {
         "command": "cai judge-eval",
@@ -39,8 +39,13 @@ def folder(tmp_path: Path) -> Path:
         "constitution": {"name": "kind", "principles": {"kind": {}}},
         "settings": {"principles": "all"},
     }
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-    (tmp_path / "judge.json").write_text(report.model_dump_json(), encoding="utf-8")
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    (folder / "judge.json").write_text(report.model_dump_json(), encoding="utf-8")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_evaluation(tmp_path)
     return tmp_path
 
 
