@@ -20,13 +20,14 @@ from cai.config import yaml_files
 from cai.config.characters import hidden_characters, odd_words
 from cai.config.errors import CaiError
 from cai.config.validation import Location
-from cai.constitution.lint_words import BAD, content, leanings, only_denies, trait, words
+from cai.constitution.lint_words import BAD, content, leanings, only_denies, opposed, stem, trait, words
 from cai.constitution.principles import TEXTS, Constitution, Principle, shares
 
 Rule = Literal[
     "invalid",
     "hidden-character",
     "contradiction",
+    "exclusion",
     "unrelated-texts",
     "near-duplicate",
     "rarely-drawn",
@@ -150,6 +151,7 @@ def about_all(constitution: Constitution, at: At) -> Iterator[Finding]:
     yield from _starved(constitution, at)
     yield from _no_general(constitution, at)
     yield from _alike(constitution, at)
+    yield from _exclusion(constitution, at)
 
 
 def _long_texts(principle: Principle, at: At) -> Iterator[Finding]:
@@ -178,12 +180,12 @@ def _disagreement(principle: Principle, at: At) -> Iterator[Finding]:
         yield Finding(*at(principle, unrelated[-1]), "unrelated-texts", "warning", reason, suggestion)
 
     revision, judge = leanings(principle.revision), leanings(principle.judge)
-    opposite = [key for key in judge if revision.get(key) == -judge[key]]
-    if judge.get("bad") == 1 and "bad" not in revision and not BAD & content_words["revision"]:
+    opposite = list(opposed(judge, revision))
+    if "bad" in judge and judge["bad"].sign > 0 and "bad" not in revision and not BAD & content_words["revision"]:
         opposite.append("bad")  # nothing in the revision asks for harm
     for key in opposite:
         what = {"bad": "harm", "long": "length", "complicat": "complication"}.get(key, f"what is “{key}…”")
-        wants = "more" if judge[key] > 0 else "less"
+        wants = "more" if judge[key].sign > 0 else "less"
         reason = f"judge prefers {wants} {what}, which contradicts revision: labels would work against revisions"
         suggestion = "ask which answer better does what revision asks for"
         yield Finding(*at(principle, "judge"), "contradiction", "error", reason, suggestion)
@@ -277,6 +279,37 @@ def _alike(constitution: Constitution, at: At) -> Iterator[Finding]:
             share = 100 * len(both) / smaller
             reason = f"is similar to '{a.id}' (line {line}): they share {share:.0f} % of their content words"
             yield Finding(*here, "near-duplicate", "warning", reason, suggestion)
+
+
+def _exclusion(constitution: Constitution, at: At) -> Iterator[Finding]:
+    for a, b in itertools.combinations(constitution.principles, 2):
+        if (phrases := next(_opposites(a, b), None)) is None or not _meet(a, b):
+            continue
+        there, here = phrases
+        reason = (
+            f"asks for “{here}” where '{a.id}' (line {at(a, 'id').line}) asks for “{there}”: they exclude each other "
+            "on prompts that both apply to"
+        )
+        suggestion = "delete one, or give them applies_to with different tags"
+        yield Finding(*at(b, "id"), "exclusion", "hint", reason, suggestion)
+
+
+def _opposites(a: Principle, b: Principle) -> Iterator[tuple[str, str]]:
+    """Words of each by which they ask for opposite things."""
+    for some, others in itertools.product((a.revision, a.judge), (b.revision, b.judge)):
+        for root, phrases in opposed(leanings(some), leanings(others)).items():
+            first, second = (leaning.phrase for leaning in phrases)
+            # an answer may name more risks and be less rude
+            if root != "bad" or stem(first.split()[-1]) == stem(second.split()[-1]):
+                yield first, second
+
+
+def _meet(a: Principle, b: Principle) -> bool:
+    """Whether both certainly apply to some prompts: one is general, or they share a tag or a question."""
+    if a.applies_to is None or b.applies_to is None:
+        return True
+    same = a.applies_to.question == b.applies_to.question is not None
+    return same or not set(a.applies_to.tags).isdisjoint(b.applies_to.tags)
 
 
 FIX = "no run can load this file until it is fixed"

@@ -5,6 +5,7 @@ They are rough on purpose: the linter points at a place, and a person decides.
 """
 
 import re
+from typing import NamedTuple
 
 
 def _words(text: str) -> frozenset[str]:
@@ -79,30 +80,48 @@ NEGATION = re.compile(
 REACH = 4  # words that a negation reaches over: "do not choose the more harmful one"
 
 
-def leanings(text: str) -> dict[str, int]:
-    """What a text asks for more of (1) or less of (-1), by stem; `bad` stands for all of BAD and the inverse of GOOD.
+class Leaning(NamedTuple):
+    """Whether a text asks for more of something (1) or less (-1), and the words that do."""
+
+    sign: int
+    phrase: str
+
+
+def leanings(text: str) -> dict[str, Leaning]:
+    """What a text asks for more or less of, by stem; `bad` stands for all of BAD and the inverse of GOOD.
 
     Derived from quantities ("less formal"), comparatives ("shorter") and negated bad words ("remove insults"); a stem
     that is asked for both ways is omitted.
     """
-    signs: dict[str, set[int]] = {}
+    leaning: dict[str, dict[int, str]] = {}
     tokens = words(text)
     for at, word in enumerate(tokens):
         before = tokens[max(0, at - REACH) : at]
-        sign = -1 if any(NEGATION.fullmatch(w) for w in before) else 1
-        near = before[-2:-1] if before and before[-1].endswith("ly") else before[-1:]  # "more clearly false"
-        quantity = QUANTITIES.get("".join(near), 0)
+        denials = [place for place, w in enumerate(before) if NEGATION.fullmatch(w)]
+        sign = -1 if denials else 1
+        near = len(before) - (2 if before and before[-1].endswith("ly") else 1)  # "more clearly false"
+        quantity = QUANTITIES.get(before[near], 0) if near >= 0 else 0
         root = stem(word)
         if word in COMPARATIVES:
             root, more = COMPARATIVES[word]
-            signs.setdefault(root, set()).add(more * sign)
         elif root in BAD and (quantity or sign < 0):
-            signs.setdefault("bad", set()).add((quantity or 1) * sign)
+            root, more = "bad", quantity or 1
         elif word in GOOD and quantity:
-            signs.setdefault("bad", set()).add(-quantity * sign)
+            root, more = "bad", -quantity
         elif quantity and word not in COMMON:
-            signs.setdefault(root, set()).add(quantity * sign)
-    return {root: both.pop() for root, both in signs.items() if len(both) == 1}
+            more = quantity
+        else:
+            continue
+        start = denials[-1] if denials else near if quantity else len(before)
+        leaning.setdefault(root, {}).setdefault(more * sign, " ".join([*before[start:], word]))
+    return {root: Leaning(*both.popitem()) for root, both in leaning.items() if len(both) == 1}
+
+
+def opposed(some: dict[str, Leaning], others: dict[str, Leaning]) -> dict[str, tuple[Leaning, Leaning]]:
+    """What two texts ask for in opposite ways, by stem, and how each does."""
+    return {
+        root: (some[root], others[root]) for root in some if root in others and some[root].sign != others[root].sign
+    }
 
 
 ADJECTIVE = "(?:{})".format(

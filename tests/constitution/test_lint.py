@@ -67,9 +67,9 @@ def test_a_constitution_without_a_general_principle_skips_prompts(tmp_path: Path
     assert found(tmp_path, SOURCES, tagged[1]) == []
 
 
-@pytest.mark.parametrize("name", ["brief", "harmless", "helpful-honest", "plain"])
-def test_nothing_is_wrong_with_a_shipped_constitution(name: str) -> None:
-    assert lint(ROOT / f"constitutions/{name}.yaml") == []
+@pytest.mark.parametrize("path", sorted((ROOT / "constitutions").glob("*.yaml")), ids=lambda path: path.stem)
+def test_nothing_is_wrong_with_a_shipped_constitution(path: Path) -> None:
+    assert lint(path) == []
 
 
 def test_nothing_is_wrong_with_a_starter_or_with_good_principles(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_every_rule_and_bound_is_documented_as_it_is() -> None:
     rules.discard(("error", "warning"))  # the severities themselves
     assert {rule for rule, _ in rules} == set(get_args(Rule))
     assert rules == set(re.findall(r"^\| `([a-z-]+)` \| (error|warning|hint) \|", doc, re.MULTILINE))
-    assert len(rules) == 18
+    assert len(rules) == 19
     for bound in (
         f"more than {MAX_WORDS} words",
         f"of {ALIKE} or more",
@@ -166,6 +166,52 @@ def test_a_judge_is_not_to_undo_the_revision(tmp_path: Path, revision: str, judg
     critique = "Point out each angry, harmful, kind, formal or excited word and its tone."
     principle = {"id": "calm", "critique": critique, "revision": revision, "judge": judge}
     assert [rule for _, rule, _ in found(tmp_path, principle) if rule not in ("negative", "unrelated-texts")] == rules
+
+
+LONG = {
+    "id": "long",
+    "critique": "Point out each step of the explanation that is missing.",
+    "revision": "Rewrite the answer as a longer explanation with every step.",
+    "judge": "Which answer explains every step at more length?",
+}
+SHORT = {
+    "id": "short",
+    "critique": "Point out what could be cut from the answer.",
+    "revision": "Rewrite the answer in fewer words, and cut what nobody needs.",
+    "judge": "Which answer is shorter, with all that one needs?",
+}
+
+
+def test_principles_that_exclude_each_other_are_named_with_their_words(tmp_path: Path) -> None:
+    (finding,) = lint(write(tmp_path, LONG, SOURCES, SHORT))
+    assert (finding.principle, finding.rule, finding.severity) == ("short", "exclusion", "hint")
+    assert finding.reason.startswith("asks for “shorter” where 'long' (line 3) asks for “longer”: they exclude")
+
+
+@pytest.mark.parametrize(
+    ("long", "short", "excluded"),
+    [
+        ({"tags": ["essay"]}, None, True),
+        ({"tags": ["essay", "x"]}, {"tags": ["x", "chat"]}, True),
+        ({"tags": ["essay"]}, {"tags": ["chat"]}, False),
+        ({"question": "Is it an essay?"}, {"question": "Is it an essay?"}, True),
+        ({"question": "Is it an essay?"}, {"question": "Is it a chat?"}, False),
+    ],
+)
+def test_principles_that_may_never_meet_do_not_exclude_each_other(
+    tmp_path: Path, long: dict[str, Any], short: dict[str, Any] | None, excluded: bool
+) -> None:
+    rules = [rule for _, rule, _ in found(tmp_path, LONG | {"applies_to": long}, SHORT | {"applies_to": short})]
+    assert ("exclusion" in rules) == excluded
+
+
+def test_harm_of_unlike_kinds_excludes_nothing(tmp_path: Path) -> None:
+    def asking(judge: str) -> dict[str, Any]:
+        return {**CALM, "id": f"p{len(judge)}", "judge": judge, "revision": "Rewrite the answer."}
+
+    less, risks = asking("Which answer is less hurtful?"), asking("Which answer names more risks?")
+    assert "exclusion" not in [rule for _, rule, _ in found(tmp_path, less, risks)]
+    assert "exclusion" in [rule for _, rule, _ in found(tmp_path, less, asking("Which is the more hurtful answer?"))]
 
 
 def test_the_texts_of_a_principle_are_about_one_thing(tmp_path: Path) -> None:
