@@ -10,7 +10,7 @@ Reading the line of JSON:
   38, 48 and 60 words on 40 prompts. `one_training` has one policy a run, `three_trainings` three. `attribute` is a
   matrix of `cai attribute`. `over_prompts` is what testing such policies over prompts alone would invent.
 - `power`: of planned designs, how often the planned difference is significant, on average over pilots of 40 prompts
-  (`prompts`) and of three trainings a run (`trainings`): 75 to 85 %.
+  (`prompts`; of flags, such as being truncated, `flags`) and of three trainings a run (`trainings`): 75 to 85 %.
 - `coverage`: for every interval that the tool prints, with 8, 16 and 64 prompts, how often it holds the truth (93 to
   97 %; a trial is a new truth and a new sample, so that the steps of discrete intervals average out). `n/a`: too few
   prompts for an interval.
@@ -42,7 +42,7 @@ from cai.feedback.metrics import EVALUATION_METRICS, LABEL_METRICS, REVISION_MET
 from cai.runs.folder import RunFolder
 from cai.stats.agreement import agreement, calibration_error
 from cai.stats.intervals import bootstrap_mean, paired_change, predicted, share
-from cai.stats.power import planned_prompts
+from cai.stats.power import differing_share, planned_flags, planned_prompts
 from cai.stats.significance import ALPHA, Effect, contrasts, corrected, paired
 from cai.stats.trainings import paired_trainings, two_level
 from cai.stats.win_rate import length_controlled_win_rate
@@ -180,10 +180,15 @@ def false_stars(comparisons: int) -> dict[str, float]:
 
 def power(designs: int, tests: int = 20) -> dict[str, float]:
     """Of a planned difference that is one of so many tests in one table."""
-    rng, found = np.random.default_rng(0), {"prompts": 0, "trainings": 0}
+    rng, found = np.random.default_rng(0), {"prompts": 0, "flags": 0, "trainings": 0}
     for _ in range(designs):
         n = planned_prompts(float(rng.normal(0, 20, PROMPTS).std(ddof=1)), PROMPTS - 1, 10.0, ALPHA / tests)
         found["prompts"] += (paired(rng.normal(10, 20, n or 2)).p or 0) <= ALPHA / tests
+
+        differing = differing_share(int(rng.binomial(PROMPTS, 0.3)), PROMPTS)
+        drawn = rng.random(planned_flags(differing, 0.15, ALPHA / tests) or 2)
+        flips = np.where(drawn < 0.225, 1.0, np.where(drawn < 0.3, -1.0, 0.0))  # 15 % more gain a flag than lose it
+        found["flags"] += (paired(flips).p or 0) <= ALPHA / tests
 
         def policies(trainings: int, prompts: int, difference: float) -> tuple[Any, Any]:
             a, b = (rng.normal(0, TRAINING, (trainings, 1)) + rng.normal(0, 15, (trainings, prompts)) for _ in "ab")
@@ -240,6 +245,13 @@ def _calibration(rng: Rng, n: int) -> tuple[Any, float]:
     return calibration_error(confidence.tolist(), labels.astype(float).tolist(), range(n)), (1 - slope) / 3
 
 
+def _sure_calibration(rng: Rng, n: int) -> tuple[Any, float]:
+    """A judge that is mostly sure, and right nearly as often as it says."""
+    confidence, error = rng.uniform(0.8, 0.999, n), rng.choice([0.0, 0.03, 0.08])
+    labels = rng.random(n) < confidence - error
+    return calibration_error(confidence.tolist(), labels.astype(float).tolist(), range(n)), float(error)
+
+
 def _correlation(rng: Rng, n: int) -> tuple[Any, float]:
     rho, tokens, noise = rng.uniform(-0.8, 0.8), rng.normal(0, 1, n), rng.normal(0, 1, n)
     rewards = rho * tokens + (1 - rho**2) ** 0.5 * noise
@@ -280,17 +292,17 @@ def _preference(rng: Rng, n: int) -> tuple[Any, float]:
     return paired(rng.beta(mean * certainty, (1 - mean) * certainty, n) - 0.5), mean - 0.5
 
 
-def _two_level(rng: Rng, n: int) -> tuple[Any, float]:
+def _two_level(rng: Rng, n: int, trainings: int = 3) -> tuple[Any, float]:
     prompts, change = rng.normal(45, 20, n), rng.normal(5, 10, n)
-    a, b = (rng.normal(0, TRAINING, (3, 1)) + rng.normal(0, 15, (3, n)) + prompts for _ in "ab")
+    a, b = (rng.normal(0, TRAINING, (trainings, 1)) + rng.normal(0, 15, (trainings, n)) + prompts for _ in "ab")
     return two_level(a, b + change), 5.0
 
 
-def _policy_wins(rng: Rng, n: int) -> tuple[Any, float]:
-    """Three pairs of policies, whose trainings move their log-odds on all prompts."""
+def _policy_wins(rng: Rng, n: int, trainings: int = 3) -> tuple[Any, float]:
+    """Pairs of policies, whose trainings move their log-odds on all prompts."""
     better, nodes = rng.normal(0, 0.5), np.polynomial.hermite_e.hermegauss(40)
-    odds = better + rng.normal(0, 0.5, (3, 1)) + rng.normal(0, 1, n)
-    wins = (rng.random((3, n)) < 1 / (1 + np.exp(-odds))).astype(float)
+    odds = better + rng.normal(0, 0.5, (trainings, 1)) + rng.normal(0, 1, n)
+    wins = (rng.random((trainings, n)) < 1 / (1 + np.exp(-odds))).astype(float)
     mean = np.average(1 / (1 + np.exp(-better - np.hypot(0.5, 1) * nodes[0])), weights=nodes[1])
     return paired_trainings(wins - 0.5), float(mean) - 0.5
 
@@ -355,7 +367,9 @@ INTERVALS: dict[str, Trial] = {
     "win rate less ½": _win_difference,
     "one judge's preference less ½": _preference,
     "difference of policies, three trainings": _two_level,
+    "difference of policies, two trainings": lambda rng, n: _two_level(rng, n, trainings=2),
     "win rate of policies, three trainings": _policy_wins,
+    "win rate of policies, two trainings": lambda rng, n: _policy_wins(rng, n, trainings=2),
     "principle against others": _contrast,
     "principle against others, flags": _flags,
     "win rate": _wins,
@@ -363,6 +377,7 @@ INTERVALS: dict[str, Trial] = {
     "accuracy": _accuracy,
     "κ": _kappa,
     "calibration error": _calibration,
+    "calibration error of a sure judge": _sure_calibration,
     "gold win rate, several samples a prompt": _samples,
     "change from the reference": _change,
     "change, several forms a request": _forms,

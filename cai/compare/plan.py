@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from cai.compare.record import METRIC_TABLE, PlannedMetric, RunComparison
 from cai.config.errors import CaiError
 from cai.feedback.metrics import RUN_METRICS
-from cai.stats.power import planned_errors, planned_prompts
+from cai.stats.power import MANY_FLAGS, differing_share, planned_errors, planned_flags, planned_prompts
 from cai.stats.significance import ALPHA, Effect
 from cai.stats.trainings import PROMPTS_ONLY
 
@@ -67,6 +67,8 @@ def needed(effect: Effect, difference: float, alpha: float) -> tuple[int | None,
     """Prompts, trainings in each run, and what limits the plan; None where no number is enough, or none is known."""
     if not effect.se or effect.n < 2:
         return None, None, EQUAL if effect.n > 1 else "one prompt has no spread"
+    if effect.flips is not None and difference <= 1 and effect.n <= MANY_FLAGS:
+        return planned_flags(differing_share(sum(effect.flips), effect.n), difference, alpha), None, effect.note
     if effect.trainings is None or effect.note == PROMPTS_ONLY:
         deviation = effect.se * math.sqrt(effect.n)
         return planned_prompts(deviation, effect.n - 1, difference, alpha), None, effect.note

@@ -5,7 +5,7 @@ pair stands first.
 """
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -139,10 +139,15 @@ def calibration_error(predicted: Sequence[float], labels: Sequence[float], promp
     means = np.bincount(numbers[opinion], confidence[opinion])[used] / sizes[used]
     spread = _together(np.where(opinion, gaps - gaps[opinion].mean(), 0.0), [index[prompt] for prompt in prompts])
     chance = _Chance(sizes[used], means, len(gaps), spread)
-    over, under = ([chance.error_with(error, q, sign) for q in (0.975, 0.5, 0.025)] for sign in (1.0, -1.0))
-    low = min((bound for bound in (over[0], under[0]) if bound is not None), default=error)
-    high = max(chance.error(sign) if bound is None else bound for bound, sign in ((over[2], 1.0), (under[2], -1.0)))
-    middle = (over if gaps.sum() >= 0 else under)[1]
+    signs = (1.0, -1.0)
+    low = min((low for s in signs if (low := chance.least_error(error, 0.975, s)) is not None), default=error)
+    # an error smaller than chance makes of a calibrated judge's in all but 2.5 % of draws: one that is rarer still
+    high = max(chance.most_error(error, 0.025, s) for s in signs) or max(
+        chance.most_error(error, 0.0, s) for s in signs
+    )
+    if not high:
+        return Estimate(0.0, None, None, len(index))
+    middle = chance.least_error(error, 0.5, 1.0 if gaps.sum() >= 0 else -1.0)
     mean = error if middle is None else middle
     return Estimate(mean, min(low, mean), max(high, mean), len(index))
 
@@ -178,19 +183,25 @@ class _Chance(NamedTuple):
         errors = np.abs(self.sizes * (self.confidence - right) - noise).sum(axis=1) / self.pairs
         return float(np.quantile(errors, q))
 
-    def error_with(self, observed: float, q: float, sign: float) -> float | None:
-        """The true error of which the observed one is the quantile q, of shifts with a sign; None where all are less.
+    def least_error(self, observed: float, q: float, sign: float) -> float | None:
+        """The least true error whose quantile q reaches the observed one, of shifts with a sign; None for none."""
+        return self._where(lambda found: found >= observed - TIE, q, sign)
 
-        0 where it is below that quantile for a calibrated judge.
-        """
-        if self._quantile(0.0, q) >= observed - TIE:
+    def most_error(self, observed: float, q: float, sign: float) -> float:
+        """The largest true error whose quantile q is not above the observed one; 0 if a calibrated judge's is."""
+        above = self._where(lambda found: found > observed + TIE, q, sign)
+        return self.error(sign) if above is None else above
+
+    def _where(self, reached: Callable[[float], bool], q: float, sign: float) -> float | None:
+        """The true error at the shift from which on a quantile is reached."""
+        if reached(self._quantile(0.0, q)):
             return 0.0
         least, most = 0.0, 1.0
-        if self._quantile(sign * most, q) < observed - TIE:
+        if not reached(self._quantile(sign * most, q)):
             return None
         for _ in range(HALVINGS):
             middle = (least + most) / 2
-            least, most = (least, middle) if self._quantile(sign * middle, q) >= observed - TIE else (middle, most)
+            least, most = (least, middle) if reached(self._quantile(sign * middle, q)) else (middle, most)
         return self.error(sign * most)
 
 

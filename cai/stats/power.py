@@ -4,11 +4,18 @@ Both are of Student's t, whose power is that of the sign-flip and permutation te
 a few points (Hoeffding 1952, Ann. Math. Stat. 23; tests/stats/test_power.py simulates it). With few prompts and many
 tests the normal approximation of Cohen 1988, §2.4, asks for far too little: 8 prompts among 5 tests find 4.7 standard
 errors with 80 % power, and not 3.4.
+
+Flags, whose differences are −1, 0 or 1, are no such values: if few prompts differ, their spread is small, and so is the
+smallest p they can have. Their test is the exact one of McNemar 1947 (Psychometrika 12, 153–157), and its power is
+summed over how many prompts may differ (Duffy 1984, Biometrics 40, 1005–1015).
 """
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 from statistics import NormalDist
+
+import numpy as np
 
 POWER = 0.8  # the convention of Cohen 1988, §2.4
 MANY = 1e5  # degrees of freedom from which Student's t is the normal distribution
@@ -86,7 +93,11 @@ def planned_prompts(deviation: float, freedom: float, difference: float, alpha: 
     def enough(n: int) -> bool:
         return math.sqrt(n) * difference >= planned_errors(alpha, n - 1, freedom) * deviation
 
-    least = max(2, math.ceil(2 - math.log2(alpha)))
+    return _least_enough(max(2, math.ceil(2 - math.log2(alpha))), enough)
+
+
+def _least_enough(least: int, enough: Callable[[int], bool]) -> int | None:
+    """The smallest number of prompts from `least` on that is enough; None beyond MOST_PROMPTS."""
     low, high = least - 1, least
     while not enough(high):
         low, high = high, 2 * high
@@ -96,3 +107,72 @@ def planned_prompts(deviation: float, freedom: float, difference: float, alpha: 
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
     return high
+
+
+MANY_FLAGS = 20_000  # prompts, beyond which shares are as good as normally distributed
+NEGLIGIBLE = 1e-9  # a probability
+
+
+def flag_power(n: int, up: float, down: float, alpha: float) -> float:
+    """How often the exact test finds that of n prompts a share `up` gains a flag and a share `down` loses it.
+
+    Both are above 0 together. The other direction's part, below alpha / 2, is left out.
+    """
+    from scipy.special import bdtrc
+    from scipy.stats import binom
+
+    differing = np.arange(n + 1)
+    likely = binom.pmf(differing, n, up + down)
+    differing, likely = differing[likely > NEGLIGIBLE], likely[likely > NEGLIGIBLE]
+    needed = np.array([_rare_majority(int(m), alpha) for m in differing])
+    possible = needed <= differing
+    found = bdtrc(needed[possible] - 1.0, differing[possible], up / (up + down))
+    return float(likely[possible] @ found)
+
+
+@lru_cache(maxsize=65536)
+def _rare_majority(m: int, alpha: float) -> int:
+    """The least number of m fair coins to one side that is rarer than alpha, both sides counted; m + 1 for none."""
+    from scipy.stats import binom
+
+    return min(m + 1, max(int(binom.isf(alpha / 2 * (1 + ROUNDING), m, 0.5)) + 1, 1))
+
+
+def _split(share: float, difference: float) -> tuple[float, float]:
+    """The shares of prompts that gain and lose a flag, if a share differs, or as many as the difference takes."""
+    differing = min(1.0, max(share, difference))
+    return (differing + difference) / 2, (differing - difference) / 2
+
+
+def differing_share(differing: int, n: int) -> float:
+    """Of prompts: Laplace's estimate, since of few prompts none that differs does not make the next ones equal."""
+    return (differing + 1) / (n + 2)
+
+
+def detectable_flags(n: int, share: float, alpha: float) -> float | None:
+    """The smallest difference of flags that n prompts find with 80 % power, where a share of them differs.
+
+    None where even a flag that every prompt gains is not found. Args: n up to MANY_FLAGS.
+    """
+    low, high = 0.0, 1.0
+    if flag_power(n, 1.0, 0.0, alpha) < POWER:
+        return None
+    while high - low > 5e-4:
+        middle = (low + high) / 2
+        low, high = (low, middle) if flag_power(n, *_split(share, middle), alpha) >= POWER else (middle, high)
+    return high
+
+
+def planned_flags(share: float, difference: float, alpha: float) -> int | None:
+    """How many prompts find a difference of flags with 80 % power, where a share of prompts differs.
+
+    Args: a difference in (0, 1]. None beyond MANY_FLAGS.
+    """
+    if not 0 < difference <= 1:
+        raise ValueError(f"expected a difference above 0 and at most 1, found {difference}")
+
+    def enough(n: int) -> bool:
+        return n > MANY_FLAGS or flag_power(n, *_split(share, difference), alpha) >= POWER
+
+    found = _least_enough(max(2, math.ceil(1 - math.log2(alpha))), enough)
+    return None if found is None or found > MANY_FLAGS else found

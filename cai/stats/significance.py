@@ -19,7 +19,14 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from cai.stats.intervals import wilson
-from cai.stats.power import all_of_one_sign, attained_level, detectable
+from cai.stats.power import (
+    MANY_FLAGS,
+    all_of_one_sign,
+    attained_level,
+    detectable,
+    detectable_flags,
+    differing_share,
+)
 
 ALPHA = 0.05  # a difference is significant when, corrected for all others of the output, it is rarer than this
 DRAWS = 10_000  # of signs or permutations, with what was observed as one of them (Phipson & Smyth 2010)
@@ -41,7 +48,7 @@ class Effect(BaseModel):
     that these prompts could have had, and `freedom` the degrees of freedom of `se` (None: many).
     `minimum_detectable` is the smallest true difference that the test finds with 80 % power at this n, spread and
     correction; see `minimum_detectable`. `undetectable`: it would be larger than any that there can be, such as 1
-    between two shares.
+    between two shares. `flips`: how many prompts gain a flag and how many lose it, if all differences are −1, 0 or 1.
 
     Of trained policies, `trainings` has how many there are on either side, and `between_trainings` the share of the
     variance of the difference, in [0, 1], that comes of their trainings. With one training a side that variance is
@@ -59,6 +66,7 @@ class Effect(BaseModel):
     undetectable: bool = False
     least_p: float = 0.0
     freedom: float | None = None
+    flips: tuple[int, int] | None = None
     trainings: tuple[int, int] | None = None
     between_trainings: float | None = None
     note: str = ""
@@ -90,6 +98,7 @@ def paired(differences: Sequence[float] | Floats) -> Effect:
         return Effect(mean=mean, se=0.0, low=None, high=None, n=n, p=least, least_p=least)
     se = float(values.std(ddof=1)) / math.sqrt(n)
     signed = values[values != 0]
+    flips = (int(np.sum(values > 0)), int(np.sum(values < 0))) if np.all(np.abs(signed) == 1) else None
     if n > FEW and len(signed) > FEW:
         return by_normal(mean, se, n)
     inside, outside = _halves(values) if n <= FEW else _halves_with_ties(signed, n - len(signed))
@@ -104,7 +113,10 @@ def paired(differences: Sequence[float] | Floats) -> Effect:
     rank = math.floor(ALPHA * len(low)) + 1  # from the outside: that many draws still hold the bound
     bounds = float(np.partition(low, rank - 1)[rank - 1]), float(-np.partition(-high, rank - 1)[rank - 1])
     held = [bound if math.isfinite(bound) else None for bound in bounds]
-    return Effect(mean=mean, se=se, low=held[0], high=held[1], n=n, p=p, least_p=_rarest(values), freedom=float(n - 1))
+    return Effect(
+        mean=mean, se=se, low=held[0], high=held[1], n=n, p=p, least_p=_rarest(values), freedom=float(n - 1),
+        flips=flips,
+    )  # fmt: skip
 
 
 def _rarest(values: Floats) -> float:
@@ -220,10 +232,12 @@ def minimum_detectable(effect: Effect, tests: float = 1) -> float | None:
 
     In the unit of the effect, at Holm's first and strictest step, α/tests. See cai/stats/power.py for the formula; the
     level is the one that the test attains, since the p of few prompts has few possible values. None without a spread,
-    for fewer than SMALLEST prompts, whose spread says little, and where no p of these prompts is as small as α/tests.
+    for fewer than SMALLEST prompts, whose spread says little, and where no p of so many prompts is as small as α/tests.
     """
     if not effect.se or effect.n < SMALLEST:
         return None
+    if effect.flips is not None and effect.n <= MANY_FLAGS:
+        return detectable_flags(effect.n, differing_share(sum(effect.flips), effect.n), ALPHA / tests)
     level = attained_level(ALPHA / tests, effect.least_p)
     if level is None:
         return None

@@ -3,7 +3,16 @@ import pytest
 from scipy import stats
 
 from cai.stats import significance
-from cai.stats.power import all_of_one_sign, attained_level, detectable, planned_prompts
+from cai.stats.power import (
+    all_of_one_sign,
+    attained_level,
+    detectable,
+    detectable_flags,
+    differing_share,
+    flag_power,
+    planned_flags,
+    planned_prompts,
+)
 from cai.stats.significance import ALPHA, paired
 
 pytestmark = pytest.mark.numeric
@@ -48,3 +57,43 @@ def test_a_planned_comparison_finds_its_difference_four_times_in_five(
         assert n is not None
         found += (paired(rng.normal(0.6, 1, n)).p or 0) <= ALPHA / tests
     assert 0.75 <= found / 400 <= 0.85
+
+
+def flags(rng: np.random.Generator, n: int, up: float, down: float) -> np.ndarray:
+    drawn = rng.random(n)
+    return np.where(drawn < up, 1.0, np.where(drawn > 1 - down, -1.0, 0.0))
+
+
+@pytest.mark.parametrize(("n", "up", "down"), [(12, 0.6, 0.0), (60, 0.25, 0.05), (300, 0.05, 0.01)])
+def test_the_power_of_flags_is_how_often_the_test_finds_them(n: int, up: float, down: float) -> None:
+    rng = np.random.default_rng(n)
+    found = np.mean([(paired(flags(rng, n, up, down)).p or 0) <= 0.01 for _ in range(400)])
+    assert found == pytest.approx(flag_power(n, up, down, 0.01), abs=0.06)
+
+
+def test_flags_that_differ_on_few_prompts_have_a_detectable_difference() -> None:
+    effect = significance.corrected({"flags": {"cut": paired([1.0] * 2 + [0.0] * 26)}})["flags"]["cut"]
+    assert effect.minimum_detectable is not None and 0.2 < effect.minimum_detectable < 0.4  # six of 28 at least
+    assert detectable_flags(28, differing_share(2, 28), ALPHA) == effect.minimum_detectable
+    assert detectable_flags(8, 0.1, 0.001) is None  # 2⁻⁷ is the smallest p of eight prompts
+
+
+@pytest.mark.parametrize("differing", [0.02, 0.3])  # of the pilot's prompts
+@pytest.mark.parametrize("difference", [0.1, 0.3])
+def test_planned_flags_find_their_difference_four_times_in_five_or_more(differing: float, difference: float) -> None:
+    """The plan knows how many prompts differ from a pilot of forty, and as few as none may.
+
+    More where it may take just as many: pilots in which more differ ask for more, and none can ask for less.
+    """
+    rng, alpha, power = np.random.default_rng(0), ALPHA / 8, []
+    share = max(differing, difference)
+    for _ in range(100):
+        n = planned_flags(differing_share(int(rng.binomial(40, differing)), 40), difference, alpha)
+        assert n is not None
+        power.append(flag_power(n, (share + difference) / 2, (share - difference) / 2, alpha))
+    assert 0.75 <= np.mean(power) <= (0.85 if differing != difference else 0.95)
+
+
+def test_a_plan_for_more_than_every_prompt_is_an_error() -> None:
+    with pytest.raises(ValueError, match="at most 1"):
+        planned_flags(0.1, 1.5, ALPHA)

@@ -168,7 +168,7 @@ def test_a_table_has_a_minimum_detectable_difference_for_each_effect_significant
 
 
 def test_a_difference_larger_than_any_there_can_be_is_none_to_detect() -> None:
-    wide, clear = paired([1.0, -1.0] * 6), paired([0.5, 0.4, 0.6] * 4)
+    wide, clear = paired([1.0, -0.9] * 6), paired([0.5, 0.4, 0.6] * 4)
     table = corrected(
         {"metrics": {"words": wide, "wide": wide, "clear": clear}}, lambda _, key: 99 if key == "words" else 1
     )
