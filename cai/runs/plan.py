@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -21,7 +21,7 @@ from cai.data.jsonl import file_fingerprint, write_rows, write_text
 from cai.data.manifest import Claim, check, take, versions
 from cai.data.preferences import read_preferences
 from cai.data.prompts import store_prompts
-from cai.data.records import Messages, Preference, Prompt, Skipped, Source
+from cai.data.records import Messages, Preference, Prompt, Skipped
 from cai.evaluation.evaluation_plan import evaluation_axes
 from cai.evaluation.probes import read_probes
 from cai.feedback.label import LabelJob, count_work
@@ -31,10 +31,11 @@ from cai.inference.models import Model, model_fingerprint
 from cai.inference.scheduler import deciding_settings
 from cai.inference.servers import addresses_of
 from cai.runs.folder import CACHE_FILES, ITERATION, RUN, SEEDS, RunFolder, Training
+from cai.runs.plan_checks import check_pairs, check_tags, unmet_tags
 from cai.runs.roles import other_models, policy_models, with_template_texts
 from cai.runs.run_file import RunConfig, effective_text, load_run_file, templates_needed
 from cai.stats.formatting import counted
-from cai.training.settings import DRAFTS, PreferenceConfig, TrainStage, weighs_pairs
+from cai.training.settings import DRAFTS, TrainStage
 from cai.training.stage import MODEL, OUTPUT, worker_python
 
 LONGEST_NAME = 255  # bytes of a folder's name on Linux's file systems
@@ -92,9 +93,9 @@ def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path
         names_for([principles, eval_constitution], templates_needed(config)),
     )
     config.judge.check_templates(templates)
-    _check_tags(principles, training, run_file)
+    check_tags(principles, training, run_file)
     preferences, preferences_skipped = _preferences(config, run_file, held_out)
-    _check_weights(config, run_file, preferences)
+    check_pairs(config, run_file, preferences)
     evaluation_axes(config.evaluate)  # so that an error in them shows now, and in probes
     if config.evaluate.probes:
         read_probes("all")
@@ -129,26 +130,6 @@ def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path
         runs=runs,
         folder=RunFolder(runs / folder_name(config.name or run_file.stem, f"{run_file}: name", "--name NEW")),
     )
-
-
-def unmet_tags(constitution: Constitution, prompts: Iterable[Prompt]) -> dict[str, list[str]]:
-    """The tags under `applies_to` that none of the prompts has, by principle; the prompts are read only if need be."""
-    wanted = {p.id: p.applies_to.tags for p in constitution.principles if p.applies_to and p.applies_to.tags}
-    known = {tag for prompt in prompts for tag in prompt.tags} if wanted else set()
-    missing = {i: [tag for tag in tags if tag not in known] for i, tags in wanted.items()}
-    return {i: tags for i, tags in missing.items() if tags}
-
-
-def _check_tags(constitution: Constitution, prompts: Iterable[Prompt], run_file: Path) -> None:
-    """Raises: CaiError where no principle can apply to any prompt, for want of tags."""
-    missing = unmet_tags(constitution, prompts)
-    tags_of = {p.id: p.applies_to.tags if p.applies_to else [] for p in constitution.principles}
-    if all(tags and missing.get(i) == tags for i, tags in tags_of.items()):
-        tags = ", ".join(dict.fromkeys(tag for tags in missing.values() for tag in tags))
-        raise CaiError(
-            f"{run_file}: constitution: no principle applies to any prompt: no training prompt has one of the tags "
-            f"that applies_to names: {tags}"
-        )
 
 
 def _check_launcher(config: RunConfig, run_file: Path) -> None:
@@ -230,25 +211,6 @@ def _preferences(
         else:
             used.append(pair)
     return used, skipped
-
-
-def _check_weights(config: RunConfig, run_file: Path, preferences: Sequence[Preference]) -> None:
-    """Raises: CaiError for a stage whose loss counts all pairs alike, and whose pairs will differ in weight."""
-    written: set[tuple[Source, float]] = {(pair.source, pair.weight) for pair in preferences}
-    if config.revise.rounds and config.revise.label != "off":
-        written.add(("revision", 1.0))
-    if config.judge.samples > 1:
-        written.add(("judge", 1.0))
-    for number, settings in enumerate(config.train):
-        if not isinstance(settings, PreferenceConfig) or weighs_pairs(settings):
-            continue
-        weights = {weight * settings.data.by_source[source] for source, weight in written} - {0.0}
-        if len(weights) > 1:
-            raise CaiError(
-                f"{run_file}: train[{number}]: its pairs weigh from {min(weights):g} to {max(weights):g}, by `data` or "
-                f"the file of preferences, and the stage '{settings.stage}' counts all alike; reward, or dpo with the "
-                "loss sigmoid, ipo or robust, weighs them"
-            )
 
 
 def _gate(config: RunConfig, run_file: Path, principles: Constitution, templates: Templates) -> LabelJob | None:

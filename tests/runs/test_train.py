@@ -197,6 +197,29 @@ def make_held_out(run_file: Path) -> str:
     return text
 
 
+@pytest.mark.parametrize(
+    ("train", "settings", "message"),
+    [
+        ("{stage: dpo}", ["revise.label=off", "judge.samples=0"],
+         r"dpo has no pairs .*: revise.label is off, judge.samples is 0, there are no pairs in `preferences`;"),
+        ("{stage: reward}", ["revise.rounds=0", "judge.samples=1"], r"reward .* revise.rounds is 0, judge.samples is 1,"),
+        ("{stage: kto, data: {revision: 0}}", ["judge.samples=0"], r"kto .*: data.revision is 0, judge.samples is 0,"),
+        ("{stage: sft}", ["revise.rounds=0"], r"sft learns from revisions, and revise.rounds is 0"),
+        ("{stage: dpo}", ["judge.samples=0", "iterations=2"], r"dpo .*: iterations after the first make no revisions,"),
+    ],
+)  # fmt: skip
+def test_a_stage_with_nothing_to_learn_from_is_refused_before_any_call(
+    tmp_path: Path, model_folder: Path, train: str, settings: list[str], message: str
+) -> None:
+    human = tmp_path / "human.jsonl"
+    human.write_text(json.dumps({"prompt": "Why?", "chosen": "so", "rejected": "no"}))
+    run_file = write_workspace(tmp_path, model_folder, extra=f"train: [{train}]\n")
+    with pytest.raises(CaiError, match=rf"run.yaml: train\[0\]: {message}"):
+        make_plan(run_file, settings, None, tmp_path / "runs")
+    if "sft" not in train:  # pairs of a file are enough
+        make_plan(run_file, [*settings, f"preferences.source={human}"], None, tmp_path / "runs")
+
+
 def test_weights_that_a_loss_cannot_count_are_refused_before_any_call(tmp_path: Path, model_folder: Path) -> None:
     human = tmp_path / "human.jsonl"
     human.write_text(json.dumps({"prompt": "Why?", "chosen": "so", "rejected": "no"}))

@@ -1,0 +1,80 @@
+"""What of a run file can be seen to fail before anything is paid for: tags that nothing has, stages without pairs."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from cai.config.errors import CaiError
+from cai.constitution.principles import Constitution
+from cai.data.records import Preference, Prompt, Source
+from cai.runs.run_file import RunConfig
+from cai.training.settings import PreferenceConfig, SFTConfig, weighs_pairs
+
+Pairs = set[tuple[Source, float]]
+"""The sources of a run's pairs, each with the weights that its pairs have."""
+
+
+def unmet_tags(constitution: Constitution, prompts: Iterable[Prompt]) -> dict[str, list[str]]:
+    """The tags under `applies_to` that none of the prompts has, by principle; the prompts are read only if need be."""
+    wanted = {p.id: p.applies_to.tags for p in constitution.principles if p.applies_to and p.applies_to.tags}
+    known = {tag for prompt in prompts for tag in prompt.tags} if wanted else set()
+    missing = {i: [tag for tag in tags if tag not in known] for i, tags in wanted.items()}
+    return {i: tags for i, tags in missing.items() if tags}
+
+
+def check_tags(constitution: Constitution, prompts: Iterable[Prompt], run_file: Path) -> None:
+    """Raises: CaiError where no principle can apply to any prompt, for want of tags."""
+    missing = unmet_tags(constitution, prompts)
+    tags_of = {p.id: p.applies_to.tags if p.applies_to else [] for p in constitution.principles}
+    if all(tags and missing.get(i) == tags for i, tags in tags_of.items()):
+        tags = ", ".join(dict.fromkeys(tag for tags in missing.values() for tag in tags))
+        raise CaiError(
+            f"{run_file}: constitution: no principle applies to any prompt: no training prompt has one of the tags "
+            f"that applies_to names: {tags}"
+        )
+
+
+def check_pairs(config: RunConfig, run_file: Path, preferences: Sequence[Preference]) -> None:
+    """Raises: CaiError for a stage with nothing to learn from, or whose loss counts pairs alike that differ in weight.
+
+    By the settings alone: whether answers make a pair is known once there are answers.
+    """
+    later: Pairs = {(pair.source, pair.weight) for pair in preferences}
+    if config.judge.samples > 1:
+        later.add(("judge", 1.0))
+    revised: Pairs = {("revision", 1.0)} if config.revise.rounds and config.revise.label != "off" else set()
+    for number, settings in enumerate(config.train):
+        place = f"{run_file}: train[{number}]"
+        if isinstance(settings, SFTConfig) and not config.revise.rounds:
+            raise CaiError(f"{place}: sft learns from revisions, and revise.rounds is 0; set it to 1 or more")
+        if not isinstance(settings, PreferenceConfig):
+            continue
+        weights = settings.data.by_source
+        all_labels = settings.stage == "reward" and config.iterate.labels == "all"
+        by_iteration = (later | revised, later | revised if all_labels else later)[: config.iterations]
+        for iteration, pairs in enumerate(by_iteration, start=1):
+            if not any(weights[source] for source, _ in pairs):
+                raise CaiError(f"{place}: {_nothing_to_learn(config, settings, iteration)}")
+        if not weighs_pairs(settings):
+            _check_weights(settings, later | revised, place)
+
+
+def _nothing_to_learn(config: RunConfig, settings: PreferenceConfig, iteration: int) -> str:
+    rounds = "revise.rounds is 0" if not config.revise.rounds else "revise.label is off"
+    lacking: dict[Source, str] = {
+        "revision": rounds if iteration == 1 else "iterations after the first make no revisions",
+        "judge": f"judge.samples is {config.judge.samples}",
+        "human": "there are no pairs in `preferences`",
+    }
+    weights = settings.data.by_source
+    reasons = ", ".join(reason if weights[source] else f"data.{source} is 0" for source, reason in lacking.items())
+    return f"{settings.stage} has no pairs to learn from: {reasons}; change one of them"
+
+
+def _check_weights(settings: PreferenceConfig, pairs: Pairs, place: str) -> None:
+    weights = {weight * settings.data.by_source[source] for source, weight in pairs} - {0.0}
+    if len(weights) > 1:
+        raise CaiError(
+            f"{place}: its pairs weigh from {min(weights):g} to {max(weights):g}, by `data` or the file of "
+            f"preferences, and the stage '{settings.stage}' counts all alike; reward, or dpo with the loss sigmoid, "
+            "ipo or robust, weighs them"
+        )
