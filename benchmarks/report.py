@@ -68,14 +68,13 @@ def make_run(path: Path, prompts: int) -> RunFolder:
             )
             for p in PRINCIPLES
         ]  # fmt: skip
-        pair = revision_preference(rounds)
-        assert isinstance(pair, Preference)
+        pair = revision_preference(rounds)  # a few texts of random words fail a filter
         judged = Preference(
             prompt_id=prompt.id, messages=prompt.messages, tags=prompt.tags, chosen=answers[0], rejected=say(WORDS),
             p=rng.random(), source="judge", verdicts=verdicts, model=HASH, judge=HASH, seeds=[0],
         )  # fmt: skip
         revisions += rounds
-        pairs += [pair, judged]
+        pairs += [row for row in (pair, judged) if isinstance(row, Preference)]
     write_rows(folder.prompts_jsonl, asked)
     write_rows(folder.revisions_jsonl, revisions)
     write_rows(folder.preferences_jsonl, pairs)
