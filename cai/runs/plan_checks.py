@@ -1,6 +1,6 @@
 """What of a run file can be seen to fail before anything is paid for: tags that nothing has, stages without pairs."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from cai.config.errors import CaiError
@@ -53,28 +53,27 @@ def check_pairs(config: RunConfig, run_file: Path, preferences: Sequence[Prefere
         by_iteration = (later | revised, later | revised if all_labels else later)[: config.iterations]
         for iteration, pairs in enumerate(by_iteration, start=1):
             if not any(weights[source] for source, _ in pairs):
-                raise CaiError(f"{place}: {_nothing_to_learn(config, settings, iteration)}")
+                raise CaiError(f"{place}: {settings.stage} {_nothing_to_learn(config, weights, iteration)}")
         if not weighs_pairs(settings):
-            _check_weights(settings, later | revised, place)
+            _check_weights(later | revised, weights, place, settings.stage)
 
 
-def _nothing_to_learn(config: RunConfig, settings: PreferenceConfig, iteration: int) -> str:
+def _nothing_to_learn(config: RunConfig, weights: Mapping[Source, float], iteration: int) -> str:
     rounds = "revise.rounds is 0" if not config.revise.rounds else "revise.label is off"
     lacking: dict[Source, str] = {
         "revision": rounds if iteration == 1 else "iterations after the first make no revisions",
         "judge": f"judge.samples is {config.judge.samples}",
         "human": "there are no pairs in `preferences`",
     }
-    weights = settings.data.by_source
     reasons = ", ".join(reason if weights[source] else f"data.{source} is 0" for source, reason in lacking.items())
-    return f"{settings.stage} has no pairs to learn from: {reasons}; change one of them"
+    return f"has no pairs to learn from: {reasons}; change one of them"
 
 
-def _check_weights(settings: PreferenceConfig, pairs: Pairs, place: str) -> None:
-    weights = {weight * settings.data.by_source[source] for source, weight in pairs} - {0.0}
+def _check_weights(pairs: Pairs, by_source: Mapping[Source, float], place: str, stage: str) -> None:
+    weights = {weight * by_source[source] for source, weight in pairs} - {0.0}
     if len(weights) > 1:
         raise CaiError(
             f"{place}: its pairs weigh from {min(weights):g} to {max(weights):g}, by `data` or the file of "
-            f"preferences, and the stage '{settings.stage}' counts all alike; reward, or dpo with the loss sigmoid, "
+            f"preferences, and the stage '{stage}' counts all alike; reward, or dpo with the loss sigmoid, "
             "ipo or robust, weighs them"
         )
