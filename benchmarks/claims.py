@@ -11,9 +11,9 @@ Reading the line of JSON:
   matrix of `cai attribute`. `over_prompts` is what testing such policies over prompts alone would invent.
 - `power`: of planned designs, how often the planned difference is significant, on average over pilots of 40 prompts
   (`prompts`; of flags, such as being truncated, `flags`) and of three trainings a run (`trainings`): 75 to 85 %.
-- `coverage`: for every interval that the tool prints, with 8, 16 and 64 prompts, how often it holds the truth (93 to
-  97 %; a trial is a new truth and a new sample, so that the steps of discrete intervals average out). `n/a`: too few
-  prompts for an interval.
+- `coverage`: for each kind of interval that the tool prints, with 8, 16 and 64 prompts, how often it holds the truth
+  (93 to 97 %; a trial is a new truth and a new sample, so that the steps of discrete intervals average out). `n/a`: too
+  few prompts for an interval.
 - `outside`: the intervals beyond 93 to 97 %; of 1,000 trials, ± 1.4 points are chance. Above is wide, below too narrow.
 """
 

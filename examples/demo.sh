@@ -29,6 +29,6 @@ printf '\nTimes:\n%s' "$times"
 cat <<'END'
 
 This model has 135 million parameters. As a judge it answers by position: its verdicts flip with the order of the answers.
-That is why the demo labels no pairs, trains on the revisions themselves, and measures length.
+That is why the demo labels no pairs, trains on the revisions themselves, and measures length, which needs no judge.
 Next: cai show demo-brief, cai report demo-detailed, and a run with your own prompts: cai init prompts.txt
 END
