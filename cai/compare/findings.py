@@ -197,10 +197,10 @@ def run_warnings(run: RunData, curves: Sequence[Curve]) -> Iterator[str]:
         yield f"{name} makes no revisions"
     if run.labels is None and not _unreadable(run, "preferences"):
         yield f"{name} has no labels{yet}"
-    elif run.labels and not run.labels.mass.pairs["judge"]:
+    elif run.labels and not run.labels.mass.pairs["judge"] and run.setting("judge", "samples") != 0:
         yield f"{name} has no pairs labelled by a judge"
     if run.revised and run.labels and not run.labels.revisions:
-        if run.setting("revise", "label") == "off" and run.labels.mass.pairs["judge"]:  # else the line before says it
+        if run.setting("revise", "label") == "off" and run.labels.mass.pairs["judge"]:  # else nothing is to be labelled
             yield f"{name} has no verdicts on its revisions (`revise.label: judge` asks for them)"
         elif not run.setting("judge", "revisions"):
             yield f"{name} has no verdicts on its revisions (`judge.revisions: true` asks for them)"

@@ -316,6 +316,18 @@ def test_answers_without_an_eval_judge_are_compared_by_what_needs_none(tmp_path:
     assert said == ([] if len(without) == 2 else ["b has no eval judge, so win rates are not compared"])
 
 
+def test_a_run_that_asks_for_no_judged_pairs_is_not_warned_of_having_none(tmp_path: Path) -> None:
+    asks_for_none = {"samples": 0, "revisions": True}
+    runs = [make_run(tmp_path / "a", BOTH, as_ever, judge=asks_for_none), make_run(tmp_path / "b", BOTH, as_ever)]
+    for run in runs:
+        (run.path / "preferences.jsonl").write_text("")
+    said = [line for line in compare_runs(runs).warnings if "judge" in line or "verdicts" in line]
+    assert said == [
+        "b has no pairs labelled by a judge",
+        "b has no verdicts on its revisions (`judge.revisions: true` asks for them)",
+    ]
+
+
 def test_labels_of_the_same_pairs_agree_or_do_not(tmp_path: Path) -> None:
     a = make_run(tmp_path / "a", BOTH, as_ever, labels=lambda i: 0.8)
     b = make_run(tmp_path / "b", BOTH, as_ever, labels=lambda i: 0.8 if int(i[1:]) < 30 else 0.3)
