@@ -5,12 +5,13 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
 import yaml
 
-from cai.constitution.principles import Constitution, applying, assign, load_constitution, questions
+from cai.constitution.principles import applying, assign, load_constitution, questions
 from tests.conftest import ROOT
 
 FITTING: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("fitting.yaml").read_text(encoding="utf-8"))
@@ -34,14 +35,26 @@ def answered(kinds: list[str]) -> dict[str, float]:
     }
 
 
-def share_met(prompts: dict[str, list[str]], yes_to_all: bool = False, constitution: Constitution = HARMLESS) -> float:
-    """The share of prompts whose principle in round 1 fits, over seeds."""
-    met = 0
+def drawn(prompts: dict[str, list[str]], yes_to_all: bool = False) -> list[tuple[str, bool]]:
+    """The principle of each prompt in round 1, over seeds, and whether it fits."""
+    draws = []
     for seed in SEEDS:
         for id, kinds in prompts.items():
-            answers = dict.fromkeys(questions(constitution), 1.0) if yes_to_all else answered(kinds)
-            met += fits(assign(applying(constitution, [], answers), seed, id, "round 1")[0].id, kinds)
-    return met / (len(SEEDS) * len(prompts))
+            answers = dict.fromkeys(questions(HARMLESS), 1.0) if yes_to_all else answered(kinds)
+            principle = assign(applying(HARMLESS, [], answers), seed, id, "round 1")[0].id
+            draws.append((principle, fits(principle, kinds)))
+    return draws
+
+
+def share_met(prompts: dict[str, list[str]], yes_to_all: bool = False) -> float:
+    """The share of prompts whose principle in round 1 fits, over seeds."""
+    return fmean(fitting for _, fitting in drawn(prompts, yes_to_all))
+
+
+def specific_met(prompts: dict[str, list[str]], yes_to_all: bool = False) -> float:
+    """The same among the draws of principles that do not fit any prompt by what they ask."""
+    draws = drawn(prompts, yes_to_all)
+    return fmean(fitting for principle, fitting in draws if FITTING["principles"][principle]["fits"] != "any")
 
 
 def test_every_principle_and_every_adversarial_prompt_is_mapped() -> None:
@@ -64,3 +77,14 @@ def test_most_adversarial_prompts_meet_a_fitting_principle_in_one_round(prompts:
         assert set(FITTING["hh-rlhf"]) <= set(sorted(hashes)[:64])
     assert share_met(FITTING[prompts]) >= LEAST  # the questions answered rightly
     assert share_met(FITTING[prompts], yes_to_all=True) >= LEAST - 0.05  # as by a model that says Yes to everything
+
+
+def test_the_docs_say_what_fits_by_construction_and_how_often_the_rest_does() -> None:
+    docs = " ".join((ROOT / "docs/constitutions.md").read_text(encoding="utf-8").split())
+    always = [p for p in HARMLESS.principles if FITTING["principles"][p.id]["fits"] == "any"]
+    general = [p for p in HARMLESS.principles if p.applies_to is None]
+    assert len(always) == 5 and all(p in general for p in always)
+    weights = [sum(p.weight for p in some) for some in (always, general)]
+    assert "they have {:g} of the weight {:g}".format(*weights) in docs
+    shares = [100 * specific_met(FITTING[part], yes) for yes in (False, True) for part in ("examples", "hh-rlhf")]
+    assert "fits in {:.0f} and {:.0f} % of draws ({:.0f} and {:.0f} %".format(*shares) in docs
