@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from cai.stats.significance import Effect
 
 NONE = "–"
+MOST_DIGITS = 6  # after the point
 UNDETECTABLE = "at this n no possible difference is detectable"
 
 
@@ -29,8 +30,13 @@ def signed(value: float | None, digits: int = 3) -> str:
 
 
 def _digits(digits: int, *values: float | None) -> int:
-    """The decimals that values next to each other have in common."""
-    return 1 if any(abs(value) >= 10 for value in values if value is not None) else digits
+    """The decimals that values next to each other have in common: enough to tell an interval's ends apart."""
+    known = [value for value in values if value is not None]
+    decimals = 1 if any(abs(value) >= 10 for value in known) else digits
+    if known and max(known) - min(known) >= 10.0**-MOST_DIGITS:
+        while decimals < MOST_DIGITS and len({f"{value:z.{decimals}f}" for value in known}) == 1:
+            decimals += 1
+    return decimals
 
 
 def estimate(value: "Estimate | None", digits: int = 3) -> str:

@@ -29,7 +29,7 @@ def test_a_number_has_three_decimals_below_ten_and_one_from_ten_on(value: float,
 
 def test_a_number_that_rounds_to_zero_has_no_minus_sign() -> None:
     assert (signed(-0.0001), signed(-0.0), number(-0.0004)) == ("+0.000", "+0.000", "0.000")
-    assert estimate(Estimate(-0.0001, -0.0004, 0.0002, 9)) == "0.000 [0.000, 0.000]"
+    assert estimate(Estimate(-0.0001, -0.0004, 0.5, 9)) == "0.000 [0.000, 0.500]"
     assert difference(Effect(mean=-0.0001, se=0.1, low=-0.0002, high=0.5, n=9, p=0.9)) == "+0.000 [+0.000, +0.500], n=9"
 
 
@@ -58,6 +58,13 @@ def test_a_difference_has_the_same_decimals_alone_and_beside_its_interval() -> N
     assert (mean_difference(effect), interval(effect)) == ("-1.3", "-14.2 to +11.5")
     assert (mean_difference(effect.model_copy(update={"low": -4.0, "high": 1.4}))) == "-1.333"
     assert interval(effect.model_copy(update={"low": None})) == "–"
+
+
+def test_the_ends_of_a_narrow_interval_are_told_apart() -> None:
+    narrow = Estimate(0.00012, 0.00008, 0.00016, 40)
+    assert str(narrow) == "0.0001 [0.0001, 0.0002]"
+    assert str(Estimate(0.5, 0.5, 0.5 + 1e-12, 40)) == "0.500 [0.500, 0.500]"
+    assert str(Estimate(20.01, 20.0, 20.02, 40)) == "20.01 [20.00, 20.02]"
 
 
 @pytest.mark.parametrize(("count", "text"), [(0, "0 pairs"), (1, "1 pair"), (2048, "2,048 pairs")])
