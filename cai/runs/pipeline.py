@@ -187,7 +187,8 @@ def pass_gate(plan: Plan, reporter: Reporter, open_engine: OpenEngine) -> tuple[
         plan.gate, Output(out, replace=True), plan.runs / CACHE_FILE, reporter, Extras(gate.calibrate), open_engine
     )
     report = evaluated.report
-    reporter.say(f"judge on {report.pairs} labelled pairs: accuracy {report.accuracy}; {out / 'judge.html'}")
+    unsure = "".join(f"; too few pairs to tell whether {claim}" for claim in undecided(gate, report))
+    reporter.say(f"judge on {report.pairs} labelled pairs: accuracy {report.accuracy}{unsure}; {out / 'judge.html'}")
     if failures := out_of_bounds(gate, report):
         raise CaiError(
             f"{plan.run_file}: judge_gate: the judge fails on {plan.gate.data}: {'; '.join(failures)}. "
@@ -221,6 +222,20 @@ def out_of_bounds(gate: GateConfig, report: JudgeReport) -> list[str]:
         if bound is not None and (value is None or value > bound):
             failures.append(f"{name} {UNJUDGED if value is None else f'{value:.3f}'}, required at most {bound:g}")
     return failures
+
+
+def undecided(gate: GateConfig, report: JudgeReport) -> list[str]:
+    """The bounds of the gate that lie inside the intervals of their metrics, a phrase each: the pairs do not decide."""
+    phrases = []
+    for name, side, bound, value in (
+        ("accuracy", "at least", gate.accuracy, report.accuracy),
+        ("ece", "at most", gate.ece, report.ece),
+    ):
+        if bound is None or value is None or value.low is None or value.high is None:
+            continue
+        if value.low <= bound < value.high:
+            phrases.append(f"{name} is {side} {bound:g}: {value}")
+    return phrases
 
 
 def execute(

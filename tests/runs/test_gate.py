@@ -39,14 +39,16 @@ def knows(sure: float, wrong: str = "nowhere") -> Weigh:
     return weigh
 
 
-def run_to_end(folder: Path, model: Path, gate: str, weigh: Weigh, engines: list[ScriptedEngine]) -> RunFolder:
+def run_to_end(
+    folder: Path, model: Path, gate: str, weigh: Weigh, engines: list[ScriptedEngine], name: str | None = None
+) -> RunFolder:
     pairs = [
         {"prompt": f"labelled question {i}", "chosen": f"good answer {i}", "rejected": f"bad answer {i}"}
         for i in range(40)
     ]
     (folder / "labelled.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
     extra = f"judge_gate: {{data: {folder / 'labelled.jsonl'}, {gate}}}\n"
-    plan = make_plan(write_workspace(folder, model, extra=extra), [], None, folder / "runs")
+    plan = make_plan(write_workspace(folder, model, extra=extra), [], name, folder / "runs")
     execute(plan, Reporter(Console(quiet=True)), False, scripted(engines, weigh=weigh))
     return plan.folder
 
@@ -56,6 +58,18 @@ def test_a_judge_that_does_well_lets_the_run_go_on(tmp_path: Path, model_folder:
     assert folder.summary() is not None
     report = json.loads((folder.judge / "judge.json").read_text(encoding="utf-8"))
     assert report["accuracy"]["mean"] == 1.0
+
+
+def test_bounds_inside_the_intervals_are_named_as_undecided(tmp_path: Path, model_folder: Path) -> None:
+    gate = "accuracy: 0.75, ece: 0.1"
+    folder = run_to_end(tmp_path, model_folder, gate, knows(0.9, wrong="question \\d*[05]$"), [])  # right on 32 of 40
+    log = (folder.path / "log.txt").read_text(encoding="utf-8")
+    assert re.search(
+        r"accuracy 0\.800 \[.*\]; too few pairs to tell whether accuracy is at least 0\.75: 0\.800 \[", log
+    )
+    assert re.search(r"; too few pairs to tell whether ece is at most 0\.1: 0\.\d+ \[0\.0\d+, 0\.[1-9]\d+\]; ", log)
+    surer = run_to_end(tmp_path, model_folder, "accuracy: 0.5", knows(0.9, wrong="question \\d*[05]$"), [], "surer")
+    assert "too few pairs" not in (surer.path / "log.txt").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
