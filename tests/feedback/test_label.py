@@ -342,8 +342,8 @@ def test_a_judge_is_set_against_labels_in_metrics_rows_and_a_page(
     assert [m.prompt_id for m in most_confident_mistakes(tmp_path / "out")][:2] == ["q42", "q0"]
     found = json.loads((tmp_path / "out/judge.json").read_text(encoding="utf-8"))
     assert found["accuracy"]["mean"] == report.accuracy.mean
-    assert report.calibration is not None
-    assert found["temperature"] == report.calibration.temperature
+    assert report.calibration is not None and not report.calibration.applied
+    assert found["calibration"]["temperature"] == report.calibration.temperature and "temperature" not in found
     assert found["cost"]["cache_misses"] == 41 * 4
     assert report.calls_per_pair == 4
     page = judge_page(tmp_path / "out")
