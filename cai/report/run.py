@@ -153,7 +153,8 @@ def _interval(row: PolicyComparison) -> Iterator[Interval]:
     rate = row.win_rate
     if rate is not None and rate.low is not None and rate.high is not None:
         name = f"{row.axis}, {row.tag}" if row.tag else row.axis
-        yield Interval(name, rate.mean, rate.low, rate.high, significant=not rate.low <= 0.5 <= rate.high)
+        significant = not row.note and not rate.low <= 0.5 <= rate.high
+        yield Interval(name, rate.mean, rate.low, rate.high, significant=significant)
 
 
 def _on_axis(rating: Rating) -> Bounded:
@@ -168,14 +169,15 @@ def _against(report: PolicyReport) -> Iterator[Grid]:
     head = ["axis", "tag", "prompts", "win rate", "length-controlled", "words, of both"]
     for policy, against in _pairs(report):
         rows = [row for row in report.comparisons if (row.policy, row.against) == (policy, against)]
+        noted = any(row.note for row in rows)
         cells = []
         for row in rows:
             rates = [estimate(row.win_rate), estimate(row.length_controlled_win_rate)]
             words = ", ".join(number(mean, 1) for mean in row.words) if row.words else NONE
-            cells.append([row.axis, row.tag or "all", str(row.prompts), *rates, words])
-        yield _grid(
-            f"{policy} vs {against}", head, cells, [row.length_controlled_missing for row in rows if not row.tag]
-        )
+            cells.append([row.axis, row.tag or "all", str(row.prompts), *rates, words, *([row.note] if noted else [])])
+        names = [*head, "note"] if noted else head
+        reasons = [row.length_controlled_missing for row in rows if not row.tag]
+        yield _grid(f"{policy} vs {against}", names, cells, reasons)
 
 
 def _standings(report: PolicyReport) -> Grid:

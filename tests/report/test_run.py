@@ -255,6 +255,14 @@ def test_every_part_of_an_evaluation_is_a_table() -> None:
     assert all(len(row) == len(grid.head) for grid in grids.values() for row in grid.rows)
 
 
+def test_a_row_between_trained_policies_says_what_it_leaves_open_and_is_not_marked() -> None:
+    report = full()
+    [row] = report.comparisons
+    noted = report.model_copy(update={"comparisons": [row.model_copy(update={"note": "prompts only"})]})
+    [grid] = [grid for grid in evaluation_grids(noted) if grid.title == "run vs before"]
+    assert (grid.head[-1], grid.rows[0][-1]) == ("note", "prompts only")
+
+
 def test_a_judge_that_did_not_prove_itself_gives_way_to_phrases() -> None:
     [probes] = [grid for grid in evaluation_grids(full()) if "Over-refusal" in grid.title]
     assert [row[1] for row in probes.rows] == ["refuses (phrases)", "evades"]
