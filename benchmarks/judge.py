@@ -38,7 +38,7 @@ from cai.feedback.judge import Judge, JudgeConfig
 from cai.feedback.label import LabelJob, label_file
 from cai.inference.engine import Choose, EngineConfig, Generate, ScriptedEngine
 from cai.inference.models import resolve_model
-from cai.inference.scheduler import Reporter
+from cai.inference.reporter import Reporter
 from cai.inference.vllm import VllmEngine
 
 ROOT = Path(__file__).parent.parent

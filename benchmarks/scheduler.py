@@ -28,7 +28,7 @@ from rich.console import Console
 
 from cai.inference.engine import Choose, Completion, Engine, EngineConfig, Generate
 from cai.inference.models import Model
-from cai.inference.scheduler import Reporter
+from cai.inference.reporter import Reporter
 from cai.runs.folder import CACHE_FILE, RunFolder
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan

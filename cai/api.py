@@ -39,7 +39,8 @@ from cai.inference.cache import Cache
 from cai.inference.engine import EngineConfig
 from cai.inference.keep_alive import KeepAlive
 from cai.inference.models import SMALL_MODEL, resolve_model
-from cai.inference.scheduler import OpenEngine, Reporter, Scheduler, Stage, open_model
+from cai.inference.reporter import Reporter
+from cai.inference.scheduler import OpenEngine, Scheduler, Stage, open_model
 from cai.inference.servers import resolve_judges
 from cai.runs.find import find_constitution
 from cai.runs.folder import CACHE_FILE

@@ -12,7 +12,7 @@ from rich.text import Text
 from cai.cli.console import Grid, echo_json, heading, result_console, resumable, show
 from cai.cli.options import DEFAULT_RUNS, AsJson, RunsFolder, Settings
 from cai.config.characters import Terminal
-from cai.inference.scheduler import Reporter
+from cai.inference.reporter import Reporter
 from cai.runs.bench import Bench, Phase
 from cai.runs.bench import bench as measure
 from cai.runs.plan import make_plan

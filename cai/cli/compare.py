@@ -72,7 +72,7 @@ from cai.config.characters import Terminal, visible
 from cai.config.errors import CaiError
 from cai.feedback.label_mass import LABEL_MASS, label_mass_text
 from cai.feedback.metrics import RUN_METRICS
-from cai.inference.scheduler import Reporter
+from cai.inference.reporter import Reporter
 from cai.report.comparison import comparison_report, read_comparison
 from cai.runs.folder import RunFolder, open_run
 from cai.stats.formatting import NONE, counted, number, percent, prompt_counts

@@ -24,7 +24,7 @@ from cai.config.errors import CaiError, writing
 from cai.constitution.difference import word_changes
 from cai.data.jsonl import read_rows, write_text
 from cai.data.records import Skipped
-from cai.inference.scheduler import Reporter
+from cai.inference.reporter import Reporter
 from cai.stats.formatting import UNDETECTABLE, counted, interval, mean_difference, number
 from cai.stats.significance import Effect
 

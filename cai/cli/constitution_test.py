@@ -33,7 +33,8 @@ from cai.constitution.templates import OF_TESTS, Templates
 from cai.inference.cache import Cache
 from cai.inference.engine import EngineConfig
 from cai.inference.models import SMALL_MODEL
-from cai.inference.scheduler import Cost, Reporter, Scheduler
+from cai.inference.reporter import Reporter
+from cai.inference.scheduler import Cost, Scheduler
 from cai.inference.servers import resolve_judges
 from cai.runs.find import find_constitution
 from cai.runs.folder import CACHE_FILE

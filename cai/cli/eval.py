@@ -30,7 +30,7 @@ from cai.evaluation.monitors import format_threshold
 from cai.evaluation.policy_report import PolicyReport, trust_notes
 from cai.evaluation.probe_metrics import PROBES, rates_to_report
 from cai.evaluation.win_rates import format_dominated, format_elo
-from cai.inference.scheduler import Reporter
+from cai.inference.reporter import Reporter
 from cai.runs.evaluate import Options, evaluate_policies, plan_evaluation
 from cai.runs.find import find_policy
 from cai.runs.folder import CACHE_FILE

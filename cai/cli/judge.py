@@ -36,7 +36,7 @@ from cai.feedback.metrics import JUDGE_METRICS
 from cai.inference.chat import control_warnings
 from cai.inference.chat_template import check_chat, with_template_text
 from cai.inference.endpoints import bounded_warnings
-from cai.inference.scheduler import Reporter
+from cai.inference.reporter import Reporter
 from cai.inference.servers import resolve_judges
 from cai.inference.vllm_settings import check_arguments
 from cai.runs.find import find_constitution

@@ -34,7 +34,7 @@ from cai.evaluation.judge_report import JudgeReport
 from cai.evaluation.probes import read_injection
 from cai.feedback.label import JUDGE_JSON
 from cai.feedback.metrics import NON_OPTION_MASS, POSITION_BIAS
-from cai.inference.scheduler import Reporter
+from cai.inference.reporter import Reporter
 from cai.report.judge import write_judge_page
 from cai.runs.folder import CACHE_FILE
 from cai.stats.formatting import counted, number

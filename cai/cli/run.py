@@ -26,7 +26,7 @@ from cai.config.characters import Terminal
 from cai.config.errors import CaiError
 from cai.feedback.label_mass import LABEL_MASS, label_mass_text
 from cai.feedback.metrics import AFTER_WORDS, BEFORE_WORDS, RUN_METRICS, WIN_RATE
-from cai.inference.scheduler import Reporter
+from cai.inference.reporter import Reporter
 from cai.report.judge import JUDGE_JSON, write_judge_page
 from cai.runs.dry_run import DryRun as Forecast
 from cai.runs.dry_run import Line, account

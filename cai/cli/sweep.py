@@ -14,7 +14,7 @@ from cai.cli.options import DEFAULT_RUNS, DryRun, Replace, RunsFolder, Settings
 from cai.cli.run import NOT_MEASURED, execute_with_pages, time_text
 from cai.config.characters import Terminal
 from cai.inference.cache import Cache
-from cai.inference.scheduler import Reporter
+from cai.inference.reporter import Reporter
 from cai.runs.dry_run import Line
 from cai.runs.dry_run import dry_run as forecast
 from cai.runs.sweep import (

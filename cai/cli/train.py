@@ -19,7 +19,7 @@ from cai.data.jsonl import write_rows
 from cai.data.records import Skipped
 from cai.inference.chat_template import ChatSettings, with_template_text
 from cai.inference.models import resolve_model
-from cai.inference.scheduler import Reporter
+from cai.inference.reporter import Reporter
 from cai.runs.metrics import stage_results, training_lines
 from cai.runs.pipeline import train_stage
 from cai.runs.run_file import RunConfig

@@ -34,7 +34,7 @@ from cai.data.records import Message, Prompt
 from cai.feedback.revise import ReviseConfig
 from cai.inference.engine import EngineConfig
 from cai.inference.models import SMALL_MODEL
-from cai.inference.scheduler import Reporter
+from cai.inference.reporter import Reporter
 from cai.inference.servers import resolve_judges
 from cai.inference.vllm_settings import check_arguments
 from cai.runs.find import find_constitution

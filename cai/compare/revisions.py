@@ -29,7 +29,8 @@ from cai.inference.cache import AnyCache, Cache
 from cai.inference.chat_template import check_chat
 from cai.inference.engine import EngineConfig
 from cai.inference.models import Model
-from cai.inference.scheduler import EngineWork, OpenEngine, Reporter, Scheduler, Stage, open_model
+from cai.inference.reporter import Reporter
+from cai.inference.scheduler import EngineWork, OpenEngine, Scheduler, Stage, open_model
 from cai.inference.servers import resolve_judges
 from cai.runs.dry_run import DryRun, forecast_work, open_placeholders
 from cai.runs.find import find_constitution

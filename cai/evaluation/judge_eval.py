@@ -27,7 +27,8 @@ from cai.inference.cache import Cache
 from cai.inference.chat import control_counts, control_warnings, spells_control
 from cai.inference.endpoints import bounded_warnings
 from cai.inference.models import served
-from cai.inference.scheduler import EngineWork, OpenEngine, Reporter, Scheduler, open_model
+from cai.inference.reporter import Reporter
+from cai.inference.scheduler import EngineWork, OpenEngine, Scheduler, open_model
 from cai.stats.formatting import counted
 
 VERDICTS, SKIPPED, INJECTION = "verdicts.jsonl", "skipped.jsonl", "injection.jsonl"

@@ -18,7 +18,7 @@ from cai.evaluation.evaluation_plan import HELD_OUT, EvaluationPlan
 from cai.evaluation.judge_report import Interval
 from cai.evaluation.monitors import Monitor, measured, unmeasured
 from cai.inference.models import folder_fingerprint
-from cai.inference.scheduler import Reporter
+from cai.inference.reporter import Reporter
 from cai.stats.agreement import hit, mean_log_loss
 from cai.stats.intervals import RESAMPLES, Estimate, bootstrap_mean, interval_of, resampled, share
 from cai.stats.logistic import sigmoid

@@ -32,7 +32,8 @@ from cai.inference.cached_engine import CachedEngine
 from cai.inference.chat import control_counts, spells_control
 from cai.inference.engine import EngineConfig
 from cai.inference.models import Model, model_fingerprint, served
-from cai.inference.scheduler import EngineWork, OpenEngine, Reporter, Scheduler, Stage, deciding_settings, open_model
+from cai.inference.reporter import Reporter
+from cai.inference.scheduler import EngineWork, OpenEngine, Scheduler, Stage, deciding_settings, open_model
 
 JUDGE_JSON = "judge.json"  # metrics; written last
 

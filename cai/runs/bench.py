@@ -24,7 +24,8 @@ from cai.inference.cache import Cache, Tally, Work
 from cai.inference.engine import Choose, Completion, Engine, EngineConfig, Generate
 from cai.inference.models import Model
 from cai.inference.ray_engine import RayEngine
-from cai.inference.scheduler import OpenEngine, Reporter, Scheduler, open_model
+from cai.inference.reporter import Reporter
+from cai.inference.scheduler import OpenEngine, Scheduler, open_model
 from cai.inference.vllm import VllmEngine
 from cai.inference.vllm_settings import prompts_at_once
 from cai.runs.folder import CACHE_FILE, RunFolder

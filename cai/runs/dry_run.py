@@ -24,7 +24,8 @@ from cai.feedback.pipeline import collect_feedback
 from cai.inference.cache import AnyCache, Cache, OverlayCache, Work
 from cai.inference.engine import Choose, Completion, Engine, EngineConfig, Generate
 from cai.inference.models import Model
-from cai.inference.scheduler import EngineWork, Reporter, Scheduler
+from cai.inference.reporter import Reporter
+from cai.inference.scheduler import EngineWork, Scheduler
 from cai.runs.evaluate import plan_of_run
 from cai.runs.folder import CACHE_FILE, RunFolder, Training
 from cai.runs.pipeline import feedback_job, train_policy

@@ -37,7 +37,8 @@ from cai.evaluation.scores import score_answers
 from cai.inference.cache import Cache
 from cai.inference.engine import EngineConfig
 from cai.inference.models import Model, folder_fingerprint, model_fingerprint
-from cai.inference.scheduler import OpenEngine, Reporter, Scheduler, deciding_settings, open_model
+from cai.inference.reporter import Reporter
+from cai.inference.scheduler import OpenEngine, Scheduler, deciding_settings, open_model
 from cai.inference.servers import resolve_judges
 from cai.runs.find import FoundPolicy, check_base, find_policy, policy_of_model
 from cai.runs.plan import Plan

@@ -20,7 +20,8 @@ from cai.evaluation.scores import divergence, score_answers
 from cai.feedback.pipeline import FeedbackJob, collect_feedback
 from cai.inference.cache import Cache
 from cai.inference.models import Model
-from cai.inference.scheduler import EngineWork, OpenEngine, Reporter, Scheduler, open_model
+from cai.inference.reporter import Reporter
+from cai.inference.scheduler import EngineWork, OpenEngine, Scheduler, open_model
 from cai.runs.costs import cost_in_all, session
 from cai.runs.evaluate import NothingCompared, evaluate_into, evaluation_claim, kept_evaluation, plan_of_run
 from cai.runs.find import find_policy

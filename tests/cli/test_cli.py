@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from cai.cli.main import COMMANDS, app, main
 from cai.inference.engine import Choose
-from cai.inference.scheduler import Reporter
+from cai.inference.reporter import Reporter
 from cai.runs.pipeline import execute
 from cai.runs.run_file import RunConfig
 from tests.conftest import ROOT, scripted, write_workspace

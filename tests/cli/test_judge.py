@@ -18,7 +18,7 @@ from cai.feedback.label import label_file
 from cai.inference import vllm_settings
 from cai.inference.engine import Engine, EngineConfig
 from cai.inference.models import Model
-from cai.inference.scheduler import Reporter
+from cai.inference.reporter import Reporter
 from tests.cli.test_cli import cai
 from tests.conftest import ROOT, SIXTEEN, scripted
 from tests.feedback.test_label import another, by_goodness, pair, written

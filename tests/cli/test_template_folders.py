@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from cai.cli.main import main
-from cai.inference.scheduler import Reporter
+from cai.inference.reporter import Reporter
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan
 from tests.conftest import ROOT, scripted, write_workspace

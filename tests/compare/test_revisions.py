@@ -14,7 +14,7 @@ from cai.config.errors import CaiError, RequestRefused
 from cai.constitution.principles import AppliesTo
 from cai.constitution.writing import constitution_yaml
 from cai.inference.engine import Choose, ScriptedEngine
-from cai.inference.scheduler import Reporter
+from cai.inference.reporter import Reporter
 from cai.report.comparison import comparison_report, read_comparison
 from cai.runs.folder import RunFolder
 from tests.compare.made import make_run, principles

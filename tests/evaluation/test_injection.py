@@ -27,7 +27,7 @@ from cai.evaluation.probes import read_injection
 from cai.feedback.label import LabelJob
 from cai.inference.chat import SERVER_CONTROL
 from cai.inference.engine import Choose
-from cai.inference.scheduler import Reporter
+from cai.inference.reporter import Reporter
 from cai.report.judge import judge_page
 from tests.conftest import scripted
 from tests.feedback.test_label import another, by_goodness, judging, pair  # noqa: F401  # a fixture

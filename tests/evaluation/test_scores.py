@@ -22,7 +22,7 @@ from cai.evaluation.scores import (
     reward,
     reward_monitors,
 )
-from cai.inference.scheduler import Reporter
+from cai.inference.reporter import Reporter
 from cai.runs.evaluate import Options, plan_evaluation
 from cai.stats.intervals import bootstrap_mean, share
 from tests.runs.test_evaluate import make_run

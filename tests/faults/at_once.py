@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from cai.config.errors import CaiError
-from cai.inference.scheduler import Reporter
+from cai.inference.reporter import Reporter
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan
 from tests.conftest import scripted

@@ -24,7 +24,7 @@ from typing import Any
 from rich.console import Console
 
 from cai.inference import cache
-from cai.inference.scheduler import Reporter
+from cai.inference.reporter import Reporter
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan
 from cai.training import stage, worker

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import psutil
 from rich.console import Console
 
-from cai.inference.scheduler import Reporter
+from cai.inference.reporter import Reporter
 from cai.report.serve import Library, respond
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan

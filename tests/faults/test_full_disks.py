@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from cai.config.errors import CaiError, error_text
-from cai.inference.scheduler import Reporter
+from cai.inference.reporter import Reporter
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan
 from tests.conftest import scripted, write_workspace

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from cai.data.manifest import BUSY, Claim, claimed, read_manifest
-from cai.inference.scheduler import Reporter
+from cai.inference.reporter import Reporter
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan
 from cai.training import stage

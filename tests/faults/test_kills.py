@@ -13,7 +13,7 @@ from rich.console import Console
 
 from cai.config.errors import CaiError
 from cai.inference.engine import Generate
-from cai.inference.scheduler import Reporter
+from cai.inference.reporter import Reporter
 from cai.runs.folder import RunFolder
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan

@@ -7,7 +7,7 @@ import pytest
 from rich.text import Text
 
 from cai.config.characters import Terminal, visible, visible_json
-from cai.inference.scheduler import Reporter
+from cai.inference.reporter import Reporter
 from tests.faults.commands import HOSTILE, command, furnish
 
 

@@ -21,7 +21,8 @@ from cai.feedback.label import LabelJob, label_file
 from cai.feedback.revise import ReviseConfig
 from cai.inference.cache import Cache
 from cai.inference.engine import EngineConfig
-from cai.inference.scheduler import Reporter, Scheduler
+from cai.inference.reporter import Reporter
+from cai.inference.scheduler import Scheduler
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan
 from cai.workbench.principle_tests import read_tests, run_tests

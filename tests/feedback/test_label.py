@@ -28,7 +28,8 @@ from cai.feedback.judge import JudgeConfig
 from cai.feedback.label import LabelJob, count_work, label_file
 from cai.inference.engine import Choose, Engine, EngineConfig, ScriptedEngine
 from cai.inference.models import Server
-from cai.inference.scheduler import AHEAD, OpenEngine, Reporter
+from cai.inference.reporter import Reporter
+from cai.inference.scheduler import AHEAD, OpenEngine
 from cai.report.judge import judge_page, most_confident_mistakes
 from tests.conftest import ROOT, SIXTEEN, cached_answers, scripted
 from tests.runs import slow_judge

@@ -13,7 +13,8 @@ from cai.inference import turns, vllm_settings
 from cai.inference.cache import Cache
 from cai.inference.engine import Completion, Engine, EngineConfig, Generate, ScriptedEngine
 from cai.inference.models import Model
-from cai.inference.scheduler import Reporter, Scheduler, Stage
+from cai.inference.reporter import Reporter
+from cai.inference.scheduler import Scheduler, Stage
 from cai.inference.turns import fit_together
 
 PROMPTS, ROUNDS = 40, 3

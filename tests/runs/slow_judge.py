@@ -10,7 +10,7 @@ from cai.constitution.templates import Templates
 from cai.data.manifest import Output
 from cai.feedback.judge import JudgeConfig
 from cai.feedback.label import LabelJob, label_file
-from cai.inference.scheduler import Reporter
+from cai.inference.reporter import Reporter
 from tests.conftest import ROOT, SIXTEEN, scripted
 from tests.runs.slow_run import weigh
 

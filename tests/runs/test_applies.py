@@ -15,7 +15,7 @@ from cai.constitution.writing import constitution_yaml
 from cai.data.jsonl import read_rows, write_text
 from cai.data.records import Applicability
 from cai.inference.engine import Choose
-from cai.inference.scheduler import Reporter
+from cai.inference.reporter import Reporter
 from cai.runs.dry_run import dry_run
 from cai.runs.folder import RunFolder
 from cai.runs.pipeline import execute

@@ -17,7 +17,8 @@ from cai.config.errors import CaiError, RequestRefused
 from cai.inference import endpoint_pool
 from cai.inference.cache import Cache
 from cai.inference.engine import Choose, Completion, Generate, ScriptedEngine
-from cai.inference.scheduler import OpenEngine, Reporter
+from cai.inference.reporter import Reporter
+from cai.inference.scheduler import OpenEngine
 from cai.runs.bench import Phase, bench
 from cai.runs.dry_run import dry_run
 from cai.runs.plan import make_plan

@@ -16,7 +16,7 @@ from cai.config.errors import CaiError
 from cai.data.jsonl import write_rows
 from cai.data.preferences import read_preferences
 from cai.data.records import Preference, Revision, Skipped
-from cai.inference.scheduler import Reporter
+from cai.inference.reporter import Reporter
 from cai.runs.folder import RunFolder
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan

@@ -14,7 +14,7 @@ from cai.config.errors import CaiError
 from cai.config.hashing import fingerprint
 from cai.inference.cache import Tally, Work
 from cai.inference.engine import Generate
-from cai.inference.scheduler import Reporter
+from cai.inference.reporter import Reporter
 from cai.runs.dry_run import FEW_SPREAD, LEAST_SPREAD, DryRun, account, dry_run, fit_rates
 from cai.runs.pipeline import execute
 from cai.runs.plan import Plan, make_plan

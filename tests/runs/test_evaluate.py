@@ -21,7 +21,8 @@ from cai.evaluation.policy_report import PolicyReport, read_report
 from cai.evaluation.probes import read_injection
 from cai.inference.engine import Choose, Engine, EngineConfig, Generate, RayConfig, ScriptedEngine
 from cai.inference.models import Server, folder_fingerprint
-from cai.inference.scheduler import OpenEngine, Reporter, Scheduler
+from cai.inference.reporter import Reporter
+from cai.inference.scheduler import OpenEngine, Scheduler
 from cai.report.run import evaluation_grids
 from cai.runs import pipeline
 from cai.runs.dry_run import account, dry_run

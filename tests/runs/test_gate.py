@@ -12,7 +12,7 @@ from cai.config.errors import CaiError
 from cai.data.jsonl import read_rows
 from cai.data.records import Skipped
 from cai.inference.engine import Choose, Generate, ScriptedEngine
-from cai.inference.scheduler import Reporter
+from cai.inference.reporter import Reporter
 from cai.runs.folder import RunFolder
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan

@@ -22,7 +22,7 @@ from cai.feedback.label_mass import label_mass_text
 from cai.feedback.metrics import RUN_METRICS
 from cai.inference.engine import Choose, Engine, EngineConfig, Generate, ScriptedEngine
 from cai.inference.models import Model
-from cai.inference.scheduler import Reporter
+from cai.inference.reporter import Reporter
 from cai.report.comparison import comparison_report, read_comparison
 from cai.report.lists import run_entry
 from cai.report.run import read_run, run_report

@@ -15,7 +15,8 @@ from cai.data.jsonl import read_rows
 from cai.data.manifest import exclusive
 from cai.data.records import Ranking
 from cai.inference.engine import Choose, Completion, Generate, ScriptedEngine
-from cai.inference.scheduler import OpenEngine, Reporter
+from cai.inference.reporter import Reporter
+from cai.inference.scheduler import OpenEngine
 from cai.runs.folder import RunFolder
 from cai.runs.pipeline import execute
 from cai.runs.plan import claim, make_plan, split, start_folder

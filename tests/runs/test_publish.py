@@ -9,7 +9,7 @@ from cai.data.files import table_writer
 from cai.data.jsonl import read_rows, write_rows
 from cai.data.preferences import read_preferences
 from cai.data.records import BeforeAfter, Message, Preference, Revision, Skipped
-from cai.inference.scheduler import Reporter
+from cai.inference.reporter import Reporter
 from cai.runs.folder import RunFolder
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan

@@ -8,7 +8,8 @@ from rich.console import Console
 from cai.inference.engine import Engine, EngineConfig
 from cai.inference.models import Model
 from cai.inference.ray_engine import RayEngine
-from cai.inference.scheduler import OpenEngine, Reporter
+from cai.inference.reporter import Reporter
+from cai.inference.scheduler import OpenEngine
 from cai.runs.bench import bench
 from cai.runs.folder import RunFolder
 from cai.runs.pipeline import execute

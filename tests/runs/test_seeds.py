@@ -17,7 +17,7 @@ from cai.data.manifest import MANIFEST_JSON, read_manifest, write_manifest
 from cai.evaluation.policy_report import read_report
 from cai.inference.engine import Choose, EngineConfig, ScriptedEngine
 from cai.inference.models import Model, folder_fingerprint
-from cai.inference.scheduler import Reporter
+from cai.inference.reporter import Reporter
 from cai.report.run import read_run, run_report
 from cai.runs import pipeline
 from cai.runs.dry_run import dry_run

@@ -16,7 +16,8 @@ from cai.cli.main import app
 from cai.inference import endpoint_pool
 from cai.inference.engine import Engine, EngineConfig, ScriptedEngine
 from cai.inference.models import Address, Model, Server
-from cai.inference.scheduler import Reporter, open_model
+from cai.inference.reporter import Reporter
+from cai.inference.scheduler import open_model
 from cai.runs.dry_run import dry_run
 from cai.runs.evaluate import Options, evaluation_claim, plan_evaluation
 from cai.runs.folder import RunFolder

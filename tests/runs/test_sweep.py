@@ -12,7 +12,7 @@ from cai.config.errors import FULL_DISK, CaiError
 from cai.constitution.principles import load_constitution
 from cai.inference.cache import Cache
 from cai.inference.engine import ScriptedEngine
-from cai.inference.scheduler import Reporter
+from cai.inference.reporter import Reporter
 from cai.runs.dry_run import dry_run
 from cai.runs.folder import all_runs, open_run
 from cai.runs.pipeline import execute

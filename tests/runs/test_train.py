@@ -13,7 +13,7 @@ from cai.config.errors import CaiError
 from cai.data.jsonl import read_rows, write_rows
 from cai.data.records import Preference, Skipped
 from cai.inference.engine import ScriptedEngine
-from cai.inference.scheduler import Reporter
+from cai.inference.reporter import Reporter
 from cai.runs.folder import RunFolder, all_runs, open_run
 from cai.runs.pipeline import execute, train_policy
 from cai.runs.plan import iteration, make_plan

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from cai.cli.console import show
 from cai.cli.run import forecast_parts
-from cai.inference.scheduler import Reporter
+from cai.inference.reporter import Reporter
 from cai.runs.dry_run import dry_run
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan

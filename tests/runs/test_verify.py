@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 
 from cai.cli.main import app
 from cai.inference.engine import Choose
-from cai.inference.scheduler import Reporter
+from cai.inference.reporter import Reporter
 from cai.runs.folder import RunFolder
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan

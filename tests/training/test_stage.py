@@ -10,7 +10,7 @@ from rich.console import Console
 
 from cai.config.errors import CaiError
 from cai.data.manifest import exclusive, read_manifest, write_manifest
-from cai.inference.scheduler import Reporter
+from cai.inference.reporter import Reporter
 from cai.runs.pipeline import train_stage
 from cai.training import stage, worker
 from cai.training.settings import SFTConfig
