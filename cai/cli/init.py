@@ -37,7 +37,7 @@ revise:                            # the model answers, criticises its answer by
   max_tokens: 384                  # a draft or revision that reaches this is cut off, and is no training example
 
 judge:                             # and says which of two answers is better, by the same principles
-  samples: 2                       # answers to each prompt that are compared besides draft and revision; 0 for none
+  samples: 2                       # answers to each prompt that are compared, the draft among them; 0 for none
   principles: 4                    # that each pair is judged by
 
 train:                             # in order, each on the policy of the one before; [] makes the data alone

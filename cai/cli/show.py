@@ -165,7 +165,7 @@ def _reasoning(text: str, thought: str | None) -> list[Part]:
 
 
 def _heading(text: str, row: Revision, flags: Sequence[str] = ()) -> str:
-    notes = [*flags, *(["truncated"] if text in row.truncated else [])]
+    notes = dict.fromkeys([*flags, *(["truncated"] if text in row.truncated else [])])
     return text + (f"  ({', '.join(notes)})" if notes else "")
 
 

@@ -256,8 +256,9 @@ def pair_warnings(a: RunData, b: RunData, shared: Sequence[str]) -> Iterator[str
     for run in (a, b):
         if judged_together(run, a, b) and outdated(run, a, b):
             yield f"{both}: `cai eval {run.name}` is older than one of the policies and is ignored; run it again"
-    own = [run.constitution.fingerprint for run in (a, b) if run.constitution and run.labels and run.labels.mass.pairs]
-    if len(set(own)) > 1:
+    labelled = [run.constitution for run in (a, b) if run.constitution and run.labels and run.labels.mass.pairs]
+    questions = [{p.id: (p.judge, p.weight, p.applies_to) for p in own.principles} for own in labelled]
+    if len(questions) > 1 and questions[0] != questions[1]:
         yield (
             f"{both}: each judge asks by its run's own principles, so labels and P(revision better) compare different "
             "questions (`--judge` puts one to both)"

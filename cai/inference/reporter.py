@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cai.config.characters import visible
-from cai.config.errors import writing
+from cai.config.errors import CaiError, writing
 from cai.stats.formatting import counted, duration
 
 PLAIN_SECONDS = 15.0  # between two plain lines
@@ -101,6 +101,15 @@ class Reporter:
             self.say(text)
         else:
             self._write(visible(text))
+
+    @contextmanager
+    def recording_errors(self) -> Iterator[None]:
+        """Log the CaiError that ends the block, which the command prints."""
+        try:
+            yield
+        except CaiError as error:
+            self._write(visible(f"error: {error}"))
+            raise
 
     def _write(self, text: str) -> None:
         if self.log is not None:

@@ -141,7 +141,7 @@ def _models(server: Address, address: str) -> list[str]:
             problem = str(error)
     key = server_key(server)
     problem = problem.replace(key, "[key]") if key else problem
-    raise CaiError(f"model '{address}': the server does not list its models: {problem}")
+    raise CaiError(f"model '{address}': the server does not list its models: {problem}; is it running at this address?")
 
 
 def _model_list(server: Address) -> list[str]:

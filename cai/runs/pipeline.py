@@ -250,7 +250,7 @@ def execute(
     for number in range(1, plan.config.iterations + 1):
         current = iteration(plan, number, policy)
         folders.append(current.folder)
-        with exclusive(current.folder.path):
+        with exclusive(current.folder.path), reporter.recording_errors():
             start_folder(current, replace)
             current.folder.summary_json.unlink(missing_ok=True)
             reporter.log = current.folder.log

@@ -55,7 +55,7 @@ def _position_bias(summary: dict[str, Any]) -> str:
     by_judge = {"judge": metrics.get(JUDGE_POSITION_BIAS.key), "eval judge": metrics.get(EVAL_POSITION_BIAS.key)}
     known = {judge: metric for judge, metric in by_judge.items() if metric is not None}
     if not known:
-        return "not measured: no verdict was asked in both orders"
+        return "not measured: no verdict in both orders is on a sampled pair or an answer after training"
     text = ", ".join(f"{number(metric.mean)} of the {judge}'s verdicts" for judge, metric in known.items())
     return text + (f"; {LITTLE}" if max(metric.mean for metric in known.values()) >= FOLLOWS_POSITION else "")
 

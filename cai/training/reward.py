@@ -186,6 +186,7 @@ def pairs_that_fit(
     kept, unfit = keep_fitting(finished, lambda row: row.prompt_id, tokenize)
     unfit = unfit._replace(truncated=skipped)
     if not kept:
+        unfit.refuse_all_truncated()
         raise CaiError(f"nothing to train on: {len(rows)} pairs, none within max_length, {max_length} tokens: {unfit}")
     return kept, unfit
 

@@ -221,6 +221,14 @@ class Unfit(NamedTuple):
         more = {"refused": self.refused, "truncated": self.truncated}
         return {"too_long": self.too_long} | {name: rows for name, rows in more.items() if rows}
 
+    def refuse_all_truncated(self) -> None:
+        """Raises: CaiError where truncated answers alone are why no row is left."""
+        if self.truncated and not (self.too_long or self.refused):
+            raise CaiError(
+                f"nothing to train on: all {len(self.truncated):,} rows have a truncated answer; raise "
+                "revise.max_tokens, or set `truncated: open` in the stage"
+            )
+
     def __str__(self) -> str:
         reasons = Counter(reason for _, reason in self.refused)
         cut = f"{len(self.truncated)} truncated, which `truncated: open` would learn without their end"

@@ -88,6 +88,7 @@ def turns_that_fit(
     if not kept and unfit == Unfit([], [], []):
         raise CaiError("nothing to train on: the feedback has no usable rows; skipped.jsonl has the reasons")
     if not kept:
+        unfit.refuse_all_truncated()
         raise CaiError(f"nothing to train on: no prompt is shorter than max_length, {max_length} tokens: {unfit}")
     return kept, unfit
 

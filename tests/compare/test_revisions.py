@@ -193,6 +193,11 @@ def test_answers_that_never_met_have_no_winner(tmp_path: Path) -> None:
     )
     warned = [line for line in comparison.warnings if "own principles" in line]
     assert warned == []
+    calm = principles("calm")
+    others = [calm.principles[0].model_copy(update={"revision": "Say it calmly."})]
+    reworded = calm.model_copy(update={"principles": others})
+    d = make_run(tmp_path / "d", reworded, lambda i, _: "same", labels=lambda i: 0.9, evaluation=lambda i: 0.7)
+    assert not any("own principles" in line for line in compare_runs([a, d]).warnings)  # the judge asks the same
     c = run("c", "plain", 0.7)
     assert any("each judge asks by its run's own principles" in line for line in compare_runs([a, c]).warnings)
 

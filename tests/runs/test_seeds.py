@@ -48,7 +48,9 @@ def open_engine(model: Model, fingerprint: str, settings: EngineConfig) -> Scrip
     """Each model has answers of its own, and a number of words of its own."""
     words = 3 + int(fingerprint[:2], 16) % 7
     return ScriptedEngine(
-        fingerprint, lambda r: f"{fingerprint[:4]} {r.seed} " + "word " * (words + len(str(r.seed)) % 3), weigh
+        fingerprint,
+        lambda r: " ".join([fingerprint[:4], str(r.seed), *map(str, range(words + len(str(r.seed)) % 3))]),
+        weigh,
     )
 
 

@@ -38,7 +38,9 @@ def test_what_was_not_measured_says_why(summary: dict[str, Any]) -> None:
     summary["metrics"] = dict.fromkeys(summary["metrics"])
     summary["preferences"]["by_source"], summary["evaluation"] = {}, {"compared": 0, "ties": 0, "equal": 0}
     lines = dict(run_trust(summary))
-    assert lines["position bias"] == "not measured: no verdict was asked in both orders"
+    assert lines["position bias"] == (
+        "not measured: no verdict in both orders is on a sampled pair or an answer after training"
+    )
     assert (lines["ties"], lines["truncated"]) == ("nothing was compared", "no text was written")
 
 
