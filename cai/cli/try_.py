@@ -65,7 +65,7 @@ def try_(
     """Critique and revise a few prompts, text by text.
 
     Prints a draft for each prompt, and its critique and revision by each principle. --set takes settings of `revise:`
-    in a run file, such as revise.temperature=1 or engine.max_model_len=4096.
+    in a run file, such as max_tokens=48, and of `engine:`, such as engine.max_model_len=4096.
     """
     inputs = read_inputs(prompt or [], prompts, limit)
     file, folder = find_constitution(constitution, None), find_file("--templates", templates, COMMAND)
