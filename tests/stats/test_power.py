@@ -85,13 +85,13 @@ def test_planned_flags_find_their_difference_four_times_in_five_or_more(differin
 
     More where it may take just as many: pilots in which more differ ask for more, and none can ask for less.
     """
-    rng, alpha, power = np.random.default_rng(0), ALPHA / 8, []
-    share = max(differing, difference)
-    for _ in range(100):
-        n = planned_flags(differing_share(int(rng.binomial(40, differing)), 40), difference, alpha)
+    alpha, share, power = ALPHA / 8, max(differing, difference), 0.0
+    for count in range(31):
+        n = planned_flags(differing_share(count, 40), difference, alpha)
         assert n is not None
-        power.append(flag_power(n, (share + difference) / 2, (share - difference) / 2, alpha))
-    assert 0.75 <= np.mean(power) <= (0.85 if differing != difference else 0.95)
+        found = flag_power(n, (share + difference) / 2, (share - difference) / 2, alpha)
+        power += float(stats.binom.pmf(count, 40, differing)) * found
+    assert 0.75 <= power <= (0.85 if differing != difference else 0.95)
 
 
 def test_a_plan_for_more_than_every_prompt_is_an_error() -> None:
