@@ -630,13 +630,23 @@ def trained_as(name: str) -> Callable[..., Path]:
     return train
 
 
+@pytest.fixture
+def planned(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Plan]:
+    """The plan of a run with these settings of `evaluate:`, whose training makes the policy "good"."""
+
+    def plan_with(evaluate: str) -> Plan:
+        extra = f"train: [{{stage: dpo}}]\nevaluate: {{temperature: 0, {evaluate}}}\n"
+        model(model_folder, "base")
+        monkeypatch.setattr(pipeline, "train_policy", trained_as("good"))
+        return make_plan(write_workspace(tmp_path, model_folder, extra=extra), [], None, tmp_path / "runs")
+
+    return plan_with
+
+
 def test_a_run_compares_before_and_after_and_an_evaluation_on_demand_adds_to_it(
-    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+    planned: Callable[[str], Plan],
 ) -> None:
-    extra = "train: [{stage: dpo}]\nevaluate: {temperature: 0, axes: false}\n"
-    model(model_folder, "base")
-    plan = make_plan(write_workspace(tmp_path, model_folder, extra=extra), [], None, tmp_path / "runs")
-    monkeypatch.setattr(pipeline, "train_policy", trained_as("good"))
+    plan = planned("axes: false")
     pipeline.execute(plan, QUIET, False, by_name())
     report, rows = plan.folder.policy_report(), plan.folder.evaluation()
     assert report is not None
@@ -677,12 +687,9 @@ def test_a_run_asks_on_both_axes_and_a_finished_one_adds_them(
 
 
 def test_a_run_without_an_eval_judge_measures_its_answers_and_an_evaluation_on_demand_adds_one(
-    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+    planned: Callable[[str], Plan],
 ) -> None:
-    extra = "train: [{stage: dpo}]\nevaluate: {temperature: 0, judge: off}\n"
-    model(model_folder, "base")
-    plan = make_plan(write_workspace(tmp_path, model_folder, extra=extra), [], None, tmp_path / "runs")
-    monkeypatch.setattr(pipeline, "train_policy", trained_as("good"))
+    plan = planned("judge: off")
     stages = [line.stage for line in dry_run(plan).lines]
     assert "test: answers" in stages and "judge: comparisons" not in stages
     pipeline.execute(plan, QUIET, False, by_name())
