@@ -194,6 +194,12 @@ def test_a_judge_that_is_always_right_has_an_interval() -> None:
     assert error.high == pytest.approx(0.9 - 0.474, abs=0.01)
 
 
+def test_eight_of_eight_may_come_of_a_judge_that_is_right_much_less_often_than_it_says() -> None:
+    error = calibration_error([0.97] * 8, [1.0] * 8, range(8))
+    assert (error.mean, error.low) == (0, 0)
+    assert error.high == pytest.approx(0.97 - 0.025 ** (1 / 8), abs=0.04)  # 0.63⁸ = 0.025, of 2,000 draws
+
+
 @pytest.mark.parametrize("pairs", [8, 40])
 @pytest.mark.parametrize("lowest", [0.8, 0.95])
 def test_calibration_intervals_of_sure_judges_hold_the_truth(pairs: int, lowest: float) -> None:
@@ -203,7 +209,7 @@ def test_calibration_intervals_of_sure_judges_hold_the_truth(pairs: int, lowest:
         confidence, error = rng.uniform(lowest, 0.999, pairs), (0.0, 0.03, 0.08)[number % 3]
         right = (rng.random(pairs) < confidence - error).astype(float)
         found = calibration_error(confidence.tolist(), right.tolist(), range(pairs))
-        assert found.low is None or found.high is None or found.low < found.high
+        assert found.low is not None and found.high is not None and found.low < found.high
         held += (found.low or 0) - 1e-9 <= error <= (1 if found.high is None else found.high) + 1e-9
     assert held >= 35
 
