@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeVar
 from cai.config.errors import CaiError
 from cai.config.yaml_files import as_yaml
 from cai.constitution.principles import Constitution, Principle, shares
+from cai.data.filters import FILTERS
 from cai.data.records import Revision
 from cai.evaluation.injection import HEADING as INJECTION_HEADING
 from cai.evaluation.judge_report import JudgeReport, judge_metrics
@@ -52,6 +53,7 @@ class PrincipleMetrics(NamedTuple):
     share: float | None  # of the draws, by its weight
     revisions: int
     of_revisions: dict[str, float]  # without the metrics that no row says anything about
+    filters: Counter[str]  # revisions that fail each
     verdicts: int  # as the judge of a pair
     of_verdicts: dict[str, float]
 
@@ -63,12 +65,14 @@ class PrincipleTotals:
         self._rounds: dict[str, PromptMeans[Revision]] = {}
         self._verdicts: dict[str, PromptMeans[PrincipleVerdict]] = {}
         self._counts: Counter[tuple[str, str]] = Counter()  # of rounds and of verdicts, by principle
+        self._filters: dict[str, Counter[str]] = {}
 
     def add(self, example: Example) -> None:
         """Count one example; verdicts of the eval judge are by another constitution, and not counted."""
         for row in example.revisions:
             self._rounds.setdefault(row.principle_id, PromptMeans(ROUND_METRICS)).add(row)
             self._counts["rounds", row.principle_id] += 1
+            self._filters.setdefault(row.principle_id, Counter()).update(row.flags)
         for pair in (pair for pair in example.preferences if pair.source == "judge" and not pair.from_file):
             for verdict in pair.verdicts:
                 of_principle = self._verdicts.setdefault(verdict.principle_id, PromptMeans(VERDICT_METRICS))
@@ -87,6 +91,7 @@ class PrincipleTotals:
                 share=share.get(i),
                 revisions=self._counts["rounds", i],
                 of_revisions=self._rounds[i].means() if i in self._rounds else {},
+                filters=self._filters.get(i, Counter()),
                 verdicts=self._counts["verdicts", i],
                 of_verdicts=self._verdicts[i].means() if i in self._verdicts else {},
             )
@@ -329,6 +334,7 @@ def run_report(folder: RunFolder, contents: RunContents, url: str | None = None)
         constitution=contents.constitution,
         principles=contents.principles,
         round_metrics=ROUND_METRICS,
+        filters={name: text for name, text in FILTERS.items() if any(b.filters[name] for b in contents.principles)},
         verdict_metrics=[metric for metric in VERDICT_METRICS if metric != TIES or metric.key in measured],
         overview=[*overview, *evaluated_plots[:1]][:OVERVIEW_PLOTS],
         judge=summary.judge,

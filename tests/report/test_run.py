@@ -50,6 +50,20 @@ def test_a_principle_has_the_metrics_of_its_revisions_and_verdicts(tmp_path: Pat
     assert judged.of_verdicts == pytest.approx({"label_p": 0.8, "position_bias": 0.0, "non_option_mass": 0.25})
 
 
+def test_the_filters_that_the_revisions_of_each_principle_fail_are_a_table(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", prompts=9)
+    rows = [row.model_copy(update={"flags": []}) for row in folder.revisions()]
+    write_rows(folder.revisions_jsonl, rows)
+    assert " Filters The share" not in report(folder)
+    rows[0] = rows[0].model_copy(update={"flags": ["unchanged", "truncated"]})
+    rows[2] = rows[2].model_copy(update={"flags": ["unchanged"]})
+    write_rows(folder.revisions_jsonl, rows)
+    shown = report(folder).partition(" Filters The share")[2]
+    assert "principle revisions unchanged truncated good-for-people 6 33 % 17 %" in shown.replace(
+        "\u202f", " "
+    ).replace("\xa0", " ")
+
+
 def test_the_metrics_of_the_summary_and_their_warnings_are_shown(tmp_path: Path) -> None:
     text = report(write_run(tmp_path / "run", prompts=9))
     for part in (
