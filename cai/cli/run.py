@@ -22,7 +22,7 @@ from cai.cli.console import (
     tail,
 )
 from cai.cli.options import DEFAULT_RUNS, DryRun, Replace, RunsFolder, Settings, setting
-from cai.config.characters import Terminal
+from cai.config.characters import Terminal, visible
 from cai.config.errors import CaiError
 from cai.feedback.label_mass import LABEL_MASS, label_mass_text
 from cai.feedback.metrics import AFTER_WORDS, BEFORE_WORDS, RUN_METRICS, WIN_RATE
@@ -70,10 +70,10 @@ def run(
     plan = whole if shard is None else shard_plan(whole, Shard.parse(shard))
     console = Terminal()
     if dry_run:
-        check_folder(iteration(plan, 1, plan.model), replace)
+        replaced = check_folder(iteration(plan, 1, plan.model), replace)
         line(console, f"{plan.folder.name}: dry run: no model is called and nothing is written")
-        for warning in start_warnings(plan):
-            line(console, warning)
+        for text in filter(None, [replaced, *start_warnings(plan)]):
+            line(console, visible(text))
         for part in forecast_parts(forecast(plan), gpu_rate):
             show(console, part)
         return

@@ -178,25 +178,27 @@ def _lock(file: IO[str]) -> None:
 
 
 @contextmanager
-def claimed(claim: Claim, replace: bool) -> Iterator[None]:
+def claimed(claim: Claim, replace: bool) -> Iterator[str]:
     """`exclusive` and `take` together."""
     with exclusive(claim.folder):
-        take(claim, replace)
-        yield
+        yield take(claim, replace)
 
 
-def take(claim: Claim, replace: bool) -> None:
+def take(claim: Claim, replace: bool) -> str:
     """Write the manifest into a folder that this process holds, after clearing it of results of other settings.
 
     With the same manifest, the folder stays as it is and the command resumes. With another manifest of the same
     command, unfinished results are cleared, since the cache gives them back; finished ones and training output only
     with `replace`.
+    Returns: what is replaced and why, for the user, from `replacement`.
     Raises: CaiError, with the differences, for finished results or training output of other settings without `replace`;
     for a folder of another command or of other files; and for an input inside the folder that would be cleared.
     """
-    if check(claim, replace):
+    clears, replaced = check(claim, replace), replacement(claim)
+    if clears:
         _clear(claim)
     write_manifest(claim.folder, claim.manifest)
+    return replaced
 
 
 def check(claim: Claim, replace: bool) -> bool:
@@ -222,13 +224,32 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 
 def refusal(claim: Claim, changes: Sequence[str]) -> str:
     """The error for finished results, or unfinished training, of other settings."""
-    more = [f"and {len(changes) - MOST_CHANGES} more"] if len(changes) > MOST_CHANGES else []
-    lines = "\n  ".join([*changes[:MOST_CHANGES], *more])
-    held = "finished results" if claim.is_finished() else "unfinished training"
     return (
-        f"{claim.folder}: holds {held} of `{claim.manifest['command']}` with other settings:\n  {lines}\n"
-        f"Choose another folder ({claim.elsewhere}), or overwrite this one (--replace)."
+        f"{claim.folder}: holds {_held(claim)} of `{claim.manifest['command']}` with other settings:\n"
+        f"{_change_lines(changes)}\nChoose another folder ({claim.elsewhere}), or overwrite this one (--replace)."
     )
+
+
+def replacement(claim: Claim) -> str:
+    """What `take` replaces in the folder, and the settings that changed, a line each; "" where none did."""
+    changes = claim.changes()
+    if not changes:
+        return ""
+    return (
+        f"{claim.folder}: replaces {_held(claim)} with other settings; answers in the cache are kept and reused:\n"
+        f"{_change_lines(changes)}"
+    )
+
+
+def _held(claim: Claim) -> str:
+    if claim.is_finished():
+        return "finished results"
+    return "unfinished training" if claim.holds_training() else "unfinished results"
+
+
+def _change_lines(changes: Sequence[str]) -> str:
+    more = [f"and {len(changes) - MOST_CHANGES} more"] if len(changes) > MOST_CHANGES else []
+    return "\n".join(f"  {change}" for change in [*changes[:MOST_CHANGES], *more])
 
 
 def _clear(claim: Claim) -> None:

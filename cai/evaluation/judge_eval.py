@@ -69,7 +69,13 @@ def evaluate_judge(
     extent, folder = count_work(judging), out.folder
     attacks = {"injection": fingerprint([attack.model_dump() for attack in more.attacks])} if more.attacks else {}
     claim = label_claim("cai judge-eval", judging, folder, calibrate=more.calibrate, **attacks)
-    with claimed(claim, out.replace), reporter.logging_to(folder / "log.txt"), closing(Cache(cache)) as store:
+    with (
+        claimed(claim, out.replace) as replaced,
+        reporter.logging_to(folder / "log.txt"),
+        closing(Cache(cache)) as store,
+    ):
+        if replaced:
+            reporter.say(replaced)
         scheduler = judging.scheduler(store, reporter, open_engine)
         panel = JudgePanel(judging, extent, scheduler)
         begun = time.monotonic()

@@ -258,10 +258,12 @@ def label_file(
     """
     extent, folder = count_work(job), out.folder
     with (
-        claimed(label_claim("cai judge", job, folder), out.replace),
+        claimed(label_claim("cai judge", job, folder), out.replace) as replaced,
         reporter.logging_to(folder / "log.txt"),
         closing(Cache(cache)) as store,
     ):
+        if replaced:
+            reporter.say(replaced)
         scheduler = job.scheduler(store, reporter, open_engine)
         begun, totals = time.monotonic(), Totals()
         asyncio.run(label_rows(job, JudgePanel(job, extent, scheduler), folder, extent.most > 2, totals))

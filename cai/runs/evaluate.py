@@ -312,7 +312,8 @@ def evaluate_into(output: Output, evaluation: PolicyEvaluation, reporter: Report
         if not (claim.is_finished() and adds_to(claim.manifest, read_manifest(out))):
             if not output.replace:
                 _keep_finished(claim)
-            take(claim, output.replace)
+            if replaced := take(claim, output.replace):
+                reporter.say(replaced)
         begun = time.monotonic()
         asyncio.run(evaluation.run())
         for file, rows in ROWS.items():

@@ -251,12 +251,12 @@ def execute(
         current = iteration(plan, number, policy)
         folders.append(current.folder)
         with exclusive(current.folder.path), reporter.recording_errors():
-            start_folder(current, replace)
+            replaced = start_folder(current, replace)
             current.folder.summary_json.unlink(missing_ok=True)
             reporter.log = current.folder.log
             reporter.say(_first_line(current))  # its time in the log is the start of the run
-            for warning in start_warnings(current):
-                reporter.say(warning)
+            for text in filter(None, [replaced, *start_warnings(current)]):
+                reporter.say(text)
             current, gate_work = pass_gate(current, reporter, open_engine)
             cache = Cache(plan.runs / CACHE_FILE)
             try:

@@ -18,7 +18,7 @@ from cai.config.yaml_files import read_text
 from cai.constitution.principles import Constitution, load_constitution, manifest_of
 from cai.constitution.templates import Templates, names_for
 from cai.data.jsonl import file_fingerprint, write_rows, write_text
-from cai.data.manifest import Claim, check, take, versions
+from cai.data.manifest import Claim, check, replacement, take, versions
 from cai.data.preferences import read_preferences
 from cai.data.prompts import store_prompts
 from cai.data.records import Messages, Preference, Prompt, Skipped
@@ -368,14 +368,15 @@ def claim(plan: Plan) -> Claim:
     )
 
 
-def start_folder(plan: Plan, replace: bool) -> None:
+def start_folder(plan: Plan, replace: bool) -> str:
     """Write the run's inputs and manifest into its folder, which this process holds (`exclusive`).
 
+    Returns: as `take` of cai/data/manifest.py, what it replaced.
     Raises: CaiError as `take` of cai/data/manifest.py; and without `replace` for a folder with more than `seeds`
     trainings, of which the others are removed with it.
     """
     folder = plan.folder
-    take(claim(plan), replace)
+    replaced = take(claim(plan), replace)
     if replace:
         folder.costs_jsonl.unlink(missing_ok=True)
     _keep_trainings(plan, replace)
@@ -387,12 +388,14 @@ def start_folder(plan: Plan, replace: bool) -> None:
     for name, text in plan.templates.files().items():
         write_text(folder.templates / name, text)
     write_rows(folder.prompts_jsonl, chain(plan.training, plan.held_out))
+    return replaced
 
 
-def check_folder(plan: Plan, replace: bool) -> None:
-    """Whether the run may have its folder, for a forecast. Raises: CaiError as `start_folder`; writes nothing."""
+def check_folder(plan: Plan, replace: bool) -> str:
+    """What `start_folder` would replace, for a forecast. Raises: CaiError as `start_folder`; writes nothing."""
     check(claim(plan), replace)
     _trainings_too_many(plan, replace)
+    return replacement(claim(plan))
 
 
 def _keep_trainings(plan: Plan, replace: bool) -> None:

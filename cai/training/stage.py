@@ -190,9 +190,10 @@ def run_stage(spec: StageSpec[Any], report: Report, replace: bool = True, keep_d
             report({"done": "already trained"})
             _remove_spent(folder)  # a process killed after its last write left it
             return folder / MODEL
-        if (changes := claim.changes()) and claim.is_finished() and replace:
-            report({"again": changes})
+        changes = claim.changes()
         take(claim, replace)
+        if changes:
+            report({"again": changes})
         data = spec.data
         if keep_data:
             beside = folder / "rows.jsonl.part"

@@ -39,8 +39,14 @@ def test_the_same_content_goes_on_whatever_the_versions_are(tmp_path: Path) -> N
 def test_unfinished_results_of_other_content_are_cleared(tmp_path: Path) -> None:
     work(claim(tmp_path, seed=0), finish=False)
     other = claim(tmp_path, seed=1)
-    with claimed(other, replace=False):
+    with claimed(other, replace=False) as replaced:
         assert {path.name for path in other.folder.iterdir()} == {".busy", "manifest.json"}
+    assert replaced.splitlines() == [
+        f"{tmp_path}/out: replaces unfinished results with other settings; answers in the cache are kept and reused:",
+        "  settings.seed: 0 → 1",
+    ]
+    with claimed(other, replace=False) as replaced:
+        assert replaced == ""
 
 
 def test_finished_results_of_other_content_are_refused_with_what_differs_unless_replaced(tmp_path: Path) -> None:

@@ -323,6 +323,9 @@ def test_finished_results_of_other_settings_need_replace_and_unfinished_ones_do_
         label(judging(pair(0), principles="all"), tmp_path, open_engine=refuse, replace=True)
     assert {path.name for path in out.iterdir()} - {"log.txt"} == {"manifest.json", ".busy"}
     label(judging(pair(0), principles=1), tmp_path)
+    log = (out / "log.txt").read_text(encoding="utf-8")
+    assert "replaces unfinished results with other settings" in log
+    assert '\n    settings.principles: "all" → 1\n' in log
     manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["settings"]["principles"] == 1
 

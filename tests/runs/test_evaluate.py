@@ -402,6 +402,9 @@ def test_a_finished_evaluation_is_replaced_by_another_only_when_asked_to(tmp_pat
     assert not (run.eval / "scores.jsonl").exists()
     (run.eval / "evaluation.json").unlink()  # as if interrupted: nothing finished is lost
     evaluate(runs, Options("good", limit=2))
+    log = (run.eval / "log.txt").read_text(encoding="utf-8")
+    assert "replaces unfinished results with other settings" in log
+    assert "\n    limit: 3 → 2\n" in log
 
 
 def test_what_differs_from_a_finished_evaluation_is_named_as_its_options_are(tmp_path: Path) -> None:

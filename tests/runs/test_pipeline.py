@@ -19,7 +19,7 @@ from cai.inference.reporter import Reporter
 from cai.inference.scheduler import OpenEngine
 from cai.runs.folder import RunFolder
 from cai.runs.pipeline import execute
-from cai.runs.plan import claim, make_plan, split, start_folder
+from cai.runs.plan import check_folder, claim, make_plan, split, start_folder
 from tests.conftest import ROOT, cached_answers, prompt, scripted, write_workspace
 from tests.runs.slow_run import weigh
 
@@ -149,6 +149,28 @@ def test_a_changed_setting_needs_another_name_or_replace(tmp_path: Path, model_f
     assert rows(folder) == before
     replaced = run_to_end(run_file, overrides=("revise.rounds=1",), replace=True)
     assert len(replaced.revisions()) == 6
+
+
+def test_a_changed_setting_of_an_unfinished_run_is_named_with_what_is_replaced(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    def interrupted(request: Choose) -> list[float]:
+        raise KeyboardInterrupt
+
+    run_file = write_workspace(tmp_path, model_folder)
+    with pytest.raises(KeyboardInterrupt):
+        run_to_end(run_file, open_engine=scripted(weigh=interrupted))
+    replaces = [
+        f"{tmp_path}/runs/test: replaces unfinished results with other settings; answers in the cache are kept and "
+        "reused:",
+        "  config.revise.rounds: 2 → 1",
+    ]
+    changed = make_plan(run_file, ["revise.rounds=1"], None, tmp_path / "runs")
+    assert check_folder(changed, replace=False).splitlines() == replaces  # as a dry run prints it
+    folder = run_to_end(run_file, overrides=("revise.rounds=1",))
+    log = folder.log.read_text(encoding="utf-8").splitlines()
+    assert " test: 6 prompts for training" in log[0]  # whose time is the start of the run
+    assert [log[1].partition(" ")[2], log[2].removeprefix("  ")] == replaces
 
 
 def test_the_run_file_in_a_runs_folder_is_the_same_run(

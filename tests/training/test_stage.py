@@ -1,5 +1,6 @@
 """The worker of a stage: how it is started and followed, and what its errors say."""
 
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -155,6 +156,9 @@ def test_a_stage_that_is_trained_again_reports_what_changed(tmp_path: Path, tiny
     train_stage("1-dpo", replace(spec, seed=1, settings=dpo(beta=0.2)), reporter)
     [line] = [line for line in said if "trained again" in line]
     assert line == "  1-dpo: trained again, since these changed: settings.beta: 0.1 → 0.2; seed: 0 → 1"
+    shutil.rmtree(spec.folder / "model")  # as if interrupted
+    train_stage("1-dpo", spec, reporter)
+    assert said.count("  1-dpo: trained again, since these changed: settings.beta: 0.2 → 0.1; seed: 1 → 0") == 1
 
 
 @pytest.mark.usefixtures("no_worker")
