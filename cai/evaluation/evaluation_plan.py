@@ -67,6 +67,7 @@ class EvaluationPlan:
     policies: list[Policy]  # the first is the reference
     prompts: list[Prompt]
     prompts_skipped: list[Skipped]
+    prompts_from: str  # the file, or which prompts of the run they are
     axes: dict[str, Constitution]
     templates: Templates
     judge: Model | None  # None: answers are not compared, there are no axes and no probes

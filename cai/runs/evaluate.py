@@ -3,10 +3,10 @@
 import asyncio
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from cai.config import locate, yaml_files
 from cai.config.errors import CaiError
@@ -16,10 +16,10 @@ from cai.config.yaml_files import YamlSource
 from cai.constitution.principles import Constitution, load_constitution
 from cai.constitution.templates import Templates, names_for
 from cai.data.jsonl import write_rows, write_text
-from cai.data.manifest import Claim, Output, exclusive, read_manifest, take, versions, write_manifest
+from cai.data.manifest import Output, exclusive, read_manifest, take, write_manifest
 from cai.data.prompts import read_prompts
 from cai.data.records import Prompt, Skipped
-from cai.evaluation.evaluation_plan import OFF, OVERALL, EvaluateConfig, EvaluationPlan, Policy, evaluation_axes
+from cai.evaluation.evaluation_plan import OVERALL, EvaluateConfig, EvaluationPlan, Policy, evaluation_axes
 from cai.evaluation.policy import PolicyEvaluation
 from cai.evaluation.policy_report import (
     ANSWERS,
@@ -32,14 +32,15 @@ from cai.evaluation.policy_report import (
     PolicyReport,
     policy_report,
 )
-from cai.evaluation.probes import PROBE_SETS, Probes, read_probes
+from cai.evaluation.probes import read_probes
 from cai.evaluation.scores import score_answers
 from cai.inference.cache import Cache
 from cai.inference.engine import EngineConfig
-from cai.inference.models import Model, folder_fingerprint, model_fingerprint
+from cai.inference.models import Model, folder_fingerprint
 from cai.inference.reporter import Reporter
-from cai.inference.scheduler import OpenEngine, Scheduler, deciding_settings, open_model
+from cai.inference.scheduler import OpenEngine, Scheduler, open_model
 from cai.inference.servers import resolve_judges
+from cai.runs.evaluation_folder import EVAL, OWN_PROMPTS, adds_to, evaluation_claim, refuse_other_options
 from cai.runs.find import FoundPolicy, check_base, find_policy, policy_of_model
 from cai.runs.plan import Plan
 from cai.runs.run_file import engine_settings, named_eval_judge
@@ -53,7 +54,7 @@ ROWS = {
     SKIPPED: "skipped",
 }
 """The files of rows, and where a PolicyEvaluation has them."""
-COMMAND = Path("cai eval")  # where options come from, for messages
+COMMAND = Path(EVAL)  # where options come from, for messages
 
 
 class Options(NamedTuple):
@@ -104,6 +105,7 @@ def plan_evaluation(options: Options, runs: Path) -> EvaluationPlan:
         seed=first.config.seed if first.config is not None else 0,
         engine=engine,
         own_settings={judge: judge_engine, reference.folder: asked},
+        prompts_from=_prompts_from(options, first),
         notes=[*_chosen_prompts(options, first, prompts), *_trained_on(policies, prompts)],
     )
 
@@ -135,6 +137,12 @@ def _prompts(options: Options, first: FoundPolicy) -> tuple[list[Prompt], list[S
     if not prompts:
         raise CaiError(f"--prompts: {first.run.path} holds out no prompts (prompts.holdout: 0); name a file of prompts")
     return prompts[: options.limit], []
+
+
+def _prompts_from(options: Options, first: FoundPolicy) -> str:
+    if options.prompts is not None:
+        return str(options.prompts)
+    return PROMPTS if first.run is None else OWN_PROMPTS
 
 
 PROMPTS = "examples/prompts.jsonl"  # comes with cai
@@ -247,37 +255,6 @@ def _trained_on(policies: Sequence[Policy], prompts: Sequence[Prompt]) -> list[s
     return [f"{name} was trained on {n} of these {len(asked)} prompts" for name, n in counts.items() if n]
 
 
-def evaluation_claim(plan: EvaluationPlan, out: Path) -> Claim:
-    """The folder of an evaluation with its manifest; evaluation.json finishes it."""
-    probes = plan.probes._asdict() if plan.probes is not None else dict.fromkeys(Probes._fields)
-    engines = {"reference_engine": plan.reference_engine, "judge_engine": plan.judge_engine}
-    roles = {name: deciding_settings(engine) for name, engine in engines.items()}
-    manifest = {
-        "command": COMMAND.name,
-        "policies": [{"name": p.name, "model": folder_fingerprint(p.folder)} for p in plan.policies],
-        "prompts": fingerprint([prompt.model_dump() for prompt in plan.prompts]),
-        "axes": {
-            name: {"name": axis.name, "principles": {p.id: p.fingerprint for p in axis.principles}}
-            for name, axis in plan.axes.items()
-        },
-        "templates": plan.templates.fingerprint,
-        "judge": model_fingerprint(plan.judge) if plan.judge is not None else None,
-        **{name: settings for name, settings in roles.items() if settings != deciding_settings(plan.engine)},
-        "settings": {
-            "max_tokens": plan.settings.max_tokens,
-            "temperature": plan.settings.temperature,
-            **(plan.settings.sampling.model_dump(exclude_defaults=True) if plan.settings.sampling else {}),
-            **deciding_settings(plan.engine),
-        },
-        "probes": {name: part and fingerprint(part.model_dump()) for name, part in probes.items()},
-        "limit": plan.limit,
-        "seed": plan.seed,
-        "where": {"judge": str(plan.judge) if plan.judge is not None else OFF},
-        "versions": versions(),
-    }
-    return Claim(out, manifest, REPORT, inputs=[policy.folder for policy in plan.policies])
-
-
 def evaluate_policies(
     plan: EvaluationPlan,
     out: Path,
@@ -311,7 +288,7 @@ def evaluate_into(output: Output, evaluation: PolicyEvaluation, reporter: Report
     with exclusive(out), reporter.logging_to(out / "log.txt"):
         if not (claim.is_finished() and adds_to(claim.manifest, read_manifest(out))):
             if not output.replace:
-                _keep_finished(claim)
+                refuse_other_options(claim)
             if replaced := take(claim, output.replace):
                 reporter.say(replaced)
         begun = time.monotonic()
@@ -332,84 +309,6 @@ def evaluate_into(output: Output, evaluation: PolicyEvaluation, reporter: Report
         report = policy_report(evaluation, scored, missing, claim.manifest, cost)
         write_text(out / REPORT, report.model_dump_json(indent=1) + "\n")
     return report
-
-
-def _keep_finished(claim: Claim) -> None:
-    """Raises: CaiError, in the words of the options, for a finished evaluation that this one would overwrite."""
-    finished = read_manifest(claim.folder)
-    if finished is None or finished["command"] != COMMAND.name or not (claim.is_finished() and claim.changes()):
-        return
-    lines = "\n  ".join(option_changes(finished, claim.manifest) or claim.changes())
-    raise CaiError(
-        f"{claim.folder}: holds a finished evaluation with other options:\n  {lines}\n"
-        "Keep it and write this one to another folder (--out FOLDER). To overwrite it, --replace: answers in the cache "
-        "are reused."
-    )
-
-
-def option_changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """What differs between two manifests of evaluations, a line each; [] for one of another version of cai."""
-    describe: dict[str, Callable[[dict[str, Any]], str]] = {
-        "policies": lambda manifest: ", ".join(policy["name"] for policy in manifest["policies"]),
-        "limit": lambda manifest: "none" if manifest["limit"] is None else str(manifest["limit"]),
-        "prompts": lambda manifest: "",
-        "axes": lambda manifest: ", ".join(f"{name} ({axis['name']})" for name, axis in manifest["axes"].items()),
-        "judge": lambda manifest: str(manifest["where"]["judge"]),
-        "templates": lambda manifest: "",
-        "settings": lambda manifest: ", ".join(f"{name} {value}" for name, value in manifest["settings"].items()),
-        "probes": lambda manifest: ", ".join(name for name in PROBE_SETS if manifest["probes"][name]) or "none",
-        "seed": lambda manifest: str(manifest["seed"]),
-    }
-    try:
-        changed = [part for part in describe if before[part] != after[part]]
-        texts = {part: (describe[part](before), describe[part](after)) for part in changed}
-    except (LookupError, TypeError, AttributeError):
-        return []
-    if "limit" in texts:
-        texts.pop("prompts", None)  # which follow from it
-    return [
-        f"{part}: {old} → {new}" if old != new else f"{part}: {old + ', ' if old else ''}with other content"
-        for part, (old, new) in texts.items()
-    ]
-
-
-def adds_to(manifest: dict[str, Any], finished: dict[str, Any] | None) -> bool:
-    """Whether an evaluation of this manifest has all rows of a finished one: the same policies, prompts and judge.
-
-    It may have more policies, axes and sets of probes, and a judge where that has none.
-    """
-    if finished is None or finished["command"] != manifest["command"]:
-        return False
-    try:
-        probes = {name: content for name, content in finished["probes"].items() if content is not None}
-        return bool(
-            all(manifest[part] == finished[part] for part in ("prompts", "templates", "settings", "seed"))
-            and finished["judge"] in (None, manifest["judge"])
-            and manifest["policies"][: len(finished["policies"])] == finished["policies"]
-            and finished["axes"].items() <= manifest["axes"].items()
-            and probes.items() <= manifest["probes"].items()
-            and (not probes or manifest["limit"] == finished["limit"])
-        )
-    except (LookupError, TypeError, AttributeError):  # of another version
-        return False
-
-
-def kept_evaluation(claim: Claim) -> list[str] | None:
-    """What a finished evaluation of a run's policy has beside the run's own; None where the run writes its own.
-
-    A run leaves one in its folder alone that is of the same policy, by content, and has more than the run's own ([])
-    or other settings (a line each), since somebody asked for it.
-    """
-    finished = read_manifest(claim.folder)
-    if finished is None or not claim.is_finished():
-        return None
-    models = [policy["model"] for policy in finished.get("policies", [])]
-    changes = claim.changes()
-    if claim.manifest["policies"][1]["model"] not in models or not changes:
-        return None
-    if adds_to(claim.manifest, finished):
-        return None
-    return [] if adds_to(finished, claim.manifest) else changes
 
 
 def plan_of_run(plan: Plan, policy: Policy) -> EvaluationPlan:
@@ -433,6 +332,7 @@ def plan_of_run(plan: Plan, policy: Policy) -> EvaluationPlan:
         seed=plan.config.seed,
         engine=plan.config.engine.shared,
         own_settings=plan.own_settings,
+        prompts_from=OWN_PROMPTS,
         notes=[],
     )
 

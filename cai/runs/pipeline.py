@@ -23,7 +23,8 @@ from cai.inference.models import Model
 from cai.inference.reporter import Reporter
 from cai.inference.scheduler import EngineWork, OpenEngine, Scheduler, open_model
 from cai.runs.costs import cost_in_all, session
-from cai.runs.evaluate import NothingCompared, evaluate_into, evaluation_claim, kept_evaluation, plan_of_run
+from cai.runs.evaluate import NothingCompared, evaluate_into, plan_of_run
+from cai.runs.evaluation_folder import evaluation_claim, kept_evaluation
 from cai.runs.find import find_policy
 from cai.runs.folder import CACHE_FILE, RunFolder, Training
 from cai.runs.metrics import summarise

@@ -26,7 +26,8 @@ from cai.inference.scheduler import OpenEngine, Scheduler
 from cai.report.run import evaluation_grids
 from cai.runs import pipeline
 from cai.runs.dry_run import account, dry_run
-from cai.runs.evaluate import Options, evaluate_policies, evaluation_claim, option_changes, plan_evaluation
+from cai.runs.evaluate import Options, evaluate_policies, plan_evaluation
+from cai.runs.evaluation_folder import evaluation_claim, option_changes
 from cai.runs.folder import RunFolder
 from cai.runs.plan import Plan, make_plan
 from cai.runs.run_file import RunConfig
@@ -389,8 +390,8 @@ def test_a_finished_evaluation_is_replaced_by_another_only_when_asked_to(tmp_pat
     other = Options("good", against=["bad"], limit=3, probes="none")
     with pytest.raises(
         CaiError,
-        match=r"(?s)eval: holds a finished evaluation with other options:\n  policies: base, good → base, good, bad\n"
-        r"  limit: 2 → 3\n  probes: over_refusal, sycophancy, red_team, injection → none\nKeep it .*--out FOLDER.*--replace",
+        match=r"(?s)eval: holds a finished evaluation with other options:\n  --against: none → bad\n"
+        r"  --limit: 2 → 3\n  --probes: over_refusal, sycophancy, red_team, injection → none\nKeep it .*--out FOLDER.*--replace",
     ):
         evaluate(runs, other)
     assert (run.eval / "scores.jsonl").exists()
@@ -414,13 +415,25 @@ def test_what_differs_from_a_finished_evaluation_is_named_as_its_options_are(tmp
     manifest = json.loads((run.eval / "manifest.json").read_text())
     assert option_changes(manifest, manifest) == []
     other = json.loads(json.dumps(manifest).replace(manifest["axes"]["overall"]["name"], "mine"))
-    other |= {"prompts": "0" * 16, "seed": 4, "judge": "1" * 32, "settings": {**manifest["settings"], "max_tokens": 7}}
-    assert option_changes(manifest, other) == [
-        "prompts: with other content",
-        "axes: overall (plain), helpful (helpful), safe (safe) → overall (mine), helpful (helpful), safe (safe)",
-        f"judge: {manifest['where']['judge']}, with other content",
-        f"settings: max_tokens {manifest['settings']['max_tokens']}, temperature 0.0 → max_tokens 7, temperature 0.0",
-        "seed: 0 → 4",
+    engine = {"max_tokens": 7, "vllm": {"dtype": "float16"}}
+    other |= {"prompts": "0" * 16, "seed": 4, "judge": "1" * 32, "settings": {**manifest["settings"], **engine}}
+    other["judge_engine"] = {"vllm": {"dtype": "bfloat16"}}
+    other["policies"] = [{"name": "base2", "model": "2" * 32}, *manifest["policies"][1:]]
+    changes = [
+        "--reference: base → base2",
+        "--prompts: held out, with other content",
+        "--constitution: plain → mine",
+        f"--judge: {manifest['where']['judge']}, with other content",
+        "seed of the run: 0 → 4",
+        f"--set max_tokens: {manifest['settings']['max_tokens']} → 7",
+        '--set engine.vllm: null → {"dtype": "float16"}',
+        'judge_engine: null → {"vllm": {"dtype": "bfloat16"}}',
+    ]
+    assert option_changes(manifest, other) == changes
+    other["where"] |= {"prompts": "mine.jsonl"}
+    assert option_changes(manifest, other)[1] == "--prompts: held out → mine.jsonl"
+    assert option_changes(manifest, manifest | {"axes": {"overall": manifest["axes"]["overall"]}}) == [
+        "--set axes: true → false"
     ]
     assert option_changes({"command": "cai eval"}, manifest) == []
 

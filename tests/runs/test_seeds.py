@@ -21,7 +21,8 @@ from cai.inference.reporter import Reporter
 from cai.report.run import read_run, run_report
 from cai.runs import pipeline
 from cai.runs.dry_run import dry_run
-from cai.runs.evaluate import Options, adds_to, evaluation_claim, plan_evaluation
+from cai.runs.evaluate import Options, plan_evaluation
+from cai.runs.evaluation_folder import adds_to, evaluation_claim
 from cai.runs.find import find_policy
 from cai.runs.folder import RunFolder
 from cai.runs.pipeline import execute

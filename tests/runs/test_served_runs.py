@@ -19,7 +19,8 @@ from cai.inference.models import Address, Model, Server
 from cai.inference.reporter import Reporter
 from cai.inference.scheduler import open_model
 from cai.runs.dry_run import dry_run
-from cai.runs.evaluate import Options, evaluation_claim, plan_evaluation
+from cai.runs.evaluate import Options, plan_evaluation
+from cai.runs.evaluation_folder import evaluation_claim
 from cai.runs.folder import RunFolder
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan
