@@ -3,10 +3,10 @@
 from rich.table import Table
 from rich.text import Text
 
-from cai.cli.console import whole
+from cai.cli.console import line, whole
 from cai.cli.options import DEFAULT_RUNS, RunsFolder
 from cai.config.characters import Terminal, visible
-from cai.report.lists import all_entries
+from cai.report.lists import FAILED, all_entries
 
 
 def runs(folder: RunsFolder = DEFAULT_RUNS) -> None:
@@ -31,3 +31,6 @@ def runs(folder: RunsFolder = DEFAULT_RUNS) -> None:
         )
         table.add_row(*(Text(visible(cell)) for cell in cells))
     whole(console, table)
+    for run in entries:
+        if run.state == FAILED:
+            line(console, f"{run.name} failed: {run.progress}")

@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cai.config.characters import visible
-from cai.config.errors import CaiError, writing
+from cai.config.errors import error_text, writing
 from cai.stats.formatting import counted, duration
 
+ERROR = "error: "  # how the line in the log begins
 PLAIN_SECONDS = 15.0  # between two plain lines
 MEASURED_SHARE, MEASURED_UNITS = 0.1, 32  # of the work, or units, whichever is less: before, a rate is mostly chance
 
@@ -104,11 +105,11 @@ class Reporter:
 
     @contextmanager
     def recording_errors(self) -> Iterator[None]:
-        """Log the CaiError that ends the block, which the command prints."""
+        """Log the error that ends the block, which the command prints."""
         try:
             yield
-        except CaiError as error:
-            self._write(visible(f"error: {error}"))
+        except Exception as error:
+            self._write(visible(f"{ERROR}{error_text(error)}"))
             raise
 
     def _write(self, text: str) -> None:

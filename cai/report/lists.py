@@ -1,6 +1,6 @@
 """The lists of `cai serve` and `cai runs`: all runs of a folder, and the runs of a sweep beside what varies.
 
-A run that has not finished is listed as running, with its progress, or as stopped.
+A run that has not finished is listed as running, with its progress, as failed, with the error, or as stopped.
 """
 
 import json
@@ -20,7 +20,7 @@ from cai.runs.progress import run_progress
 from cai.runs.sweep import SWEEP_METRICS, IndexedRun, read_index, sweep_metric_texts
 from cai.stats.formatting import counted, duration, estimate
 
-RUNNING, STOPPED, FINISHED = "running", "stopped", "finished"
+RUNNING, STOPPED, FAILED, FINISHED = "running", "stopped", "failed", "finished"
 OLD_SECONDS = 60.0  # from when the last line of a log is shown with its age
 MAX_VALUE = 60  # characters of a setting
 
@@ -32,7 +32,7 @@ class RunEntry(NamedTuple):
     url: str
     started: str
     state: str
-    progress: str = ""  # the last line that it logged, until it has finished
+    progress: str = ""  # the last line that it logged, until it has finished; of a failed one the error
     done: int = 0  # of `total` units of the stage that it is in
     total: int = 0
     constitution: str = ""
@@ -132,7 +132,7 @@ def _member_entry(name: str, run: RunFolder | None, member: IndexedRun) -> RunEn
     """A run of a sweep as it is listed; one that has no folder yet cannot be opened."""
     entry = run_entry(name, run) if run else RunEntry(name, "", "", "waiting", comparable=False)
     if member.failed and entry.state not in (RUNNING, FINISHED):
-        return entry._replace(state="failed", progress=member.failed)
+        return entry._replace(state=FAILED, progress=member.failed)
     return entry
 
 
@@ -206,7 +206,7 @@ def _unfinished(entry: RunEntry, folder: RunFolder, manifest: dict[str, Any]) ->
     progress = run_progress(folder)
     age = f" ({duration(progress.seconds)} ago)" if progress.running and progress.seconds >= OLD_SECONDS else ""
     entry = entry._replace(
-        state=RUNNING if progress.running else STOPPED,
+        state=RUNNING if progress.running else FAILED if progress.failed else STOPPED,
         progress=progress.line + age,
         done=progress.done,
         total=progress.total,

@@ -287,6 +287,12 @@ def test_an_unfinished_run_is_listed_with_its_number_of_prompts(
     capsys.readouterr()
     assert cai(monkeypatch, "runs", "--runs", runs) == 0
     assert "stopped  harmless (16)  6        2 " in capsys.readouterr().out
+    with (runs / "test/log.txt").open("a", encoding="utf-8") as log:
+        log.write("2026-11-30T18:38:01 error: no space left\n")
+    assert cai(monkeypatch, "runs", "--runs", runs) == 0
+    shown = capsys.readouterr().out
+    assert "failed  harmless (16)  6        2 " in shown
+    assert shown.endswith("\ntest failed: no space left\n")
 
 
 def test_model_text_cannot_steer_the_terminal(

@@ -266,6 +266,9 @@ def test_a_run_under_way_is_listed_with_its_progress_and_a_dead_one_as_stopped(l
     page = respond(library, "/").body
     assert "one stopped feedback: 40/56 calls, 2.6 calls/s, 16/28 prompts 2026-11-30 18:37" in row_of(page, "one")
     assert "<progress" not in page and "data-running" not in page
+    with folder.log.open("a", encoding="utf-8") as log:
+        log.write("2026-11-30T18:38:01 error: <b>no</b> space left\n  on the second line\n")
+    assert "one failed &lt;b&gt;no&lt;/b&gt; space left 2026-11-30 18:37" in row_of(respond(library, "/").body, "one")
 
 
 def test_a_sweep_stands_side_by_side_with_what_varies_and_its_headline_metrics(

@@ -231,17 +231,21 @@ def test_a_killed_run_is_completed_by_running_it_again(
     assert rows(resumed) == rows(RunFolder(tmp_path / "runs/undisturbed"))
 
 
+@pytest.mark.parametrize(
+    ("error", "logged"),
+    [(CaiError("nothing to train on"), "nothing to train on"), (KeyError("x"), "unexpected KeyError: 'x'")],
+)
 def test_the_error_that_ends_a_run_is_in_its_log(
-    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+    error: Exception, logged: str, tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def train(*_: object, **__: object) -> Path:
-        raise CaiError("nothing to train on")
+        raise error
 
     monkeypatch.setattr("cai.runs.pipeline.train_policy", train)
-    with pytest.raises(CaiError):
+    with pytest.raises(type(error)):
         run_to_end(write_workspace(tmp_path, model_folder))
     log = (tmp_path / "runs/test/log.txt").read_text(encoding="utf-8").splitlines()
-    assert log[-1].endswith(" error: nothing to train on")
+    assert log[-1].endswith(f" error: {logged}")
 
 
 def test_a_prompt_the_model_refuses_is_listed_and_the_others_go_on(tmp_path: Path, model_folder: Path) -> None:

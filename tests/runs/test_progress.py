@@ -27,11 +27,22 @@ def test_a_run_that_is_under_way_shows_its_last_line_and_how_much_of_the_stage_i
     line = "feedback: 40/56 calls, 2.6 calls/s, 16/28 prompts, about 6.2 s left"
     log(folder.log, (90, "a: 28 prompts"), (30, f"  {line}"))
     with exclusive(folder.path):
-        running, shown, seconds, done, total = run_progress(folder)
+        running, shown, seconds, done, total, _ = run_progress(folder)
     assert (running, shown, done, total) == (True, line, 40, 56)
     assert 29 <= seconds <= 40
     stopped = run_progress(folder)
     assert (stopped.running, stopped.line) == (False, "feedback: 40/56 calls, 2.6 calls/s, 16/28 prompts")
+
+
+def test_a_run_that_an_error_ended_has_failed_until_it_is_resumed(folder: RunFolder) -> None:
+    log(folder.log, (30, "  1-dpo: loading the model"), (20, "error: runs/a: no space left\n  and a second line"))
+    log(folder.training(1).eval / "log.txt", (20, "  judge: comparisons: 64/74 calls, 35/40 items"))
+    failed = run_progress(folder)
+    assert (failed.failed, failed.line, failed.done, failed.total) == (True, "runs/a: no space left", 0, 0)
+    with exclusive(folder.path):
+        assert not run_progress(folder).failed
+    log(folder.log, (30, "error: runs/a: no space left"), (20, "a: 28 prompts"))
+    assert not run_progress(folder).failed
 
 
 def test_of_several_logs_the_latest_line_counts(folder: RunFolder) -> None:
