@@ -89,8 +89,6 @@ def _matrix(matrix: Attribution, width: int) -> Iterator[RenderableType | Grid]:
     shown = set(grid.shown(width))
     columns = list(enumerate(matrix.outcomes.items(), start=1))
     yield from (Text(f"  {name}: {meaning}", style="dim") for place, (name, meaning) in columns if place in shown)
-    if dropped := [name for place, (name, _) in columns if place not in shown]:
-        yield Text(f"  not shown at this width: {', '.join(dropped)} (--json has all)", style="dim")
     effects = [(row.principle_id, name, effect) for row in matrix.rows for name, effect in row.effects.items()]
     surest = sorted((e for e in effects if e[2].low is not None), key=lambda e: by_p(e[2]))[:PRINTED_EFFECTS]
     if not surest:

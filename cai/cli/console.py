@@ -1,6 +1,6 @@
 """What commands share: printing lines, tables and changed words, writing files, and resuming after an interrupt.
 
-A table fits the terminal: no cell is wrapped or cut; a narrow terminal gets fewer columns.
+A table fits the terminal: no cell is wrapped or cut; a narrow terminal gets fewer columns, and the names of the others.
 """
 
 import os
@@ -213,6 +213,12 @@ class Grid:
                 places.remove(place)
         return places
 
+    def dropped(self, width: int) -> list[str]:
+        """The headings of the columns that do not fit, of those that have cells."""
+        shown = self.shown(width)
+        places = [place for place, heading in enumerate(self._headings) if heading and place not in shown]
+        return [self._headings[place].replace("\n", " ") for place in places if any(row[place] for row in self._rows)]
+
     def _widths(self) -> list[int]:
         return [
             max(0, *(cell_len(line) for line in heading.split("\n")), *(row[place].cell_len for row in self._rows))
@@ -252,9 +258,11 @@ def result_console() -> Console:
 
 
 def show(console: Console, part: RenderableType | Grid) -> None:
-    """Print a grid with every cell in full, and all else within the console's width."""
+    """Print a grid with every cell in full and the names of columns that do not fit; all else in the console's width."""
     if isinstance(part, Grid):
         whole(console, part.table(console.width))
+        if dropped := part.dropped(console.width):
+            console.print(Text(f"  not shown at {console.width} columns: {', '.join(dropped)}", style="dim"))
     else:
         console.print(part)
 

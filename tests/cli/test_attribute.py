@@ -26,7 +26,7 @@ def test_the_legend_is_of_the_columns_that_fit_and_names_the_others(
     monkeypatch.setattr("cai.cli.attribute.result_console", lambda: Console(width=60))
     attribute("trial", False, None, tmp_path)
     matrix = capsys.readouterr().out.partition("Effect of adding")[2].partition("smallest p values")[0]
-    hidden = re.search(r"not shown at this width: (.*) \(--json", " ".join(matrix.split()))
+    hidden = re.search(r"not shown at 60 columns: (.*?)  ", matrix.replace("\n", " "))
     assert hidden is not None
     assert not [name for name in hidden[1].split(", ") if f"{name}: " in matrix]
     assert "P(after better): " in matrix

@@ -49,6 +49,20 @@ def test_everything_fits_in_a_hundred_columns_or_those_of_the_environment(
         assert heading in printed
 
 
+def test_a_narrow_terminal_is_told_which_columns_are_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, words in {"a": 2, "b": 3}.items():
+        make_run(tmp_path / name, principles("calm"), lambda i, _, n=words: f"{i} " * (n + int(i[1:]) % n), prompts=9)
+    printed = {}
+    for columns in ("80", "120"):
+        monkeypatch.setenv("COLUMNS", columns)
+        compare(["a", "b"], False, None, tmp_path)
+        printed[columns] = capsys.readouterr().out
+    assert "  not shown at 80 columns: min. detectable\n" in printed["80"]
+    assert "not shown at 120 columns" not in printed["120"] and "detectable" in printed["120"]
+
+
 def test_of_three_runs_the_output_says_which_are_compared_and_the_baseline_can_be_chosen(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
