@@ -258,7 +258,7 @@ def result_console() -> Console:
 
 
 def show(console: Console, part: RenderableType | Grid) -> None:
-    """Print a grid with every cell in full and the names of columns that do not fit; all else in the console's width."""
+    """Print a grid with every cell in full and its missing columns named; all else within the console's width."""
     if isinstance(part, Grid):
         whole(console, part.table(console.width))
         if dropped := part.dropped(console.width):
