@@ -22,6 +22,7 @@ from cai.inference.reporter import Reporter
 from cai.stats.agreement import hit, mean_log_loss
 from cai.stats.intervals import RESAMPLES, Estimate, bootstrap_mean, interval_of, resampled, share
 from cai.stats.logistic import sigmoid
+from cai.training.reward_folder import is_reward_model
 from cai.training.scoring import ScoringSpec, Writer
 from cai.training.stage import follow
 
@@ -101,7 +102,7 @@ def _spec(plan: EvaluationPlan, out: Path) -> tuple[ScoringSpec, dict[str, str]]
     reward = first.reward
     if reward is None:
         missing["reward"] = f"'{first.name}' was not trained against a reward model"
-    elif not (reward / "reward.json").exists():
+    elif not is_reward_model(reward):
         missing["reward"] = f"its reward model is no longer at {reward}"
         reward = None
     spec = ScoringSpec(

@@ -35,6 +35,7 @@ from cai.runs.plan_checks import check_pairs, check_tags, unmet_tags
 from cai.runs.roles import other_models, policy_models, with_template_texts
 from cai.runs.run_file import RunConfig, effective_text, load_run_file, templates_needed
 from cai.stats.formatting import counted
+from cai.training.reward_folder import find_run_reward
 from cai.training.settings import DRAFTS, TrainStage
 from cai.training.stage import MODEL, OUTPUT, worker_python
 
@@ -233,7 +234,7 @@ def _gate(config: RunConfig, run_file: Path, principles: Constitution, templates
 def _with_files_found(settings: TrainStage, number: int, run_file: Path) -> TrainStage:
     files = {
         key: str(find(f"train[{number}].{key}", getattr(settings, key), run_file))
-        for key, find in (("mix", locate.find_data), ("reward", find_file))
+        for key, find in (("mix", locate.find_data), ("reward", find_run_reward))
         if getattr(settings, key, None) not in (None, DRAFTS)
     }
     return settings.model_copy(update=files)

@@ -27,11 +27,12 @@ from cai.feedback.label import JUDGE_JSON
 from cai.feedback.pairs import label, soft_label
 from cai.inference.models import SERVER_SCHEMES, folder_fingerprint, resolve_model
 from cai.runs.find import run_config
-from cai.runs.folder import RunFolder, Training
+from cai.runs.folder import RunFolder, Training, stage_settings
 from cai.runs.metrics import summarise
 from cai.runs.plan import split
 from cai.runs.run_file import RunConfig, templates_needed
 from cai.stats.logistic import bradley_terry
+from cai.training.stage import STAGES
 
 CLOSE = 1e-9  # between a number in a file and the same one computed again, on another machine perhaps
 FITTED = 1e-4  # the same for strengths, which an iteration fits
@@ -283,7 +284,8 @@ def _stages_of(run: _Run, training: Training) -> Iterator[Check]:
         manifest, stage = read_json(path), path.parent
         name = str(stage.relative_to(run.folder.path))
         data = {"sft": run.folder.revisions_jsonl}.get(manifest["settings"]["stage"], run.folder.preferences_jsonl)
-        if (prompts := run.folder.train / "prompts.jsonl").exists() and manifest.get("reward"):
+        prompts, kind = run.folder.train / "prompts.jsonl", STAGES.get(manifest["settings"]["stage"])
+        if prompts.exists() and kind is not None and kind.learns_from == "prompts":
             data = prompts
         if training.number > 1:
             seed = training.seed(run.config.seed)
@@ -291,7 +293,7 @@ def _stages_of(run: _Run, training: Training) -> Iterator[Check]:
         yield _compared(f"{name}: data", manifest.get("data"), file_fingerprint(data), data.name)
         if policy is not None:
             yield _compared(f"{name}: model", manifest.get("model"), policy)
-        if reward is not None and manifest.get("reward"):
+        if reward is not None and manifest.get("reward") and stage_settings(stage).get("reward") is None:
             yield _compared(f"{name}: reward", manifest["reward"], reward)
         model = stage / "model"
         content = folder_fingerprint(model) if model.is_dir() else None

@@ -7,7 +7,7 @@ others to the same prompt; online DPO makes a pair of two answers, the one with 
     cai train rloo --data prompts.jsonl --model smollm2-135m --reward FOLDER
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from cai.config.errors import CaiError
@@ -15,9 +15,10 @@ from cai.data.jsonl import read_rows
 from cai.data.records import Messages, Prompt
 from cai.inference.models import loading_options
 from cai.training import distributed, trl_stage
+from cai.training.reward_source import Loading, RewardSource, SampledAnswer, by_conversation, reward_source
 from cai.training.settings import GRPOConfig, OnlineConfig, OnlineDPOConfig, RLOOConfig
 from cai.training.stage import Report, StageSpec
-from cai.training.tokens import prompt_ids, prompts_that_fit, read_turn, stage_tokenizer, stop_tokens
+from cai.training.tokens import PromptIds, prompt_ids, prompts_that_fit, stage_tokenizer, stop_tokens
 
 OnlineStage = RLOOConfig | GRPOConfig | OnlineDPOConfig
 Reward = Callable[..., list[float]]
@@ -61,29 +62,27 @@ def _prepare(spec: StageSpec[OnlineStage], report: Report) -> _Start:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from cai.training.reward_model import RewardModel, check_vocabulary
-
-    assert spec.reward is not None, "an online stage has a reward model"
     settings, tokenizer = spec.settings, stage_tokenizer(spec.model, spec.chat)
-    check_vocabulary(spec.reward, tokenizer, spec.model)
-    fitting, unfit = prompts_that_fit(
-        tokenizer, read_rows(spec.data, Prompt), settings.max_length - settings.max_tokens
-    )
+    source, rows = reward_source(spec, tokenizer), read_rows(spec.data, Prompt)
+    limit = settings.max_length - settings.max_tokens
+    fitting, unfit = prompts_that_fit(tokenizer, rows, limit, source.unrewarded(rows))
     report({"examples": len(fitting), **unfit.event()})
     policy = AutoModelForCausalLM.from_pretrained(spec.model, dtype=torch.float32, **loading_options(spec.model))
     ends = stop_tokens(tokenizer, policy.generation_config)
     policy.generation_config.eos_token_id = sorted(ends)  # where trl stops sampling
-    reward_model = RewardModel(spec.reward, device=distributed.device())
+    source.load(Loading(ends, distributed.device()))
     return _Start(
         tokenizer,
         policy,
         datasets.Dataset.from_list([{"prompt": prompt.row.messages} for prompt in fitting]),
-        reward_function(settings, reward_model, tokenizer, ends),
+        reward_function(settings, source, fitting, ends),
     )
 
 
-def reward_function(settings: OnlineConfig, reward_model: Any, tokenizer: Any, ends: set[int]) -> Reward:
-    """A reward for trl's trainers: the RewardModel's score of the token ids that the policy sampled.
+def reward_function(
+    settings: OnlineConfig, source: RewardSource, prompts: Sequence[PromptIds], ends: set[int]
+) -> Reward:
+    """A reward for trl's trainers: the source's score of the token ids that the policy sampled to one of `prompts`.
 
     Tokens after the first of `ends` are padding. An answer without one gets its end here, and the penalty.
     """
@@ -91,11 +90,12 @@ def reward_function(settings: OnlineConfig, reward_model: Any, tokenizer: Any, e
 
     from cai.training.reward_model import combined
 
+    prompt_of = by_conversation(prompts)
+
     def reward(prompts: list[Messages], completion_ids: list[list[int]], **_: Any) -> list[float]:
         answers = [_up_to_end(ids, ends) for ids in completion_ids]
-        asked = [prompt_ids(tokenizer, messages) for messages in prompts]
-        whole = [read_turn(tokenizer, p, a, ends) for p, a in zip(asked, answers, strict=True)]
-        scores = combined(reward_model.scores(whole), settings.uncertainty)
+        sampled = [SampledAnswer(prompt_of(p), a) for p, a in zip(prompts, answers, strict=True)]
+        scores = combined(source.scores(sampled), settings.uncertainty)
         scores -= settings.missing_eos_penalty * torch.tensor([a[-1] not in ends for a in answers])
         result: list[float] = scores.tolist()
         return result

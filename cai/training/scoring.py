@@ -18,6 +18,7 @@ from cai.data.records import Answer, Messages, Preference, Scored
 from cai.inference.chat_template import ChatSettings, load_tokenizer
 from cai.inference.models import loading_options
 from cai.training.distributed import device
+from cai.training.reward_folder import is_trained_here
 from cai.training.stage import Report
 from cai.training.tokens import end_of_turn, rendering_fault, split_turn, vocabulary_fingerprint
 from cai.training.worker import serve
@@ -170,7 +171,11 @@ class Rewards(NamedTuple):
 
 
 def rewards_of(folder: Path, texts: Sequence[Text]) -> list[Rewards]:
-    """The rewards of each answer, read as in the reward model's training."""
+    """The rewards of each answer, read as in the reward model's training; or by an external reward model."""
+    return _rewards_of_trained(folder, texts) if is_trained_here(folder) else _rewards_of_external(folder, texts)
+
+
+def _rewards_of_trained(folder: Path, texts: Sequence[Text]) -> list[Rewards]:
     from cai.training.reward_model import RewardModel
 
     tokenizer = load_tokenizer(folder)
@@ -185,6 +190,24 @@ def rewards_of(folder: Path, texts: Sequence[Text]) -> list[Rewards]:
             rewards[index] = Rewards(0, [], str(refusal))
     scores = RewardModel(folder, device=device()).scores(list(turns.values())).tolist()
     for index, row in zip(turns, scores, strict=True):
+        rewards[index] = rewards[index]._replace(by_member=row)
+    return rewards
+
+
+def _rewards_of_external(folder: Path, texts: Sequence[Text]) -> list[Rewards]:
+    from cai.training.external_reward import ExternalRewardModel
+
+    model = ExternalRewardModel(folder, device())
+    rewards = [Rewards(0, [], "")] * len(texts)
+    whole: dict[int, list[int]] = {}
+    for index, text in enumerate(texts):
+        try:
+            ids = model.tokenizer.ids(text.messages, text.text)
+            model.check_length(ids)
+            whole[index], rewards[index] = ids, Rewards(model.tokenizer.length(text.text), [], "")
+        except RequestRefused as refusal:
+            rewards[index] = Rewards(0, [], str(refusal))
+    for index, row in zip(whole, model.scores(list(whole.values())).tolist(), strict=True):
         rewards[index] = rewards[index]._replace(by_member=row)
     return rewards
 

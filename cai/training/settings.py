@@ -169,7 +169,8 @@ class PPOConfig(TrainConfig):
     learns_from = "prompts"
     stage: Literal["ppo"]
     reward: str | None = None
-    """Folder of the reward model; null takes the run's last."""
+    """Folder of the reward model, or folder or Hub id of a sequence classifier with one label; null takes the run's
+    last."""
     updates: Repeats = 50
     """Updates in all; each samples answers and makes passes over them."""
     rollouts: Annotated[int, Field(ge=2, le=MOST_REPEATS)] = 32
@@ -300,7 +301,8 @@ class OnlineConfig(DatasetConfig):
 
     learns_from = "prompts"
     reward: str | None = None
-    """Folder of the reward model; null takes the run's last."""
+    """Folder of the reward model, or folder or Hub id of a sequence classifier with one label; null takes the run's
+    last."""
     per_device_train_batch_size: Repeats = 8
     """Answers in a batch, of each process; for online_dpo prompts."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 5e-5

@@ -27,6 +27,7 @@ from cai.data.records import MAX_SEED, Revision, Skipped
 from cai.inference.chat_template import ChatSettings
 from cai.inference.models import folder_fingerprint
 from cai.training.distributed import visible_gpus
+from cai.training.reward_folder import find_reward_model
 from cai.training.settings import DRAFTS, Online, SFTConfig, TrainConfig, TrainStage
 
 STAGES: dict[str, type[TrainConfig]] = {
@@ -47,18 +48,13 @@ def stage_settings_class(stage: str) -> type[TrainConfig]:
 def reward_model(config: TrainConfig, option: str) -> Path | None:
     """The folder of the reward model that an online stage needs; None for other stages.
 
-    Raises: CaiError naming the `option` that sets it, for none or a folder that holds no reward model.
+    Raises: CaiError naming the `option` that sets it, for none, and as `find_reward_model`.
     """
     if not isinstance(config, Online):
         return None
     if config.reward is None:
         raise CaiError(f"{config.stage} needs a reward model: {option} DIR, as written by `cai train reward`")
-    folder = Path(config.reward)
-    if not (folder / "reward.json").exists():
-        raise CaiError(
-            f"{option} {folder}: not a reward model; expected the `model` folder that `cai train reward` writes"
-        )
-    return folder
+    return find_reward_model(option, config.reward)
 
 
 def convert_data(settings: TrainConfig, data: Path, target: Path) -> list[Skipped]:

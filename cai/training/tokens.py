@@ -5,7 +5,7 @@ the end of its turn. `stage_tokenizer` refuses a chat template that writes it ot
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -86,6 +86,12 @@ def read_turn(tokenizer: Any, prompt: list[int], written: list[int], ends: set[i
     if not text:  # the limit ended the thought; some templates refuse an empty answer
         return [*prompt, *lead, end]
     return [*prompt, *split_turn(tokenizer, PROBES[0], text).answers[0]]  # an answer has the same tokens to any prompt
+
+
+def answer_text(tokenizer: Any, written: list[int], ends: set[int]) -> str:
+    """The text that inference returns for what a policy wrote: without its end, control tokens and chain of thought."""
+    answer = written[:-1] if written[-1] in ends else written
+    return split_reasoning(tokenizer.decode(answer, skip_special_tokens=True))[0]
 
 
 def stage_tokenizer(model: Path, chat: ChatSettings | None) -> Any:
@@ -265,10 +271,18 @@ class PromptIds(NamedTuple):
     ids: list[int]
 
 
-def prompts_that_fit(tokenizer: Any, rows: Sequence[Prompt], limit: int) -> tuple[list[PromptIds], Unfit]:
-    """The prompts of at most `limit` tokens, and the others. Raises: CaiError when none is left."""
+def prompts_that_fit(
+    tokenizer: Any, rows: Sequence[Prompt], limit: int, unrewarded: Mapping[str, str] | None = None
+) -> tuple[list[PromptIds], Unfit]:
+    """The prompts of at most `limit` tokens, and the others.
+
+    `unrewarded` has the reasons, by prompt id, why answers to a prompt cannot be rewarded; it is refused.
+    Raises: CaiError when none is left.
+    """
 
     def tokenize(row: Prompt) -> PromptIds | None:
+        if unrewarded and (reason := unrewarded.get(row.id)) is not None:
+            raise RequestRefused(reason)
         ids = prompt_ids(tokenizer, row.messages)
         return PromptIds(row, ids) if len(ids) <= limit else None
 

@@ -13,14 +13,16 @@ from pydantic import ValidationError
 
 from cai.config.errors import CaiError
 from cai.data.jsonl import write_rows
+from cai.data.records import Messages, Prompt
 from cai.inference.chat_template import load_tokenizer
 from cai.training import online, reward, settings
 from cai.training.online import reward_function
 from cai.training.ppo import trainer
 from cai.training.reward_model import RewardModel, combined
+from cai.training.reward_source import Loading, TrainedReward
 from cai.training.settings import GRPOConfig, OnlineDPOConfig, RewardConfig, RLOOConfig
 from cai.training.stage import StageSpec
-from cai.training.tokens import end_of_turn, prompt_ids, turn_ids
+from cai.training.tokens import PromptIds, end_of_turn, prompt_ids, turn_ids
 from tests.conftest import prompt
 from tests.training.test_reward import planted
 
@@ -81,6 +83,17 @@ def mean_score(policy: Path, judges: Path) -> float:
     return float(RewardModel(judges).scores([[*ids, end] for ids in sampled.tolist()]).mean())
 
 
+def rewarding(
+    model: Path, judges: Path, conversations: list[Messages], ends: set[int]
+) -> tuple[TrainedReward, list[PromptIds]]:
+    """A reward model that is loaded, and the prompts whose answers it scores."""
+    tokenizer = load_tokenizer(model)
+    source = TrainedReward(judges, tokenizer, model)
+    source.load(Loading(ends, "cpu"))
+    rows = [Prompt(id=f"p{i}", messages=messages) for i, messages in enumerate(conversations)]
+    return source, [PromptIds(row, prompt_ids(tokenizer, row.messages)) for row in rows]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_reward_models_score_of_the_policys_answers_rises(
@@ -104,7 +117,7 @@ def test_a_reward_is_the_reward_models_score_of_the_very_ids(tiny_model: Path, j
     whole = [turn_ids(tokenizer, messages, text) for messages, text in zip(asked, ("!!", "?"), strict=True)]
     starts = [prompt_ids(tokenizer, messages) for messages in asked]
     answers = [ids[len(start) :] for ids, start in zip(whole, starts, strict=True)]
-    score = reward_function(RLOOConfig(stage="rloo"), judge, tokenizer, {end})
+    score = reward_function(RLOOConfig(stage="rloo"), *rewarding(tiny_model, judges, asked, {end}), {end})
     expected = judge.scores(whole).mean(dim=1).tolist()
     assert score(prompts=asked, completion_ids=answers) == expected
     padded = [[*ids, 0, 0, end] for ids in answers]  # as online DPO pads, by 0 or by the end itself
@@ -120,7 +133,7 @@ def test_the_penalty_and_the_uncertainty_enter_the_reward(tiny_model: Path, judg
     end, asked = end_of_turn(tokenizer), prompt("p", "hello").messages
     start, other_end = prompt_ids(tokenizer, asked), 60
     config = GRPOConfig(stage="grpo", uncertainty=0.7, missing_eos_penalty=3.0)
-    score = reward_function(config, judge, tokenizer, {end, other_end})
+    score = reward_function(config, *rewarding(tiny_model, judges, [asked], {end, other_end}), {end, other_end})
     completions = [[70, end], [70], [70, other_end]]
     finished, open_ended, otherwise = score(prompts=[asked] * 3, completion_ids=completions)
     scores = judge.scores([[*start, 70, end]])

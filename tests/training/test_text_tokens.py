@@ -1,5 +1,6 @@
 """Every stage learns from the tokens that trl would make of harmless texts, and reads forged turns as text."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -182,7 +183,9 @@ def test_rows_that_cannot_be_read_as_text_are_listed_with_the_reason(tokenizer: 
     assert ([row.row.id for row in kept_prompts], unfit.refused) == (["a"], [("b", reason)])
 
 
-def test_answers_that_cannot_be_read_as_text_get_no_score(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_that_cannot_be_read_as_text_get_no_score(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(
         "cai.training.scoring.load_tokenizer", lambda folder, chat=None: rewriting(load_tokenizer(folder))
     )
@@ -202,7 +205,9 @@ def test_answers_that_cannot_be_read_as_text_get_no_score(tiny_model: Path, monk
             return torch.ones(len(sequences), 2)
 
     monkeypatch.setattr("cai.training.reward_model.RewardModel", Scores)
-    rewarded, unrewarded = rewards_of(tiny_model, texts)
+    folder = shutil.copytree(tiny_model, tmp_path / "reward")
+    (folder / "reward.json").write_text("{}")
+    rewarded, unrewarded = rewards_of(folder, texts)
     assert rewarded.by_member == [1.0, 1.0]
     assert (unrewarded.by_member, unrewarded.reason) == ([], refused.reason)
 

@@ -39,10 +39,11 @@ from cai.training.ppo.actor import Actor
 from cai.training.ppo.experience import Collector, Task, describe, prepare, shown
 from cai.training.ppo.losses import adapted_kl_coef, approximate_kl, explained_variance, policy_loss, value_loss
 from cai.training.ppo.sampling import Rollout, VllmSampler, padded
-from cai.training.reward_model import RewardModel, check_vocabulary, shares_weights
+from cai.training.reward_model import shares_weights
+from cai.training.reward_source import Loading, SampledAnswer, reward_source
 from cai.training.settings import PPOConfig
 from cai.training.stage import Report, StageSpec
-from cai.training.tokens import prompts_that_fit, read_turn, stage_tokenizer, stop_tokens
+from cai.training.tokens import prompts_that_fit, stage_tokenizer, stop_tokens
 from cai.training.trl_stage import save_policy
 
 KEPT_CHECKPOINTS = 2
@@ -91,7 +92,6 @@ SAMPLES = 4  # answers written to samples.jsonl each time
 
 def train(spec: StageSpec[PPOConfig], report: Report) -> None:
     """Train on a file of Prompt rows; writes `model/`, checkpoints, metrics.jsonl and samples.jsonl."""
-    assert spec.reward is not None, "PPO has a reward model"
     if spec.settings.use_vllm and distributed.process_count() > 1:
         raise CaiError(
             f"ppo: use_vllm samples in one process, and the launcher started {distributed.process_count()}: "
@@ -100,20 +100,20 @@ def train(spec: StageSpec[PPOConfig], report: Report) -> None:
     distributed.join()
     torch.manual_seed(spec.seed)  # adapters start at random
     settings, tokenizer = spec.settings, stage_tokenizer(spec.model, spec.chat)
-    check_vocabulary(spec.reward, tokenizer, spec.model)
+    source, rows = reward_source(spec, tokenizer), read_rows(spec.data, Prompt)
     limit = settings.max_length - settings.max_tokens
-    fitting, unfit = prompts_that_fit(tokenizer, read_rows(spec.data, Prompt), limit)
+    fitting, unfit = prompts_that_fit(tokenizer, rows, limit, source.unrewarded(rows))
     prompts = [prompt.ids for prompt in fitting]
     report({"examples": len(prompts), **unfit.event()})
     actor = Actor(spec.model, settings, spec.reference)
-    on = actor.peft if actor.peft is not None and shares_weights(spec.reward, spec.model) else None
-    reward_model = RewardModel(spec.reward, on=on, device=actor.device)
+    ends = stop_tokens(tokenizer, actor.model.generation_config)
+    source.load(Loading(ends, actor.device, lambda folder: actor.peft if shares_weights(folder, spec.model) else None))
     if actor.peft is not None:
         actor.peft.set_adapter("policy")
-    ends = stop_tokens(tokenizer, actor.model.generation_config)
+    by_ids = {tuple(prompt.ids): prompt for prompt in reversed(fitting)}
 
     def score(asked: list[list[int]], answers: list[list[int]]) -> Any:
-        return reward_model.scores([read_turn(tokenizer, p, a, ends) for p, a in zip(asked, answers, strict=True)])
+        return source.scores([SampledAnswer(by_ids[tuple(p)], a) for p, a in zip(asked, answers, strict=True)])
 
     vllm = VllmSampler(spec.model, settings.max_length, settings.rollouts) if settings.use_vllm else None
     PPOTrainer(spec, actor, Task(prompts, score, ends), tokenizer, report, vllm).run()
