@@ -187,11 +187,22 @@ class RunFolder:
 
 
 def open_run(name: str, runs: Path) -> RunFolder:
-    """The run with a name or path. Raises: CaiError for none, naming the nearest, or for a run of cai 0.1."""
+    """The run with a name or path.
+
+    Raises: CaiError for none, naming the nearest; for a run of cai 0.1; or for the folder of another command.
+    """
     for path in (runs / name, Path(name)):
         if is_run(path):
             return RunFolder(path)
+        if command := _command(path / MANIFEST_JSON):
+            known = runs_meant(name, runs)
+            raise CaiError(f"{path}: holds the results of `{command}`, not a run ({known}){_instead(path, command)}")
     raise CaiError(f"no run '{name}' in {runs}/ ({runs_meant(name, runs)})")
+
+
+def _instead(path: Path, command: str) -> str:
+    """What to do with the folder of a command that is not `cai run`."""
+    return f". `cai serve` has its page, and `cai eval {path}` evaluates a policy" if command == TRAIN else ""
 
 
 def is_run(path: Path) -> bool:
@@ -255,7 +266,7 @@ def training_started(stage: Path) -> datetime:
 
 def _command(manifest: Path) -> str | None:
     try:
-        return read_json(manifest).get("command")
+        return read_json(manifest).get("command") if manifest.exists() else None
     except CaiError:
         return None
 

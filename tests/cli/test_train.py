@@ -71,6 +71,12 @@ def test_a_reward_model_and_ppo_from_files_alone(tmp_path: Path, tiny_model: Pat
     listed = CliRunner().invoke(app, ["runs", "--runs", str(tmp_path / "out")]).output
     assert re.search(r"^ppo +20\S+ \S+ +finished +– +– +– +ppo +–", listed, re.MULTILINE)
     assert re.search(r"^reward +20\S+ \S+ +finished +– +– +– +reward +–", listed, re.MULTILINE)
+    for command in ("report", "show"):
+        shown = CliRunner().invoke(app, [command, str(tmp_path / "out/ppo"), "--runs", str(tmp_path / "out")])
+        assert str(shown.exception) == (
+            f"{tmp_path}/out/ppo: holds the results of `cai train`, not a run (runs there: none). `cai serve` has its "
+            f"page, and `cai eval {tmp_path}/out/ppo` evaluates a policy"
+        )
     library = Library(tmp_path / "out")
     assert ">ppo</a>" in respond(library, "/").body
     assert 'value="ppo"' not in respond(library, "/").body  # a training is not compared with runs

@@ -102,5 +102,5 @@ def test_the_results_of_other_commands_are_no_runs(tmp_path: Path) -> None:
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels/manifest.json").write_text('{"command": "cai judge"}')
     assert [run.name for run in all_runs(tmp_path)] == ["run"]
-    with pytest.raises(CaiError, match=r"no run 'labels' in .* \(runs there: run\)"):
+    with pytest.raises(CaiError, match=r"labels: holds the results of `cai judge`, not a run \(runs there: run\)$"):
         open_run("labels", tmp_path)
