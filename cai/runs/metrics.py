@@ -20,6 +20,7 @@ from cai.feedback.metrics import (
     EVALUATION_METRICS,
     JUDGE_POSITION_BIAS,
     LABEL_METRICS,
+    MANY_TRUNCATED,
     REVISION_METRICS,
     REVISION_PAIR_METRICS,
     RUN_METRICS,
@@ -291,18 +292,15 @@ def stage_results(stage: Path) -> dict[str, Any]:
     lines = read_metrics(stage / METRICS)
     updates = [line for line in lines if any(name in line for name in CURVES["loss"])]
     report = stage / REWARD_REPORT
-    settings = stage_settings(stage)
+    target_kl, kind = (stage_settings(stage).get(name) for name in ("target_kl", "stage"))
+    warnings = [*runaway(lines, target_kl).values(), missed_target(lines, target_kl)] if kind == "ppo" else []
     return {
         "updates": len(updates),
         **{name: _change(updates, logged) for name, logged in CURVES.items()},
+        "truncated": _change(list(map(_truncated, updates)), ("truncated",)),
         "held_out": read_json(report) if report.exists() else None,
-        "warnings": _ppo_warnings(lines, settings.get("target_kl")) if settings.get("stage") == "ppo" else [],
+        "warnings": list(filter(None, warnings)),
     }
-
-
-def _ppo_warnings(lines: list[dict[str, Any]], target_kl: float | None) -> list[str]:
-    missed = missed_target(lines, target_kl)
-    return [*runaway(lines, target_kl).values(), *([missed] if missed else [])]
 
 
 CURVES = {  # by what a summary calls them: the names that trl's trainers and our PPO log
@@ -311,6 +309,12 @@ CURVES = {  # by what a summary calls them: the names that trl's trainers and ou
     "length": ("response/length", "completions/mean_length"),
     "loss": ("loss", "loss/policy"),
 }
+
+
+def _truncated(line: dict[str, Any]) -> dict[str, Any]:
+    """The share of an update's sampled answers that were truncated, as trl's trainers or our PPO log it."""
+    ended = line.get("response/eos_rate")
+    return {"truncated": 1 - ended if isinstance(ended, int | float) else line.get("completions/clipped_ratio")}
 
 
 def _change(lines: Sequence[dict[str, Any]], names: tuple[str, ...]) -> dict[str, Any] | None:
@@ -331,6 +335,7 @@ def _mean(values: Iterable[float]) -> float | None:
 
 
 THIRDS = 6  # updates from which the means of their first and last third are of several each
+BELOW_ZERO = " (an estimate from few samples may be below 0; the KL itself is not)"
 CURVE_NAMES = {"score": "mean score", "kl": "KL", "length": "tokens per answer", "loss": "mean loss"}
 
 
@@ -352,6 +357,12 @@ def training_lines(training: dict[str, Any]) -> list[str]:
     for name, change in changes.items():
         first, last = number(change["first_third"]), number(change["last_third"])
         lines.append(f"{name} {last}" if count == 1 else f"{name} {first} → {last}")
+        if name == CURVE_NAMES["kl"] and min(change["first_third"] or 0, change["last_third"] or 0) < 0:
+            lines[-1] += BELOW_ZERO
+    if truncated := training.get("truncated"):  # older summaries do not have it
+        first, last = percent(truncated["first_third"]), percent(truncated["last_third"])
+        remedy = "; raise max_tokens" if (truncated["last_third"] or 0) >= MANY_TRUNCATED else ""
+        lines.append(f"truncated answers {'' if count == 1 else f'{first} → '}{last}{remedy}")
     return [updates, *lines, *(reward_lines(training["held_out"]) if training["held_out"] else [])]
 
 

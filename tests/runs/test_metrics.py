@@ -28,13 +28,21 @@ from cai.report.lists import run_entry
 from cai.report.run import read_run, run_report
 from cai.runs.folder import RunFolder
 from cai.runs.frames import load_run
-from cai.runs.metrics import other_warnings, summarise, summary_metrics, training_lines, training_warnings
+from cai.runs.metrics import (
+    other_warnings,
+    stage_results,
+    summarise,
+    summary_metrics,
+    training_lines,
+    training_warnings,
+)
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan
 from cai.runs.publish import write_dataset
 from cai.runs.trust import run_trust
 from cai.runs.verify import verify_run
 from cai.training.stage import StageSpec
+from tests.compare.made import write_metrics
 from tests.conftest import write_workspace
 
 SAMPLES = "judge: {samples: 3, principles: 3, verify: true, ties: true}\ntrain: [{stage: dpo}]\n"
@@ -190,6 +198,24 @@ def test_the_closing_table_fits_eighty_columns_without_wrapping_a_cell(run: RunF
     assert [line for line in lines[: starts[-1]] if len(line.rstrip()) > 80] == []
     rows = lines[starts[1] + 2 : starts[2] - 1]
     assert len(rows) == len(RUN_METRICS) - 1  # a line each, of all but `stays`
+
+
+@pytest.mark.parametrize(
+    ("logged", "lines"),
+    [
+        ([{"objective/kl": -0.01, "response/eos_rate": 0.5}],
+         ["KL -0.010 (an estimate from few samples may be below 0; the KL itself is not)", "loss 1.000",
+          "truncated answers 50 %; raise max_tokens"]),
+        ([{"kl": 0.01, "completions/clipped_ratio": 0.25}, {"kl": 0.02, "completions/clipped_ratio": 0.0}],
+         ["KL 0.010 → 0.020", "loss 1.000 → 1.000", "truncated answers 25 % → 0 %"]),
+        ([{}], ["loss 1.000"]),
+    ],
+)  # fmt: skip
+def test_truncated_answers_and_a_negative_kl_are_explained_at_the_end_of_training(
+    tmp_path: Path, logged: list[dict[str, float]], lines: list[str]
+) -> None:
+    write_metrics(RunFolder(tmp_path), "1-ppo", [{"step": n, "loss": 1.0, **line} for n, line in enumerate(logged)])
+    assert training_lines(stage_results(tmp_path / "train/1-ppo"))[1:] == lines
 
 
 def test_a_curve_that_is_not_finite_is_a_warning_and_leaves_the_rest_in_its_means() -> None:
