@@ -31,6 +31,7 @@ from cai.report.judge import JUDGE_JSON, write_judge_page
 from cai.runs.dry_run import DryRun as Forecast
 from cai.runs.dry_run import Line, account
 from cai.runs.dry_run import dry_run as forecast
+from cai.runs.find import run_to_compare
 from cai.runs.folder import RunFolder
 from cai.runs.metrics import other_warnings, policy_rows, summary_metrics, training_lines
 from cai.runs.pipeline import execute
@@ -145,6 +146,9 @@ def _next(folder: RunFolder, summary: dict[str, Any]) -> list[tuple[str, str]]:
     commands = [(command("show", folder.name, runs=runs), "examples, every text")]
     if AFTER_WORDS.key in summary_metrics(summary):
         commands = [(command("eval", folder.name, runs=runs), "probes, signs of reward hacking")]
+    if other := run_to_compare(folder, runs):
+        differ = (command("compare", other.name, folder.name, runs=runs), "what the other constitution changes")
+        commands.append(differ)
     return [*commands, (command("report", folder.name, runs=runs), "writes the run's page")]
 
 

@@ -16,7 +16,7 @@ from cai.data.records import Prompt
 from cai.evaluation.evaluation_plan import Policy
 from cai.inference.chat_template import ChatSettings
 from cai.inference.models import folder_fingerprint, resolve_model
-from cai.runs.folder import ITERATION, RunFolder, Training, is_run, open_run, runs_meant
+from cai.runs.folder import ITERATION, RunFolder, Training, all_runs, is_run, open_run, runs_meant
 from cai.runs.run_file import RunConfig
 
 SAMPLES = "samples.jsonl"  # answers sampled during PPO
@@ -164,6 +164,18 @@ def check_base(policy: FoundPolicy, reference: Path) -> None:
             f"{policy.run.path}: the model '{policy.policy.base}' has changed since the run started from it; name the "
             "one to compare with by --reference"
         )
+
+
+def run_to_compare(folder: RunFolder, runs: Path) -> RunFolder | None:
+    """The newest other finished run in a folder of runs that has the same prompts and another constitution, if any."""
+    own = folder.manifest()
+    for other in all_runs(runs):
+        with suppress(CaiError, LookupError, TypeError, AttributeError):  # of another version, or damaged
+            found = other.manifest()
+            same_principles = found["constitution"]["fingerprint"] == own["constitution"]["fingerprint"]
+            if found["prompts"] == own["prompts"] and not same_principles and other.summary() is not None:
+                return other
+    return None
 
 
 def find_constitution(name: str, runs: Path | None) -> Path:

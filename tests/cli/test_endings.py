@@ -11,6 +11,7 @@ import pytest
 from cai.inference.engine import Engine, EngineConfig, Generate, ScriptedEngine
 from cai.inference.models import Model
 from cai.runs.evaluate import evaluate_policies
+from cai.runs.find import run_to_compare
 from cai.runs.folder import RunFolder
 from cai.runs.pipeline import execute
 from cai.training.stage import StageSpec
@@ -97,6 +98,25 @@ def test_a_run_ends_with_its_win_rate_what_limits_it_and_the_next_command(
     assert re.match(r"\d+ of 16 never sampled: \w", trust["principles"])
     assert trust["truncated"] == "none of the texts"
     assert following == ["cai eval test", "cai report test"]
+
+
+def test_a_run_suggests_comparing_it_with_the_run_of_another_constitution(
+    run_once: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_file = run_once(updates=2, word=" and more").path.parents[1] / "run.yaml"
+    for options, suggested in {
+        ("--name", "same", "--set", "seed=1"): [],
+        ("--name", "brief", "--set", "constitution=constitutions/brief.yaml"): ["cai compare same brief"],
+        ("--name", "fewer", "--set", "prompts.limit=4"): [],
+    }.items():
+        capsys.readouterr()
+        assert cai(monkeypatch, "run", run_file, *options, columns=80) == 0
+        name = options[1]
+        assert ending(capsys.readouterr().out)[2] == [f"cai eval {name}", *suggested, f"cai report {name}"]
+    runs = run_file.parent / "runs"
+    for unfinished in ("test", "same"):
+        (runs / unfinished / "summary.json").unlink()
+    assert run_to_compare(RunFolder(runs / "brief"), runs) is None
 
 
 def test_the_curve_of_one_update_has_no_thirds(
