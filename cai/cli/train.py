@@ -24,6 +24,7 @@ from cai.runs.metrics import stage_results, training_lines
 from cai.runs.pipeline import train_stage
 from cai.runs.run_file import RunConfig
 from cai.runs.trust import training_trust
+from cai.training.checks import check_stage
 from cai.training.settings import Online, PPOConfig, TrainConfig
 from cai.training.stage import StageSpec, convert_data, reward_model, stage_settings_class, worker_python
 
@@ -67,12 +68,14 @@ def train(
     worker_python(launcher)  # an error in it shows now
     if warning := config.rate_warning():
         line(console, f"  {stage}: warning: {warning}")
+    start = resolve_model(model)
+    check_stage(config, start, stage)
     with tempfile.TemporaryDirectory(prefix="cai-train-") as aside:
         rows = Path(aside) / "rows.jsonl"
         spec = StageSpec(
             settings=config,
             data=rows,
-            model=resolve_model(model),
+            model=start,
             folder=out,
             seed=seed,
             reward=reward_model(config, "--reward"),

@@ -35,6 +35,7 @@ from cai.runs.plan_checks import check_pairs, check_tags, unmet_tags
 from cai.runs.roles import other_models, policy_models, with_template_texts
 from cai.runs.run_file import RunConfig, effective_text, load_run_file, templates_needed
 from cai.stats.formatting import counted
+from cai.training.checks import check_stage
 from cai.training.reward_folder import find_run_reward
 from cai.training.settings import DRAFTS, TrainStage
 from cai.training.stage import MODEL, OUTPUT, worker_python
@@ -107,6 +108,8 @@ def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path
         model, generator = policy_models(config)  # last: a Hub id is downloaded here
     except CaiError as error:
         raise CaiError(f"{run_file}: {error}") from error
+    for number, settings in enumerate(train):
+        check_stage(settings, model if isinstance(model, Path) else None, f"{run_file}: train[{number}]")
     roles = other_models(config, model, generator)
     return Plan(
         run_file=run_file,

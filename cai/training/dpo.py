@@ -15,7 +15,6 @@ from trl import DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from cai.data.records import Preference
-from cai.inference.models import loading_options
 from cai.training import trl_stage
 from cai.training.settings import SOFT, DPOConfig
 from cai.training.stage import Report, StageSpec
@@ -118,17 +117,16 @@ def train(spec: StageSpec[DPOConfig], report: Report) -> None:
         labels = {"p": row.p, "weight": row.weight / mean_weight} if soft else {}
         return {"prompt_ids": turn.prompt, "chosen_ids": chosen, "rejected_ids": rejected, **labels}
 
-    arguments = trl.DPOConfig(
-        **trl_stage.trl_arguments(settings, spec.model, spec.folder, spec.seed),
-        beta=settings.beta,
-        loss_type=settings.loss_type,
-        label_smoothing=settings.label_smoothing,
-        precompute_ref_log_probs=True,  # once for each pair in place of once for each epoch
-    )
+    arguments = trl_stage.trl_arguments(settings, spec.model, spec.folder, spec.seed) | {
+        "beta": settings.beta,
+        "loss_type": settings.loss_type,
+        "label_smoothing": settings.label_smoothing,
+        "precompute_ref_log_probs": True,  # once for each pair in place of once for each epoch
+    }
     trainer = (SoftDPOTrainer if soft else TokenizedDPOTrainer)(
         model=str(spec.model),
-        ref_model=_loaded(spec.reference),
-        args=arguments,
+        ref_model=_loaded(spec.reference, settings),
+        args=trl_stage.trl_config(trl.DPOConfig, settings, arguments),
         data_collator=SoftPreferenceCollator(tokenizer.pad_token_id, settings.max_length) if soft else None,
         train_dataset=trl_stage.shared_dataset([example(*turn) for turn in turns], spec.folder),
         processing_class=tokenizer,
@@ -137,10 +135,10 @@ def train(spec: StageSpec[DPOConfig], report: Report) -> None:
     trl_stage.train_and_save(trainer, tokenizer, spec, report)
 
 
-def _loaded(reference: Path | None) -> Any:
+def _loaded(reference: Path | None, settings: DPOConfig) -> Any:
     """The reference model; None where it is the policy that training starts from."""
     if reference is None:
         return None
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32, **loading_options(reference))
+    return AutoModelForCausalLM.from_pretrained(reference, **trl_stage.model_options(settings, reference))

@@ -59,10 +59,12 @@ def train(spec: StageSpec[KTOConfig], report: Report) -> None:
     )
     trainer = TokenizedKTOTrainer(
         model=str(spec.model),
-        args=trl.KTOConfig(
-            **trl_stage.trl_arguments(settings, spec.model, spec.folder, spec.seed),
-            beta=settings.beta,
-            precompute_ref_log_probs=True,  # once for each example in place of once for each epoch
+        args=trl_stage.trl_config(
+            trl.KTOConfig,
+            settings,
+            trl_stage.trl_arguments(settings, spec.model, spec.folder, spec.seed)
+            # precomputed: once for each example in place of once for each epoch
+            | {"beta": settings.beta, "precompute_ref_log_probs": True},
         ),
         train_dataset=trl_stage.shared_dataset(
             with_kl_answers(examples, settings.per_device_train_batch_size), spec.folder

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from cai.config.errors import CaiError
 from cai.data.jsonl import read_rows
 from cai.data.records import Messages, Prompt
-from cai.inference.models import loading_options
 from cai.training import distributed, trl_stage
 from cai.training.reward_source import Loading, RewardSource, SampledAnswer, by_conversation, reward_source
 from cai.training.settings import GRPOConfig, OnlineConfig, OnlineDPOConfig, RLOOConfig
@@ -59,7 +58,6 @@ def train(spec: StageSpec[OnlineStage], report: Report) -> None:
 
 def _prepare(spec: StageSpec[OnlineStage], report: Report) -> _Start:
     import datasets
-    import torch
     from transformers import AutoModelForCausalLM
 
     settings, tokenizer = spec.settings, stage_tokenizer(spec.model, spec.chat)
@@ -67,7 +65,7 @@ def _prepare(spec: StageSpec[OnlineStage], report: Report) -> _Start:
     limit = settings.max_length - settings.max_tokens
     fitting, unfit = prompts_that_fit(tokenizer, rows, limit, source.unrewarded(rows))
     report({"examples": len(fitting), **unfit.event()})
-    policy = AutoModelForCausalLM.from_pretrained(spec.model, dtype=torch.float32, **loading_options(spec.model))
+    policy = AutoModelForCausalLM.from_pretrained(spec.model, **trl_stage.model_options(settings, spec.model))
     ends = stop_tokens(tokenizer, policy.generation_config)
     policy.generation_config.eos_token_id = sorted(ends)  # where trl stops sampling
     source.load(Loading(ends, distributed.device()))
@@ -129,15 +127,14 @@ def _trainer(spec: StageSpec[OnlineStage]) -> tuple[Any, Any]:
         from trl.experimental.online_dpo import OnlineDPOConfig as TrlOnlineDPOConfig
 
         arguments["gradient_checkpointing"] = False  # with it trl samples, and the saved policy too, without a cache
-        return _online_dpo_reading_text(), TrlOnlineDPOConfig(
-            **arguments, max_length=settings.max_length, max_new_tokens=settings.max_tokens
-        )
+        arguments |= {"max_length": settings.max_length, "max_new_tokens": settings.max_tokens}
+        return _online_dpo_reading_text(), trl_stage.trl_config(TrlOnlineDPOConfig, settings, arguments)
     import trl
 
     arguments |= {"num_generations": settings.num_generations, "max_completion_length": settings.max_tokens}
     if isinstance(settings, RLOOConfig):
-        return _reading_text(trl.RLOOTrainer), trl.RLOOConfig(**arguments)
-    return _reading_text(trl.GRPOTrainer), trl.GRPOConfig(**arguments)
+        return _reading_text(trl.RLOOTrainer), trl_stage.trl_config(trl.RLOOConfig, settings, arguments)
+    return _reading_text(trl.GRPOTrainer), trl_stage.trl_config(trl.GRPOConfig, settings, arguments)
 
 
 def _reading_text(trainer: Any) -> Any:

@@ -50,10 +50,11 @@ def train(spec: StageSpec[ORPOConfig], report: Report) -> None:
     )
     trainer = TokenizedORPOTrainer(
         model=str(spec.model),
-        args=orpo.ORPOConfig(
-            **trl_stage.trl_arguments(settings, spec.model, spec.folder, spec.seed),
-            beta=settings.beta,
-            remove_unused_columns=False,  # trl's collator needs this
+        args=trl_stage.trl_config(
+            orpo.ORPOConfig,
+            settings,
+            trl_stage.trl_arguments(settings, spec.model, spec.folder, spec.seed)
+            | {"beta": settings.beta, "remove_unused_columns": False},  # trl's collator needs the latter
         ),
         train_dataset=datasets.Dataset.from_list(examples),
         processing_class=tokenizer,

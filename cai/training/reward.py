@@ -247,7 +247,11 @@ def _train_member(
     register_classifier(spec.model)
     trainer = SoftRewardTrainer(
         model=str(spec.model),
-        args=trl.RewardConfig(**arguments, center_rewards_coefficient=settings.center_rewards_coefficient or None),
+        args=trl_stage.trl_config(
+            trl.RewardConfig,
+            settings,
+            arguments | {"center_rewards_coefficient": settings.center_rewards_coefficient or None},
+        ),
         data_collator=RankingCollator(padding(tokenizer, end_of_turn(tokenizer))),
         train_dataset=datasets.Dataset.from_list(elements),
         processing_class=tokenizer,

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from cai.config.yaml_files import MOST_REPEATS, MOST_TOKENS, PositiveTemperature, Repeats, Section, Tokens
 from cai.data.records import Source
@@ -30,7 +30,19 @@ class TrainConfig(Section):
     gradient_accumulation_steps: Repeats = 1
     """Batches for each update."""
     lora_r: Annotated[int, Field(ge=1)] | None = 16
-    """Rank of a LoRA on every linear layer; null trains all weights."""
+    """Rank of a LoRA; null trains all weights."""
+    lora_alpha: Annotated[int, Field(ge=1)] | None = None
+    """The LoRA's scale is lora_alpha / lora_r; null is twice the rank, as is usual since Hu et al. 2021
+    (arXiv:2106.09685)."""
+    lora_target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
+    """The layers that get a LoRA, by the ends of their names, such as [q_proj, v_proj]; or every linear one."""
+    gradient_checkpointing: bool | None = None
+    """Compute activations again in the backward pass, which takes less memory and one more forward pass (Chen et al.
+    2016, arXiv:1604.06174); null does so on a GPU."""
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] | None = (
+        None
+    )
+    """Attention of transformers; null is its choice for the model and device."""
     max_length: Annotated[int, Field(ge=8, le=MOST_TOKENS)] = 1024
     """Tokens of prompt and answer; longer ones are truncated at the end."""
     save_steps: Annotated[int, Field(ge=1)] = 20
@@ -44,6 +56,14 @@ class TrainConfig(Section):
         if isinstance(data, dict) and data.get("lora_r", 0) is None:
             return {"learning_rate": cls.full_learning_rate, **data}
         return data
+
+    @model_validator(mode="after")
+    def _settings_of_a_lora(self) -> Self:
+        if self.lora_r is None:
+            for name in sorted({"lora_alpha", "lora_dropout", "lora_target_modules"} & self.model_fields_set):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name}: there is no LoRA, because lora_r is null")
+        return self
 
     @property
     def usual_learning_rate(self) -> float:
@@ -68,6 +88,8 @@ class DatasetConfig(TrainConfig):
 
     num_train_epochs: Annotated[float, Field(gt=0, le=10_000)] = 1.0
     """Passes over the data."""
+    trl: dict[str, JsonValue] = {}
+    """Other arguments of trl's config of the stage, such as {optim: adamw_8bit, packing: true}."""
 
 
 Truncated = Literal["skip", "open"]
@@ -76,6 +98,8 @@ Truncated = Literal["skip", "open"]
 class AnswersConfig(DatasetConfig):
     """Settings of the stages that learn from answers in a file."""
 
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of a LoRA's inputs that are dropped in training."""
     truncated: Truncated = "skip"
     """Answers that ran into their limit: skip their rows, or learn them without the token that would end them."""
 
@@ -223,6 +247,12 @@ class PPOConfig(TrainConfig):
     sample_steps: Annotated[int, Field(ge=1)] = 5
     """Updates between samples of answers in samples.jsonl."""
 
+    @model_validator(mode="after")
+    def _one_adapter_is_recomputed(self) -> Self:
+        if self.gradient_checkpointing and self.value == "separate" and self.lora_r is not None:
+            raise ValueError("gradient_checkpointing: with a LoRA it needs `value: shared`")
+        return self
+
 
 LossType = Literal[
     "sigmoid",
@@ -358,6 +388,12 @@ class OnlineDPOConfig(OnlineConfig):
     stage: Literal["online_dpo"]
     beta: Annotated[float, Field(gt=0)] = 0.1
     """Strength of the pull to the starting policy."""
+
+    @model_validator(mode="after")
+    def _samples_with_a_cache(self) -> Self:
+        if self.gradient_checkpointing:
+            raise ValueError("gradient_checkpointing: trl's online_dpo would sample without a cache of keys and values")
+        return self
 
 
 TrainStage = Annotated[

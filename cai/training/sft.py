@@ -55,8 +55,10 @@ def train(spec: StageSpec[SFTConfig], report: Report) -> None:
         report({"skipped": [row.model_dump() for row in skipped]})
     trainer = trl.SFTTrainer(
         model=str(spec.model),
-        args=trl.SFTConfig(
-            **trl_stage.trl_arguments(settings, spec.model, spec.folder, spec.seed), completion_only_loss=True
+        args=trl_stage.trl_config(
+            trl.SFTConfig,
+            settings,
+            trl_stage.trl_arguments(settings, spec.model, spec.folder, spec.seed) | {"completion_only_loss": True},
         ),
         train_dataset=datasets.Dataset.from_list(examples),
         processing_class=tokenizer,

@@ -20,7 +20,7 @@ from cai.training.tokens import AnyAnswers, SplitTurn, Unfit, keep_fitting, prom
 
 AnyPreferenceConfig = TypeVar("AnyPreferenceConfig", bound=PreferenceConfig, covariant=True)
 OTHER = {"chosen": "rejected", "rejected": "chosen"}
-LORA_ALPHA = 2.0  # times the rank, as is usual since Hu et al. 2021 (arXiv:2106.09685)
+LORA_ALPHA = 2  # times the rank
 
 
 def trl_arguments(settings: DatasetConfig, model: Path, folder: Path, seed: int) -> dict[str, Any]:
@@ -48,23 +48,49 @@ def trl_arguments(settings: DatasetConfig, model: Path, folder: Path, seed: int)
         "seed": seed,
         "bf16": on_gpu,
         "use_cpu": not on_gpu,
-        "gradient_checkpointing": on_gpu,
-        "model_init_kwargs": {"dtype": torch.float32, **loading_options(model)},
+        "gradient_checkpointing": on_gpu
+        if settings.gradient_checkpointing is None
+        else settings.gradient_checkpointing,
+        "model_init_kwargs": model_options(settings, model),
         "report_to": [],  # trackers are fed by our own callback, as in PPO
         "disable_tqdm": True,
     }
 
 
+def model_options(settings: TrainConfig, model: Path) -> dict[str, Any]:
+    """The arguments of `from_pretrained` for a model that is trained."""
+    import torch
+
+    attention = {} if settings.attn_implementation is None else {"attn_implementation": settings.attn_implementation}
+    return {"dtype": torch.float32, **loading_options(model), **attention}
+
+
+def trl_config(kind: Any, settings: DatasetConfig, arguments: dict[str, Any]) -> Any:
+    """trl's config of a stage: our `arguments`, and what `trl` of the settings adds, whose names are checked before.
+
+    Raises: CaiError for values that trl refuses.
+    """
+    if getattr(settings, "lora_dropout", 0) and hasattr(kind, "disable_dropout"):
+        arguments = {**arguments, "disable_dropout": False}  # else trl sets that of a LoRA to 0 as well
+    try:
+        return kind(**arguments, **settings.trl)
+    except (TypeError, ValueError, ImportError) as error:
+        if not settings.trl:
+            raise
+        raise CaiError(f"trl: {error}") from error
+
+
 def lora_config(settings: TrainConfig) -> Any:
-    """peft's config of a LoRA on every linear layer, or None to train all weights."""
+    """peft's config of the settings' LoRA, or None to train all weights."""
     if settings.lora_r is None:
         return None
     from peft import LoraConfig
 
     return LoraConfig(
         r=settings.lora_r,
-        lora_alpha=int(LORA_ALPHA * settings.lora_r),
-        target_modules="all-linear",
+        lora_alpha=settings.lora_alpha or LORA_ALPHA * settings.lora_r,
+        lora_dropout=getattr(settings, "lora_dropout", 0.0),  # PPO has none: its ratio of new to old begins at 1
+        target_modules=settings.lora_target_modules,
         task_type="CAUSAL_LM",
     )
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from cai.inference.models import loading_options
 from cai.training import distributed
 from cai.training.ppo.sampling import Batch
 from cai.training.settings import PPOConfig
-from cai.training.trl_stage import lora_config
+from cai.training.trl_stage import lora_config, model_options
 
 
 class Evaluated(NamedTuple):
@@ -38,8 +37,7 @@ class Actor:
         self._separate = settings.value == "separate"
 
         def load(path: Path) -> Any:
-            options = loading_options(path)
-            return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **options).to(self.device)
+            return AutoModelForCausalLM.from_pretrained(path, **model_options(settings, path)).to(self.device)
 
         model = load(folder)
         self._reference: Any = None if reference is None else load(reference).requires_grad_(False).eval()
@@ -61,6 +59,12 @@ class Actor:
             if self._separate:
                 self._value_model = copy.deepcopy(model)
         self.model = model.eval()  # no dropout: the ratio of new to old must be 1 before the first step
+        recompute = settings.gradient_checkpointing
+        if recompute is None:
+            recompute = self.device != "cpu" and not (self._separate and self.peft is not None)
+        for trained in (model, self._value_model) if recompute else ():
+            if trained is not None:
+                recompute_layers(trained)
 
     def trainable(self) -> dict[str, Any]:
         """Every parameter that PPO changes, by name."""
@@ -136,6 +140,27 @@ class Actor:
 def _trunk(model: Any) -> Any:
     """A causal language model without its head."""
     return getattr(model, model.base_model_prefix)
+
+
+def recompute_layers(model: Any) -> None:
+    """Keep the inputs of a model's layers alone for the backward pass, which runs each layer again.
+
+    transformers does so in training mode only, which has dropout. The layers must not run another adapter by then.
+    """
+    from torch.utils.checkpoint import checkpoint
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    def recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            if not torch.is_grad_enabled():
+                return forward(*arguments, **named)
+            return checkpoint(forward, *arguments, use_reentrant=False, **named)
+
+        return call
+
+    for layer in model.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.forward = recomputed(layer.forward)
 
 
 def autocast(batch: Batch) -> Any:

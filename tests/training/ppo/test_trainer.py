@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from cai.config.errors import CaiError
 from cai.training import tokens
@@ -260,6 +261,38 @@ def test_accumulating_changes_the_memory_and_not_the_gradient(tmp_path: Path, ti
             num_ppo_epochs=2,
         )
         assert run(tiny_model, tmp_path / f"{batch}", config)[1][0]["steps"] == 4
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("options", [{"lora_r": 2}, {}, {"value": "separate"}])
+def test_recomputing_activations_changes_no_gradient(options: dict[str, Any], tmp_path: Path, tiny_model: Path) -> None:
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    def gradients(recompute: bool) -> tuple[dict[str, torch.Tensor], int]:
+        config = settings(rollouts=8, per_device_train_batch_size=8, gradient_accumulation_steps=1, max_tokens=6,
+                          gradient_checkpointing=recompute, **options)  # fmt: skip
+        actor, forwards = actor_of(tiny_model, config), list[str]()
+        torch.manual_seed(1)
+        torch.nn.init.normal_(actor.value_head.weight)
+        rollouts = Collector(config, actor, Task(PROMPTS, good_tokens, {2}), 0).collect(1)
+        prepare(config, rollouts, 0.1)
+        first = next(module for module in actor.model.modules() if isinstance(module, GradientCheckpointingLayer))
+        first.self_attn.register_forward_hook(lambda *_: forwards.append("attention"))
+        trainer(tiny_model, tmp_path, config, actor).accumulate_gradients(rollouts)
+        return {name: p.grad.clone() for name, p in actor.trainable().items() if p.grad is not None}, len(forwards)
+
+    (kept, once), (recomputed, twice) = gradients(False), gradients(True)
+    assert twice == 2 * once > 0
+    assert kept.keys() == recomputed.keys()
+    for name, gradient in kept.items():
+        torch.testing.assert_close(
+            recomputed[name], gradient, atol=1e-6 * max(1.0, gradient.abs().max().item()), rtol=0
+        )
+
+
+def test_recomputing_with_an_adapter_for_the_value_is_refused() -> None:
+    with pytest.raises(ValidationError, match="gradient_checkpointing: with a LoRA it needs `value: shared`"):
+        settings(lora_r=2, value="separate", gradient_checkpointing=True)
 
 
 @pytest.mark.numeric
