@@ -24,6 +24,7 @@ from cai.cli.console import (
     short,
     show,
     starred,
+    without_interval,
     write_file,
 )
 from cai.cli.options import (
@@ -231,6 +232,7 @@ def _pair(c: RunComparison, pair: PairComparison) -> Iterator[RenderableType | G
         yield _policy_metrics(of_policies, b)
     if pair.metrics:
         yield from footnotes(m.effect for m in tested)  # the other tables have no room for the column
+        yield from without_interval(m.effect for m in pair.metrics)
     if pair.unpaired:
         yield heading("Metrics of each run on its own prompts: not paired, not tested")
         yield _unpaired(pair.unpaired, b)
@@ -240,6 +242,7 @@ def _pair(c: RunComparison, pair: PairComparison) -> Iterator[RenderableType | G
     if pair.head_to_head:
         yield heading(win_heading(pair.head_to_head[0], b))
         yield _head_to_head(pair.head_to_head)
+        yield from without_interval(row.effect for row in pair.head_to_head)
     if pair.labels:
         yield heading("Labels of the same two answers")
         yield listed(" ", _labels(pair.labels))
@@ -350,6 +353,7 @@ def _revisions(met: RevisionHeadToHead, b: str) -> Iterator[RenderableType | Gri
                  *effect_cells(row.effect))  # fmt: skip
     if met.preferences:
         yield grid
+        yield from without_interval(row.effect for row in met.preferences)
     yield listed(" ", revision_notes(met), "dim")
 
 

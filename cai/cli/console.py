@@ -25,7 +25,7 @@ from cai.constitution.difference import word_changes
 from cai.data.jsonl import read_rows, write_text
 from cai.data.records import Skipped
 from cai.inference.reporter import Reporter
-from cai.stats.formatting import UNDETECTABLE, counted, interval, mean_difference, number
+from cai.stats.formatting import NONE, UNDETECTABLE, counted, interval, mean_difference, number
 from cai.stats.significance import Effect
 
 WIDEST = 1000  # columns of a table
@@ -309,6 +309,12 @@ def footnotes(effects: Iterable[Effect]) -> Iterator[Text]:
     yield Text("  * significant at 5 %, corrected for all tests of this comparison (Holm)", style="dim")
     if any(effect.undetectable for effect in effects):
         yield Text(f"  none: {UNDETECTABLE}", style="dim")
+
+
+def without_interval(effects: Iterable[Effect]) -> Iterator[Text]:
+    """Why effects that differ have a dash in place of an interval."""
+    if any(interval(effect) == NONE and (effect.mean or effect.se) for effect in effects):
+        yield Text(f"  no interval ({NONE}): too few prompts differ, or all by the same", style="dim")
 
 
 def by_p(effect: Effect) -> float:

@@ -40,7 +40,7 @@ from cai.runs.run_file import RunConfig
 from cai.runs.shard import Shard, shard_plan
 from cai.runs.training_time import TrainingTime
 from cai.runs.trust import run_trust
-from cai.stats.formatting import counted, duration, number
+from cai.stats.formatting import NONE, counted, duration, number
 from cai.stats.intervals import Estimate
 
 
@@ -127,6 +127,8 @@ def _summary_parts(folder: RunFolder, summary: dict[str, Any]) -> Iterator[Rende
     if metrics := summary_metrics(summary):
         yield heading("Metrics, means over prompts" + (" and trainings" if "trainings" in summary else ""))
         yield _metrics(metrics)
+        if any(RUN_METRICS[key].interval is None for key in metrics):
+            yield Text(f"  {NONE}: describes this run's rows; `cai compare` tests differences between runs", "dim")
     if rows := policy_rows(summary):
         yield heading("Policies, by trainings that differ in their seed alone")
         policies = Grid(rows[0], left=2, last_left=True, optional=[1])
@@ -187,8 +189,10 @@ def _metrics(metrics: Mapping[str, Estimate]) -> Grid:
     grid = Grid(["", "value", "95 % interval", "prompts", ""], optional=[4], left=1, last_left=True)
     for key, estimate in metrics.items():
         metric = RUN_METRICS[key]
-        known = estimate.low is not None and estimate.high is not None
-        interval = f"{number(estimate.low)} to {number(estimate.high)}" if known else ""
+        if estimate.low is not None and estimate.high is not None:
+            interval = f"{number(estimate.low)} to {number(estimate.high)}"
+        else:
+            interval = NONE if metric.interval is None else "one prompt" if estimate.n == 1 else "all equal"
         meaning = Text(metric.meaning, style="dim")
         grid.add(metric.name, metric.text(estimate.mean), interval, f"{estimate.n:,}", meaning)
     return grid

@@ -2,10 +2,11 @@
 
 import io
 
+import pytest
 from rich.console import Console
 from rich.table import Table
 
-from cai.cli.console import Grid, effect_cells, show, whole
+from cai.cli.console import Grid, effect_cells, show, whole, without_interval
 from cai.stats.significance import paired
 
 
@@ -58,3 +59,13 @@ def test_a_narrow_terminal_gets_fewer_columns_and_no_cell_is_cut() -> None:
 
 def test_runs_that_are_equal_on_every_prompt_have_no_interval() -> None:
     assert effect_cells(paired([0.0] * 8)) == ("equal ", "", "8", "")
+    assert not list(without_interval([paired([0.0] * 8), paired([float(n) for n in range(8)])]))
+
+
+@pytest.mark.parametrize("differences", [[1.0], [1.0, 2.0, 3.0], [1.0, -1.0], [0.5] * 8])
+def test_a_missing_interval_is_explained(differences: list[float]) -> None:
+    effect = paired(differences)
+    assert effect_cells(effect)[1] == "–"
+    assert [str(text) for text in without_interval([effect])] == [
+        "  no interval (–): too few prompts differ, or all by the same"
+    ]

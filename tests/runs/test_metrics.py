@@ -197,7 +197,11 @@ def test_the_closing_table_fits_eighty_columns_without_wrapping_a_cell(run: RunF
     assert starts == sorted(starts)
     assert [line for line in lines[: starts[-1]] if len(line.rstrip()) > 80] == []
     rows = lines[starts[1] + 2 : starts[2] - 1]
+    assert rows.pop() == "  –: describes this run's rows; `cai compare` tests differences between runs"
     assert len(rows) == len(RUN_METRICS) - 1  # a line each, of all but `stays`
+    by_name = {metric.name: next(row for row in rows if row.startswith(f"  {metric.name} ")) for metric in
+               RUN_METRICS.values() if metric.key in summary_metrics(run.summary() or {})}  # fmt: skip
+    assert " – " in by_name["edit distance"] and " to " in by_name["win rate"]
 
 
 @pytest.mark.parametrize(
