@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, StringConstraints, model_validator
 from cai.config import yaml_files
 from cai.config.errors import CaiError, error_text
 from cai.config.locate import find_constitution_file, find_file
-from cai.config.yaml_files import JsonValue, Section
+from cai.config.yaml_files import SET, JsonValue, Section, YamlSource
 from cai.constitution.principles import Constitution, load_constitution
 from cai.constitution.writing import constitution_yaml
 from cai.data.jsonl import parse_row, write_text
@@ -129,11 +129,26 @@ def make_sweep(
                 plan = replace(plan, folder=RunFolder(folder / name))
                 members.append(Member(name, varies, selection, plan))
         except CaiError as error:
-            raise CaiError(f"{file}: in the run {label or 'of this sweep'}:\n{error}") from error
+            by_option = {override.partition("=")[0] for override in overrides}
+            keys = {key: at for at in ("set", "grid") for key in getattr(sweep, at) if key not in by_option}
+            text = _in_the_sweep(str(error), source, keys)
+            raise CaiError(f"{file}: in the run {label or 'of this sweep'}:\n{text}") from error
     twice = [m.name for i, m in enumerate(members) if m.name in [other.name for other in members[:i]]]
     if twice:
         raise CaiError(f"{file}: two runs would be named {twice[0]}; the grid has a value twice")
     return sweep.name, members
+
+
+def _in_the_sweep(error: str, source: YamlSource, keys: dict[str, str]) -> str:
+    """An error about settings that are the sweep's own, each by its section: with the file's line in place of --set."""
+
+    def named(option: re.Match[str]) -> str:
+        key = option[1]
+        if key not in keys:
+            return option[0]
+        return f"{source.places.get((keys[key], key), source.path)}: {keys[key]}: {key}"
+
+    return re.sub(rf"^{SET}([^\s:]+)", named, error, flags=re.MULTILINE)
 
 
 def _label(key: str, value: Any, grid: dict[str, list[Any]]) -> str:

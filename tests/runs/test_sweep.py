@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -183,7 +184,10 @@ def test_a_forecast_of_a_sweep_counts_shared_calls_once(tmp_path: Path, model_fo
     [
         ({}, "nothing varies"),
         ({"grid": {"revise.rounds": [1, 1]}}, r"two runs would be named rounds-1"),
-        ({"grid": {"revise.round": [1]}}, r"(?s)sweep\.yaml: in the run round-1.*did you mean 'rounds'"),
+        (
+            {"grid": {"revise.round": [1]}},
+            r"sweep\.yaml: in the run round-1:\n.*unknown key 'round'; did you mean 'rounds'",
+        ),
         ({"grid": {"revise.rounds": []}}, r"grid\.revise\.rounds"),
         ({"principles": "leave-two-out"}, "leave-one-out"),
         ({"grid": {"seed": [1]}, "run": "nowhere.yaml"}, r"run: 'nowhere\.yaml' not found"),
@@ -194,6 +198,21 @@ def test_errors_in_a_sweep_are_reported(
 ) -> None:
     with pytest.raises(CaiError, match=said):
         make_sweep(write_sweep(tmp_path, model_folder, **settings), [], tmp_path / "runs")
+
+
+def test_a_mistaken_setting_of_a_sweep_is_named_with_its_line_and_one_of_an_option_with_the_option(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    file = write_sweep(tmp_path, model_folder, set={"seeds": -1, "judge.samplez": 2}, grid={"judge.principels": [1, 2]})
+    with pytest.raises(CaiError) as wrong:
+        make_sweep(file, ["judge.foo=1", "seeds=0"], tmp_path / "runs")
+    where, *problems = str(wrong.value).splitlines()
+    assert where == f"{file}: in the run principels-1:"
+    found = [problem.partition(": unknown")[0].partition(": expected")[0] for problem in problems]
+    lines = [re.sub(r":\d+:", ":N:", place) for place in found]
+    assert sorted(lines) == sorted(
+        [f"{file}:N: set: judge.samplez", f"{file}:N: grid: judge.principels", "--set judge.foo", "--set seeds"]
+    )
 
 
 def test_a_sweep_does_not_lie_in_a_runs_folder(tmp_path: Path, model_folder: Path) -> None:
