@@ -108,14 +108,14 @@ def test_an_override_of_a_wrong_kind_is_an_error_that_names_it(run_file: Path, o
 @pytest.mark.parametrize(
     ("grid", "message"),
     [
-        ("{constitution: [null]}", "--set constitution: expected a text, found nothing"),
-        ("{constitution: [1]}", "--set constitution: expected a text, found 1"),
+        ("{constitution: [null]}", "sweep.yaml:3: grid: constitution: expected a text, found nothing"),
+        ("{constitution: [1]}", "sweep.yaml:3: grid: constitution: expected a text, found 1"),
         ("{seed: [2024-01-01]}", "grid.seed[0]: expected a text, a number, true, false, null, a list or a mapping"),
         ("{seed: [!!binary aGk=]}", "grid.seed[0]: expected a text, a number, true, false, null, a list or a mapping"),
         ("{seed: [[!!set {a}]]}", "grid.seed[0]: expected a text, a number, true, false, null, a list or a mapping"),
         ("{judge: [{1: 2}]}", "grid.judge[0]: expected texts as keys, found 1"),
         ("{1: [2]}", "expected a text as the key, found 1; put it in quotes to mean the text"),
-        ("{seed: [-1]}", "--set seed: expected a whole number from 0 to 4294967295, found -1"),
+        ("{seed: [-1]}", "sweep.yaml:3: grid: seed: expected a whole number from 0 to 4294967295, found -1"),
         ("{judge.key_env: [" + "V" * 299 + "]}", "name: 307 bytes; expected at most 255"),
     ],
 )
