@@ -128,6 +128,7 @@ def compare(
     """
     planned = parse_plan(plan or [])
     folders = [open_run(name, runs) for name in _baseline_first(names, baseline)]
+    _refuse_twice(folders)
     if judge is None:
         _refuse_without_judge(
             {"--constitution": constitution, "--key-env": key_env, "--set": settings, "--dry-run": dry_run}
@@ -163,6 +164,14 @@ def _baseline_first(names: Sequence[str], baseline: str | None) -> list[str]:
     if baseline is not None and baseline not in names:
         raise CaiError(f"--baseline {baseline}: expected one of the runs to compare: {', '.join(names)}")
     return [*names] if baseline is None else [baseline, *(name for name in names if name != baseline)]
+
+
+def _refuse_twice(folders: Sequence[RunFolder]) -> None:
+    """Raises: CaiError for a run that is named twice, under whatever names."""
+    paths = [folder.path.resolve() for folder in folders]
+    for folder, path in zip(folders, paths, strict=True):
+        if paths.count(path) > 1:
+            raise CaiError(f"{folder.path}: named twice; expected different runs: a run does not differ from itself")
 
 
 def _forecast(judge: RevisionJudge, folders: Sequence[RunFolder]) -> None:

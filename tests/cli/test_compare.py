@@ -63,6 +63,12 @@ def test_a_narrow_terminal_is_told_which_columns_are_missing(
     assert "not shown at 120 columns" not in printed["120"] and "detectable" in printed["120"]
 
 
+@pytest.mark.parametrize("again", ["a", "./a", "b/../a"])
+def test_a_run_is_not_compared_with_itself(runs: Path, again: str) -> None:
+    with pytest.raises(CaiError, match=r"/a: named twice; expected different runs"):
+        compare(["a", "b", str(runs / again)], False, None, runs)
+
+
 def test_of_three_runs_the_output_says_which_are_compared_and_the_baseline_can_be_chosen(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import random
 import re
+import shutil
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -114,7 +115,8 @@ def test_every_surface_shows_the_same_value_under_the_same_name(
     print_summary(console, run)
     printed = lines_of(console.export_text())
     found = compare_runs([run, run])
-    compare([str(run.path), str(run.path)], runs=tmp_path / "runs")
+    shutil.copytree(run.path, tmp_path / "copy")
+    compare([str(run.path), str(tmp_path / "copy")], runs=tmp_path / "runs")
     compared = lines_of(capsys.readouterr().out)
     page = text_of(run_report(run, read_run(run)))
     read = load_run(run.path)
