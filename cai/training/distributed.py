@@ -38,6 +38,13 @@ def device() -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
 
 
+def autocast() -> Any:
+    """Forward passes in bfloat16 on a GPU."""
+    import torch
+
+    return torch.autocast("cuda", torch.bfloat16, enabled=torch.cuda.is_available())
+
+
 def is_first_process() -> bool:
     """Whether this process writes the files; under torchrun the others only compute."""
     return int(os.environ.get("RANK", 0)) == 0

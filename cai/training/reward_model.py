@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cai.config.errors import CaiError
 from cai.inference.models import folder_fingerprint, loading_options
+from cai.training import distributed
 from cai.training.tokens import vocabulary_fingerprint
 
 HEAD = "score.weight"
@@ -78,7 +79,8 @@ class RewardModel:
                 for start in range(0, len(order), batch_size):
                     rows = order[start : start + batch_size]
                     ids, mask = (t.to(self._device) for t in right_padded([sequences[i] for i in rows], 0))
-                    hidden = trunk(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+                    with distributed.autocast():
+                        hidden = trunk(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
                     last = hidden[torch.arange(len(rows)), mask.sum(dim=1) - 1]
                     result[rows, member_index] = (last.float() @ member.head.float()).cpu()
         return result

@@ -36,6 +36,9 @@ class TrainConfig(Section):
     (arXiv:2106.09685)."""
     lora_target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
     """The layers that get a LoRA, by the ends of their names, such as [q_proj, v_proj]; or every linear one."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the weights below a LoRA, which stay as they are; auto is bfloat16 on a GPU, else float32. What is trained is
+    float32, and a policy is saved in the type of the weights that its LoRA was added to."""
     gradient_checkpointing: bool | None = None
     """Compute activations again in the backward pass, which takes less memory and one more forward pass (Chen et al.
     2016, arXiv:1604.06174); null does so on a GPU."""
@@ -63,6 +66,8 @@ class TrainConfig(Section):
             for name in sorted({"lora_alpha", "lora_dropout", "lora_target_modules"} & self.model_fields_set):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(f"{name}: there is no LoRA, because lora_r is null")
+            if self.dtype == "bfloat16":
+                raise ValueError("dtype: all weights are trained, because lora_r is null, and that is in float32")
         return self
 
     @property

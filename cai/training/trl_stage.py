@@ -27,7 +27,7 @@ def trl_arguments(settings: DatasetConfig, model: Path, folder: Path, seed: int)
     """The arguments that trl's configs of all stages take to train `model` here; checkpoints go below `folder`."""
     import torch
 
-    on_gpu = torch.cuda.is_available()
+    on_gpu, weights = torch.cuda.is_available(), model_options(settings, model)
     return {
         "output_dir": str(folder / "checkpoints"),
         "num_train_epochs": settings.num_train_epochs,
@@ -46,12 +46,12 @@ def trl_arguments(settings: DatasetConfig, model: Path, folder: Path, seed: int)
         "logging_steps": 1,
         "logging_nan_inf_filter": False,  # a loss that is not finite must show
         "seed": seed,
-        "bf16": on_gpu,
+        "bf16": on_gpu or weights["dtype"] == torch.bfloat16,
         "use_cpu": not on_gpu,
         "gradient_checkpointing": on_gpu
         if settings.gradient_checkpointing is None
         else settings.gradient_checkpointing,
-        "model_init_kwargs": model_options(settings, model),
+        "model_init_kwargs": weights,
         "report_to": [],  # trackers are fed by our own callback, as in PPO
         "disable_tqdm": True,
     }
@@ -61,8 +61,10 @@ def model_options(settings: TrainConfig, model: Path) -> dict[str, Any]:
     """The arguments of `from_pretrained` for a model that is trained."""
     import torch
 
+    small = settings.dtype == "bfloat16" or (settings.dtype == "auto" and torch.cuda.is_available())
+    dtype = torch.bfloat16 if small and settings.lora_r is not None else torch.float32
     attention = {} if settings.attn_implementation is None else {"attn_implementation": settings.attn_implementation}
-    return {"dtype": torch.float32, **loading_options(model), **attention}
+    return {"dtype": dtype, **loading_options(model), **attention}
 
 
 def trl_config(kind: Any, settings: DatasetConfig, arguments: dict[str, Any]) -> Any:

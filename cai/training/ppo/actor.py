@@ -127,7 +127,7 @@ class Actor:
 
     def _hidden(self, trunk: Any, batch: Batch) -> Tensor:
         """The states in which the response tokens are chosen, (sequences, response tokens, hidden)."""
-        with autocast(batch):
+        with distributed.autocast():
             out = trunk(
                 input_ids=batch.ids, attention_mask=batch.attention, position_ids=batch.positions, use_cache=False
             )
@@ -163,11 +163,6 @@ def recompute_layers(model: Any) -> None:
             layer.forward = recomputed(layer.forward)
 
 
-def autocast(batch: Batch) -> Any:
-    """Forward passes in bfloat16 on a GPU."""
-    return torch.autocast("cuda", torch.bfloat16, enabled=batch.ids.is_cuda)
-
-
 def response_logits(model: Any, batch: Batch, temperature: float) -> tuple[Tensor, Tensor]:
     """(logits over `temperature`, hidden states) in which the response tokens are chosen; the head reads the latter.
 
@@ -177,7 +172,7 @@ def response_logits(model: Any, batch: Batch, temperature: float) -> tuple[Tenso
     inputs: list[Tensor] = []
     hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
     try:
-        with autocast(batch):
+        with distributed.autocast():
             logits = model(
                 input_ids=batch.ids,
                 attention_mask=batch.attention,

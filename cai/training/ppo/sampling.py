@@ -12,6 +12,7 @@ from transformers import DynamicCache
 
 from cai.inference.engine import EngineConfig
 from cai.inference.vllm_settings import load_engine
+from cai.training import distributed
 
 GPU_SHARE = 0.3  # of the GPU's memory for vLLM: training needs the rest
 
@@ -82,14 +83,15 @@ def generate(
     rows = torch.arange(len(prompts), device=device)
     responses: list[list[int]] = [[] for _ in prompts]
     for t in range(uniforms.shape[1]):
-        logits = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
+        with distributed.autocast():
+            logits = model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits[:, -1]
         tokens = sampled(logits.float() / temperature, uniforms[rows, t])
         for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
             responses[row].append(token)
