@@ -239,8 +239,13 @@ def forecast_parts(forecast: Forecast, gpu_rate: float | None) -> Iterator[Rende
     misses, written = sum(line.cache_misses for line in forecast.lines), sum(line.tokens for line in forecast.lines)
     if not misses:
         yield Text("  all calls are cache hits: no model is loaded")
-    elif (times := forecast.time_range()) is None:
+    elif forecast.seconds is None:
         yield Text(f"  time: {NOT_MEASURED}; `cai bench RUN.yaml` measures this machine")
+    elif (times := forecast.time_range()) is None:
+        apart = f"earlier calls took up to {forecast.spread:.0f} times more or less than their number and tokens say"
+        yield Text(
+            f"  time: not known yet: {apart};\n    `cai bench RUN.yaml` measures again, on a machine without other work"
+        )
     else:
         yield Text(f"  time: {time_text(times, NOT_MEASURED)}, by this model's speed here so far")
     if misses and gpu_rate is not None:

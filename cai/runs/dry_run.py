@@ -5,6 +5,7 @@ placeholder that no model wrote, so that the calls which depend on it are cache 
 """
 
 import asyncio
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -38,6 +39,8 @@ CHARACTERS = 4.0  # per token of English, roughly; sizes placeholders and the es
 
 LEAST_SPREAD = 1.25  # of a forecast: a shared machine is that much slower at times
 FEW_SPREAD = 2.0  # with fewer measured stages than there are rates
+MOST_SPREAD = 10**0.5  # between the least and the most time is then a factor of 10, and a wider range says nothing
+SPREAD_SHARE = 0.9  # of measured stages lie within the spread: one that was disturbed counts as long as there are few
 LEAST_SECONDS = 2.0  # of work whose fit counts: below, most is chance
 
 
@@ -82,8 +85,10 @@ class DryRun(NamedTuple):
     training: Sequence[TrainingTime] = ()  # of the untrained stages
 
     def time_range(self) -> tuple[float, float] | None:
-        """The least and the most seconds of the calls, as far as earlier work tells."""
-        return None if self.seconds is None else (self.seconds / self.spread, self.seconds * self.spread)
+        """The least and the most seconds of the calls; None where earlier work does not tell, or not closely enough."""
+        if self.seconds is None or self.spread > MOST_SPREAD:
+            return None
+        return self.seconds / self.spread, self.seconds * self.spread
 
 
 class Rates(NamedTuple):
@@ -92,7 +97,7 @@ class Rates(NamedTuple):
     load: float
     token: float
     verdict: float
-    spread: float = FEW_SPREAD  # the largest factor between what work took and what the rates say
+    spread: float = FEW_SPREAD  # the factor between what work took and what the rates say, of nine stages in ten
 
 
 def dry_run(plan: Plan, counted: Cache | None = None) -> DryRun:
@@ -235,10 +240,12 @@ def fit_rates(measured: Sequence[Work]) -> Rates | None:
     rows, taken = [row(work) for work in measured], [work.seconds for work in measured]
     rates, _ = nnls(rows, taken)
     fitted = [sum(rate * count for rate, count in zip(rates, counts, strict=True)) for counts in rows]
-    ratios = [actual / fit for actual, fit in zip(taken, fitted, strict=True) if min(actual, fit) >= LEAST_SECONDS]
-    least = LEAST_SPREAD if len(ratios) > len(rates) else FEW_SPREAD
+    work = [(actual, fit) for actual, fit in zip(taken, fitted, strict=True) if min(actual, fit) >= LEAST_SECONDS]
+    factors = sorted(max(actual / fit, fit / actual) for actual, fit in work)
+    least = LEAST_SPREAD if len(factors) > len(rates) else FEW_SPREAD
+    most = factors[math.ceil(SPREAD_SHARE * (len(factors) - 1))] if factors else least
     load, token, verdict = map(float, rates)
-    return Rates(load, token, verdict, max([least, *ratios, *(1 / ratio for ratio in ratios)]))
+    return Rates(load, token, verdict, max(least, most))
 
 
 def account(summary: dict[str, Any]) -> list[Line]:

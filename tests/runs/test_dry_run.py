@@ -10,12 +10,13 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from cai.cli.main import app
+from cai.cli.run import forecast_parts
 from cai.config.errors import CaiError
 from cai.config.hashing import fingerprint
 from cai.inference.cache import Tally, Work
 from cai.inference.engine import Generate
 from cai.inference.reporter import Reporter
-from cai.runs.dry_run import FEW_SPREAD, LEAST_SPREAD, DryRun, account, dry_run, fit_rates
+from cai.runs.dry_run import FEW_SPREAD, LEAST_SPREAD, DryRun, Line, account, dry_run, fit_rates
 from cai.runs.pipeline import execute
 from cai.runs.plan import Plan, make_plan
 from tests.conftest import SIXTEEN, scripted, write_workspace
@@ -160,6 +161,22 @@ def test_a_forecast_is_as_wide_as_the_work_that_it_comes_from() -> None:
     assert unsteady.spread == pytest.approx(2.0)  # the fit is the mean, 15 s, and one took 30
     assert few.spread == FEW_SPREAD
     assert DryRun([], 0, 60.0, [], 0, 2.0).time_range() == (30.0, 120.0)
+
+
+def test_a_forecast_that_is_too_wide_says_what_makes_the_time_known() -> None:
+    def work(tokens: int, seconds: float) -> Work:
+        return Work("feedback", {"answer": Tally(1, 0, tokens, tokens, 1)}, seconds, False)
+
+    disturbed, calm = [work(1000, 10), work(4000, 400)], [work(100 * n, n) for n in range(10, 100)]
+    few, many = fit_rates(disturbed), fit_rates([*disturbed, *calm])
+    assert few is not None and many is not None
+    assert few.spread > 3.2 and many.spread < 2
+    lines = [Line("feedback", "answer", 4, 0, 100.0)]
+    known, unknown = DryRun(lines, 0, 60.0, [], 0, 3.1), DryRun(lines, 0, 60.0, [], 0, 4.6)
+    assert unknown.time_range() is None
+    told = [str(part) for part in forecast_parts(unknown, None)][-1]
+    assert "not known yet: earlier calls took up to 5 times" in told and "cai bench RUN.yaml" in told
+    assert "19.4 s to 3 min 06 s" in [str(part) for part in forecast_parts(known, None)][-1]
 
 
 def test_what_a_run_would_refuse_its_dry_run_refuses(tmp_path: Path, model_folder: Path) -> None:
