@@ -12,6 +12,7 @@ import pytest
 from typer.main import get_command
 
 from cai.cli.main import RENAMED_OPTIONS, app
+from cai.cli.serve import PORT
 from cai.config.yaml_files import RENAMED
 from cai.constitution.principles import load_constitution
 
@@ -62,6 +63,14 @@ def test_every_renamed_key_and_option_is_in_the_changelog() -> None:
     for command, options in RENAMED_OPTIONS.items():
         for old, new in options.items():
             assert f"| `{command}` | `{old}` | `{new}` |" in changelog, (command, old)
+
+
+def test_cai_serve_does_not_take_the_port_of_a_documented_model_server() -> None:
+    texts = [page.read_text(encoding="utf-8") for page in [*PAGES, *ROOT.glob("examples/*.yaml")]]
+    ports = {int(port) for text in texts for port in re.findall(r"(?:--port |://[\w.]+:)(\d+)(?=/v1| |\n)", text)}
+    command, _ = resolve(["serve"])
+    assert 8000 in ports and {p.name: p.default for p in command.params}["port"] not in ports
+    assert f"cai serve                                 # all runs at http://127.0.0.1:{PORT}/" in "".join(texts)
 
 
 def test_the_readme_stays_short() -> None:
