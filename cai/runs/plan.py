@@ -31,7 +31,7 @@ from cai.inference.models import Model, model_fingerprint
 from cai.inference.scheduler import deciding_settings
 from cai.inference.servers import addresses_of
 from cai.runs.folder import CACHE_FILES, ITERATION, RUN, SEEDS, RunFolder, Training
-from cai.runs.plan_checks import check_pairs, check_tags, unmet_tags
+from cai.runs.plan_checks import check_pairs, check_tags, check_value_functions, unmet_tags
 from cai.runs.roles import other_models, policy_models, with_template_texts
 from cai.runs.run_file import RunConfig, effective_text, load_run_file, templates_needed
 from cai.stats.formatting import counted
@@ -103,6 +103,7 @@ def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path
         read_probes("all")
     gate = _gate(config, run_file, principles, templates)
     train = [_with_files_found(settings, number, run_file) for number, settings in enumerate(config.train)]
+    check_value_functions(train, run_file)
     _check_launcher(config, run_file)
     try:
         model, generator = policy_models(config)  # last: a Hub id is downloaded here

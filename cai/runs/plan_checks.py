@@ -1,4 +1,4 @@
-"""What of a run file can be seen to fail before anything is paid for: tags that nothing has, stages without pairs."""
+"""What of a run file can be seen to fail before anything is paid for: tags, pairs, value functions."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -7,7 +7,15 @@ from cai.config.errors import CaiError
 from cai.constitution.principles import Constitution
 from cai.data.records import Preference, Prompt, Source
 from cai.runs.run_file import RunConfig
-from cai.training.settings import PreferenceConfig, SFTConfig, weighs_pairs
+from cai.training.reward_folder import is_trained_here
+from cai.training.settings import (
+    PPOConfig,
+    PreferenceConfig,
+    RewardConfig,
+    SFTConfig,
+    TrainStage,
+    weighs_pairs,
+)
 
 Pairs = set[tuple[Source, float]]
 """The sources of a run's pairs, each with the weights that its pairs have."""
@@ -56,6 +64,26 @@ def check_pairs(config: RunConfig, run_file: Path, preferences: Sequence[Prefere
                 raise CaiError(f"{place}: {settings.stage} {_nothing_to_learn(config, weights, iteration)}")
         if not weighs_pairs(settings):
             _check_weights(later | revised, weights, place, settings.stage)
+
+
+def check_value_functions(stages: Sequence[TrainStage], run_file: Path) -> None:
+    """Raises: CaiError for a value function that is to start as a reward model whose weights do not fit."""
+    for number, settings in enumerate(stages):
+        if not (isinstance(settings, PPOConfig) and settings.value_init == "reward"):
+            continue
+        place = f"{run_file}: train[{number}]: value_init"
+        if settings.reward is not None:
+            if not is_trained_here(Path(settings.reward)):
+                raise CaiError(f"{place}: {settings.reward} is a reward model of others; expected one that cai trained")
+            continue
+        trained = [stage for stage in stages[:number] if isinstance(stage, RewardConfig)]
+        if trained and (trained[-1].lora_r is None) != (settings.lora_r is None):
+            raise CaiError(f"{place}: of the reward stage and this one, one has a LoRA and one has none (lora_r)")
+        if trained and stages[number - 1] is not trained[-1]:
+            raise CaiError(
+                f"{place}: `{stages[number - 1].stage}` trains the policy after the reward model, whose LoRA then fits "
+                "no more; put `reward` right before this stage"
+            )
 
 
 def _nothing_to_learn(config: RunConfig, weights: Mapping[Source, float], iteration: int) -> str:

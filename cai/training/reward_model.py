@@ -28,6 +28,38 @@ class Member(NamedTuple):
     head: Tensor  # (hidden,)
 
 
+class SavedMember(NamedTuple):
+    """A member of a reward model with a base, as its folder has it."""
+
+    folder: Path
+    head: Tensor  # (hidden,)
+    weights: dict[str, Tensor]
+
+    def lora(self, **options: Any) -> Any:
+        """A config of peft for an adapter that its weights fit."""
+        from peft import LoraConfig
+
+        saved = LoraConfig.from_pretrained(self.folder)
+        return LoraConfig(r=saved.r, lora_alpha=saved.lora_alpha, target_modules=saved.target_modules, **options)
+
+    def load_into(self, model: Any, adapter: str) -> None:
+        """Load its LoRA as an adapter of a PeftModel. Raises: CaiError for weights that the model has no place for."""
+        from peft import set_peft_model_state_dict
+
+        lora = {key: value for key, value in self.weights.items() if "lora_" in key}
+        if unexpected := set_peft_model_state_dict(model, lora, adapter_name=adapter).unexpected_keys:
+            raise CaiError(f"{self.folder}: weights that the base has no place for: {unexpected[0]}")
+
+
+def read_member(folder: Path) -> SavedMember:
+    """Read the adapter and the head of a member."""
+    from safetensors.torch import load_file
+
+    weights = load_file(folder / "adapter_model.safetensors")
+    head = next(value for key, value in weights.items() if key.endswith(HEAD))
+    return SavedMember(folder, head[0], weights)
+
+
 class RewardModel:
     """k reward functions over one copy of the weights; scores are read at the last token of a turn.
 
@@ -36,8 +68,7 @@ class RewardModel:
 
     def __init__(self, folder: Path, on: Any = None, device: str = "cpu") -> None:
         """Load `folder`; its adapters go into `on`, a PeftModel over the same base, in place of a copy of the base."""
-        from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
-        from safetensors.torch import load_file
+        from peft import get_peft_model
 
         about = read_about(folder)
         self.members: list[Member] = []
@@ -47,23 +78,15 @@ class RewardModel:
         else:
             self._model = on
             for name in about["members"]:
-                saved = LoraConfig.from_pretrained(folder / name)
-                config = LoraConfig(
-                    r=saved.r, lora_alpha=saved.lora_alpha, target_modules=saved.target_modules, inference_mode=True
-                )
+                saved = read_member(folder / name)
                 adapter = f"reward-{name}"
                 if self._model is None:
                     trunk = classifier(folder / "base").to(device)
-                    self._model = get_peft_model(trunk, config, adapter_name=adapter)
+                    self._model = get_peft_model(trunk, saved.lora(inference_mode=True), adapter_name=adapter)
                 else:
-                    self._model.add_adapter(adapter, config)
-                weights = load_file(folder / name / "adapter_model.safetensors")
-                head = next(value for key, value in weights.items() if key.endswith(HEAD))
-                lora = {key: value for key, value in weights.items() if "lora_" in key}
-                missing = set_peft_model_state_dict(self._model, lora, adapter_name=adapter).unexpected_keys
-                if missing:
-                    raise CaiError(f"{folder / name}: weights that the base has no place for: {missing[0]}")
-                self.members.append(Member(adapter, head[0].to(device)))
+                    self._model.add_adapter(adapter, saved.lora(inference_mode=True))
+                saved.load_into(self._model, adapter)
+                self.members.append(Member(adapter, saved.head.to(device)))
         self._device = device
 
     @torch.no_grad()  # type: ignore[untyped-decorator]

@@ -247,6 +247,13 @@ class PPOConfig(TrainConfig):
     """Gradient clipping: longer gradients are scaled down to this norm."""
     value: Literal["shared", "separate"] = "shared"
     """The value function reads the policy's own hidden states, or those of an adapter or model of its own."""
+    value_init: Literal["policy", "reward"] = "policy"
+    """A separate value function starts as the policy with a head of 0, or as the (first) reward model (Ouyang et al.
+    2022, arXiv:2203.02155 §3.5)."""
+    whiten_rewards: bool = False
+    """Divide the rewards of an update by their standard deviation over its tokens, as trl does."""
+    score_clip: Annotated[float, Field(gt=0)] | None = None
+    """Most that the score of an answer counts, up or down."""
     use_vllm: bool = False
     """Sample with a vLLM engine in the same process, which holds a second copy of the weights."""
     sample_steps: Annotated[int, Field(ge=1)] = 5
@@ -256,6 +263,12 @@ class PPOConfig(TrainConfig):
     def _one_adapter_is_recomputed(self) -> Self:
         if self.gradient_checkpointing and self.value == "separate" and self.lora_r is not None:
             raise ValueError("gradient_checkpointing: with a LoRA it needs `value: shared`")
+        return self
+
+    @model_validator(mode="after")
+    def _a_value_function_of_its_own_is_a_reward_model(self) -> Self:
+        if self.value_init == "reward" and self.value == "shared":
+            raise ValueError("value_init: `reward` needs `value: separate`; a shared one is the policy itself")
         return self
 
 

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from cai.cli.main import app
 from cai.config.errors import CaiError
+from cai.runs.plan import make_plan
 from cai.training.checks import check_stage
 from cai.training.settings import SFTConfig, TrainConfig
 from cai.training.stage import StageSpec, stage_settings_class
@@ -97,3 +98,25 @@ def test_a_run_file_and_cai_train_are_checked_before_anything_is_written(tmp_pat
     result = CliRunner().invoke(app, ["train", *map(str, words), "--set", "lora_target_modules=[nothing]"])
     assert "sft.lora_target_modules: " in str(result.exception)
     assert not (tmp_path / "out").exists()
+
+
+REWARD, PPO = "{stage: reward, lora_r: 4}", "{stage: ppo, value: separate, value_init: reward, lora_r: 4}"
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        (f"{REWARD}, {PPO}", None),
+        (f"{REWARD}, {PPO.replace('lora_r: 4', 'lora_r: null')}", r"train\[1\]: value_init: of the reward stage and"),
+        (f"{REWARD}, {{stage: dpo}}, {PPO}", r"train\[2\]: value_init: `dpo` trains the policy after the reward model"),
+    ],
+)
+def test_a_value_function_fits_the_reward_model_that_it_is_to_start_as(
+    stages: str, message: str | None, tmp_path: Path, tiny_model: Path
+) -> None:
+    run_file = write_workspace(tmp_path, tiny_model, extra=f"train: [{stages}]")
+    if message is None:
+        make_plan(run_file, [], None, tmp_path / "runs")
+        return
+    with pytest.raises(CaiError, match=message):
+        make_plan(run_file, [], None, tmp_path / "runs")

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from cai.config.errors import CaiError
 from cai.training import distributed
 from cai.training.ppo.sampling import Batch
+from cai.training.reward_model import classifier, read_about, read_member, shares_weights
 from cai.training.settings import PPOConfig
 from cai.training.trl_stage import lora_config, model_options
 
@@ -29,8 +31,14 @@ class Actor:
     function has an adapter of its own. Without LoRA the reference and a separate value function are copies.
     """
 
-    def __init__(self, folder: Path, settings: PPOConfig, reference: Path | None = None) -> None:
-        """Load the policy that training starts from, and the `reference` of the KL where that is another one."""
+    def __init__(
+        self, folder: Path, settings: PPOConfig, reference: Path | None = None, reward: Path | None = None
+    ) -> None:
+        """Load the policy that training starts from, and the `reference` of the KL where that is another one.
+
+        `reward` is the reward model that a separate value function starts as.
+        Raises: CaiError where its weights do not fit the policy's.
+        """
         from transformers import AutoModelForCausalLM
 
         self.device, self._temperature = distributed.device(), settings.temperature
@@ -51,13 +59,13 @@ class Actor:
 
             self.peft = get_peft_model(model, lora, adapter_name="policy")
             if self._separate:
-                self.peft.add_adapter("value", lora_config(settings))
+                self._add_value_adapter(lora_config(settings), folder, reward)
             self.peft.set_adapter("policy")
         else:
             if self._reference is None:
                 self._reference = copy.deepcopy(model).requires_grad_(False).eval()
             if self._separate:
-                self._value_model = copy.deepcopy(model)
+                self._value_model = copy.deepcopy(model) if reward is None else self._value_model_of(reward)
         self.model = model.eval()  # no dropout: the ratio of new to old must be 1 before the first step
         recompute = settings.gradient_checkpointing
         if recompute is None:
@@ -65,6 +73,27 @@ class Actor:
         for trained in (model, self._value_model) if recompute else ():
             if trained is not None:
                 recompute_layers(trained)
+
+    def _add_value_adapter(self, config: Any, folder: Path, reward: Path | None) -> None:
+        if reward is None:
+            self.peft.add_adapter("value", config)
+            return
+        if not shares_weights(reward, folder):
+            raise CaiError(f"value_init: the reward model {reward} is no LoRA on the policy's own weights")
+        member = read_member(reward / read_about(reward)["members"][0])
+        self.peft.add_adapter("value", member.lora(task_type="CAUSAL_LM"))
+        member.load_into(self.peft, "value")
+        self.value_head.weight.data.copy_(member.head)
+
+    def _value_model_of(self, reward: Path) -> Any:
+        about = read_about(reward)
+        if about["base"]:
+            raise CaiError(
+                f"value_init: the reward model {reward} is a LoRA, and the policy has none; set lora_r in both"
+            )
+        model = classifier(reward / about["members"][0]).to(self.device)
+        self.value_head.weight.data.copy_(model.score.weight[:1])
+        return model
 
     def trainable(self) -> dict[str, Any]:
         """Every parameter that PPO changes, by name."""

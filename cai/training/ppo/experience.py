@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from cai.config.hashing import derive_seed
 from cai.training import distributed
 from cai.training.ppo.actor import Actor
-from cai.training.ppo.losses import generalised_advantages, token_rewards, whitened
+from cai.training.ppo.losses import approximate_kl, generalised_advantages, token_rewards, whitened
 from cai.training.ppo.sampling import Rollout, VllmSampler, generate, padded
 from cai.training.reward_model import combined
 from cai.training.settings import PPOConfig
@@ -101,8 +101,12 @@ def prepare(settings: PPOConfig, rollouts: list[Rollout], kl_coef: float) -> Non
         )
     )
     scores = combined(torch.tensor([r.scores for r in rollouts]), settings.uncertainty)
+    if settings.score_clip is not None:
+        scores = scores.clamp(-settings.score_clip, settings.score_clip)
     scores -= settings.missing_eos_penalty * torch.tensor([not r.finished for r in rollouts])
     rewards = token_rewards(scores, logps, reference, mask, kl_coef)
+    if settings.whiten_rewards:
+        rewards = whitened(rewards, mask, shift=False)
     advantages, returns = generalised_advantages(rewards, values, mask, settings.gamma, settings.lam)
     advantages = whitened(advantages, mask)
     for i, rollout in enumerate(rollouts):
@@ -117,10 +121,12 @@ def describe(rollouts: list[Rollout], kl_coef: float) -> dict[str, float]:
         return sum(values) / len(values)
 
     kl = mean([(r.logps - r.reference_logps).sum().item() for r in rollouts])
+    k3 = mean([approximate_kl(r.reference_logps, r.logps).sum().item() for r in rollouts])
     scores = mean([mean(r.scores) for r in rollouts])
     spread = mean([(sum((s - mean(r.scores)) ** 2 for s in r.scores) / len(r.scores)) ** 0.5 for r in rollouts])
     return {
-        "objective/kl": kl,
+        "objective/kl": kl,  # k1 of http://joschu.net/blog/kl-approx.html: unbiased, and at times below 0
+        "objective/kl_k3": k3,  # unbiased, never below 0
         "objective/scores": scores,
         "objective/score_std": spread,
         "objective/rlhf_reward": scores - kl_coef * kl,

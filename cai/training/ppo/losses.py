@@ -38,10 +38,11 @@ def generalised_advantages(
     return advantages, (advantages + values) * mask
 
 
-def whitened(x: Tensor, mask: Tensor) -> Tensor:
-    """`x` shifted and scaled to mean 0 and variance 1 over the masked tokens."""
+def whitened(x: Tensor, mask: Tensor, shift: bool = True) -> Tensor:
+    """`x` scaled to variance 1 over the masked tokens, and with `shift` moved to mean 0."""
     inside = x[mask.bool()]
-    return (x - inside.mean()) / (inside.std(correction=0) + 1e-8) * mask
+    mean = inside.mean() if shift else 0.0
+    return (x - mean) / (inside.std(correction=0) + 1e-8) * mask
 
 
 def policy_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, clip: float) -> tuple[Tensor, Tensor]:

@@ -2,9 +2,8 @@
 Ouyang et al. 2022, arXiv:2203.02155 §3.5; Bai et al. 2022, arXiv:2212.08073 §4.2).
 
 Each update samples answers to a batch of prompts, scores them, and takes several passes of clipped policy and value
-steps over them. Simplified against the papers: no mixing in of pretraining data, and the value function starts from the
-policy, not from the reward model. A checkpoint is the trainable
-weights and the optimizer's state, as safetensors. Imports torch: import this module only where a stage trains.
+steps over them. Simplified against the papers: no mixing in of pretraining data. A checkpoint is the trainable weights
+and the optimizer's state, as safetensors. Imports torch: import this module only where a stage trains.
 
     cai train ppo --data prompts.jsonl --model smollm2-135m --reward FOLDER
 """
@@ -39,6 +38,7 @@ from cai.training.ppo.actor import Actor
 from cai.training.ppo.experience import Collector, Task, describe, prepare, shown
 from cai.training.ppo.losses import adapted_kl_coef, approximate_kl, explained_variance, policy_loss, value_loss
 from cai.training.ppo.sampling import Rollout, VllmSampler, padded
+from cai.training.reward_folder import is_trained_here
 from cai.training.reward_model import shares_weights
 from cai.training.reward_source import Loading, SampledAnswer, reward_source
 from cai.training.settings import PPOConfig
@@ -105,7 +105,9 @@ def train(spec: StageSpec[PPOConfig], report: Report) -> None:
     fitting, unfit = prompts_that_fit(tokenizer, rows, limit, source.unrewarded(rows))
     prompts = [prompt.ids for prompt in fitting]
     report({"examples": len(prompts), **unfit.event()})
-    actor = Actor(spec.model, settings, spec.reference)
+    if settings.value_init == "reward" and not (spec.reward and is_trained_here(spec.reward)):
+        raise CaiError("value_init: needs a reward model that cai trained; one of others reads other tokens")
+    actor = Actor(spec.model, settings, spec.reference, spec.reward if settings.value_init == "reward" else None)
     ends = stop_tokens(tokenizer, actor.model.generation_config)
     source.load(Loading(ends, actor.device, lambda folder: actor.peft if shares_weights(folder, spec.model) else None))
     if actor.peft is not None:

@@ -19,9 +19,12 @@ from cai.training.ppo.actor import Actor
 from cai.training.ppo.experience import Collector, Task, drawn, prepare
 from cai.training.ppo.sampling import generate, padded, sampled
 from cai.training.ppo.trainer import PPOTrainer, restore_checkpoint, save_checkpoint
+from cai.training.reward_model import RewardModel
 from cai.training.settings import PPOConfig
 from cai.training.stage import StageSpec
-from tests.conftest import prompt
+from tests.conftest import prompt, train_here
+from tests.training.test_reward import config as reward_config
+from tests.training.test_reward import planted
 
 LETTERS = range(60, 90)  # ids of the tiny tokenizer: thirty of its 259 tokens are "good"
 PROMPTS = [[1, 70, 71], [1, 100], [1, 90, 91, 92, 93]]
@@ -461,3 +464,51 @@ def test_a_prompt_without_room_for_its_answer_is_named(tiny_model: Path) -> None
     assert (len(kept), unfit) == (1, (["long"], [], []))
     with pytest.raises(CaiError, match="of 2 prompts none leaves room for max_tokens in max_length"):
         tokens.prompts_that_fit(tokenizer, rows, 5)
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("lora", [4, None])
+def test_a_value_function_that_starts_as_the_reward_model_gives_its_scores(
+    tmp_path: Path, tiny_model: Path, lora: int | None
+) -> None:
+    of_pairs = reward_config(lora_r=lora, num_train_epochs=1, holdout=0.0)
+    reward = train_here(StageSpec(of_pairs, planted(tmp_path / "pairs.jsonl", 10), tiny_model, tmp_path / "reward"))
+    config = settings(lora_r=2 if lora else None, value="separate", value_init="reward")
+    actor = Actor(tiny_model, config, reward=reward)
+    turns = [[1, 70, 71, 80, 2], [1, 90, 2]]
+    batch = padded([(ids, [60]) for ids in turns], "cpu")  # a value is that of the state before a response token
+    values = actor.evaluate(batch, with_entropy=False).values[:, 0]
+    expected = RewardModel(reward).scores(turns)[:, 0]
+    assert expected.abs().max() > 0.001
+    torch.testing.assert_close(values.detach(), expected, atol=1e-5, rtol=0)
+    plain = Actor(tiny_model, config)
+    assert plain.evaluate(batch, with_entropy=False).values.abs().max() == 0
+
+
+def test_a_value_function_takes_the_reward_model_of_its_own_weights_alone(tmp_path: Path, tiny_model: Path) -> None:
+    with pytest.raises(ValidationError, match="value_init: `reward` needs `value: separate`"):
+        settings(value_init="reward")
+    spec = StageSpec(reward_config(holdout=0.0), planted(tmp_path / "pairs.jsonl", 8), tiny_model, tmp_path / "reward")
+    reward = train_here(spec)
+    with pytest.raises(CaiError, match="is a LoRA, and the policy has none"):
+        Actor(tiny_model, settings(value="separate", value_init="reward"), reward=reward)
+    about = json.loads((reward / "reward.json").read_text())
+    (reward / "reward.json").write_text(json.dumps({**about, "base": "another"}))
+    with pytest.raises(CaiError, match="no LoRA on the policy's own weights"):
+        Actor(tiny_model, settings(lora_r=2, value="separate", value_init="reward"), reward=reward)
+
+
+def test_scores_are_clipped_and_rewards_whitened(tiny_model: Path) -> None:
+    def rewarded(**options: Any) -> list[float]:
+        config = settings(rollouts=12, max_tokens=6, gamma=1.0, lam=1.0, **options)
+        actor = actor_of(tiny_model, config)
+        rollouts = Collector(config, actor, Task(PROMPTS, good_tokens, {2}), 0).collect(1)
+        prepare(config, rollouts, 0.0)
+        return [rollout.returns[0].item() for rollout in rollouts]  # what the answer was rewarded, with γ = λ = 1
+
+    plain, clipped, whitened = rewarded(), rewarded(score_clip=0.5), rewarded(whiten_rewards=True)
+    assert max(plain) >= 1
+    assert clipped == pytest.approx([min(score, 0.5) for score in plain])
+    scale = max(whitened) / max(plain)
+    assert scale != pytest.approx(1)
+    assert whitened == pytest.approx([score * scale for score in plain])
