@@ -19,7 +19,7 @@ from cai.inference.models import Model
 from cai.inference.scheduler import OpenEngine
 from cai.inference.vllm_settings import set_environment
 from cai.training import scoring, stage, worker
-from cai.training.stage import Report, StageSpec
+from cai.training.stage import Ask, Report, StageSpec, nobody
 
 # The same examples every time, so that a red build is about the change; and no deadlines on noisy machines.
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=40)
@@ -184,10 +184,10 @@ def write_workspace(folder: Path, model: Path, prompts: int = 8, extra: str = ""
     return run_file
 
 
-def train_here(spec: StageSpec[Any], report: Report = lambda event: None) -> Path:
+def train_here(spec: StageSpec[Any], report: Report = lambda event: None, ask: Ask = nobody) -> Path:
     """What run_stage does, in this process, which has long imported what takes a worker seven seconds."""
     spec.folder.mkdir(parents=True, exist_ok=True)
-    worker.train(spec, report)
+    worker.train(spec, report, ask)
     return spec.folder / "model"
 
 
@@ -195,8 +195,8 @@ def train_here(spec: StageSpec[Any], report: Report = lambda event: None) -> Pat
 def no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trains and scores in this process; test_stage.py and test_scores.py cover the workers' own processes."""
 
-    def train(command: list[str], log: Path, report: Report) -> None:
-        worker.train(StageSpec.read(Path(command[-1])), report)
+    def train(command: list[str], log: Path, report: Report, reply: Ask = nobody) -> None:
+        worker.train(StageSpec.read(Path(command[-1])), report, reply)
 
     def score(command: list[str], log: Path, report: Report) -> None:
         scoring.score(scoring.ScoringSpec.model_validate_json(Path(command[-1]).read_bytes()), report)

@@ -13,6 +13,8 @@
                      question, messages, prompt. Read where a principle has a question under `applies_to:`
     verify.jinja     the blocks `question` and `answer`, as above: whether a principle tells answers apart; sees
                      principle, messages, responses. Read with `judge.verify`
+    rate.jinja       the blocks `question` and `answer` (the start of the answer, up to the number from 1 to 9): how
+                     well an answer does by a principle; sees principle, messages, response. Read with `reward: judge`
     few_shot.yaml    optional: turns put before the conversation, under `revision:` and `judge:`
 
 Of their variables, `principle` is a dict of its id, critique, revision and judge; `round` counts from 1; `prompt` is
@@ -49,6 +51,7 @@ VARIABLES = {
     "critique_check": {"principle", "prompt", "response", "critique"},
     "applies": {"question", "messages", "prompt"},
     "verify": {"principle", "messages", "responses"},
+    "rate": {"principle", "messages", "response"},
 }
 RENAMED = {
     "request": "prompt",
@@ -58,17 +61,18 @@ RENAMED = {
     "thinking": "cot",
 }
 RENAMED_FILES = {"critique_check": "finds"}
-YES_NO = {"question", "answer"}
+BEGUN = {"question", "answer"}
 BLOCKS = {
     "judge": {"question", "answer", "verdict"},
-    "critique_check": YES_NO,
-    "applies": YES_NO,
-    "verify": YES_NO,
+    "critique_check": BEGUN,
+    "applies": BEGUN,
+    "verify": BEGUN,
+    "rate": BEGUN,
 }
 OF_RUNS = ("critique", "revise", "judge")
 OF_TESTS = (*OF_RUNS, "critique_check")
 # templates that a folder may lack, and what needs them
-ADDED = {"applies": "a question under applies_to", "verify": "judge.verify"}
+ADDED = {"applies": "a question under applies_to", "verify": "judge.verify", "rate": "`reward: judge`"}
 ALWAYS_READ = ("applies",)  # where a folder has it, so that the fingerprint does not depend on the constitution
 FEW_SHOT = "few_shot.yaml"
 SAMPLE: dict[str, Any] = {
@@ -223,6 +227,12 @@ class Templates:
         """The conversation that asks whether a principle tells responses, by letter, apart; ends inside the reply."""
         values = {"principle": _texts(principle), "messages": messages, "responses": responses}
         text, start = (self._render("verify", values, block=block) for block in ("question", "answer"))
+        return [Message(role="user", content=text), Message(role="assistant", content=start)]
+
+    def rate(self, principle: Principle, messages: Messages, response: str) -> Messages:
+        """The conversation that asks how well a response does by a principle; ends before the number."""
+        values = {"principle": _texts(principle), "messages": messages, "response": response}
+        text, start = (self._render("rate", values, block=block) for block in ("question", "answer"))
         return [Message(role="user", content=text), Message(role="assistant", content=start)]
 
     def _checked(self, name: str) -> Template:

@@ -132,8 +132,9 @@ class EngineConfig(ChatSettings):
 
 
 Step = Literal[
-    "applies", "answer", "critique", "critique_check", "revision", "verify", "chain_of_thought", "verdict", "other"
-]
+    "applies", "answer", "critique", "critique_check", "revision", "verify", "chain_of_thought", "verdict", "rating",
+    "other",
+]  # fmt: skip
 """What a request is for: a label for the account of a run's calls, without effect on the answer."""
 
 

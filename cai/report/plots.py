@@ -26,6 +26,8 @@ TRAINING_CURVES = {
     "chosen reward": ("rewards/chosen",),
     "rejected reward": ("rewards/rejected",),
     "token accuracy": ("mean_token_accuracy",),
+    "judge's rating (1 to 9)": ("judge/rating",),
+    "non-option probability mass": ("judge/non_option_mass",),
     "entropy": ("objective/entropy", "entropy"),
     "explained variance": ("val/explained_variance",),
     "clip fraction": ("policy/clipfrac",),

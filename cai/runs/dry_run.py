@@ -27,6 +27,7 @@ from cai.inference.engine import Choose, Completion, Engine, EngineConfig, Gener
 from cai.inference.models import Model
 from cai.inference.reporter import Reporter
 from cai.inference.scheduler import EngineWork, Scheduler
+from cai.runs import judge_reward
 from cai.runs.evaluate import plan_of_run
 from cai.runs.folder import CACHE_FILE, RunFolder, Training
 from cai.runs.pipeline import feedback_job, train_policy
@@ -124,6 +125,7 @@ def dry_run(plan: Plan, counted: Cache | None = None) -> DryRun:
             untrained = [
                 stage for training in trainings for stage in _evaluate(aside_plan, scheduler, training, Path(temporary))
             ]
+            scheduler.work += [work for name in untrained for work in judge_reward.forecast(plan, name, scheduler)]
             known = {engine: below.work(engine) for engine in {done.engine for done in scheduler.work}}
             own = scheduler.engine(plan.generator).fingerprint
             times = training_times(plan, untrained, folder) if untrained else []

@@ -5,6 +5,7 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,12 @@ from cai.runs.evaluate import NothingCompared, evaluate_into, plan_of_run
 from cai.runs.evaluation_folder import evaluation_claim, kept_evaluation
 from cai.runs.find import find_policy
 from cai.runs.folder import CACHE_FILE, RunFolder, Training
+from cai.runs.judge_reward import RunJudge
 from cai.runs.metrics import summarise
 from cai.runs.plan import Plan, iteration, start_folder, start_warnings
 from cai.runs.run_file import GateConfig
 from cai.stats.formatting import counted
-from cai.training.settings import DPOConfig, Online, PPOConfig
+from cai.training.settings import DPOConfig, Online, PPOConfig, judged
 from cai.training.stage import StageSpec, checkpoint_update, is_trained, run_stage
 
 DRIFT = "drift.json"
@@ -80,6 +82,8 @@ def train_stage(
                 reporter.say(f"  {name}: {event['done']}")
 
         if not is_trained(spec):
+            if spec.judge is not None:
+                spec.judge.check()
             reporter.note(f"{name}: loading the model")
         reporter.resumption = lambda: resumption(name, spec)
         result = run_stage(spec, report, replace, keep_data)
@@ -124,8 +128,8 @@ def train_policy(
     for position, settings in enumerate(plan.train, start=1):
         stage = f"{position}-{settings.stage}"
         name = training.label(stage)
-        reward = None
-        if isinstance(settings, Online):
+        reward, judge = None, RunJudge(plan, scheduler, name) if judged(settings) else None
+        if isinstance(settings, Online) and judge is None:
             reward = Path(settings.reward) if settings.reward else last_reward
         spec = StageSpec(
             settings=settings,
@@ -137,8 +141,9 @@ def train_policy(
             chat=own.chat if (own := plan.own_settings.get(policy)) else None,
             reference=plan.anchor if isinstance(settings, PPOConfig | DPOConfig) else None,
             launcher=plan.config.launcher,
+            judge=judge,
         )
-        with scheduler.timed(name):
+        with scheduler.timed(name), nullcontext() if judge is None else closing(judge):
             result, skipped = train(name, spec, reporter)
         again = [row.model_copy(update={"stage": stage}) for row in skipped]  # as the first training names its stage
         scheduler.skipped += _not_yet_skipped(again, scheduler.skipped)

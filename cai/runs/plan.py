@@ -37,7 +37,7 @@ from cai.runs.run_file import RunConfig, effective_text, load_run_file, template
 from cai.stats.formatting import counted
 from cai.training.checks import check_stage
 from cai.training.reward_folder import find_run_reward
-from cai.training.settings import DRAFTS, TrainStage
+from cai.training.settings import DRAFTS, JUDGE, TrainStage
 from cai.training.stage import MODEL, OUTPUT, worker_python
 
 LONGEST_NAME = 255  # bytes of a folder's name on Linux's file systems
@@ -239,7 +239,7 @@ def _with_files_found(settings: TrainStage, number: int, run_file: Path) -> Trai
     files = {
         key: str(find(f"train[{number}].{key}", getattr(settings, key), run_file))
         for key, find in (("mix", locate.find_data), ("reward", find_run_reward))
-        if getattr(settings, key, None) not in (None, DRAFTS)
+        if getattr(settings, key, None) not in (None, DRAFTS, JUDGE)
     }
     return settings.model_copy(update=files)
 
@@ -326,7 +326,7 @@ def manifest(plan: Plan) -> dict[str, Any]:
             f"train[{number}].{key}": _content(Path(value))
             for number, settings in enumerate(plan.train)
             for key in ("mix", "reward")
-            if (value := getattr(settings, key, None)) not in (None, DRAFTS)
+            if (value := getattr(settings, key, None)) not in (None, DRAFTS, JUDGE)
         },
         "model": model_fingerprint(plan.model),
         **({"generator": model_fingerprint(plan.generator)} if plan.generator != plan.model else {}),

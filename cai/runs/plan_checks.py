@@ -9,6 +9,7 @@ from cai.data.records import Preference, Prompt, Source
 from cai.runs.run_file import RunConfig
 from cai.training.reward_folder import is_trained_here
 from cai.training.settings import (
+    JUDGE,
     PPOConfig,
     PreferenceConfig,
     RewardConfig,
@@ -72,6 +73,8 @@ def check_value_functions(stages: Sequence[TrainStage], run_file: Path) -> None:
         if not (isinstance(settings, PPOConfig) and settings.value_init == "reward"):
             continue
         place = f"{run_file}: train[{number}]: value_init"
+        if settings.reward == JUDGE:
+            raise CaiError(f"{place}: the judge is no reward model; a value function starts as one that cai trained")
         if settings.reward is not None:
             if not is_trained_here(Path(settings.reward)):
                 raise CaiError(f"{place}: {settings.reward} is a reward model of others; expected one that cai trained")

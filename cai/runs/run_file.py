@@ -17,7 +17,7 @@ from cai.feedback.revise import ReviseConfig
 from cai.inference.chat_template import with_template_text
 from cai.inference.engine import EngineConfig
 from cai.inference.vllm_settings import check_arguments
-from cai.training.settings import DRAFTS, Online, TrainStage
+from cai.training.settings import DRAFTS, JUDGE, Online, TrainStage, judged
 
 
 class PromptsConfig(Section):
@@ -186,7 +186,8 @@ class RunConfig(Section):
 
 def templates_needed(config: RunConfig) -> tuple[str, ...]:
     """The names of the templates that a run reads, but for what its constitutions need."""
-    return tuple(dict.fromkeys((*config.revise.templates_needed, *config.judge.templates_needed)))
+    rating = ("rate",) if any(map(judged, config.train)) else ()
+    return tuple(dict.fromkeys((*config.revise.templates_needed, *config.judge.templates_needed, *rating)))
 
 
 def named_eval_judge(config: RunConfig) -> tuple[str | None, EngineConfig | None]:
@@ -240,7 +241,7 @@ def effective_text(path: Path, overrides: list[str], name: str) -> str:
     sections += [(stage, key) for stage in data.get("train") or [] for key in ("mix", "reward")]
     for section, key in sections:
         file = section.get(key) if section else None
-        if file not in (None, DRAFTS) and not exists(Path(file)) and exists(path.parent / file):
+        if file not in (None, DRAFTS, JUDGE) and not exists(Path(file)) and exists(path.parent / file):
             section[key] = str(path.parent / file)
     origin = " ".join([str(path), *(f"--set {override}" for override in overrides)])
     header = f"# Settings of this run, from {visible(' '.join(origin.split()))}; paths are from the working directory\n"

@@ -15,6 +15,7 @@ from cai.runs.plan import Plan
 from cai.training.settings import (
     DatasetConfig,
     GRPOConfig,
+    Online,
     PPOConfig,
     PreferenceConfig,
     RewardConfig,
@@ -24,6 +25,7 @@ from cai.training.settings import (
 )
 from cai.training.stage import STAGES, TIMING
 
+PAIR = 2  # answers to a prompt of online DPO
 SPREAD = 1.5  # by which factor training takes more or less than measured: lengths of answers and other work differ
 
 
@@ -104,6 +106,14 @@ def _examples(settings: TrainConfig, plan: Plan, data: RunFolder) -> float:
         return len(revised) if settings.rounds == "all" else len(set(revised))
     answers = settings.num_generations if isinstance(settings, RLOOConfig | GRPOConfig) else 1
     return answers * len(plan.training)
+
+
+def answers_sampled(settings: Online, prompts: int) -> int:
+    """How many answers an online stage samples to so many prompts, at most."""
+    if isinstance(settings, PPOConfig):
+        return settings.updates * settings.rollouts
+    each = settings.num_generations if isinstance(settings, RLOOConfig | GRPOConfig) else PAIR
+    return math.ceil(each * prompts * settings.num_train_epochs)
 
 
 def _all_measured(runs: Path, model: str) -> Iterator[Measured]:

@@ -1,10 +1,12 @@
 """One training stage in several processes, started by torchrun or accelerate, and the device of each."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 DRIVER = Path("/proc/driver/nvidia/gpus")  # a folder for each GPU of the machine
@@ -94,6 +96,30 @@ def gather(share: list[Item]) -> list[Item]:
     dist.all_gather_object(shares, share)
     longest = max(len(s) for s in shares)
     return [s[i] for i in range(longest) for s in shares if i < len(s)]
+
+
+def from_first(compute: Callable[[], Item]) -> Item:
+    """What the first process computes, in all of them."""
+    if process_count() == 1:
+        return compute()
+    import torch.distributed as dist
+
+    computed: list[Any] = [compute() if is_first_process() else None]
+    dist.broadcast_object_list(computed, src=0)
+    return computed[0]  # type: ignore[no-any-return]
+
+
+def answered_by_first(share: list[Item], answer: Callable[[list[Item]], list[Result]]) -> list[Result]:
+    """What the first process answers to the items of all processes, which `answer` gets at once; each has its own."""
+    if process_count() == 1:
+        return answer(share)
+    import torch.distributed as dist
+
+    shares: list[Any] = [None] * process_count()
+    dist.all_gather_object(shares, share)
+    answers = from_first(lambda: answer([item for one in shares for item in one]))
+    start = sum(map(len, shares[: int(os.environ["RANK"])]))
+    return answers[start : start + len(share)]
 
 
 def sum_gradients(parameters: list[Any]) -> None:

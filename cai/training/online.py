@@ -1,4 +1,4 @@
-"""Online training against a reward model without a value function, by trl: RLOO (Ahmadian et al. 2024,
+"""Online training against a reward without a value function, by trl: RLOO (Ahmadian et al. 2024,
 arXiv:2402.14740), GRPO (Shao et al. 2024, arXiv:2402.03300) and online DPO (Guo et al. 2024, arXiv:2402.04792).
 
 The policy answers each prompt several times. RLOO and GRPO learn from how an answer's reward differs from that of the
@@ -16,7 +16,7 @@ from cai.data.records import Messages, Prompt
 from cai.training import distributed, trl_stage
 from cai.training.reward_source import Loading, RewardSource, SampledAnswer, by_conversation, reward_source
 from cai.training.settings import GRPOConfig, OnlineConfig, OnlineDPOConfig, RLOOConfig
-from cai.training.stage import Report, StageSpec
+from cai.training.stage import Ask, Report, StageSpec, nobody
 from cai.training.tokens import PromptIds, prompt_ids, prompts_that_fit, stage_tokenizer, stop_tokens
 
 OnlineStage = RLOOConfig | GRPOConfig | OnlineDPOConfig
@@ -28,14 +28,15 @@ class _Start(NamedTuple):
     policy: Any
     prompts: Any  # a Dataset with the column `prompt`
     reward: Reward
+    metrics: Callable[[], dict[str, float]]  # of the reward
 
 
-def train(spec: StageSpec[OnlineStage], report: Report) -> None:
+def train(spec: StageSpec[OnlineStage], report: Report, ask: Ask = nobody) -> None:
     """Train on a file of Prompt rows; writes `model/`, checkpoints and metrics.jsonl.
 
     Raises: CaiError when the prompts do not fill one update, or the reward model reads another vocabulary.
     """
-    settings, start = spec.settings, _prepare(spec, report)
+    settings, start = spec.settings, _prepare(spec, report, ask)
     trainer, arguments = _trainer(spec)
     if not isinstance(settings, OnlineDPOConfig):  # trl drops what does not fill an update, and would train on nothing
         needed = arguments.generation_batch_size // settings.num_generations
@@ -53,15 +54,16 @@ def train(spec: StageSpec[OnlineStage], report: Report) -> None:
         start.tokenizer,
         spec,
         report,
+        start.metrics,
     )
 
 
-def _prepare(spec: StageSpec[OnlineStage], report: Report) -> _Start:
+def _prepare(spec: StageSpec[OnlineStage], report: Report, ask: Ask) -> _Start:
     import datasets
     from transformers import AutoModelForCausalLM
 
     settings, tokenizer = spec.settings, stage_tokenizer(spec.model, spec.chat)
-    source, rows = reward_source(spec, tokenizer), read_rows(spec.data, Prompt)
+    source, rows = reward_source(spec, tokenizer, ask), read_rows(spec.data, Prompt)
     limit = settings.max_length - settings.max_tokens
     fitting, unfit = prompts_that_fit(tokenizer, rows, limit, source.unrewarded(rows))
     report({"examples": len(fitting), **unfit.event()})
@@ -74,6 +76,7 @@ def _prepare(spec: StageSpec[OnlineStage], report: Report) -> _Start:
         policy,
         datasets.Dataset.from_list([{"prompt": prompt.row.messages} for prompt in fitting]),
         reward_function(settings, source, fitting, ends),
+        source.metrics,
     )
 
 

@@ -1,13 +1,17 @@
-"""What rewards the answers of an online stage: a reward model that cai trained, or an external one."""
+"""What rewards the answers of an online stage: a reward model that cai trained, an external one, or the run's judge."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from cai.config.errors import CaiError, RequestRefused
 from cai.data.records import Messages, Prompt
+from cai.stats.formatting import counted
+from cai.training import distributed
 from cai.training.reward_folder import is_trained_here
-from cai.training.stage import StageSpec
+from cai.training.settings import judged
+from cai.training.stage import Ask, JudgedAnswer, StageSpec
 from cai.training.tokens import PromptIds, answer_text, read_turn
 
 if TYPE_CHECKING:
@@ -43,12 +47,17 @@ class RewardSource(Protocol):
     def scores(self, answers: Sequence[SampledAnswer]) -> "Tensor":
         """Of shape (answers, members), any real unit."""
 
+    def metrics(self) -> dict[str, float]:
+        """Metrics of the answers scored since the last call, beside their scores."""
 
-def reward_source(spec: StageSpec[Any], tokenizer: Any) -> RewardSource:
+
+def reward_source(spec: StageSpec[Any], tokenizer: Any, ask: Ask) -> RewardSource:
     """What rewards the answers of a stage, whose policy has this tokenizer.
 
     Raises: CaiError where a reward model that cai trained reads another vocabulary.
     """
+    if judged(spec.settings):
+        return JudgeReward(tokenizer, ask)
     assert spec.reward is not None, "an online stage has a reward model"
     if is_trained_here(spec.reward):
         return TrainedReward(spec.reward, tokenizer, spec.model)
@@ -79,6 +88,10 @@ class TrainedReward:
     def scores(self, answers: Sequence[SampledAnswer]) -> "Tensor":
         """Read at the end of the turn."""
         return self._model.scores([read_turn(self._tokenizer, a.prompt.ids, a.written, self._ends) for a in answers])
+
+    def metrics(self) -> dict[str, float]:
+        """None."""
+        return {}
 
 
 class ExternalReward:
@@ -115,10 +128,71 @@ class ExternalReward:
             raise CaiError(f"the reward model {self._folder} cannot score an answer: {refusal}") from refusal
         return self._model.scores(sequences)
 
+    def metrics(self) -> dict[str, float]:
+        """None."""
+        return {}
+
     def _read(self, answer: SampledAnswer) -> list[int]:
         ids = self._own.ids(answer.prompt.row.messages, answer_text(self._policy, answer.written, self._ends))
         self._model.check_length(ids)
         return ids
+
+
+class JudgeReward:
+    """The run's judge, in the process that drives the training: it rates the texts that inference would return.
+
+    Of several processes the first asks for all, and has the metrics. An answer that the judge refuses gets the mean of
+    the others', so that it teaches nothing, and is counted.
+    """
+
+    def __init__(self, tokenizer: Any, ask: Ask) -> None:
+        """`tokenizer` is the policy's."""
+        self._tokenizer, self._ask = tokenizer, ask
+        self._judged: list[JudgedAnswer] = []
+
+    def unrewarded(self, prompts: Sequence[Prompt]) -> dict[str, str]:
+        """The prompts to which no principle applies."""
+        distributed.join()
+        ids = [prompt.id for prompt in prompts]
+        refused: dict[str, str] = distributed.from_first(lambda: self._ask({"prompts": ids})["refused"])
+        return refused
+
+    def load(self, loading: Loading) -> None:
+        """Nothing but what ends an answer: the judge is not in this process."""
+        self._ends = loading.ends
+
+    def scores(self, answers: Sequence[SampledAnswer]) -> "Tensor":
+        """From −1 to 1, shape (answers, 1). Raises: CaiError where the judge refuses all of them."""
+        import torch
+
+        texts = [(a.prompt.row.id, answer_text(self._tokenizer, a.written, self._ends)) for a in answers]
+        return torch.tensor(distributed.answered_by_first(texts, self._rewards)).reshape(-1, 1)
+
+    def _rewards(self, texts: list[tuple[str, str]]) -> list[float]:
+        replies = [JudgedAnswer(**fields) for fields in self._ask({"answers": texts})["judged"]]
+        self._judged += replies
+        known = [answer.score for answer in replies if answer.score is not None]
+        if not known:
+            raise CaiError(f"the judge refuses all of {counted(len(replies), 'answers')}: {replies[0].reason}")
+        mean = sum(known) / len(known)
+        return [mean if answer.score is None else answer.score for answer in replies]
+
+    def metrics(self) -> dict[str, float]:
+        """Mean ratings, of all principles and of each, the non-option probability mass, and how many were refused."""
+        replies, self._judged = self._judged, []
+        rated = [answer for answer in replies if answer.score is not None]
+        if not rated:
+            return {}
+        by_principle: dict[str, list[float]] = {}
+        for answer in rated:
+            for principle, rating in answer.ratings.items():
+                by_principle.setdefault(principle, []).append(rating)
+        return {
+            "judge/rating": fmean(rating for ratings in by_principle.values() for rating in ratings),
+            "judge/non_option_mass": fmean(answer.non_option_mass for answer in rated),
+            "judge/refused": float(len(replies) - len(rated)),
+            **{f"judge/rating/{name}": fmean(ratings) for name, ratings in sorted(by_principle.items())},
+        }
 
 
 def by_conversation(prompts: Sequence[PromptIds]) -> Callable[[Messages], PromptIds]:

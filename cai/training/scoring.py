@@ -221,7 +221,7 @@ def main() -> int:
     """Score what SPEC.json asks for; returns the exit status."""
     path = Path(sys.argv[1])
     spec = ScoringSpec.model_validate(read_json(path))
-    return serve(lambda report: score(spec, report), path.parent)
+    return serve(lambda report, _: score(spec, report), path.parent)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from cai.data.records import Source
 from cai.training.metrics import Tracker, check_installed
 
 DRAFTS = "drafts"  # the value of `mix` that is no file
+JUDGE = "judge"  # the value of `reward` that is no folder
 FAR_OFF = 10.0  # times the default
 SourceWeight = Annotated[float, Field(ge=0)]
 
@@ -199,7 +200,7 @@ class PPOConfig(TrainConfig):
     stage: Literal["ppo"]
     reward: str | None = None
     """Folder of the reward model, or folder or Hub id of a sequence classifier with one label; null takes the run's
-    last."""
+    last; `judge`: the run's judge rates each answer by the constitution."""
     updates: Repeats = 50
     """Updates in all; each samples answers and makes passes over them."""
     rollouts: Annotated[int, Field(ge=2, le=MOST_REPEATS)] = 32
@@ -350,7 +351,7 @@ class OnlineConfig(DatasetConfig):
     learns_from = "prompts"
     reward: str | None = None
     """Folder of the reward model, or folder or Hub id of a sequence classifier with one label; null takes the run's
-    last."""
+    last; `judge`: the run's judge rates each answer by the constitution."""
     per_device_train_batch_size: Repeats = 8
     """Answers in a batch, of each process; for online_dpo prompts."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 5e-5
@@ -427,7 +428,12 @@ TrainStage = Annotated[
     Field(discriminator="stage"),
 ]
 Online = PPOConfig | RLOOConfig | GRPOConfig | OnlineDPOConfig
-"""The stages that sample answers to prompts and score them by a reward model."""
+"""The stages that sample answers to prompts and score them by a reward model or the judge."""
+
+
+def judged(settings: TrainConfig) -> bool:
+    """Whether a stage's answers are rewarded by the run's judge."""
+    return isinstance(settings, Online) and settings.reward == JUDGE
 
 
 def weighs_pairs(settings: TrainConfig) -> bool:

@@ -10,9 +10,10 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar, get_args
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, get_args
 
 from pydantic import TypeAdapter
 
@@ -28,7 +29,7 @@ from cai.inference.chat_template import ChatSettings
 from cai.inference.models import folder_fingerprint
 from cai.training.distributed import visible_gpus
 from cai.training.reward_folder import find_reward_model
-from cai.training.settings import DRAFTS, Online, SFTConfig, TrainConfig, TrainStage
+from cai.training.settings import DRAFTS, JUDGE, Online, SFTConfig, TrainConfig, TrainStage
 
 STAGES: dict[str, type[TrainConfig]] = {
     kind.model_fields["stage"].annotation.__args__[0]: kind for kind in get_args(get_args(TrainStage)[0])
@@ -52,6 +53,11 @@ def reward_model(config: TrainConfig, option: str) -> Path | None:
     """
     if not isinstance(config, Online):
         return None
+    if config.reward == JUDGE:
+        raise CaiError(
+            f"{option} {JUDGE}: the judge and its constitution are a run's: set `reward: {JUDGE}` in `train:` of a run "
+            f"file; a folder of this name is {option} ./{JUDGE}"
+        )
     if config.reward is None:
         raise CaiError(f"{config.stage} needs a reward model: {option} DIR, as written by `cai train reward`")
     return find_reward_model(option, config.reward)
@@ -89,10 +95,50 @@ def _reasons(skipped: list[Skipped]) -> str:
 AUTO = "auto"
 Report = Callable[[dict[str, Any]], None]
 """Takes the events of a stage: `step`, `of`, `note`; `examples` and other counts; `warning`, `again`, `done`."""
+Ask = Callable[[dict[str, Any]], dict[str, Any]]
+"""Puts a question of a stage in training to what drives it; see AnswerJudge."""
+
+
+def nobody(question: dict[str, Any]) -> dict[str, Any]:
+    """An Ask where nothing drives the training."""
+    raise CaiError(f"`reward: {JUDGE}` needs a run, whose judge is asked")
+
+
 MODEL = "model"  # the folder of the trained policy or reward model, which the worker writes last
 TIMING = "timing.json"  # beside it, where the last session trained several updates
 OUTPUT = (MODEL, "members/*", "checkpoints/*", "metrics*.jsonl")  # patterns of what took training in a stage's folder
 Settings = TypeVar("Settings", bound=TrainConfig, covariant=True)
+
+
+class AnswerJudge(Protocol):
+    """The judge that rewards a stage's answers, in the process that drives the training.
+
+    The worker asks through its pipe, and imports nothing of an engine.
+    """
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides its scores, for the stage's manifest."""
+
+    def check(self) -> None:
+        """Ask it once, before training starts. Raises: CaiError where it cannot rate answers."""
+
+    def reply(self, question: dict[str, Any]) -> dict[str, Any]:
+        """To `{"prompts": [ids]}` the ids of those whose answers it cannot score, with reasons, as `refused`.
+
+        To `{"answers": [[prompt id, text], …]}` a JudgedAnswer's fields for each, as `judged`.
+        """
+
+
+class JudgedAnswer(NamedTuple):
+    """How the judge rates an answer; `score` is from −1 to 1, and None where it was refused for a `reason`."""
+
+    score: float | None
+    ratings: dict[str, float]
+    """From 1 to 9, by principle."""
+    non_option_mass: float
+    """The mean probability outside the numbers."""
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,6 +161,8 @@ class StageSpec(Generic[Settings]):
     """The folder of the policy that the KL is taken from; None for `model`. Read by ppo and dpo."""
     launcher: str = ""
     """A command that starts the worker in place of Python, such as `torchrun --nproc_per_node 2`; or `auto`."""
+    judge: AnswerJudge | None = None
+    """What rewards answers in place of a reward model. It stays in this process: stage.json has nothing of it."""
 
     def __post_init__(self) -> None:
         """Raises: CaiError for a seed out of range."""
@@ -163,6 +211,7 @@ class StageSpec(Generic[Settings]):
             **contents,
             **({"mix": DRAFTS} if getattr(self.settings, "mix", None) == DRAFTS else {}),
             **({"chat": self.chat.identity()} if self.chat else {}),
+            **({"judge": self.judge.identity} if self.judge else {}),
             "where": {key: str(path) for key, path in models.items() if path is not None},
             "versions": versions(),
         }
@@ -209,7 +258,10 @@ def run_stage(spec: StageSpec[Any], report: Report, replace: bool = True, keep_d
 
         command = [*worker_python(spec.launcher), "-m", "cai.training.worker", str(stage_file)]
         log = folder / "train.log"
-        follow(command, log, keep_counts)
+        if spec.judge is None:
+            follow(command, log, keep_counts)
+        else:
+            follow(command, log, keep_counts, spec.judge.reply)
         if not claim.is_finished():
             raise CaiError(
                 f"{folder / MODEL}: expected the trained model there, found nothing: `{spec.launcher or 'the worker'}` "
@@ -289,8 +341,10 @@ def worker_python(launcher: str) -> list[str]:
     return [program, *others]
 
 
-def follow(command: list[str], log: Path, report: Report) -> None:
+def follow(command: list[str], log: Path, report: Report, reply: Ask | None = None) -> None:
     """Run a worker process to its end, its events through `report`, and into `log` all else that it writes.
+
+    A question of the worker's, an event with `ask`, gets its `reply` as a line of its standard input.
 
     Raises: CaiError when it fails.
     """
@@ -300,12 +354,17 @@ def follow(command: list[str], log: Path, report: Report) -> None:
         )
         fault = ""
         try:
-            assert worker.stdout is not None
+            assert worker.stdout is not None and worker.stdin is not None
             for line in worker.stdout:
                 event = _event(line)
                 if event is None:  # a line of the launcher's own
                     output.write(line)
                     output.flush()
+                    continue
+                if reply is not None and "ask" in event:
+                    with suppress(BrokenPipeError):  # it died meanwhile, and its status says so
+                        worker.stdin.write(json.dumps(reply(event["ask"])) + "\n")
+                        worker.stdin.flush()
                     continue
                 fault = event.get("error", fault)
                 report(event)

@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -184,20 +184,31 @@ def shared_dataset(examples: list[dict[str, Any]], folder: Path) -> Any:
     return datasets.load_from_disk(folder / "dataset")
 
 
-def train_and_save(trainer: Any, tokenizer: Any, spec: StageSpec[Any], report: Report) -> None:
-    """Train from the last complete checkpoint, if there is one, and save the policy as `model/` of the stage."""
-    model = train(trainer, spec.settings.report_to, spec.folder / "metrics.jsonl", report)
+def train_and_save(
+    trainer: Any, tokenizer: Any, spec: StageSpec[Any], report: Report, more: Callable[[], dict[str, float]] = dict
+) -> None:
+    """Train from the last complete checkpoint, if there is one, and save the policy as `model/` of the stage.
+
+    `more` are metrics of each update beside the trainer's.
+    """
+    model = train(trainer, spec.settings.report_to, spec.folder / "metrics.jsonl", report, more)
     if trainer.is_world_process_zero():
         if hasattr(model, "merge_and_unload"):
             model = model.merge_and_unload()
         save_policy(model, tokenizer, spec.folder / "model")
 
 
-def train(trainer: Any, report_to: Sequence[Tracker], metrics: Path, report: Report) -> Any:
+def train(
+    trainer: Any,
+    report_to: Sequence[Tracker],
+    metrics: Path,
+    report: Report,
+    more: Callable[[], dict[str, float]] = dict,
+) -> Any:
     """Train from the last complete checkpoint, if there is one; returns the trained model."""
     checkpoint = last_checkpoint(Path(trainer.args.output_dir))
     start = int(checkpoint.name.removeprefix("checkpoint-")) if checkpoint else 0
-    trainer.add_callback(_metrics_callback(metrics, start, report, report_to))
+    trainer.add_callback(_metrics_callback(metrics, start, report, report_to, more))
     if kept := read_metrics(metrics):  # trl counts the tokens of sft, dpo and kto in no checkpoint
         trainer._total_train_tokens = int(kept[-1].get("num_tokens", 0))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -233,7 +244,9 @@ def last_checkpoint(folder: Path) -> Path | None:
     return max(complete)[1] if complete else None
 
 
-def _metrics_callback(path: Path, start: int, report: Report, report_to: Sequence[Tracker]) -> Any:
+def _metrics_callback(
+    path: Path, start: int, report: Report, report_to: Sequence[Tracker], more: Callable[[], dict[str, float]]
+) -> Any:
     """A callback that appends the trainer's logs to metrics.jsonl and the trackers, and stops at a loss not finite.
 
     Lines that a resume will repeat are dropped. Logging precedes saving, so that no checkpoint holds weights that a
@@ -252,8 +265,9 @@ def _metrics_callback(path: Path, start: int, report: Report, report_to: Sequenc
             if logs and "train_runtime" in logs:  # the closing line: its mean loss is of this process's updates alone
                 return
             if state.is_world_process_zero and logs:
-                add_metrics(path, {"step": state.global_step, **logs})
-                trackers.log({"step": state.global_step, **logs})
+                line = {"step": state.global_step, **logs, **more()}
+                add_metrics(path, line)
+                trackers.log(line)
                 if logs.get("loss") is not None:
                     report({"step": state.global_step, "of": state.max_steps, "note": _progress_note(logs)})
 

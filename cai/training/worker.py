@@ -1,12 +1,14 @@
 """One training stage in a process of its own: `python -m cai.training.worker STAGE.json`.
 
 The parent reads one JSON object a line from standard output (progress, and `error` for what the user can fix); output
-of libraries goes to standard error. When the parent dies, the worker's standard input ends and it exits. Under torchrun
-or accelerate launch every process runs this, and the first alone writes events.
+of libraries goes to standard error. What the worker asks its parent is an event too, and a line on standard input the
+reply. When the parent dies, standard input ends and the worker exits. Under torchrun or accelerate launch every process
+runs this, and the first alone writes events and asks.
 """
 
 import json
 import os
+import select
 import shutil
 import sys
 import threading
@@ -28,7 +30,7 @@ from cai.training.settings import (
     RLOOConfig,
     SFTConfig,
 )
-from cai.training.stage import Report, StageSpec
+from cai.training.stage import Ask, Report, StageSpec, nobody
 
 NEARLY_FULL = 2**18  # bytes
 
@@ -38,16 +40,16 @@ def main() -> int:
     spec = StageSpec.read(Path(sys.argv[1]))
     alone = distributed.use_one_gpu()
 
-    def work(report: Report) -> None:
+    def work(report: Report, ask: Ask) -> None:
         if alone:
             report({"warning": alone})
-        train(spec, report)
+        train(spec, report, ask)
 
     return serve(work, spec.folder)
 
 
-def serve(work: Callable[[Report], None], folder: Path) -> int:
-    """Run `work`, its events on standard output; returns the exit status. `folder` is where it writes."""
+def serve(work: Callable[[Report, Ask], None], folder: Path) -> int:
+    """Run `work`, its events and questions on standard output; returns the exit status. `folder` is where it writes."""
     events = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)  # what libraries print must not stand between the events
 
@@ -55,10 +57,19 @@ def serve(work: Callable[[Report], None], folder: Path) -> int:
         if distributed.is_first_process():
             events.write(json.dumps(event) + "\n")
 
+    def ask(question: dict[str, Any]) -> dict[str, Any]:
+        events.write(json.dumps({"ask": question}) + "\n")
+        with os.fdopen(os.dup(0), encoding="utf-8") as replies:  # the parent writes nothing that is not asked for
+            line = replies.readline()
+        if not line:  # the parent died
+            os._exit(1)
+        reply: dict[str, Any] = json.loads(line)
+        return reply
+
     if not sys.stdin.isatty():
         threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
-        work(report)
+        work(report, ask)
         distributed.leave()
     except Exception as error:
         text = _user_message(error, folder)
@@ -78,7 +89,7 @@ def _user_message(error: Exception, folder: Path) -> str | None:
     return f"{error.filename or folder}: {error}" if isinstance(error, OSError) else None
 
 
-def train(spec: StageSpec[Any], report: Report) -> None:
+def train(spec: StageSpec[Any], report: Report, ask: Ask = nobody) -> None:
     """Train one stage in this process; imports what this stage needs: PPO does without trl, which takes seconds."""
     match spec.settings:
         case SFTConfig():
@@ -104,16 +115,17 @@ def train(spec: StageSpec[Any], report: Report) -> None:
         case PPOConfig():
             from cai.training.ppo import trainer
 
-            trainer.train(spec, report)
+            trainer.train(spec, report, ask)
         case RLOOConfig() | GRPOConfig() | OnlineDPOConfig():
             from cai.training import online
 
-            online.train(spec, report)
+            online.train(spec, report, ask)
 
 
 def _die_with_parent() -> None:
-    while os.read(0, 1024):  # not sys.stdin, whose lock would abort the interpreter's own exit
-        pass
+    ends = select.poll()
+    ends.register(0, 0)  # its end alone, which all processes of a launcher see: the replies are the first one's to read
+    ends.poll()
     os._exit(1)
 
 

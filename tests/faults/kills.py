@@ -57,7 +57,7 @@ def follow(command: list[str], log: Path, report: Report) -> None:
     if child == 0:
         os.dup2(inside, 0), os.dup2(written, 1), os.dup2(os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY), 2)
         os.closerange(3, 1024)  # as a new process does; else it would hold the run's lock
-        os._exit(worker.serve(lambda send: worker.train(spec, send), spec.folder))
+        os._exit(worker.serve(lambda send, ask: worker.train(spec, send, ask), spec.folder))
     os.close(inside), os.close(written)
     with os.fdopen(events) as lines:
         for line in lines:

@@ -4,12 +4,12 @@ import sys
 from pathlib import Path
 
 from cai.training import worker
-from cai.training.stage import Report, StageSpec
+from cai.training.stage import Ask, Report, StageSpec
 
 
-def train_all(report: Report) -> None:
+def train_all(report: Report, ask: Ask) -> None:
     for path in sys.argv[1:]:
-        worker.train(StageSpec.read(Path(path)), report)
+        worker.train(StageSpec.read(Path(path)), report, ask)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from cai.data.records import Prompt
 from cai.training import distributed
 from cai.training.ppo import trainer
 from cai.training.settings import KTOConfig, PPOConfig, RewardConfig, TrainConfig
-from cai.training.stage import StageSpec, follow, worker_python
+from cai.training.stage import JudgedAnswer, StageSpec, follow, worker_python
 from tests.conftest import prompt, train_here
 from tests.training.test_reward import planted
 from tests.training.test_settings import dpo
@@ -37,18 +37,29 @@ def specifications(folder: Path, model: Path) -> list[StageSpec[TrainConfig]]:
         stage="ppo", updates=3, rollouts=6, per_device_train_batch_size=4, max_tokens=6, lora_r=2, learning_rate=1e-3,
         value="separate", target_kl=1.0,
     )  # fmt: skip
+    rated = ppo.model_copy(update={"reward": "judge", "rollouts": 5})
     return [
         StageSpec(RewardConfig(stage="reward", holdout=0, **two_epochs), pairs, model, folder / "one/reward"),
         StageSpec(dpo(**two_epochs), pairs, model, folder / "one/dpo"),
         StageSpec(ppo, prompts, model, folder / "one/ppo", reward=scorer),
+        StageSpec(rated, prompts, model, folder / "one/rated"),
     ]
+
+
+def rating(question: dict[str, Any]) -> dict[str, Any]:
+    """A judge that likes long answers."""
+    if "prompts" in question:
+        return {"refused": {}}
+    texts = [text for _, text in question["answers"]]
+    judged = [JudgedAnswer(len(text) / 9, {"long": len(text)}, 0.25)._asdict() for text in texts]
+    return {"judged": judged}
 
 
 @pytest.mark.slow
 def test_two_processes_give_the_curves_of_one(tmp_path: Path, tiny_model: Path) -> None:
     stage_files = []
     for spec in specifications(tmp_path, tiny_model):
-        train_here(spec)
+        train_here(spec, ask=rating)
         settings = spec.settings.model_copy(update={"per_device_train_batch_size": 2})
         shared = replace(spec, settings=settings, folder=tmp_path / "two" / spec.folder.name)
         shared.folder.mkdir(parents=True)
@@ -61,8 +72,8 @@ def test_two_processes_give_the_curves_of_one(tmp_path: Path, tiny_model: Path) 
     stage_files.append(spec.folder / "stage.json")
     command = [*worker_python("torchrun --nproc_per_node 2"), str(STAGES), *map(str, stage_files)]
     steps = []
-    follow(command, tmp_path / "train.log", lambda event: steps.append(event.get("step")))
-    assert steps.count(3) == 4  # the first process alone reports, once for each stage
+    follow(command, tmp_path / "train.log", lambda event: steps.append(event.get("step")), rating)
+    assert steps.count(3) == 5  # the first process alone reports, once for each stage
 
     assert (tmp_path / "two/kto/model").is_dir()
     for stage in ("reward", "dpo"):
@@ -72,11 +83,13 @@ def test_two_processes_give_the_curves_of_one(tmp_path: Path, tiny_model: Path) 
         )
         assert len(one) == 6
         assert two == pytest.approx(one, abs=1e-4)
-    assert (tmp_path / "two/ppo/model").is_dir()
-    for a, b in zip(lines(tmp_path / "one/ppo"), lines(tmp_path / "two/ppo"), strict=True):
-        for key in a:
-            if not key.startswith("seconds") and a[key] is not None:
-                assert b[key] == pytest.approx(a[key], abs=1e-4, rel=1e-3), key
+    for stage in ("ppo", "rated"):
+        assert (tmp_path / "two" / stage / "model").is_dir()
+        for a, b in zip(lines(tmp_path / "one" / stage), lines(tmp_path / "two" / stage), strict=True):
+            for key in a:
+                if not key.startswith("seconds") and a[key] is not None:
+                    assert b[key] == pytest.approx(a[key], abs=1e-4, rel=1e-3), key
+    assert lines(tmp_path / "two/rated")[0].keys() >= {"judge/rating", "judge/non_option_mass", "judge/refused"}
 
 
 def test_vllm_does_not_sample_for_several_processes(tmp_path: Path, tiny_model: Path, monkeypatch: Any) -> None:

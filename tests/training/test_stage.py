@@ -62,7 +62,7 @@ def serving(work: str, folder: Path) -> list[str]:
     """A worker that does `work`, an expression, in place of training."""
     return process(
         f"from pathlib import Path\nfrom cai.config.errors import CaiError\nfrom cai.training.worker import serve\n"
-        f"def work(report): {work}\nsys.exit(serve(work, Path({str(folder)!r})))"
+        f"def work(report, ask): {work}\nsys.exit(serve(work, Path({str(folder)!r})))"
     )
 
 
@@ -85,6 +85,30 @@ def test_what_a_library_prints_goes_to_the_log_and_not_between_the_events(tmp_pa
     follow(serving("report({'step': 1}); print('Loading weights'); report({'step': 2})", tmp_path), log, events.append)
     assert events == [{"step": 1}, {"step": 2}]
     assert "Loading weights" in log.read_text()
+
+
+def test_a_worker_asks_its_parent_and_reads_the_reply(tmp_path: Path) -> None:
+    questions: list[dict[str, Any]] = []
+    events: list[dict[str, Any]] = []
+
+    def reply(question: dict[str, Any]) -> dict[str, Any]:
+        questions.append(question)
+        return {"sum": sum(question["numbers"]), "text": "ä\n"}
+
+    work = "[report(ask({'numbers': [1, n]})) for n in (2, 3)]"
+    follow(serving(work, tmp_path), tmp_path / "train.log", events.append, reply)
+    assert questions == [{"numbers": [1, 2]}, {"numbers": [1, 3]}]
+    assert events == [{"sum": 3, "text": "ä\n"}, {"sum": 4, "text": "ä\n"}]
+
+
+def test_an_error_in_the_reply_ends_the_worker(tmp_path: Path) -> None:
+    def reply(question: dict[str, Any]) -> dict[str, Any]:
+        raise CaiError("the judge died")
+
+    work = f"[ask({{}}), open('{tmp_path}/alive', 'w')]"
+    with pytest.raises(CaiError, match="the judge died"):
+        follow(serving(work, tmp_path), tmp_path / "train.log", print, reply)
+    assert not (tmp_path / "alive").exists()
 
 
 def test_a_worker_ends_with_the_command_that_started_it(tmp_path: Path) -> None:

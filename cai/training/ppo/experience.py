@@ -27,6 +27,8 @@ class Task(NamedTuple):
     score: Score
     ends: set[int]
     """The tokens that end a response."""
+    metrics: Callable[[], dict[str, float]] = dict
+    """Of the responses scored since the last call, beside their scores."""
 
 
 class Collector:

@@ -1,4 +1,4 @@
-"""PPO against a reward model, with a KL penalty to the starting policy (Ziegler et al. 2019, arXiv:1909.08593;
+"""PPO against a reward, with a KL penalty to the starting policy (Ziegler et al. 2019, arXiv:1909.08593;
 Ouyang et al. 2022, arXiv:2203.02155 §3.5; Bai et al. 2022, arXiv:2212.08073 §4.2).
 
 Each update samples answers to a batch of prompts, scores them, and takes several passes of clipped policy and value
@@ -42,7 +42,7 @@ from cai.training.reward_folder import is_trained_here
 from cai.training.reward_model import shares_weights
 from cai.training.reward_source import Loading, SampledAnswer, reward_source
 from cai.training.settings import PPOConfig
-from cai.training.stage import Report, StageSpec
+from cai.training.stage import Ask, Report, StageSpec, nobody
 from cai.training.tokens import prompts_that_fit, stage_tokenizer, stop_tokens
 from cai.training.trl_stage import save_policy
 
@@ -90,7 +90,7 @@ def _complete_checkpoints(folder: Path) -> list[Path]:
 SAMPLES = 4  # answers written to samples.jsonl each time
 
 
-def train(spec: StageSpec[PPOConfig], report: Report) -> None:
+def train(spec: StageSpec[PPOConfig], report: Report, ask: Ask = nobody) -> None:
     """Train on a file of Prompt rows; writes `model/`, checkpoints, metrics.jsonl and samples.jsonl."""
     if spec.settings.use_vllm and distributed.process_count() > 1:
         raise CaiError(
@@ -100,7 +100,7 @@ def train(spec: StageSpec[PPOConfig], report: Report) -> None:
     distributed.join()
     torch.manual_seed(spec.seed)  # adapters start at random
     settings, tokenizer = spec.settings, stage_tokenizer(spec.model, spec.chat)
-    source, rows = reward_source(spec, tokenizer), read_rows(spec.data, Prompt)
+    source, rows = reward_source(spec, tokenizer, ask), read_rows(spec.data, Prompt)
     limit = settings.max_length - settings.max_tokens
     fitting, unfit = prompts_that_fit(tokenizer, rows, limit, source.unrewarded(rows))
     prompts = [prompt.ids for prompt in fitting]
@@ -118,7 +118,7 @@ def train(spec: StageSpec[PPOConfig], report: Report) -> None:
         return source.scores([SampledAnswer(by_ids[tuple(p)], a) for p, a in zip(asked, answers, strict=True)])
 
     vllm = VllmSampler(spec.model, settings.max_length, settings.rollouts) if settings.use_vllm else None
-    PPOTrainer(spec, actor, Task(prompts, score, ends), tokenizer, report, vllm).run()
+    PPOTrainer(spec, actor, Task(prompts, score, ends, source.metrics), tokenizer, report, vllm).run()
     if distributed.is_first_process():
         save_policy(actor.merged(), tokenizer, spec.folder / "model")
 
@@ -179,7 +179,7 @@ class PPOTrainer:
         started = time.monotonic()
         rollouts = self.collector.collect(update)
         sampled = time.monotonic()
-        line: dict[str, Any] = {"step": update, **describe(rollouts, kl_coef)}
+        line: dict[str, Any] = {"step": update, **describe(rollouts, kl_coef), **self.collector.task.metrics()}
         prepare(self.settings, rollouts, kl_coef)
         line |= self.learn(rollouts, update)
         for name in ("loss/policy", "loss/value", "grad_norm"):
