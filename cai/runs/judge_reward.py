@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from cai.config.errors import RequestRefused
 from cai.constitution.principles import Constitution, manifest_of
 from cai.data.records import Prompt
+from cai.feedback.metrics import MOST
 from cai.feedback.rate import Rater, Rating, calls_for_rating, mean_non_option_mass, reward_of
 from cai.feedback.yes_no import ask_applying
 from cai.inference.cache import Tally, Work
@@ -39,7 +40,7 @@ class RunJudge:
         self._plan, self._scheduler, self._name = plan, scheduler, name
         self._prompts = {prompt.id: prompt for prompt in plan.training}
         self._applying: dict[str, Constitution] = {}
-        self._refusals: set[str] = set()
+        self._noted: set[str] = set()
         self._runner: asyncio.Runner | None = None
         self._begun: dict[CachedEngine, int] = {}  # the engines asked, each with its works before
         self._engines = [scheduler.engine(judge) for judge in plan.judge_models]
@@ -79,7 +80,7 @@ class RunJudge:
             return {"refused": self._run(self._without_principles(question["prompts"]))}
         answers = [(self._prompts[prompt_id], text) for prompt_id, text in question["answers"]]
         replies = self._run(self._judged(answers))
-        self._note_refusals(replies)
+        self._note(replies)
         return {"judged": [answer._asdict() for answer in replies]}
 
     def close(self) -> None:
@@ -151,14 +152,23 @@ class RunJudge:
     def _limit(self) -> int:
         return prompts_at_once(self._scheduler.settings)
 
-    def _note_refusals(self, replies: Sequence[JudgedAnswer]) -> None:
-        """Say each reason once."""
-        for reason in dict.fromkeys(answer.reason for answer in replies if answer.score is None):
-            if reason not in self._refusals and self._scheduler.reporter is not None:
-                self._refusals.add(reason)
-                self._scheduler.reporter.note(
-                    f"{self._name}: the judge refuses an answer, which gets the mean reward: {reason}"
-                )
+    def _note(self, replies: Sequence[JudgedAnswer]) -> None:
+        """Say once why answers are refused, and that ratings say little."""
+        texts = [
+            f"the judge refuses an answer, which gets the mean reward: {answer.reason}"
+            for answer in replies
+            if answer.score is None
+        ]
+        masses = [answer.non_option_mass for answer in replies if answer.score is not None]
+        if masses and fmean(masses) >= MOST:
+            texts.append(
+                "warning: most of the judge's probability is outside the numbers from 1 to 9, so that its ratings say "
+                "little (judge/non_option_mass); another judge, or another rate.jinja"
+            )
+        for text in dict.fromkeys(texts):
+            if text not in self._noted and self._scheduler.reporter is not None:
+                self._noted.add(text)
+                self._scheduler.reporter.note(f"{self._name}: {text}")
 
 
 def _combined(by_judge: Sequence[list[Rating] | RequestRefused]) -> JudgedAnswer:

@@ -189,6 +189,20 @@ def test_a_refused_answer_gets_the_mean_and_is_counted(tmp_path: Path, tiny_mode
 
 
 @pytest.mark.usefixtures("no_worker")
+@pytest.mark.parametrize(("mass", "warnings"), [(0.4, 1), (0.6, 0)])
+def test_ratings_that_are_mostly_no_numbers_are_warned_of_once(
+    tmp_path: Path, tiny_model: Path, mass: float, warnings: int
+) -> None:
+    console = Console(record=True, width=300)
+    execute_run(
+        write_workspace(tmp_path, tiny_model, extra=BARE + PPO),
+        open_engine=scripted(weigh=lambda request: [mass / len(request.options)] * len(request.options)),
+        console=console,
+    )
+    assert console.export_text().count("most of the judge's probability is outside the numbers") == warnings
+
+
+@pytest.mark.usefixtures("no_worker")
 def test_a_judge_that_refuses_every_answer_ends_the_training(tmp_path: Path, tiny_model: Path) -> None:
     def mute(request: Choose) -> Sequence[float]:
         raise RequestRefused("no")
