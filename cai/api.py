@@ -46,7 +46,7 @@ from cai.runs.find import find_constitution
 from cai.runs.folder import CACHE_FILE
 from cai.runs.frames import Run, load_run, rows_table, updates_table
 from cai.runs.pipeline import train_stage
-from cai.training.stage import StageSpec, convert_data, reward_model, stage_settings_class
+from cai.training.stage import StageSpec, convert_data, reward_models, stage_settings_class
 
 if TYPE_CHECKING:
     import pandas
@@ -234,8 +234,9 @@ def train(
     close()  # training needs the memory
     with _file_of("data", data) as source, tempfile.TemporaryDirectory(prefix="cai-train-") as aside:
         rows = Path(aside) / "rows.jsonl"
-        reward = reward_model(config, "reward")
-        spec = StageSpec(config, rows, resolve_model(str(model)), folder, seed, reward)
+        rewards = reward_models(config, "reward")
+        reward, others = rewards[0] if rewards else None, rewards[1:]
+        spec = StageSpec(config, rows, resolve_model(str(model)), folder, seed, reward, other_rewards=others)
         skipped = convert_data(config, source, rows)
         with _parameters_for_options():
             result, more = train_stage(stage, spec, reporter, replace, keep_data=True)

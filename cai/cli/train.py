@@ -26,7 +26,7 @@ from cai.runs.run_file import RunConfig
 from cai.runs.trust import training_trust
 from cai.training.checks import check_stage
 from cai.training.settings import Online, PPOConfig, TrainConfig
-from cai.training.stage import StageSpec, convert_data, reward_model, stage_settings_class, worker_python
+from cai.training.stage import StageSpec, convert_data, reward_models, stage_settings_class, worker_python
 
 Reward = Annotated[str | None, setting(PPOConfig, "reward", "--reward", "DIR")]
 Launcher = Annotated[str, setting(RunConfig, "launcher", "--launcher", "COMMAND")]
@@ -70,6 +70,7 @@ def train(
         line(console, f"  {stage}: warning: {warning}")
     start = resolve_model(model)
     check_stage(config, start, stage)
+    rewards = reward_models(config, "--reward")
     with tempfile.TemporaryDirectory(prefix="cai-train-") as aside:
         rows = Path(aside) / "rows.jsonl"
         spec = StageSpec(
@@ -78,7 +79,8 @@ def train(
             model=start,
             folder=out,
             seed=seed,
-            reward=reward_model(config, "--reward"),
+            reward=rewards[0] if rewards else None,
+            other_rewards=rewards[1:],
             chat=chat,
             launcher=launcher,
         )

@@ -33,6 +33,7 @@ from cai.runs.metrics import summarise
 from cai.runs.plan import Plan, iteration, start_folder, start_warnings
 from cai.runs.run_file import GateConfig
 from cai.stats.formatting import counted
+from cai.training.reward_parts import LAST, models_of
 from cai.training.settings import DPOConfig, Online, PPOConfig, judged
 from cai.training.stage import StageSpec, checkpoint_update, is_trained, run_stage
 
@@ -128,16 +129,17 @@ def train_policy(
     for position, settings in enumerate(plan.train, start=1):
         stage = f"{position}-{settings.stage}"
         name = training.label(stage)
-        reward, judge = None, RunJudge(plan, scheduler, name) if judged(settings) else None
-        if isinstance(settings, Online) and judge is None:
-            reward = Path(settings.reward) if settings.reward else last_reward
+        judge = RunJudge(plan, scheduler, name) if judged(settings) else None
+        names = models_of(settings.reward) if isinstance(settings, Online) else []
+        rewards = [last_reward if name == LAST else Path(name) for name in names]
         spec = StageSpec(
             settings=settings,
             data=labels if settings.stage == "reward" else data[settings.learns_from],
             model=policy,
             folder=training.train / stage,
             seed=training.seed(plan.config.seed),
-            reward=reward,
+            reward=rewards[0] if rewards else None,
+            other_rewards=tuple(path for path in rewards[1:] if path is not None),
             chat=own.chat if (own := plan.own_settings.get(policy)) else None,
             reference=plan.anchor if isinstance(settings, PPOConfig | DPOConfig) else None,
             launcher=plan.config.launcher,

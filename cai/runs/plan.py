@@ -37,7 +37,8 @@ from cai.runs.run_file import RunConfig, effective_text, load_run_file, template
 from cai.stats.formatting import counted
 from cai.training.checks import check_stage
 from cai.training.reward_folder import find_run_reward
-from cai.training.settings import DRAFTS, JUDGE, TrainStage
+from cai.training.reward_parts import JUDGE, LAST
+from cai.training.settings import DRAFTS, Online, TrainStage
 from cai.training.stage import MODEL, OUTPUT, worker_python
 
 LONGEST_NAME = 255  # bytes of a folder's name on Linux's file systems
@@ -236,12 +237,30 @@ def _gate(config: RunConfig, run_file: Path, principles: Constitution, templates
 
 
 def _with_files_found(settings: TrainStage, number: int, run_file: Path) -> TrainStage:
-    files = {
-        key: str(find(f"train[{number}].{key}", getattr(settings, key), run_file))
-        for key, find in (("mix", locate.find_data), ("reward", find_run_reward))
-        if getattr(settings, key, None) not in (None, DRAFTS, JUDGE)
-    }
+    files: dict[str, Any] = {}
+    if (mix := getattr(settings, "mix", None)) not in (None, DRAFTS):
+        files["mix"] = str(locate.find_data(f"train[{number}].mix", str(mix), run_file))
+    if isinstance(settings, Online):
+        found = {
+            key: str(find_run_reward(f"train[{number}].{key}", name, run_file))
+            for key, name in _named_models(settings).items()
+        }
+        if isinstance(settings.reward, list):
+            parts = [(f"reward[{place}].model", part) for place, part in enumerate(settings.reward)]
+            files["reward"] = [part.model_copy(update={"model": found.get(key, part.model)}) for key, part in parts]
+        else:
+            files |= found
     return settings.model_copy(update=files)
+
+
+def _named_models(settings: Online) -> dict[str, str]:
+    """The reward models that a stage names by folder or Hub id, each by where it stands in the stage."""
+    reward = settings.reward
+    if isinstance(reward, list):
+        named = {f"reward[{place}].model": part.model for place, part in enumerate(reward)}
+    else:
+        named = {"reward": reward}
+    return {key: name for key, name in named.items() if name is not None and name not in (JUDGE, LAST)}
 
 
 def split(prompts: Sequence[Prompt], share: float) -> tuple[list[Prompt], list[Prompt]]:
@@ -325,8 +344,7 @@ def manifest(plan: Plan) -> dict[str, Any]:
         "train_files": {
             f"train[{number}].{key}": _content(Path(value))
             for number, settings in enumerate(plan.train)
-            for key in ("mix", "reward")
-            if (value := getattr(settings, key, None)) not in (None, DRAFTS, JUDGE)
+            for key, value in _files_of(settings).items()
         },
         "model": model_fingerprint(plan.model),
         **({"generator": model_fingerprint(plan.generator)} if plan.generator != plan.model else {}),
@@ -336,6 +354,13 @@ def manifest(plan: Plan) -> dict[str, Any]:
         "versions": versions(),
         **({"shard": plan.shard} if plan.shard else {}),
     }
+
+
+def _files_of(settings: TrainStage) -> dict[str, str]:
+    """The files and models that a stage names, each by where it stands in the stage."""
+    mix = getattr(settings, "mix", None)
+    files = {"mix": str(mix)} if mix not in (None, DRAFTS) else {}
+    return files | (_named_models(settings) if isinstance(settings, Online) else {})
 
 
 def _servers(config: RunConfig) -> dict[str, Any]:

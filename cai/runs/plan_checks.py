@@ -8,8 +8,8 @@ from cai.constitution.principles import Constitution
 from cai.data.records import Preference, Prompt, Source
 from cai.runs.run_file import RunConfig
 from cai.training.reward_folder import is_trained_here
+from cai.training.reward_parts import LAST, models_of
 from cai.training.settings import (
-    JUDGE,
     PPOConfig,
     PreferenceConfig,
     RewardConfig,
@@ -73,11 +73,12 @@ def check_value_functions(stages: Sequence[TrainStage], run_file: Path) -> None:
         if not (isinstance(settings, PPOConfig) and settings.value_init == "reward"):
             continue
         place = f"{run_file}: train[{number}]: value_init"
-        if settings.reward == JUDGE:
+        names = models_of(settings.reward)
+        if not names:
             raise CaiError(f"{place}: the judge is no reward model; a value function starts as one that cai trained")
-        if settings.reward is not None:
-            if not is_trained_here(Path(settings.reward)):
-                raise CaiError(f"{place}: {settings.reward} is a reward model of others; expected one that cai trained")
+        if names[0] != LAST:
+            if not is_trained_here(Path(names[0])):
+                raise CaiError(f"{place}: {names[0]} is a reward model of others; expected one that cai trained")
             continue
         trained = [stage for stage in stages[:number] if isinstance(stage, RewardConfig)]
         if trained and (trained[-1].lora_r is None) != (settings.lora_r is None):

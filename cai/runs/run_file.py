@@ -17,7 +17,8 @@ from cai.feedback.revise import ReviseConfig
 from cai.inference.chat_template import with_template_text
 from cai.inference.engine import EngineConfig
 from cai.inference.vllm_settings import check_arguments
-from cai.training.settings import DRAFTS, JUDGE, Online, TrainStage, judged
+from cai.training.reward_parts import JUDGE, LAST, models_of
+from cai.training.settings import DRAFTS, Online, TrainStage, judged
 
 
 class PromptsConfig(Section):
@@ -118,7 +119,7 @@ class RunConfig(Section):
     def _rewards_come_first(cls, stages: list[TrainStage]) -> list[TrainStage]:
         trained = False
         for number, settings in enumerate(stages):
-            if isinstance(settings, Online) and settings.reward is None and not trained:
+            if isinstance(settings, Online) and LAST in models_of(settings.reward) and not trained:
                 needs = f"{settings.stage} needs a reward model: add a reward stage before it, or set its `reward:`"
                 raise PydanticCustomError("needs_reward", "{needs}", {"needs": needs, "at": (number, "stage")})
             trained = trained or settings.stage == "reward"
@@ -238,10 +239,15 @@ def effective_text(path: Path, overrides: list[str], name: str) -> str:
     sections += [(data.get("engine"), "chat_template")]
     roles = [data.get(name) for name in ("revise", "judge", "evaluate")]
     sections += [(role.get("engine"), "chat_template") for role in roles if role]
-    sections += [(stage, key) for stage in data.get("train") or [] for key in ("mix", "reward")]
+    for stage in data.get("train") or []:
+        reward = stage.get("reward")
+        sections += [
+            (stage, "mix"),
+            *([(part, "model") for part in reward] if isinstance(reward, list) else [(stage, "reward")]),
+        ]
     for section, key in sections:
         file = section.get(key) if section else None
-        if file not in (None, DRAFTS, JUDGE) and not exists(Path(file)) and exists(path.parent / file):
+        if file not in (None, DRAFTS, JUDGE, LAST) and not exists(Path(file)) and exists(path.parent / file):
             section[key] = str(path.parent / file)
     origin = " ".join([str(path), *(f"--set {override}" for override in overrides)])
     header = f"# Settings of this run, from {visible(' '.join(origin.split()))}; paths are from the working directory\n"

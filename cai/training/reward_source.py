@@ -10,7 +10,7 @@ from cai.data.records import Messages, Prompt
 from cai.stats.formatting import counted
 from cai.training import distributed
 from cai.training.reward_folder import is_trained_here
-from cai.training.settings import judged
+from cai.training.reward_parts import RewardPart, parts_of
 from cai.training.stage import Ask, JudgedAnswer, StageSpec
 from cai.training.tokens import PromptIds, answer_text, read_turn
 
@@ -56,12 +56,22 @@ def reward_source(spec: StageSpec[Any], tokenizer: Any, ask: Ask) -> RewardSourc
 
     Raises: CaiError where a reward model that cai trained reads another vocabulary.
     """
-    if judged(spec.settings):
-        return JudgeReward(tokenizer, ask)
-    assert spec.reward is not None, "an online stage has a reward model"
-    if is_trained_here(spec.reward):
-        return TrainedReward(spec.reward, tokenizer, spec.model)
-    return ExternalReward(spec.reward, tokenizer)
+    folders = iter([spec.reward, *spec.other_rewards])
+
+    def source(part: RewardPart) -> RewardSource:
+        if part.judge:
+            return JudgeReward(tokenizer, ask)
+        if part.length_penalty is not None:
+            return LengthPenalty(part.length_penalty)
+        folder = next(folders)
+        assert folder is not None, "a model that rewards has its folder"
+        if is_trained_here(folder):
+            return TrainedReward(folder, tokenizer, spec.model)
+        return ExternalReward(folder, tokenizer)
+
+    settings, parts = spec.settings, parts_of(spec.settings.reward)
+    sources = [source(part) for part in parts]
+    return RewardSum(parts, sources, settings.uncertainty) if isinstance(settings.reward, list) else sources[0]
 
 
 class TrainedReward:
@@ -193,6 +203,84 @@ class JudgeReward:
             "judge/refused": float(len(replies) - len(rated)),
             **{f"judge/rating/{name}": fmean(ratings) for name, ratings in sorted(by_principle.items())},
         }
+
+
+class LengthPenalty:
+    """Takes off as much for each token of an answer, its end included."""
+
+    def __init__(self, each: float) -> None:
+        self._each = each
+
+    def unrewarded(self, prompts: Sequence[Prompt]) -> dict[str, str]:
+        """None."""
+        return {}
+
+    def load(self, loading: Loading) -> None:
+        """Nothing to load."""
+
+    def scores(self, answers: Sequence[SampledAnswer]) -> "Tensor":
+        """At most 0."""
+        import torch
+
+        return torch.tensor([-self._each * len(answer.written) for answer in answers]).reshape(-1, 1)
+
+    def metrics(self) -> dict[str, float]:
+        """None."""
+        return {}
+
+
+class RewardSum:
+    """A weighted sum of several sources, each logged by itself."""
+
+    def __init__(self, parts: Sequence[RewardPart], sources: Sequence[RewardSource], uncertainty: float) -> None:
+        """`uncertainty` is taken off the scores of each ensemble, as where it is the only source."""
+        self._parts, self._sources, self._uncertainty = parts, sources, uncertainty
+        self._names = _part_names(parts)
+        self._seen: dict[str, list[float]] = {}
+
+    def unrewarded(self, prompts: Sequence[Prompt]) -> dict[str, str]:
+        """The prompts that one of the sources cannot score."""
+        refused: dict[str, str] = {}
+        for source in self._sources:
+            refused = {**source.unrewarded(prompts), **refused}
+        return refused
+
+    def load(self, loading: Loading) -> None:
+        """Load every source; one reward model may share the policy's weights, since adapters have the same names."""
+        alone, shared = loading._replace(share=lambda folder: None), False
+        for source in self._sources:
+            first = isinstance(source, TrainedReward) and not shared
+            shared |= first
+            source.load(loading if first else alone)
+
+    def scores(self, answers: Sequence[SampledAnswer]) -> "Tensor":
+        """Σ weight · score, shape (answers, 1)."""
+        import torch
+
+        from cai.training.reward_model import combined
+
+        total = torch.zeros(len(answers))
+        for name, part, source in zip(self._names, self._parts, self._sources, strict=True):
+            scores = combined(source.scores(answers), self._uncertainty)
+            total += part.weight * scores
+            self._seen.setdefault(name, []).extend(distributed.gather(scores.tolist()))
+        return total.reshape(-1, 1)
+
+    def metrics(self) -> dict[str, float]:
+        """Each source's mean score before its weight, and its own metrics."""
+        seen, self._seen = self._seen, {}
+        own = {name: fmean(scores) for name, scores in seen.items() if scores}
+        return {key: value for source in self._sources for key, value in source.metrics().items()} | own
+
+
+def _part_names(parts: Sequence[RewardPart]) -> list[str]:
+    """`reward/model`, `reward/model-2`, `reward/judge`, `reward/length_penalty`."""
+    names: list[str] = []
+    for part in parts:
+        kind = "judge" if part.judge else "length_penalty" if part.length_penalty is not None else "model"
+        number = sum(name.startswith(f"reward/{kind}") for name in names) + 1
+        names.append(f"reward/{kind}" if number == 1 else f"reward/{kind}-{number}")
+    return names
 
 
 def by_conversation(prompts: Sequence[PromptIds]) -> Callable[[Messages], PromptIds]:

@@ -7,9 +7,9 @@ from pydantic import AfterValidator, Field, JsonValue, model_validator
 from cai.config.yaml_files import MOST_REPEATS, MOST_TOKENS, PositiveTemperature, Repeats, Section, Tokens
 from cai.data.records import Source
 from cai.training.metrics import Tracker, check_installed
+from cai.training.reward_parts import Reward, parts_of
 
 DRAFTS = "drafts"  # the value of `mix` that is no file
-JUDGE = "judge"  # the value of `reward` that is no folder
 FAR_OFF = 10.0  # times the default
 SourceWeight = Annotated[float, Field(ge=0)]
 
@@ -198,9 +198,9 @@ class PPOConfig(TrainConfig):
 
     learns_from = "prompts"
     stage: Literal["ppo"]
-    reward: str | None = None
+    reward: Reward = None
     """Folder of the reward model, or folder or Hub id of a sequence classifier with one label; null takes the run's
-    last; `judge`: the run's judge rates each answer by the constitution."""
+    last; `judge`: the run's judge rates each answer by the constitution; a list sums up several, each with a weight."""
     updates: Repeats = 50
     """Updates in all; each samples answers and makes passes over them."""
     rollouts: Annotated[int, Field(ge=2, le=MOST_REPEATS)] = 32
@@ -349,9 +349,9 @@ class OnlineConfig(DatasetConfig):
     """Settings of the stages that sample answers and score them by a reward model, trained by trl."""
 
     learns_from = "prompts"
-    reward: str | None = None
+    reward: Reward = None
     """Folder of the reward model, or folder or Hub id of a sequence classifier with one label; null takes the run's
-    last; `judge`: the run's judge rates each answer by the constitution."""
+    last; `judge`: the run's judge rates each answer by the constitution; a list sums up several, each with a weight."""
     per_device_train_batch_size: Repeats = 8
     """Answers in a batch, of each process; for online_dpo prompts."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 5e-5
@@ -433,7 +433,7 @@ Online = PPOConfig | RLOOConfig | GRPOConfig | OnlineDPOConfig
 
 def judged(settings: TrainConfig) -> bool:
     """Whether a stage's answers are rewarded by the run's judge."""
-    return isinstance(settings, Online) and settings.reward == JUDGE
+    return isinstance(settings, Online) and any(part.judge for part in parts_of(settings.reward))
 
 
 def weighs_pairs(settings: TrainConfig) -> bool:

@@ -29,7 +29,8 @@ from cai.inference.chat_template import ChatSettings
 from cai.inference.models import folder_fingerprint
 from cai.training.distributed import visible_gpus
 from cai.training.reward_folder import find_reward_model
-from cai.training.settings import DRAFTS, JUDGE, Online, SFTConfig, TrainConfig, TrainStage
+from cai.training.reward_parts import JUDGE, LAST, models_of
+from cai.training.settings import DRAFTS, Online, SFTConfig, TrainConfig, TrainStage, judged
 
 STAGES: dict[str, type[TrainConfig]] = {
     kind.model_fields["stage"].annotation.__args__[0]: kind for kind in get_args(get_args(TrainStage)[0])
@@ -46,21 +47,22 @@ def stage_settings_class(stage: str) -> type[TrainConfig]:
     return STAGES[stage]
 
 
-def reward_model(config: TrainConfig, option: str) -> Path | None:
-    """The folder of the reward model that an online stage needs; None for other stages.
+def reward_models(config: TrainConfig, option: str) -> tuple[Path, ...]:
+    """The folders of the reward models that an online stage needs; none for other stages.
 
     Raises: CaiError naming the `option` that sets it, for none, and as `find_reward_model`.
     """
     if not isinstance(config, Online):
-        return None
-    if config.reward == JUDGE:
+        return ()
+    if judged(config):
         raise CaiError(
             f"{option} {JUDGE}: the judge and its constitution are a run's: set `reward: {JUDGE}` in `train:` of a run "
             f"file; a folder of this name is {option} ./{JUDGE}"
         )
-    if config.reward is None:
+    names = models_of(config.reward)
+    if LAST in names:
         raise CaiError(f"{config.stage} needs a reward model: {option} DIR, as written by `cai train reward`")
-    return find_reward_model(option, config.reward)
+    return tuple(find_reward_model(option, name) for name in names)
 
 
 def convert_data(settings: TrainConfig, data: Path, target: Path) -> list[Skipped]:
@@ -154,13 +156,15 @@ class StageSpec(Generic[Settings]):
     """Where the stage writes; the result is `folder/model`."""
     seed: int = 0
     reward: Path | None = None
-    """The folder of the reward model, for the stages that need one."""
+    """The folder of the reward model, for the stages that need one; of several the first that the settings name."""
     chat: ChatSettings | None = None
     """The chat template's settings of `model`, with which the result is saved; None for those that its folder has."""
     reference: Path | None = None
     """The folder of the policy that the KL is taken from; None for `model`. Read by ppo and dpo."""
     launcher: str = ""
     """A command that starts the worker in place of Python, such as `torchrun --nproc_per_node 2`; or `auto`."""
+    other_rewards: tuple[Path, ...] = ()
+    """The folders of further reward models, in the order in which the settings name them."""
     judge: AnswerJudge | None = None
     """What rewards answers in place of a reward model. It stays in this process: stage.json has nothing of it."""
 
@@ -177,9 +181,12 @@ class StageSpec(Generic[Settings]):
             settings: TrainConfig = TypeAdapter(TrainStage).validate_python(fields["settings"])
             data, model, folder = (Path(fields[key]) for key in ("data", "model", "folder"))
             reward = Path(fields["reward"]) if fields["reward"] else None
+            others = tuple(map(Path, fields.get("other_rewards", ())))
             chat = ChatSettings.model_validate(fields["chat"]) if fields.get("chat") else None
             reference = Path(fields["reference"]) if fields.get("reference") else None
-            return StageSpec(settings, data, model, folder, fields["seed"], reward, chat, reference)
+            return StageSpec(
+                settings, data, model, folder, fields["seed"], reward, chat, reference, other_rewards=others
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise CaiError(f"{path}: not the specification of a training stage: {error!r}") from error
 
@@ -192,6 +199,7 @@ class StageSpec(Generic[Settings]):
             "model": str(self.model),
             "folder": str(self.folder),
             "reward": str(self.reward) if self.reward else None,
+            **({"other_rewards": [str(path) for path in self.other_rewards]} if self.other_rewards else {}),
             "chat": self.chat.identity() if self.chat else None,
             "reference": str(self.reference) if self.reference else None,
         }
@@ -202,6 +210,7 @@ class StageSpec(Generic[Settings]):
         mix = self.settings.mix_file if isinstance(self.settings, SFTConfig) else None
         files = {"data": self.data, "mix": Path(mix) if mix else None}
         models = {"model": self.model, "reward": self.reward, "reference": self.reference}
+        models |= {f"reward {number}": path for number, path in enumerate(self.other_rewards, start=2)}
         contents = {key: file_fingerprint(path) for key, path in files.items() if path is not None}
         contents |= {key: folder_fingerprint(path) for key, path in models.items() if path is not None}
         manifest = {
@@ -212,11 +221,17 @@ class StageSpec(Generic[Settings]):
             **({"mix": DRAFTS} if getattr(self.settings, "mix", None) == DRAFTS else {}),
             **({"chat": self.chat.identity()} if self.chat else {}),
             **({"judge": self.judge.identity} if self.judge else {}),
+            **({"sum": _weights(self.settings)} if isinstance(getattr(self.settings, "reward", None), list) else {}),
             "where": {key: str(path) for key, path in models.items() if path is not None},
             "versions": versions(),
         }
         inputs = [path for path in (*files.values(), *models.values()) if path is not None]
         return Claim(self.folder, manifest, MODEL, inputs, trained=OUTPUT)
+
+
+def _weights(settings: Any) -> list[dict[str, Any]]:
+    """The sources of a reward, without the names of models, which count by content."""
+    return [part.model_dump(exclude={"model"}) for part in settings.reward]
 
 
 def run_stage(spec: StageSpec[Any], report: Report, replace: bool = True, keep_data: bool = False) -> Path:

@@ -25,7 +25,7 @@ from cai.runs.plan import make_plan
 from cai.runs.verify import verify_run
 from cai.training import stage, worker
 from cai.training.settings import PPOConfig
-from cai.training.stage import Ask, Report, StageSpec, reward_model
+from cai.training.stage import Ask, Report, StageSpec, reward_models
 from tests.conftest import ROOT, SIXTEEN, scripted, write_workspace
 
 BARE = "revise: {rounds: 0}\njudge: {samples: 0, principles: 2}\n"
@@ -294,7 +294,7 @@ def test_a_judge_is_no_folder_and_needs_a_run(tmp_path: Path, model_folder: Path
     with pytest.raises(
         CaiError, match=r"--reward judge: the judge and its constitution are a run's: set `reward: judge`"
     ):
-        reward_model(PPOConfig(stage="ppo", reward="judge"), "--reward")
+        reward_models(PPOConfig(stage="ppo", reward="judge"), "--reward")
     (tmp_path / "judge").mkdir()  # is not what `judge` means
     run_file = write_workspace(tmp_path, model_folder, extra=PPO)
     plan = make_plan(run_file, [], None, tmp_path / "runs")
