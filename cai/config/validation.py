@@ -18,6 +18,7 @@ from typing_extensions import is_typeddict
 Location = tuple[str | int, ...]
 LONGEST = 60  # characters of a value in a message
 SIMILAR = 0.6  # ratio of difflib from which names are suggested, its own default
+PLACE_DIGITS = 18  # of a place in a list; Python refuses to convert thousands
 NUMBERS = {int: "whole number", float: "number"}
 
 
@@ -91,7 +92,7 @@ def _unknown_key(at: Location, models: list[type[BaseModel]], here: Any) -> Prob
 
 def reaching(problem: Problem, model: type[BaseModel], data: Any, below: str) -> Problem:
     """An unknown key with only the suggestions that have the rest of its dotted name, such as `.samples`."""
-    rest = [int(step) if step.isdecimal() else step for step in below.split(".")[1:]]
+    rest = [int(step) if step.isdecimal() and len(step) <= PLACE_DIGITS else step for step in below.split(".")[1:]]
     similar = tuple(name for name in problem.similar if _kinds_at(model, data, (*problem.at[:-1], name, *rest)))
     if similar or not problem.similar:
         return problem._replace(similar=similar)

@@ -85,6 +85,7 @@ def run_file(tmp_path: Path, model_folder: Path) -> Path:
     [
         ("train.².x=1", "--set train.².x: 'train' is a list of 0; name an entry by its number, such as train.0"),
         (f"train.{'9' * 5000}=1", "'train' is a list of 0; name an entry by its number"),
+        (f"sede.{'9' * 5000}=1", "unknown key 'sede'"),
         ("seed=!!bool x", "--set seed: the value '!!bool x' is not valid YAML: expected true or false, found 'x'"),
         ("seed=2024-99-99", "is not valid YAML: expected a date, found '2024-99-99'"),
         ("seed=" + "9" * 5000, "is not valid YAML: expected a whole number, found '9999"),
