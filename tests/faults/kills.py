@@ -159,6 +159,7 @@ class Torture:
         problems = [f"ends with status {status}"] if status else self.differences(runs)
         if problems:
             self.lost.append(f"run {self.runs}, killed {killed} times: {'; '.join(problems[:5])}")
+            say(f"LOST {self.lost[-1]}")
         say(f"kills: {self.kills} in {self.runs} runs, {len(self.lost)} lost; {dict(self.places)}")
 
     def differences(self, runs: Path) -> list[str]:
@@ -169,7 +170,19 @@ class Torture:
         odd = [
             name for name in sorted(found.keys() | self.expected.keys()) if found.get(name) != self.expected.get(name)
         ]
-        return [*(f"{name} differs" for name in odd), *([] if whole == "ok" else [f"cache.sqlite: {whole}"])]
+        named = [f"{name} differs{first_difference(found.get(name), self.expected.get(name))}" for name in odd]
+        return [*named, *([] if whole == "ok" else [f"cache.sqlite: {whole}"])]
+
+
+def first_difference(found: Any, expected: Any) -> str:
+    """Where JSON differs, and in what; "" where either is a hash or missing."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        key = next((key for key in [*expected, *found] if found.get(key) != expected.get(key)), None)
+        return "" if key is None else f" .{key}{first_difference(found.get(key), expected.get(key))}"
+    if isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
+        place = next(i for i, pair in enumerate(zip(found, expected, strict=True)) if pair[0] != pair[1])
+        return f"[{place}]{first_difference(found[place], expected[place])}"
+    return f": {str(found)[:80]} instead of {str(expected)[:80]}"
 
 
 def load() -> None:

@@ -13,6 +13,8 @@ from cai.config.errors import CaiError
 from cai.inference.engine import EngineConfig
 from cai.inference.models import SAFE_LOADING, resolve_model
 from cai.inference.vllm_settings import engine_arguments
+from cai.training.settings import SFTConfig
+from cai.training.trl_stage import model_options
 from tests.conftest import ROOT
 
 CODE = """
@@ -104,9 +106,10 @@ def test_an_adapter_is_no_model(planted: Path) -> None:
         resolve_model(str(planted))
 
 
-def test_every_loader_says_that_it_trusts_no_code() -> None:
+def test_every_loader_says_that_it_trusts_no_code(tiny_model: Path) -> None:
     """`from_pretrained` of transformers, by its keywords; of peft it reads a JSON file alone."""
     assert SAFE_LOADING["trust_remote_code"] is False
+    assert SAFE_LOADING.items() <= model_options(SFTConfig(stage="sft"), tiny_model).items()
     for path in sorted((ROOT / "cai").rglob("*.py")):
         source = path.read_text(encoding="utf-8")
         for node in ast.walk(ast.parse(source)):
@@ -120,5 +123,11 @@ def test_every_loader_says_that_it_trusts_no_code() -> None:
                 if "options" in keywords:  # the ones that `loading_options` makes of SAFE_LOADING
                     assert set(re.findall(r"^ +options = (\w+)\(", source, re.MULTILINE)) == {"loading_options"}, path
                     continue
-                safe = {"trust_remote_code", "SAFE_LOADING", "loading_options"}
+                safe = {
+                    "trust_remote_code",
+                    "SAFE_LOADING",
+                    "loading_options",
+                    "trl_stage.model_options",
+                    "model_options",
+                }
                 assert keywords & safe, f"{path}:{node.lineno}"
