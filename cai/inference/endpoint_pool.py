@@ -6,7 +6,7 @@ answers: additive increase, multiplicative decrease (Chiu & Jain 1989). One that
 next in order gets its requests, and it is back once it lists its models again.
 
 A server is not trusted to answer: a response is read within a total time and size, and asked for again a bounded number
-of times. A key goes to the one host it is meant for, and into no message.
+of times. A key goes to the one host it is meant for, and into no message and no answer: see cai/inference/servers.py.
 """
 
 import asyncio
@@ -34,6 +34,7 @@ from cai.inference.servers import (
     server_key,
     server_message,
     ssl_context,
+    without_key,
 )
 from cai.stats.formatting import counted, duration
 
@@ -172,8 +173,8 @@ class Endpoint:
                 async with self._client() as client:
                     response = await client.get(url)
         except (TimeoutError, httpx.HTTPError, httpx.StreamError) as error:
-            raise UnusableAnswer(one_line(error)) from None
-        return self.name in listed_models(response.status_code, response.content)
+            raise UnusableAnswer(one_line(error, self._key)) from None
+        return self.name in listed_models(response.status_code, response.content, self._key)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -188,8 +189,11 @@ class Endpoint:
 
     def safe(self, text: str) -> str:
         """A message without the key, which a server may send back."""
-        key = server_key(self.address)
-        return text.replace(key, "[key]") if key else text
+        return without_key(text, self._key)
+
+    @property
+    def _key(self) -> str | None:
+        return server_key(self.address)
 
     async def _post(self, url: str, content: bytes, session: str) -> tuple[int, bytes, float]:
         """The status of a response, its body, and the seconds that it asks to wait."""
@@ -213,7 +217,8 @@ class Endpoint:
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
             raise CaiError(f"model '{self}': not an address: {error}") from None
         except (httpx.HTTPError, httpx.StreamError) as error:
-            raise Fault(f"the server cannot be reached or broke off: {one_line(error)}", BUSY_TRIES) from None
+            reason = one_line(error, self._key)
+            raise Fault(f"the server cannot be reached or broke off: {reason}", BUSY_TRIES) from None
         if 300 <= response.status_code < 400:
             body = response.headers.get("location", "no address").encode()
         return response.status_code, body, _retry_after(response)
@@ -240,18 +245,18 @@ class Endpoint:
 
     def _checked(self, status: int, body: bytes, retry_after: float) -> Any:
         if 300 <= status < 400:
-            target = without_password(body.decode("utf-8", "replace"))
+            target = without_password(one_line(body.decode("utf-8", "replace"), self._key))
             raise CaiError(
                 f"model '{self}': the server redirects to {target}, which is not followed; name that address"
             )
-        message = self.safe(server_message(body))
+        message = server_message(body, self._key)
         if status in REFUSED_STATUS:
             raise RequestRefused(f"the server refuses the request: {message}", retryable=not CONTEXT.search(message))
         if status in BUSY_STATUS or status >= 500:
             raise Fault(f"the server answers with status {status}: {message}", BUSY_TRIES, status, retry_after)
         if status >= 400:
             raise CaiError(f"model '{self}': status {status}: {message}")
-        return read_json(body)
+        return read_json(body, self._key)
 
 
 class EndpointPool:

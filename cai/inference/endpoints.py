@@ -246,7 +246,7 @@ class _NoLogProbs(UnusableAnswer):
 def _choice(body: Any) -> dict[str, Any]:
     """The first choice of a chat completion. Raises: UnusableAnswer."""
     if isinstance(body, dict) and body.get("error"):
-        raise UnusableAnswer(f"the server answers with an error: {server_message(json.dumps(body).encode())}")
+        raise UnusableAnswer(f"the server answers with an error: {server_message(json.dumps(body).encode(), None)}")
     choices = body.get("choices") if isinstance(body, dict) else None
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         raise UnusableAnswer("the server's response has no choices")

@@ -1,6 +1,8 @@
 """Servers by their addresses: names of models and judges, keys, and what a server says in words.
 
-A key goes to the one host it is meant for, and into no message.
+A key goes to the one host it is meant for, and into no message and no file. Where a server sends it back, an error's
+text has `[key]` in its place before it is cut, and an answer or a list of models that holds it is not used: replaced
+there, it would be stored as what the model wrote.
 """
 
 import difflib
@@ -13,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from cai.config.errors import CaiError, notice
 from cai.inference.engine import EngineConfig, UnusableAnswer
@@ -31,6 +33,7 @@ from cai.stats.formatting import duration
 OPENAI_HOST, OPENAI_KEY = "api.openai.com", "OPENAI_API_KEY"
 LIST_SECONDS = 20.0  # for a server's list of models
 LARGEST_BODY = 16 * 2**20  # bytes of a response
+SHORTEST_SECRET = 8  # characters; shorter keys are stand-ins such as EMPTY, which answers may well contain
 
 
 @cache
@@ -41,17 +44,34 @@ def ssl_context() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
-def read_json(body: bytes) -> Any:
-    """The value of a response. Raises: UnusableAnswer for what is no JSON, with how it begins."""
+def read_json(body: bytes, key: str | None) -> Any:
+    """The value of a response. Raises: UnusableAnswer for what holds the key, or is no JSON, with how it begins."""
     try:
-        return json.loads(body)
+        value = json.loads(body)
+        holds = key is not None and len(key) >= SHORTEST_SECRET and _in_json(key) in _in_json(value)
     except (ValueError, RecursionError):
-        start = one_line(body[:80].decode("utf-8", "replace")) or "nothing"
+        start = one_line(body.decode("utf-8", "replace"), key, 80) or "nothing"
         raise UnusableAnswer(f"the server's response is not JSON; it begins with: {start}") from None
+    if holds:
+        raise UnusableAnswer("the server's response holds the key that was sent to it, and is not used")
+    return value
 
 
-def server_message(body: bytes) -> str:
-    """What a server says about an error, in one line."""
+def _in_json(value: Any) -> str:
+    """JSON, of a text without its quotes: a text is in another one where this is in the other's."""
+    written = json.dumps(value, ensure_ascii=False)
+    return written[1:-1] if isinstance(value, str) else written
+
+
+def without_key(text: str, key: str | None) -> str:
+    """A text with `[key]` in place of the key, also where that is escaped as in an address or in JSON."""
+    for form in {key, quote(key), quote(key, safe=""), _in_json(key)} if key else ():
+        text = text.replace(form, "[key]")
+    return text
+
+
+def server_message(body: bytes, key: str | None) -> str:
+    """What a server says about an error, in one line without the key that was sent to it."""
     text = body.decode("utf-8", "replace")
     try:
         parsed = json.loads(text)
@@ -60,12 +80,13 @@ def server_message(body: bytes) -> str:
         text = message if isinstance(message, str) else json.dumps(message)
     except (ValueError, RecursionError):
         pass
-    return one_line(text) or "no message"
+    return one_line(text, key) or "no message"
 
 
-def one_line(text: object) -> str:
-    """A text, or an error, in one line of at most 300 characters."""
-    return " ".join(str(text).split())[:300] or (type(text).__name__ if isinstance(text, Exception) else "")
+def one_line(text: object, key: str | None, most: int = 300) -> str:
+    """A text, or an error, without a key, in one line of so many characters at most."""
+    line = " ".join(without_key(str(text), key).split())[:most]
+    return line or (type(text).__name__ if isinstance(text, Exception) else "")
 
 
 def check_address(address: str) -> None:
@@ -139,8 +160,6 @@ def _models(server: Address, address: str) -> list[str]:
             return _model_list(server)
         except UnusableAnswer as error:
             problem = str(error)
-    key = server_key(server)
-    problem = problem.replace(key, "[key]") if key else problem
     raise CaiError(f"model '{address}': the server does not list its models: {problem}; is it running at this address?")
 
 
@@ -159,21 +178,21 @@ def _model_list(server: Address) -> list[str]:
                 if time.monotonic() > end or len(body) > LARGEST_BODY:
                     raise UnusableAnswer(f"its list is not complete after {duration(LIST_SECONDS)}")
     except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
-        raise _Down(one_line(error)) from None
-    return listed_models(response.status_code, body)
+        raise _Down(one_line(error, server_key(server))) from None
+    return listed_models(response.status_code, body, server_key(server))
 
 
-def listed_models(status: int, body: bytes) -> list[str]:
-    """The names in a server's list of models. Raises: UnusableAnswer for a response that is none."""
+def listed_models(status: int, body: bytes, key: str | None) -> list[str]:
+    """The names in a server's list of models. Raises: UnusableAnswer for a response that is none, or holds the key."""
     if status != 200:
         kind = _Down if status == 429 or status >= 500 else UnusableAnswer
-        raise kind(f"status {status}: {server_message(body)}")
-    listed = read_json(body)
+        raise kind(f"status {status}: {server_message(body, key)}")
+    listed = read_json(body, key)
     data = listed.get("data") if isinstance(listed, dict) else None
     entries = [entry for entry in data if isinstance(entry, dict)] if isinstance(data, list) else []
     names = [name for entry in entries if isinstance(name := entry.get("id"), str)]
     if not names:
-        raise UnusableAnswer(f"its list has no models: {server_message(body)}")
+        raise UnusableAnswer(f"its list has no models: {server_message(body, key)}")
     return names
 
 

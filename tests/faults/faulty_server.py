@@ -42,6 +42,9 @@ class Handler(BaseHTTPRequestHandler):
     asked: dict[str, Any]
 
     def do_GET(self) -> None:
+        if self.service.lists is not None:
+            self.service.lists(self)
+            return
         self.send({"object": "list", "data": [{"id": "m", "object": "model", "created": 0, "owned_by": "me"}]})
 
     def do_POST(self) -> None:
@@ -142,6 +145,45 @@ def send_key_back(handler: Handler) -> None:
     handler.send({"error": {"message": f"{LEAKED}{handler.headers['Authorization']}"}}, 500)
 
 
+def with_key(send: Callable[[Handler, str], None]) -> Callable[[Handler], None]:
+    """A response that is made of the header with the key."""
+    return lambda handler: send(handler, handler.headers["Authorization"])
+
+
+def text_with_key(handler: Handler, key: str) -> None:
+    text(f"Sure, {key}")(handler)
+
+
+def thought_with_key(handler: Handler, key: str) -> None:
+    choice(message={"role": "assistant", "content": "Sure.", "reasoning_content": key})(handler)
+
+
+def escaped_key(handler: Handler, key: str) -> None:
+    escaped = "".join(f"\\u{ord(character):04x}" for character in key).encode()
+    response = json.dumps(answer(handler.asked)).encode()
+    handler.send(response.replace(b"answer", escaped))
+
+
+KEYS: dict[str, Callable[[Handler], None]] = {
+    "sends the key back": send_key_back,
+    "the key where a message is cut": with_key(
+        lambda handler, key: handler.send({"error": {"message": f"{'x' * 280} {key}"}}, 500)
+    ),
+    "the key where a page is cut": with_key(
+        lambda handler, key: handler.send(f"<html>{'x' * 52}{key}".encode(), 200, "text/html")
+    ),
+    "the key in an error in a 200": with_key(lambda handler, key: handler.send({"error": {"message": key}})),
+    "the key for a status": with_key(lambda handler, key: raw(key.encode())(handler)),
+}
+"""Responses that hold the key, for any request."""
+TEXT_KEYS = {
+    "the key in a text": with_key(text_with_key),
+    "the key in a chain of thought": with_key(thought_with_key),
+    "the key escaped": with_key(escaped_key),
+}
+"""Answers that hold it."""
+
+
 RETRIED = {
     "html": body(b"<html><body>Sign in</body></html>", "text/html"),
     "error in a 200": body(b'{"error": {"message": "overloaded", "code": 500}}'),
@@ -177,7 +219,7 @@ RETRIED = {
     "status 500": status(500),
     "status 502 in HTML": lambda handler: handler.send(b"<h1>Bad gateway</h1>", 502, "text/html"),
     "status 503": status(503),
-    "sends the key back": send_key_back,
+    **KEYS,
 }
 """Faults that another try may mend."""
 
@@ -188,6 +230,7 @@ TEXT_FAULTS = {
     "no message": choice(message=None),
     "a text without end": text("word " * 100_000),
     "half a surrogate pair": text("half \ud83d"),
+    **TEXT_KEYS,
 }
 """Of a text alone: a judge's verdict does not look at it."""
 
@@ -207,6 +250,7 @@ FINAL = {
     "status 403": status(403),
     "status 404": status(404),
     "redirect": status(302, location="http://user:secret@elsewhere.example/v1?key=secret"),
+    "redirect to the key": with_key(lambda handler, key: handler.send({}, 302, location=f"/v2/{key.split()[1]}/chat")),
 }
 """Of the server as a whole: the end of the command."""
 
@@ -222,10 +266,14 @@ FAULTS: dict[str, Callable[[Handler], object]] = RETRIED | TEXT_FAULTS | JUDGE_F
 
 
 class FaultyServer:
-    """A server at `url` with one of FAULTS, until it is `mended`. `calls` counts its requests for answers."""
+    """A server at `url` with one of FAULTS, until it is `mended`. `calls` counts its requests for answers.
+
+    `lists` answers for its models in place of a sound list.
+    """
 
     def __init__(self, fault: str, mode: Mode) -> None:
         self.fault, self.mode = fault, mode
+        self.lists: Callable[[Handler], object] | None = None
         self.mended = False
         self.calls = 0
         self.closing = threading.Event()

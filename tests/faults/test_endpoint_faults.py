@@ -25,15 +25,18 @@ from tests.faults.faulty_server import (
     FINAL,
     HARMLESS,
     JUDGE_FAULTS,
+    LEAKED,
     REFUSED,
     RETRIED,
     TEXT_FAULTS,
     FaultyServer,
     Mode,
     faulty_server,
+    raw,
+    with_key,
 )
 
-KEY = "sk-planted-0123456789"
+KEY, KEY_PART = "sk-planted-0123456789", "planted"
 REQUESTS = 4  # fewer than FAILURES_IN_A_ROW, so that each of them is a counted failure
 SOON = 60.0  # seconds, beyond which a run hangs
 SLOW = ("hangs", "drips")
@@ -120,7 +123,7 @@ def test_a_fault_is_retried_or_counted_or_a_clear_error(
         for number, given in answers.items():
             assert given == expected[number]
         for text in (error, *(row.reason for row in failures)):
-            assert KEY not in text
+            assert KEY_PART not in text
             assert "secret" not in text
         if fault in HARMLESS or (fault not in FINAL and fault not in REFUSED and mode != "always"):
             assert len(answers) == REQUESTS
@@ -135,6 +138,7 @@ def test_a_fault_is_retried_or_counted_or_a_clear_error(
         answers, failures = ask(server, step, tmp_path / "cache.sqlite")  # what is stored is sound
         assert [answers[number] for number in range(REQUESTS)] == expected
         assert not failures
+    assert KEY.encode() not in bytes_of(tmp_path)
 
 
 def test_the_faults_are_many_and_each_is_played() -> None:
@@ -208,6 +212,50 @@ def test_a_key_is_in_no_byte_of_what_a_command_writes(
     assert "To ask for them again, run the same command:\n  cai judge --judge" in captured.err
     assert KEY not in captured.out + captured.err
     assert KEY.encode() not in bytes_of(tmp_path)
+
+
+def models(*names: str) -> dict[str, object]:
+    return {"object": "list", "data": [{"id": name, "object": "model"} for name in names]}
+
+
+LISTS = {
+    "down": with_key(lambda handler, key: handler.send({"error": {"message": f"{LEAKED}{key}"}}, 503)),
+    "refused": with_key(lambda handler, key: handler.send({"error": {"message": f"{LEAKED}{key}"}}, 401)),
+    "cut": with_key(lambda handler, key: handler.send({"error": {"message": f"{'x' * 280} {key}"}}, 503)),
+    "no list": with_key(lambda handler, key: handler.send({"models": key})),
+    "its only model": with_key(lambda handler, key: handler.send(models(key))),
+    "models": with_key(lambda handler, key: handler.send(models("m", f"near {key}", f"far {key}"))),
+    "no HTTP": with_key(lambda handler, key: raw(key.encode())(handler)),
+}
+
+
+@pytest.mark.parametrize("listed", LISTS)
+@pytest.mark.parametrize("asked", ["endpoints", "an address", "an address with a name"])
+def test_a_key_in_a_list_of_models_is_in_no_byte(
+    judging: list[object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    listed: str,
+    asked: str,
+) -> None:
+    with faulty_server("plain text for JSON", "always") as server:
+        server.lists = LISTS[listed]
+        judge = {"endpoints": "m", "an address": server.url, "an address with a name": f"{server.url}#near"}[asked]
+        options = ["--set", f"engine.endpoints=['{server.url}']"] if asked == "endpoints" else []
+        assert cai(monkeypatch, "judge", "--judge", judge, *judging, *options) == 2
+    captured = capsys.readouterr()
+    assert server.url in captured.err
+    assert KEY_PART not in captured.out + captured.err
+    assert KEY_PART.encode() not in bytes_of(tmp_path)
+
+
+def test_a_stand_in_for_a_key_may_be_in_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLANTED", "answer")
+    with faulty_server("plain text for JSON", "always") as server:
+        answers, failures = ask(server, "generate", tmp_path / "cache.sqlite")
+    assert list(answers.values()) == sound("generate")
+    assert not failures
 
 
 def test_a_run_and_its_report_have_the_key_in_no_byte(
