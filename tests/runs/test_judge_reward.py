@@ -16,7 +16,7 @@ from cai.inference.chat_template import load_tokenizer
 from cai.inference.engine import Choose, Engine, EngineConfig, ScriptedEngine
 from cai.inference.models import Model, Server
 from cai.inference.reporter import Reporter
-from cai.inference.scheduler import OpenEngine, Scheduler
+from cai.inference.scheduler import OpenEngine, Scheduler, open_model
 from cai.runs.dry_run import account, dry_run
 from cai.runs.folder import RunFolder
 from cai.runs.judge_reward import RunJudge
@@ -27,6 +27,7 @@ from cai.training import stage, worker
 from cai.training.settings import PPOConfig
 from cai.training.stage import Ask, Report, StageSpec, reward_models
 from tests.conftest import ROOT, SIXTEEN, scripted, write_workspace
+from tests.inference.test_endpoints import Service, completion
 
 BARE = "revise: {rounds: 0}\njudge: {samples: 0, principles: 2}\n"
 PPO = """
@@ -168,6 +169,29 @@ def test_a_worker_in_a_process_of_its_own_asks_the_runs_engine(tmp_path: Path, t
     assert [line["judge/non_option_mass"] for line in lines(folder)] == pytest.approx([1 - RATED] * 4)
     log = (folder.train / "1-ppo/train.log").read_text()
     assert "Traceback" not in log
+
+
+@pytest.mark.usefixtures("no_worker")
+def test_a_judge_on_a_server_rates_over_all_updates(tmp_path: Path, tiny_model: Path) -> None:
+    service = Service(["big"])
+    service.answer = lambda asked: (200, completion("5", {"5": 0.6, "9": 0.2}))
+
+    def open_engine(model: Model, fingerprint: str, settings: EngineConfig) -> Engine:
+        return open_model(model, fingerprint, settings) if isinstance(model, Server) else ScriptedEngine(fingerprint)
+
+    extra = BARE.replace("principles: 2", f"principles: 2, model: '{service.url}#big'")
+    evaluate = "evaluate: {judge: 'off'}\n"
+    try:
+        folder = execute_run(
+            write_workspace(tmp_path, tiny_model, extra=extra + evaluate + PPO), open_engine=open_engine
+        )
+    finally:
+        service.close()
+    least = [asked for asked in service.asked if asked.get("logprobs")]
+    assert len(least) > 4 * 2  # more than a probe
+    for line in lines(folder):
+        assert 5 < line["judge/rating"] < 7
+        assert line["judge/refused"] == 0
 
 
 @pytest.mark.usefixtures("no_worker")
