@@ -1,5 +1,5 @@
-"""The judge as a reward: how well one answer does by a principle, as a number (d-RLAIF, Lee et al. 2023,
-arXiv:2309.00267v3 §2.2.2).
+"""The judge as a reward: how well one answer does by a principle, as a number (direct RLAIF, Lee et al. 2023,
+arXiv:2309.00267v3).
 
 The judge reads the conversation and one answer, and its next token is the rating: the mean of the numbers under their
 log-probabilities, renormalised. The paper's numbers go from 1 to 10; here they end at 9, since many tokenizers write 10
