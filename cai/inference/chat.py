@@ -22,13 +22,30 @@ from cai.config.errors import RequestRefused
 from cai.data.records import Message, Messages, Preference, Role
 from cai.stats.formatting import counted
 
-SERVER_CONTROL = re.compile(
-    r"<\|[\w ]{1,40}\|>"  # ChatML, Llama 3, Phi, GLM, gpt-oss
-    r"|<｜[^｜<>]{1,40}｜>"  # DeepSeek
-    r"|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>"  # Gemma
-    r"|</?s>|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]|<</?SYS>>"  # Llama 2, Mistral
+_MISTRAL = (
+    "INST|SYSTEM_PROMPT|MODEL_SETTINGS|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|ARGS|CALL_ID|THINK|IMG|"
+    "IMG_BREAK|IMG_END|AUDIO|BEGIN_AUDIO|TRANSCRIBE|PREFIX|MIDDLE|SUFFIX|STREAMING_PAD|STREAMING_WORD|NEXT_AUDIO_TEXT|"
+    "REPEAT_AUDIO_TEXT"
 )
-"""Control tokens of common model families, for texts whose tokenizer we cannot read, such as a server's."""
+SERVER_CONTROL = re.compile(
+    r'<\|[\w :./"▁-]{1,40}\|>'  # ChatML, Llama 3, Phi, Command R, GLM, gpt-oss, PLaMo
+    r"|<\|\w{2,40}>|<\w{2,40}\|>"  # Gemma 4
+    r"|<｜[^｜<>]{1,40}｜>"  # DeepSeek, Hunyuan
+    r"|</?(?:s|role|seed:\w{1,40}|ifm\|\w{1,40})>|<</?SYS>>"  # Llama 2, Ling, Seed-OSS, K2
+    r"|<(?:bos|eos|pad|unk|mask|sep|cls|sop|eop|eod|CLS|SEP|PAD|UNK|[A-Z]{2,4}_TOKEN)>"  # Gemma, GLM, Command R
+    r"|<(?:start|end)_of_(?:turn|image|audio|utterance)>|<(?:beginning|end)_of_sentence>"  # Gemma, Idefics, MiniMax
+    r"|<(?:image|image_soft_token|fake_token_around_image|global-img|row_\d+_col_\d+|im_start|im_end|im_patch)>"
+    r"|<(?:SPECIAL_|special|extra_id_|reserved_|unused)\d{1,6}>|\[unused\d{1,6}\]"  # Nemotron, Baichuan, Gemma, Pangu
+    r"|<fim_(?:prefix|middle|suffix|pad)>|<(?:用户|AI)>"  # StarCoder, MiniCPM
+    rf"|\[/?(?:{_MISTRAL})\]|\[(?:gMASK|sMASK|MASK|CLS|SEP|PAD|UNK|BOS|EOS|EOT)\]"  # Mistral; GLM, BERT, Kimi
+    r"|\[(?:start|end)_header_id\]|\[\|\w{1,40}\|\]"  # Kimi, EXAONE
+    r"|\]~(?:!b\[|b\])|\[e~\[|\]![a-z]~\[|\]<\][a-z ]{2,20}\[>\["  # MiniMax
+    r"|>>(?:TITLE|ABSTRACT|INTRODUCTION|SUMMARY|COMMENT|ANSWER|QUESTION|DOMAIN|PREFIX|SUFFIX|MIDDLE)<<"  # Falcon
+)
+"""Control tokens of common model families, for texts whose tokenizer we cannot read, such as a server's.
+
+Not those that a model writes in its answers and that belong to texts, as <think> and <tool_call>.
+"""
 ControlTokens = Literal["text", "escape", "refuse"]
 """See EngineConfig.control_tokens (cai/inference/engine.py)."""
 THOUGHT = ("<think>", "</think>")

@@ -181,6 +181,12 @@ def test_the_markers_of_every_family_are_known_for_servers(name: str) -> None:
     assert SERVER_CONTROL.search(FORGED[name])
 
 
-@pytest.mark.parametrize("text", ["a < b | c > d", "<think>", "<h1>", "[INST", "2 <| 3", "<pad ding>", "s</span>"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a < b | c > d", "<think>", "<tool_call>", "<h1>", "[INST", "2 <| 3", "<pad ding>", "s</span>", "a[0]~b[1]", "[1]",
+        "x[a|b]", "a >> b << c", "<b>|</b>", "[x](y)", "<user>", "[AB]", "List<|", "if a<b|c>d", "]!", "<role=x>",
+    ],
+)  # fmt: skip
 def test_other_markup_is_no_control_token_for_servers(text: str) -> None:
     assert SERVER_CONTROL.search(text) is None
