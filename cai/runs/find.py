@@ -15,7 +15,7 @@ from cai.data.manifest import MANIFEST_JSON, read_json
 from cai.data.records import Prompt
 from cai.evaluation.evaluation_plan import Policy
 from cai.inference.chat_template import ChatSettings
-from cai.inference.models import folder_fingerprint, resolve_model
+from cai.inference.models import check_model, folder_fingerprint, resolve_model
 from cai.runs.folder import ITERATION, RunFolder, Training, all_runs, is_run, open_run, runs_meant
 from cai.runs.run_file import RunConfig
 
@@ -78,6 +78,7 @@ def _of_run(folder: RunFolder, number: int = 1) -> FoundPolicy:
     if not (policies[-1] / "model").is_dir():
         raise CaiError(f"{folder.path}: its last policy, {policies[-1].name}, is not trained yet; finish the run first")
     rewards = [path / "model" for stage, path in stages if stage == "reward"]
+    check_model(folder.name, policies[-1] / "model")
     samples = policies[-1] / SAMPLES
     held_out = set(folder.manifest()["held_out"])
     targets = [settings.target_kl for settings in config.train if settings.stage == "ppo"]
@@ -100,6 +101,7 @@ def _of_stage(path: Path) -> FoundPolicy:
         raise CaiError(f"{path}: a reward model, which generates no answers; expected a policy")
     if not (path / "model").is_dir():
         raise CaiError(f"{path}: its policy is not trained yet; finish `cai train` first")
+    check_model(path.name, path / "model")
     samples = path / SAMPLES
     policy = Policy(
         name=path.resolve().name,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cai.config.errors import CaiError
+from cai.data.manifest import brief
 from cai.inference.models import folder_fingerprint, loading_options
 from cai.training import distributed
 from cai.training.tokens import vocabulary_fingerprint
@@ -170,6 +171,9 @@ def read_about(folder: Path) -> dict[str, Any]:
         about: dict[str, Any] = json.loads((folder / "reward.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise CaiError(f"{folder} is not a reward model: no readable reward.json (`stage: reward` writes it)") from None
+    for name in ["base", *about["members"]]:  # elsewhere, its weights would not count for the fingerprint
+        if not (isinstance(name, str) and Path(name).name == name) or (folder / name).is_symlink():
+            raise CaiError(f"{folder / 'reward.json'}: members: expected folders beside it, found {brief(name)}")
     return about
 
 
