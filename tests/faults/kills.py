@@ -45,7 +45,7 @@ train:
 """
 DELAY = 0.03  # seconds of a call to the scripted engine
 LOGS = {"log.txt", "train.log", ".busy", "costs.jsonl", "timing.json"}
-TIMES = re.compile("seconds|^calls$|^work$|^cache_|^tokens$")
+TIMES = re.compile("seconds|^calls$|^work$|^in_all$|^cache_|^tokens$")
 SECONDS = 120  # after which a run that was not killed counts as one that hangs
 
 
