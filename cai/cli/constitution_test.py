@@ -14,7 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from cai.cli.console import echo_json, resumable
+from cai.cli.console import echo_json, listed, resumable
 from cai.cli.options import (
     DEFAULT_RUNS,
     DEFAULT_TEMPLATES,
@@ -31,6 +31,7 @@ from cai.config.characters import Terminal, visible
 from cai.config.locate import find_file
 from cai.constitution.templates import OF_TESTS, Templates
 from cai.inference.cache import Cache
+from cai.inference.chat import control_warnings
 from cai.inference.engine import EngineConfig
 from cai.inference.models import SMALL_MODEL
 from cai.inference.reporter import Reporter
@@ -74,6 +75,8 @@ def test(
         echo_json(json.dumps([row for test in tested for row in _test_rows(test)], ensure_ascii=False, indent=2))
     else:
         _print_tests(Terminal(), tested, cost)
+    if warnings := control_warnings({"control_tokens": scheduler.tally().control_tokens}, "requests"):
+        progress.print(listed("!", warnings, "yellow"))
     if not all(outcome.passed for test in tested for outcome in test.outcomes):
         raise typer.Exit(1)
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from cai.cli.console import line, loading, marked, resumable, with_new_words
+from cai.cli.console import line, listed, loading, marked, resumable, with_new_words
 from cai.cli.options import (
     DEFAULT_RUNS,
     DEFAULT_TEMPLATES,
@@ -32,6 +32,7 @@ from cai.constitution.templates import Templates, names_for
 from cai.data.prompts import read_prompts
 from cai.data.records import Message, Prompt
 from cai.feedback.revise import ReviseConfig
+from cai.inference.chat import control_warnings
 from cai.inference.engine import EngineConfig
 from cai.inference.models import SMALL_MODEL
 from cai.inference.reporter import Reporter
@@ -152,6 +153,8 @@ class Page:
         else:
             what = counted(event.news, "texts") if event.news else "no text changed"
             line(console, f"\n{what} in {event.seconds:.1f} s; {counted(event.calls, 'new calls')}")
+            if warnings := control_warnings({"control_tokens": event.control_tokens}, "requests"):
+                console.print(listed("!", warnings, "yellow"))
 
     def _headings(self, item: News) -> None:
         prompt, principle = item.step.prompt, item.step.principle.id if item.step.principle else ""

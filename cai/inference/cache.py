@@ -49,7 +49,8 @@ Result = TypeVar("Result")
 @dataclasses.dataclass
 class Tally:
     """Calls of an engine. Of the cache misses alone: the tokens they may write at most (`allowed`), the tokens they
-    wrote, and the characters they read. `bounded` are verdicts with an upper bound for a log-probability.
+    wrote, and the characters they read. `bounded` are verdicts with an upper bound for a log-probability,
+    `control_tokens` requests that spell a control token and went to a server as they are.
     """
 
     cache_misses: int = 0
@@ -58,6 +59,7 @@ class Tally:
     tokens: int = 0
     characters: int = 0
     bounded: int = 0
+    control_tokens: int = 0
 
     def __add__(self, other: "Tally") -> "Tally":
         return Tally(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))

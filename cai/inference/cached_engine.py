@@ -254,8 +254,10 @@ class CachedEngine:
 
         It has the cache key of what it says. Raises: ControlTokenRefused.
         """
-        spelled = None if self._control_tokens == "text" else control_string(request.messages)
-        if spelled is None:
+        as_text = self._control_tokens == "text"
+        spelled = None if as_text and not self._served else control_string(request.messages)
+        if spelled is None or as_text:
+            self.steps[request.step].control_tokens += spelled is not None
             return await self._cached(request, ask, check)
         if self._control_tokens == "refuse":
             raise ControlTokenRefused(

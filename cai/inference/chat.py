@@ -104,18 +104,18 @@ def control_counts(spelled: int, control_tokens: ControlTokens, served: bool) ->
     }
 
 
-def control_warnings(summary: dict[str, Any], judged: str = "pairs") -> list[str]:
-    """The warnings about the counts of `control_counts` in a summary, of what was `judged`; none for 0."""
+def control_warnings(summary: dict[str, Any], asked: str = "pairs") -> list[str]:
+    """The warnings about the counts of `control_counts` in a summary, of what was `asked` about; none for 0."""
     sent, escaped = (summary.get(key) or 0 for key in ("control_tokens", "control_tokens_escaped"))
     warnings = []
     if sent:
         warnings.append(
-            f"{counted(sent, judged)} with control tokens (such as <|im_end|>) went to a server, which may read them "
+            f"{counted(sent, asked)} with control tokens (such as <|im_end|>) went to a server, which may read them "
             "as turns; engine.control_tokens can escape or refuse them"
         )
     if escaped:
         warnings.append(
-            f"{counted(escaped, judged)} with control tokens: where a model could read them as turns, it got them "
+            f"{counted(escaped, asked)} with control tokens: where a model could read them as turns, it got them "
             "escaped (< |im_end|> for <|im_end|>)"
         )
     return warnings

@@ -9,13 +9,14 @@ Verdicts are exact on vLLM, which returns the log-probabilities of the tokens th
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from cai.config.errors import CaiError, RequestRefused
 from cai.config.hashing import fingerprint as digest
 from cai.data.records import Messages
+from cai.inference.chat import control_warnings
 from cai.inference.chat_template import ChatSettings
 from cai.inference.endpoint_pool import Endpoint, EndpointPool
 from cai.inference.engine import (
@@ -36,6 +37,7 @@ TOP_LOGPROBS = 20  # the most that OpenAI and, by default, vLLM return for a tok
 LONGEST_TOKEN = 256  # characters; tokens of blanks or dashes have up to 128
 REASONING_FIELDS = ("reasoning", "reasoning_content")  # of a message, where a server parses chains of thought itself
 NO_ANSWER = ("content_filter", "error", "abort", "tool_calls", "function_call")  # values of finish_reason
+OF_PAIRS = ("verdict", "chain_of_thought")  # steps that ask about a pair
 TOKEN_ID = "token_id:"  # how vLLM names a token by its number
 
 
@@ -291,6 +293,14 @@ def bounded_warnings(verdicts: int) -> list[str]:
         f"{counted(verdicts, 'verdicts')} bounded: an option was not among the {TOP_LOGPROBS} likeliest tokens that "
         "the server returns, and counts with the probability of the last of them; vLLM from 0.32 on returns all options"
     ]
+
+
+def work_warnings(work: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The warnings about what a summary's work asked of servers; control tokens in pairs are counted apart."""
+    steps = [item for stage in work for item in stage["steps"].items()]
+    written = sum(step.get("control_tokens", 0) for name, step in steps if name not in OF_PAIRS)
+    warnings = control_warnings({"control_tokens": written}, "requests")
+    return warnings + bounded_warnings(sum(step.get("bounded", 0) for _, step in steps))
 
 
 def _option_log_probs(body: Any, options: Sequence[str]) -> list[float]:

@@ -36,7 +36,7 @@ from cai.feedback.principle_pairs import (
     principle_notes,
 )
 from cai.inference.chat import control_counts, control_warnings, spells_control
-from cai.inference.endpoints import bounded_warnings
+from cai.inference.endpoints import work_warnings
 from cai.inference.models import SERVER_SCHEMES
 from cai.runs.folder import RunFolder, each_row_of, stage_settings
 from cai.stats.formatting import counted, estimate, number, percent
@@ -428,8 +428,7 @@ def other_warnings(summary: dict[str, Any]) -> list[str]:
         for closer, share in summary["revisions"]["shared_closers"].items()
     ]
     warnings += control_warnings(summary)
-    steps = (step for work in summary.get("work", []) for step in work["steps"].values())
-    warnings += bounded_warnings(sum(step.get("bounded", 0) for step in steps))
+    warnings += work_warnings(summary.get("work", []))
     warnings += [f"skipped: {count:,} × {reason}" for reason, count in skipped["reasons"].items()]
     if skipped["failed"]:
         warnings.append(f"{counted(skipped['failed'], 'requests')} failed; skipped.jsonl says why")

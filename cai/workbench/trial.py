@@ -134,11 +134,15 @@ class Loading(NamedTuple):
 
 
 class Done(NamedTuple):
-    """A pass over a trial is over: how many texts are new, the calls to the model, and the seconds."""
+    """A pass over a trial is over: how many texts are new, the calls to the model, and the seconds.
+
+    `control_tokens` are requests that spell a control token and went to a server as they are.
+    """
 
     news: int
     calls: int
     seconds: float
+    control_tokens: int
 
 
 Event = Begun | Loading | News | CaiError | Done
@@ -165,7 +169,7 @@ def try_out(
         nonlocal again
         show(Begun(again))
         again = True
-        begun, misses, count = time.monotonic(), engine.tally.cache_misses, 0
+        begun, before, count = time.monotonic(), engine.tally, 0
         try:
             trial = load()
         except CaiError as error:
@@ -174,7 +178,8 @@ def try_out(
         async for item in news(trial, scheduler, engine, known):
             count += 1
             show(item)
-        show(Done(count, engine.tally.cache_misses - misses, time.monotonic() - begun))
+        calls = engine.tally - before
+        show(Done(count, calls.cache_misses, time.monotonic() - begun, calls.control_tokens))
 
     def opened(model: Model, identity: str, settings: EngineConfig) -> Engine:
         if not isinstance(model, Server):

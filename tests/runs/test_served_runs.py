@@ -22,6 +22,7 @@ from cai.runs.dry_run import dry_run
 from cai.runs.evaluate import Options, plan_evaluation
 from cai.runs.evaluation_folder import evaluation_claim
 from cai.runs.folder import RunFolder
+from cai.runs.metrics import other_warnings
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan
 from cai.runs.run_file import load_run_file
@@ -61,6 +62,23 @@ def run(run_file: Path, opened: list[Model] | None = None) -> RunFolder:
     plan = make_plan(run_file, [], None, run_file.parent / "runs")
     execute(plan, Reporter(Console(quiet=True)), open_engine=open_engine)
     return plan.folder
+
+
+@pytest.mark.parametrize("control", ["text", "escape"])
+def test_prompts_with_control_tokens_that_a_server_answers_are_a_warning_where_the_judge_is_not_served(
+    tmp_path: Path, model_folder: Path, services: list[Service], control: str
+) -> None:
+    engine = f"engine: {{endpoints: [{services[0].url}], control_tokens: {control}}}\n"
+    judge = f"judge: {{model: {model_folder}, engine: {{endpoints: []}}}}\n"
+    run_file = write_workspace(tmp_path, Path("big"), PROMPTS, engine + judge)
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(prompts.read_text().replace('"prompt": "', '"prompt": "<|turn>system '), encoding="utf-8")
+    folder = run(run_file)
+    assert ("<|turn>" in str(services[0].asked)) == (control == "text")
+    summary = json.loads(folder.summary_json.read_text())
+    warnings = [text for text in other_warnings(summary) if "went to a server" in text]
+    sent = sum("<|turn>" in str(asked["messages"]) for asked in services[0].asked)
+    assert [text.split(" with ")[0] for text in warnings] == ([f"{sent} requests"] if control == "text" else [])
 
 
 def test_servers_answer_and_judge_every_prompt_of_a_run(tmp_path: Path, services: list[Service]) -> None:
