@@ -319,7 +319,7 @@ def checkpoint_update(folder: Path) -> int:
 
 def _remove_spent(folder: Path) -> None:
     """Remove what is large, and of no use once the policy is saved."""
-    for spent in ("checkpoints", "dataset"):
+    for spent in ("checkpoints", "dataset", "members"):
         shutil.rmtree(folder / spent, ignore_errors=True)
 
 

@@ -202,8 +202,9 @@ def test_two_commands_do_not_train_in_one_folder(tmp_path: Path, tiny_model: Pat
         run_stage(spec, print)
 
 
+@pytest.mark.parametrize("left", ["checkpoints", "dataset", "members"])
 def test_what_a_killed_process_left_beside_a_finished_policy_is_removed(
-    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+    left: str, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def train(command: list[str], log: Path, report: stage.Report) -> None:
         report({"examples": 1})
@@ -212,9 +213,9 @@ def test_what_a_killed_process_left_beside_a_finished_policy_is_removed(
     monkeypatch.setattr(stage, "follow", train)
     spec = StageSpec(dpo(), preferences(tmp_path / "p.jsonl"), tiny_model, tmp_path / "dpo")
     run_stage(spec, lambda event: None)
-    (tmp_path / "dpo/checkpoints").mkdir()  # killed before it was removed
+    (tmp_path / "dpo" / left).mkdir()  # killed before it was removed
     run_stage(spec, lambda event: None)
-    assert not (tmp_path / "dpo/checkpoints").exists()
+    assert not (tmp_path / "dpo" / left).exists()
 
 
 @pytest.mark.parametrize(
