@@ -13,6 +13,7 @@ from cai.cli.console import Grid, end_with_failures, line, resumable, show
 from cai.cli.options import DEFAULT_RUNS, DryRun, Replace, RunsFolder, Settings
 from cai.cli.run import NOT_MEASURED, execute_with_pages, time_text
 from cai.config.characters import Terminal
+from cai.config.errors import CaiError
 from cai.inference.cache import Cache
 from cai.inference.reporter import Reporter
 from cai.runs.dry_run import Line
@@ -81,9 +82,14 @@ UNKNOWN = "unknown"
 def _results(members: list[Member]) -> Grid:
     grid = Grid(["run", *(metric.name for metric in SWEEP_METRICS)])
     for member in members:
-        summary = last_folder(member.plan).summary()
-        texts = sweep_metric_texts(summary)
-        grid.add(member.name, *(texts if summary else ["unfinished", *texts[1:]]))
+        try:
+            summary = last_folder(member.plan).summary()
+            texts = sweep_metric_texts(summary)
+            if not summary:
+                texts[0] = "unfinished"
+        except (CaiError, LookupError, TypeError, AttributeError):  # the other runs' metrics are shown all the same
+            texts = ["damaged", *sweep_metric_texts(None)[1:]]
+        grid.add(member.name, *texts)
     return grid
 
 

@@ -10,6 +10,7 @@ import os
 import re
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -218,9 +219,12 @@ def refuse_other_runs(file: Path, name: str, members: list[Member]) -> None:
 
     Raises: CaiError when folders of a sweep hold such runs with other settings, with the first one's changes.
     """
-    claims = [claim(iteration(member.plan, 1, member.plan.model)) for member in members]
-    valuable = [other for other in claims if other.is_finished() or other.holds_training()]
-    others = [(other, changes) for other in valuable if (changes := other.changes())]
+    others = []
+    for member in members:
+        other = claim(iteration(member.plan, 1, member.plan.model))
+        with suppress(CaiError):  # a folder that cannot be read fails as that run does, and the others are run
+            if (other.is_finished() or other.holds_training()) and (changes := other.changes()):
+                others.append((other, changes))
     if others:
         first, changes = others[0]
         held = "a finished run" if first.is_finished() else "an unfinished run, partly trained,"
@@ -247,11 +251,11 @@ def run_members(
     """
     failed: dict[str, str] = {}
     for number, member in enumerate(members, start=1):
-        if is_finished(member.plan) and not (retry_failed and has_failed_rows(member.plan)):
-            continue
-        say(f"{name}: run {number} of {len(members)}, {member.name}")
-        write_index(name, members, runs, failed)
         try:
+            if is_finished(member.plan) and not (retry_failed and has_failed_rows(member.plan)):
+                continue
+            say(f"{name}: run {number} of {len(members)}, {member.name}")
+            write_index(name, members, runs, failed)
             run(member.plan)
         except Exception as error:
             if os.environ.get("CAI_DEBUG"):
@@ -286,7 +290,9 @@ def write_index(name: str, members: list[Member], runs: Path, failed: dict[str, 
     """Write sweep.json: the folder of every run, what varies, its principles, and its state."""
 
     def state(member: Member) -> str:
-        return "failed" if member.name in failed else "finished" if is_finished(member.plan) else "waiting"
+        with suppress(CaiError):  # a damaged folder, which is its run's failure once it is reached
+            return "failed" if member.name in failed else "finished" if is_finished(member.plan) else "waiting"
+        return "waiting"
 
     index = {
         "name": name,

@@ -1,5 +1,6 @@
 """What `cai sweep` prints."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -39,6 +40,24 @@ def test_runs_stand_side_by_side_until_a_setting_makes_them_others(cai, tmp_path
     assert (status, out) == (2, "")
     assert err.count("holds a finished run with other settings") == 1
     assert cai(path, "--set", "seed=7", "--replace")[0] == 0
+
+
+def test_a_damaged_folder_fails_its_own_run_alone(cai, tmp_path: Path, model_folder: Path) -> None:
+    path = write_sweep(tmp_path, model_folder, grid={"revise.rounds": [1, 2, 3]})
+    assert cai(path)[0] == 0
+    runs = tmp_path / "runs/trial"
+    (runs / "rounds-1/manifest.json").write_text("{", encoding="utf-8")
+    (runs / "rounds-2/summary.json").write_text("{", encoding="utf-8")
+    (runs / "rounds-3/summary.json").unlink()
+    status, out, _ = cai(path, "--retry-failed")
+    assert status == 1
+    assert "rounds-1 failed: " in out and "manifest.json: not valid JSON" in out
+    assert "rounds-2 failed: " in out and "summary.json: not valid JSON" in out
+    assert (runs / "rounds-3/summary.json").exists()
+    index = json.loads((runs / "sweep.json").read_text(encoding="utf-8"))
+    assert [run["state"] for run in index["runs"]] == ["failed", "failed", "finished"]
+    assert [line.split()[:2] for line in out.splitlines() if line.startswith("  rounds-2")] == [["rounds-2", "damaged"]]
+    assert cai(path, "--set", "seed=7")[2].count("2 of the sweep's 3 runs would be overwritten") == 1
 
 
 def test_a_dry_run_lists_the_stages_to_train(cai, tmp_path: Path, model_folder: Path) -> None:
