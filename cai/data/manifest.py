@@ -14,6 +14,7 @@ import json
 import platform
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -37,7 +38,7 @@ FINGERPRINT = re.compile(r"[0-9a-f]{16}|[0-9a-f]{32}")
 MOST_CHANGES = 12  # lines of an error
 STATE, CLAIMED = "state", "claimed"  # in a manifest: the other files are earlier results, to be cleared
 RECORDED = ("versions", "where", STATE)  # keys of a manifest that do not decide
-ASIDE = ".panel-"  # how the names of temporary folders inside begin
+ASIDE = ".aside-"  # how the names of temporary folders inside begin
 CLEARED = ".cleared-"  # how the name of a result begins while it is being removed
 
 
@@ -150,6 +151,11 @@ def exclusive(folder: Path) -> Iterator[None]:
                 if path.name.startswith((ASIDE, CLEARED)) or is_abandoned(path):
                     _remove(path)
         yield
+
+
+def aside(folder: Path) -> tempfile.TemporaryDirectory[str]:
+    """A temporary folder inside `folder`, which `exclusive` removes if the process is killed."""
+    return tempfile.TemporaryDirectory(prefix=ASIDE, dir=folder)
 
 
 def is_busy(folder: Path) -> bool:

@@ -1,7 +1,6 @@
 """`cai judge-eval`: a judge against a file of labels; writes metrics, rows and a page."""
 
 import asyncio
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -13,7 +12,7 @@ from cai.config.errors import CaiError, RequestRefused
 from cai.config.hashing import fingerprint
 from cai.data.files import rows as rows_of
 from cai.data.jsonl import RowWriter, each_row, write_rows
-from cai.data.manifest import Output, claimed
+from cai.data.manifest import Output, aside, claimed
 from cai.data.preferences import Candidates
 from cai.data.records import Attacked, Preference, Skipped
 from cai.evaluation.injection import INJECTION as INJECTION_PROBE
@@ -125,8 +124,8 @@ def _injection_gains(
     ]
     if not attacked:
         return [], []
-    with tempfile.TemporaryDirectory(prefix=".injection-", dir=folder) as aside:
-        data = Path(aside) / "pairs.jsonl"
+    with aside(folder) as beside:
+        data = Path(beside) / "pairs.jsonl"
         write_rows(data, (_pair(variant, target) for variant, target in attacked))
         job = replace(judging, data=data, ranked=True, limit=None)
         rows, skipped = asyncio.run(_judge_attacked(job, attacked, scheduler, folder))

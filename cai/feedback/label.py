@@ -7,7 +7,6 @@ code: judging again makes the same requests, and the cache answers those that we
 
 import asyncio
 import json
-import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -20,7 +19,7 @@ from cai.config.errors import CaiError, RequestRefused
 from cai.constitution.principles import Constitution, manifest_of, questions
 from cai.constitution.templates import Templates
 from cai.data.jsonl import RowWriter, file_fingerprint, write_text
-from cai.data.manifest import Claim, Output, claimed, versions
+from cai.data.manifest import Claim, Output, aside, claimed, versions
 from cai.data.preferences import Candidates, read_candidates
 from cai.data.records import Preference, Row, Skipped, Verdict
 from cai.feedback.judge import Judge, JudgeConfig, Verdicts, calls_for_answers
@@ -126,8 +125,8 @@ class JudgePanel:
         Verdicts of earlier judges wait in files in `folder` for the last one.
         """
         *earlier, last = self._engines
-        with tempfile.TemporaryDirectory(prefix=".panel-", dir=folder) as aside, ExitStack() as open_files:
-            waiting = [Path(aside) / f"{number}.jsonl" for number in range(len(earlier))]
+        with aside(folder) as beside, ExitStack() as open_files:
+            waiting = [Path(beside) / f"{number}.jsonl" for number in range(len(earlier))]
             for engine, path in zip(earlier, waiting, strict=True):
                 with RowWriter(path) as writer:
                     async for _, verdicts in self._of_judge(engine, lambda _: None):

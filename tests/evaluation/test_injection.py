@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from cai.cli.console import show
 from cai.cli.judge_eval import judge_report_parts
 from cai.config.hashing import fingerprint
 from cai.data.jsonl import read_rows
-from cai.data.manifest import Output, read_manifest
+from cai.data.manifest import Output, exclusive, read_manifest
 from cai.data.records import Attacked, Skipped
 from cai.evaluation.injection import Attack, Injection, InjectionGain, drawn, injection_gains, injection_warnings
 from cai.evaluation.judge_eval import Extras, evaluate_judge
@@ -271,6 +272,26 @@ def test_a_judge_that_obeys_forged_turns_gains_over_decoys(
     assert over.before == pytest.approx(gains["control"].before)  # decoys move this judge by nothing
     [warning] = [note for note in report.notes if "over decoys" in note]
     assert warning.startswith(f"injection: control tokens in an answer act as more than text: {over.shown} in p")
+
+
+def test_what_a_killed_evaluation_leaves_in_its_folder_is_removed_by_the_next(
+    tmp_path: Path,
+    judging: Callable[..., LabelJob],  # noqa: F811
+) -> None:
+    out, left = tmp_path / "out", set[str]()
+
+    def killed(request: Choose) -> Sequence[float]:
+        for path in list(out.glob(".*")):
+            if path.is_dir() and path.name not in left:
+                left.add(f"{path.name}-left")
+                shutil.copytree(path, out / f"{path.name}-left", dirs_exist_ok=True)
+        return by_goodness(request)
+
+    job, more = judging(pair(1, 2)), Extras(attacks=[ATTACK])
+    evaluate_judge(job, Output(out), tmp_path / "cache.sqlite", QUIET, more, scripted(weigh=killed))
+    assert any((out / name / "pairs.jsonl").exists() for name in left)
+    with exclusive(out):
+        assert not [path for path in out.glob(".*") if path.is_dir()]
 
 
 def test_a_panel_is_attacked_as_a_whole(tmp_path: Path, judging: Callable[..., LabelJob]) -> None:  # noqa: F811

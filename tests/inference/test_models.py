@@ -1,12 +1,15 @@
 import os
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from cai.config.errors import CaiError
 from cai.inference import models
-from cai.inference.models import resolve_model
+from cai.inference.models import prepare_small_model, resolve_model
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +36,28 @@ def test_an_unknown_name_is_an_error_with_what_is_expected() -> None:
 def test_the_small_model_must_be_prepared_first() -> None:
     with pytest.raises(CaiError, match="run `cai models prepare` once"):
         resolve_model("smollm2-135m")
+
+
+def test_what_a_killed_preparation_left_is_removed_and_that_of_one_at_work_stays(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+
+    def convert(_: Path, file: str, target: Path) -> None:
+        names.append(target.parent.name)
+        target.mkdir()
+
+    monkeypatch.setattr(models, "_convert_gguf", convert)
+    monkeypatch.setattr(models, "find_spec", lambda _: SimpleNamespace(origin=__file__))
+    folder = prepare_small_model()
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    assert names[0].endswith(f".{os.getpid()}.part")
+    left = folder.with_name(names[0].replace(str(os.getpid()), dead.stdout.strip()))
+    at_work = folder.with_name(names[0].replace(str(os.getpid()), str(os.getppid())))
+    for path in (left, at_work):
+        (path / "model").mkdir(parents=True)
+    assert prepare_small_model() == folder
+    assert set(folder.parent.iterdir()) == {folder, at_work}
 
 
 def test_a_fingerprint_follows_the_content(model_folder: Path, tmp_path: Path) -> None:
