@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a command leaves within two seconds, whatever a model is doing, and leaves no process behind.
+"""Ctrl-C and SIGTERM: a command leaves within PROMISED_SECONDS, whatever a model does, and leaves no process behind.
 
 The first signal interrupts the command, which closes what it can and prints how to resume. Where that takes longer than
 GRACE_SECONDS, as for a model that another thread is loading, the process ends all the same; a second signal ends it at
@@ -14,7 +14,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
-GRACE_SECONDS = 1.5
+PROMISED_SECONDS = 2.0  # from the signal to the end of the process
+GRACE_SECONDS = 1.0  # half of them: to end children and the process takes the rest on a busy machine
 SHOW_CURSOR = b"\x1b[?25h"  # progress bars hide it
 
 
