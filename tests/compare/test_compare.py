@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from cai.cli.compare import _comparison
+from cai.cli.compare_output import comparison_parts
 from cai.cli.console import show
 from cai.compare.compare import compare_runs
 from cai.config.errors import CaiError
@@ -91,7 +91,7 @@ def test_a_share_that_could_only_be_found_above_one_is_said_to_be_undetectable(t
     assert (metric.effect.undetectable, metric.effect.minimum_detectable) == (True, None)
     assert any(line.endswith("at this n no possible difference is detectable") for line in found.findings)
     console = Console(record=True, width=120)
-    for part in _comparison(found):
+    for part in comparison_parts(found):
         show(console, part)
     text = console.export_text()
     [row] = [line for line in text.splitlines() if line.strip().startswith("P(revision better)") and "none" in line]
