@@ -43,7 +43,7 @@ from cai.compare.revisions import (
 from cai.config.characters import Terminal
 from cai.config.errors import CaiError
 from cai.inference.reporter import Reporter
-from cai.report.comparison import comparison_report
+from cai.report.comparison import comparison_report, read_comparison
 from cai.runs.folder import RunFolder, open_run
 from cai.stats.formatting import counted
 
