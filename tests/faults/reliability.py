@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ ATTACKS = {  # by key: what was done, what must not happen, and how it is repeat
 }  # fmt: skip
 
 
-def add(attack: str, count: int, failed: int, seed: int | None = None) -> None:
+def add(attack: str, count: int, failed: int, seed: int | None = None, skipped: int = 0) -> None:
     """Record an attack's counts in the file that CAI_RECORD names; nothing without one.
 
     Those of several seeds on one commit add up.
@@ -44,10 +45,18 @@ def add(attack: str, count: int, failed: int, seed: int | None = None) -> None:
     else:
         seeds = []
     record[attack] = {"count": count, "failed": failed, "date": date, "commit": commit}
+    if skipped:
+        record[attack]["skipped"] = skipped
     if seed is not None:
         record[attack]["seeds"] = [*seeds, seed]
     ordered = {key: record[key] for key in ATTACKS if key in record}
     Path(name).write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
+
+
+def add_cases(attack: str, reports: Sequence[Any]) -> None:
+    """Record pytest's reports of an attack's cases; those skipped, as full disks are where none can be mounted, apart."""
+    skipped = sum(report.skipped for report in reports)
+    add(attack, len(reports) - skipped, sum(report.failed for report in reports), skipped=skipped)
 
 
 def table(record: dict[str, Any]) -> str:
@@ -56,7 +65,8 @@ def table(record: dict[str, Any]) -> str:
     for attack, (what, failure, repeat) in ATTACKS.items():
         if entry := record.get(attack):
             measured = f"{entry['date']}, {entry['commit']}"
-            lines.append(f"| {what} | {entry['count']:,} | {entry['failed']:,} | {failure} | {measured} | `{repeat}` |")
+            times = f"{entry['count']:,}" + (f" ({entry['skipped']:,} skipped)" if entry.get("skipped") else "")
+            lines.append(f"| {what} | {times} | {entry['failed']:,} | {failure} | {measured} | `{repeat}` |")
     return "\n".join(lines)
 
 

@@ -1,0 +1,26 @@
+"""What docs/reliability.md has of attacks: all that ran, and those that could not run on the machine."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.faults import reliability
+
+
+class Report:
+    def __init__(self, failed: bool = False, skipped: bool = False) -> None:
+        self.failed, self.skipped = failed, skipped
+
+
+def test_cases_that_a_machine_skips_are_no_attacks_and_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAI_RECORD", str(tmp_path / "record.json"))
+    reliability.add_cases("disks", [Report(), Report(failed=True), *[Report(skipped=True)] * 11])
+    reliability.add_cases("cases", [Report()])
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert (record["disks"]["count"], record["disks"]["failed"], record["disks"]["skipped"]) == (2, 1, 11)
+    assert "skipped" not in record["cases"]
+    rows = [line for line in reliability.table(record).splitlines() if "11 skipped" in line]
+    assert len(rows) == 1 and "| 2 (11 skipped) | 1 |" in rows[0]
