@@ -167,8 +167,14 @@ def _principles(pair: PairComparison, b: str) -> Iterator[RenderableType | Grid]
         yield heading(f"Principles, over the rounds of revision that sampled them: A / {b}")
         yield _uses(pair.principles)
         undrawn = sum(not any(use and use.drawn for use in (p.a, p.b)) for p in pair.principles)
-        more = f"; {counted(undrawn, 'principles')} not sampled by any shared prompt" if undrawn else ""
-        yield Text(f"  * significant against the run's other principles{more}", style="dim")
+        uses = [use for p in pair.principles for use in (p.a, p.b) if use]
+        notes = []
+        if any(effect.significant for use in uses for effect in use.against_others.values()):
+            notes.append("* significant against the run's other principles")
+        if undrawn:
+            notes.append(f"{counted(undrawn, 'principles')} not sampled by any shared prompt")
+        if notes:
+            yield Text(f"  {'; '.join(notes)}", style="dim")
     effects = [(p, outcome, effect) for p in pair.principles for outcome, effect in p.effects.items()]
     known = sorted((item for item in effects if item[2].low is not None), key=lambda item: by_p(item[2]))
     few = f"{counted(len(effects) - len(known), 'effects')} on too few or equal prompts"

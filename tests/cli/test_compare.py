@@ -157,3 +157,6 @@ def test_a_mark_is_explained_only_where_it_is_shown(tmp_path: Path, capsys: pyte
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert any("Metrics of the trained policies" in line for line in lines)
     assert not any(line.startswith("  none: ") for line in lines) or any(line.endswith(" none") for line in lines)
+    table = lines[lines.index("Principles, over the rounds of revision that sampled them: A / B") :]
+    table = table[: table.index("")]
+    assert any("*" in line for line in table if "calm" in line) == any("other principles" in line for line in table)
