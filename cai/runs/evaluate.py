@@ -16,7 +16,7 @@ from cai.config.yaml_files import YamlSource
 from cai.constitution.principles import Constitution, load_constitution
 from cai.constitution.templates import Templates, names_for
 from cai.data.jsonl import write_rows, write_text
-from cai.data.manifest import Output, exclusive, read_manifest, take, write_manifest
+from cai.data.manifest import Output, exclusive, read_manifest, record_files, take, write_manifest
 from cai.data.prompts import read_prompts
 from cai.data.records import Prompt, Skipped
 from cai.evaluation.evaluation_plan import OVERALL, EvaluateConfig, EvaluationPlan, Policy, evaluation_axes
@@ -308,6 +308,7 @@ def evaluate_into(output: Output, evaluation: PolicyEvaluation, reporter: Report
         }
         report = policy_report(evaluation, scored, missing, claim.manifest, cost)
         write_text(out / REPORT, report.model_dump_json(indent=1) + "\n")
+        record_files(claim)
     return report
 
 

@@ -101,6 +101,10 @@ class RunFolder:
             self.skipped_jsonl,
         )
 
+    def hashed_files(self) -> tuple[Path, ...]:
+        """The files whose content summary.json has; results in folders of their own are in the manifests of these."""
+        return (self.run_yaml, self.manifest_json, *self.row_files())
+
     @property
     def name(self) -> str:
         """The run's name; that of an iteration, or of a run in a sweep, is prefixed: `sweep/run`."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from cai.config.errors import CaiError
 from cai.data.jsonl import file_fingerprint, write_rows, write_text
-from cai.data.manifest import Output, exclusive
+from cai.data.manifest import Output, exclusive, record_files
 from cai.data.records import Skipped
 from cai.evaluation.evaluation_plan import EvaluationPlan, Policy
 from cai.evaluation.judge_eval import Extras, evaluate_judge
@@ -285,6 +285,7 @@ def _report_drift(plan: EvaluationPlan, out: Path, reporter: Reporter) -> None:
     rows = [row for row in scored if row.of == "answers" and row.policy == policy]
     drift = divergence(policy, rows, missing.get("kl", ""))
     write_text(out / DRIFT, drift.model_dump_json(indent=1) + "\n")
+    record_files(evaluation_claim(plan, out))
     value = f"{drift.answer.mean:.2f} nats an answer" if drift.answer else f"not measured: {drift.missing}"
     reporter.say(f"{policy}: KL from the run's model: {value}")
 
@@ -298,7 +299,7 @@ def _write_summary(folder: RunFolder, scheduler: Scheduler) -> None:
         "seconds": scheduler.seconds,
         "engines": scheduler.models,
         "in_all": cost_in_all(folder),
-        "files": {path.name: file_fingerprint(path) for path in folder.row_files() if path.exists()},
+        "files": {path.name: file_fingerprint(path) for path in folder.hashed_files() if path.exists()},
     }
     write_text(folder.summary_json, json.dumps(summarise(folder) | account, indent=1) + "\n")
 

@@ -18,10 +18,12 @@ from cai.config.hashing import fingerprint
 from cai.constitution.principles import applying, assign, load_constitution
 from cai.constitution.templates import Templates, names_for
 from cai.data.jsonl import each_row, file_fingerprint, read_rows
-from cai.data.manifest import MANIFEST_JSON, read_json
-from cai.data.records import Judgement, Preference, Ranking, Verdict
+from cai.data.manifest import FILES, MANIFEST_JSON, read_json, result_files
+from cai.data.records import Answer, Judgement, Preference, Ranking, Verdict
+from cai.evaluation.evaluation_plan import HELD_OUT
 from cai.evaluation.judge_report import read_judge_report
-from cai.evaluation.policy_report import COMPARISONS
+from cai.evaluation.policy_report import ANSWERS, COMPARISONS, REPORT, read_report
+from cai.evaluation.win_rates import compare_policies, tags_to_report
 from cai.feedback.judge import JudgeConfig, principles_met
 from cai.feedback.label import JUDGE_JSON
 from cai.feedback.pairs import label, soft_label
@@ -31,17 +33,22 @@ from cai.runs.folder import RunFolder, Training, stage_settings
 from cai.runs.metrics import summarise
 from cai.runs.plan import split
 from cai.runs.run_file import RunConfig, templates_needed
+from cai.stats.formatting import counted
 from cai.stats.logistic import bradley_terry
-from cai.training.stage import STAGES
+from cai.training.stage import MODEL, STAGES
 
 CLOSE = 1e-9  # between a number in a file and the same one computed again, on another machine perhaps
-FITTED = 1e-4  # the same for strengths, which an iteration fits
+FITTED = 1e-4  # the same for what an iteration fits: strengths, length-controlled win rates
+EARLIER = "by an earlier version"
 
-State = Literal["matches", "differs", "absent"]
+State = Literal["matches", "differs", "absent", "not recorded"]
 
 
 class Check(NamedTuple):
-    """One part of a run: whether it is as recorded or as computed again, absent here, and a note of a few words."""
+    """One part of a run: whether it is as recorded or as computed again, absent here, and a note of a few words.
+
+    `not recorded`: an earlier version finished it, which kept no hash of it.
+    """
 
     part: str
     state: State
@@ -85,12 +92,17 @@ def reproducible(folder: RunFolder) -> list[Claim]:
     config = run_config(folder)
     named = config.judge.model if isinstance(config.judge.model, list) else [config.judge.model or config.model]
     served = any(name.startswith(SERVER_SCHEMES) for name in named)
+    evaluated = any((path / REPORT).exists() for path in folder.evaluations())
     claims = [
         Claim("labels, metrics", "this folder", "exactly"),
         Claim("sampled principles, requests", "this folder", "exactly"),
+        *([Claim("win rates", "this folder", "exactly, by the verdicts")] if evaluated else []),
         Claim("texts, verdicts", "and its cache", "exactly"),
         Claim("texts, verdicts, asked again", "and model, vLLM build", "nearly: rounding"),
     ]
+    if evaluated:
+        claims.append(Claim("probes, monitors", "and model, vLLM build", "nearly; here by hash"))
+        claims.append(Claim("that a policy is better", "other judge, prompts", "no: one judge's view"))
     if served:
         claims.append(Claim("verdicts of the server", "its model", "no: known by name"))
     if config.train:
@@ -137,14 +149,58 @@ def _base_model(run: _Run) -> Iterator[Check]:
     if folder is None:
         yield Check("base model", "absent", Path(name).name)
     else:
-        yield _compared("base model", run.manifest["model"], folder_fingerprint(folder), Path(name).name)
+        content = folder_fingerprint(folder, read_again=True)
+        yield _compared("base model", run.manifest["model"], content, Path(name).name)
 
 
 def _row_files(run: _Run) -> Iterator[Check]:
-    summary = run.folder.summary() or {}
-    for name, content in summary.get("files", {}).items():
+    summary = run.folder.summary()
+    if summary is None:
+        return
+    recorded = summary.get("files", {})
+    for name, content in recorded.items():
         path = run.folder.path / name
         yield _compared(name, content, file_fingerprint(path)) if path.exists() else Check(name, "differs", "missing")
+    for path in run.folder.hashed_files():
+        if path.exists() and path.name not in recorded:
+            yield Check(path.name, "not recorded", EARLIER)
+
+
+def _result_files(run: _Run) -> Iterator[Check]:
+    """The files of each training stage, evaluation and judge gate, by the manifest of its folder."""
+    for folder in (run.folder.judge, *_stage_folders(run), *run.folder.evaluations()):
+        if not (folder / MANIFEST_JSON).exists():
+            continue
+        part, recorded = f"{folder.relative_to(run.folder.path)}/", read_json(folder / MANIFEST_JSON).get(FILES)
+        if recorded is None:
+            finished = run.folder.summary() is not None
+            yield Check(part, "not recorded" if finished else "absent", EARLIER if finished else "not finished")
+            continue
+        actual = result_files(folder)
+        wrong = sorted(name for name, content in recorded.items() if name != MODEL and actual.get(name) != content)
+        note = ", ".join(wrong) or counted(len(recorded.keys() - {MODEL}), "files")
+        yield Check(part, "differs" if wrong else "matches", note)
+
+
+def _stage_folders(run: _Run) -> list[Path]:
+    return [stage for training in run.folder.trainings() for stage in training.stages()]
+
+
+def _win_rates(run: _Run) -> Iterator[Check]:
+    """The win rates of evaluation.json, by tag too, from the stored verdicts and answers."""
+    for folder in run.folder.evaluations():
+        if not (folder / REPORT).exists() or FILES not in read_json(folder / MANIFEST_JSON):
+            continue
+        report = read_report(folder / REPORT)
+        texts = {(a.policy, a.prompt_id): a.text for a in each_row(folder / ANSWERS, Answer) if a.prompts == HELD_OUT}
+        judged, tags = read_rows(folder / COMPARISONS, Judgement), tags_to_report(report.tags, report.prompts)
+        try:
+            computed = compare_policies(judged, texts, tags, [policy.name for policy in report.policies[1:]])
+        except KeyError as key:
+            raise CaiError(f"{folder / ANSWERS}: lacks the answer {key}") from None
+        same = _close([row.model_dump() for row in report.comparisons], [row.model_dump() for row in computed], FITTED)
+        note = f"{counted(len(computed), 'rows')} computed again" if same else "not as computed again"
+        yield Check(f"{folder.relative_to(run.folder.path)}: win rates", "matches" if same else "differs", note)
 
 
 def _own_pairs(run: _Run) -> Iterator[Preference]:
@@ -259,14 +315,14 @@ def _metrics(run: _Run) -> Iterator[Check]:
     yield Check("summary.json", "differs" if wrong else "matches", note)
 
 
-def _close(a: Any, b: Any) -> bool:
+def _close(a: Any, b: Any, tolerance: float = CLOSE) -> bool:
     """Whether two JSON values are equal up to rounding."""
     if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_close(a[key], b[key]) for key in a)
-    if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(_close, a, b))
+        return a.keys() == b.keys() and all(_close(a[key], b[key], tolerance) for key in a)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(_close(*pair, tolerance) for pair in zip(a, b, strict=True))
     if isinstance(a, float) and isinstance(b, float | int):
-        return math.isclose(a, b, rel_tol=CLOSE, abs_tol=CLOSE)
+        return math.isclose(a, b, rel_tol=tolerance, abs_tol=tolerance)
     return bool(a == b)
 
 
@@ -295,10 +351,12 @@ def _stages_of(run: _Run, training: Training) -> Iterator[Check]:
             yield _compared(f"{name}: model", manifest.get("model"), policy)
         if reward is not None and manifest.get("reward") and stage_settings(stage).get("reward") is None:
             yield _compared(f"{name}: reward", manifest["reward"], reward)
-        model = stage / "model"
-        content = folder_fingerprint(model) if model.is_dir() else None
+        model = stage / MODEL
+        content = folder_fingerprint(model, read_again=True) if model.is_dir() else None
         if content is None:
-            yield Check(f"{name}/model", "absent")
+            yield Check(f"{name}/{MODEL}", "absent")
+        elif MODEL in (recorded := manifest.get(FILES, {})):
+            yield _compared(f"{name}/{MODEL}", recorded[MODEL], content)
         if stage.name.endswith("-reward"):
             reward = content
         else:
@@ -318,12 +376,14 @@ _CHECKS: dict[str, Callable[[_Run], Iterator[Check]]] = {
     "templates/": _templates,
     "prompts": _prompts,
     "base model": _base_model,
-    "files of rows": _row_files,
+    "files": _row_files,
+    "files of results": _result_files,
     "principles of rows": _principles_of_rows,
     "sampled principles": _draws,
     "labels": _labels,
     "strengths": _rankings,
     "comparisons": _comparisons,
+    "win rates": _win_rates,
     "summary.json": _metrics,
     "train/": _stages,
 }

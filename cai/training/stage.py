@@ -21,7 +21,7 @@ from cai.config.errors import CaiError
 from cai.config.validation import closest_names, describe, did_you_mean
 from cai.data.files import rows as rows_of
 from cai.data.jsonl import file_fingerprint, parse_row, write_rows, write_text
-from cai.data.manifest import Claim, exclusive, read_json, read_manifest, take, versions
+from cai.data.manifest import FILES, Claim, exclusive, read_json, read_manifest, record_files, take, versions
 from cai.data.preferences import read_preferences
 from cai.data.prompts import read_completions, read_prompts
 from cai.data.records import MAX_SEED, Revision, Skipped
@@ -249,6 +249,8 @@ def run_stage(spec: StageSpec[Any], report: Report, replace: bool = True, keep_d
             report(read_json(folder / "data.json"))
             report({"done": "already trained"})
             _remove_spent(folder)  # a process killed after its last write left it
+            if FILES not in (read_manifest(folder) or {}):  # or trained by an earlier version
+                _record(claim)
             return folder / MODEL
         changes = claim.changes()
         take(claim, replace)
@@ -285,7 +287,12 @@ def run_stage(spec: StageSpec[Any], report: Report, replace: bool = True, keep_d
         if timing := clock.timing():
             write_text(folder / TIMING, json.dumps(timing))
         _remove_spent(folder)
+        _record(claim)
     return folder / MODEL
+
+
+def _record(claim: Claim) -> None:
+    record_files(claim, {MODEL: folder_fingerprint(claim.folder / MODEL)})
 
 
 class _Clock:

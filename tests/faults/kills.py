@@ -23,6 +23,7 @@ from typing import Any
 
 from rich.console import Console
 
+from cai.data.manifest import FILES, MANIFEST_JSON
 from cai.inference import cache
 from cai.inference.reporter import Reporter
 from cai.runs.pipeline import execute
@@ -92,6 +93,11 @@ def wait(child: int, seconds: float) -> int | None:
     return None
 
 
+def manifest(path: Path) -> dict[str, Any]:
+    """A manifest without the hashes of files, which are compared by themselves: some have times in them."""
+    return {key: value for key, value in json.loads(path.read_text()).items() if key != FILES}
+
+
 def untimed(value: Any) -> Any:
     """JSON without what counts time, or how many of the calls the cache answered."""
     if isinstance(value, dict):
@@ -105,6 +111,8 @@ def contents(folder: Path) -> dict[str, object]:
     return {
         name: [untimed(json.loads(line)) for line in path.read_text().splitlines()]
         if path.name == "metrics.jsonl"
+        else manifest(path)
+        if path.name == MANIFEST_JSON
         else untimed(json.loads(path.read_text()))
         if path.name in ("summary.json", "evaluation.json")
         else hashlib.sha256(path.read_bytes()).hexdigest()

@@ -700,6 +700,14 @@ def test_a_run_asks_on_both_axes_and_a_finished_one_adds_them(
     assert summary["metrics"]["helpful_win_rate"]["mean"] == summary["metrics"]["safe_win_rate"]["mean"] == 1.0
     pipeline.execute(plans[0], QUIET, False, by_name())  # without axes it takes nothing away
     assert folder.policy_report() == report
+    assert {check.state for check in verify_run(folder) if check.part in ("eval/", "eval: win rates")} == {"matches"}
+    file = folder.eval / "evaluation.json"
+    for rate in ("win_rate", "mean_p", "length_controlled_win_rate"):
+        values = report.model_dump(mode="json")
+        [row] = [row for row in values["comparisons"] if row["axis"] == "safe"]
+        row[rate] = {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 2}
+        file.write_text(json.dumps(values), encoding="utf-8")
+        assert "eval: win rates" in {check.part for check in verify_run(folder) if check.state == "differs"}
 
 
 def test_a_run_without_an_eval_judge_measures_its_answers_and_an_evaluation_on_demand_adds_one(

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -9,6 +10,7 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from cai.cli.main import app
+from cai.inference import models
 from cai.inference.engine import Choose
 from cai.inference.reporter import Reporter
 from cai.runs.folder import RunFolder
@@ -152,6 +154,8 @@ def other_weights(run: RunFolder) -> None:
         (replaced("prompts.jsonl", "Question", "Kwestion"), "prompts.jsonl"),
         (replaced("revisions.jsonl", "words", "swords"), "revisions.jsonl"),
         (replaced("skipped.jsonl", "", "{}"), "skipped.jsonl"),
+        (replaced("run.yaml", "model: ", "# a remark\nmodel: "), "run.yaml"),
+        (replaced("manifest.json", '"seed": 0', '"seed": 1'), "manifest.json"),
         (replaced("manifest.json", '"held_out": [\n  "', '"held_out": [\n  "x'), "held-out prompts"),
         (replaced("summary.json", '"mean": 0.', '"mean": 1.'), "summary.json"),
         (relabelled, "labels (preferences.jsonl)"),
@@ -201,6 +205,80 @@ def test_a_trained_policy_is_followed_from_stage_to_evaluation(tmp_path: Path, t
     assert {"train/1-dpo: data", "train/1-dpo: model", "eval: policy", "labels (eval/comparisons.jsonl)"} <= set(checks)
     config = run.train / "1-dpo/model/config.json"
     config.write_text(config.read_text() + " ")
-    assert differing(run) == ["eval: policy"]
+    assert differing(run) == ["train/1-dpo/model", "eval: policy"]
     shutil.rmtree(config.parent)
     assert {check.part for check in verify_run(run) if check.state != "matches"} == {"train/1-dpo/model"}
+
+
+def flip(path: Path) -> None:
+    """Change one byte of a file; its size, time and inode stay."""
+    stat, content = path.stat(), bytearray(path.read_bytes())
+    content[-1] ^= 1
+    with path.open("r+b") as file:
+        file.write(content)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert (path.stat().st_mtime_ns, path.stat().st_ino) == (stat.st_mtime_ns, stat.st_ino)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_worker")
+def test_every_file_of_results_is_hashed_and_weights_are_read_again(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "LARGE", 1)  # every file's hash is remembered
+    labelled = tmp_path / "labelled.jsonl"
+    labelled.write_text(
+        "".join(
+            json.dumps({"prompt": f"Q{n}?", "chosen": "a longer answer", "rejected": "no"}) + "\n" for n in range(4)
+        )
+    )
+    gate = f"judge_gate: {{data: {labelled}, accuracy: 0}}\n"
+    run = execute_run(tmp_path, tiny_model, THREE + gate + DPO)
+    assert {check.state for check in verify_run(run)} == {"matches"}
+    weights = "train/1-dpo/model/model.safetensors"
+    changes: list[tuple[str, Callable[[RunFolder], None], set[str]]] = [
+        (
+            "eval/evaluation.json",
+            replaced("eval/evaluation.json", '"identical": ', '"identical": 1'),
+            {"eval/", "eval: win rates"},
+        ),
+        ("eval/evaluation.json", replaced("eval/evaluation.json", '"notes": [', '"notes": ["all well",'), {"eval/"}),
+        ("eval/probes.jsonl", replaced("eval/probes.jsonl", "", "{}"), {"eval/"}),
+        ("eval/injection.jsonl", replaced("eval/injection.jsonl", "", "{}"), {"eval/"}),
+        ("judge/judge.json", replaced("judge/judge.json", '"mean": ', '"mean": 1'), {"judge/"}),
+        ("train/1-dpo/data.json", replaced("train/1-dpo/data.json", '"examples": ', '"examples": 1'), {"train/1-dpo/"}),
+        (weights, lambda run: flip(run.path / weights), {"train/1-dpo/model", "eval: policy"}),
+    ]
+    for name, change, parts in changes:
+        before = (run.path / name).read_bytes()
+        change(run)
+        assert set(differing(run)) - {"summary.json"} == parts, name
+        assert cai(run).exit_code == 1
+        (run.path / name).write_bytes(before)
+    (run.path / "eval/probes.jsonl").unlink()
+    assert differing(run) == ["eval/"]
+    shutil.rmtree(run.eval)
+    flip(run.path / weights)
+    assert "train/1-dpo/model" in differing(run)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_worker")
+def test_a_run_finished_by_an_earlier_version_says_what_is_not_recorded(tmp_path: Path, tiny_model: Path) -> None:
+    run = execute_run(tmp_path, tiny_model, DPO)
+    for path in (run.path / "eval/manifest.json", run.path / "train/1-dpo/manifest.json"):
+        manifest = json.loads(path.read_text())
+        del manifest["files"]
+        path.write_text(json.dumps(manifest))
+    summary = json.loads(run.summary_json.read_text())
+    for name in ("run.yaml", "manifest.json"):
+        del summary["files"][name]
+    run.summary_json.write_text(json.dumps(summary))
+    unknown = {check.part for check in verify_run(run) if check.state == "not recorded"}
+    assert unknown == {"run.yaml", "manifest.json", "eval/", "train/1-dpo/"}
+    assert {check.state for check in verify_run(run) if check.part not in unknown} == {"matches"}
+    result = cai(run)
+    assert result.exit_code == 0 and "not recorded" in result.output
+    assert all(len(line) <= 80 for line in result.output.splitlines()), result.output
+    [claim] = [claim for claim in reproducible(run) if claim.part == "win rates"]
+    assert claim.needs == "this folder"
