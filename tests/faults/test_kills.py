@@ -1,5 +1,7 @@
 """Runs killed at random moments complete with the same bytes, and of several on one folder one works."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -22,13 +24,47 @@ from tests.conftest import ROOT, scripted, write_workspace
 KILLS = int(os.environ.get("CAI_TORTURE", "0"))  # 0: two of one run, the same each time
 
 
+def lines_of(command: list[str], show: bool) -> tuple[int, list[str]]:
+    """The exit status of a command and its lines, each shown as soon as it is there."""
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line.rstrip("\n"))
+        if show:
+            print(lines[-1], flush=True)
+    return process.wait(), lines
+
+
+def test_lines_of_a_long_attack_are_shown_as_they_come(tmp_path: Path) -> None:
+    """The command ends once the line that it printed has been seen."""
+    seen = tmp_path / "seen"
+    waits = f"import pathlib, time; print('seed 7', flush=True)\nwhile not pathlib.Path({str(seen)!r}).exists(): time.sleep(0.01)"
+    out = Shown(seen)
+    with contextlib.redirect_stdout(out):
+        assert lines_of([sys.executable, "-c", waits], show=True) == (0, ["seed 7"])
+    assert out.getvalue() == "seed 7\n"
+
+
+class Shown(io.StringIO):
+    """What is printed; the first of it makes a file."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self._file = file
+
+    def write(self, text: str) -> int:
+        self._file.touch()
+        return super().write(text)
+
+
 @pytest.mark.slow
 def test_a_run_killed_at_random_moments_completes_with_the_same_bytes(tiny_model: Path) -> None:
     kills, seed = (str(KILLS), []) if KILLS else ("2", ["1361"])
     command = [sys.executable, "-m", "tests.faults.kills", str(tiny_model), kills, *seed]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr[-3000:]
-    counted = json.loads(result.stdout.splitlines()[-1])
+    status, lines = lines_of(command, show=bool(KILLS))
+    assert status == 0, "\n".join(lines)[-6000:]
+    counted = json.loads(next(line for line in reversed(lines) if line.startswith("{")))
     assert counted["kills"] >= int(kills)
     assert counted["lost"] == 0
 
