@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import yaml
 from hypothesis import strategies as st
 
-from cai.config.yaml_files import load_yaml
 from cai.constitution.external import read_external
 from cai.constitution.few_shot import read_few_shot
 from cai.constitution.principles import load_constitution
@@ -24,7 +23,6 @@ from cai.data.manifest import read_manifest
 from cai.data.preferences import iter_preferences, read_candidates
 from cai.data.prompts import iter_completions, iter_prompts
 from cai.data.records import Preference, Revision
-from cai.evaluation import probes
 from cai.report.serve import Library, respond
 from cai.runs.plan import make_plan
 from cai.runs.run_file import load_run_file
@@ -226,12 +224,6 @@ EXTERNAL: list[Any] = [
     ],
 ]
 FEW_SHOT = {"revision": TURNS, "judge": TURNS}
-PROBE_FILES = {
-    "questions": probes.Questions,
-    "over_refusal": probes.OverRefusal,
-    "sycophancy": probes.Sycophancy,
-    "red_team": probes.RedTeam,
-}
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".jsonl.gz", ".json.zst", ".parquet")
 READERS: dict[str, Callable[[Path], object]] = {
     "prompts": lambda path: list(iter_prompts(path)),
@@ -414,11 +406,6 @@ TARGETS: dict[str, Target] = {
     "demonstrations of others": Target(
         written(EXTERNAL, ("json",)),
         lambda c, f: read_few_shot(put(f, "few.json", c), SHIPPED_TEMPLATES),
-    ),
-    "probes": Target(
-        st.tuples(st.just("questions"), written([yaml.safe_load((ROOT / "probes/questions.yaml").read_text())], ("json",))),
-        lambda drawn, folder: load_yaml(put(folder, "probes.yaml", drawn[1]), PROBE_FILES[drawn[0]]),
-        share=2,
     ),
     "manifests": Target(
         written([{"command": "cai run", "config": RUN}], ("json",)), lambda c, f: put(f, "manifest.json", c) and read_manifest(f)

@@ -1,6 +1,7 @@
 """Any input ends in success or in one clear error: a share of inputs here, as many as wanted by `make fuzz`."""
 
 import contextlib
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -12,10 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, seed, settings
 
 from cai.config.errors import CaiError
-from tests.faults import commands, inputs
+from cai.data import records
+from tests.faults import commands, inputs, results
 
 TARGETS = {
     **inputs.TARGETS,
+    **results.TARGETS,
     "command lines": inputs.Target(commands.command_lines(), commands.read, names_file=False, share=8),
 }
 
@@ -50,6 +53,22 @@ def attack(name: str, drawn: Any, folder: Path) -> None:
             TARGETS[name].read(drawn, folder)
     except CaiError as error:
         assert str(folder) in str(error) if TARGETS[name].names_file else str(error).strip(), f"names no file: {error}"
+
+
+@pytest.mark.parametrize("name", results.PROBES)
+def test_the_examples_of_probes_are_sound(name: str, tmp_path: Path) -> None:
+    results.TARGETS["probes"].read((name, json.dumps(results.probe_example(name)).encode()), tmp_path)
+
+
+@pytest.mark.parametrize("model", results.ROWS)
+def test_the_examples_of_rows_are_sound(model: type[records.Row], tmp_path: Path) -> None:
+    lines = "\n".join(map(json.dumps, results.examples_of_row(model)))
+    results.TARGETS["rows"].read((model.__name__, lines.encode()), tmp_path)
+
+
+@pytest.mark.parametrize("name", results.REPORTS)
+def test_the_examples_of_reports_are_sound(name: str, tmp_path: Path) -> None:
+    results.TARGETS[name].read(json.dumps(results.report_example(name)).encode(), tmp_path)
 
 
 def count(name: str) -> int:
