@@ -98,7 +98,8 @@ def _choice(place: Place, entry: dict[str, Any], number: int, templates: Templat
     for conversation, good, bad in pairs:
         right = "AB"[(number + len(turns) // 2) % 2]
         answers = (good, bad) if right == "A" else (bad, good)
-        *_, question, answer = templates.judge(_principle(), conversation, dict(zip("AB", answers, strict=True)))
+        messages = parse_row(place, {"id": "", "messages": conversation}, Prompt).messages
+        *_, question, answer = templates.judge(_principle(), messages, dict(zip("AB", answers, strict=True)))
         turns += [question, Message(role="assistant", content=f"{answer['content']} {right}")]
     return turns
 

@@ -88,6 +88,7 @@ def test_what_is_written_is_a_few_shot_file(tmp_path: Path, templates: Templates
         ({"prompt": "\n\nHuman: Hi.\n\nAssistant:"}, "entry 2: expected a conversation (H: …, A: …), {}, options"),
         ({"prompt": REASONED["prompt"].replace("is: (B)", "is: (C)")}, "entry 2: expected a conversation"),
         (7, "entry 2: expected a text, turns, or an object with 'prompt', found 7"),
+        ({"prompt": ["Human: q"], "corrects": ["good answer"], "incorrects": ["bad answer"]}, "entry 2"),
     ],
 )  # fmt: skip
 def test_a_demonstration_of_another_shape_is_named(
