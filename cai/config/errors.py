@@ -2,6 +2,7 @@
 
 import difflib
 import errno
+import re
 import stat
 import sys
 import zlib
@@ -30,6 +31,17 @@ class RequestRefused(Exception):
     def __init__(self, reason: str, retryable: bool = True) -> None:
         super().__init__(reason)
         self.retryable = retryable
+
+
+USER = re.compile(
+    r"(:/+)[^/\s?#]*@|^('?)[^/\s@:']+:[^/\s@]+@"
+)  # after a scheme, with one slash in a path, or at the start
+QUERY = re.compile(r"(:/+[^\s?#']*\?)[^\s#']+")
+
+
+def without_password(text: str) -> str:
+    """A text whose addresses lose their user names, passwords and queries: `https://user:secret@host` says `***@`."""
+    return QUERY.sub(r"\1***", USER.sub(lambda m: f"{m[1] or m[2] or ''}***@", text))
 
 
 def notice(text: str) -> None:
@@ -72,7 +84,8 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         other = similar(path)
-        raise CaiError(f"{path}: no such file" + (f"; did you mean '{other}'?" if other else "")) from None
+        hint = f"; did you mean '{other}'?" if other else ""
+        raise CaiError(f"{without_password(str(path))}: no such file{hint}") from None
     except UnicodeDecodeError as error:
         raise CaiError(f"{path}: not UTF-8 text: {error}") from None
     except (OSError, EOFError, zlib.error) as error:  # the last two: a gzipped file that is truncated or damaged

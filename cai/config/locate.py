@@ -17,8 +17,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from cai.config.errors import CaiError, exists, similar
+from cai.config.errors import CaiError, exists, similar, without_password
 
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/+[^/]")  # one slash where it has become a path
 HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::(?P<part>[\w./-]+))?")
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".gz", ".zst")  # of files, not of datasets
 
@@ -36,6 +37,7 @@ def local_file(name: str) -> Path:
     """
     if exists(Path(name)):
         return Path(name)
+    _refuse_address("", name)
     if not is_hub_id(name):
         other = similar(Path(name))
         hint = f"did you mean '{other}'?" if other else "expected one, or a dataset of the Hub such as org/name:split"
@@ -94,9 +96,16 @@ def find_file(field: str, name: str, run_file: Path) -> Path:
     for place in (*places, shipped_file(name)):
         if exists(place):
             return place
+    _refuse_address(f"{run_file}: {field}: ", name)
     tried = ", ".join(dict.fromkeys(map(str, places)))
     searched = f"looked for {tried}, and among the shipped files"
     raise CaiError(f"{run_file}: {field}: '{name}' not found ({searched}){suggestion(name, run_file)}")
+
+
+def _refuse_address(place: str, name: str) -> None:
+    """Raises: CaiError for an address, which may hold a password and names no file."""
+    if ADDRESS.match(name):
+        raise CaiError(f"{place}'{without_password(name)}' is an address; expected a file: download it and name that")
 
 
 def find_constitution_file(field: str, name: str, run_file: Path) -> Path:

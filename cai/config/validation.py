@@ -15,6 +15,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import core_schema
 from typing_extensions import is_typeddict
 
+from cai.config.errors import without_password
+
 Location = tuple[str | int, ...]
 LONGEST = 60  # characters of a value in a message
 SIMILAR = 0.6  # ratio of difflib from which names are suggested, its own default
@@ -191,7 +193,7 @@ def describe(value: Any) -> str:
         return f"a list of {len(value)}" if value else "an empty list"
     odd = dict.fromkeys(c for c in str(value) if not c.isascii())
     named = ", ".join(f"U+{ord(c):04X} {unicodedata.name(c, '')}".rstrip() for c in odd)
-    text = str(value) if isinstance(value, date) else repr(value)
+    text = str(value) if isinstance(value, date) else without_password(repr(value))
     if len(text) > LONGEST:
         return text[: LONGEST - 1] + "…"
     return text + (f" (with {named})" if named else "")

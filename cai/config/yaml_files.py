@@ -13,7 +13,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from cai.config.errors import CaiError, decoding_hint, exists, reading
+from cai.config.errors import CaiError, decoding_hint, exists, reading, without_password
 from cai.config.validation import Location, Problem, bool_for_number, describe, format_location, problems, reaching
 
 HINTS = {  # part of a message of PyYAML, and what to write instead
@@ -200,7 +200,7 @@ def read_kind(path: Path, expected: Kind) -> YamlSource:
     """
     if not exists(path):
         other = _similar_of_kind(path, expected)
-        raise CaiError(f"{path}: no such file" + (f"; did you mean '{other}'?" if other else ""))
+        raise CaiError(f"{without_password(str(path))}: no such file" + (f"; did you mean '{other}'?" if other else ""))
     source = read_yaml(path)
     expect_kind(source, expected)
     return source

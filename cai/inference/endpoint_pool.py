@@ -21,10 +21,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cai.config.errors import CaiError, RequestRefused, notice
+from cai.config.errors import CaiError, RequestRefused, notice, without_password
 from cai.config.hashing import uniform
 from cai.inference.engine import UnusableAnswer
-from cai.inference.models import Address, Server, without_password
+from cai.inference.models import Address, Server
 from cai.inference.servers import (
     LARGEST_BODY,
     listed_models,

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Protocol
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
-from cai.config.errors import RequestRefused
+from cai.config.errors import RequestRefused, without_password
 from cai.config.yaml_files import MOST_TOKENS, Section, Temperature, Tokens, json_value
 from cai.data.records import Messages
 from cai.inference.chat import THOUGHT, ControlTokens
@@ -69,7 +69,8 @@ def cluster_address(text: str) -> str:
     """An address of a Ray cluster's head. Raises: PydanticCustomError."""
     if text != "auto" and not re.fullmatch(r"[\w.\-]+:\d{1,5}|\[[\da-fA-F:.]+\]:\d{1,5}", text):
         hint = "; run cai on one of the cluster's nodes, or by `ray job submit`" if text.startswith("ray://") else ""
-        message = f"expected auto, or HOST:PORT of the cluster's head node, found '{text}'{hint}"
+        shown = without_password(text)
+        message = f"expected auto, or HOST:PORT of the cluster's head node, found '{shown}'{hint}"
         raise PydanticCustomError("cluster_address", "{message}", {"message": message})
     return text
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from cai.config.characters import Terminal
-from cai.config.errors import CaiError, exists, reading
+from cai.config.errors import CaiError, exists, reading, without_password
 from cai.config.hashing import fingerprint
 from cai.config.locate import cache_folder
 from cai.data.jsonl import is_abandoned, write_text
@@ -68,11 +68,6 @@ class Server(NamedTuple):
 
 Model = Path | Server
 """Where a model is: in a folder, or behind a server."""
-
-
-def without_password(text: str) -> str:
-    """A text whose addresses lose their user names, passwords and queries: `https://user:secret@host` says `***@`."""
-    return re.sub(r"(?<=://)[^/\s?#@]*@|(?<=\?)[^\s#']+", lambda m: "***@" if m[0].endswith("@") else "***", text)
 
 
 def served(models: Iterable[Model]) -> bool:
@@ -143,7 +138,7 @@ def _download(name: str) -> Path:
         near = difflib.get_close_matches(name.lower(), [SMALL_MODEL], cutoff=0.75)
         expected = f"expected {SMALL_MODEL}, a folder, or a full Hub id, org/model (gpt2 is openai-community/gpt2)"
         hint = f"did you mean '{near[0]}'?" if near else expected
-        raise CaiError(f"model '{name}': no such folder; {hint}")
+        raise CaiError(f"model '{without_password(name)}': no such folder; {hint}")
     from huggingface_hub import snapshot_download
 
     try:

@@ -17,7 +17,7 @@ from functools import cache
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from cai.config.errors import CaiError, notice
+from cai.config.errors import CaiError, notice, without_password
 from cai.inference.engine import EngineConfig, UnusableAnswer
 from cai.inference.models import (
     SERVER_SCHEMES,
@@ -26,7 +26,6 @@ from cai.inference.models import (
     Server,
     model_fingerprint,
     resolve_model,
-    without_password,
 )
 from cai.stats.formatting import duration
 

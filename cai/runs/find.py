@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from cai.config.errors import CaiError
+from cai.config.errors import CaiError, without_password
 from cai.config.hashing import fingerprint
 from cai.config.locate import find_constitution_file, similar_constitution, suggestion
 from cai.data.files import rows as rows_of
@@ -54,7 +54,8 @@ def find_policy(name: str, runs: Path) -> FoundPolicy:
     try:
         return FoundPolicy(policy_of_model(name))
     except CaiError as error:
-        raise CaiError(f"'{name}' is no run in {runs}/ ({runs_meant(name, runs)}), and as a model: {error}") from None
+        shown = without_password(name)
+        raise CaiError(f"'{shown}' is no run in {runs}/ ({runs_meant(name, runs)}), and as a model: {error}") from None
 
 
 def policy_of_model(name: str) -> Policy:
@@ -196,4 +197,4 @@ def find_constitution(name: str, runs: Path | None) -> Path:
             return shipped
     what = "a folder without a run" if path.is_dir() else "no such file"
     known = f", nor a run in {runs}/ ({runs_meant(name, runs)})" if runs else ""
-    raise CaiError(f"{name}: {what}{known}{similar_constitution(name) or suggestion(name, path)}")
+    raise CaiError(f"{without_password(name)}: {what}{known}{similar_constitution(name) or suggestion(name, path)}")

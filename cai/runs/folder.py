@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from cai.config.errors import CaiError
+from cai.config.errors import CaiError, without_password
 from cai.config.hashing import derive_seed
 from cai.constitution.principles import Constitution, load_constitution
 from cai.data.jsonl import AnyRow, each_row, read_rows
@@ -201,7 +201,7 @@ def open_run(name: str, runs: Path) -> RunFolder:
         if command := _command(path / MANIFEST_JSON):
             known = runs_meant(name, runs)
             raise CaiError(f"{path}: holds the results of `{command}`, not a run ({known}){_instead(path, command)}")
-    raise CaiError(f"no run '{name}' in {runs}/ ({runs_meant(name, runs)})")
+    raise CaiError(f"no run '{without_password(name)}' in {runs}/ ({runs_meant(name, runs)})")
 
 
 def _instead(path: Path, command: str) -> str:
@@ -233,7 +233,8 @@ def open_sweep(name: str, runs: Path) -> Path:
     for path in (runs / name, Path(name)):
         if path.is_dir():
             return path
-    raise CaiError(f"no sweep '{name}' in {runs}/ ({_suggestion(name, runs, 'sweeps', all_sweeps(runs))})")
+    shown = without_password(name)
+    raise CaiError(f"no sweep '{shown}' in {runs}/ ({_suggestion(name, runs, 'sweeps', all_sweeps(runs))})")
 
 
 def _suggestion(name: str, runs: Path, kind: str, paths: Sequence[Path]) -> str:

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cai.config.errors import CaiError
+from cai.config.errors import CaiError, without_password
 from cai.evaluation.evaluation_plan import OFF
 from cai.inference.chat_template import check_chat, with_template_text
 from cai.inference.engine import EngineConfig
-from cai.inference.models import Model, resolve_model, without_password
-from cai.inference.servers import is_address, resolve_judges
+from cai.inference.models import Model, resolve_model
+from cai.inference.servers import addresses_of, check_address, is_address, resolve_judges
 from cai.inference.vllm_settings import check_arguments
 from cai.runs.run_file import RunConfig
 
@@ -22,6 +22,16 @@ def with_template_texts(config: RunConfig, run_file: Path) -> RunConfig:
             engine = with_template_text(section.engine, f"{name}.engine", run_file)
             update[name] = section.model_copy(update={"engine": engine})
     return config.model_copy(update=update)
+
+
+def check_addresses(config: RunConfig) -> None:
+    """Raises: CaiError for the address of a model or server that holds a password, before its name is used anywhere."""
+    judges = config.judge.model if isinstance(config.judge.model, list) else [config.judge.model]
+    names = [config.model, config.revise.model, *judges, config.evaluate.judge]
+    engines = [config.engine, config.revise.engine, config.judge.engine, config.evaluate.engine]
+    addresses = [name for name in names if name is not None and is_address(name)]
+    for address in [*addresses, *(url for engine in engines if engine is not None for url in addresses_of(engine))]:
+        check_address(address)
 
 
 class Roles(NamedTuple):

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, Field, StringConstraints, model_validator
 
 from cai.config import yaml_files
-from cai.config.errors import CaiError, error_text
+from cai.config.errors import CaiError, error_text, without_password
 from cai.config.locate import find_constitution_file, find_file
 from cai.config.yaml_files import SET, JsonValue, Section, YamlSource
 from cai.constitution.principles import Constitution, load_constitution
@@ -29,6 +29,7 @@ from cai.feedback.metrics import FILTERED, LABEL_P, REVISION_WORDS, WIN_RATE
 from cai.runs.folder import SWEEP_JSON, RunFolder, is_run
 from cai.runs.metrics import summary_metrics
 from cai.runs.plan import Plan, claim, folder_name, iteration, make_plan
+from cai.runs.roles import check_addresses
 from cai.runs.run_file import load_run_file
 from cai.stats.formatting import NONE, counted
 
@@ -118,6 +119,7 @@ def make_sweep(
             config = load_run_file(run_file, settings)
             principles_file = find_constitution_file("constitution", config.constitution, run_file)
             whole = load_constitution(principles_file)
+            check_addresses(config)  # before a file or an error is named after them
             for selection in _selections(whole, sweep.principles):
                 name = "_".join(filter(None, [label, _selection_label(selection, sweep.principles)]))
                 changed = settings
@@ -159,7 +161,8 @@ def _label(key: str, value: Any, grid: dict[str, list[Any]]) -> str:
     if isinstance(value, dict | list):
         label = str(grid[key].index(value) + 1)
     else:
-        label = Path(value).stem if key == "constitution" and isinstance(value, str) else str(value).lower()
+        text = without_password(str(value))
+        label = Path(text).stem if key == "constitution" and isinstance(value, str) else text.lower()
     return re.sub(r"[^A-Za-z0-9.]+", "-", f"{short}-{label}").strip("-")
 
 

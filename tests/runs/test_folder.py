@@ -6,8 +6,11 @@ from typer.testing import CliRunner
 
 from cai.cli.main import app
 from cai.config.errors import CaiError
+from cai.config.locate import local_file
+from cai.config.yaml_files import read_kind
+from cai.data.manifest import read_json
 from cai.report.serve import Library
-from cai.runs.find import find_policy
+from cai.runs.find import find_constitution, find_policy
 from cai.runs.folder import RunFolder, all_runs, open_run, open_sweep
 from tests.report.folders import write_run
 
@@ -104,3 +107,19 @@ def test_the_results_of_other_commands_are_no_runs(tmp_path: Path) -> None:
     assert [run.name for run in all_runs(tmp_path)] == ["run"]
     with pytest.raises(CaiError, match=r"labels: holds the results of `cai judge`, not a run \(runs there: run\)$"):
         open_run("labels", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["http://me:SEKRET@h/v1", "http:/me:SEKRET@h/v1"])
+def test_an_address_in_place_of_a_run_or_file_is_named_without_its_password(tmp_path: Path, name: str) -> None:
+    for find in (
+        lambda: open_run(name, tmp_path),
+        lambda: open_sweep(name, tmp_path),
+        lambda: find_policy(name, tmp_path),
+        lambda: find_constitution(name, tmp_path),
+        lambda: local_file(name),
+        lambda: read_json(Path(name)),
+        lambda: read_kind(Path(name), "run"),
+    ):
+        with pytest.raises(CaiError) as error:
+            find()
+        assert "SEKRET" not in str(error.value) and "***@h" in str(error.value)

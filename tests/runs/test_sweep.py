@@ -229,3 +229,28 @@ def test_the_shipped_experiments_can_be_planned(tmp_path: Path, model_folder: Pa
     for path in sorted((ROOT / "experiments").glob("*.yaml")):
         _, members = make_sweep(path, [f"model={model_folder}"], tmp_path / "runs", tmp_path / "aside")
         assert len(members) > 1
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        {"judge.model": ["http://me:SEKRET@h/v1"]},
+        {"judge.model": [["http://h/v1", "http://me:SEK@RET@h/v1"]]},
+        {"model": ["http://me:SEKRET@h/v1#m"]},
+        {"engine.endpoints": [["http://me:SEKRET@h/v1"]]},
+        {"engine.ray.address": ["me:SEKRET@h:6379"]},
+        {"engine.ray.address": ["ray://me:SEKRET@h:6379"]},
+        {"prompts.source": ["https://me:SEKRET@h/rows.jsonl"]},
+        {"constitution": ["https://me:SEKRET@h"]},
+        {"templates": ["https://h/x?key=SEKRET"]},
+    ],
+)
+def test_a_password_in_an_address_is_neither_printed_nor_part_of_a_name(
+    tmp_path: Path, model_folder: Path, grid: dict[str, list[object]]
+) -> None:
+    path = write_sweep(tmp_path, model_folder, grid=grid, principles="first-n")
+    with pytest.raises(CaiError) as error:
+        make_sweep(path, [], tmp_path / "runs")
+    said = str(error.value).lower()  # as names of runs are
+    assert "sek" not in said and "ret@" not in said and "***" in said
+    assert not [file for file in (tmp_path / "runs").rglob("*") if "sek" in file.name.lower()]
