@@ -41,6 +41,13 @@ MOST_CHANGES = 12  # lines of an error
 STATE, CLAIMED = "state", "claimed"  # in a manifest: the other files are earlier results, to be cleared
 FILES = "files"  # in the manifest of finished results: the content of each file
 RECORDED = ("versions", "where", STATE, FILES)  # keys of a manifest that do not decide
+NAMES = (
+    ("config", "constitution"),
+    ("config", "evaluate", "constitution"),
+    ("config", "templates"),
+    ("config", "prompts", "source"),
+)
+"""Keys with the name of a file whose content decides, and stands elsewhere in the manifest."""
 ASIDE = ".aside-"  # how the names of temporary folders inside begin
 CLEARED = ".cleared-"  # how the name of a result begins while it is being removed
 
@@ -298,6 +305,12 @@ def _remove(path: Path) -> None:
 
 def _deciding(manifest: dict[str, Any]) -> dict[str, Any]:
     decoded = json.loads(json.dumps(manifest))  # as it is in the file, where a tuple is a list
+    for *way, name in NAMES:
+        part: Any = decoded
+        for step in way:
+            part = part.get(step) if isinstance(part, dict) else None
+        if isinstance(part, dict):
+            part.pop(name, None)
     return {key: value for key, value in decoded.items() if key not in RECORDED}
 
 
@@ -310,7 +323,11 @@ def differences(before: Any, after: Any, at: str = "") -> list[str]:
             return _principle_changes(before, after, "evaluation principle" if owner else "principle")
         by_principle = before.get("principles") != after.get("principles")  # then the fingerprint of all says no more
         for key in keys if not by_principle else [key for key in keys if key != "fingerprint"]:
-            lines += differences(before.get(key), after.get(key), f"{at}.{key}" if at else str(key))
+            place = f"{at}.{key}" if at else str(key)
+            if key in after and key not in before:  # by a version that did not have the setting
+                lines.append(f"{place}: unset → {brief(after[key])}")
+            else:
+                lines += differences(before[key], after.get(key), place)
         return lines
     if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
         return [

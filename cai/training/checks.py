@@ -6,7 +6,9 @@ import warnings
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
+
+from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from cai.config.errors import CaiError
 from cai.training.settings import DatasetConfig, TrainConfig
@@ -38,9 +40,10 @@ def check_stage(settings: TrainConfig, model: Path | None, place: str) -> None:
 
 
 def _check_trl(settings: DatasetConfig, place: str) -> None:
-    known = [field.name for field in dataclasses.fields(_trl_config(settings.stage))]  # type: ignore[attr-defined]
+    config = _trl_config(settings.stage)  # type: ignore[attr-defined]
+    known = [field.name for field in dataclasses.fields(config)]
     own = set(type(settings).model_fields)
-    for name in settings.trl:
+    for name, value in settings.trl.items():
         if name in own or name in OWN:
             raise CaiError(f"{place}.trl.{name}: is a setting of its own; write {OWN.get(name, name)} beside `trl`")
         if name in FIXED or any(part in name for part in FIXED_PARTS):
@@ -49,6 +52,18 @@ def _check_trl(settings: DatasetConfig, place: str) -> None:
             near = difflib.get_close_matches(name, known, n=2)
             hint = f"; did you mean {' or '.join(near)}?" if near else ""
             raise CaiError(f"{place}.trl.{name}: trl's config of {settings.stage} has no such argument{hint}")  # type: ignore[attr-defined]
+        _check_type(get_type_hints(config)[name], value, f"{place}.trl.{name}")
+
+
+def _check_type(hint: Any, value: Any, place: str) -> None:
+    try:
+        adapter = TypeAdapter(hint)
+    except PydanticSchemaGenerationError:  # a class of theirs, whose values they check
+        return
+    try:
+        adapter.validate_python(value)
+    except ValidationError as error:
+        raise CaiError(f"{place}: {error.errors()[0]['msg'].lower()}, found {value!r}") from None
 
 
 def _trl_config(stage: str) -> Any:

@@ -138,7 +138,7 @@ def test_a_look_at_the_moment_a_process_starts_does_not_stop_it(tmp_path: Path) 
 def test_differences_name_what_changed_shortly() -> None:
     before = {"a": [{"name": "x"}], "b": {"c": 1, "d": [1, 2]}, "gone": None}
     after = {"a": [{"name": "x"}, {"name": "y"}], "b": {"c": 1, "d": [1, 3]}, "new": "t"}
-    assert differences(before, after) == ['a: ["x"] → ["x", "y"]', "b.d[1]: 2 → 3", 'new: null → "t"']
+    assert differences(before, after) == ['a: ["x"] → ["x", "y"]', "b.d[1]: 2 → 3", 'new: unset → "t"']
 
 
 def test_changed_principles_are_named_without_their_hashes() -> None:

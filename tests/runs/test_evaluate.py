@@ -426,7 +426,7 @@ def test_what_differs_from_a_finished_evaluation_is_named_as_its_options_are(tmp
         f"--judge: {manifest['where']['judge']}, with other content",
         "seed of the run: 0 → 4",
         f"--set max_tokens: {manifest['settings']['max_tokens']} → 7",
-        '--set engine.vllm: null → {"dtype": "float16"}',
+        '--set engine.vllm: unset → {"dtype": "float16"}',
         'judge_engine: null → {"vllm": {"dtype": "bfloat16"}}',
     ]
     assert option_changes(manifest, other) == changes

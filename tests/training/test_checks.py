@@ -45,6 +45,12 @@ def test_every_stage_takes_trls_arguments(name: str) -> None:
         check_stage(of(name, trl={"weight_decai": 0.1}), None, "here")
 
 
+def test_a_value_of_another_type_than_trls_is_named() -> None:
+    check_stage(of("sft", trl={"weight_decay": 1, "packing": True, "optim": "adafactor"}), None, "here")
+    with pytest.raises(CaiError, match=r"^here\.trl\.weight_decay: .*valid number.*, found 'abc'"):
+        check_stage(of("sft", trl={"weight_decay": "abc"}), None, "here")
+
+
 def test_what_trl_is_given_reaches_it(tmp_path: Path, tiny_model: Path) -> None:
     data = helpful(tmp_path / "helpful.jsonl", 8)
 
