@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +11,7 @@ from cai.config.errors import CaiError, RequestRefused
 from cai.config.hashing import fingerprint
 from cai.data.files import rows as rows_of
 from cai.data.jsonl import RowWriter, each_row, write_rows
-from cai.data.manifest import Output, aside, claimed
+from cai.data.manifest import Output, aside
 from cai.data.preferences import Candidates
 from cai.data.records import Attacked, Preference, Skipped
 from cai.evaluation.injection import INJECTION as INJECTION_PROBE
@@ -20,9 +19,8 @@ from cai.evaluation.injection import Attack, InjectionGain, Target, Variant, inj
 from cai.evaluation.judge_report import JudgeReport, judge_report
 from cai.evaluation.judged_pairs import Judged, judged
 from cai.feedback.judge import Verdicts
-from cai.feedback.label import JudgePanel, LabelJob, count_work, finish_judging, label_claim, labelled
+from cai.feedback.label import JudgePanel, LabelJob, count_work, finish_judging, judging_folder, label_claim, labelled
 from cai.feedback.pairs import JudgedAnswers, has_votes, label
-from cai.inference.cache import Cache
 from cai.inference.chat import control_counts, control_warnings, spells_control
 from cai.inference.endpoints import bounded_warnings
 from cai.inference.models import served
@@ -68,13 +66,7 @@ def evaluate_judge(
     extent, folder = count_work(judging), out.folder
     attacks = {"injection": fingerprint([attack.model_dump() for attack in more.attacks])} if more.attacks else {}
     claim = label_claim("cai judge-eval", judging, folder, calibrate=more.calibrate, **attacks)
-    with (
-        claimed(claim, out.replace) as replaced,
-        reporter.logging_to(folder / "log.txt"),
-        closing(Cache(cache)) as store,
-    ):
-        if replaced:
-            reporter.say(replaced)
+    with judging_folder(claim, out.replace, cache, reporter) as store:
         scheduler = judging.scheduler(store, reporter, open_engine)
         panel = JudgePanel(judging, extent, scheduler)
         begun = time.monotonic()

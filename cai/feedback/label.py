@@ -10,7 +10,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -249,6 +249,19 @@ class Totals:
         }
 
 
+@contextmanager
+def judging_folder(claim: Claim, replace: bool, cache: Path, reporter: Reporter) -> Iterator[Cache]:
+    """Hold the folder of judged rows, say what is replaced there, and log into it; yields the open cache."""
+    with (
+        claimed(claim, replace) as replaced,
+        reporter.logging_to(claim.folder / "log.txt"),
+        closing(Cache(cache)) as store,
+    ):
+        if replaced:
+            reporter.say(replaced)
+        yield store
+
+
 def label_file(
     job: LabelJob, out: Output, cache: Path, reporter: Reporter, open_engine: OpenEngine = open_model
 ) -> dict[str, Any]:
@@ -258,13 +271,7 @@ def label_file(
     """
     extent, folder = count_work(job), out.folder
     claim = label_claim("cai judge", job, folder)
-    with (
-        claimed(claim, out.replace) as replaced,
-        reporter.logging_to(folder / "log.txt"),
-        closing(Cache(cache)) as store,
-    ):
-        if replaced:
-            reporter.say(replaced)
+    with judging_folder(claim, out.replace, cache, reporter) as store:
         scheduler = job.scheduler(store, reporter, open_engine)
         begun, totals = time.monotonic(), Totals()
         asyncio.run(label_rows(job, JudgePanel(job, extent, scheduler), folder, extent.most > 2, totals))

@@ -67,16 +67,17 @@ def test_every_principle_and_every_adversarial_prompt_is_mapped() -> None:
 
 @pytest.mark.parametrize("prompts", ["examples", "hh-rlhf"])
 def test_most_adversarial_prompts_meet_a_fitting_principle_in_one_round(prompts: str) -> None:
-    if prompts == "hh-rlhf":
-        if not DATA.exists():
-            pytest.skip(f"{DATA} is not there; CAI_TEST_DATA names the folder of hh-rlhf-harmless-base.jsonl.gz")
-        with gzip.open(DATA, "rt", encoding="utf-8") as file:
-            chosen = [json.loads(line)["chosen"] for line in file]
-        turns = [text.split("\n\nHuman: ", 1)[1].split("\n\nAssistant:")[0].strip() for text in chosen]
-        hashes = {hashlib.blake2b(turn.encode(), digest_size=6).hexdigest() for turn in turns}
-        assert set(FITTING["hh-rlhf"]) <= set(sorted(hashes)[:64])
     assert share_met(FITTING[prompts]) >= LEAST  # the questions answered rightly
     assert share_met(FITTING[prompts], yes_to_all=True) >= LEAST - 0.05  # as by a model that says Yes to everything
+
+
+@pytest.mark.skipif(not DATA.exists(), reason=f"{DATA} is not there; CAI_TEST_DATA names its folder")
+def test_the_prompts_of_hh_rlhf_are_those_of_the_lowest_hashes_and_not_chosen_by_hand() -> None:
+    with gzip.open(DATA, "rt", encoding="utf-8") as file:
+        chosen = [json.loads(line)["chosen"] for line in file]
+    turns = [text.split("\n\nHuman: ", 1)[1].split("\n\nAssistant:")[0].strip() for text in chosen]
+    hashes = {hashlib.blake2b(turn.encode(), digest_size=6).hexdigest() for turn in turns}
+    assert set(FITTING["hh-rlhf"]) <= set(sorted(hashes)[:64])
 
 
 def test_the_docs_say_what_fits_by_construction_and_how_often_the_rest_does() -> None:
