@@ -29,7 +29,7 @@ from cai.feedback.label import JUDGE_JSON
 from cai.feedback.pairs import label, soft_label
 from cai.inference.models import SERVER_SCHEMES, folder_fingerprint, resolve_model
 from cai.runs.find import run_config
-from cai.runs.folder import RunFolder, Training, stage_settings
+from cai.runs.folder import ITERATION, RunFolder, Training, stage_settings
 from cai.runs.metrics import summarise
 from cai.runs.plan import split
 from cai.runs.run_file import RunConfig, templates_needed
@@ -138,19 +138,27 @@ def _prompts(run: _Run) -> Iterator[Check]:
 
 
 def _base_model(run: _Run) -> Iterator[Check]:
-    name = run.config.model
-    if not Path(name).is_dir():
-        try:
-            folder = resolve_model(name) if "/" not in name else None  # a Hub id would be downloaded
-        except CaiError:
-            folder = None
-    else:
-        folder = Path(name)
+    folder, name = _start(run)
     if folder is None:
-        yield Check("base model", "absent", Path(name).name)
+        yield Check("base model", "absent", name)
     else:
-        content = folder_fingerprint(folder, read_again=True)
-        yield _compared("base model", run.manifest["model"], content, Path(name).name)
+        yield _compared("base model", run.manifest["model"], folder_fingerprint(folder, read_again=True), name)
+
+
+def _start(run: _Run) -> tuple[Path | None, str]:
+    """The folder of the model that the run starts from, if it is here, and its name: in later iterations a policy."""
+    number = run.folder.path.name.removeprefix(ITERATION)
+    if number.isdecimal() and int(number) > 1:
+        before = RunFolder(run.folder.path.with_name(f"{ITERATION}{int(number) - 1}"))
+        policies = [stage / MODEL for stage in before.training(1).stages() if not stage.name.endswith("-reward")]
+        return policies[-1] if policies and policies[-1].is_dir() else None, f"policy of {before.path.name}"
+    name = run.config.model
+    if Path(name).is_dir():
+        return Path(name), Path(name).name
+    try:
+        return resolve_model(name) if "/" not in name else None, name  # a Hub id would be downloaded
+    except CaiError:
+        return None, Path(name).name
 
 
 def _row_files(run: _Run) -> Iterator[Check]:
@@ -336,6 +344,7 @@ def _stages_of(run: _Run, training: Training) -> Iterator[Check]:
     """Each stage's data by content, and its models where they are in the folder."""
     manifests = [path for stage in training.stages() if (path := stage / MANIFEST_JSON).exists()]
     policy, reward = run.manifest["model"], None
+    labels_so_far = run.folder.train / "preferences.jsonl"  # of all iterations up to this one
     for path in manifests:
         manifest, stage = read_json(path), path.parent
         name = str(stage.relative_to(run.folder.path))
@@ -343,6 +352,8 @@ def _stages_of(run: _Run, training: Training) -> Iterator[Check]:
         prompts, kind = run.folder.train / "prompts.jsonl", STAGES.get(manifest["settings"]["stage"])
         if prompts.exists() and kind is not None and kind.learns_from == "prompts":
             data = prompts
+        if name.endswith("-reward") and labels_so_far.exists():
+            data = labels_so_far
         if training.number > 1:
             seed = training.seed(run.config.seed)
             yield _compared(f"{name}: seed", manifest.get("seed"), seed, f"{seed}, from the run's")

@@ -17,6 +17,7 @@ from cai.inference.reporter import Reporter
 from cai.runs.folder import RunFolder, all_runs, open_run
 from cai.runs.pipeline import execute, train_policy
 from cai.runs.plan import iteration, make_plan
+from cai.runs.verify import verify_run
 from cai.training.stage import StageSpec
 from tests.conftest import scripted, write_workspace
 from tests.training.policies import pair
@@ -121,6 +122,8 @@ def test_each_iteration_samples_from_the_policy_before_it(tmp_path: Path, tiny_m
     before = len(engines)
     execute_run(run_file, engines=engines)
     assert len(engines) == before  # nothing was asked again
+    for folder in (first, second):
+        assert [check for check in verify_run(folder) if check.state == "differs"] == []
 
 
 ITERATED = "train: [{stage: sft}, {stage: reward, lora_r: 2}, {stage: ppo, lora_r: 2}, {stage: dpo}]\niterations: 3\n"
