@@ -357,7 +357,7 @@ def training_lines(training: dict[str, Any]) -> list[str]:
     for name, change in changes.items():
         first, last = number(change["first_third"]), number(change["last_third"])
         lines.append(f"{name} {last}" if count == 1 else f"{name} {first} → {last}")
-        if name == CURVE_NAMES["kl"] and min(change["first_third"] or 0, change["last_third"] or 0) < 0:
+        if name == CURVE_NAMES["kl"] and "-" in first + last:  # as printed: nobody asks about -0.00001
             lines[-1] += BELOW_ZERO
     if truncated := training.get("truncated"):  # older summaries do not have it
         first, last = percent(truncated["first_third"]), percent(truncated["last_third"])

@@ -215,6 +215,7 @@ def test_the_closing_table_fits_eighty_columns_without_wrapping_a_cell(run: RunF
         ([{"kl": 0.01, "completions/clipped_ratio": 0.25}, {"kl": 0.02, "completions/clipped_ratio": 0.0}],
          ["KL 0.010 → 0.020", "loss 1.000 → 1.000", "truncated answers 25 % → 0 %"]),
         ([{}], ["loss 1.000"]),
+        ([{"kl": -0.00001}], ["KL 0.000", "loss 1.000"]),  # nothing to explain
     ],
 )  # fmt: skip
 def test_truncated_answers_and_a_negative_kl_are_explained_at_the_end_of_training(
