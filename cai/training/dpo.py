@@ -16,7 +16,8 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from cai.data.records import Preference
 from cai.training import trl_stage
-from cai.training.settings import SOFT, DPOConfig
+from cai.training.preference_parts import SOFT
+from cai.training.settings import DPOConfig
 from cai.training.stage import Report, StageSpec
 from cai.training.tokens import SplitTurn, opened, stage_tokenizer
 

@@ -5,13 +5,12 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from cai.config.yaml_files import MOST_REPEATS, MOST_TOKENS, PositiveTemperature, Repeats, Section, Tokens
-from cai.data.records import Source
 from cai.training.metrics import Tracker, check_installed
+from cai.training.preference_parts import SMOOTHED, SOFT, LossType, SourceWeights
 from cai.training.reward_parts import Reward, parts_of
 
 DRAFTS = "drafts"  # the value of `mix` that is no file
 FAR_OFF = 10.0  # times the default
-SourceWeight = Annotated[float, Field(ge=0)]
 
 
 class TrainConfig(Section):
@@ -108,38 +107,6 @@ class AnswersConfig(DatasetConfig):
     """Share of a LoRA's inputs that are dropped in training."""
     truncated: Truncated = "skip"
     """Answers that ran into their limit: skip their rows, or learn them without the token that would end them."""
-
-
-class SourceWeights(Section):
-    """`data:` of a stage that learns from preferences: the weight of a pair in the loss, by its `source`."""
-
-    revision: SourceWeight = 1.0
-    """Of a revision and its draft."""
-    judge: SourceWeight = 1.0
-    """Of samples that the judge labelled."""
-    human: SourceWeight = 1.0
-    """Of labelled pairs from a file."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _was_a_file(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            raise ValueError(
-                "expected the weight of each source, such as {revision: 1.0, judge: 1.0, human: 2.0}; the stage itself "
-                "decides which rows it reads"
-            )
-        return value
-
-    @model_validator(mode="after")
-    def _learns_from_some(self) -> Self:
-        if not any(self.by_source.values()):
-            raise ValueError("leaves out every source; at least one needs a weight above 0")
-        return self
-
-    @property
-    def by_source(self) -> dict[Source, float]:
-        """The weight of each source."""
-        return {"revision": self.revision, "judge": self.judge, "human": self.human}
 
 
 class PreferenceConfig(AnswersConfig):
@@ -271,27 +238,6 @@ class PPOConfig(TrainConfig):
         if self.value_init == "reward" and self.value == "shared":
             raise ValueError("value_init: `reward` needs `value: separate`; a shared one is the policy itself")
         return self
-
-
-LossType = Literal[
-    "sigmoid",
-    "hinge",
-    "ipo",
-    "exo_pair",
-    "nca_pair",
-    "robust",
-    "bco_pair",
-    "sppo_hard",
-    "aot",
-    "aot_unpaired",
-    "apo_zero",
-    "apo_down",
-    "discopop",
-    "sft",
-    "sigmoid_norm",
-]
-SOFT: tuple[LossType, ...] = ("sigmoid", "ipo", "robust")  # the losses in which labels are soft and pairs are weighed
-SMOOTHED: tuple[LossType, ...] = ("robust", "exo_pair", "aot", "aot_unpaired")  # trl's others ignore label_smoothing
 
 
 class DPOConfig(PreferenceConfig):
