@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from cai import __version__
 from cai.config.errors import CaiError, without_password
 from cai.config.hashing import fingerprint
 from cai.config.locate import find_constitution_file, similar_constitution, suggestion
+from cai.config.validation import format_location, problems
 from cai.data.files import rows as rows_of
 from cai.data.manifest import MANIFEST_JSON, read_json
 from cai.data.records import Prompt
@@ -145,17 +147,29 @@ def run_config(folder: RunFolder) -> RunConfig:
     Raises: CaiError for settings of another version of cai.
     """
     manifest = folder.manifest()
-    problems = [f"no '{part}'" for part in ("config", "held_out", "model") if part not in manifest]
+    wrong = [f"no '{part}'" for part in ("config", "held_out", "model") if part not in manifest]
     try:
-        if not problems:
+        if not wrong:
             config = copy.deepcopy(manifest["config"])
             for section, servers in (manifest.get("where") or {}).items():
                 part = config if section == "model" else config[section]
                 part["engine"] = (part.get("engine") or {}) | servers
             return RunConfig.model_validate(config)
     except ValidationError as error:
-        problems = [error.errors()[0]["msg"]]
-    raise CaiError(f"{folder.manifest_json}: not the settings of a run of this version of cai: {problems[0]}")
+        found = problems(RunConfig, config, error)
+        wrong = [f"{format_location(config, problem.at)}: {problem.text()}" for problem in found]
+    more = f"; and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+    raise CaiError(
+        f"{folder.manifest_json}: not the settings of a run of this version of cai{other_version(manifest)}: "
+        f"{wrong[0]}{more}"
+    )
+
+
+def other_version(manifest: dict[str, Any]) -> str:
+    """The version of cai that wrote a manifest where it is another one: `, 0.2.0, but of 0.1.9`; else empty."""
+    versions = manifest.get("versions")
+    wrote = versions.get("cai") if isinstance(versions, dict) else None
+    return f", {__version__}, but of {wrote}" if isinstance(wrote, str) and wrote != __version__ else ""
 
 
 def check_base(policy: FoundPolicy, reference: Path) -> None:

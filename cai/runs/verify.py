@@ -28,7 +28,7 @@ from cai.feedback.judge import JudgeConfig, principles_met
 from cai.feedback.label import JUDGE_JSON
 from cai.feedback.pairs import label, soft_label
 from cai.inference.models import SERVER_SCHEMES, folder_fingerprint, resolve_model
-from cai.runs.find import run_config
+from cai.runs.find import other_version, run_config
 from cai.runs.folder import ITERATION, RunFolder, Training, stage_settings
 from cai.runs.metrics import summarise
 from cai.runs.plan import split
@@ -40,6 +40,7 @@ from cai.training.stage import MODEL, STAGES
 CLOSE = 1e-9  # between a number in a file and the same one computed again, on another machine perhaps
 FITTED = 1e-4  # the same for what an iteration fits: strengths, length-controlled win rates
 EARLIER = "by an earlier version"
+MOST_FIELDS = 4  # that differ, named for one part
 
 State = Literal["matches", "differs", "absent", "not recorded"]
 
@@ -84,6 +85,9 @@ def verify_run(folder: RunFolder) -> list[Check]:
             checks += check(run)
         except CaiError as error:
             checks.append(Check(part, "differs", str(error)))
+        except KeyError as key:
+            written = other_version(run.manifest) or ", by another version of cai"
+            checks.append(Check(part, "differs", f"{MANIFEST_JSON}{written}: no {key}"))
     return checks
 
 
@@ -318,9 +322,19 @@ def _metrics(run: _Run) -> Iterator[Check]:
         yield Check("summary.json", "absent", "the run is not finished")
         return
     computed = json.loads(json.dumps(summarise(run.folder)))
-    wrong = sorted(key for key, value in computed.items() if not _close(recorded.get(key), value))
-    note = f"not as computed again: {', '.join(wrong)}" if wrong else "computed again"
+    wrong = [name for key in computed for name in _differing(recorded.get(key), computed[key], key)]
+    more = f" and {len(wrong) - MOST_FIELDS} more" if len(wrong) > MOST_FIELDS else ""
+    note = f"not as computed again: {', '.join(wrong[:MOST_FIELDS])}{more}" if wrong else "computed again"
     yield Check("summary.json", "differs" if wrong else "matches", note)
+
+
+def _differing(a: Any, b: Any, at: str) -> list[str]:
+    """The dotted names of the values in which two JSON values differ by more than rounding."""
+    if not (isinstance(a, dict) and isinstance(b, dict)):
+        return [] if _close(a, b) else [at]
+    lacking = [f"{at}.{key}" for key in a.keys() ^ b.keys()]
+    shared = [key for key in b if key in a]
+    return sorted(lacking) + [name for key in shared for name in _differing(a[key], b[key], f"{at}.{key}")]
 
 
 def _close(a: Any, b: Any, tolerance: float = CLOSE) -> bool:

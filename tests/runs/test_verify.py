@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -10,6 +11,7 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from cai.cli.main import app
+from cai.config.errors import CaiError
 from cai.inference import models
 from cai.inference.engine import Choose
 from cai.inference.reporter import Reporter
@@ -178,6 +180,31 @@ def test_a_damaged_or_missing_file_is_a_part_that_differs(run: RunFolder) -> Non
     assert result.exit_code == 1
     assert "revisions.jsonl:1: not valid JSON" in result.output
     assert "missing" in result.output
+
+
+def test_what_another_version_of_cai_wrote_is_named_field_by_field(run: RunFolder) -> None:
+    manifest, summary = run.manifest(), json.loads(run.summary_json.read_text())
+    summary["metrics"]["label_p"]["mean"] = 2.0
+    summary["metrics"]["later_metric"] = summary["metrics"].pop("position_bias")
+    run.summary_json.write_text(json.dumps(summary))
+    [note] = [check.note for check in verify_run(run) if check.part == "summary.json"]
+    assert note == ("not as computed again: metrics.later_metric, metrics.position_bias, metrics.label_p.mean")
+    del manifest["templates"]
+    manifest["versions"]["cai"] = "9.0.0"
+    run.manifest_json.write_text(json.dumps(manifest))
+    [note] = [check.note for check in verify_run(run) if check.part == "templates/"]
+    assert re.fullmatch(r"manifest\.json, 0\.[\d.]+, but of 9\.0\.0: no 'templates'", note), note
+    manifest["config"]["judge"]["sample"] = manifest["config"]["judge"].pop("samples")
+    manifest["config"]["seed"] = "x"
+    run.manifest_json.write_text(json.dumps(manifest))
+    with pytest.raises(CaiError) as caught:
+        verify_run(run)
+    assert "of this version of cai, 0." in str(caught.value) and "but of 9.0.0: seed: expected" in str(caught.value)
+    assert str(caught.value).endswith("; and 1 more")
+    del manifest["config"]["seed"]
+    run.manifest_json.write_text(json.dumps(manifest))
+    with pytest.raises(CaiError, match=r"judge\.sample: unknown key 'sample'; did you mean 'samples'"):
+        verify_run(run)
 
 
 def test_what_is_not_here_is_absent_and_fails_nothing(run: RunFolder, tmp_path: Path) -> None:
