@@ -19,6 +19,7 @@ from cai.runs.metrics import summary_metrics
 from cai.runs.progress import run_progress
 from cai.runs.sweep import SWEEP_METRICS, IndexedRun, read_index, sweep_metric_texts
 from cai.stats.formatting import counted, duration, estimate
+from cai.training.stage import FAILURE, MODEL
 
 RUNNING, STOPPED, FAILED, FINISHED = "running", "stopped", "failed", "finished"
 OLD_SECONDS = 60.0  # from when the last line of a log is shown with its age
@@ -168,8 +169,11 @@ def all_entries(runs: Path) -> list[RunEntry]:
 def training_entry(name: str, stage: Path) -> RunEntry:
     """A folder of `cai train` as it is listed."""
     started = training_started(stage).strftime("%Y-%m-%d %H:%M")
-    state = FINISHED if (stage / "model").exists() else RUNNING if is_busy(stage) else STOPPED
-    entry = RunEntry(name, _report_url(name), started, state, comparable=False)
+    failure, progress = stage / FAILURE, ""
+    state = FINISHED if (stage / MODEL).exists() else RUNNING if is_busy(stage) else STOPPED
+    if state == STOPPED and failure.exists():
+        state, progress = FAILED, _first_line(failure)
+    entry = RunEntry(name, _report_url(name), started, state, progress, comparable=False)
     try:
         spec, report = read_json(stage / "stage.json"), stage / "eval" / REPORT
         entry = entry._replace(model=str(spec["model"]), training=str(spec["settings"]["stage"]))
@@ -180,6 +184,13 @@ def training_entry(name: str, stage: Path) -> RunEntry:
         return entry._replace(state=str(error))
     except (LookupError, TypeError):
         return entry._replace(state="written by another version of cai")
+
+
+def _first_line(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+    except OSError:
+        return ""
 
 
 def run_entry(name: str, folder: RunFolder) -> RunEntry:

@@ -9,15 +9,15 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, get_args
 
 from pydantic import TypeAdapter
 
-from cai.config.errors import CaiError
+from cai.config.errors import CaiError, error_text
 from cai.config.validation import closest_names, describe, did_you_mean
 from cai.data.files import rows as rows_of
 from cai.data.jsonl import file_fingerprint, parse_row, write_rows, write_text
@@ -107,6 +107,7 @@ def nobody(question: dict[str, Any]) -> dict[str, Any]:
 
 
 MODEL = "model"  # the folder of the trained policy or reward model, which the worker writes last
+FAILURE = "error.txt"  # beside it, while the last session's word is an error
 TIMING = "timing.json"  # beside it, where the last session trained several updates
 OUTPUT = (MODEL, "members/*", "checkpoints/*", "metrics*.jsonl")  # patterns of what took training in a stage's folder
 Settings = TypeVar("Settings", bound=TrainConfig, covariant=True)
@@ -256,39 +257,57 @@ def run_stage(spec: StageSpec[Any], report: Report, replace: bool = True, keep_d
         take(claim, replace)
         if changes:
             report({"again": changes})
-        data = spec.data
-        if keep_data:
-            beside = folder / "rows.jsonl.part"
-            shutil.copyfile(data, beside)
-            data = beside.replace(folder / "rows.jsonl")
-        stage_file = folder / "stage.json"
-        dataclasses.replace(spec, data=data).write(stage_file)
-
-        clock = _Clock()
-
-        def keep_counts(event: dict[str, Any]) -> None:
-            if "examples" in event:  # reported again when the finished stage is not trained again
-                write_text(folder / "data.json", json.dumps(event))
-            if "step" in event:
-                clock.update()
-            report(event)
-
-        command = [*worker_python(spec.launcher), "-m", "cai.training.worker", str(stage_file)]
-        log = folder / "train.log"
-        if spec.judge is None:
-            follow(command, log, keep_counts)
-        else:
-            follow(command, log, keep_counts, spec.judge.reply)
-        if not claim.is_finished():
-            raise CaiError(
-                f"{folder / MODEL}: expected the trained model there, found nothing: `{spec.launcher or 'the worker'}` "
-                f"ended without training; {_end(log)}"
-            )
-        if timing := clock.timing():
-            write_text(folder / TIMING, json.dumps(timing))
-        _remove_spent(folder)
-        _record(claim)
+        with _recording_errors(folder / FAILURE):
+            _train(spec, claim, report, keep_data)
     return folder / MODEL
+
+
+@contextmanager
+def _recording_errors(file: Path) -> Iterator[None]:
+    """Keep the error that ends the block in a file, and that of no earlier session."""
+    file.unlink(missing_ok=True)
+    try:
+        yield
+    except Exception as error:
+        with suppress(CaiError):  # a full disk has no room for its own error
+            write_text(file, f"{error_text(error)}\n")
+        raise
+
+
+def _train(spec: StageSpec[Any], claim: Claim, report: Report, keep_data: bool) -> None:
+    """Train a stage in a folder that this process holds, with its manifest in it."""
+    folder, data = spec.folder, spec.data
+    if keep_data:
+        beside = folder / "rows.jsonl.part"
+        shutil.copyfile(data, beside)
+        data = beside.replace(folder / "rows.jsonl")
+    stage_file = folder / "stage.json"
+    dataclasses.replace(spec, data=data).write(stage_file)
+
+    clock = _Clock()
+
+    def keep_counts(event: dict[str, Any]) -> None:
+        if "examples" in event:  # reported again when the finished stage is not trained again
+            write_text(folder / "data.json", json.dumps(event))
+        if "step" in event:
+            clock.update()
+        report(event)
+
+    command = [*worker_python(spec.launcher), "-m", "cai.training.worker", str(stage_file)]
+    log = folder / "train.log"
+    if spec.judge is None:
+        follow(command, log, keep_counts)
+    else:
+        follow(command, log, keep_counts, spec.judge.reply)
+    if not claim.is_finished():
+        raise CaiError(
+            f"{folder / MODEL}: expected the trained model there, found nothing: `{spec.launcher or 'the worker'}` "
+            f"ended without training; {_end(log)}"
+        )
+    if timing := clock.timing():
+        write_text(folder / TIMING, json.dumps(timing))
+    _remove_spent(folder)
+    _record(claim)
 
 
 def _record(claim: Claim) -> None:

@@ -196,3 +196,23 @@ def test_an_interrupted_training_names_the_update_that_it_resumes_from(
     asked = ("dpo", "--data", pairs(tmp_path), "--model", tiny_model, "--out", tmp_path / "out")
     assert cai(monkeypatch, "train", *asked) == 130
     assert f"Interrupted. {expected}\n  cai train dpo" in capsys.readouterr().out
+
+
+def test_a_failed_training_is_listed_with_its_error_until_it_is_started_again(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ends: list[BaseException] = [CaiError("out of memory\nsecond line"), KeyboardInterrupt()]
+
+    def end(*_: object) -> None:
+        raise ends.pop(0)
+
+    monkeypatch.setattr("cai.training.stage.follow", end)
+    asked = ("dpo", "--data", pairs(tmp_path), "--model", tiny_model, "--out", tmp_path / "runs/mine")
+    listed = []
+    for status in (2, 130):
+        assert cai(monkeypatch, "train", *asked) == status
+        capsys.readouterr()
+        assert cai(monkeypatch, "runs", "--runs", tmp_path / "runs") == 0
+        listed.append(capsys.readouterr().out)
+    assert re.search(r"^mine .* failed ", listed[0], re.MULTILINE) and "mine failed: out of memory\n" in listed[0]
+    assert re.search(r"^mine .* stopped ", listed[1], re.MULTILINE) and "failed" not in listed[1]
