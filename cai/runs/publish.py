@@ -33,6 +33,7 @@ from cai.data.preferences import iter_preferences
 from cai.data.prompts import iter_completions
 from cai.data.records import BeforeAfter, Demonstration, Messages, Preference, Prompt, Ranking, Revision, Skipped
 from cai.evaluation.judge_report import judge_metrics, read_judge_report
+from cai.feedback.label import JUDGE_JSON
 from cai.feedback.label_mass import LABEL_MASS, LABEL_MASS_MEANING, label_mass_text
 from cai.feedback.metrics import RUN_METRICS
 from cai.feedback.revise import NOTHING_TO_REVISE
@@ -150,26 +151,52 @@ KINDS = {
     "evaluation": "a held-out prompt answered before and after training; `p` is P(after is better) by the eval judge",
     "prompts": "a prompt; `test` was held out from training",
 }
+BY_JUDGE = {"preferences": ", `verdicts`", "evaluation": "; `p`"}  # where, in KINDS, the judge's part begins
 SAMPLE = 1500  # characters of a text on the card
 HUB = "hub:"  # prefix of a dataset's name on the Hub
 File = tuple[str, str, str, int]
 """A configuration, a split, its file, and how many rows it has."""
 
 
+class Made(NamedTuple):
+    """What a run made: the kinds of its rows, and whether a judge labelled pairs or the evaluation."""
+
+    kinds: frozenset[str]
+    judged: bool
+    eval_judged: bool
+
+    @classmethod
+    def of(cls, run: RunFolder, files: Sequence[File]) -> "Made":
+        """What the rows of a run say, and its judge gate."""
+        judged = (run.judge / JUDGE_JSON).exists() or any(row.all_verdicts for row in run.preferences())
+        eval_judged = any(row.p is not None for row in run.evaluation())
+        return cls(frozenset(config for config, *_ in files), judged, eval_judged)
+
+    def texts(self, verdicts: bool = False) -> str:
+        """What models wrote: `answers, critiques and revisions`."""
+        written = ["answers", *(["critiques", "revisions"] if "revisions" in self.kinds else [])]
+        *first, last = [*written, *(["verdicts"] if verdicts else [])]
+        return f"{', '.join(first)} and {last}" if first else last
+
+    def kind(self, name: str) -> str:
+        """What a row of a kind is."""
+        unjudged = {"preferences": self.judged, "evaluation": self.eval_judged}.get(name) is False
+        return KINDS[name].partition(BY_JUDGE[name])[0] if unjudged else KINDS[name]
+
+
 def card(run: RunFolder, files: Sequence[File], licence: str) -> str:
     """The text of README.md, with the header by which `datasets` finds the files."""
+    made = Made.of(run, files)
     parts = [
         f"---\n{_header(run, files, licence)}---",
         f"# {visible(run.name)}",
         _intro(run),
-        _contents(files),
+        _contents(files, made),
         f"## Constitution\n\nThe principles, verbatim:\n\n{_block(read_text(run.constitution_yaml), 'yaml')}",
-        _models(run, licence),
-        _quality(run),
+        _models(run, licence, made),
+        _quality(run, made),
         _sample(run),
-        "## Limitations\n\n"
-        "Models wrote the answers, critiques, revisions and verdicts. A judge's position bias affects its labels. "
-        "Prompts may be adversarial on purpose and answers harmful: drafts are kept beside their revisions.",
+        _limitations(made),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -184,7 +211,7 @@ def _header(run: RunFolder, files: Sequence[File], licence: str) -> str:
         "license": licence,
         "size_categories": [next((name for bound, name in SIZES if rows < bound), "n>1M")],
         "task_categories": ["text-generation"],
-        "tags": ["constitutional-ai", "rlaif", "preference", "synthetic"],
+        "tags": ["constitutional-ai", "rlaif", *(["preference"] if "preferences" in configs else []), "synthetic"],
         "configs": [
             {"config_name": name, "data_files": listed} | ({"default": True} if number == 0 else {})
             for number, (name, listed) in enumerate(configs.items())
@@ -202,34 +229,38 @@ def _intro(run: RunFolder) -> str:
     )
 
 
-def _contents(files: Sequence[File]) -> str:
-    lines = [f"| `{config}` | {split} | {count:,} | {KINDS[config]} |" for config, split, _, count in files]
+def _contents(files: Sequence[File], made: Made) -> str:
+    lines = [f"| `{config}` | {split} | {count:,} | {made.kind(config)} |" for config, split, _, count in files]
     example = f'datasets.load_dataset(FOLDER_OR_ID, "{files[0][0]}", split="{files[0][1]}")'
     table = "\n".join(["| configuration | split | rows | one row is |", "|---|---|---|---|", *lines])
     return f"{table}\n\n{_block(example, 'python')}"
 
 
-def _models(run: RunFolder, licence: str) -> str:
+def _models(run: RunFolder, licence: str, made: Made) -> str:
     manifest = run.manifest()
     config = _without_folders(manifest["config"])
     model, judge = config["model"], config["judge"].get("model") or "the same model"
     judges = ", ".join(map(str, judge)) if isinstance(judge, list) else str(judge)
-    settings = {key: config[key] for key in ("revise", "judge", "train", "evaluate") if config.get(key)}
+    evaluated = "evaluation" in made.kinds
+    sections = {"revise": "revisions" in made.kinds, "judge": made.judged, "train": True, "evaluate": evaluated}
+    settings = {key: config[key] for key, used in sections.items() if used and config.get(key)}
+    constitutions = ["constitution", *(["eval_constitution"] if made.eval_judged else [])]
     facts = {
         "model": f"{model} (fingerprint {manifest['model']})",
-        "judge": f"{judges} (fingerprint {', '.join(map(str, manifest['judge_models']))})",
-        "constitution": f"{manifest['constitution']['name']}, fingerprint {manifest['constitution']['fingerprint']}",
-        "eval_constitution": "{name}, fingerprint {fingerprint}".format(**manifest["eval_constitution"]),
+        **({"judge": f"{judges} (fingerprint {', '.join(map(str, manifest['judge_models']))})"} if made.judged else {}),
+        **{key: "{name}, fingerprint {fingerprint}".format(**manifest[key]) for key in constitutions},
         "templates": f"fingerprint {manifest['templates']}",
         "prompts": f"{config['prompts']['source']}, fingerprint {manifest['prompts']}",
         "seed": str(config["seed"]),
         "versions": ", ".join(f"{name} {version}" for name, version in manifest["versions"].items()),
     }
+    eval_judge = (config.get("evaluate") or {}).get("judge") or judges
+    of_judges = dict.fromkeys([*([judges] if made.judged else []), *([eval_judge] if made.eval_judged else [])])
     licences = {
         "this dataset": "not stated" if licence == "unknown" else licence,
         "prompts": f"not stated; that of {config['prompts']['source']}",
-        "answers, critiques, revisions": f"subject to the terms of the model {model}",
-        "verdicts": f"subject to the terms of the judge, {judges}",
+        made.texts(): f"subject to the terms of the model {model}",
+        **({"verdicts": f"subject to the terms of the judge, {' and '.join(of_judges)}"} if of_judges else {}),
     }
     return "\n\n".join(
         [
@@ -252,7 +283,17 @@ def _without_folders(value: Any) -> Any:
     return Path(value).name if is_elsewhere else value
 
 
-def _quality(run: RunFolder) -> str:
+def _limitations(made: Made) -> str:
+    verdicts = made.judged or made.eval_judged
+    drafts = ": drafts are kept beside their revisions" if "revisions" in made.kinds else ""
+    bias = " A judge's position bias affects its labels." if verdicts else ""
+    return (
+        f"## Limitations\n\nModels wrote the {made.texts(verdicts)}.{bias} "
+        f"Prompts may be adversarial on purpose and answers harmful{drafts}."
+    )
+
+
+def _quality(run: RunFolder, made: Made) -> str:
     summary = summarise(run)
     labels = summary["preferences"]
     rows = [(f"pairs by {source}", str(count)) for source, count in labels["by_source"].items()]
@@ -267,19 +308,25 @@ def _quality(run: RunFolder) -> str:
             ("trainings: with other seeds; the metrics of answers after training are means", str(len(trainings)))
         )
     rows += [(f"judge on labelled pairs: {name}", value) for name, value in _gate(run)]
-    lines = "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+    table = "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]) if rows else ""
     reasons = [f"{count} × {reason}" for reason, count in summary["skipped"]["reasons"].items()]
     reasons += [f"{summary['skipped']['failed']} failed"] if summary["skipped"]["failed"] else []
-    skipped = f"\n\nSkipped:\n\n{_block(chr(10).join(reasons))}" if reasons else ""
-    return (
-        "## Quality\n\nRevisions that fail a filter (empty, unchanged, truncated, copied …) are flagged and excluded. "
-        "Position bias is 0.5 for a judge that answers at random, and 1 for one that looks at the position alone."
-        f"\n\n{lines}{skipped}"
-    )
+    skipped = f"Skipped:\n\n{_block(chr(10).join(reasons))}" if reasons else ""
+    explained = []
+    if "revisions" in made.kinds:
+        explained.append(
+            "Revisions that fail a filter (empty, unchanged, truncated, copied …) are flagged and excluded."
+        )
+    if made.judged or made.eval_judged:
+        explained.append(
+            "Position bias is 0.5 for a judge that answers at random, and 1 for one that looks at the position alone."
+        )
+    parts = [" ".join(explained), table, skipped]
+    return "\n\n".join(["## Quality", *filter(None, parts)]) if any(parts) else ""
 
 
 def _gate(run: RunFolder) -> list[tuple[str, str]]:
-    path = run.judge / "judge.json"
+    path = run.judge / JUDGE_JSON
     if not path.exists():
         return []
     return [(metric.name, metric.value) for metric in judge_metrics(read_judge_report(path))]
@@ -359,8 +406,9 @@ def write_dataset(run: RunFolder, folder: Path, licence: str) -> list[Split]:
             with table_writer(dataset / split.file, split.row) as write:
                 for row in split.rows:
                     write(row)
-        for file in (run.constitution_yaml, run.eval_constitution_yaml):
-            shutil.copy(file, dataset / file.name)
+        shutil.copy(run.constitution_yaml, dataset / run.constitution_yaml.name)
+        if any(isinstance(row, BeforeAfter) and row.p is not None for split in nonempty for row in split.rows):
+            shutil.copy(run.eval_constitution_yaml, dataset / run.eval_constitution_yaml.name)
         text = card(run, [(split.config, split.split, split.file, len(split.rows)) for split in nonempty], licence)
         (dataset / "README.md").write_text(text, encoding="utf-8")
         dataset.rename(folder)

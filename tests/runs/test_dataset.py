@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +91,41 @@ def test_what_people_or_models_wrote_stays_text(run: RunFolder, tmp_path: Path) 
     assert f"`````text\n{shown}\n`````" in card
     assert card.count("<script>") == card.count(shown) == 2
     assert "\x1b" not in card
+
+
+@pytest.mark.parametrize(
+    ("settings", "absent", "present"),
+    [
+        (
+            ("revise.label=off", "judge.samples=0", "judge.revisions=false"),
+            ["osition bias", "verdict", "judge", "pairs", "a pair of", "- preference", "eval_", "`preferences`"],
+            ["wrote the answers, critiques and revisions.", "fail a filter"],
+        ),
+        (
+            ("revise.label=certain", "judge.samples=0", "judge.revisions=false"),
+            ["osition bias", "verdict", "judge", "eval_"],
+            ["pairs by revision", "a pair of answers; `p` is the probability that `chosen` is better |"],
+        ),
+        (
+            ("revise.rounds=0",),
+            ["evision", "critique", "eval_", "fail a filter"],
+            ["Position bias is", "wrote the answers and verdicts.", "terms of the judge"],
+        ),
+    ],
+)
+def test_the_card_of_a_run_speaks_of_what_the_run_has(
+    tmp_path: Path, model_folder: Path, settings: tuple[str, ...], absent: list[str], present: list[str]
+) -> None:
+    plan = make_plan(write_workspace(tmp_path, model_folder), list(settings), None, tmp_path / "runs")
+    execute(plan, Reporter(Console(quiet=True)), False, scripted())
+    write_dataset(plan.folder, tmp_path / "ds", "unknown")
+    card = (tmp_path / "ds/README.md").read_text(encoding="utf-8")
+    before, _, rest = card.partition("## Constitution")
+    text = before + rest[rest.index("## Generation") : rest.index("## Example")] + rest[rest.index("## Limitations") :]
+    without_settings = re.sub(r"```yaml\n(revise|judge):\n.*?```", "", text, flags=re.DOTALL)
+    assert [word for word in absent if word in without_settings] == []
+    assert [word for word in present if word not in text] == []
+    assert not (tmp_path / "ds/eval_constitution.yaml").exists()
 
 
 def test_a_gates_metrics_and_what_is_skipped_stand_on_the_card(tmp_path: Path, model_folder: Path) -> None:
