@@ -58,7 +58,7 @@ def compare(
         typer.Option(
             metavar="[METRIC=]DIFF",
             help="Also print how many prompts a difference of this size needs to be found with 80 % power, for one "
-            "metric (such as after_words=10) or all; may be repeated.",
+            "metric of the tables (such as 'words after training=10') or all; may be repeated.",
         ),
     ] = None,
     judge: Annotated[

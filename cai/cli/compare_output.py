@@ -71,6 +71,7 @@ def comparison_parts(c: RunComparison) -> Iterator[RenderableType | Grid]:
     if c.plan:
         yield heading("Prompts that a difference needs to be found with 80 % power, corrected as here")
         yield _plan(c.plan, letters)
+        yield listed(" ", (f"{place}: {note}" for place, note in enumerate(_plan_notes(c.plan), 1)), "dim")
     yield from _curves(c.curves, letters)
     yield from _flips(c.flips, letters)
 
@@ -122,13 +123,22 @@ def _pair(c: RunComparison, pair: PairComparison) -> Iterator[RenderableType | G
 
 def _plan(metrics: Sequence[PlannedMetric], letters: Sequence[str]) -> Grid:
     several = len({row.b for row in metrics}) > 1
-    grid = Grid(["", "difference", "n now", "prompts", "trainings", ""], last_left=True)
+    with_trainings = any(row.trainings is not None for row in metrics)
+    notes = _plan_notes(metrics)
+    headings = ["", "difference", "n now", "prompts", *(["trainings"] if with_trainings else [])]
+    grid = Grid([*headings, *(["note"] if notes else [])], broken=0)
     for row in metrics:
         name = f"{row.name}, {letters[row.b]}" if several else row.name
         prompts = NONE if row.prompts is None else f"{row.prompts:,}"
-        trainings = "" if row.trainings is None else str(row.trainings)
-        grid.add(name, number(row.difference), str(row.n), prompts, trainings, row.note)
+        trainings = [] if not with_trainings else ["" if row.trainings is None else str(row.trainings)]
+        note = str(notes.index(row.note) + 1) if row.note else ""
+        grid.add(name, number(row.difference), str(row.n), prompts, *trainings, *([note] if notes else []))
     return grid
+
+
+def _plan_notes(metrics: Sequence[PlannedMetric]) -> list[str]:
+    """What limits the plans, each note once."""
+    return list(dict.fromkeys(row.note for row in metrics if row.note))
 
 
 def _metrics(metrics: Sequence[MetricDifference], b: str) -> Grid:

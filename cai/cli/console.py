@@ -187,16 +187,21 @@ class Grid:
 
     `optional` are the places of the columns that are dropped where the terminal is too narrow, in this order; `left`
     so many first columns are of names, and with `last_left` the last is of text, which is broken where even that does
-    not fit. All headings empty: no line of headings.
+    not fit; with `broken` it is the column at this place. All headings empty: no line of headings.
     """
 
     def __init__(
-        self, headings: Sequence[str], optional: Sequence[int] = (), left: int = 1, last_left: bool = False
+        self,
+        headings: Sequence[str],
+        optional: Sequence[int] = (),
+        left: int = 1,
+        last_left: bool = False,
+        broken: int | None = None,
     ) -> None:
         self._headings = [_broken(heading) for heading in headings]
         self._optional = optional
         self._left = {*range(left), *([len(headings) - 1] if last_left else [])}
-        self._text = len(headings) - 1 if last_left else None
+        self._text = len(headings) - 1 if last_left else broken
         self._rows: list[list[Text]] = []
 
     def add(self, *cells: str | Text) -> None:
@@ -236,6 +241,7 @@ class Grid:
                 self._headings[place],
                 justify="left" if place in self._left else "right",
                 no_wrap=not broken,
+                overflow="fold",
                 max_width=room if broken else None,
             )
         for row in self._rows:

@@ -80,7 +80,7 @@ UNKNOWN = "unknown"
 
 
 def _results(members: list[Member]) -> Grid:
-    grid = Grid(["run", *(metric.name for metric in SWEEP_METRICS)])
+    grid = Grid(["run", *(metric.name for metric in SWEEP_METRICS)], broken=0)
     for member in members:
         try:
             summary = last_folder(member.plan).summary()
@@ -98,7 +98,8 @@ def _forecast(file: Path, settings: list[str], runs: Path) -> None:
     console = Terminal()
     with tempfile.TemporaryDirectory(prefix="cai-") as aside:
         name, members = make_sweep(file, settings, runs, Path(aside))
-        grid = Grid([f"run of {name}", "calls", "cache hits", "new calls", "tokens", "time"])
+        headings = [f"run of {name}", "calls", "cache hits", "new calls", "tokens", "time"]
+        grid = Grid(headings, optional=[1, 2, 4], broken=0)
         with closing(Cache(Path(aside) / "counted.sqlite")) as cache:
             forecasts = [forecast(member.plan, cache) for member in members]
         for member, expected in zip(members, forecasts, strict=True):

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from cai.compare.record import METRIC_TABLE, PlannedMetric, RunComparison
 from cai.config.errors import CaiError
+from cai.config.validation import closest_names, did_you_mean
 from cai.feedback.metrics import RUN_METRICS
 from cai.stats.power import MANY_FLAGS, differing_share, planned_errors, planned_flags, planned_prompts
 from cai.stats.significance import ALPHA, Effect
@@ -22,12 +23,15 @@ def parse_plan(options: Sequence[str]) -> dict[str, float]:
 
     Raises: CaiError for an unknown metric, or a difference that is not a number above 0.
     """
-    keys = {name: key for key, metric in RUN_METRICS.items() for name in (key, metric.name)}
+    names = {metric.name: key for key, metric in RUN_METRICS.items()}
+    keys = {key: key for key in RUN_METRICS} | names
     planned = {}
     for option in options:
         metric, _, size = option.rpartition("=")
         if metric and metric not in keys:
-            raise CaiError(f"--plan {option}: no metric '{metric}'; expected one of {', '.join(RUN_METRICS)}")
+            near = closest_names(metric, keys)
+            hint = did_you_mean(near) if near else f"expected one of {', '.join(names)}"
+            raise CaiError(f"--plan {option}: no metric '{metric}'; {hint}")
         try:
             difference = float(size)
         except ValueError:

@@ -22,6 +22,7 @@ from cai.stats.formatting import counted, duration, estimate
 from cai.training.stage import FAILURE, MODEL
 
 RUNNING, STOPPED, FAILED, FINISHED = "running", "stopped", "failed", "finished"
+STATES = (RUNNING, STOPPED, FAILED, FINISHED)
 OLD_SECONDS = 60.0  # from when the last line of a log is shown with its age
 MAX_VALUE = 60  # characters of a setting
 

@@ -14,6 +14,7 @@ from cai.inference.reporter import Reporter
 from cai.runs.pipeline import execute
 from cai.runs.run_file import RunConfig
 from tests.conftest import ROOT, scripted, write_workspace
+from tests.report.folders import write_run
 from tests.runs.test_evaluate import make_run
 
 
@@ -122,6 +123,26 @@ def test_a_run_is_run_shown_listed_and_compared(
     assert (workspace / "runs/comparison.html").exists()
     assert cai(monkeypatch, "compare", "test", "other", *runs, "--out", workspace / "run.yaml/x.html") == 2
     assert "x.html: cannot be written" in capsys.readouterr().err
+
+
+def test_the_list_of_runs_fits_the_terminal_and_names_what_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one", "a-run-whose-name-is-long-enough-to-leave-no-room-for-the-rest"):
+        write_run(tmp_path / name)
+    write_run(tmp_path / "damaged").manifest_json.write_text('{"command": "cai run", "config": [', encoding="utf-8")
+    assert cai(monkeypatch, "runs", "--runs", tmp_path, columns=80) == 0
+    out = capsys.readouterr().out
+    listed = [line for line in out.splitlines() if line.startswith("  ")]
+    assert max(map(len, listed)) <= 80
+    assert "not shown at 80 columns: " in listed[-1]
+    assert [line.split()[0] for line in listed if "unreadable" in line] == ["damaged"]
+    assert out.splitlines()[-1].startswith("damaged: ") and "manifest.json: not valid JSON" in out.splitlines()[-1]
+    result = CliRunner().invoke(
+        app, ["runs", "--runs", str(tmp_path)], env={"COLUMNS": None}
+    )  # a pipe, for other programs
+    assert "not shown" not in result.output and "held out" in result.output
+    assert "a-run-whose-name-is-long-enough-to-leave-no-room-for-the-rest  " in result.output
 
 
 @pytest.mark.parametrize(
@@ -286,12 +307,12 @@ def test_an_unfinished_run_is_listed_with_its_number_of_prompts(
     (runs / "test/summary.json").unlink()
     capsys.readouterr()
     assert cai(monkeypatch, "runs", "--runs", runs) == 0
-    assert "stopped  harmless (16)  6        2 " in capsys.readouterr().out
+    assert "stopped  harmless (16)        6         2 " in capsys.readouterr().out
     with (runs / "test/log.txt").open("a", encoding="utf-8") as log:
         log.write("2026-11-30T18:38:01 error: no space left\n")
     assert cai(monkeypatch, "runs", "--runs", runs) == 0
     shown = capsys.readouterr().out
-    assert "failed  harmless (16)  6        2 " in shown
+    assert "failed  harmless (16)        6         2 " in shown
     assert shown.endswith("\ntest failed: no space left\n")
 
 

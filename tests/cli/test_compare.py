@@ -130,7 +130,9 @@ def test_a_plan_names_the_prompts_of_each_metric(runs: Path, capsys: pytest.Capt
     section = capsys.readouterr().out.partition("Prompts that a difference needs")[2].splitlines()
     row = next(line.split() for line in section if line.strip().startswith("edit distance"))
     assert row[2:4] == ["0.100", "30"] and (row[4] == "–" or int(row[4].replace(",", "")) >= 2)
-    assert any(line.strip().startswith("words after training") for line in section)
+    [words] = [line for line in section if line.strip().startswith("words after training")]
+    assert words.endswith(" 1") and "1: equal on every prompt" in "\n".join(section)
+    assert max(map(len, section[:6])) <= 80
     compare(["a", "b"], True, None, runs, ["edit_distance=0.1"])
     assert [row.key for row in RunComparison.model_validate_json(capsys.readouterr().out).plan] == ["edit_distance"]
 

@@ -57,6 +57,18 @@ def test_a_narrow_terminal_gets_fewer_columns_and_no_cell_is_cut() -> None:
     assert lines(empty, 8)[-1] == "  a name  1.000"  # nothing is missed
 
 
+def test_a_long_name_is_folded_once_the_other_columns_are_dropped() -> None:
+    table = Grid(["run", "state", "n"], optional=[2], broken=0)
+    table.add("a-run-with-a-name-of-one-word", "finished", "24")
+    assert lines(table, 60)[1] == "  a-run-with-a-name-of-one-word  finished  24"
+    assert lines(table, 30) == [
+        "  run                    state",
+        "  a-run-with-a-name-  finished",
+        "  of-one-word",
+        "  not shown at 30 columns: n",
+    ]
+
+
 def test_runs_that_are_equal_on_every_prompt_have_no_interval() -> None:
     assert effect_cells(paired([0.0] * 8)) == ("equal ", "", "8", "")
     assert not list(without_interval([paired([0.0] * 8), paired([float(n) for n in range(8)])]))

@@ -34,7 +34,9 @@ def test_a_difference_may_be_named_for_one_metric_by_key_or_name_or_for_all() ->
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("wins=0.1", "--plan wins=0.1: no metric 'wins'; expected one of draft_words, "),
+        ("wins=0.1", "--plan wins=0.1: no metric 'wins'; expected one of words in the draft, "),
+        ("revision_word=1", "no metric 'revision_word'; did you mean 'revision_words' or 'revision_worse'?"),
+        ("words in revision=1", "no metric 'words in revision'; did you mean 'words in the revision'?"),
         ("win_rate=much", "--plan win_rate=much: expected a difference above 0 in the metric's unit, found 'much'"),
         ("-1", "expected a difference above 0"),
         ("nan", "expected a difference above 0"),
