@@ -31,6 +31,7 @@ TRAINING_CURVES = {
     "entropy": ("objective/entropy", "entropy"),
     "explained variance": ("val/explained_variance",),
     "clip fraction": ("policy/clipfrac",),
+    "effective sample size": ("sampling/effective_sample_size",),
     "gradient norm": ("grad_norm",),
     "learning rate": ("learning_rate",),
 }

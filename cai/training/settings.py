@@ -224,6 +224,9 @@ class PPOConfig(TrainConfig):
     """Most that the score of an answer counts, up or down."""
     use_vllm: bool = False
     """Sample with a vLLM engine in the same process, which holds a second copy of the weights."""
+    vllm_importance_sampling_clip_max: Annotated[float, Field(gt=0)] | None = None
+    """Weigh the policy's loss on a token by the trainer's probability over vLLM's, cut off here, as trl does by its
+    `token_truncate`; 2 in Yao et al. 2025 (fengyao.notion.site/off-policy-rl). Null only reports how they differ."""
     sample_steps: Annotated[int, Field(ge=1)] = 5
     """Updates between samples of answers in samples.jsonl."""
 
@@ -231,6 +234,12 @@ class PPOConfig(TrainConfig):
     def _one_adapter_is_recomputed(self) -> Self:
         if self.gradient_checkpointing and self.value == "separate" and self.lora_r is not None:
             raise ValueError("gradient_checkpointing: with a LoRA it needs `value: shared`")
+        return self
+
+    @model_validator(mode="after")
+    def _one_sampler_differs(self) -> Self:
+        if self.vllm_importance_sampling_clip_max is not None and not self.use_vllm:
+            raise ValueError("vllm_importance_sampling_clip_max: corrects for vLLM's samples; set use_vllm: true")
         return self
 
     @model_validator(mode="after")

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cai.training.ppo import sampling
 from cai.training.ppo.actor import Actor
 from cai.training.ppo.sampling import generate, padded
 from cai.training.settings import PPOConfig
@@ -98,26 +97,10 @@ class Sampled(NamedTuple):
 
 
 def sample(actor: Actor, tokens: int = 12) -> Sampled:
-    """Responses of the policy to PROMPTS, with the distributions that each token was drawn from."""
-    distributions: list[Tensor] = []
-    draw = sampling.sampled
-
-    def recording(logits: Tensor, uniforms: Tensor) -> Tensor:
-        distributions.append(logits.log_softmax(-1))
-        return draw(logits, uniforms)
-
-    sampling.sampled = recording
-    try:
-        uniforms = torch.rand(len(PROMPTS), tokens, generator=torch.Generator().manual_seed(5))
-        responses = generate(actor.model, PROMPTS, uniforms, TEMPERATURE, ENDS)
-    finally:
-        sampling.sampled = draw
-    logps: list[list[Tensor]] = [[] for _ in PROMPTS]
-    for t, distribution in enumerate(distributions):
-        going = [i for i, response in enumerate(responses) if len(response) > t]
-        for row, i in enumerate(going):
-            logps[i].append(distribution[row, responses[i][t]])
-    return Sampled(responses, [torch.stack(row) for row in logps])
+    """Responses of the policy to PROMPTS, with the log-probabilities with which their tokens were drawn."""
+    uniforms = torch.rand(len(PROMPTS), tokens, generator=torch.Generator().manual_seed(5))
+    samples = generate(actor.model, PROMPTS, uniforms, TEMPERATURE, ENDS)
+    return Sampled([sample.tokens for sample in samples], [torch.tensor(sample.logps) for sample in samples])
 
 
 def moved_actor(folder: Path, lora_r: int | None) -> Actor:

@@ -11,7 +11,7 @@ from cai.config.hashing import derive_seed
 from cai.training import distributed
 from cai.training.ppo.actor import Actor
 from cai.training.ppo.losses import approximate_kl, generalised_advantages, token_rewards, whitened
-from cai.training.ppo.sampling import Rollout, VllmSampler, generate, padded
+from cai.training.ppo.sampling import Rollout, Sample, VllmSampler, generate, padded
 from cai.training.reward_model import combined
 from cai.training.settings import PPOConfig
 
@@ -45,7 +45,8 @@ class Collector:
         chosen = drawn(len(self.task.prompts), settings.rollouts, update, self.seed)
         rows = distributed.shard(list(range(settings.rollouts)))
         prompts = [self.task.prompts[chosen[row]] for row in rows]
-        responses = self._sample(prompts, rows, update)
+        samples = self._sample(prompts, rows, update)
+        responses = [sample.tokens for sample in samples]
         scores = self.task.score(prompts, responses)
         by_length = sorted(range(len(rows)), key=lambda i: len(prompts[i]) + len(responses[i]))  # little padding
         rollouts: dict[int, Rollout] = {}
@@ -62,6 +63,7 @@ class Collector:
                     prompt=prompts[i],
                     response=responses[i],
                     finished=responses[i][-1] in self.task.ends,
+                    sampler_logps=torch.tensor(samples[i].logps),
                     logps=outputs.logps[row, :n].cpu(),
                     reference_logps=reference[row, :n].cpu(),
                     values=outputs.values[row, :n].cpu(),
@@ -70,17 +72,17 @@ class Collector:
                 )
         return distributed.gather([rollouts[i] for i in range(len(rows))])
 
-    def _sample(self, prompts: list[list[int]], rows: list[int], update: int) -> list[list[int]]:
+    def _sample(self, prompts: list[list[int]], rows: list[int], update: int) -> list[Sample]:
         """A response to each prompt; `rows` are their places among the update's rollouts, which decide the seeds."""
         settings, actor, ends = self.settings, self.actor, self.task.ends
         if self.vllm is not None:
             seeds = [derive_seed(self.seed, "rollout", update, row) % 2**63 for row in rows]
             limits = settings.max_tokens, settings.temperature, ends
-            sampled: list[list[int]] = self.vllm.generate(actor.weights(), prompts, seeds, *limits)
+            sampled: list[Sample] = self.vllm.generate(actor.weights(), prompts, seeds, *limits)
             return sampled
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "rollouts", update) % 2**63)
         uniforms = torch.rand(settings.rollouts, settings.max_tokens, generator=generator)[rows].to(actor.device)
-        responses: list[list[int]] = generate(actor.model, prompts, uniforms, settings.temperature, ends)
+        responses: list[Sample] = generate(actor.model, prompts, uniforms, settings.temperature, ends)
         return responses
 
 
@@ -136,6 +138,25 @@ def describe(rollouts: list[Rollout], kl_coef: float) -> dict[str, float]:
         "response/length": mean([len(r.response) for r in rollouts]),
         "response/eos_rate": mean([float(r.finished) for r in rollouts]),
         "kl_coef": kl_coef,
+    }
+
+
+def sampler_mismatch(rollouts: Sequence[Rollout], cap: float | None) -> dict[str, float]:
+    """How far the sampler's probabilities are from those of the training's forward pass, over all tokens.
+
+    Args: cap as in `importance_weights`; None where nothing is corrected.
+    Returns: |Δ log-probability| in nats; KL(sampler ‖ trainer) in nats a token, by k3; and Kish's effective sample size
+    of the uncapped weights as a share of the tokens, 1 where the two are the same.
+    """
+    log_weights = torch.cat([r.logps - r.sampler_logps for r in rollouts])
+    weights = log_weights.exp()
+    capped = {} if cap is None else {"sampling/capped": (weights > cap).float().mean().item()}
+    return {
+        "sampling/sampling_logp_difference/mean": log_weights.abs().mean().item(),
+        "sampling/sampling_logp_difference/max": log_weights.abs().max().item(),
+        "sampling/kl": (weights - 1 - log_weights).mean().item(),
+        "sampling/effective_sample_size": (weights.mean() ** 2 / weights.square().mean()).item(),
+        **capped,
     }
 
 

@@ -55,6 +55,15 @@ def policy_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, clip: floa
     return torch.maximum(plain, clipped), (clipped > plain).float()
 
 
+def importance_weights(logps: Tensor, sampler_logps: Tensor, cap: float) -> Tensor:
+    """min(π/μ, C) a token, to weigh the loss of tokens that a sampler drew with other probabilities, μ, than π.
+
+    Truncated importance sampling (Yao et al. 2025, fengyao.notion.site/off-policy-rl, with C = 2), by token: π is the
+    policy as it was when it answered, so that no gradient goes through the weights.
+    """
+    return (logps - sampler_logps).exp().clamp(max=cap)
+
+
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> Tensor:
     """½·max((V − R)², (V' − R)²) a token, V' being V kept within `clip` of the old value (as in OpenAI's baselines)."""
     clipped = old_values + (values - old_values).clamp(-clip, clip)

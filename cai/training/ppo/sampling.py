@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,13 @@ from cai.training import distributed
 GPU_SHARE = 0.3  # of the GPU's memory for vLLM: training needs the rest
 
 
+class Sample(NamedTuple):
+    """A sampled response, as token ids, and the log-probability with which each token was drawn."""
+
+    tokens: list[int]
+    logps: list[float]
+
+
 @dataclass
 class Rollout:
     """One answer of the policy; the tensors have the shape (response tokens,)."""
@@ -24,7 +31,8 @@ class Rollout:
     prompt: list[int]
     response: list[int]  # with the token that ended it, unless it ran into the limit
     finished: bool
-    logps: Tensor
+    sampler_logps: Tensor  # with which the sampler drew the tokens
+    logps: Tensor  # as the training's own forward pass computes them
     reference_logps: Tensor
     values: Tensor
     entropy: float  # mean over the tokens, in nats
@@ -69,7 +77,7 @@ def generate(
     uniforms: Tensor,
     temperature: float,
     ends: set[int],
-) -> list[list[int]]:
+) -> list[Sample]:
     """A sampled response to each prompt, in one batch with a key-value cache; finished rows leave the batch.
 
     Args: a causal language model; uniforms of shape (prompts, tokens at most), in [0, 1): the randomness of each token,
@@ -81,7 +89,7 @@ def generate(
     ids, mask, positions = batch.ids, batch.attention, batch.positions
     cache, stop = DynamicCache(config=model.config), torch.tensor(sorted(ends), device=device)
     rows = torch.arange(len(prompts), device=device)
-    responses: list[list[int]] = [[] for _ in prompts]
+    responses = [Sample([], []) for _ in prompts]
     for t in range(uniforms.shape[1]):
         with distributed.autocast():
             logits = model(
@@ -92,9 +100,12 @@ def generate(
                 use_cache=True,
                 logits_to_keep=1,
             ).logits[:, -1]
-        tokens = sampled(logits.float() / temperature, uniforms[rows, t])
-        for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
-            responses[row].append(token)
+        logits = logits.float() / temperature
+        tokens = sampled(logits, uniforms[rows, t])
+        logps = logits.log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0]
+        for row, token, logp in zip(rows.tolist(), tokens.tolist(), logps.tolist(), strict=True):
+            responses[row].tokens.append(token)
+            responses[row].logps.append(logp)
         going = ~torch.isin(tokens, stop)
         if t + 1 == uniforms.shape[1] or not going.any():
             break
@@ -125,7 +136,9 @@ class VllmSampler:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process weights are handed over in memory
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # training needs the same cores
         config = EngineConfig(max_model_len=max_length, concurrency=concurrency)
-        self._llm = load_engine(folder, config, gpu_memory_utilization=GPU_SHARE)
+        # Its log-probabilities are to be those of the distribution that it samples from, at the temperature.
+        more = {"gpu_memory_utilization": GPU_SHARE, "logprobs_mode": "processed_logprobs"}
+        self._llm = load_engine(folder, config, **more)
 
     def generate(
         self,
@@ -135,7 +148,7 @@ class VllmSampler:
         max_tokens: int,
         temperature: float,
         ends: set[int],
-    ) -> list[list[int]]:
+    ) -> list[Sample]:
         """A response to each prompt, sampled with its own seed from a policy of these weights.
 
         Args: weights by the names that the model's files have. A response ends with a token of `ends` or at the limit.
@@ -152,12 +165,15 @@ class VllmSampler:
                 seed=seed,
                 stop_token_ids=sorted(ends),
                 ignore_eos=True,  # `ends` alone decide
+                logprobs=0,  # of the sampled token alone
                 detokenize=False,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
             self._llm.add_request(str(i), {"prompt_token_ids": prompt}, sampling)
-        responses: dict[int, list[int]] = {}
+        responses: dict[int, Sample] = {}
         while self._llm.has_unfinished_requests():
             for output in self._llm.step():
-                responses[int(output.request_id.split("-")[0])] = list(output.outputs[0].token_ids)
+                tokens = list(output.outputs[0].token_ids)
+                logps = [known[token].logprob for token, known in zip(tokens, output.outputs[0].logprobs, strict=True)]
+                responses[int(output.request_id.split("-")[0])] = Sample(tokens, logps)
         return [responses[i] for i in range(len(prompts))]

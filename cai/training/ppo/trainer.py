@@ -35,8 +35,15 @@ from cai.training.metrics import (
     runaway,
 )
 from cai.training.ppo.actor import Actor
-from cai.training.ppo.experience import Collector, Task, describe, prepare, shown
-from cai.training.ppo.losses import adapted_kl_coef, approximate_kl, explained_variance, policy_loss, value_loss
+from cai.training.ppo.experience import Collector, Task, describe, prepare, sampler_mismatch, shown
+from cai.training.ppo.losses import (
+    adapted_kl_coef,
+    approximate_kl,
+    explained_variance,
+    importance_weights,
+    policy_loss,
+    value_loss,
+)
 from cai.training.ppo.sampling import Rollout, VllmSampler, padded
 from cai.training.reward_folder import is_trained_here
 from cai.training.reward_model import shares_weights
@@ -179,7 +186,12 @@ class PPOTrainer:
         started = time.monotonic()
         rollouts = self.collector.collect(update)
         sampled = time.monotonic()
-        line: dict[str, Any] = {"step": update, **describe(rollouts, kl_coef), **self.collector.task.metrics()}
+        line: dict[str, Any] = {
+            "step": update,
+            **describe(rollouts, kl_coef),
+            **sampler_mismatch(rollouts, self.settings.vllm_importance_sampling_clip_max),
+            **self.collector.task.metrics(),
+        }
         prepare(self.settings, rollouts, kl_coef)
         line |= self.learn(rollouts, update)
         for name in ("loss/policy", "loss/value", "grad_norm"):
@@ -228,12 +240,16 @@ class PPOTrainer:
         for start in range(0, len(shard), size):
             part = shard[start : start + size]
             batch = padded([(r.prompt, r.response) for r in part], self.actor.device)
-            old_logps, old_values, advantages, returns = (
-                pad_sequence(rows, batch_first=True).to(self.actor.device)
-                for rows in zip(*((r.logps, r.values, r.advantages, r.returns) for r in part), strict=True)
+            fields = ("sampler_logps", "logps", "values", "advantages", "returns")
+            sampler_logps, old_logps, old_values, advantages, returns = (
+                pad_sequence([getattr(r, field) for r in part], batch_first=True).to(self.actor.device)
+                for field in fields
             )
             new = self.actor.evaluate(batch, with_entropy=settings.entropy_coef > 0)
             policy, clipped = policy_loss(new.logps, old_logps, advantages, settings.cliprange)
+            if settings.vllm_importance_sampling_clip_max is not None:
+                cap = settings.vllm_importance_sampling_clip_max
+                policy = policy * importance_weights(old_logps, sampler_logps, cap)
             value = value_loss(new.values, old_values, returns, settings.cliprange_value)
             loss = policy + settings.vf_coef * value
             if new.entropy is not None:

@@ -12,6 +12,7 @@ from cai.training.ppo.losses import (
     approximate_kl,
     explained_variance,
     generalised_advantages,
+    importance_weights,
     policy_loss,
     token_rewards,
     value_loss,
@@ -87,6 +88,14 @@ def test_the_policy_loss_is_the_pessimistic_surrogate(rows: list[tuple[float, fl
         bounded = min(max(ratio, 1 - clip), 1 + clip)
         assert loss[0, t].item() == pytest.approx(-min(ratio * a, bounded * a), abs=1e-9)
         assert bool(clipped[0, t]) == (bounded * a < ratio * a)
+
+
+def test_importance_weights_give_back_the_policys_expectation_and_are_capped() -> None:
+    policy, sampler = tensor([[0.5, 0.3, 0.2]]), tensor([[0.1, 0.3, 0.6]])
+    values = tensor([[1.0, 10.0, 100.0]])
+    weights = importance_weights(policy.log(), sampler.log(), 10.0)
+    assert (sampler * weights * values).sum().item() == pytest.approx((policy * values).sum().item())
+    assert importance_weights(policy.log(), sampler.log(), 2.0)[0].tolist() == pytest.approx([2.0, 1.0, 1 / 3])
 
 
 def test_no_gradient_pushes_a_ratio_further_out_of_its_clip_range() -> None:

@@ -226,7 +226,8 @@ def test_every_expected_metric_is_logged(tmp_path: Path, tiny_model: Path) -> No
     expected = {
         "step", "objective/kl", "objective/scores", "objective/rlhf_reward", "objective/entropy", "policy/approxkl",
         "policy/clipfrac", "loss/policy", "loss/value", "val/explained_variance", "val/ratio", "response/length",
-        "response/eos_rate", "kl_coef", "grad_norm",
+        "response/eos_rate", "kl_coef", "grad_norm", "sampling/sampling_logp_difference/mean",
+        "sampling/sampling_logp_difference/max", "sampling/kl", "sampling/effective_sample_size",
     }  # fmt: skip
     assert expected <= lines[-1].keys()
     samples = [json.loads(line) for line in (tmp_path / "a/samples.jsonl").read_text().splitlines()]
@@ -356,7 +357,7 @@ def test_sampling_with_a_cache_and_leaving_rows_is_sampling_one_by_one(tiny_mode
     actor = actor_of(tiny_model, settings())
     uniforms = torch.rand(3, 12, generator=torch.Generator().manual_seed(3))
     ends = set(range(100, 140))  # so that rows end at different times
-    together = generate(actor.model, PROMPTS, uniforms, 1.0, ends)
+    together = [sample.tokens for sample in generate(actor.model, PROMPTS, uniforms, 1.0, ends)]
     alone = []
     for asked, row in zip(PROMPTS, uniforms, strict=True):
         ids = list(asked)
