@@ -1,5 +1,6 @@
 """`cai init`."""
 
+import re
 import sys
 from itertools import islice
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cai.cli.console import echo, refuse_existing, write_new
+from cai.cli.console import Grid, command, echo, refuse_existing, result_console, show, write_new
 from cai.cli.options import ModelName
 from cai.config.characters import visible
 from cai.config.errors import CaiError
@@ -20,17 +21,19 @@ from cai.inference.models import SMALL_MODEL
 from cai.stats.formatting import counted
 
 RUN_FILE = "run.yaml"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of a run, as its run file may have it
 CONSTITUTION_FILE = "constitution.yaml"
 FEW = 60  # prompts, below which a third of them is held out: a test on fewer than twenty finds large effects alone
 MANY = 1000  # prompts, above which a first run takes so many
 TEMPLATE = """\
 # A run: what `cai run {run_file}` does, from the constitution to a trained policy. docs/run-file.md has every setting.
+name: {name:<28} # of the folder in runs/; another one for each variant that you compare
 seed: 0
-model: {model}                # a known name, a folder, a Hub id, or a server's URL#NAME
-constitution: {constitution}        # your principles: edit this file, then run again under another --name
+model: {model:<27} # a known name, a folder, a Hub id, or a server's URL#NAME
+constitution: {constitution:<20} # your principles: edit this file, then run again under another --name
 prompts:
   source: {source}
-{column}{limit}  holdout: {holdout}                   # share kept from training, for the evaluation
+{column}{limit}  holdout: {holdout:<23} # share kept from training, for the evaluation
 
 revise:                            # the model answers, criticises its answer by a principle, and revises it
   rounds: 1                        # principles that each answer is revised by
@@ -52,12 +55,15 @@ evaluate:                          # the policy before and after training, on th
 
 def init(
     prompts: Annotated[
-        str | None, typer.Argument(metavar="[PROMPTS]", help="File of prompts (text, CSV, JSON Lines, …) or Hub id.")
+        str | None, typer.Argument(metavar="PROMPTS", help="File of prompts (text, CSV, JSON Lines, …) or Hub id.")
     ] = None,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the two files.")] = Path(),
     model: ModelName = SMALL_MODEL,
     column: Annotated[
         str | None, typer.Option("--column", metavar="NAME", help="Field of the file that holds the prompt.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="Of the run.", show_default="after the prompts")
     ] = None,
 ) -> None:
     """Start a project: a run file and a constitution for your prompts.
@@ -66,8 +72,10 @@ def init(
     not given; elsewhere a missing argument is an error.
     """
     asks = sys.stdin.isatty()
-    for name in (RUN_FILE, CONSTITUTION_FILE):
-        refuse_existing(out / name)
+    for file_name in (RUN_FILE, CONSTITUTION_FILE):
+        refuse_existing(out / file_name)
+    if name is not None:
+        _check_name(name)
     if prompts is None:
         if not asks:
             raise CaiError("PROMPTS: expected a file of prompts, such as `cai init questions.txt`")
@@ -80,16 +88,19 @@ def init(
     count = sum(isinstance(row, Prompt) for row in rows)
     if not count:
         raise CaiError(f"{file}: no prompts in this file")
-    is_beside = not out.parts or not Path(prompts).exists()  # a dataset of the Hub keeps its id
-    source = prompts if is_beside else str(file.resolve())
+    if name is None:
+        derived = _derived_name(prompts)
+        name = _check_name(typer.prompt("Name of the run", default=derived).strip()) if asks else derived
+    source = _source(file, out) if Path(prompts).exists() else prompts  # a dataset of the Hub keeps its id
     more = count > MANY
     settings = {
+        "name": name,
         "run_file": str(out / RUN_FILE),
-        "model": model,
+        "model": scalar(model),
         "constitution": CONSTITUTION_FILE,
         "source": scalar(source),
         "column": "" if column is None else f"  column: {scalar(column)}\n",
-        "limit": f"  limit: {MANY}                      # of more; delete this line to use all\n" if more else "",
+        "limit": f"  limit: {MANY:<25} # of more; delete this line to use all\n" if more else "",
         "holdout": "0.33" if count < FEW else "0.25",
     }
     out.mkdir(parents=True, exist_ok=True)
@@ -98,11 +109,41 @@ def init(
     formats = ", ".join(summary.formats) or "prompt"
     echo(f"Read {'more than ' if more else ''}{counted(min(count, MANY), 'prompts')} from {prompts} ({formats}).")
     echo(f"Wrote {out / CONSTITUTION_FILE} and {out / RUN_FILE}. Next:")
-    echo(f"  write your principles in {out / CONSTITUTION_FILE}")
-    echo(f"  cai constitution lint {out / CONSTITUTION_FILE}    checks them")
-    echo(f"  cai try {out / CONSTITUTION_FILE} -p 'A PROMPT'    shows what they do to an answer")
-    echo(f"  cai run {out / RUN_FILE} --dry-run    counts the calls of a run")
-    echo(f"  cai run {out / RUN_FILE}")
+    constitution, run_file = out / CONSTITUTION_FILE, out / RUN_FILE
+    grid = Grid(["", ""], left=2, last_left=True)
+    grid.add(f"edit {constitution}", "write your principles")
+    grid.add(command("constitution", "lint", constitution), "checks them")
+    grid.add(command("try", constitution, "-p", "A PROMPT"), "shows what they do to an answer")
+    grid.add(command("run", run_file, "--dry-run"), "counts the calls of a run")
+    grid.add(command("run", run_file), "runs it")
+    show(result_console(), grid)
+
+
+def _check_name(name: str) -> str:
+    """A run's name. Raises: CaiError for one that no run may have."""
+    if not NAME.fullmatch(name):
+        raise CaiError(f"--name {name}: expected letters, digits, '.', '_' and '-', the first a letter or digit")
+    return name
+
+
+def _derived_name(prompts: str) -> str:
+    """A run's name after its file of prompts or dataset of the Hub: `my-questions` for `data/my questions.csv`."""
+    last = prompts.rstrip("/").rpartition("/")[2].partition(":")[0]
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", last.partition(".")[0]).strip("-._")
+    return name if NAME.fullmatch(name) else "run"
+
+
+def _source(file: Path, folder: Path) -> str:
+    """A local file as a run file in `folder` names it: relative to that folder where it lies in or below it.
+
+    Elsewhere, or where the same name is another file seen from the working directory, which comes first: in full.
+    """
+    path, home = file.resolve(), folder.resolve()
+    if not path.is_relative_to(home):
+        return str(path)
+    relative = path.relative_to(home)
+    shadowed = relative.exists() and not relative.samefile(path)
+    return str(path) if shadowed else str(relative)
 
 
 def _prompt_column(file: Path, asks: bool) -> str | None:

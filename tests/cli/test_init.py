@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from cai.cli.init import _derived_name
 from cai.cli.main import app
 from cai.config.errors import CaiError
+from cai.config.locate import find_data
 from cai.constitution.principles import load_constitution
 from cai.runs.run_file import load_run_file
 
@@ -35,6 +37,7 @@ def test_a_file_of_prompts_becomes_a_run_that_starts(here: Path) -> None:
     assert "Read 49 prompts from questions.txt" in output
     config = load_run_file(here / "run.yaml", [])
     assert (config.prompts.source, config.prompts.limit, config.prompts.holdout) == ("questions.txt", None, 0.33)
+    assert config.name == "questions"
     assert [stage.stage for stage in config.train] == ["dpo"]
     (principle,) = load_constitution(here / "constitution.yaml").principles
     assert principle.tests
@@ -48,7 +51,53 @@ def test_a_project_in_another_folder_finds_its_prompts(here: Path) -> None:
     cai("init", "my prompts.csv", "--out", "project", "--column", "question", "--model", "org/some-model")
     config = load_run_file(here / "project/run.yaml", [])
     assert Path(config.prompts.source) == here / "my prompts.csv"
+    assert config.name == "my-prompts"
     assert (config.prompts.column, config.model) == ("question", "org/some-model")
+
+
+@pytest.mark.parametrize(
+    ("prompts", "out", "source"),
+    [
+        ("project/q.txt", "project", "q.txt"),
+        ("project/data/q.txt", "project", "data/q.txt"),
+        ("project/q.txt", "project/sub", "FULL"),
+        ("q.txt", ".", "q.txt"),
+        ("FULL", ".", "q.txt"),
+    ],
+)
+def test_prompts_are_named_from_the_run_file_where_they_lie_in_its_folder(
+    here: Path, prompts: str, out: str, source: str
+) -> None:
+    file = here / ("q.txt" if prompts == "FULL" else prompts)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("Why is the sky blue?\n")
+    cai("init", prompts.replace("FULL", str(file)), "--out", out)
+    config = load_run_file(here / out / "run.yaml", [])
+    assert config.prompts.source == source.replace("FULL", str(file))
+    assert find_data("prompts.source", config.prompts.source, Path(out) / "run.yaml").samefile(file)
+
+
+def test_a_name_that_is_another_file_from_here_is_written_in_full(here: Path) -> None:
+    for folder in (here, here / "project"):
+        folder.mkdir(exist_ok=True)
+        (folder / "q.txt").write_text("Why is the sky blue?\n")
+    cai("init", "project/q.txt", "--out", "project")
+    assert load_run_file(here / "project/run.yaml", []).prompts.source == str(here / "project/q.txt")
+
+
+@pytest.mark.parametrize(
+    ("prompts", "name"), [("my questions.v2.csv", "my-questions"), ("_.txt", "run"), ("äöü-1.jsonl.gz", "1")]
+)
+def test_a_run_is_named_after_its_prompts(here: Path, prompts: str, name: str) -> None:
+    assert _derived_name(f"data/{prompts}") == name
+    assert _derived_name("org/some-data:train") == "some-data"
+
+
+def test_a_run_gets_the_name_that_is_given(here: Path) -> None:
+    (here / "q.txt").write_text("Why is the sky blue?\n")
+    assert "--name ../up: expected letters, digits" in cai_fails("init", "q.txt", "--name", "../up")
+    cai("init", "q.txt", "--name", "first.try")
+    assert load_run_file(here / "run.yaml", []).name == "first.try"
 
 
 def test_many_prompts_are_limited(here: Path) -> None:
