@@ -3,7 +3,8 @@
     *.jsonl, *.ndjson, others   one object per line
     *.json                      an array of objects; one object, which is one row; or, read only, one object per line
     *.csv, *.tsv                a header, then one row per line; a file's only column is its `prompt`, with or without
-                                a header, and commas separate the `tags` in a cell (read only)
+                                a header, and commas separate the `tags` in a cell (read only); semicolons, tabs or
+                                bars between the columns are recognised by the header
     *.parquet                   columns; written, their types come from the row's model
     *.txt                       one prompt per line (read only)
 
@@ -19,6 +20,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, Union, get_args, get_origin
 
@@ -38,6 +40,8 @@ PROMPT_HEADERS = frozenset(
     | {"message", "content", "goal", "behavior", "turn", "user"}
 )
 MAX_HEADER_WORDS = 3
+DELIMITERS = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars"}
+LINES_SEEN = 50  # of a CSV file, from which its delimiter is told
 RawRow = dict[str, Any]
 AnyRow = BaseModel | Mapping[str, Any]
 Write = Callable[[AnyRow], None]
@@ -126,8 +130,9 @@ def _text(path: Path) -> Iterator[tuple[Place, RawRow]]:
 
 def _csv(path: Path) -> Iterator[tuple[Place, RawRow]]:
     csv.field_size_limit(sys.maxsize)  # 131,072 characters otherwise, less than a long conversation has
+    delimiter = _delimiter(path)
     with open_text(path, newline="") as file:
-        lines = csv.reader(file, delimiter="\t" if kind(path) == ".tsv" else ",", strict=True)
+        lines = csv.reader(file, delimiter=delimiter, strict=True)
         begun, names = 1, list[str]()
         try:
             for cells in lines:
@@ -146,6 +151,35 @@ def _csv(path: Path) -> Iterator[tuple[Place, RawRow]]:
                 begun = lines.line_num + 1
         except csv.Error as error:
             raise CaiError(f"{path}:{begun}: not valid CSV: {error}") from None
+
+
+def _delimiter(path: Path) -> str:
+    """What separates the columns: a comma, in *.tsv a tab; another character where the file is clearly made with it.
+
+    That is where the first line has no usual one, and every line seen has as many columns by the other one, or a column
+    has one of the names of prompts. Raises: CaiError where such a file begins without a header: a single column of
+    prompts, each of which holds the character, would look the same.
+    """
+    usual = "\t" if kind(path) == ".tsv" else ","
+    with open_text(path, newline="") as file:
+        lines = [(number, line) for number, line in enumerate(islice(file, LINES_SEEN), 1) if line.strip()]
+    if not lines or usual in lines[0][1]:
+        return usual
+    for other in (name for name in DELIMITERS if name != usual):
+        cells = next(csv.reader([lines[0][1]], delimiter=other))
+        counts = {len(row) for row in csv.reader((line for _, line in lines), delimiter=other)}
+        is_known = any(cell.strip().casefold() in PROMPT_HEADERS for cell in cells)
+        if len(cells) < 2 or (len(counts) > 1 and not is_known):
+            continue
+        if not any(map(_is_prose, cells)):
+            return other
+        if len(lines) > 1:
+            raise CaiError(
+                f"{Place(path, str(lines[0][0]))}: every line seen has {len(cells)} columns separated by "
+                f"{DELIMITERS[other]}, and there is no header: add a first line with a name for each, such as "
+                f"{other.join(['prompt', 'tags'])}; or the line 'prompt' if the file is a single column"
+            )
+    return usual
 
 
 def _header(place: Place, cells: list[str]) -> tuple[list[str], bool]:

@@ -140,9 +140,13 @@ def _unknown_format(formats: tuple[Format, ...], place: Place, value: RawRow, ta
     shares = {format: 1 - len(_missing(format, names)) / len(format.required) for format in formats}
     least = max(LEAST_MATCH, max(shares.values()) / 2)
     closest = sorted((format for format in formats if shares[format] > least), key=lambda format: -shares[format])[:3]
+    plain = [format for format in reversed(formats) if format.plain]  # the plainest, which is tried last, comes first
+    if closest and {"prompt", "messages"} & set(names):
+        closest = list(dict.fromkeys([*plain, *closest]))
     fields = f"found {', '.join(map(visible, names[:12])) or 'no fields'}"
     if not closest:
-        expected = [f"  {format.name}: {', '.join(format.required).replace('|', ' or ')}" for format in formats]
+        listed = dict.fromkeys([*plain, *formats])
+        expected = [f"  {format.name}: {', '.join(format.required).replace('|', ' or ')}" for format in listed]
         lines = [f"{place}: unknown format of a {target} ({fields}); expected one of", *expected]
     else:
         missing = [

@@ -128,6 +128,51 @@ def test_a_table_without_a_header_loses_no_row(tmp_path: Path, table: str, expec
     assert expected in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "table", "expected"),
+    [
+        ("f.csv", 'prompt;tags\nWhy, then?;"a, b"\n"How; when?";\n', [("Why, then?", ["a", "b"]), ("How; when?", "")]),
+        ("f.csv", "prompt\ttags\nWhy, then?\ta\n", [("Why, then?", ["a"])]),
+        ("f.csv", "Prompt|tags\nWhy?|a\n", "Prompt"),
+        ("f.tsv", "prompt,tags\nWhy?,a\n", [("Why?", ["a"])]),
+        ("f.csv", "frage;tags\nWhy?;a\nHow?;b\n", "frage"),
+        ("f.csv", "prompt\nTell me; why?\nAnd now; what?\n", [("Tell me; why?", None), ("And now; what?", None)]),
+        (
+            "f.csv",
+            "Tell me; why is it?\nWhat time is it?\n",
+            [("Tell me; why is it?", None), ("What time is it?", None)],
+        ),
+    ],
+)
+def test_other_separators_are_told_by_the_header(
+    tmp_path: Path, name: str, table: str, expected: str | list[tuple[str, object]]
+) -> None:
+    (tmp_path / name).write_text(table, encoding="utf-8")
+    values = [value for _, value in rows(tmp_path / name)]
+    if isinstance(expected, str):
+        assert [list(value) for value in values] == [[expected, "tags"]] * len(values)
+    else:
+        assert [(value["prompt"], value.get("tags")) for value in values] == expected
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (
+            "\nWhy do cats purr?;cats\nHow do dogs bark?;dogs\n",
+            "f.csv:2: every line seen has 2 columns separated by semicolons, and there is no header: add a first line",
+        ),
+        ("prompt;tags\nWhy?;a;b\n", "f.csv:2: expected 2 columns as in the header, found 3"),
+        ("one;other\nWhy?\n", "f.csv:1: cannot tell whether 'one;other' is the column's name or the first prompt"),
+    ],
+)
+def test_separators_without_a_header_are_no_part_of_prompts(tmp_path: Path, table: str, message: str) -> None:
+    (tmp_path / "f.csv").write_text(table, encoding="utf-8")
+    with pytest.raises(CaiError) as caught:
+        list(rows(tmp_path / "f.csv"))
+    assert message in str(caught.value)
+
+
 def test_a_cell_of_tags_is_a_list(tmp_path: Path) -> None:
     (tmp_path / "f.csv").write_text('prompt,tags\nWhy?,"a, b"\nHow?,\n', encoding="utf-8")
     assert [value["tags"] for _, value in rows(tmp_path / "f.csv")] == [["a", "b"], ""]

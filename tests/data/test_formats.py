@@ -172,7 +172,7 @@ def test_a_misspelt_field_is_an_error_and_an_unused_one_is_counted(tmp_path: Pat
 def test_a_field_or_two_of_many_do_not_come_close_to_a_format(tmp_path: Path) -> None:
     with pytest.raises(
         CaiError,
-        match=r"expected one of\n(.*\n)*  prompt: prompt or messages\nrename 'question' to 'prompt', or say `prompts.column: question`",
+        match=r"expected one of\n  prompt: prompt or messages\n(.*\n)*rename 'question' to 'prompt', or say `prompts.column: question`",
     ):
         list(iter_prompts(written(tmp_path, {"question": "Why?", "source": "web"})))
 

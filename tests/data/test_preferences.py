@@ -95,7 +95,7 @@ def test_what_can_teach_nothing_is_named_and_counted(tmp_path: Path) -> None:
     [
         (
             {"prompt": "Why?", "chosen": "so"},
-            "pairs.jsonl:1: unknown format of a preference (found prompt, chosen); the closest:",
+            "pairs.jsonl:1: unknown format of a preference (found prompt, chosen); the closest:\n  pair: no 'rejected'",
         ),
         ({"chosen": "so", "rejected": "no"}, "chosen: without a prompt, expected a transcript"),
         ({"prompt": 3, "chosen": "so", "rejected": "no"}, "prompt: expected a text or a list of turns"),
