@@ -1,6 +1,6 @@
 """`cai show`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, NamedTuple
 
 import typer
@@ -85,12 +85,12 @@ def show(
     every = stages[stage](folder)
     examples = [example for example in every if wanted.keeps(example)]
     console = Terminal()
-    if every and not examples:
-        console.print(Text(visible(f"none of {len(every)} {EMPTY[stage]} of {run} match {wanted}")))
-        return
     if not examples:
         yet = " yet" if stage == "evaluation" or folder.summary() is None else ""
-        console.print(Text(f"{run} has no {EMPTY[stage]}{yet}"))
+        none = f"none of {len(every)} {EMPTY[stage]} of {run} match {wanted}" if every else ""
+        console.print(Text(visible(none or f"{run} has no {EMPTY[stage]}{yet}")))
+        for why in _absence(folder, prompt) if prompt is not None and stage != "skipped" else ():
+            console.print(Text(visible(f"  {why}")))
         return
     for title, parts, _ in examples[:limit]:
         console.rule(Text(title, style="bold"), align="left")
@@ -100,6 +100,13 @@ def show(
         console.print()
     which = f" that match {wanted}" if str(wanted) else ""
     console.print(Text(visible(f"{min(limit, len(examples))} of {len(examples)} {EMPTY[stage]} of {run}{which}")))
+
+
+def _absence(folder: RunFolder, prompt_id: str) -> Iterator[str]:
+    """Why a prompt has no rows of a stage, as far as the run recorded it."""
+    if prompt_id in folder.manifest().get("held_out", ()):
+        yield "held out from training: its rows are those of --stage evaluation"
+    yield from (f"{row.stage}: {row.reason}" for row in folder.skipped() if row.prompt_id == prompt_id)
 
 
 def _check(wanted: Wanted, stage: str, folder: RunFolder) -> None:
@@ -129,13 +136,16 @@ def _known(option: str, name: str, names: Sequence[str], what: str) -> None:
 
 
 def _revisions(folder: RunFolder) -> list[Example]:
-    """One example a prompt: its rounds together, and the label of its pair."""
+    """One example a prompt: its rounds together, the label of its pair or why it has none, and what else it lacks."""
     rounds: dict[str, list[Revision]] = {}
-    for row in folder.revisions():
-        rounds.setdefault(row.prompt_id, []).append(row)
+    for revision in folder.revisions():
+        rounds.setdefault(revision.prompt_id, []).append(revision)
     labels = {row.prompt_id: row for row in folder.preferences() if row.source == "revision"}
     stages = (REVISION_PAIRS, REVISION_VERDICTS)
-    reasons = {row.prompt_id: row.reason for row in folder.skipped() if row.stage in stages}
+    skipped: dict[str, list[Skipped]] = {}
+    for skip in folder.skipped():
+        skipped.setdefault(skip.prompt_id, []).append(skip)
+    unlabelled = "revise.label is off" if _label_setting(folder) == "off" else "no pair"
     examples = []
     for prompt_id, rows in rounds.items():
         parts = [*_conversation(rows[0].messages), *_reasoning("draft", rows[0].draft_reasoning)]
@@ -150,10 +160,20 @@ def _revisions(folder: RunFolder) -> list[Example]:
         if prompt_id in labels:
             parts.append(("label", _label(labels[prompt_id])))
         else:
-            parts.append(("label", f"none: {reasons.get(prompt_id, 'no pair')}"))
+            reasons = [skip.reason for skip in skipped.get(prompt_id, ()) if skip.stage in stages]
+            parts.append(("label", f"none: {', '.join(reasons) or unlabelled}"))
+        others = [f"{skip.stage}: {skip.reason}" for skip in skipped.get(prompt_id, ()) if skip.stage not in stages]
+        if others:
+            parts.append(("skipped", "\n".join(others)))
         rounds_of = [([row.principle_id], [*row.flags, *([TRUNCATED] if row.truncated else [])]) for row in rows]
         examples.append(Example(prompt_id, parts, rounds_of))
     return examples
+
+
+def _label_setting(folder: RunFolder) -> str | None:
+    """`revise.label` of the run, as its manifest has it."""
+    revise = (folder.manifest().get("config") or {}).get("revise")
+    return revise.get("label") if isinstance(revise, dict) else None
 
 
 def _reasoning(text: str, thought: str | None) -> list[Part]:

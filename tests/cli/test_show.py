@@ -1,11 +1,14 @@
 """`cai show`: some of a run's examples, by prompt, principle and flag."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 from cai.data.jsonl import write_rows
+from cai.data.records import Skipped
+from cai.runs.folder import RunFolder
 from tests.cli.test_cli import cai
 from tests.report.folders import write_run
 
@@ -56,6 +59,43 @@ def test_examples_are_chosen_by_prompt_principle_and_flag(
     assert shown(printed) == expected
     if len(options) == 2:
         assert printed.rstrip().endswith(f" of test that match {' '.join(options)}")
+
+
+@pytest.mark.parametrize(
+    ("stage", "prompt", "expected"),
+    [
+        ("revisions", "p01", "label\n    none: revision unchanged\nskipped\n    judged pairs: samples identical"),
+        ("revisions", "p02", "label\n    none: revise.label is off"),
+        ("revisions", "p07", "none of 6 revisions of test match --prompt p07\n  held out from training: its rows are"),
+        (
+            "preferences",
+            "p01",
+            "none of 5 preferences of test match --prompt p01\n  revision pairs: revision unchanged",
+        ),
+        ("preferences", "p00", "none of 5 preferences of test match --prompt p00\n  feedback: too long"),
+    ],
+)
+def test_a_prompt_without_a_pair_says_why(
+    runs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    stage: str,
+    prompt: str,
+    expected: str,
+) -> None:
+    run = RunFolder(runs / "test")
+    write_rows(run.preferences_jsonl, [row for row in run.preferences() if row.prompt_id != prompt])
+    rows = [
+        ("p00", "feedback", "too long"),
+        ("p01", "revision pairs", "revision unchanged"),
+        ("p01", "judged pairs", "samples identical"),
+    ]
+    write_rows(run.skipped_jsonl, [Skipped(prompt_id=id, stage=at, reason=why) for id, at, why in rows])
+    manifest = run.manifest()
+    manifest["config"]["revise"]["label"] = "off"
+    run.manifest_json.write_text(json.dumps(manifest), encoding="utf-8")
+    assert cai(monkeypatch, "show", "test", "--stage", stage, "--prompt", prompt, "--runs", runs) == 0
+    assert expected in "\n".join(line.rstrip() for line in capsys.readouterr().out.splitlines())
 
 
 def test_a_round_has_to_match_both_principle_and_flag(
