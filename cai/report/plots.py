@@ -30,6 +30,7 @@ TRAINING_CURVES = {
     "non-option probability mass": ("judge/non_option_mass",),
     "entropy": ("objective/entropy", "entropy"),
     "explained variance": ("val/explained_variance",),
+    "loss on the answers of `ptx`": ("loss/ptx",),
     "clip fraction": ("policy/clipfrac",),
     "effective sample size": ("sampling/effective_sample_size",),
     "gradient norm": ("grad_norm",),

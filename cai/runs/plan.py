@@ -38,7 +38,7 @@ from cai.stats.formatting import counted
 from cai.training.checks import check_stage
 from cai.training.reward_folder import find_run_reward
 from cai.training.reward_parts import JUDGE, LAST
-from cai.training.settings import DRAFTS, Online, TrainStage
+from cai.training.settings import Online, TrainStage
 from cai.training.stage import MODEL, OUTPUT, worker_python
 
 LONGEST_NAME = 255  # bytes of a folder's name on Linux's file systems
@@ -237,9 +237,9 @@ def _gate(config: RunConfig, run_file: Path, principles: Constitution, templates
 
 
 def _with_files_found(settings: TrainStage, number: int, run_file: Path) -> TrainStage:
-    files: dict[str, Any] = {}
-    if (mix := getattr(settings, "mix", None)) not in (None, DRAFTS):
-        files["mix"] = str(locate.find_data(f"train[{number}].mix", str(mix), run_file))
+    files: dict[str, Any] = {
+        name: str(locate.find_data(f"train[{number}].{name}", file, run_file)) for name, file in settings.files.items()
+    }
     if isinstance(settings, Online):
         found = {
             key: str(find_run_reward(f"train[{number}].{key}", name, run_file))
@@ -358,9 +358,7 @@ def manifest(plan: Plan) -> dict[str, Any]:
 
 def _files_of(settings: TrainStage) -> dict[str, str]:
     """The files and models that a stage names, each by where it stands in the stage."""
-    mix = getattr(settings, "mix", None)
-    files = {"mix": str(mix)} if mix not in (None, DRAFTS) else {}
-    return files | (_named_models(settings) if isinstance(settings, Online) else {})
+    return settings.files | (_named_models(settings) if isinstance(settings, Online) else {})
 
 
 def _servers(config: RunConfig) -> dict[str, Any]:

@@ -243,6 +243,7 @@ def effective_text(path: Path, overrides: list[str], name: str) -> str:
         reward = stage.get("reward")
         sections += [
             (stage, "mix"),
+            (stage, "ptx"),
             *([(part, "model") for part in reward] if isinstance(reward, list) else [(stage, "reward")]),
         ]
     for section, key in sections:

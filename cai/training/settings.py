@@ -53,6 +53,11 @@ class TrainConfig(Section):
     report_to: Annotated[list[Tracker], AfterValidator(check_installed)] = []
     """Trackers that get the metrics beside metrics.jsonl; does not affect the result."""
 
+    @property
+    def files(self) -> dict[str, str]:
+        """The files of answers that it names, by setting."""
+        return {}
+
     @model_validator(mode="before")
     @classmethod
     def _rate_of_all_weights(cls, data: Any) -> Any:
@@ -138,6 +143,11 @@ class SFTConfig(AnswersConfig):
         """The file of helpful answers, if there is one."""
         return None if self.mix == DRAFTS else self.mix
 
+    @property
+    def files(self) -> dict[str, str]:
+        """The file of `mix`, if there is one."""
+        return {} if self.mix_file is None else {"mix": self.mix_file}
+
 
 class RewardConfig(PreferenceConfig):
     """`stage: reward` of `train:`; the result is a reward model, not a policy."""
@@ -213,6 +223,12 @@ class PPOConfig(TrainConfig):
     """Weight of the entropy in the loss."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradient clipping: longer gradients are scaled down to this norm."""
+    ptx: str | None = None
+    """File of answers (`cai/data/prompts.py`) that the policy learns beside the reward, as in SFT: PPO-ptx (Ouyang et
+    al. 2022, arXiv:2203.02155 §3.5). Each step draws as many as it has rollouts."""
+    ptx_coef: Annotated[float, Field(gt=0)] = 1.0
+    """Weight of their loss, the mean over their tokens in nats. The default is cai's own; Ouyang et al. have 27.8, but
+    do not say of which mean."""
     value: Literal["shared", "separate"] = "shared"
     """The value function reads the policy's own hidden states, or those of an adapter or model of its own."""
     value_init: Literal["policy", "reward"] = "policy"
@@ -229,6 +245,17 @@ class PPOConfig(TrainConfig):
     `token_truncate`; 2 in Yao et al. 2025 (fengyao.notion.site/off-policy-rl). Null only reports how they differ."""
     sample_steps: Annotated[int, Field(ge=1)] = 5
     """Updates between samples of answers in samples.jsonl."""
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The file of `ptx`, if there is one."""
+        return {} if self.ptx is None else {"ptx": self.ptx}
+
+    @model_validator(mode="after")
+    def _a_coefficient_weighs_something(self) -> Self:
+        if self.ptx is None and self.ptx_coef != type(self).model_fields["ptx_coef"].default:
+            raise ValueError("ptx_coef: weighs the loss on the answers of `ptx`, which names no file")
+        return self
 
     @model_validator(mode="after")
     def _one_adapter_is_recomputed(self) -> Self:

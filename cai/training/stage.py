@@ -30,7 +30,7 @@ from cai.inference.models import folder_fingerprint
 from cai.training.distributed import visible_gpus
 from cai.training.reward_folder import find_reward_model
 from cai.training.reward_parts import JUDGE, LAST, models_of
-from cai.training.settings import DRAFTS, Online, SFTConfig, TrainConfig, TrainStage, judged
+from cai.training.settings import DRAFTS, Online, TrainConfig, TrainStage, judged
 
 STAGES: dict[str, type[TrainConfig]] = {
     kind.model_fields["stage"].annotation.__args__[0]: kind for kind in get_args(get_args(TrainStage)[0])
@@ -208,15 +208,14 @@ class StageSpec(Generic[Settings]):
 
     def claim(self) -> Claim:
         """The stage's folder with its manifest; files count by content, not by name."""
-        mix = self.settings.mix_file if isinstance(self.settings, SFTConfig) else None
-        files = {"data": self.data, "mix": Path(mix) if mix else None}
+        files = {"data": self.data, **{name: Path(file) for name, file in self.settings.files.items()}}
         models = {"model": self.model, "reward": self.reward, "reference": self.reference}
         models |= {f"reward {number}": path for number, path in enumerate(self.other_rewards, start=2)}
-        contents = {key: file_fingerprint(path) for key, path in files.items() if path is not None}
+        contents = {key: file_fingerprint(path) for key, path in files.items()}
         contents |= {key: folder_fingerprint(path) for key, path in models.items() if path is not None}
         manifest = {
             "command": "cai train",
-            "settings": self.settings.model_dump(mode="json", exclude={"reward", "mix", "report_to"}),
+            "settings": self.settings.model_dump(mode="json", exclude={"reward", "mix", "ptx", "report_to"}),
             "seed": self.seed,
             **contents,
             **({"mix": DRAFTS} if getattr(self.settings, "mix", None) == DRAFTS else {}),
@@ -226,7 +225,7 @@ class StageSpec(Generic[Settings]):
             "where": {key: str(path) for key, path in models.items() if path is not None},
             "versions": versions(),
         }
-        inputs = [path for path in (*files.values(), *models.values()) if path is not None]
+        inputs = [*files.values(), *(path for path in models.values() if path is not None)]
         return Claim(self.folder, manifest, MODEL, inputs, trained=OUTPUT)
 
 

@@ -245,6 +245,7 @@ def test_weights_that_a_loss_cannot_count_are_refused_before_any_call(tmp_path: 
         ("train=[{stage: grpo}, {stage: reward}]", "train[0].stage: grpo needs a reward model"),
         ("train=[{stage: ppo, reward: none}]", "train[0].reward: 'none' not found"),
         ("train=[{stage: sft, mix: none.jsonl}]", "train[0].mix: 'none.jsonl' not found"),
+        ("train=[{stage: reward}, {stage: ppo, ptx: none.jsonl}]", "train[1].ptx: 'none.jsonl' not found"),
         ("train=[{stage: reward, members: 2, lora_r: null}]", "members above 1 need a lora_r"),
         ("iterations=2", "iterations: needs a stage that trains on preferences or rewards"),
         ("preferences={source: none.jsonl}", "preferences.source: 'none.jsonl' not found"),

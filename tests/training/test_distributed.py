@@ -10,7 +10,7 @@ import pytest
 
 from cai.config.errors import CaiError
 from cai.data.jsonl import write_rows
-from cai.data.records import Prompt
+from cai.data.records import Demonstration, Prompt
 from cai.training import distributed
 from cai.training.ppo import trainer
 from cai.training.settings import KTOConfig, PPOConfig, RewardConfig, TrainConfig
@@ -33,11 +33,14 @@ def specifications(folder: Path, model: Path) -> list[StageSpec[TrainConfig]]:
     two_epochs: dict[str, Any] = {"per_device_train_batch_size": 4, "lora_r": 2, "num_train_epochs": 2}
     ensemble = RewardConfig(stage="reward", lora_r=2, members=2, holdout=0)
     scorer = train_here(StageSpec(ensemble, pairs, model, folder / "scorer"))
+    asked = [(f"p{i}", prompt(f"p{i}").messages, "good " * i + "answer") for i in range(7)]
+    answers = [Demonstration(prompt_id=name, messages=messages, completion=text) for name, messages, text in asked]
+    write_rows(folder / "answers.jsonl", answers)
     ppo = PPOConfig(
-        stage="ppo", updates=3, rollouts=6, per_device_train_batch_size=4, max_tokens=6, lora_r=2, learning_rate=1e-3,
+        stage="ppo", ptx=str(folder / "answers.jsonl"), updates=3, rollouts=6, per_device_train_batch_size=4, max_tokens=6, lora_r=2, learning_rate=1e-3,
         value="separate", target_kl=1.0,
     )  # fmt: skip
-    rated = ppo.model_copy(update={"reward": "judge", "rollouts": 5})
+    rated = ppo.model_copy(update={"reward": "judge", "rollouts": 5, "ptx": None})
     return [
         StageSpec(RewardConfig(stage="reward", holdout=0, **two_epochs), pairs, model, folder / "one/reward"),
         StageSpec(dpo(**two_epochs), pairs, model, folder / "one/dpo"),
@@ -89,6 +92,7 @@ def test_two_processes_give_the_curves_of_one(tmp_path: Path, tiny_model: Path) 
             for key in a:
                 if not key.startswith("seconds") and a[key] is not None:
                     assert b[key] == pytest.approx(a[key], abs=1e-4, rel=1e-3), key
+    assert lines(tmp_path / "one/ppo")[2]["loss/ptx"] < lines(tmp_path / "one/ppo")[0]["loss/ptx"]
     assert lines(tmp_path / "two/rated")[0].keys() >= {"judge/rating", "judge/non_option_mass", "judge/refused"}
 
 

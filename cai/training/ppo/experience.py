@@ -11,6 +11,7 @@ from cai.config.hashing import derive_seed
 from cai.training import distributed
 from cai.training.ppo.actor import Actor
 from cai.training.ppo.losses import approximate_kl, generalised_advantages, token_rewards, whitened
+from cai.training.ppo.ptx import Example
 from cai.training.ppo.sampling import Rollout, Sample, VllmSampler, generate, padded
 from cai.training.reward_model import combined
 from cai.training.settings import PPOConfig
@@ -29,6 +30,8 @@ class Task(NamedTuple):
     """The tokens that end a response."""
     metrics: Callable[[], dict[str, float]] = dict
     """Of the responses scored since the last call, beside their scores."""
+    examples: Sequence[Example] = ()
+    """Answers that it learns beside them."""
 
 
 class Collector:

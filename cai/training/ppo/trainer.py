@@ -2,8 +2,8 @@
 Ouyang et al. 2022, arXiv:2203.02155 §3.5; Bai et al. 2022, arXiv:2212.08073 §4.2).
 
 Each update samples answers to a batch of prompts, scores them, and takes several passes of clipped policy and value
-steps over them. Simplified against the papers: no mixing in of pretraining data. A checkpoint is the trainable weights
-and the optimizer's state, as safetensors. Imports torch: import this module only where a stage trains.
+steps over them, into which `ptx` mixes answers of a file. A checkpoint is the trainable weights and the optimizer's
+state, as safetensors. Imports torch: import this module only where a stage trains.
 
     cai train ppo --data prompts.jsonl --model smollm2-135m --reward FOLDER
 """
@@ -44,6 +44,7 @@ from cai.training.ppo.losses import (
     policy_loss,
     value_loss,
 )
+from cai.training.ppo.ptx import AnswerLoss, Example, read_examples
 from cai.training.ppo.sampling import Rollout, VllmSampler, padded
 from cai.training.reward_folder import is_trained_here
 from cai.training.reward_model import shares_weights
@@ -112,6 +113,10 @@ def train(spec: StageSpec[PPOConfig], report: Report, ask: Ask = nobody) -> None
     fitting, unfit = prompts_that_fit(tokenizer, rows, limit, source.unrewarded(rows))
     prompts = [prompt.ids for prompt in fitting]
     report({"examples": len(prompts), **unfit.event()})
+    examples: list[Example] = []
+    if settings.ptx is not None:
+        examples, skipped = read_examples(Path(settings.ptx), tokenizer, settings.max_length)
+        report({"skipped": [row.model_dump() for row in skipped]})
     if settings.value_init == "reward" and not (spec.reward and is_trained_here(spec.reward)):
         raise CaiError("value_init: needs a reward model that cai trained; one of others reads other tokens")
     actor = Actor(spec.model, settings, spec.reference, spec.reward if settings.value_init == "reward" else None)
@@ -125,7 +130,7 @@ def train(spec: StageSpec[PPOConfig], report: Report, ask: Ask = nobody) -> None
         return source.scores([SampledAnswer(by_ids[tuple(p)], a) for p, a in zip(asked, answers, strict=True)])
 
     vllm = VllmSampler(spec.model, settings.max_length, settings.rollouts) if settings.use_vllm else None
-    PPOTrainer(spec, actor, Task(prompts, score, ends, source.metrics), tokenizer, report, vllm).run()
+    PPOTrainer(spec, actor, Task(prompts, score, ends, source.metrics, examples), tokenizer, report, vllm).run()
     if distributed.is_first_process():
         save_policy(actor.merged(), tokenizer, spec.folder / "model")
 
@@ -145,6 +150,7 @@ class PPOTrainer:
         self.settings, self.folder, self.seed, self.actor = spec.settings, spec.folder, spec.seed, actor
         self.collector = Collector(self.settings, actor, task, spec.seed, vllm)
         self.tokenizer, self.report = tokenizer, report
+        self.ptx = AnswerLoss(self.settings, actor, task.examples, spec.seed) if task.examples else None
         self.parameters = actor.trainable()
         self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=self.settings.learning_rate, weight_decay=0.0)
 
@@ -194,8 +200,8 @@ class PPOTrainer:
         }
         prepare(self.settings, rollouts, kl_coef)
         line |= self.learn(rollouts, update)
-        for name in ("loss/policy", "loss/value", "grad_norm"):
-            if not math.isfinite(line[name]):
+        for name in ("loss/policy", "loss/value", "loss/ptx", "grad_norm"):
+            if not math.isfinite(line.get(name, 0.0)):
                 raise not_finite(name, update)
         line |= {"seconds/rollout": sampled - started, "seconds/learning": time.monotonic() - sampled}
         return line, rollouts
@@ -211,10 +217,13 @@ class PPOTrainer:
             random.Random(derive_seed(self.seed, "minibatches", update, epoch)).shuffle(order)
             for start in range(0, len(order), size):
                 self.optimizer.zero_grad(set_to_none=True)
-                step = self.accumulate_gradients([rollouts[i] for i in order[start : start + size]])
+                part = [rollouts[i] for i in order[start : start + size]]
+                step = self.accumulate_gradients(part)
                 if settings.kl_stop is not None and steps and step["policy/approxkl"] > settings.kl_stop:
                     stopped = True
                     break
+                if self.ptx is not None:
+                    step["loss/ptx"] = self.ptx.accumulate_gradients(len(part), update, epoch, start)
                 distributed.sum_gradients(parameters)
                 step["grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm).item()
                 self.optimizer.step()
