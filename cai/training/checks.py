@@ -2,15 +2,18 @@
 
 import dataclasses
 import difflib
+import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from cai.config.errors import CaiError
+from cai.config.validation import closest_names, describe, did_you_mean
 from cai.training.settings import DatasetConfig, TrainConfig
 
 OWN = {"max_completion_length": "max_tokens", "max_new_tokens": "max_tokens", "seed": "the run's seed"}
@@ -20,6 +23,28 @@ FIXED = ("output_dir", "data_seed", "use_cpu", "save_strategy", "remove_unused_c
 """Those whose value what surrounds the training depends on, or that could run code of another's run file."""
 FIXED_PARTS = ("logging_", "hub_", "push_to_hub", "vllm", "init_kwargs", "eval_", "tags")
 """Parts of names of such arguments."""
+LATE_VALUES: Mapping[tuple[str, str], Sequence[Any]] = {
+    ("grpo", "loss_type"): ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
+    ("grpo", "scale_rewards"): ("group", "batch", "none", True, False),
+    ("grpo", "importance_sampling_level"): ("token", "sequence"),
+    ("grpo", "multi_objective_aggregation"): ("sum_then_normalize", "normalize_then_sum"),
+    ("dpo", "f_divergence_type"): ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"),
+}
+"""The values of arguments that trl 1.16 looks at in its first loss, after all feedback has been paid for."""
+OPTIMIZER_PACKAGES = {
+    "adamw_torch_[48]bit": "torchao",
+    "adamw_torch_xla": "torch_xla",
+    "adamw_torch_npu_fused": "torch_npu",
+    "adamw_anyprecision": "torchdistx",
+    "galore_.*": "galore_torch",
+    "(ada)?lomo": "lomo_optim",
+    "grokadamw": "grokadamw",
+    "schedule_free_.*": "schedulefree",
+    "apollo_.*": "apollo_torch",
+    "stable_adamw": "optimi",
+    ".*(8bit|bnb|paged|lion|ademamix).*": "bitsandbytes",
+}
+"""The packages that optimizers of transformers need, by patterns of which the first that fits counts."""
 ATTENTION_PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
 
 
@@ -40,8 +65,10 @@ def check_stage(settings: TrainConfig, model: Path | None, place: str) -> None:
 
 
 def _check_trl(settings: DatasetConfig, place: str) -> None:
-    config = _trl_config(settings.stage)  # type: ignore[attr-defined]
-    known = [field.name for field in dataclasses.fields(config)]
+    stage: str = settings.stage  # type: ignore[attr-defined]
+    config = _trl_config(stage)
+    fields = {field.name: field for field in dataclasses.fields(config)}
+    known = list(fields)
     own = set(type(settings).model_fields)
     for name, value in settings.trl.items():
         if name in own or name in OWN:
@@ -51,8 +78,36 @@ def _check_trl(settings: DatasetConfig, place: str) -> None:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=2)
             hint = f"; did you mean {' or '.join(near)}?" if near else ""
-            raise CaiError(f"{place}.trl.{name}: trl's config of {settings.stage} has no such argument{hint}")  # type: ignore[attr-defined]
-        _check_type(get_type_hints(config)[name], value, f"{place}.trl.{name}")
+            raise CaiError(f"{place}.trl.{name}: trl's config of {stage} has no such argument{hint}")
+        expected = get_type_hints(config)[name]
+        allowed = LATE_VALUES.get((stage, name)) or _choices(expected, fields[name])
+        if allowed and value not in allowed:
+            raise CaiError(f"{place}.trl.{name}: {_not_among(value, allowed)}")
+        if (stage, name) not in LATE_VALUES:
+            _check_type(expected, value, f"{place}.trl.{name}")
+        if name == "optim":
+            _check_optimizer(str(value), f"{place}.trl.{name}")
+
+
+def _choices(hint: Any, field: "dataclasses.Field[Any]") -> list[Any]:
+    """The values that an argument may have: of the enumeration in its type, or those that its config lists; else []."""
+    kinds = [part for part in (hint, *get_args(hint)) if isinstance(part, type) and issubclass(part, Enum)]
+    if kinds:
+        return [member.value for kind in kinds for member in kind]
+    listed = list(field.metadata.get("choices") or ())
+    return [*listed, field.default] if listed and field.default not in listed else listed
+
+
+def _not_among(value: Any, allowed: Iterable[Any]) -> str:
+    near = closest_names(str(value), map(str, allowed))
+    found = f"expected one of {', '.join(map(str, allowed))}; found {describe(value)}"
+    return f"{found}; {did_you_mean(near)}" if near else found
+
+
+def _check_optimizer(name: str, place: str) -> None:
+    package = next((package for names, package in OPTIMIZER_PACKAGES.items() if re.fullmatch(names, name)), None)
+    if package is not None and find_spec(package) is None:
+        raise CaiError(f"{place}: {name} needs the package {package}, which is not installed; adamw_torch needs none")
 
 
 def _check_type(hint: Any, value: Any, place: str) -> None:

@@ -51,6 +51,45 @@ def test_a_value_of_another_type_than_trls_is_named() -> None:
         check_stage(of("sft", trl={"weight_decay": "abc"}), None, "here")
 
 
+@pytest.mark.parametrize(
+    ("stage", "name", "value", "message"),
+    [
+        (
+            "dpo",
+            "optim",
+            "adamw_torchh",
+            r"expected one of adamw_torch, .*; found 'adamw_torchh'; did you mean 'adamw_torch'",
+        ),
+        ("dpo", "optim", "lomo", "lomo needs the package lomo_optim, which is not installed; adamw_torch needs none"),
+        ("dpo", "optim", "paged_adamw_8bit", "needs the package bitsandbytes"),
+        ("sft", "lr_scheduler_type", "cosinus", r"expected one of linear, cosine, .*; did you mean 'cosine'"),
+        ("sft", "packing_strategy", "best", "expected one of bfd, bfd_split, wrapped; found 'best'"),
+        ("kto", "loss_type", "dpo", "expected one of kto, apo_zero_unpaired; found 'dpo'"),
+        ("grpo", "loss_type", "grppo", "did you mean 'grpo'"),
+        ("grpo", "scale_rewards", "grup", "did you mean 'group'"),
+        ("dpo", "f_divergence_type", "kl", "expected one of reverse_kl, forward_kl"),
+    ],
+)
+def test_a_value_that_trl_would_refuse_in_training_is_named_before_it(
+    stage: str, name: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cai.training.checks.find_spec", lambda package: None)
+    with pytest.raises(CaiError, match=rf"^here\.trl\.{name}: .*{message}"):
+        check_stage(of(stage, trl={name: value}), None, "here")
+
+
+def test_every_value_that_trl_takes_is_taken() -> None:
+    import trl
+
+    for name in ("sft", "reward", "dpo", "kto", "rloo", "grpo"):
+        config = getattr(trl, f"{name.upper() if name != 'reward' else 'Reward'}Config")(use_cpu=True)
+        for argument in ("optim", "lr_scheduler_type", "loss_type", "scale_rewards", "truncation_mode"):
+            if hasattr(config, argument) and argument not in stage_settings_class(name).model_fields:
+                value = getattr(config, argument)
+                check_stage(of(name, trl={argument: getattr(value, "value", value)}), None, "here")
+    check_stage(of("grpo", trl={"scale_rewards": False, "optim": "adafactor"}), None, "here")
+
+
 def test_what_trl_is_given_reaches_it(tmp_path: Path, tiny_model: Path) -> None:
     data = helpful(tmp_path / "helpful.jsonl", 8)
 
