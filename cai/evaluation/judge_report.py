@@ -47,7 +47,7 @@ from cai.stats.agreement import (
     reliability,
     tempered,
 )
-from cai.stats.formatting import estimate, number, percent
+from cai.stats.formatting import counted, estimate, number, percent
 from cai.stats.intervals import Estimate
 from cai.stats.logistic import logit
 from cai.stats.win_rate import win
@@ -305,6 +305,11 @@ def notes(report: JudgeReport) -> list[str]:
         warnings.append("the accuracy on these pairs does not differ significantly from chance (0.5)")
     elif report.accuracy.mean < 0.5:
         warnings.append("the judge prefers the worse answer more often than the better one")
+    if 0 < report.identical < report.pairs:
+        warnings.append(
+            f"{report.identical:,} of {counted(report.pairs, 'pairs')} have equal answers: each counts as half right, "
+            "which moves the accuracy towards 0.5; leave them out of the file"
+        )
     if report.position_bias is not None and report.position_bias > HIGHEST_PUBLISHED_BIAS:
         warnings.append(
             f"position bias: {100 * report.position_bias:.0f} % of the verdicts flip when the order is swapped; "

@@ -102,6 +102,8 @@ def test_ties_and_identical_answers_count_one_half() -> None:
     report = judge_report(rows, Cost(cache_misses=4, cache_hits=2, tokens=0, seconds=3.0))
     assert report.accuracy.mean == 0.5
     assert (report.pairs, report.identical, report.prompts) == (4, 1, 4)
+    assert [note.partition(":")[0] for note in report.notes if "equal" in note] == ["1 of 4 pairs have equal answers"]
+    assert not [note for note in judge_report(rows[:3], FREE).notes if "equal" in note]
     assert report.calls_per_pair == 2  # of the three that were asked
     assert report.non_option_mass == pytest.approx(0.5 / 3)
     assert report.human.observed == 0.25
