@@ -14,6 +14,7 @@ BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION = "#0072B2", "#E69F00", "#009E73", 
 COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, SKY, ORANGE)
 RUN_COLOURS = (VERMILLION, BLUE, GREEN, PURPLE, SKY, ORANGE)  # of runs A, B, C …, as their names are coloured
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+FEW_UPDATES = 10  # each of which has a mark on the axis
 MAX_POINTS = 500  # of a curve; longer ones are averaged over steps
 LOSS, SCORE, KL, LENGTH = "loss", "reward model score", "KL (nats per answer)", "tokens per answer"
 TRAINING_CURVES = {
@@ -78,7 +79,22 @@ def curves(title: str, series: Mapping[str, Series], colours: Sequence[str] = CO
             }
         )
     ends = "; ".join(f"{name}: first {points[0][1]:.3g}, last {points[-1][1]:.3g}" for name, points in series.items())
-    return Plot(title, f"{title} by update. {ends}", data, {"xaxis": {"title": {"text": "update"}}})
+    return Plot(title, f"{title} by update. {ends}", data, _curve_layout(list(series.values())))
+
+
+def _curve_layout(series: Sequence[Series]) -> dict[str, Any]:
+    """The axes of curves: whole updates, and around values that are all equal no range that dwarfs them."""
+    steps, values = ([point[place] for points in series for point in points] for place in (0, 1))
+    x: dict[str, Any] = {"title": {"text": "update"}}
+    if steps and max(steps) - min(steps) < FEW_UPDATES:
+        x |= {"dtick": 1, "range": [min(steps) - 0.5, max(steps) + 0.5]}
+    if not values or max(values) > min(values):
+        return {"xaxis": x}
+    value, margin = values[0], abs(values[0]) / 2 or 1.0
+    return {
+        "xaxis": x,
+        "yaxis": {"range": [value - margin, value + margin], "tickvals": [value], "ticktext": [f"{value:.3g}"]},
+    }
 
 
 def _thinned(points: Series) -> Series:

@@ -1,3 +1,5 @@
+import pytest
+
 from cai.report.plots import MAX_POINTS, bars, curves, histogram, logged_curves, reliability
 
 
@@ -44,3 +46,14 @@ def test_a_reliability_plot_has_a_dot_and_a_text_for_each_bin() -> None:
     plot = reliability("calibration", {"judge": bins})
     assert (plot.data[1]["x"], plot.data[1]["y"], plot.data[1]["text"]) == ([0.52], [0.75], ["4 pairs"])
     assert "confidence 0.52, accuracy 0.75" in plot.description
+
+
+def test_a_curve_of_one_update_or_of_equal_values_has_a_range_that_shows_its_value() -> None:
+    layout = curves("learning rate", {"a": [(1, 5e-6)]}).layout
+    assert layout["xaxis"]["range"] == [0.5, 1.5] and layout["xaxis"]["dtick"] == 1
+    assert layout["yaxis"]["range"] == pytest.approx([2.5e-6, 7.5e-6])
+    assert (layout["yaxis"]["tickvals"], layout["yaxis"]["ticktext"]) == ([5e-6], ["5e-06"])
+    assert curves("margin", {"a": [(n, 0.0) for n in range(30)]}).layout["yaxis"]["range"] == [-1.0, 1.0]
+    usual = curves("loss", {"a": [(n, 1 / (n + 1)) for n in range(30)]}).layout
+    assert usual == {"xaxis": {"title": {"text": "update"}}}
+    assert "yaxis" not in curves("loss", {"a": [(1, 0.5)], "b": [(1, 0.6)]}).layout
