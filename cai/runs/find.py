@@ -77,7 +77,12 @@ def _of_run(folder: RunFolder, number: int = 1) -> FoundPolicy:
     stages = [(settings.stage, training.train / f"{n}-{settings.stage}") for n, settings in enumerate(config.train, 1)]
     policies = [path for stage, path in stages if stage != "reward"]
     if not policies:
-        raise CaiError(f"{folder.path}: the run trains no policy (`train:` has none but reward stages)")
+        why = "has only reward stages" if stages else "is empty"
+        raise CaiError(
+            f"{folder.path}: the run trains no policy, since `train:` of its run file {why}; add a stage such as "
+            f"{{stage: dpo}} and run it again. `cai report {folder.name}` has what it measured, and the model that it "
+            f"started from is evaluated by its own name, {config.model}"
+        )
     if not (policies[-1] / "model").is_dir():
         raise CaiError(f"{folder.path}: its last policy, {policies[-1].name}, is not trained yet; finish the run first")
     rewards = [path / "model" for stage, path in stages if stage == "reward"]

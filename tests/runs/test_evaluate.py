@@ -484,7 +484,9 @@ def test_what_a_run_lacks_is_an_error_before_any_call(tmp_path: Path) -> None:
         plan_evaluation(Options("good"), runs)
     manifest["config"]["train"] = []
     run.manifest_json.write_text(json.dumps(manifest), encoding="utf-8")
-    with pytest.raises(CaiError, match="the run trains no policy"):
+    with pytest.raises(
+        CaiError, match=r"the run trains no policy, since `train:` of its run file is empty; add a stage"
+    ):
         plan_evaluation(Options("good"), runs)
     run.manifest_json.write_text(json.dumps({"config": {"moodel": 1}}), encoding="utf-8")
     with pytest.raises(CaiError, match=r"manifest\.json: not the settings of a run of this version of cai"):
