@@ -179,7 +179,7 @@ def test_a_training_is_evaluated_without_further_options(
     assert "dpo was trained on" not in printed  # on the first of them, which is left out
     assert known["prompt"] not in (stage / "eval/answers.jsonl").read_text(encoding="utf-8")
     assert cai(monkeypatch, "runs") == 0
-    assert re.search(r"^dpo .* finished +– +– +– +dpo +[01]\.\d+ \[", capsys.readouterr().out, re.MULTILINE)
+    assert re.search(r"^ +dpo .* finished +– +– +– +dpo +[01]\.\d+ \[", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_what_a_model_alone_lacks_for_an_evaluation_is_said_at_once(

@@ -69,7 +69,7 @@ def test_a_reward_model_and_ppo_from_files_alone(tmp_path: Path, tiny_model: Pat
     assert re.search(rf"\nNext\n +cai eval {tmp_path}/out/ppo\s", trust)
 
     listed = CliRunner().invoke(app, ["runs", "--runs", str(tmp_path / "out")]).output
-    assert re.search(r"^ppo +20\S+ \S+ +finished +– +– +– +ppo +–", listed, re.MULTILINE)
+    assert re.search(r"^ +ppo +20\S+ \S+ +finished +– +– +– +ppo +–", listed, re.MULTILINE)
     assert re.search(r"^reward +20\S+ \S+ +finished +– +– +– +reward +–", listed, re.MULTILINE)
     for command in ("report", "show"):
         shown = CliRunner().invoke(app, [command, str(tmp_path / "out/ppo"), "--runs", str(tmp_path / "out")])
@@ -214,5 +214,5 @@ def test_a_failed_training_is_listed_with_its_error_until_it_is_started_again(
         capsys.readouterr()
         assert cai(monkeypatch, "runs", "--runs", tmp_path / "runs") == 0
         listed.append(capsys.readouterr().out)
-    assert re.search(r"^mine .* failed ", listed[0], re.MULTILINE) and "mine failed: out of memory\n" in listed[0]
-    assert re.search(r"^mine .* stopped ", listed[1], re.MULTILINE) and "failed" not in listed[1]
+    assert re.search(r"^ +mine .* failed ", listed[0], re.MULTILINE) and "mine failed: out of memory\n" in listed[0]
+    assert re.search(r"^ +mine .* stopped ", listed[1], re.MULTILINE) and "failed" not in listed[1]
