@@ -70,7 +70,7 @@ def test_a_reward_model_and_ppo_from_files_alone(tmp_path: Path, tiny_model: Pat
 
     listed = CliRunner().invoke(app, ["runs", "--runs", str(tmp_path / "out")]).output
     assert re.search(r"^ +ppo +20\S+ \S+ +finished +– +– +– +ppo +–", listed, re.MULTILINE)
-    assert re.search(r"^reward +20\S+ \S+ +finished +– +– +– +reward +–", listed, re.MULTILINE)
+    assert re.search(r"^ +reward +20\S+ \S+ +finished +– +– +– +reward +–", listed, re.MULTILINE)
     for command in ("report", "show"):
         shown = CliRunner().invoke(app, [command, str(tmp_path / "out/ppo"), "--runs", str(tmp_path / "out")])
         assert str(shown.exception) == (
