@@ -34,3 +34,12 @@ def test_the_benchmark_of_claims_simulates_comparisons() -> None:
     measured = json.loads(result.stdout.splitlines()[-1])
     assert measured["false_stars"].keys() == {"one_training", "three_trainings", "attribute", "over_prompts"}
     assert {row["n"] for row in measured["coverage"]} == {8, 16, 64}
+
+
+def test_the_tables_of_training_at_scale_are_those_that_their_script_computes() -> None:
+    command = [sys.executable, str(BENCHMARKS / "training_scale.py")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    page = (BENCHMARKS.parent / "docs/training-scale.md").read_text(encoding="utf-8")
+    for table in result.stdout.strip().split("\n\n"):
+        assert table in page, "run `python benchmarks/training_scale.py write`"

@@ -22,6 +22,7 @@ from cai.cli.console import (
     tail,
 )
 from cai.cli.options import DEFAULT_RUNS, DryRun, Replace, RunsFolder, Settings, setting
+from cai.cli.train_estimate import size_text
 from cai.config.characters import Terminal, visible
 from cai.config.errors import CaiError
 from cai.feedback.label_mass import LABEL_MASS, label_mass_text
@@ -223,13 +224,15 @@ def time_text(seconds: tuple[float, float] | None, unknown: str) -> str:
     return " to ".join(dict.fromkeys(map(duration, seconds)))
 
 
-def training_grid(times: Sequence[TrainingTime]) -> Grid:
-    """Stages to train: updates, seconds an update, and the time of all."""
-    grid = Grid(["stage", "updates, at most", "an update", "time"], last_left=True)
+def training_grid(times: Sequence[TrainingTime], memory: Mapping[str, int]) -> Grid:
+    """Stages to train: updates, the memory of a process, seconds an update, and the time of all."""
+    sizes = ["memory, at most"] if memory else []
+    grid = Grid(["stage", "updates, at most", *sizes, "an update", "time"], last_left=True)
     for stage in times:
         text = time_text(stage.time_range(), NOT_MEASURED)
         each = duration(stage.update_seconds) if stage.update_seconds is not None else "–"
-        grid.add(stage.stage, f"{stage.updates:,}", each, text)
+        size = [size_text(memory[stage.stage]) if stage.stage in memory else "–"] if memory else []
+        grid.add(stage.stage, f"{stage.updates:,}", *size, each, text)
     return grid
 
 
@@ -254,6 +257,6 @@ def forecast_parts(forecast: Forecast, gpu_rate: float | None) -> Iterator[Rende
         yield Text(f"  {hours:.2g} GPU-hours at {gpu_rate:,.0f} tokens/s per GPU: {tokens}")
     if forecast.untrained:
         yield heading("Training, not included above")
-        yield training_grid(forecast.training)
+        yield training_grid(forecast.training, forecast.memory)
     if forecast.iterations:
         yield Text(f"  not included: {counted(forecast.iterations, 'more iterations')}, each of a new policy")

@@ -11,6 +11,7 @@ from rich.console import RenderableType
 
 from cai.cli.console import Grid, command, ending, heading, line, result_console, resumable, show
 from cai.cli.options import DEFAULT_RUNS, DEFAULT_SEED, ModelName, Replace, Seed, Settings, default, setting
+from cai.cli.train_estimate import print_estimate
 from cai.config.characters import Terminal
 from cai.config.errors import CaiError
 from cai.config.locate import local_file
@@ -39,10 +40,15 @@ def train(
     stage: Annotated[
         str, typer.Argument(metavar="STAGE", help="sft, reward, ppo, dpo, kto, orpo, rloo, grpo or online_dpo.")
     ],
-    data: Annotated[
-        Path, typer.Option("--data", metavar="FILE", help="File or Hub id: preferences, completions or prompts.")
-    ],
     model: ModelName,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            metavar="FILE",
+            help="File or Hub id: preferences, completions or prompts. Needed but for --estimate.",
+        ),
+    ] = None,
     reward: Reward = None,
     folder: Annotated[
         Path | None,
@@ -52,13 +58,29 @@ def train(
     seed: Seed = DEFAULT_SEED,
     launcher: Launcher = DEFAULT_LAUNCHER,
     replace: Replace = False,
+    memory: Annotated[
+        bool, typer.Option("--estimate", help="Show the memory it takes, by parts; run nothing.")
+    ] = False,
+    gpus: Annotated[
+        int | None, typer.Option("--gpus", metavar="N", min=0, help="With --estimate: GPUs to train on, 0 for none.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="With --estimate: print JSON.")] = False,
 ) -> None:
     """Train one stage on a data file, or resume it.
 
     The stage decides the data: preferences for reward, dpo, kto and orpo; completions for sft; prompts for ppo, rloo,
     grpo and online_dpo. docs/run-file.md lists the settings for --set, such as learning_rate=1e-5, or
     engine.chat_template=chatml for a base model. After an interrupt, the same command resumes from the last checkpoint.
+    --estimate shows the memory that it takes (docs/training-scale.md), from the model's config.json alone.
     """
+    if memory:
+        config = _settings(stage, reward, [override for override in settings or [] if not override.startswith(CHAT)])
+        print_estimate(stage, config, model, gpus, as_json)
+        return
+    if gpus is not None or as_json:
+        raise CaiError(f"{'--json' if gpus is None else '--gpus'} applies to --estimate only; add --estimate")
+    if data is None:
+        raise CaiError("--data FILE: is missing; --estimate alone does without it")
     out = folder or DEFAULT_RUNS / f"{stage}-{data.name.split('.')[0].replace(':', '-')}"
     console = Terminal()
     if out.exists() and not out.is_dir():

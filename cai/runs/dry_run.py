@@ -7,7 +7,7 @@ placeholder that no model wrote, so that the calls which depend on it are cache 
 import asyncio
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +32,7 @@ from cai.runs.evaluate import plan_of_run
 from cai.runs.folder import CACHE_FILE, RunFolder, Training
 from cai.runs.pipeline import feedback_job, train_policy
 from cai.runs.plan import Plan
+from cai.runs.training_memory import training_memory
 from cai.runs.training_time import TrainingTime, training_times
 from cai.training.stage import StageSpec, is_trained
 
@@ -84,6 +85,7 @@ class DryRun(NamedTuple):
     iterations: int  # further iterations, unknown before the first one's policy is trained
     spread: float = 1.0  # by which factor measured work took more or less than the rates say
     training: Sequence[TrainingTime] = ()  # of the untrained stages
+    memory: Mapping[str, int] = {}  # of them by name, in bytes of a process, where it can be computed
 
     def time_range(self) -> tuple[float, float] | None:
         """The least and the most seconds of the calls; None where earlier work does not tell, or not closely enough."""
@@ -129,10 +131,11 @@ def dry_run(plan: Plan, counted: Cache | None = None) -> DryRun:
             known = {engine: below.work(engine) for engine in {done.engine for done in scheduler.work}}
             own = scheduler.engine(plan.generator).fingerprint
             times = training_times(plan, untrained, folder) if untrained else []
+            memory = training_memory(plan, untrained)
     lines, seconds, spread = _expected(scheduler.work, known, known.get(own, []))
     tallies = [tally for done in scheduler.work for tally in done.work.steps.values()]
     read = sum(tally.characters for tally in tallies) / CHARACTERS
-    return DryRun(lines, read, seconds, untrained, plan.config.iterations - 1, spread, times)
+    return DryRun(lines, read, seconds, untrained, plan.config.iterations - 1, spread, times, memory)
 
 
 def forecast_work(cache: Path, run: Callable[[AnyCache], Sequence[EngineWork]]) -> DryRun:

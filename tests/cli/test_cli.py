@@ -84,7 +84,7 @@ def test_an_option_that_stands_for_a_setting_has_its_description_and_default() -
 
 def test_the_usage_line_names_what_is_required() -> None:
     usage = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "80"}).output.splitlines()[0]
-    assert usage.endswith("STAGE --data FILE --model NAME [OPTIONS]")
+    assert usage.endswith("STAGE --model NAME [OPTIONS]")
 
 
 def test_a_run_is_run_shown_listed_and_compared(

@@ -216,3 +216,29 @@ def test_a_failed_training_is_listed_with_its_error_until_it_is_started_again(
         listed.append(capsys.readouterr().out)
     assert re.search(r"^ +mine .* failed ", listed[0], re.MULTILINE) and "mine failed: out of memory\n" in listed[0]
     assert re.search(r"^ +mine .* stopped ", listed[1], re.MULTILINE) and "failed" not in listed[1]
+
+
+def test_an_estimate_needs_a_config_alone_and_fits_80_columns(tmp_path: Path, tiny_model: Path) -> None:
+    (tmp_path / "config.json").write_text((tiny_model / "config.json").read_text())
+    shown = invoke("ppo", "--model", tmp_path, "--estimate", "--gpus", "1").output
+    assert re.search(r"ppo of \S+ on a GPU: \d+\.\d\d MiB at its peak", " ".join(shown.split()))
+    assert re.search(r"MiB +sampling +loss +update", shown) and re.search(r"in all( +\d+\.\d\d){3}", shown)
+    assert "reward model" in shown and "assumed: LoRA on the policy's weights" in shown
+    assert max(len(line.rstrip()) for line in shown.splitlines() if str(tmp_path) not in line) <= 80
+
+    written = json.loads(invoke("sft", "--model", tmp_path, "--estimate", "--gpus", "0", "--json").output)
+    assert written["moments"]["loss"] == sum(part["loss"] for part in written["parts"]) == written["peak"]
+    longer = invoke(
+        "sft", "--model", tmp_path, "--estimate", "--gpus", "0", "--json", "--set", "max_length=2048"
+    ).output
+    assert json.loads(longer)["peak"] > written["peak"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "config.json"]  # nothing is written
+
+
+def test_options_of_an_estimate_need_it_and_training_needs_data(tiny_model: Path) -> None:
+    assert fault("sft", "--model", tiny_model) == "--data FILE: is missing; --estimate alone does without it"
+    assert "--gpus applies to --estimate only" in fault("sft", "--model", tiny_model, "--gpus", "2")
+    assert "--json applies to --estimate only" in fault("sft", "--model", tiny_model, "--json")
+    assert "optim: the states of lomo are not known" in fault(
+        "sft", "--model", tiny_model, "--estimate", "--set", "trl.optim=lomo"
+    )

@@ -1,6 +1,7 @@
 """The forecast of training: updates × seconds an update, from earlier trainings of the stage and model."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan
 from cai.runs.training_time import SPREAD, TrainingTime, sum_of_ranges
 from cai.training import stage
+from cai.training.memory import estimate
+from cai.training.model_shape import shape_in
 from cai.training.stage import TIMING, StageSpec, run_stage
 from tests.conftest import scripted, write_workspace
 from tests.runs.test_evaluate import model
@@ -108,3 +111,19 @@ def test_times_of_several_trainings_add_up_unless_one_is_unknown() -> None:
     assert sum_of_ranges([(1.0, 2.0), (10.0, 40.0)]) == (11.0, 42.0)
     assert sum_of_ranges([(1.0, 2.0), None]) is None
     assert sum_of_ranges([]) == (0, 0)
+
+
+def test_the_dry_run_computes_the_memory_of_stages_whose_model_it_can_read(
+    trained: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cai.runs.training_memory.visible_gpus", list)
+    plan = make_plan(trained, [f"model={tiny_model}"], "other", trained.parent / "runs")
+    forecast = dry_run(plan)
+    assert list(forecast.memory) == ["1-reward", "2-ppo", "3-dpo"]
+    ppo = estimate(plan.train[1], shape_in("tiny", tiny_model))  # whose reward model has two members
+    assert forecast.memory["2-ppo"] == ppo.peak + next(p.at["loss"] for p in ppo.parts if p.name == "reward model")
+    console = Console(record=True, width=80)
+    for part in forecast_parts(forecast, None):
+        show(console, part)
+    assert re.search(r"3-dpo +9 +\d+\.\d\d [MG]iB", console.export_text())
+    assert dry_run(make_plan(trained, [], "other", trained.parent / "runs")).memory == {}  # its config.json is empty
