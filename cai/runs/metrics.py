@@ -91,7 +91,7 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
             "no_pairs": principles.total() > 0 and not revision_pairs and _makes_pairs(manifest["config"]),
         },
         "principles": {
-            "questions": _questions(folder.applicability()),
+            "questions": _questions(each_row_of(folder.applicability_jsonl, Applicability)),
             "count": len(manifest["constitution"]["principles"]),
             "never_sampled": sorted(manifest["constitution"]["principles"].keys() - principles.keys() - judging),
             "contradicting": [pair.model_dump() for pair in contradicting(verdicts.pairs())],

@@ -7,6 +7,7 @@ import math
 import random
 import re
 import shutil
+import tracemalloc
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -19,6 +20,7 @@ from cai.cli.run import print_summary
 from cai.cli.runs import runs as list_runs
 from cai.compare.compare import compare_runs
 from cai.data.jsonl import write_rows
+from cai.data.records import Applicability
 from cai.feedback.label_mass import label_mass_text
 from cai.feedback.metrics import RUN_METRICS
 from cai.inference.engine import Choose, Engine, EngineConfig, Generate, ScriptedEngine
@@ -175,6 +177,19 @@ def test_a_prompt_with_more_rows_counts_no_more_than_another(run: RunFolder) -> 
     expected = fmean(fmean(rows) for rows in by_prompt.values())
     assert summary["metrics"]["position_bias"]["mean"] == pytest.approx(expected)
     assert summary["metrics"]["position_bias"]["n"] == len(by_prompt)
+
+
+def test_the_summary_of_a_large_run_holds_one_answer_about_principles_at_a_time(run: RunFolder) -> None:
+    answers = (
+        Applicability(prompt_id=f"p{i}", question="Is it a request?", p=0.7, non_option_mass=0.1, model="m")
+        for i in range(5_000)
+    )
+    write_rows(run.applicability_jsonl, answers)
+    tracemalloc.start()
+    assert summarise(run)["principles"]["questions"] == {"Is it a request?": {"prompts": 5_000, "yes": 5_000}}
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**20  # all at once take 4 MB
 
 
 def test_one_model_has_one_hash_on_a_page(run: RunFolder) -> None:
