@@ -3,10 +3,10 @@
     python benchmarks/scheduler.py [PROMPTS ...]
 
 For each number of prompts (1,000 and 10,000; 100,000 takes minutes) a process of its own makes a run of them with the
-shipped `harmless` constitution: five questions about which principles apply, draft, critique, revision, a second sample,
-and verdicts of one principle on both pairs in both orders, 13 calls a prompt, with texts of about 400 characters.
-Everything is as in `cai run` but the model: prompts from a file, templates, cache, scheduler, rows, summary. The engine
-keeps nothing.
+shipped `harmless` constitution: five questions about which principles apply, draft, critique, revision, a second
+sample, and verdicts of one principle on both pairs in both orders, 13 calls a prompt, with texts of about 400
+characters. Everything is as in `cai run` but the model: prompts from a file, templates, cache, scheduler, rows,
+summary. The engine keeps nothing.
 
 Reading the line of JSON: `calls_per_second` are calls ÷ seconds of the feedback stage, `cpu_ms_per_call` its processor
 time, by number of prompts; `ratio` is the first of the last number ÷ that of the first number (1: time grows linearly
@@ -36,10 +36,11 @@ from cai.runs.plan import make_plan
 
 ROOT = Path(__file__).parent.parent
 FILLER = (
-    "here is what was asked, first in short. Then comes a reason why it should be so, and an example from daily life "
-    "that shows it. Some people see this otherwise; their best argument is named too, together with what speaks against "
-    "it. Whoever wants to know more finds books in every library, and may ask again about any single step. At the end "
-    "stands the same thing once more in fewer words, since long texts are hard to keep in mind."
+    "here is what was asked, first in short. Then comes a reason why it should be so, and an example from daily "
+    "life that shows it. Some people see this otherwise; their best argument is named too, together with what "
+    "speaks against it. Whoever wants to know more finds books in every library, and may ask again about any "
+    "single step. At the end stands the same thing once more in fewer words, since long texts are hard to keep in "
+    "mind."
 )
 RUN = """
 model: {model}
