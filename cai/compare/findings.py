@@ -87,7 +87,8 @@ def _not_significant(c: RunComparison, pair: PairComparison) -> Iterator[str]:
         which = f"all {len(equal)}" if len(equal) == len(pair.metrics) else f"{len(equal)} of {len(pair.metrics)}"
         yield f"{head}{which} metrics {'is' if len(equal) == 1 else 'are'} equal in both runs"
     if differ:
-        line = f"{head}{len(differ)} of {len(pair.metrics)} metrics {'does' if len(differ) == 1 else 'do'} not differ significantly"
+        do = "does" if len(differ) == 1 else "do"
+        line = f"{head}{len(differ)} of {len(pair.metrics)} metrics {do} not differ significantly"
         detectable = [m for m in differ if m.effect.minimum_detectable]
         nearest = max(detectable, key=lambda m: detected_share(m.effect), default=None)
         if nearest:

@@ -48,6 +48,7 @@ NAMES = (
     ("config", "prompts", "source"),
 )
 """Keys with the name of a file whose content decides, and stands elsewhere in the manifest."""
+RUN_FILE = "config."  # how the place of a run file's setting begins
 ASIDE = ".aside-"  # how the names of temporary folders inside begin
 CLEARED = ".cleared-"  # how the name of a result begins while it is being removed
 
@@ -81,9 +82,13 @@ class Claim:
         return not abandoned and any(any(self.folder.glob(pattern)) for pattern in self.trained)
 
     def changes(self) -> list[str]:
-        """What differs between the folder's manifest and this one, a line each; [] where they agree or it has none."""
+        """What differs between the folder's manifest and this one, a line each; [] where they agree or it has none.
+
+        Settings of a run file are named as `--set` names them.
+        """
         before = read_manifest(self.folder)
-        return [] if before is None else differences(_deciding(before), _deciding(self.manifest))
+        changes = [] if before is None else differences(_deciding(before), _deciding(self.manifest))
+        return [change.removeprefix(RUN_FILE) for change in changes]
 
 
 def versions() -> dict[str, str]:

@@ -215,6 +215,10 @@ def opened(rows: Iterable[Demonstration | Preference]) -> dict[str, int]:
     return {"open": count} if count else {}
 
 
+def _all_rows(count: int) -> str:
+    return f"all {count:,} rows have" if count > 1 else "the only row has"
+
+
 class Unfit(NamedTuple):
     """The rows that a stage does not learn from: prompt ids, and why a row was refused (see cai/inference/chat.py)."""
 
@@ -231,7 +235,7 @@ class Unfit(NamedTuple):
         """Raises: CaiError where truncated answers alone are why no row is left."""
         if self.truncated and not (self.too_long or self.refused):
             raise CaiError(
-                f"nothing to train on: all {len(self.truncated):,} rows have a truncated answer; raise "
+                f"nothing to train on: {_all_rows(len(self.truncated))} a truncated answer; raise "
                 "revise.max_tokens, or set `truncated: open` in the stage"
             )
 

@@ -163,7 +163,7 @@ def test_a_changed_setting_of_an_unfinished_run_is_named_with_what_is_replaced(
     replaces = [
         f"{tmp_path}/runs/test: replaces unfinished results with other settings; answers in the cache are kept and "
         "reused:",
-        "  config.revise.rounds: 2 → 1",
+        "  revise.rounds: 2 → 1",
     ]
     changed = make_plan(run_file, ["revise.rounds=1"], None, tmp_path / "runs")
     assert check_folder(changed, replace=False).splitlines() == replaces  # as a dry run prints it
