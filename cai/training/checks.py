@@ -14,6 +14,7 @@ from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from cai.config.errors import CaiError
 from cai.config.validation import closest_names, describe, did_you_mean
+from cai.training.quantization import PACKAGE
 from cai.training.settings import DatasetConfig, TrainConfig
 
 OWN = {"max_completion_length": "max_tokens", "max_new_tokens": "max_tokens", "seed": "the run's seed"}
@@ -57,6 +58,11 @@ def check_stage(settings: TrainConfig, model: Path | None, place: str) -> None:
         raise CaiError(
             f"{place}.attn_implementation: {settings.attn_implementation} needs the package {package}, which is not "
             "installed; sdpa needs none"
+        )
+    if settings.quantization is not None and find_spec(PACKAGE) is None:
+        raise CaiError(
+            f"{place}.quantization: {settings.quantization} needs the package {PACKAGE}, which is not installed: "
+            "pip install 'cai-rlaif[quantization]'"
         )
     if isinstance(settings, DatasetConfig) and settings.trl:
         _check_trl(settings, place)

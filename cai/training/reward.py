@@ -258,9 +258,6 @@ def _train_member(
         peft_config=lora,
         length_control=settings.length_control,
     )
-    for parameter in trainer.model.parameters():  # peft leaves the head in the type of the weights
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
 
     def report_all(event: dict[str, Any]) -> None:
         done = (number - 1) * event["of"]

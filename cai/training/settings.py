@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field, JsonValue, model_validator
 from cai.config.yaml_files import MOST_REPEATS, MOST_TOKENS, PositiveTemperature, Repeats, Section, Tokens
 from cai.training.metrics import Tracker, check_installed
 from cai.training.preference_parts import SMOOTHED, SOFT, LossType, SourceWeights
+from cai.training.quantization import Bits
 from cai.training.reward_parts import Reward, parts_of
 
 DRAFTS = "drafts"  # the value of `mix` that is no file
@@ -39,6 +40,9 @@ class TrainConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the weights below a LoRA, which stay as they are; auto is bfloat16 on a GPU, else float32. What is trained is
     float32, and a policy is saved in the type of the weights that its LoRA was added to."""
+    quantization: Bits | None = None
+    """Hold the weights below a LoRA in 4 or 8 bits while it trains, by bitsandbytes (QLoRA, Dettmers et al. 2023,
+    arXiv:2305.14314); the saved policy is not quantized."""
     gradient_checkpointing: bool | None = None
     """Compute activations again in the backward pass, which takes less memory and one more forward pass (Chen et al.
     2016, arXiv:1604.06174); null does so on a GPU."""
@@ -73,6 +77,8 @@ class TrainConfig(Section):
                     raise ValueError(f"{name}: there is no LoRA, because lora_r is null")
             if self.dtype == "bfloat16":
                 raise ValueError("dtype: all weights are trained, because lora_r is null, and that is in float32")
+            if self.quantization is not None:
+                raise ValueError("quantization: needs a LoRA; all weights are trained, because lora_r is null")
         return self
 
     @property

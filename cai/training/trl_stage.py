@@ -13,7 +13,9 @@ from cai.data.jsonl import read_rows
 from cai.data.records import Preference, Source
 from cai.inference.chat import turn_end
 from cai.inference.models import loading_options
+from cai.training.distributed import device
 from cai.training.metrics import Tracker, Trackers, add_metrics, drop_metrics_after, not_finite, read_metrics
+from cai.training.quantization import merged, quantized
 from cai.training.settings import AnswersConfig, DatasetConfig, PreferenceConfig, TrainConfig
 from cai.training.stage import Report, StageSpec
 from cai.training.tokens import AnyAnswers, SplitTurn, Unfit, keep_fitting, prompt_ids, row_turn, skip_truncated
@@ -59,6 +61,14 @@ def trl_arguments(settings: DatasetConfig, model: Path, folder: Path, seed: int)
 
 def model_options(settings: TrainConfig, model: Path) -> dict[str, Any]:
     """The arguments of `from_pretrained` for a model that is trained."""
+    whole = plain_options(settings, model)
+    if settings.quantization is None:
+        return whole
+    return whole | quantized(settings.quantization, whole["dtype"], device())
+
+
+def plain_options(settings: TrainConfig, model: Path) -> dict[str, Any]:
+    """`model_options` without quantization."""
     import torch
 
     small = settings.dtype == "bfloat16" or (settings.dtype == "auto" and torch.cuda.is_available())
@@ -193,7 +203,9 @@ def train_and_save(
     """
     model = train(trainer, spec.settings.report_to, spec.folder / "metrics.jsonl", report, more)
     if trainer.is_world_process_zero():
-        if hasattr(model, "merge_and_unload"):
+        if spec.settings.quantization is not None:
+            model = merged(model, "default", spec.model, plain_options(spec.settings, spec.model))
+        elif hasattr(model, "merge_and_unload"):
             model = model.merge_and_unload()
         save_policy(model, tokenizer, spec.folder / "model")
 
@@ -209,6 +221,9 @@ def train(
     checkpoint = last_checkpoint(Path(trainer.args.output_dir))
     start = int(checkpoint.name.removeprefix("checkpoint-")) if checkpoint else 0
     trainer.add_callback(_metrics_callback(metrics, start, report, report_to, more))
+    for parameter in trainer.model.parameters():  # peft leaves a head, and trl a quantized model's LoRA, in bfloat16
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
     if kept := read_metrics(metrics):  # trl counts the tokens of sft, dpo and kto in no checkpoint
         trainer._total_train_tokens = int(kept[-1].get("num_tokens", 0))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -38,6 +38,16 @@ def test_an_argument_of_trl_that_cannot_be_given_is_named(argument: str, message
         check_stage(of("sft", trl={argument: 1}), None, "here")
 
 
+def test_quantization_without_its_package_or_a_lora_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cai.training.checks.find_spec", lambda name: None)
+    check_stage(of("ppo"), None, "here")
+    message = r"^here\.quantization: 4bit needs the package bitsandbytes, .*: pip install 'cai-rlaif\[quantization\]'$"
+    with pytest.raises(CaiError, match=message):
+        check_stage(of("ppo", quantization="4bit"), None, "here")
+    with pytest.raises(ValidationError, match="quantization: needs a LoRA; all weights are trained"):
+        of("dpo", quantization="8bit", lora_r=None)
+
+
 @pytest.mark.parametrize("name", ["sft", "reward", "dpo", "kto", "orpo", "rloo", "grpo", "online_dpo"])
 def test_every_stage_takes_trls_arguments(name: str) -> None:
     check_stage(of(name, trl={"weight_decay": 0.1}), None, "here")

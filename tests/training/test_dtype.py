@@ -41,8 +41,12 @@ def test_a_stage_trains_in_float32_over_weights_in_bfloat16(
     plain, types = trl_stage.train, dict[bool, set[torch.dtype]]()
 
     def watching(trainer: Any, *arguments: Any) -> Any:
-        for parameter in trainer.model.parameters():
-            types.setdefault(parameter.requires_grad, set()).add(parameter.dtype)
+        def begin(*more: Any, **options: Any) -> Any:
+            for parameter in trainer.model.parameters():
+                types.setdefault(parameter.requires_grad, set()).add(parameter.dtype)
+            return start(*more, **options)
+
+        start, trainer.train = trainer.train, begin
         return plain(trainer, *arguments)
 
     monkeypatch.setattr(trl_stage, "train", watching)

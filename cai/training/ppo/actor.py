@@ -13,9 +13,10 @@ from torch.nn.functional import cross_entropy
 from cai.config.errors import CaiError
 from cai.training import distributed
 from cai.training.ppo.sampling import Batch
+from cai.training.quantization import merged
 from cai.training.reward_model import classifier, read_about, read_member, shares_weights
 from cai.training.settings import PPOConfig
-from cai.training.trl_stage import lora_config, model_options
+from cai.training.trl_stage import lora_config, model_options, plain_options
 
 
 class Evaluated(NamedTuple):
@@ -42,10 +43,12 @@ class Actor:
         from transformers import AutoModelForCausalLM
 
         self.device, self._temperature = distributed.device(), settings.temperature
-        self._separate = settings.value == "separate"
+        self._separate, self._quantized = settings.value == "separate", settings.quantization is not None
+        self._start = folder, plain_options(settings, folder)
 
         def load(path: Path) -> Any:
-            return AutoModelForCausalLM.from_pretrained(path, **model_options(settings, path)).to(self.device)
+            model = AutoModelForCausalLM.from_pretrained(path, **model_options(settings, path))
+            return model if self._quantized else model.to(self.device)  # a quantized one is there, and cannot be moved
 
         model = load(folder)
         self._reference: Any = None if reference is None else load(reference).requires_grad_(False).eval()
@@ -140,18 +143,22 @@ class Actor:
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """The policy's weights as they stand under a plain model's names, one at a time; the actor does not change."""
+        from peft.utils.integrations import dequantize_module_weight
+
         for name, module in self.model.named_modules():
             if hasattr(module, "get_delta_weight"):
-                yield f"{name}.weight", module.base_layer.weight + module.get_delta_weight("policy")
+                yield f"{name}.weight", dequantize_module_weight(module.base_layer) + module.get_delta_weight("policy")
         for name, parameter in self.model.named_parameters():
-            plain = name.replace(".base_layer.", ".")
+            plain, owner = name.replace(".base_layer.", "."), self.model.get_submodule(name.rpartition(".")[0])
             if ".lora_" not in name and not (name != plain and name.endswith(".weight")):
-                yield plain, parameter
+                yield plain, dequantize_module_weight(owner) if name.endswith(".weight") else parameter
 
     def merged(self) -> Any:
         """The trained policy as a plain model; the actor is used up."""
         if self.peft is None:
             return self.model
+        if self._quantized:
+            return merged(self.peft, "policy", *self._start)
         return self.peft.merge_and_unload(adapter_names=["policy"])
 
     def _hidden(self, trunk: Any, batch: Batch) -> Tensor:
