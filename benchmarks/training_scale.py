@@ -42,8 +42,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },
 }  # fmt: skip
-METHODS: dict[str, dict[str, Any]] = {"LoRA": {}, "full": {"lora_r": None}}
-PARTS = ("weights", "LoRA", "optimiser", "gradients", "activations", "at work")
+METHODS: dict[str, dict[str, Any]] = {"QLoRA": {"quantization": "4bit"}, "LoRA": {}, "full": {"lora_r": None}}
+PARTS = ("weights", "LoRA", "optimizer", "gradients", "activations", "at work")
 PER_STAGE = {"per_device_train_batch_size": 1, "max_length": 2048}
 STAGES_SHOWN = {"sft": {}, "reward": {}, "dpo": {}, "ppo": {"rollouts": 128, "max_tokens": 512}, "grpo": {
     "num_generations": 4, "per_device_train_batch_size": 4, "max_tokens": 512}}  # fmt: skip
@@ -70,7 +70,7 @@ def by_parts() -> list[str]:
     ]
     for shape in shapes():
         for method in METHODS:
-            for gpus in (1, 8):
+            for gpus in (1,) if method == "QLoRA" else (1, 8):
                 memory = computed("dpo", shape, method, gpus)
                 moment = max((LOSS, UPDATE), key=memory.total)
                 sizes = {part.name: part.at[moment] for part in memory.parts}
@@ -86,7 +86,7 @@ def by_stage() -> list[str]:
     """The peak of each stage on eight GPUs."""
     lines = [f"| model | trained | {' | '.join(STAGES_SHOWN)} |", "|---|---|" + "--:|" * len(STAGES_SHOWN)]
     for shape in shapes():
-        for method in METHODS:
+        for method in ("LoRA", "full"):
             peaks = [gib(computed(stage, shape, method, 8).peak) for stage in STAGES_SHOWN]
             lines.append(f"| {shape.name} | {method} | {' | '.join(peaks)} |")
     return lines

@@ -16,7 +16,7 @@ from cai.training.stage import AUTO
 def training_memory(plan: Plan, stages: Sequence[str]) -> dict[str, int]:
     """Bytes at the peak of one process of each stage, by name, such as `1-dpo#2`.
 
-    Stages of which it cannot be computed are left out: the model is no dense decoder, or the optimiser is not known.
+    Stages of which it cannot be computed are left out: the model is no dense decoder, or the optimizer is not known.
     """
     if not isinstance(plan.model, Path):
         return {}

@@ -1,6 +1,6 @@
 """How much memory a stage takes, by parts, from its settings and the shape of its model. Imports no torch.
 
-A process holds weights, adapters, gradients and optimiser states all the time (Rajbhandari et al. 2020, "ZeRO",
+A process holds weights, adapters, gradients and optimizer states all the time (Rajbhandari et al. 2020, "ZeRO",
 arXiv:1910.02054 §3), and activations in proportion to tokens and layers (Korthikanti et al. 2022, arXiv:2205.05198
 §4.1).
 The parts are not all there at once, so each has its size at three moments, and the largest sum is the peak:
@@ -47,13 +47,15 @@ LOGITS = 3  # copies in the gradient of a cross-entropy: the log-probabilities, 
 ENTROPY_LOGITS = 2  # copies more where the loss holds the entropy: probabilities and logits
 SAMPLED_LOGITS = 4  # copies to draw a token: logits, over temperature, probabilities and their sums
 SCORED = 16  # conversations that a reward model reads at once
-OPTIMISERS = {
+OPTIMIZERS = {
     "adamw_torch": 8, "adamw_torch_fused": 8, "adamw_torch_xla": 8, "adamw_apex_fused": 8, "adamw_anyprecision": 8,
     "paged_adamw": 8, "paged_adamw_32bit": 8, "adamw_8bit": 2, "adamw_bnb_8bit": 2, "adamw_torch_8bit": 2,
     "paged_adamw_8bit": 2, "adamw_torch_4bit": 1, "lion": 4, "lion_32bit": 4, "paged_lion": 4, "paged_lion_32bit": 4,
     "lion_8bit": 1, "paged_lion_8bit": 1, "rmsprop": 4, "adagrad": 4, "adafactor": 0, "sgd": 0,
 }  # fmt: skip
 """Bytes of states for each trained parameter, by `optim` of transformers; AdamW's are two moments in float32."""
+QUANTIZED = {"4bit": (4 + 0.127) / 8, "8bit": 1.0}
+"""Bytes of a weight; NF4's constants, quantized too, take 0.127 bits (Dettmers et al. 2023, arXiv:2305.14314 §3)."""
 UNEXPANDED = ("flash_attention_2", "flash_attention_3", "flex_attention")  # with kernels for grouped keys and padding
 
 
@@ -96,7 +98,7 @@ def estimate(
 
     Args: `gpus` processes with a GPU each, 0 for one on the CPU; `sharded` over all of them, as FSDP does; `reward` of
     an online stage, None for one LoRA trained from the same model.
-    Raises: CaiError for an optimiser whose states are not known.
+    Raises: CaiError for an optimizer whose states are not known.
     """
     return _Process(settings, shape, gpus, sharded and gpus > 1, reward).estimate()
 
@@ -126,17 +128,20 @@ class _Process:
     # What stands all the time
 
     def _standing(self) -> Iterator[Part]:
-        settings, shape, kind = self.settings, self.shape, "float32" if self.weight_bytes == FLOAT else "bfloat16"
+        settings, shape = self.settings, self.shape
         held = shape.parameters - (shape.embedding if isinstance(settings, RewardConfig) and not shape.tied else 0)
-        yield self._always("weights", held * self.weight_bytes, f"{held / 1e6:,.0f} M parameters, {kind}")
+        kind = settings.quantization or ("float32" if self.weight_bytes == FLOAT else "bfloat16")
+        layers = shape.layers * shape.layer_parameters if settings.quantization else 0
+        weights = layers * QUANTIZED.get(kind, 0) + (held - layers) * self.weight_bytes
+        yield self._always("weights", weights, f"{held / 1e6:,.0f} M parameters, {kind}")
         if self._has_reference:
-            yield self._always("reference", held * self.weight_bytes, "a second copy of the weights")
+            yield self._always("reference", held * FLOAT, "a second copy of the weights")
         if self._separate_model:
             yield self._always("value model", held * FLOAT, "a copy of its own")
         if self.adapters:
             number = "two, policy and value" if self._adapters_of_policy == PAIR else f"rank {settings.lora_r}"
             yield self._always("LoRA", self.adapters * FLOAT, f"{self.adapters / 1e6:,.1f} M parameters, {number}")
-        yield self._always("optimiser", self.trained * self._state_bytes, f"{self._state_bytes} bytes a trained weight")
+        yield self._always("optimizer", self.trained * self._state_bytes, f"{self._state_bytes} bytes a trained weight")
         if reward := self._reward():
             share = reward.trained // (self.gpus if self.sharded else 1)
             yield Part("reward model", dict.fromkeys(MOMENTS, share + reward.others), reward.note)
@@ -204,7 +209,7 @@ class _Process:
 
     @property
     def trained(self) -> int:
-        """Parameters that the optimiser changes."""
+        """Parameters that the optimizer changes."""
         if self.settings.lora_r is not None:
             return self.adapters
         return self.shape.parameters * (1 + self._separate_model)
@@ -212,9 +217,9 @@ class _Process:
     @property
     def _state_bytes(self) -> int:
         name = getattr(self.settings, "trl", {}).get("optim", "adamw_torch")
-        if name not in OPTIMISERS:
-            raise CaiError(f"trl.optim: the states of {name} are not known; known are {', '.join(OPTIMISERS)}")
-        return OPTIMISERS[name]
+        if name not in OPTIMIZERS:
+            raise CaiError(f"trl.optim: the states of {name} are not known; known are {', '.join(OPTIMIZERS)}")
+        return OPTIMIZERS[name]
 
     def _reward(self) -> RewardMemory | None:
         if not isinstance(self.settings, Online) or self.reward is not None:
@@ -317,6 +322,8 @@ class _Process:
         logits, what = self._logits()
         again = layer if self.checkpointing else 0
         backward = 2 * self.tokens * shape.intermediate * self.compute_bytes + again  # of three, what one read is free
+        if settings.quantization:  # the largest weight, as its layer computes with it
+            backward += max(linear.inputs * linear.outputs for linear in shape.linear) * self.compute_bytes
         if backward > logits:
             logits, what = backward, "one layer, computed again" if again else "gradients in the MLP"
         yield Part("at work", {LOSS: logits}, what)

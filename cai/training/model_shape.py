@@ -95,14 +95,14 @@ def shape_in(name: str, folder: Path) -> ModelShape:
 def shape_of(name: str, config: Mapping[str, Any], weights: Mapping[str, tuple[int, ...]] | None = None) -> ModelShape:
     """The shape that a config.json describes; `weights` are the shapes of its tensors by name, where they are known.
 
-    Raises: CaiError for a missing size, a mixture of experts, and weights that are quantised already.
+    Raises: CaiError for a missing size, a mixture of experts, and weights that are quantized already.
     """
     text = config.get("text_config") or config
     place = f"model '{name}': {CONFIG}"
     if experts := next((key for key in EXPERTS if (text.get(key) or 0) > 1), None):
         raise CaiError(f"{place}: {experts} is {text[experts]}; the estimate covers dense models, not mixtures")
     if "quantization_config" in config:
-        raise CaiError(f"{place}: its weights are quantised; the estimate starts from weights that are not")
+        raise CaiError(f"{place}: its weights are quantized; the estimate starts from weights that are not")
 
     def size(key: str, otherwise: int | None = None) -> int:
         value = text.get(key, otherwise)

@@ -115,6 +115,22 @@ def test_the_peak_of_a_training_is_computed(ratio: Callable[..., float], stage: 
     assert 0.95 < ratio(stage, **more) < 1.05
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "more"),
+    [
+        ("sft", {"per_device_train_batch_size": 8, "lora_r": None}),
+        ("kto", {"per_device_train_batch_size": 8}),
+        ("orpo", {"per_device_train_batch_size": 4}),
+        ("rloo", {"per_device_train_batch_size": 8, "max_tokens": 64, "lora_r": None}),
+        ("online_dpo", {"per_device_train_batch_size": 4, "max_tokens": 64}),
+        ("ppo", PPO | {"value": "separate", "entropy_coef": 0.1}),
+    ],
+)
+def test_the_peak_of_other_stages_is_computed(ratio: Callable[..., float], stage: str, more: dict[str, Any]) -> None:
+    assert 0.95 < ratio(stage, **more) < 1.05
+
+
 LARGE = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
          "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False}  # fmt: skip
 SHAPE = shape_of("large", LARGE)
@@ -129,8 +145,8 @@ def parts(stage: str, gpus: int = 1, sharded: bool = False, **values: Any) -> di
 def test_full_training_holds_sixteen_bytes_a_weight() -> None:
     full = parts("sft", lora_r=None)
     assert full["weights"] == full["gradients"] == 4 * SHAPE.parameters
-    assert full["optimiser"] == 8 * SHAPE.parameters
-    assert parts("sft", lora_r=None, trl={"optim": "adamw_8bit"})["optimiser"] == 2 * SHAPE.parameters
+    assert full["optimizer"] == 8 * SHAPE.parameters
+    assert parts("sft", lora_r=None, trl={"optim": "adamw_8bit"})["optimizer"] == 2 * SHAPE.parameters
     with pytest.raises(CaiError, match="states of galore_adamw are not known"):
         parts("sft", trl={"optim": "galore_adamw"})
 
@@ -142,10 +158,15 @@ def test_a_lora_is_trained_over_weights_in_bfloat16() -> None:
     assert lora["LoRA"] == lora["gradients"] == 4 * 32 * 8 * width
     assert parts("sft", lora_target_modules=["q_proj"])["LoRA"] == 4 * 32 * 16 * (4096 + 4096)
 
+    layers = 32 * SHAPE.layer_parameters
+    nf4 = parts("sft", quantization="4bit")["weights"] - 2 * (SHAPE.parameters - layers)
+    assert nf4 / layers == pytest.approx(0.518, rel=0.01)  # as bitsandbytes 0.50 holds SmolLM2-135M's layers
+    assert parts("sft", quantization="8bit")["weights"] == layers + 2 * (SHAPE.parameters - layers)
+
 
 def test_fsdp_shards_what_stands_and_gathers_two_layers() -> None:
     whole, shard = parts("grpo", 8, lora_r=None), parts("grpo", 8, sharded=True, lora_r=None)
-    for name in ("weights", "reference", "optimiser", "gradients", "reward model"):
+    for name in ("weights", "reference", "optimizer", "gradients", "reward model"):
         assert shard[name] == whole[name] // 8
     assert whole["DDP"] == whole["gradients"] and "DDP" not in shard
     assert shard["gathered"] == 2 * (2 * SHAPE.layer_parameters + 2 * SHAPE.embedding)

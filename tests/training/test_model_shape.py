@@ -44,7 +44,7 @@ def test_config_and_headers_agree(tiny_model: Path, tmp_path: Path) -> None:
     ("more", "message"),
     [
         ({"num_local_experts": 8}, "num_local_experts is 8; the estimate covers dense models"),
-        ({"quantization_config": {}}, "its weights are quantised"),
+        ({"quantization_config": {}}, "its weights are quantized"),
         ({"hidden_size": None}, "hidden_size: expected a positive number, found null"),
         ({"num_hidden_layers": "many"}, 'num_hidden_layers: expected a positive number, found "many"'),
     ],
