@@ -4,7 +4,6 @@ The trained LoRA is merged into the weights as they were before quantization, so
 Light to import: no torch.
 """
 
-from pathlib import Path
 from typing import Any, Literal
 
 PACKAGE = "bitsandbytes"
@@ -41,16 +40,3 @@ def _keep_gradients() -> None:
     from bitsandbytes.nn import modules
 
     modules.has_avx512bf16 = lambda: False
-
-
-def merged(trained: Any, adapter: str, folder: Path, options: dict[str, Any]) -> Any:
-    """The plain model in `folder`, loaded with `options`, with the LoRA of a quantized PeftModel merged into it."""
-    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(folder, **options)
-    model.generation_config = trained.generation_config
-    whole = get_peft_model(model, trained.peft_config[adapter], adapter_name=adapter)
-    weights = get_peft_model_state_dict(trained, adapter_name=adapter)
-    set_peft_model_state_dict(whole, weights, adapter_name=adapter)
-    return whole.merge_and_unload()

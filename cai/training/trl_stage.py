@@ -15,7 +15,7 @@ from cai.inference.chat import turn_end
 from cai.inference.models import loading_options
 from cai.training.distributed import device
 from cai.training.metrics import Tracker, Trackers, add_metrics, drop_metrics_after, not_finite, read_metrics
-from cai.training.quantization import merged, quantized
+from cai.training.quantization import quantized
 from cai.training.settings import AnswersConfig, DatasetConfig, PreferenceConfig, TrainConfig
 from cai.training.stage import Report, StageSpec
 from cai.training.tokens import AnyAnswers, SplitTurn, Unfit, keep_fitting, prompt_ids, row_turn, skip_truncated
@@ -204,7 +204,7 @@ def train_and_save(
     model = train(trainer, spec.settings.report_to, spec.folder / "metrics.jsonl", report, more)
     if trainer.is_world_process_zero():
         if spec.settings.quantization is not None:
-            model = merged(model, "default", spec.model, plain_options(spec.settings, spec.model))
+            model = merged_into_plain(model, "default", spec.model, spec.settings)
         elif hasattr(model, "merge_and_unload"):
             model = model.merge_and_unload()
         save_policy(model, tokenizer, spec.folder / "model")
@@ -245,6 +245,19 @@ def save_policy(model: Any, tokenizer: Any, target: Path) -> None:
     tokenizer.save_pretrained(beside)
     shutil.rmtree(target, ignore_errors=True)
     beside.rename(target)
+
+
+def merged_into_plain(trained: Any, adapter: str, folder: Path, settings: TrainConfig) -> Any:
+    """The model in `folder`, not quantized, with the LoRA of a PeftModel over a quantized copy of it merged into it."""
+    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, **plain_options(settings, folder))
+    model.generation_config = trained.generation_config
+    whole = get_peft_model(model, trained.peft_config[adapter], adapter_name=adapter)
+    weights = get_peft_model_state_dict(trained, adapter_name=adapter)
+    set_peft_model_state_dict(whole, weights, adapter_name=adapter)
+    return whole.merge_and_unload()
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -20,7 +20,7 @@ from cai.runs.find import find_policy
 from cai.runs.plan import make_plan, start_folder
 from cai.training.reward_model import read_about
 from cai.training.settings import SFTConfig
-from cai.training.trl_stage import model_options
+from cai.training.trl_stage import model_options, plain_options
 from tests.conftest import ROOT, write_workspace
 
 CODE = """
@@ -192,7 +192,8 @@ def test_the_members_of_a_reward_model_are_in_its_folder(tmp_path: Path, tiny_mo
 def test_every_loader_says_that_it_trusts_no_code(tiny_model: Path) -> None:
     """`from_pretrained` of transformers, by its keywords; of peft it reads a JSON file alone."""
     assert SAFE_LOADING["trust_remote_code"] is False
-    assert SAFE_LOADING.items() <= model_options(SFTConfig(stage="sft"), tiny_model).items()
+    for options in (model_options, plain_options):
+        assert SAFE_LOADING.items() <= options(SFTConfig(stage="sft"), tiny_model).items()
     for path in sorted((ROOT / "cai").rglob("*.py")):
         source = path.read_text(encoding="utf-8")
         for node in ast.walk(ast.parse(source)):
@@ -212,5 +213,6 @@ def test_every_loader_says_that_it_trusts_no_code(tiny_model: Path) -> None:
                     "loading_options",
                     "trl_stage.model_options",
                     "model_options",
+                    "plain_options",
                 }
                 assert keywords & safe, f"{path}:{node.lineno}"

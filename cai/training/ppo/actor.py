@@ -13,10 +13,9 @@ from torch.nn.functional import cross_entropy
 from cai.config.errors import CaiError
 from cai.training import distributed
 from cai.training.ppo.sampling import Batch
-from cai.training.quantization import merged
 from cai.training.reward_model import classifier, read_about, read_member, shares_weights
 from cai.training.settings import PPOConfig
-from cai.training.trl_stage import lora_config, model_options, plain_options
+from cai.training.trl_stage import lora_config, merged_into_plain, model_options
 
 
 class Evaluated(NamedTuple):
@@ -44,7 +43,7 @@ class Actor:
 
         self.device, self._temperature = distributed.device(), settings.temperature
         self._separate, self._quantized = settings.value == "separate", settings.quantization is not None
-        self._start = folder, plain_options(settings, folder)
+        self._start = folder, settings
 
         def load(path: Path) -> Any:
             model = AutoModelForCausalLM.from_pretrained(path, **model_options(settings, path))
@@ -158,7 +157,7 @@ class Actor:
         if self.peft is None:
             return self.model
         if self._quantized:
-            return merged(self.peft, "policy", *self._start)
+            return merged_into_plain(self.peft, "policy", *self._start)
         return self.peft.merge_and_unload(adapter_names=["policy"])
 
     def _hidden(self, trunk: Any, batch: Batch) -> Tensor:
