@@ -35,6 +35,7 @@ LOADED = (
     ".txt",
     ".tiktoken",
 )  # files that models and tokenizers are read from
+REWARD_JSON, BASE = "reward.json", "base"  # of a reward model: what it is, and the model that it was trained from
 SHARD, INDEX = ".safetensors", ".safetensors.index.json"  # how names of files of weights, and of their lists, end
 SAFE_LOADING = {"trust_remote_code": False, "use_safetensors": True}
 """Of `from_pretrained`: none of a folder's Python runs, and none of its pickles are read, also beside safetensors."""
@@ -155,9 +156,13 @@ def model_fingerprint(model: Model) -> str:
 def folder_fingerprint(folder: Path, read_again: bool = False) -> str:
     """Of the content of every file a model is read from; large files are read once, see `_content`.
 
+    A reward model's base counts by its fingerprint in reward.json.
+
     With `read_again` all are read now, also those that look as when they were read last.
     """
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix in LOADED)
+    if (folder / REWARD_JSON).exists():  # names the content of its base, wherever that is
+        files = [path for path in files if folder / BASE not in path.parents]
     unread = sum(path.stat().st_size for path in files if read_again or not _known_content(path).exists())
     with _hashing(folder, unread) as advance:
         contents = [[str(path.relative_to(folder)), _content(path, advance, read_again)] for path in files]

@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 
 from cai.config.errors import CaiError
 from cai.data.manifest import read_json
+from cai.inference.models import BASE, REWARD_JSON
 from cai.training.model_shape import Linear, ModelShape, shape_in, tensor_shapes
-from cai.training.reward_folder import REWARD_JSON, is_trained_here
+from cai.training.reward_folder import is_trained_here
 from cai.training.settings import (
     DPOConfig,
     GRPOConfig,
@@ -427,7 +428,7 @@ def _reward_in(folder: Path, settings: TrainConfig, shape: ModelShape) -> Reward
     members = FLOAT * sum(math.prod(sizes) for path in files for sizes in tensor_shapes(path).values())
     if not about["base"]:
         return RewardMemory(members, 0, "a model of its own, float32")
-    base = shape_in(str(folder), folder / "base") if (folder / "base").is_dir() else shape
+    base = shape_in(str(folder), folder / BASE) if (folder / BASE).is_dir() else shape
     return _rewarding(settings, base, members, shared=base._replace(name=shape.name) == shape)
 
 

@@ -28,6 +28,7 @@ from cai.inference.models import folder_fingerprint
 from cai.stats.agreement import calibration_error, reliability
 from cai.stats.intervals import share
 from cai.training import distributed, trl_stage
+from cai.training.reward_folder import link_base
 from cai.training.reward_model import RewardModel, register_classifier, right_padded
 from cai.training.settings import RewardConfig, Truncated
 from cai.training.stage import Report, StageSpec
@@ -282,7 +283,7 @@ def _assemble(spec: StageSpec[RewardConfig], tokenizer: Any, target: Path) -> No
         shutil.copytree(spec.folder / "members" / name, target / name)
     base = None
     if spec.settings.lora_r is not None:
-        shutil.copytree(spec.model, target / "base")
+        link_base(target, spec.model, spec.folder)
         base = folder_fingerprint(spec.model)
     tokenizer.save_pretrained(target)
     about = {"members": members, "base": base, "vocabulary": vocabulary_fingerprint(tokenizer)}

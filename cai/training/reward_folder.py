@@ -5,14 +5,16 @@ share the policy's vocabulary.
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from cai.config.errors import CaiError, exists
 from cai.config.locate import find_file, is_hub_id
-from cai.inference.models import resolve_model
+from cai.data.manifest import MANIFEST_JSON
+from cai.inference.models import BASE, REWARD_JSON, folder_fingerprint, resolve_model
 
-REWARD_JSON = "reward.json"
+MOST_PARENTS = 4  # of a stage in a run's folder: seeds/2/train, seeds/2, seeds and the run
 USUAL_LABELS = 2  # of a config.json that does not say, as in transformers
 EXPECTED = "expected the `model` folder that `cai train reward` writes, or a sequence classifier with one label"
 
@@ -25,6 +27,32 @@ def is_trained_here(folder: Path) -> bool:
 def is_reward_model(folder: Path) -> bool:
     """Whether a folder that was a reward model still is one."""
     return is_trained_here(folder) or (folder / "config.json").exists()
+
+
+def link_base(target: Path, model: Path, folder: Path) -> None:
+    """Let `target`/base refer to the model that a reward model is trained from, in the stage of `folder`.
+
+    A link within the stage's run is relative, so that the run can be moved; others name the whole path.
+    """
+    model, folder = model.resolve(), folder.resolve()
+    homes = [parent for parent in folder.parents[:MOST_PARENTS] if (parent / MANIFEST_JSON).exists()]
+    inside = bool(homes) and model.is_relative_to(homes[-1])
+    (target / BASE).symlink_to(os.path.relpath(model, folder / target.name) if inside else model)
+
+
+def find_base(folder: Path, fingerprint: str) -> Path:
+    """The model that the reward model in `folder` was trained from, of this fingerprint.
+
+    Raises: CaiError where it is gone, or another.
+    """
+    base = folder / BASE
+    place = f"the model that it was trained from, at {base.resolve()}"
+    mend = f"put it back there, or copy it to {base}"
+    if not (base / "config.json").exists():
+        raise CaiError(f"the reward model {folder} lacks {place}: no such model; {mend}")
+    if folder_fingerprint(base) != fingerprint:
+        raise CaiError(f"the reward model {folder} lacks {place}: another model is there; {mend}")
+    return base
 
 
 def find_reward_model(place: str, name: str) -> Path:

@@ -1,7 +1,8 @@
 """A trained reward model or ensemble: its folder, and the scores it gives. Imports torch: import this lazily.
 
-The folder holds `reward.json`, `base/` (the model it was trained from, once), and `member-1/` … `member-k/`: a LoRA
-with a score head each, in peft's own format; a member trained without LoRA is a whole model folder, without a base.
+The folder holds `reward.json`, `base` (a link to the model that it was trained from, or a copy), and `member-1/` …
+`member-k/`: a LoRA with a score head each, in peft's own format; a member trained without LoRA is a whole model folder,
+without a base.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ from cai.config.errors import CaiError
 from cai.data.manifest import brief
 from cai.inference.models import folder_fingerprint, loading_options
 from cai.training import distributed
+from cai.training.reward_folder import find_base
 from cai.training.tokens import vocabulary_fingerprint
 
 HEAD = "score.weight"
@@ -82,7 +84,7 @@ class RewardModel:
                 saved = read_member(folder / name)
                 adapter = f"reward-{name}"
                 if self._model is None:
-                    trunk = classifier(folder / "base").to(device)
+                    trunk = classifier(find_base(folder, about["base"])).to(device)
                     self._model = get_peft_model(trunk, saved.lora(inference_mode=True), adapter_name=adapter)
                 else:
                     self._model.add_adapter(adapter, saved.lora(inference_mode=True))
@@ -171,7 +173,7 @@ def read_about(folder: Path) -> dict[str, Any]:
         about: dict[str, Any] = json.loads((folder / "reward.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise CaiError(f"{folder} is not a reward model: no readable reward.json (`stage: reward` writes it)") from None
-    for name in ["base", *about["members"]]:  # elsewhere, its weights would not count for the fingerprint
+    for name in about["members"]:  # elsewhere, its weights would not count for the fingerprint
         if not (isinstance(name, str) and Path(name).name == name) or (folder / name).is_symlink():
             raise CaiError(f"{folder / 'reward.json'}: members: expected folders beside it, found {brief(name)}")
     return about
