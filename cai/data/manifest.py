@@ -96,7 +96,13 @@ class Claim:
         """
         before = read_manifest(self.folder)
         changes = [] if before is None else differences(_deciding(before), _deciding(self.manifest))
-        return [change.removeprefix(RUN_FILE) for change in changes]
+        return [_as_set(change) if change.startswith(RUN_FILE) else change for change in changes]
+
+
+def _as_set(change: str) -> str:
+    """A change of a run file's setting by the name that `--set` has for it: `train.0.beta: 0.1 → 0.2`."""
+    place, colon, values = change.removeprefix(RUN_FILE).partition(": ")
+    return re.sub(r"\[(\d+)\]", r".\1", place) + colon + values
 
 
 def versions() -> dict[str, str]:

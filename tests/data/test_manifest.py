@@ -12,7 +12,18 @@ from typing import Any
 import pytest
 
 from cai.config.errors import CaiError
-from cai.data.manifest import BUSY, LOOK_SECONDS, Claim, aside, claimed, differences, exclusive, is_busy, read_manifest
+from cai.data.manifest import (
+    BUSY,
+    LOOK_SECONDS,
+    Claim,
+    aside,
+    claimed,
+    differences,
+    exclusive,
+    is_busy,
+    read_manifest,
+    take,
+)
 
 
 def claim(folder: Path, inputs: tuple[Path, ...] = (), command: str = "cai judge", **settings: Any) -> Claim:
@@ -183,3 +194,13 @@ def test_a_file_system_without_locks_is_named_with_what_to_do(tmp_path: Path, mo
     monkeypatch.setattr(fcntl, "flock", refuse)
     with pytest.raises(CaiError, match=r"out: cannot be locked \(no locks available\); .* copy the folder .* --runs"):
         work(claim(tmp_path))
+
+
+def test_settings_of_a_run_file_are_named_as_options_name_them(tmp_path: Path) -> None:
+    def claim(beta: float) -> Claim:
+        manifest = {"command": "cai run", "config": {"train": [{"beta": beta}]}, "held_out": [f"p[{beta}]"]}
+        return Claim(tmp_path / "run", manifest, "done")
+
+    with exclusive(tmp_path / "run"):
+        take(claim(0.1), replace=False)
+    assert claim(0.2).changes() == ["train.0.beta: 0.1 → 0.2", 'held_out[0]: "p[0.1]" → "p[0.2]"']
