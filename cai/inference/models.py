@@ -27,6 +27,7 @@ HASH_BLOCK = 2**23  # bytes
 LARGE = 2**20  # bytes of a file whose hash is kept
 LONG_READ = 2 * 10**9  # bytes whose reading is shown
 SERVER_SCHEMES = ("http://", "https://")
+HOST_AND_PORT = re.compile(r"[\w.-]+:\d{2,5}(/[^@]*)?")  # an address without its scheme
 LOADED = (
     ".json",
     ".safetensors",
@@ -135,6 +136,11 @@ def check_weights(folder: Path) -> None:
 
 
 def _download(name: str) -> Path:
+    if HOST_AND_PORT.fullmatch(name):  # no Hub id has a colon
+        raise CaiError(
+            f"model '{name}': no such folder; a server is named by its URL and the name of its model, such as "
+            f"http://{name.partition('/')[0]}/v1#NAME"
+        )
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         near = difflib.get_close_matches(name.lower(), [SMALL_MODEL], cutoff=0.75)
         expected = f"expected {SMALL_MODEL}, a folder, or a full Hub id, org/model (gpt2 is openai-community/gpt2)"

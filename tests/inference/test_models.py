@@ -28,6 +28,13 @@ def test_a_folder_is_checked_before_it_is_used(model_folder: Path) -> None:
         resolve_model(str(model_folder))
 
 
+@pytest.mark.parametrize("name", ["localhost:8000", "localhost:8000/v1", "10.0.0.1:80/v1#small"])
+def test_an_address_without_a_scheme_is_told_how_servers_are_named(name: str) -> None:
+    host = name.partition("/")[0]
+    with pytest.raises(CaiError, match=rf"no such folder; a server is named by its URL .* http://{host}/v1#NAME"):
+        resolve_model(name)
+
+
 def test_an_unknown_name_is_an_error_with_what_is_expected() -> None:
     with pytest.raises(CaiError, match="expected smollm2-135m, a folder, or a full Hub id, org/model"):
         resolve_model("no-such-model")
