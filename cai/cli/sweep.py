@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from cai.cli.console import Grid, end_with_failures, line, resumable, show
+from cai.cli.console import Grid, command, end_with_failures, line, resumable, show
 from cai.cli.options import DEFAULT_RUNS, DryRun, Replace, RunsFolder, Settings
 from cai.cli.run import NOT_MEASURED, execute_with_pages, time_text
 from cai.config.characters import Terminal
@@ -70,13 +70,17 @@ def _run_all(file: Path, settings: list[str], replace: bool, runs: Path, retry_f
             retry_failed,
         )
     show(console, _results(members))
-    line(console, f"  runs and index: {runs / name}/; compare runs: cai compare {name}/…")
+    line(console, f"  runs and index: {runs / name}/")
+    finished = [last_folder(m.plan).path.relative_to(runs) for m in members if m.name not in failed]
+    if len(finished) > 1:
+        line(console, f"  {command('compare', *finished[:COMPARED], runs=runs)}")
     places = [place for member in members for folder in folders(member.plan) for place in (folder.judge, folder.path)]
     end_with_failures(*places, option="--retry-failed")
     return not failed
 
 
 UNKNOWN = "unknown"
+COMPARED = 4  # runs in the command that is suggested
 
 
 def _results(members: list[Member]) -> Grid:

@@ -114,12 +114,12 @@ def train(
     if skipped:
         write_rows(out / "skipped.jsonl", skipped)
     output = result_console()
-    for part in _ending(stage, spec, result, skipped):
+    for part in _ending(stage, spec, result, skipped, model):
         show(output, part)
 
 
 def _ending(
-    stage: str, spec: StageSpec[Any], result: Path, skipped: Sequence[Skipped]
+    stage: str, spec: StageSpec[Any], result: Path, skipped: Sequence[Skipped], model: str
 ) -> Iterator[RenderableType | Grid]:
     """What training came to, what limits it, and the command that goes on from it."""
     folder = spec.folder
@@ -130,8 +130,8 @@ def _ending(
     grid.add("reward model" if stage == "reward" else "policy", str(result))
     yield grid
     if stage == "reward":
-        model = ["--data", "PROMPTS", "--model", str(spec.model)]
-        commands = [(command("train", "ppo", "--reward", result, *model), "a policy that it scores higher")]
+        more = ["--data", "PROMPTS", "--model", model]
+        commands = [(command("train", "ppo", "--reward", result, *more), "a policy that it scores higher")]
     else:
         commands = [(command("eval", folder), "win rate against the base model, probes")]
     yield from ending(training_trust(folder, skipped), commands)

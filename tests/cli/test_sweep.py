@@ -36,6 +36,8 @@ def test_runs_stand_side_by_side_until_a_setting_makes_them_others(cai, tmp_path
     headings = out[: out.index("\n  rounds-1")].split()
     assert all(word in headings for metric in SWEEP_METRICS for word in metric.name.split())
     assert [line.split()[0] for line in out.splitlines() if line.startswith("  rounds-")] == ["rounds-1", "rounds-2"]
+    runs = tmp_path / "runs"
+    assert out.splitlines()[-1] == f"  cai compare trial/rounds-1 trial/rounds-2 --runs {runs}"
     status, out, err = cai(path, "--set", "seed=7")
     assert (status, out) == (2, "")
     assert err.count("holds a finished run with other settings") == 1
@@ -52,6 +54,7 @@ def test_a_damaged_folder_fails_its_own_run_alone(cai, tmp_path: Path, model_fol
     status, out, _ = cai(path, "--retry-failed")
     assert status == 1
     assert "rounds-1 failed: " in out and "manifest.json: not valid JSON" in out
+    assert "cai compare" not in out  # one run alone is there
     assert "rounds-2 failed: " in out and "summary.json: not valid JSON" in out
     assert (runs / "rounds-3/summary.json").exists()
     index = json.loads((runs / "sweep.json").read_text(encoding="utf-8"))
