@@ -40,6 +40,8 @@ class TrainConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the weights below a LoRA, which stay as they are; auto is bfloat16 on a GPU, else float32. What is trained is
     float32, and a policy is saved in the type of the weights that its LoRA was added to."""
+    save_dtype: Literal["float32", "bfloat16"] | None = None
+    """Of the saved policy; null is the type of the weights that a LoRA was added to, and float32 without one."""
     quantization: Bits | None = None
     """Hold the weights below a LoRA in 4 or 8 bits while it trains, by bitsandbytes (QLoRA, Dettmers et al. 2023,
     arXiv:2305.14314); the saved policy is not quantized."""
@@ -168,6 +170,12 @@ class RewardConfig(PreferenceConfig):
     """Weight in the loss of the R² of reward on length."""
     holdout: Annotated[float, Field(ge=0, le=0.5)] = 0.1
     """Share of prompts kept from training to report on."""
+
+    @model_validator(mode="after")
+    def _is_no_policy(self) -> "RewardConfig":
+        if self.save_dtype is not None:
+            raise ValueError("save_dtype: is of policies; a reward model's LoRA and head are saved in float32")
+        return self
 
     @model_validator(mode="after")
     def _ensemble_needs_lora(self) -> "RewardConfig":

@@ -207,7 +207,7 @@ def train_and_save(
             model = merged_into_plain(model, "default", spec.model, spec.settings)
         elif hasattr(model, "merge_and_unload"):
             model = model.merge_and_unload()
-        save_policy(model, tokenizer, spec.folder / "model")
+        save_policy(model, tokenizer, spec.folder / "model", spec.settings.save_dtype)
 
 
 def train(
@@ -230,11 +230,15 @@ def train(
     return trainer.accelerator.unwrap_model(trainer.model)
 
 
-def save_policy(model: Any, tokenizer: Any, target: Path) -> None:
-    """Save a folder that transformers and vLLM load; written beside `target` and renamed.
+def save_policy(model: Any, tokenizer: Any, target: Path, dtype: str | None = None) -> None:
+    """Save a folder that transformers and vLLM load, in `dtype` if one is named; written beside `target` and renamed.
 
     Generation ends at the chat template's end of a turn, which a base model's configuration does not know.
     """
+    import torch
+
+    if dtype is not None:
+        model = model.to(getattr(torch, dtype))
     declared = model.generation_config.eos_token_id
     ends = set(declared if isinstance(declared, list) else [declared]) - {None}
     if (end := turn_end(tokenizer)) is not None and end not in ends:

@@ -14,10 +14,11 @@ from cai.training.ppo.actor import Actor
 from cai.training.ppo.experience import Collector, Task
 from cai.training.reward_model import RewardModel
 from cai.training.stage import StageSpec
-from tests.conftest import train_here
+from tests.conftest import prompt, train_here
 from tests.training.policies import write_pairs
 from tests.training.ppo.test_trainer import PROMPTS, good_tokens, settings, trainer
 from tests.training.test_checks import of
+from tests.training.test_distributed import rating
 from tests.training.test_reward import preference
 from tests.training.test_sft import helpful
 
@@ -85,3 +86,30 @@ def test_ppo_trains_in_float32_over_weights_in_bfloat16(tmp_path: Path, tiny_mod
 def test_all_weights_are_never_trained_in_bfloat16() -> None:
     with pytest.raises(ValidationError, match="dtype: all weights are trained, because lora_r is null"):
         of("dpo", lora_r=None, dtype="bfloat16")
+
+
+@pytest.mark.parametrize("name", ["sft", "ppo"])
+def test_a_policy_is_saved_in_the_type_that_is_asked_for(name: str, tmp_path: Path, tiny_model: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    saved = {}
+    for dtype in (None, "bfloat16"):
+        folder = tmp_path / str(dtype)
+        folder.mkdir()
+        if name == "sft":
+            config = of("sft", lora_r=None, learning_rate=1e-2, save_dtype=dtype)
+            spec = StageSpec(config, data("sft", folder), tiny_model, folder / "stage")
+        else:
+            write_rows(folder / "prompts.jsonl", [prompt("p", "hi")])
+            size = {"updates": 1, "rollouts": 2, "max_tokens": 3, "learning_rate": 1e-2}
+            config = of("ppo", reward="judge", save_dtype=dtype, lora_r=2, **size)
+            spec = StageSpec(config, folder / "prompts.jsonl", tiny_model, folder / "stage")
+        saved[dtype] = AutoModelForCausalLM.from_pretrained(train_here(spec, ask=rating), dtype="auto").state_dict()
+    for key, weights in saved["bfloat16"].items():
+        assert saved[None][key].dtype == torch.float32 and weights.dtype == torch.bfloat16
+        assert torch.equal(weights, saved[None][key].bfloat16())
+
+
+def test_a_reward_model_has_no_type_of_a_policy() -> None:
+    with pytest.raises(ValidationError, match="save_dtype: is of policies"):
+        of("reward", save_dtype="bfloat16")

@@ -132,7 +132,7 @@ def train(spec: StageSpec[PPOConfig], report: Report, ask: Ask = nobody) -> None
     vllm = VllmSampler(spec.model, settings.max_length, settings.rollouts) if settings.use_vllm else None
     PPOTrainer(spec, actor, Task(prompts, score, ends, source.metrics, examples), tokenizer, report, vllm).run()
     if distributed.is_first_process():
-        save_policy(actor.merged(), tokenizer, spec.folder / "model")
+        save_policy(actor.merged(), tokenizer, spec.folder / "model", settings.save_dtype)
 
 
 class PPOTrainer:
