@@ -98,7 +98,7 @@ def test_a_reward_model_and_ppo_from_files_alone(tmp_path: Path, tiny_model: Pat
             "orpo",
             ("--set", "gamma=1"),
             "unknown key 'gamma' for stage 'orpo'; known keys: learning_rate, per_device_train_batch_size, gradient_accumulation_steps, "
-            "lora_r, lora_alpha, lora_target_modules, dtype, gradient_checkpointing, attn_implementation, max_length, "
+            "lora_r, lora_alpha, lora_target_modules, dtype, quantization, gradient_checkpointing, attn_implementation, max_length, "
             "save_steps, report_to, num_train_epochs, trl, lora_dropout, truncated, data, beta",
         ),
         ("dpo", ("--set", "train.0.beta=1"), "`cai train` trains one stage; omit the prefix: --set beta=1"),
