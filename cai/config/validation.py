@@ -21,6 +21,11 @@ Location = tuple[str | int, ...]
 LONGEST = 60  # characters of a value in a message
 SIMILAR = 0.6  # ratio of difflib from which names are suggested, its own default
 PLACE_DIGITS = 18  # of a place in a list; Python refuses to convert thousands
+NAMES = {
+    r"^[A-Za-z0-9][A-Za-z0-9._-]*$": "a name of letters, digits, '.', '_' and '-' that begins with a letter or digit",
+    r"^[a-z0-9][a-z0-9_-]*$": "a name of lower-case letters, digits, '_' and '-' that begins with a letter or digit",
+}
+"""What patterns of names ask for, in words."""
 NUMBERS = {int: "whole number", float: "number"}
 
 
@@ -241,7 +246,8 @@ def _words(kind: Kind) -> str:
     if is_typeddict(kind.type):
         return f"a mapping with {', '.join(get_type_hints(kind.type))}"
     if kind.type is str and (pattern := kind.bound("pattern")):
-        return f"a text that matches {getattr(pattern, 'pattern', pattern)}"
+        expression = str(getattr(pattern, "pattern", pattern))
+        return NAMES.get(expression, f"a text that matches {expression}")
     if kind.type is str and kind.bound("min_length"):
         return "a text that is not empty"
     if kind.type in NUMBERS:

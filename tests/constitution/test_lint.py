@@ -333,7 +333,10 @@ def test_a_file_that_does_not_load_is_an_error_a_fault(tmp_path: Path) -> None:
         (3, "invalid", "error"),
         (3, "hidden-character", "error"),
     ]
-    assert "id: expected a text that matches ^[a-z0-9][a-z0-9_-]*$, found 'A'" in findings[0].reason
+    assert (
+        "id: expected a name of lower-case letters, digits, '_' and '-' that begins with a letter or digit, found 'A'"
+        in findings[0].reason
+    )
     assert "unknown key 'revison'; did you mean 'revision'?" in findings[1].reason
     assert findings[0].principle == "A"
     (finding,) = of_text(tmp_path, "name: [\n")

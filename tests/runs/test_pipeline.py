@@ -361,7 +361,7 @@ def test_held_out_prompts_do_not_depend_on_their_order_and_stay_out_of_training(
         ),
         ("prompts.holdout=0.99", "prompts.holdout: all of the 8 prompts are held out; leave some"),
         ("judge.model=[model, model]", "judge.model: 'model' and 'model' are the same model; a panel has each once"),
-        ("name=../up", "--set name: expected a text that matches"),
+        ("name=../up", "--set name: expected a name of letters, digits, '.', '_' and '-' that begins"),
     ],
 )
 def test_errors_are_reported_before_anything_is_written(
