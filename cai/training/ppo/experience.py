@@ -151,7 +151,7 @@ def sampler_mismatch(rollouts: Sequence[Rollout], cap: float | None) -> dict[str
     Returns: |Δ log-probability| in nats; KL(sampler ‖ trainer) in nats a token, by k3; and Kish's effective sample size
     of the uncapped weights as a share of the tokens, 1 where the two are the same.
     """
-    log_weights = torch.cat([r.logps - r.sampler_logps for r in rollouts])
+    log_weights = torch.cat([r.logps - r.sampler_logps for r in rollouts]).double()
     weights = log_weights.exp()
     capped = {} if cap is None else {"sampling/capped": (weights > cap).float().mean().item()}
     return {
