@@ -26,6 +26,7 @@ from cai.runs.pipeline import train_stage
 from cai.runs.run_file import RunConfig
 from cai.runs.trust import training_trust
 from cai.training.checks import check_stage
+from cai.training.launch import check_launcher
 from cai.training.settings import Online, PPOConfig, TrainConfig
 from cai.training.stage import StageSpec, convert_data, reward_models, stage_settings_class, worker_python
 
@@ -88,6 +89,7 @@ def train(
     config = _settings(stage, reward, [override for override in settings or [] if not override.startswith(CHAT)])
     chat = _chat([override for override in settings or [] if override.startswith(CHAT)])
     worker_python(launcher)  # an error in it shows now
+    check_launcher(config, launcher, stage)
     if warning := config.rate_warning():
         line(console, f"  {stage}: warning: {warning}")
     start = resolve_model(model)

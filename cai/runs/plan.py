@@ -36,6 +36,7 @@ from cai.runs.roles import other_models, policy_models, with_template_texts
 from cai.runs.run_file import RunConfig, effective_text, load_run_file, templates_needed
 from cai.stats.formatting import counted
 from cai.training.checks import check_stage
+from cai.training.launch import check_launcher
 from cai.training.reward_folder import find_run_reward
 from cai.training.reward_parts import JUDGE, LAST
 from cai.training.settings import Online, TrainStage
@@ -139,10 +140,12 @@ def make_plan(run_file: Path, overrides: list[str], name: str | None, runs: Path
 
 
 def _check_launcher(config: RunConfig, run_file: Path) -> None:
-    """Raises: CaiError for a launcher that is not on this machine, if a stage needs it."""
+    """Raises: CaiError for a launcher that is not on this machine, if a stage needs it, and as `check_launcher`."""
     try:
         if config.train:
             worker_python(config.launcher)
+        for number, settings in enumerate(config.train):
+            check_launcher(settings, config.launcher, f"train[{number}]")
     except CaiError as error:
         raise CaiError(f"{run_file}: {error}") from None
 
@@ -319,7 +322,7 @@ def manifest(plan: Plan) -> dict[str, Any]:
         "iterations": True,
         "iterate": True,  # as each stage's data and reference have it
         "seeds": True,  # a folder has what each adds, and a training a manifest of its own
-        "train": {"__all__": {"report_to"}},
+        "train": {"__all__": {"report_to", "fsdp"}},
         "evaluate": {"axes", "probes"},  # the evaluation has a manifest of its own
         "judge": {"key_env"},
     }

@@ -22,7 +22,7 @@ OWN = {"max_completion_length": "max_tokens", "max_new_tokens": "max_tokens", "s
 FIXED = ("output_dir", "data_seed", "use_cpu", "save_strategy", "remove_unused_columns", "completion_only_loss",
          "precompute_ref_log_probs", "chat_template_path", "trust_remote_code", "resume_from_checkpoint")  # fmt: skip
 """Those whose value what surrounds the training depends on, or that could run code of another's run file."""
-FIXED_PARTS = ("logging_", "hub_", "push_to_hub", "vllm", "init_kwargs", "eval_", "tags")
+FIXED_PARTS = ("fsdp", "logging_", "hub_", "push_to_hub", "vllm", "init_kwargs", "eval_", "tags")
 """Parts of names of such arguments."""
 LATE_VALUES: Mapping[tuple[str, str], Sequence[Any]] = {
     ("grpo", "loss_type"): ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"),

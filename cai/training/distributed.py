@@ -1,7 +1,8 @@
 """One training stage in several processes, started by torchrun or accelerate, and the device of each."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,6 +10,9 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+TIMEOUT = timedelta(days=1)
+"""Of a collective: the others wait in one while the first process writes a checkpoint or hashes a model, which takes
+long for a large one. A process that dies ends the others without it."""
 DRIVER = Path("/proc/driver/nvidia/gpus")  # a folder for each GPU of the machine
 
 
@@ -65,9 +69,9 @@ def join() -> None:
     if process_count() > 1 and not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))  # or objects of all processes go through GPU 0
-            dist.init_process_group("cpu:gloo,cuda:nccl")  # NCCL alone carries no tensor on the CPU
+            dist.init_process_group("cpu:gloo,cuda:nccl", timeout=TIMEOUT)  # NCCL alone carries no tensor on the CPU
         else:
-            dist.init_process_group("gloo")
+            dist.init_process_group("gloo", timeout=TIMEOUT)
 
 
 def leave() -> None:
@@ -144,3 +148,28 @@ def sum_over_processes(x: Any) -> Any:
     total = x.clone()
     dist.all_reduce(total)
     return total
+
+
+def any_process(here: bool) -> bool:
+    """Whether it is so in one of the processes."""
+    import torch
+    import torch.distributed as dist
+
+    flag = torch.tensor(int(here))
+    dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return bool(flag)
+
+
+def joint(batches: Sequence[Item], filler: Item, sharded: bool) -> Iterator[tuple[Item, bool]]:
+    """The batches, and of a `sharded` model as many of the filler as others have more; with each whether it counts.
+
+    The passes of a sharded model are those of all processes: one that makes fewer leaves the others waiting.
+    """
+    import torch
+    import torch.distributed as dist
+
+    most = torch.tensor(len(batches))
+    if sharded:
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+    for number in range(int(most)):
+        yield (batches[number], True) if number < len(batches) else (filler, False)

@@ -16,6 +16,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from cai.data.records import Preference
 from cai.training import trl_stage
+from cai.training.launch import check_rows
 from cai.training.preference_parts import SOFT
 from cai.training.settings import DPOConfig
 from cai.training.stage import Report, StageSpec
@@ -27,6 +28,10 @@ class TokenizedDPOTrainer(DPOTrainer):  # type: ignore[misc]
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset
+
+    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+        trl_stage.shard_early(self)
+        return super()._precompute_ref_logps(dataset, name, batch_size)
 
 
 class SoftDPOTrainer(TokenizedDPOTrainer):
@@ -108,6 +113,7 @@ def train(spec: StageSpec[DPOConfig], report: Report) -> None:
     if not soft:
         rows, undecided = trl_stage.hard_pairs(rows, f"dpo with loss_type {settings.loss_type}")
     turns, unfit = trl_stage.turns_that_fit(tokenizer, rows, settings)
+    check_rows("dpo", len(turns))
     report(
         {"examples": len(turns), **unfit.event(), "undecided": undecided, **left_out, **opened(row for row, _ in turns)}
     )

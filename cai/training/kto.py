@@ -12,6 +12,7 @@ from typing import Any
 import trl
 
 from cai.training import trl_stage
+from cai.training.launch import check_rows
 from cai.training.settings import KTOConfig
 from cai.training.stage import Report, StageSpec
 from cai.training.tokens import opened, stage_tokenizer
@@ -23,6 +24,10 @@ class TokenizedKTOTrainer(trl.KTOTrainer):  # type: ignore[misc]
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset
+
+    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+        trl_stage.shard_early(self)
+        return super()._precompute_ref_logps(dataset, name, batch_size)
 
 
 def with_kl_answers(examples: Sequence[dict[str, Any]], batch_size: int) -> list[dict[str, Any]]:
@@ -48,6 +53,7 @@ def train(spec: StageSpec[KTOConfig], report: Report) -> None:
     ]
     # trl keeps the order of the rows and takes a neighbour's answer for the KL term, which must be another prompt's.
     random.Random(spec.seed).shuffle(examples)
+    check_rows("kto", len(examples))
     report(
         {
             "examples": len(examples),

@@ -14,6 +14,7 @@ from cai.config.errors import CaiError
 from cai.data.jsonl import read_rows
 from cai.data.records import Messages, Prompt
 from cai.training import distributed, trl_stage
+from cai.training.launch import check_rows
 from cai.training.reward_source import Loading, RewardSource, SampledAnswer, by_conversation, reward_source
 from cai.training.settings import GRPOConfig, OnlineConfig, OnlineDPOConfig, RLOOConfig
 from cai.training.stage import Ask, Report, StageSpec, nobody
@@ -66,11 +67,12 @@ def _prepare(spec: StageSpec[OnlineStage], report: Report, ask: Ask) -> _Start:
     source, rows = reward_source(spec, tokenizer, ask), read_rows(spec.data, Prompt)
     limit = settings.max_length - settings.max_tokens
     fitting, unfit = prompts_that_fit(tokenizer, rows, limit, source.unrewarded(rows))
+    check_rows(settings.stage, len(fitting))
     report({"examples": len(fitting), **unfit.event()})
     policy = AutoModelForCausalLM.from_pretrained(spec.model, **trl_stage.model_options(settings, spec.model))
     ends = stop_tokens(tokenizer, policy.generation_config)
     policy.generation_config.eos_token_id = sorted(ends)  # where trl stops sampling
-    source.load(Loading(ends, distributed.device()))
+    source.load(Loading(ends, distributed.device(), fsdp=settings.fsdp))
     return _Start(
         tokenizer,
         policy,

@@ -8,6 +8,7 @@ from typing import Any
 from trl.experimental import orpo
 
 from cai.training import trl_stage
+from cai.training.launch import check_rows
 from cai.training.settings import ORPOConfig
 from cai.training.stage import Report, StageSpec
 from cai.training.tokens import opened, stage_tokenizer
@@ -39,6 +40,7 @@ def train(spec: StageSpec[ORPOConfig], report: Report) -> None:
     examples = [
         {"prompt_ids": turn.prompt, "chosen_ids": turn.answers[0], "rejected_ids": turn.answers[1]} for _, turn in turns
     ]
+    check_rows("orpo", len(examples))
     report(
         {
             "examples": len(examples),

@@ -28,6 +28,7 @@ from cai.inference.models import folder_fingerprint
 from cai.stats.agreement import calibration_error, reliability
 from cai.stats.intervals import share
 from cai.training import distributed, trl_stage
+from cai.training.launch import check_rows
 from cai.training.reward_folder import link_base
 from cai.training.reward_model import RewardModel, register_classifier, right_padded
 from cai.training.settings import RewardConfig, Truncated
@@ -159,6 +160,7 @@ def train(spec: StageSpec[RewardConfig], report: Report) -> None:
         }
     )
     elements = batch_elements(training)
+    check_rows("reward", len(elements))
     for number in range(1, settings.members + 1):
         if not (folder / "members" / f"member-{number}").is_dir():
             _train_member(spec, elements, tokenizer, number, report)
@@ -266,10 +268,11 @@ def _train_member(
 
     metrics = "metrics.jsonl" if number == 1 else f"metrics-{number}.jsonl"
     trained = trl_stage.train(trainer, settings.report_to, spec.folder / metrics, report_all)
+    weights = trl_stage.sharded_weights(trained) if settings.fsdp else None
     if trainer.is_world_process_zero():
         if lora is not None:
             trained.peft_config["default"].base_model_name_or_path = "../base"  # not a path of this machine
-        trained.save_pretrained(work / "result")
+        trained.save_pretrained(work / "result", state_dict=weights)
         (work / "result").rename(members / f"member-{number}")
         shutil.rmtree(work)
 

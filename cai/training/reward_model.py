@@ -17,7 +17,7 @@ from torch import Tensor
 from cai.config.errors import CaiError
 from cai.data.manifest import brief
 from cai.inference.models import folder_fingerprint, loading_options
-from cai.training import distributed
+from cai.training import distributed, sharding
 from cai.training.reward_folder import find_base
 from cai.training.tokens import vocabulary_fingerprint
 
@@ -69,28 +69,34 @@ class RewardModel:
     Raises: CaiError when `folder` holds no reward model.
     """
 
-    def __init__(self, folder: Path, on: Any = None, device: str = "cpu") -> None:
-        """Load `folder`; its adapters go into `on`, a PeftModel over the same base, in place of a copy of the base."""
+    def __init__(self, folder: Path, on: Any = None, device: str = "cpu", fsdp: bool = False) -> None:
+        """Load `folder`; its adapters go into `on`, a PeftModel over the same base, in place of a copy of the base.
+
+        With `fsdp` its weights are sharded, unless they are those of `on`, and all processes call `scores` together.
+        """
+        where = "cpu" if fsdp else device
         from peft import get_peft_model
 
         about = read_about(folder)
         self.members: list[Member] = []
         if not about["base"]:
-            self._model = classifier(folder / about["members"][0]).to(device)
-            self.members.append(Member(None, self._model.score.weight[0].detach()))
+            self._model = classifier(folder / about["members"][0]).to(where)
+            self.members.append(Member(None, self._model.score.weight[0].detach().to(device)))
         else:
             self._model = on
             for name in about["members"]:
                 saved = read_member(folder / name)
                 adapter = f"reward-{name}"
                 if self._model is None:
-                    trunk = classifier(find_base(folder, about["base"])).to(device)
+                    trunk = classifier(find_base(folder, about["base"])).to(where)
                     self._model = get_peft_model(trunk, saved.lora(inference_mode=True), adapter_name=adapter)
                 else:
                     self._model.add_adapter(adapter, saved.lora(inference_mode=True))
                 saved.load_into(self._model, adapter)
                 self.members.append(Member(adapter, saved.head.to(device)))
-        self._device = device
+        self._device, self._fsdp = device, fsdp
+        if fsdp and on is None:
+            sharding.shard(sharding.trunk_of(self._plain()))
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def scores(self, sequences: list[list[int]], batch_size: int = 16) -> Tensor:
@@ -100,27 +106,32 @@ class RewardModel:
         """
         order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
         result = torch.empty(len(sequences), len(self.members))
+        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
         for member_index, member in enumerate(self.members):
             with self._through(member.adapter) as trunk:
-                for start in range(0, len(order), batch_size):
-                    rows = order[start : start + batch_size]
+                for rows, counts in distributed.joint(batches, [0], self._fsdp):
                     ids, mask = (t.to(self._device) for t in right_padded([sequences[i] for i in rows], 0))
                     with distributed.autocast():
                         hidden = trunk(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+                    if not counts:
+                        continue
                     last = hidden[torch.arange(len(rows)), mask.sum(dim=1) - 1]
                     result[rows, member_index] = (last.float() @ member.head.float()).cpu()
         return result
+
+    def _plain(self) -> Any:
+        """transformers' model, without peft's around it."""
+        return self._model if self.members[0].adapter is None else self._model.get_base_model()
 
     @contextlib.contextmanager
     def _through(self, adapter: str | None) -> Iterator[Any]:
         if adapter is None:
             yield self._model.base_model
             return
-        base = self._model.get_base_model()
         before = self._model.active_adapter
         self._model.set_adapter(adapter, inference_mode=True)
         try:
-            yield getattr(base, base.base_model_prefix)
+            yield sharding.trunk_of(self._plain())
         finally:
             self._model.set_adapter(before, inference_mode=before.startswith("reward-"))
 

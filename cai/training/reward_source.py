@@ -33,6 +33,8 @@ class Loading(NamedTuple):
     device: str
     share: Callable[[Path], Any] = lambda folder: None
     """The loaded PeftModel on which the adapters of a reward model fit; None where they do not."""
+    fsdp: bool = False
+    """Whether the weights of a reward model that cai trained are sharded."""
 
 
 class RewardSource(Protocol):
@@ -93,7 +95,7 @@ class TrainedReward:
         from cai.training.reward_model import RewardModel
 
         self._ends = loading.ends
-        self._model = RewardModel(self._folder, on=loading.share(self._folder), device=loading.device)
+        self._model = RewardModel(self._folder, loading.share(self._folder), loading.device, loading.fsdp)
 
     def scores(self, answers: Sequence[SampledAnswer]) -> "Tensor":
         """Read at the end of the turn."""

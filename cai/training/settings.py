@@ -56,6 +56,9 @@ class TrainConfig(Section):
     """Tokens of prompt and answer; longer ones are truncated at the end."""
     save_steps: Annotated[int, Field(ge=1)] = 20
     """Updates between checkpoints."""
+    fsdp: bool = False
+    """Shard weights, gradients and optimizer state over the launcher's processes by FSDP2, in place of a whole copy in
+    each; does not affect the run's identity."""
     report_to: Annotated[list[Tracker], AfterValidator(check_installed)] = []
     """Trackers that get the metrics beside metrics.jsonl; does not affect the result."""
 

@@ -12,6 +12,7 @@ from cai.data.jsonl import read_objects, read_rows
 from cai.data.prompts import read_completions
 from cai.data.records import Demonstration, Revision, Skipped
 from cai.training import trl_stage
+from cai.training.launch import check_rows
 from cai.training.settings import DRAFTS, SFTConfig
 from cai.training.stage import Report, StageSpec
 from cai.training.tokens import SplitTurn, Unfit, opened, stage_tokenizer
@@ -50,6 +51,7 @@ def train(spec: StageSpec[SFTConfig], report: Report) -> None:
         drawn = random.Random(spec.seed).sample(fit, min(wanted, len(fit)))
         examples, unfit = examples + drawn, Unfit(*map(add, unfit, more_unfit))
         mixed = {"mixed": len(drawn), "mix_share": len(drawn) / len(examples)}
+    check_rows("sft", len(examples))
     report({"examples": len(examples), **unfit.event(), **mixed, **open_rows})
     if skipped:
         report({"skipped": [row.model_dump() for row in skipped]})

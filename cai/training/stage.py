@@ -215,7 +215,7 @@ class StageSpec(Generic[Settings]):
         contents |= {key: folder_fingerprint(path) for key, path in models.items() if path is not None}
         manifest = {
             "command": "cai train",
-            "settings": self.settings.model_dump(mode="json", exclude={"reward", "mix", "ptx", "report_to"}),
+            "settings": self.settings.model_dump(mode="json", exclude={"reward", "mix", "ptx", "report_to", "fsdp"}),
             "seed": self.seed,
             **contents,
             **({"mix": DRAFTS} if getattr(self.settings, "mix", None) == DRAFTS else {}),

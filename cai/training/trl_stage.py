@@ -84,12 +84,19 @@ def trl_config(kind: Any, settings: DatasetConfig, arguments: dict[str, Any]) ->
     """
     if getattr(settings, "lora_dropout", 0) and hasattr(kind, "disable_dropout"):
         arguments = {**arguments, "disable_dropout": False}  # else trl sets that of a LoRA to 0 as well
+    if settings.fsdp:
+        from cai.training.accelerate_fsdp import ARGUMENTS, let_accelerate_shard
+
+        arguments = arguments | ARGUMENTS
     try:
-        return kind(**arguments, **settings.trl)
+        config = kind(**arguments, **settings.trl)
     except (TypeError, ValueError, ImportError) as error:
         if not settings.trl:
             raise
         raise CaiError(f"trl: {error}") from error
+    if settings.fsdp:
+        let_accelerate_shard(config)
+    return config
 
 
 def lora_config(settings: TrainConfig) -> Any:
@@ -202,12 +209,51 @@ def train_and_save(
     `more` are metrics of each update beside the trainer's.
     """
     model = train(trainer, spec.settings.report_to, spec.folder / "metrics.jsonl", report, more)
+    weights = sharded_weights(model) if spec.settings.fsdp else {}
     if trainer.is_world_process_zero():
         if spec.settings.quantization is not None:
             model = merged_into_plain(model, "default", spec.model, spec.settings)
+        elif spec.settings.fsdp:
+            model = rebuilt_policy(spec, weights, model)
         elif hasattr(model, "merge_and_unload"):
             model = model.merge_and_unload()
         save_policy(model, tokenizer, spec.folder / "model", spec.settings.save_dtype)
+
+
+def shard_early(trainer: Any) -> None:
+    """`shard_now`, where a trainer's model is to be sharded."""
+    if trainer.is_fsdp_enabled:
+        from cai.training.accelerate_fsdp import shard_now
+
+        shard_now(trainer)
+
+
+def sharded_weights(model: Any) -> dict[str, Any]:
+    """`trained_weights`; {} in all processes but the first."""
+    from cai.training.sharding import trained_weights
+
+    return trained_weights(model)
+
+
+def rebuilt_policy(spec: StageSpec[Any], weights: dict[str, Any], trained: Any) -> Any:
+    """A policy of these trained weights, merged, on the CPU of this process; with the configuration of `trained`.
+
+    A sharded one can be merged and saved by all processes at once alone, and whole on no GPU.
+    """
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(spec.model, **plain_options(spec.settings, spec.model))
+    model.config, model.generation_config = trained.config, trained.generation_config
+    if (lora := lora_config(spec.settings)) is None:
+        model.load_state_dict(weights)
+        return model
+    from peft import get_peft_model
+
+    adapter = next(name.split(".")[-2] for name in weights if ".lora_A." in name)
+    adapted = get_peft_model(model, lora, adapter_name=adapter)
+    if unexpected := adapted.load_state_dict(weights, strict=False).unexpected_keys:
+        raise ValueError(f"trained weights that the model has no place for: {unexpected[:3]}")
+    return adapted.merge_and_unload()
 
 
 def train(
@@ -226,6 +272,7 @@ def train(
             parameter.data = parameter.data.float()
     if kept := read_metrics(metrics):  # trl counts the tokens of sft, dpo and kto in no checkpoint
         trainer._total_train_tokens = int(kept[-1].get("num_tokens", 0))
+    shard_early(trainer)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return trainer.accelerator.unwrap_model(trainer.model)
 

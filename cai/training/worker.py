@@ -12,6 +12,7 @@ import select
 import shutil
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 
 from cai.config.errors import CaiError
 from cai.training import distributed
+from cai.training.launch import check_processes
 from cai.training.settings import (
     DPOConfig,
     GRPOConfig,
@@ -33,6 +35,7 @@ from cai.training.settings import (
 from cai.training.stage import Ask, Report, StageSpec, nobody
 
 NEARLY_FULL = 2**18  # bytes
+LAST_WORD = 10.0  # seconds in which the first process reports an error of all, before a launcher ends it for another's
 
 
 def main() -> int:
@@ -75,6 +78,8 @@ def serve(work: Callable[[Report, Ask], None], folder: Path) -> int:
         text = _user_message(error, folder)
         if text is not None:
             report({"error": text})
+            if not distributed.is_first_process():
+                time.sleep(LAST_WORD)
         traceback.print_exc()  # into the log
         return 1 if text is None else 2
     return 0
@@ -91,6 +96,8 @@ def _user_message(error: Exception, folder: Path) -> str | None:
 
 def train(spec: StageSpec[Any], report: Report, ask: Ask = nobody) -> None:
     """Train one stage in this process; imports what this stage needs: PPO does without trl, which takes seconds."""
+    check_processes(spec, report)
+    distributed.join()  # before accelerate opens a group, whose time-out would be short
     match spec.settings:
         case SFTConfig():
             from cai.training import sft

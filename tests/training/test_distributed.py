@@ -1,19 +1,23 @@
-"""Two processes on the CPU do what one does."""
+"""Two processes on the CPU do what one does, with whole copies of the weights and with shards of them."""
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from cai.config.errors import CaiError
-from cai.data.jsonl import write_rows
-from cai.data.records import Demonstration, Prompt
+from cai.data.jsonl import read_rows, write_rows
+from cai.data.records import Demonstration, Preference, Prompt
 from cai.training import distributed
 from cai.training.ppo import trainer
-from cai.training.settings import KTOConfig, PPOConfig, RewardConfig, TrainConfig
+from cai.training.settings import KTOConfig, PPOConfig, RewardConfig, RLOOConfig, SFTConfig, TrainConfig
 from cai.training.stage import JudgedAnswer, StageSpec, follow, worker_python
 from tests.conftest import prompt, train_here
 from tests.training.test_reward import planted
@@ -27,26 +31,48 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def specifications(folder: Path, model: Path) -> list[StageSpec[TrainConfig]]:
-    """A reward, a DPO and a PPO stage, to be trained in one process in batches of four."""
+    """Stages to be trained in one process in batches of four."""
     pairs, prompts = planted(folder / "pairs.jsonl", 12), folder / "prompts.jsonl"
     write_rows(prompts, [Prompt(id=f"p{i}", messages=prompt(f"p{i}", "why " * i + "?").messages) for i in range(1, 6)])
+    answers = [pair.model_dump(include={"prompt_id", "messages"}) for pair in read_rows(pairs, Preference)]
+    write_rows(folder / "answers.jsonl", [Demonstration(**row, completion="yes yes") for row in answers])
     two_epochs: dict[str, Any] = {"per_device_train_batch_size": 4, "lora_r": 2, "num_train_epochs": 2}
     ensemble = RewardConfig(stage="reward", lora_r=2, members=2, holdout=0)
     scorer = train_here(StageSpec(ensemble, pairs, model, folder / "scorer"))
-    asked = [(f"p{i}", prompt(f"p{i}").messages, "good " * i + "answer") for i in range(7)]
-    answers = [Demonstration(prompt_id=name, messages=messages, completion=text) for name, messages, text in asked]
-    write_rows(folder / "answers.jsonl", answers)
     ppo = PPOConfig(
-        stage="ppo", ptx=str(folder / "answers.jsonl"), updates=3, rollouts=6, per_device_train_batch_size=4, max_tokens=6, lora_r=2, learning_rate=1e-3,
-        value="separate", target_kl=1.0,
+        stage="ppo", updates=3, rollouts=6, per_device_train_batch_size=4, max_tokens=6, lora_r=2, learning_rate=1e-3,
+        value="separate", target_kl=1.0, save_steps=1,
     )  # fmt: skip
-    rated = ppo.model_copy(update={"reward": "judge", "rollouts": 5, "ptx": None})
+    rated = ppo.model_copy(update={"reward": "judge", "rollouts": 5})
+    # Answers of one to six tokens in batches of one or two: processes have more or fewer of both.
+    full = PPOConfig(
+        stage="ppo", updates=3, rollouts=5, per_device_train_batch_size=2, max_tokens=6, lora_r=None,
+        learning_rate=1e-3, gradient_accumulation_steps=2, ptx=str(folder / "answers.jsonl"), save_steps=1,
+    )  # fmt: skip
+    rloo = RLOOConfig(
+        stage="rloo", num_generations=2, per_device_train_batch_size=4, lora_r=2, max_tokens=6, save_steps=1
+    )
     return [
+        StageSpec(SFTConfig(stage="sft", mix=None, **two_epochs), folder / "answers.jsonl", model, folder / "one/sft"),
         StageSpec(RewardConfig(stage="reward", holdout=0, **two_epochs), pairs, model, folder / "one/reward"),
         StageSpec(dpo(**two_epochs), pairs, model, folder / "one/dpo"),
+        StageSpec(dpo(**two_epochs | {"lora_r": None}), pairs, model, folder / "one/dpo-full"),
         StageSpec(ppo, prompts, model, folder / "one/ppo", reward=scorer),
         StageSpec(rated, prompts, model, folder / "one/rated"),
+        StageSpec(full, prompts, ending_early(model, folder / "ends"), folder / "one/ppo-full", reward=scorer),
+        StageSpec(KTOConfig(stage="kto", **two_epochs, dtype="bfloat16"), pairs, model, folder / "one/kto"),
+        StageSpec(rloo, prompts, ending_early(model, folder / "ends"), folder / "one/rloo", reward=scorer),
     ]
+
+
+def ending_early(model: Path, folder: Path) -> Path:
+    """The model with one in five tokens ending an answer."""
+    if not folder.exists():
+        shutil.copytree(model, folder)
+        path = folder / "generation_config.json"
+        settings = json.loads(path.read_text())
+        path.write_text(json.dumps({**settings, "eos_token_id": [settings["eos_token_id"], *range(3, 53)]}))
+    return folder
 
 
 def rating(question: dict[str, Any]) -> dict[str, Any]:
@@ -58,42 +84,100 @@ def rating(question: dict[str, Any]) -> dict[str, Any]:
     return {"judged": judged}
 
 
-@pytest.mark.slow
-def test_two_processes_give_the_curves_of_one(tmp_path: Path, tiny_model: Path) -> None:
-    stage_files = []
-    for spec in specifications(tmp_path, tiny_model):
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """Folders `one`, `ddp` and `fsdp`, with the stages as one process and two train them."""
+    folder, arguments = tmp_path_factory.mktemp("several"), list[str]()
+    for spec in specifications(folder, tiny_model):
         train_here(spec, ask=rating)
-        settings = spec.settings.model_copy(update={"per_device_train_batch_size": 2})
-        shared = replace(spec, settings=settings, folder=tmp_path / "two" / spec.folder.name)
-        shared.folder.mkdir(parents=True)
-        stage_files.append(shared.folder / "stage.json")
-        shared.write(stage_files[-1])
-    kto = KTOConfig(stage="kto", per_device_train_batch_size=2, lora_r=2)  # whose KL term depends on the batches
-    spec = StageSpec(kto, tmp_path / "pairs.jsonl", tiny_model, tmp_path / "two/kto")
-    spec.folder.mkdir()
-    spec.write(spec.folder / "stage.json")
-    stage_files.append(spec.folder / "stage.json")
-    command = [*worker_python("torchrun --nproc_per_node 2"), str(STAGES), *map(str, stage_files)]
-    steps = []
-    follow(command, tmp_path / "train.log", lambda event: steps.append(event.get("step")), rating)
-    assert steps.count(3) == 5  # the first process alone reports, once for each stage
+        half = {"per_device_train_batch_size": spec.settings.per_device_train_batch_size // 2}
+        for fsdp in (False, True):
+            settings = spec.settings.model_copy(update={**half, "fsdp": fsdp})
+            shared = replace(spec, settings=settings, folder=folder / ("fsdp" if fsdp else "ddp") / spec.folder.name)
+            shared.folder.mkdir(parents=True)
+            shared.write(shared.folder / "stage.json")
+            if fsdp or spec.folder.name in DDP:
+                arguments.append(str(shared.folder / "stage.json"))
+    arguments += [f"{folder / 'fsdp' / stage}/stage.json@{update}" for stage, update in RESUMED.items()]
+    command = [*worker_python("torchrun --nproc_per_node 2"), str(STAGES), *arguments]
+    events: list[dict[str, Any]] = []
+    follow(command, folder / "train.log", events.append, rating)
+    steps = [event["step"] for event in events if "step" in event]
+    assert steps.count(1) == len(arguments) - len(RESUMED)  # the first process alone reports, once for each stage
+    return folder
 
-    assert (tmp_path / "two/kto/model").is_dir()
-    for stage in ("reward", "dpo"):
-        assert (tmp_path / "two" / stage / "model").is_dir()
-        one, two = (
-            [line["loss"] for line in lines(tmp_path / name / stage) if "loss" in line] for name in ("one", "two")
-        )
-        assert len(one) == 6
-        assert two == pytest.approx(one, abs=1e-4)
-    for stage in ("ppo", "rated"):
-        assert (tmp_path / "two" / stage / "model").is_dir()
-        for a, b in zip(lines(tmp_path / "one" / stage), lines(tmp_path / "two" / stage), strict=True):
-            for key in a:
-                if not key.startswith("seconds") and a[key] is not None:
-                    assert b[key] == pytest.approx(a[key], abs=1e-4, rel=1e-3), key
-    assert lines(tmp_path / "one/ppo")[2]["loss/ptx"] < lines(tmp_path / "one/ppo")[0]["loss/ptx"]
-    assert lines(tmp_path / "two/rated")[0].keys() >= {"judge/rating", "judge/non_option_mass", "judge/refused"}
+
+DDP = ("reward", "dpo", "ppo", "rated", "kto", "rloo")
+RESUMED = {"dpo": 4, "ppo-full": 1}
+ALIKE = ("sft", "dpo", "dpo-full", "reward", "ppo", "rated", "ppo-full")
+"""The stages whose updates are the same for any number of processes."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("way", "stage"), [("ddp", s) for s in ALIKE if s in DDP] + [("fsdp", s) for s in ALIKE if s != "rated"]
+)
+def test_two_processes_give_the_curves_of_one(way: str, stage: str, trained: Path) -> None:
+    one, two = lines(trained / "one" / stage), lines(trained / way / stage)
+    own = ("accuracy", "margin", "mean_reward")  # of the first process's rows
+    for a, b in zip(one, two, strict=True):
+        for key in a:
+            if not key.startswith("seconds") and key not in own and a[key] is not None:
+                assert b[key] == pytest.approx(a[key], abs=1e-4, rel=1e-3), key
+    if stage == "rated":
+        assert two[0].keys() >= {"judge/rating", "judge/non_option_mass", "judge/refused"}
+    if stage == "ppo-full":
+        assert 1 < two[0]["response/length"] < 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["kto", "rloo"])
+def test_sharded_stages_give_the_curves_of_whole_copies(stage: str, trained: Path) -> None:
+    """KTO's KL term depends on the batches, and rloo's samples on the process; kto is in bfloat16."""
+    whole, sharded = lines(trained / "ddp" / stage), lines(trained / "fsdp" / stage)
+    for a, b in zip(whole, sharded, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], abs=1e-5)
+        assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [*ALIKE[:-2], "ppo-full", "kto", "rloo"])
+def test_a_sharded_stage_saves_what_one_process_saves(stage: str, trained: Path) -> None:
+    one, two = (trained / way / stage / "model" for way in ("one", "fsdp"))
+    files = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
+    assert sorted(path.relative_to(two) for path in two.rglob("*") if path.is_file()) == files
+    for file in files:
+        if file.suffix == ".safetensors":
+            a, b = load_file(one / file), load_file(two / file)
+            assert {k: (t.shape, t.dtype) for k, t in a.items()} == {k: (t.shape, t.dtype) for k, t in b.items()}
+            if stage in ALIKE:
+                assert all(torch.allclose(a[name], b[name], atol=1e-4) for name in a)
+        elif file.name in ("config.json", "generation_config.json"):
+            assert (two / file).read_text() == (one / file).read_text()
+    if stage != "reward":
+        model = AutoModelForCausalLM.from_pretrained(two)
+        assert model(torch.tensor([[5, 6]])).logits.isfinite().all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", RESUMED)
+def test_a_sharded_stage_resumes_to_the_same_bits(stage: str, trained: Path) -> None:
+    first, again = (load_file(trained / "fsdp" / stage / name / "model.safetensors") for name in ("first", "model"))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@pytest.mark.slow
+def test_sharded_ppo_resumes_in_one_process(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "fsdp/ppo", tmp_path / "ppo")
+    shutil.rmtree(tmp_path / "ppo/model")
+    spec = StageSpec.read(tmp_path / "ppo/stage.json")
+    events: list[dict[str, Any]] = []
+    settings = spec.settings.model_copy(update={"fsdp": False, "per_device_train_batch_size": 4})
+    train_here(replace(spec, settings=settings, folder=tmp_path / "ppo"), events.append)
+    warning = "update-000002 was written by 2 processes with fsdp: true, and the launcher started 1 process"
+    assert any(warning in event.get("warning", "") for event in events)
+    for a, b in zip(lines(trained / "one/ppo"), lines(tmp_path / "ppo"), strict=True):
+        assert b["loss/policy"] == pytest.approx(a["loss/policy"], abs=1e-4)
 
 
 def test_vllm_does_not_sample_for_several_processes(tmp_path: Path, tiny_model: Path, monkeypatch: Any) -> None:

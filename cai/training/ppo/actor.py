@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from cai.config.errors import CaiError
-from cai.training import distributed
+from cai.training import distributed, sharding
 from cai.training.ppo.sampling import Batch
 from cai.training.reward_model import classifier, read_about, read_member, shares_weights
 from cai.training.settings import PPOConfig
@@ -45,14 +45,16 @@ class Actor:
         self._separate, self._quantized = settings.value == "separate", settings.quantization is not None
         self._start = folder, settings
 
+        where = "cpu" if settings.fsdp else self.device  # `shard` takes the weights to the device, layer by layer
+
         def load(path: Path) -> Any:
             model = AutoModelForCausalLM.from_pretrained(path, **model_options(settings, path))
-            return model if self._quantized else model.to(self.device)  # a quantized one is there, and cannot be moved
+            return model if self._quantized else model.to(where)  # a quantized one is there, and cannot be moved
 
         model = load(folder)
         self._reference: Any = None if reference is None else load(reference).requires_grad_(False).eval()
         self._value_model: Any = None
-        self.value_head = torch.nn.Linear(model.config.get_text_config().hidden_size, 1).to(self.device)
+        self.value_head = torch.nn.Linear(model.config.get_text_config().hidden_size, 1).to(where)
         torch.nn.init.zeros_(self.value_head.weight)
         torch.nn.init.zeros_(self.value_head.bias)
         self.peft: Any = None
@@ -67,7 +69,7 @@ class Actor:
             if self._reference is None:
                 self._reference = copy.deepcopy(model).requires_grad_(False).eval()
             if self._separate:
-                self._value_model = copy.deepcopy(model) if reward is None else self._value_model_of(reward)
+                self._value_model = copy.deepcopy(model) if reward is None else self._value_model_of(reward).to(where)
         self.model = model.eval()  # no dropout: the ratio of new to old must be 1 before the first step
         recompute = settings.gradient_checkpointing
         if recompute is None:
@@ -93,9 +95,18 @@ class Actor:
             raise CaiError(
                 f"value_init: the reward model {reward} is a LoRA, and the policy has none; set lora_r in both"
             )
-        model = classifier(reward / about["members"][0]).to(self.device)
+        model = classifier(reward / about["members"][0])
         self.value_head.weight.data.copy_(model.score.weight[:1])
         return model
+
+    def shard(self) -> None:
+        """Shard all weights by FSDP2, the frozen ones as well, once every adapter is on them. Before `trainable`."""
+        modules = [self.model, self.value_head, self._reference]
+        if self._value_model is not None:
+            modules.append(_trunk(self._value_model))
+        for module in modules:
+            if module is not None:
+                sharding.shard(module)
 
     def trainable(self) -> dict[str, Any]:
         """Every parameter that PPO changes, by name."""
@@ -118,7 +129,7 @@ class Actor:
         if self._value_model is not None:
             return self._values(self._hidden(_trunk(self._value_model), batch))
         with self.through("value"):
-            return self._values(self._hidden(_trunk(self.model), batch))
+            return self._values(self._hidden(sharding.trunk_of(self.model), batch))
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def reference_logps(self, batch: Batch) -> Tensor:
@@ -151,6 +162,19 @@ class Actor:
             plain, owner = name.replace(".base_layer.", "."), self.model.get_submodule(name.rpartition(".")[0])
             if ".lora_" not in name and not (name != plain and name.endswith(".weight")):
                 yield plain, dequantize_module_weight(owner) if name.endswith(".weight") else parameter
+
+    def policy_weights(self, parameters: dict[str, Any]) -> dict[str, Tensor]:
+        """The policy's part of the `trainable` parameters, sharded, whole in the first process; {} in the others.
+
+        The names are those of the model with its LoRA; all processes call it.
+        """
+        within, weights = "" if self.peft is None else "base_model.model.", dict[str, Tensor]()
+        for name, parameter in parameters.items():
+            if name.startswith(("value_head.", "value_model.")) or ".value." in name:
+                continue
+            if (tensor := sharding.kept_by_first(parameter)) is not None:
+                weights[within + name] = tensor
+        return weights
 
     def merged(self) -> Any:
         """The trained policy as a plain model; the actor is used up."""

@@ -54,13 +54,13 @@ class Collector:
         by_length = sorted(range(len(rows)), key=lambda i: len(prompts[i]) + len(responses[i]))  # little padding
         rollouts: dict[int, Rollout] = {}
         size = settings.per_device_train_batch_size
-        for start in range(0, len(rows), size):
-            part = by_length[start : start + size]
+        parts = [by_length[start : start + size] for start in range(0, len(rows), size)]
+        for part, counts in distributed.joint(parts, parts[0], settings.fsdp):
             batch = padded([(prompts[i], responses[i]) for i in part], self.actor.device)
             with torch.no_grad():
                 outputs = self.actor.evaluate(batch, with_entropy=True)
                 reference = self.actor.reference_logps(batch)
-            for row, i in enumerate(part):
+            for row, i in enumerate(part if counts else ()):
                 n = len(responses[i])
                 rollouts[i] = Rollout(
                     prompt=prompts[i],

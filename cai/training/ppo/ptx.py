@@ -65,11 +65,13 @@ class AnswerLoss:
         tokens = sum(len(answer) for _, answer in drawn)
         total = torch.zeros((), dtype=torch.float64)
         shard = sorted(distributed.shard(drawn), key=lambda example: sum(map(len, example)))
-        size = self._settings.per_device_train_batch_size
-        for start in range(0, len(shard), size):
-            batch = padded(shard[start : start + size], self._actor.device)
+        size, sharded = self._settings.per_device_train_batch_size, self._settings.fsdp
+        scale = distributed.process_count() if sharded else 1  # of which FSDP2 takes the mean
+        parts = [shard[start : start + size] for start in range(0, len(shard), size)]
+        for part, counts in distributed.joint(parts, drawn[:1], sharded):
+            batch = padded(part, self._actor.device)
             logits, _ = response_logits(self._actor.model, batch, temperature=1.0)
             loss = -(chosen_logps(logits, batch.responses) * batch.mask).sum()
-            (self._settings.ptx_coef * loss / tokens).backward()
-            total += loss.detach().double().cpu()
+            (counts * scale * self._settings.ptx_coef * loss / tokens).backward()
+            total += counts * loss.detach().double().cpu()
         return float(distributed.sum_over_processes(total) / tokens)

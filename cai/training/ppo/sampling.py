@@ -12,7 +12,7 @@ from transformers import DynamicCache
 
 from cai.inference.engine import EngineConfig
 from cai.inference.vllm_settings import load_engine
-from cai.training import distributed
+from cai.training import distributed, sharding
 
 GPU_SHARE = 0.3  # of the GPU's memory for vLLM: training needs the rest
 
@@ -82,9 +82,9 @@ def generate(
 
     Args: a causal language model; uniforms of shape (prompts, tokens at most), in [0, 1): the randomness of each token,
     so that what is sampled for a prompt does not depend on its neighbours. A response ends with a token of `ends` or at
-    the limit.
+    the limit. The passes of a sharded model are those of all processes, until the last of them has its responses.
     """
-    device = uniforms.device
+    device, sharded = uniforms.device, sharding.is_sharded(model)
     batch = padded([(prompt, []) for prompt in prompts], str(device))
     ids, mask, positions = batch.ids, batch.attention, batch.positions
     cache, stop = DynamicCache(config=model.config), torch.tensor(sorted(ends), device=device)
@@ -107,7 +107,12 @@ def generate(
             responses[row].tokens.append(token)
             responses[row].logps.append(logp)
         going = ~torch.isin(tokens, stop)
-        if t + 1 == uniforms.shape[1] or not going.any():
+        unfinished = t + 1 < uniforms.shape[1] and bool(going.any())
+        if sharded and not distributed.any_process(unfinished):
+            break
+        if not unfinished:
+            if sharded:
+                _accompany(model, ids[:1, :1])
             break
         if not going.all():
             cache.batch_select_indices(going.nonzero()[:, 0])
@@ -115,6 +120,15 @@ def generate(
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
         ids, positions = tokens[:, None], positions[:, -1:] + 1
     return responses
+
+
+def _accompany(model: Any, ids: Tensor) -> None:
+    """Passes that lead nowhere, as many as the other processes still make to sample from a sharded model."""
+    while True:
+        with distributed.autocast():
+            model(input_ids=ids, use_cache=False, logits_to_keep=1)
+        if not distributed.any_process(False):
+            return
 
 
 def sampled(logits: Tensor, uniforms: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from cai.config.errors import CaiError
 from cai.config.hashing import derive_seed
 from cai.data.jsonl import read_rows
 from cai.data.records import Prompt
-from cai.training import distributed
+from cai.training import distributed, sharding
 from cai.training.metrics import (
     Trackers,
     add_metrics,
@@ -52,7 +52,7 @@ from cai.training.reward_source import Loading, SampledAnswer, reward_source
 from cai.training.settings import PPOConfig
 from cai.training.stage import Ask, Report, StageSpec, nobody
 from cai.training.tokens import prompts_that_fit, stage_tokenizer, stop_tokens
-from cai.training.trl_stage import save_policy
+from cai.training.trl_stage import rebuilt_policy, save_policy
 
 KEPT_CHECKPOINTS = 2
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
@@ -61,14 +61,20 @@ UpdateState = tuple[int, float]
 
 
 def save_checkpoint(folder: Path, parameters: dict[str, Any], optimizer: Any, state: UpdateState) -> None:
-    """Write `folder/update-N`, beside and renamed, and remove all but the last two."""
+    """Write `folder/update-N`, beside and renamed, and remove all but the last two.
+
+    All processes call it, and the first writes: whole tensors, whether they are sharded or not.
+    """
+    tensors: dict[str, Any] = {name: sharding.kept_by_first(p) for name, p in parameters.items()}
+    for name, p in parameters.items():
+        for m in MOMENTS if p in optimizer.state else ():
+            tensors[f"{name}#{m}"] = sharding.kept_by_first(optimizer.state[p][m])
+    if not distributed.is_first_process():
+        return
     target = folder / f"update-{state[0]:06d}"
     beside = target.with_suffix(".part")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
-    tensors = {name: p.detach().contiguous() for name, p in parameters.items()}
-    for name, p in parameters.items():
-        tensors |= {f"{name}#{m}": optimizer.state[p][m].contiguous() for m in MOMENTS if p in optimizer.state}
     save_file(tensors, beside / "state.safetensors")
     (beside / "state.json").write_text(json.dumps({"update": state[0], "kl_coef": state[1]}), encoding="utf-8")
     shutil.rmtree(target, ignore_errors=True)
@@ -84,9 +90,10 @@ def restore_checkpoint(folder: Path, parameters: dict[str, Any], optimizer: Any,
         return start
     tensors = load_file(checkpoints[-1] / "state.safetensors")
     for name, p in parameters.items():
-        p.data.copy_(tensors[name])
+        p.data.copy_(sharding.like(tensors[name], p))
         if f"{name}#step" in tensors:
-            optimizer.state[p] = {m: tensors[f"{name}#{m}"].to(p.device if m != "step" else "cpu") for m in MOMENTS}
+            moments = {m: sharding.like(tensors[f"{name}#{m}"], p) for m in MOMENTS if m != "step"}
+            optimizer.state[p] = {**moments, "step": tensors[f"{name}#step"]}
     state = json.loads((checkpoints[-1] / "state.json").read_text(encoding="utf-8"))
     return state["update"], state["kl_coef"]
 
@@ -105,7 +112,6 @@ def train(spec: StageSpec[PPOConfig], report: Report, ask: Ask = nobody) -> None
             f"ppo: use_vllm samples in one process, and the launcher started {distributed.process_count()}: "
             "set use_vllm: false, or leave out the launcher"
         )
-    distributed.join()
     torch.manual_seed(spec.seed)  # adapters start at random
     settings, tokenizer = spec.settings, stage_tokenizer(spec.model, spec.chat)
     source, rows = reward_source(spec, tokenizer, ask), read_rows(spec.data, Prompt)
@@ -121,18 +127,28 @@ def train(spec: StageSpec[PPOConfig], report: Report, ask: Ask = nobody) -> None
         raise CaiError("value_init: needs a reward model that cai trained; one of others reads other tokens")
     actor = Actor(spec.model, settings, spec.reference, spec.reward if settings.value_init == "reward" else None)
     ends = stop_tokens(tokenizer, actor.model.generation_config)
-    source.load(Loading(ends, actor.device, lambda folder: actor.peft if shares_weights(folder, spec.model) else None))
+
+    def shared(folder: Path) -> Any:
+        return actor.peft if shares_weights(folder, spec.model) else None
+
+    source.load(Loading(ends, actor.device, shared, settings.fsdp))
     if actor.peft is not None:
         actor.peft.set_adapter("policy")
+    if settings.fsdp:
+        actor.shard()
     by_ids = {tuple(prompt.ids): prompt for prompt in reversed(fitting)}
 
     def score(asked: list[list[int]], answers: list[list[int]]) -> Any:
         return source.scores([SampledAnswer(by_ids[tuple(p)], a) for p, a in zip(asked, answers, strict=True)])
 
     vllm = VllmSampler(spec.model, settings.max_length, settings.rollouts) if settings.use_vllm else None
-    PPOTrainer(spec, actor, Task(prompts, score, ends, source.metrics, examples), tokenizer, report, vllm).run()
+    task = Task(prompts, score, ends, source.metrics, examples)
+    trainer = PPOTrainer(spec, actor, task, tokenizer, report, vllm)
+    trainer.run()
+    weights = actor.policy_weights(trainer.parameters) if settings.fsdp else {}
     if distributed.is_first_process():
-        save_policy(actor.merged(), tokenizer, spec.folder / "model", settings.save_dtype)
+        policy = rebuilt_policy(spec, weights, actor.model) if settings.fsdp else actor.merged()
+        save_policy(policy, tokenizer, spec.folder / "model", settings.save_dtype)
 
 
 class PPOTrainer:
@@ -179,8 +195,8 @@ class PPOTrainer:
                     if kind not in warned:
                         warned.add(kind)
                         self.report({"warning": text})
-                if update % settings.save_steps == 0 and update < settings.updates:
-                    save_checkpoint(checkpoints, self.parameters, self.optimizer, (update, kl_coef))
+            if update % settings.save_steps == 0 and update < settings.updates:
+                save_checkpoint(checkpoints, self.parameters, self.optimizer, (update, kl_coef))
             note = f"score {line['objective/scores']:.3f}, KL {line['objective/kl']:.2f}"
             self.report({"step": update, "of": settings.updates, "note": note})
         trackers.finish()
@@ -224,8 +240,10 @@ class PPOTrainer:
                     break
                 if self.ptx is not None:
                     step["loss/ptx"] = self.ptx.accumulate_gradients(len(part), update, epoch, start)
-                distributed.sum_gradients(parameters)
-                step["grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm).item()
+                if not settings.fsdp:
+                    distributed.sum_gradients(parameters)
+                norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+                step["grad_norm"] = sharding.whole(norm).item()
                 self.optimizer.step()
                 steps.append(step)
             if stopped:
@@ -246,8 +264,9 @@ class PPOTrainer:
         sums = torch.zeros(len(names), dtype=torch.float64)
         shard = sorted(distributed.shard(rollouts), key=lambda r: len(r.prompt) + len(r.response))
         size = settings.per_device_train_batch_size
-        for start in range(0, len(shard), size):
-            part = shard[start : start + size]
+        scale = distributed.process_count() if settings.fsdp else 1  # of which FSDP2 takes the mean
+        parts = [shard[start : start + size] for start in range(0, len(shard), size)]
+        for part, counts in distributed.joint(parts, rollouts[:1], settings.fsdp):
             batch = padded([(r.prompt, r.response) for r in part], self.actor.device)
             fields = ("sampler_logps", "logps", "values", "advantages", "returns")
             sampler_logps, old_logps, old_values, advantages, returns = (
@@ -263,7 +282,9 @@ class PPOTrainer:
             loss = policy + settings.vf_coef * value
             if new.entropy is not None:
                 loss = loss - settings.entropy_coef * new.entropy
-            ((loss * batch.mask).sum() / tokens).backward()
+            (counts * scale * (loss * batch.mask).sum() / tokens).backward()
+            if not counts:
+                continue
             with torch.no_grad():
                 ratio = (new.logps - old_logps).exp()
                 per_token = (policy, value, approximate_kl(new.logps, old_logps), clipped, ratio)

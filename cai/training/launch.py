@@ -1,0 +1,96 @@
+"""The processes of a stage: that they suit its settings, its rows and its checkpoints. Light to import: no torch."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from cai.config.errors import CaiError
+from cai.data.jsonl import write_text
+from cai.stats.formatting import counted
+from cai.training.distributed import is_first_process, process_count
+from cai.training.settings import PPOConfig, TrainConfig
+from cai.training.stage import Report, StageSpec, worker_python
+
+PROCESSES = "processes.json"
+"""In a stage's folder: what its checkpoints were written by."""
+EXAMPLE = "torchrun --nproc_per_node 2"
+
+
+def check_launcher(settings: TrainConfig, launcher: str, place: str) -> None:
+    """Raises: CaiError, which begins with `place`, for `fsdp` where it cannot be, before a worker starts."""
+    if not settings.fsdp:
+        return
+    if isinstance(settings, PPOConfig) and settings.use_vllm:
+        raise CaiError(f"{place}.use_vllm: samples in one process, and fsdp shards over several; set one to false")
+    if settings.quantization is not None:
+        raise CaiError(f"{place}.quantization: quantized weights are not sharded; set fsdp: false, or leave it out")
+    if len(worker_python(launcher)) == 1:
+        raise CaiError(
+            f"{place}.fsdp: shards over the processes of a launcher, and there is one process; set launcher, such as "
+            f"`{EXAMPLE}`"
+        )
+
+
+def check_processes(spec: StageSpec[Any], report: Report) -> None:
+    """Check the processes that a launcher started, before any of them loads a model.
+
+    trl's data loaders count batches of all processes, so that its stages resume with as many as before, sharded as
+    before. PPO counts updates, and its checkpoints are whole: it goes on with any number, which it reports.
+    Raises: CaiError naming what was found and what was expected.
+    """
+    settings, processes = spec.settings, process_count()
+    if settings.fsdp and processes == 1:
+        raise CaiError(f"{settings.stage}.fsdp: shards over several processes, and the launcher started one")
+    _check_accelerate(settings)
+    if isinstance(settings, PPOConfig) and settings.rollouts < processes:
+        raise CaiError(
+            f"ppo: {counted(settings.rollouts, 'rollouts')} an update, for {processes} processes; start fewer"
+        )
+    now = {"processes": processes, "fsdp": settings.fsdp}
+    path, checkpoints = spec.folder / PROCESSES, _checkpoints(spec.folder)
+    if not checkpoints:
+        if is_first_process():
+            write_text(path, json.dumps(now))
+        return
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else now
+    if before == now:
+        return
+    difference = f"{checkpoints[-1]} was written by {_described(before)}, and the launcher started {_described(now)}"
+    if isinstance(settings, PPOConfig):
+        if before["processes"] != processes:
+            report({"warning": f"{difference}: a step takes other rollouts together"})
+        return
+    reason = "its files are others" if before["processes"] == processes else "an update would take other batches"
+    remedy = f"start {_described(before)}, or remove {checkpoints[-1].parent} to train from the start"
+    raise CaiError(f"{difference}: {reason}; {remedy}")
+
+
+def _check_accelerate(settings: TrainConfig) -> None:
+    """What a configuration of `accelerate launch` asks for by environment variables."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and not settings.fsdp:
+        raise CaiError(
+            f"{settings.stage}: accelerate's configuration asks for FSDP; set fsdp: true in the stage, and take the "  # type: ignore[attr-defined]
+            "configuration of FSDP out of accelerate's"
+        )
+    if os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
+        raise CaiError(
+            f"{settings.stage}: accelerate's configuration asks for ZeRO stage 3, whose weights cai cannot save; "  # type: ignore[attr-defined]
+            "set fsdp: true in the stage, which shards the same, and start it by torchrun"
+        )
+
+
+def check_rows(stage: str, rows: int) -> None:
+    """Raises: CaiError for more processes than rows: some would train on copies of the others' rows."""
+    if rows < process_count():
+        raise CaiError(f"{stage}: {counted(rows, 'rows')} to train on, for {process_count()} processes; start fewer")
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    found = [*folder.glob("checkpoints/*/*state.json"), *folder.glob("members/*/checkpoints/*/*state.json")]
+    return sorted({path.parent for path in found if path.parent.suffix != ".part"}, key=lambda path: path.name)
+
+
+def _described(launch: dict[str, Any]) -> str:
+    processes = launch["processes"]
+    return f"{processes} process{'es' if processes > 1 else ''} with fsdp: {json.dumps(launch['fsdp'])}"
