@@ -5,6 +5,7 @@ run lived. A killed run is run again, and killed again, until it completes; then
 those of a run that nothing disturbed. Prints a line of progress per completed run, and one line of JSON at the end.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -24,7 +25,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from cai.data.manifest import FILES, MANIFEST_JSON
+from cai.data.manifest import BUSY, FILES, MANIFEST_JSON
 from cai.evaluation import scores
 from cai.inference import cache
 from cai.inference.engine import Choose
@@ -127,6 +128,13 @@ def wait(child: int, seconds: float) -> int | None:
     return None
 
 
+def wait_for_lock(path: Path) -> None:
+    """Wait while a worker holds the lock of the run that was killed as it forked; a new process closes it at once."""
+    if path.exists():
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # given back when it is closed
+
+
 def manifest(path: Path) -> dict[str, Any]:
     """A manifest without the hashes of files, which are compared by themselves: some have times in them."""
     return {key: value for key, value in json.loads(path.read_text()).items() if key != FILES}
@@ -220,6 +228,7 @@ class Torture:
             if killed == most:
                 status = -1
                 break
+            wait_for_lock(attacked.runs / "test" / BUSY)
             killed += 1
             self.places[place(attacked.runs / "test")] += 1
         self.kills, self.runs = self.kills + killed, self.runs + 1
