@@ -54,8 +54,8 @@ def shapes() -> list[ModelShape]:
 
 
 def computed(stage: str, shape: ModelShape, method: str, gpus: int) -> Estimate:
-    values = {"stage": stage, **PER_STAGE, **STAGES_SHOWN[stage], **METHODS[method]}
-    return estimate(STAGES[stage].model_validate(values), shape, gpus, sharded=gpus > 1)
+    values = {"stage": stage, **PER_STAGE, **STAGES_SHOWN[stage], **METHODS[method], "fsdp": gpus > 1}
+    return estimate(STAGES[stage].model_validate(values), shape, gpus)
 
 
 def gib(size: int) -> str:

@@ -92,16 +92,14 @@ class Estimate(NamedTuple):
         return max(map(self.total, self.moments))
 
 
-def estimate(
-    settings: TrainConfig, shape: ModelShape, gpus: int = 0, sharded: bool = False, reward: RewardMemory | None = None
-) -> Estimate:
+def estimate(settings: TrainConfig, shape: ModelShape, gpus: int = 0, reward: RewardMemory | None = None) -> Estimate:
     """The memory of one process of a stage, at its largest batch.
 
-    Args: `gpus` processes with a GPU each, 0 for one on the CPU; `sharded` over all of them, as FSDP does; `reward` of
-    an online stage, None for one LoRA trained from the same model.
+    Args: `gpus` processes with a GPU each, 0 for one on the CPU; `reward` of an online stage, None for one LoRA trained
+    from the same model.
     Raises: CaiError for an optimizer whose states are not known.
     """
-    return _Process(settings, shape, gpus, sharded and gpus > 1, reward).estimate()
+    return _Process(settings, shape, gpus, reward).estimate()
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,6 @@ class _Process:
     settings: TrainConfig
     shape: ModelShape
     gpus: int
-    sharded: bool
     reward: RewardMemory | None
 
     def estimate(self) -> Estimate:
@@ -126,7 +123,10 @@ class _Process:
         if isinstance(self.settings, Online):
             yield from self._sampling(self.settings)
 
-    # What stands all the time
+    @property
+    def sharded(self) -> bool:
+        """Whether FSDP2 divides what stands all the time among the processes."""
+        return self.settings.fsdp and self.gpus > 1
 
     def _standing(self) -> Iterator[Part]:
         settings, shape = self.settings, self.shape
@@ -228,8 +228,6 @@ class _Process:
         trained = reward_of_stage(RewardConfig(stage="reward"), self.settings, self.shape)
         return trained._replace(note=f"assumed: {trained.note}")
 
-    # The forward and the backward pass
-
     @property
     def sequences(self) -> int:
         """In a forward pass."""
@@ -252,8 +250,8 @@ class _Process:
 
     @property
     def hidden_bytes(self) -> int:
-        """Of a number between layers: in the type of the embedding, which trl's FSDP gathers as bfloat16."""
-        return self.compute_bytes if self.sharded and not isinstance(self.settings, PPOConfig) else self.weight_bytes
+        """Of a number between layers: in the type of the embedding, which FSDP2 gathers in bfloat16."""
+        return self.compute_bytes if self.sharded else self.weight_bytes
 
     @property
     def padded(self) -> bool:
@@ -301,7 +299,7 @@ class _Process:
 
     @property
     def _attention(self) -> str:
-        return self.settings.attn_implementation or "sdpa"
+        return self.settings.attn_implementation or ("eager" if self.shape.softcapped else "sdpa")
 
     def _activations(self) -> tuple[int, str]:
         """(what all layers keep, how they do): their inputs alone where the rest is computed again."""
@@ -320,25 +318,35 @@ class _Process:
         kept, how = self._activations()
         layer, gradients = self._layer(), self.trained * FLOAT // (self.gpus if self.sharded else 1)
         yield Part("activations", {LOSS: kept, UPDATE: layer}, how)
-        logits, what = self._logits()
-        again = layer if self.checkpointing else 0
-        backward = 2 * self.tokens * shape.intermediate * self.compute_bytes + again  # of three, what one read is free
-        if settings.quantization:  # the largest weight, as its layer computes with it
-            backward += max(linear.inputs * linear.outputs for linear in shape.linear) * self.compute_bytes
-        if backward > logits:
-            logits, what = backward, "one layer, computed again" if again else "gradients in the MLP"
-        yield Part("at work", {LOSS: logits}, what)
+        copies = shape.layers * shape.layer_parameters * HALF * (1 + self._separate_model)
+        if not self.gpus or settings.lora_r is not None or self.sharded:
+            copies = 0  # a frozen weight has the type already, and FSDP gathers it so
+        work, what = self._at_work(layer, copies)
+        yield Part("at work", {LOSS: work}, what)
+        if not self.checkpointing:  # else they end with the forward pass
+            yield Part("autocast", {LOSS: copies}, "weights in bfloat16")
         held = gradients if settings.gradient_accumulation_steps > 1 or self._learns_answers else 0
         yield Part("gradients", {LOSS: held, UPDATE: gradients}, "float32")
-        if self.gpus and settings.lora_r is None and not self.sharded:
-            copies = shape.layers * shape.layer_parameters * HALF * (1 + self._separate_model)
-            yield Part("autocast", {LOSS: copies}, "weights in bfloat16")
         if self.gpus and isinstance(settings, PPOConfig):
             yield Part("AdamW", {UPDATE: gradients}, "all updates at once")
         if self.sharded:
             outside = shape.embedding * (1 if shape.tied else 2)
             size = (2 * shape.layer_parameters + outside) * self.hidden_bytes
             yield Part("gathered", dict.fromkeys(MOMENTS, size), "two layers, embedding and head")
+
+    def _at_work(self, layer: int, copies: int) -> tuple[int, str]:
+        """(the most that a part of the passes takes for itself, of what); `copies` are autocast's of all weights."""
+        logits, of_logits = self._logits()
+        again = layer if self.checkpointing else 0
+        backward = 2 * self.tokens * self.shape.intermediate * self.compute_bytes + again  # 3, what one read is free
+        if self.settings.quantization:  # the largest weight, as its layer computes with it
+            backward += max(linear.inputs * linear.outputs for linear in self.shape.linear) * self.compute_bytes
+        forward = copies + logits if self.checkpointing and copies else 0
+        return max(
+            (logits, of_logits),
+            (backward, "one layer, computed again" if again else "gradients in the MLP"),
+            (forward, "weights in bfloat16, logits"),
+        )
 
     def _logits(self) -> tuple[int, str]:
         """(the most that the logits and their gradient take, of what)."""
@@ -361,8 +369,6 @@ class _Process:
         if isinstance(settings, OnlineDPOConfig):  # reads the prompt's logits as well, and has a gradient of 0 for them
             size += self.tokens * shape.vocabulary * FLOAT
         return size, f"logits of {self.sequences} × {answer:,} × {shape.vocabulary:,}"
-
-    # Sampling
 
     def _sampling(self, settings: Any) -> Iterator[Part]:
         shape, prompt = self.shape, max(1, settings.max_length - settings.max_tokens)
@@ -409,7 +415,7 @@ def _reads(linear: Linear) -> str:
 
 def reward_of_stage(trained: RewardConfig, settings: TrainConfig, shape: ModelShape) -> RewardMemory:
     """What the reward model holds that a stage `trained` from the same model, in the online stage of `settings`."""
-    adapters = _Process(trained, shape, 0, False, None).adapters * FLOAT * trained.members
+    adapters = _Process(trained, shape, 0, None).adapters * FLOAT * trained.members
     return _rewarding(settings, shape, adapters, shared=trained.lora_r is not None)
 
 

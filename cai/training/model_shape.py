@@ -50,6 +50,8 @@ class ModelShape(NamedTuple):
     """Of one layer, over hidden states."""
     query_norms: bool
     """Whether queries and keys are normalised too."""
+    softcapped: bool
+    """Whether attention scores have a soft-cap, for which cai computes them by `eager` attention."""
 
     @property
     def queries(self) -> int:
@@ -130,6 +132,7 @@ def shape_of(name: str, config: Mapping[str, Any], weights: Mapping[str, tuple[i
         linear=(),
         norms=4 if kind.startswith(FOUR_NORMS) else 2,
         query_norms=kind.startswith(QUERY_NORMS),
+        softcapped=bool(text.get("attn_logit_softcapping")),
     )
     return _of_config(shape, kind, text) if not weights else _of_weights(shape, weights, place)
 

@@ -11,7 +11,7 @@ from cai.data.jsonl import write_rows
 from cai.data.records import Demonstration, Message, Preference, Prompt
 from cai.inference.chat_template import load_tokenizer
 from cai.training.memory import FLOAT, estimate, reward_of_stage, rewards_in
-from cai.training.model_shape import shape_in, shape_of
+from cai.training.model_shape import ModelShape, shape_in, shape_of
 from cai.training.settings import Online
 from cai.training.stage import STAGES, StageSpec
 from cai.training.tokens import split_turn
@@ -136,10 +136,10 @@ LARGE = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 3
 SHAPE = shape_of("large", LARGE)
 
 
-def parts(stage: str, gpus: int = 1, sharded: bool = False, **values: Any) -> dict[str, int]:
+def parts(stage: str, gpus: int = 1, **values: Any) -> dict[str, int]:
     """The bytes of each part at its largest."""
     settings = STAGES[stage].model_validate({"stage": stage, **values})
-    return {part.name: max(part.at.values()) for part in estimate(settings, SHAPE, gpus, sharded).parts}
+    return {part.name: max(part.at.values()) for part in estimate(settings, SHAPE, gpus).parts}
 
 
 def test_full_training_holds_sixteen_bytes_a_weight() -> None:
@@ -165,11 +165,22 @@ def test_a_lora_is_trained_over_weights_in_bfloat16() -> None:
 
 
 def test_fsdp_shards_what_stands_and_gathers_two_layers() -> None:
-    whole, shard = parts("grpo", 8, lora_r=None), parts("grpo", 8, sharded=True, lora_r=None)
+    whole, shard = parts("grpo", 8, lora_r=None), parts("grpo", 8, fsdp=True, lora_r=None)
     for name in ("weights", "reference", "optimizer", "gradients", "reward model"):
         assert shard[name] == whole[name] // 8
     assert whole["DDP"] == whole["gradients"] and "DDP" not in shard
     assert shard["gathered"] == 2 * (2 * SHAPE.layer_parameters + 2 * SHAPE.embedding)
+
+
+def test_attention_that_keeps_its_scores_takes_the_square_of_the_length() -> None:
+    def activations(shape: ModelShape, **more: Any) -> int:
+        settings = STAGES["sft"].model_validate({"stage": "sft", "per_device_train_batch_size": 1, **more})
+        return next(max(p.at.values()) for p in estimate(settings, shape).parts if p.name == "activations")
+
+    softcapped = shape_of("gemma", LARGE | {"attn_logit_softcapping": 50.0})  # which cai computes by eager attention
+    scores = 32 * 32 * 1024**2 * 4
+    assert activations(softcapped) - activations(SHAPE) > 0.9 * scores
+    assert activations(softcapped) == activations(SHAPE, attn_implementation="eager")
 
 
 def test_the_models_beside_the_policy_are_those_that_a_stage_loads() -> None:
