@@ -47,13 +47,15 @@ def _init(state: Any, *arguments: Any, **named: Any) -> None:
 def _keeping_parameters(prepare: Callable[..., Any]) -> Callable[..., Any]:
     """accelerate's `prepare` where the optimizer has sharded parameters already.
 
-    accelerate finds them by where their data is, which is nowhere for every shard that has no rows.
+    accelerate finds them by where their data is, which is nowhere for every shard that has no rows: the optimizer would
+    have one of these in place of all.
     """
 
     def prepared(*objects: Any, **named: Any) -> Any:
-        groups = [group for o in objects if isinstance(o, torch.optim.Optimizer) for group in o.param_groups]
-        parameters = [list(group["params"]) for group in groups]
+        optimizers = [thing for thing in objects if isinstance(thing, torch.optim.Optimizer)]
+        parameters = [list(group["params"]) for optimizer in optimizers for group in optimizer.param_groups]
         result = prepare(*objects, **named)
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         for group, own in zip(groups, parameters, strict=True):
             group["params"] = own
         return result

@@ -55,7 +55,7 @@ def specifications(folder: Path, model: Path) -> list[StageSpec[TrainConfig]]:
     return [
         StageSpec(SFTConfig(stage="sft", mix=None, **two_epochs), folder / "answers.jsonl", model, folder / "one/sft"),
         StageSpec(RewardConfig(stage="reward", holdout=0, **two_epochs), pairs, model, folder / "one/reward"),
-        StageSpec(dpo(**two_epochs), pairs, model, folder / "one/dpo"),
+        StageSpec(dpo(**two_epochs | {"lora_r": 1}), pairs, model, folder / "one/dpo"),  # the second has no row of it
         StageSpec(dpo(**two_epochs | {"lora_r": None}), pairs, model, folder / "one/dpo-full"),
         StageSpec(ppo, prompts, model, folder / "one/ppo", reward=scorer),
         StageSpec(rated, prompts, model, folder / "one/rated"),
