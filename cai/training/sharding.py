@@ -18,14 +18,14 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from cai.training.distributed import is_first_process
 
 
-def shard(model: Any) -> None:
+def shard(model: Any, bfloat16: bool | None = None) -> None:
     """Shard a model in place, of which all processes have the same weights; on a GPU where there is one.
 
-    Where passes are in bfloat16, weights are gathered in it.
+    Its weights are gathered in `bfloat16` where passes are in it, which is on a GPU.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    mesh, policy = _mesh(), precision(torch.cuda.is_available())
+    mesh, policy = _mesh(), precision(torch.cuda.is_available() if bfloat16 is None else bfloat16)
     for module in reversed(list(model.modules())):  # inner ones first
         if isinstance(module, GradientCheckpointingLayer):
             fully_shard(module, mesh=mesh, mp_policy=policy)

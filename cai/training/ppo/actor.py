@@ -101,7 +101,8 @@ class Actor:
 
     def shard(self) -> None:
         """Shard all weights by FSDP2, the frozen ones as well, once every adapter is on them. Before `trainable`."""
-        modules = [self.model, self.value_head, self._reference]
+        sharding.shard(self.value_head, bfloat16=False)  # it computes in float32 everywhere
+        modules = [self.model, self._reference]
         if self._value_model is not None:
             modules.append(_trunk(self._value_model))
         for module in modules:
