@@ -119,10 +119,11 @@ def calibration_error(predicted: Sequence[float], labels: Sequence[float], promp
     The mean distance between confidence and outcome over the bins of `reliability` (Guo et al. 2017, arXiv:1706.04599
     eq. 3) is never 0 on few pairs: a perfectly calibrated judge has 0.15 on 40. So it is read by what chance makes of
     judges whose true error is known (consistency resampling, Bröcker & Smith 2007, Weather Forecast. 22, 651–661), here
-    of those that are right less often than they say, or more often, by the same in every bin. The interval has the
-    errors for which the observed one is within 95 % of draws (Neyman 1937), and the estimate is that for which it is
-    their median. A bootstrap, which has no more than the observed errors to draw from, is too narrow: at 64 pairs it
-    holds an error of 0.2 that is over- and underconfidence mixed in 88 % of experiments, and this in 97 %.
+    of those that are right less often than they say, or more often, by the same in every bin. The estimate is the least
+    error for which the observed one is no larger than the median, and the interval has those for which it is within 95
+    % of draws (Neyman 1937), of which equal ones count half (mid-p, Lancaster 1961, JASA 56, 223–234). A bootstrap,
+    which has no more than the observed errors to draw from, is too narrow: at 64 pairs it holds an error of 0.2 that is
+    over- and underconfidence mixed in 88 % of experiments.
 
     Args: as reliability's, and the prompt of each pair. Raises: ValueError for no pairs.
     """
@@ -140,14 +141,14 @@ def calibration_error(predicted: Sequence[float], labels: Sequence[float], promp
     spread = _together(np.where(opinion, gaps - gaps[opinion].mean(), 0.0), [index[prompt] for prompt in prompts])
     chance = _Chance(sizes[used], means, len(gaps), spread)
     signs = (1.0, -1.0)
-    low = min((low for s in signs if (low := chance.least_error(error, 0.975, s)) is not None), default=error)
+    low = min((low for s in signs if (low := chance.least_error(error, 0.025, s)) is not None), default=error)
     # an error smaller than chance makes of a calibrated judge's in all but 2.5 % of draws: one that is rarer still
-    high = max(chance.most_error(error, 0.025, s) for s in signs) or max(
-        chance.most_error(error, 0.0, s) for s in signs
+    high = max(chance.most_error(error, 0.975, s) for s in signs) or max(
+        chance.most_error(error, 1.0, s) for s in signs
     )
     if not high:
         return Estimate(0.0, None, None, len(index))
-    middle = chance.least_error(error, 0.5, 1.0 if gaps.sum() >= 0 else -1.0)
+    middle = chance.least_error(error, 0.5, 1.0 if gaps.sum() >= 0 else -1.0, equal=1.0)
     mean = error if middle is None else middle
     return Estimate(mean, min(low, mean), max(high, mean), len(index))
 
@@ -175,34 +176,31 @@ class _Chance(NamedTuple):
         right: NDArray[np.float64] = np.clip(self.confidence - shift, 0.0, 1.0)
         return right
 
-    def _quantile(self, shift: float, q: float) -> float:
-        """Of the errors that such a judge shows."""
+    def _shows_more(self, shift: float, observed: float, equal: float) -> float:
+        """How often such a judge shows a larger error than the observed one; an equal one counts `equal`."""
         right = self._right(shift)
         drawn = np.random.default_rng(0).binomial(self.sizes, right, size=(DRAWS, len(right)))
         noise = self.spread * (drawn - self.sizes * right)
         errors = np.abs(self.sizes * (self.confidence - right) - noise).sum(axis=1) / self.pairs
-        return float(np.quantile(errors, q))
+        return float(np.mean(errors > observed + TIE) + equal * np.mean(np.abs(errors - observed) <= TIE))
 
-    def least_error(self, observed: float, q: float, sign: float) -> float | None:
-        """The least true error whose quantile q reaches the observed one, of shifts with a sign; None for none."""
-        return self._where(lambda found: found >= observed - TIE, q, sign)
-
-    def most_error(self, observed: float, q: float, sign: float) -> float:
-        """The largest true error whose quantile q is not above the observed one; 0 if a calibrated judge's is."""
-        above = self._where(lambda found: found > observed + TIE, q, sign)
-        return self.error(sign) if above is None else above
-
-    def _where(self, reached: Callable[[float], bool], q: float, sign: float) -> float | None:
-        """The true error at the shift from which on a quantile is reached."""
-        if reached(self._quantile(0.0, q)):
+    def least_error(self, observed: float, share: float, sign: float, equal: float = 0.5) -> float | None:
+        """The least true error, of shifts with a sign, that shows more than observed in so many draws; None: none."""
+        if self._shows_more(0.0, observed, equal) >= share:
             return 0.0
         least, most = 0.0, 1.0
-        if not reached(self._quantile(sign * most, q)):
+        if self._shows_more(sign * most, observed, equal) < share:
             return None
         for _ in range(HALVINGS):
             middle = (least + most) / 2
-            least, most = (least, middle) if reached(self._quantile(sign * middle, q)) else (middle, most)
+            reached = self._shows_more(sign * middle, observed, equal) >= share
+            least, most = (least, middle) if reached else (middle, most)
         return self.error(sign * most)
+
+    def most_error(self, observed: float, share: float, sign: float) -> float:
+        """The largest true error that shows more than observed in no more draws; 0 if a calibrated judge shows more."""
+        above = self.least_error(observed, share, sign)
+        return self.error(sign) if above is None else above
 
 
 def mean_log_loss(predicted: Sequence[float], labels: Sequence[float], temperature: float = 1.0) -> float:

@@ -197,7 +197,7 @@ def test_a_judge_that_is_always_right_has_an_interval() -> None:
 def test_eight_of_eight_may_come_of_a_judge_that_is_right_much_less_often_than_it_says() -> None:
     error = calibration_error([0.97] * 8, [1.0] * 8, range(8))
     assert (error.mean, error.low) == (0, 0)
-    assert error.high == pytest.approx(0.97 - 0.025 ** (1 / 8), abs=0.04)  # 0.63⁸ = 0.025, of 2,000 draws
+    assert error.high == pytest.approx(0.97 - 0.05 ** (1 / 8), abs=0.04)  # half of 0.69⁸ is 0.025, of 2,000 draws
 
 
 @pytest.mark.parametrize("pairs", [8, 40])
