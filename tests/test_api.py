@@ -42,6 +42,7 @@ def test_importing_cai_loads_nothing_heavy() -> None:
         _ = cai.revize  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_importing_the_api_loads_no_torch() -> None:
     code = "import sys; from cai import revise, train; print([n for n in ('torch', 'pyarrow') if n in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
@@ -267,6 +268,7 @@ def test_an_error_inside_a_running_loop_reaches_the_caller() -> None:
         asyncio.run(cell())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_worker")
 def test_train_returns_the_policy_and_its_metrics(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [
@@ -294,6 +296,7 @@ def test_rows_of_a_file_are_those_of_a_list(model_folder: Path) -> None:
     assert from_file == cai.revise(prompts, "plain", model_folder, open_engine=scripted(), rounds=1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_worker")
 def test_every_snippet_of_the_documentation_runs(monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> None:
     page = (ROOT / "docs/python.md").read_text(encoding="utf-8")

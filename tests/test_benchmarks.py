@@ -19,6 +19,7 @@ def test_a_run_is_measured_and_replayed_over_an_engine_that_answers_at_once() ->
         assert json.loads(result.stdout.splitlines()[-1])["ratio"] > 0
 
 
+@pytest.mark.slow
 def test_the_judge_benchmark_labels_scripted_pairs() -> None:
     command = [sys.executable, str(BENCHMARKS / "judge.py"), "scale", "20"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)

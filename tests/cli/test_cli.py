@@ -273,6 +273,7 @@ def test_an_interrupted_evaluation_says_that_answers_are_cached_once_there_are_s
     assert ("All answers so far are cached" in capsys.readouterr().out) is answered
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments", [["runs"], ["show", "test"], ["constitution", "show", "plain"], ["schema", "run"]]
 )
@@ -381,6 +382,7 @@ def test_only_commands_take_more_than_six_parameters() -> None:
                 assert len([*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]) <= 6, (path, node.name)
 
 
+@pytest.mark.slow
 def test_no_command_imports_a_model_library_before_it_runs() -> None:
     modules = sorted({command.target.partition(":")[0] for command in COMMANDS.values()})
     heavy = {"torch", "vllm", "transformers", "trl", "datasets", "ray"}
@@ -391,6 +393,7 @@ def test_no_command_imports_a_model_library_before_it_runs() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
+@pytest.mark.slow
 def test_a_traceback_is_printed_with_debug_alone() -> None:
     command = (sys.executable, "-m", "cai.cli.main")
     plain = subprocess.run([*command, "run", "none.yaml"], capture_output=True, text=True)

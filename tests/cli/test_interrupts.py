@@ -59,6 +59,7 @@ def is_gone(pid: int) -> bool:
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_model_that_loads_is_not_waited_for(command: Loading, number: signal.Signals, expected: int) -> None:
     status, seconds, out = command.stopped(number)

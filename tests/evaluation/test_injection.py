@@ -159,6 +159,7 @@ def test_the_gain_over_decoys_is_clear_where_control_tokens_are_parsed_whatever_
         )
 
 
+@pytest.mark.slow
 def test_one_spelling_that_stands_out_among_decoys_is_rarely_significant() -> None:
     random = Random(0)
     draws = [[random.gauss(0, 0.01) for _ in range(9)] for _ in range(400)]

@@ -116,6 +116,7 @@ def test_one_prompt_has_a_rating_without_an_interval_and_ties_are_even() -> None
     assert [r.elo for r in rate([], NAMES[:2], [], "helpful", 10).ratings] == [0, None]
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     rng, strengths, held = np.random.default_rng(4), [0, 0.5, -0.4, 1.2], np.zeros(4)
     for _ in range(300):

@@ -257,6 +257,7 @@ VLLM: dict[str, tuple[Callable[[], FakeLLM], Ends]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", VLLM)
 def test_a_fault_of_vllm_ends_in_words(
     fault: str,

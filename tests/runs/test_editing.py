@@ -8,6 +8,7 @@ from contextlib import closing
 from functools import cache
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -99,6 +100,7 @@ def after(edit: Constitution, templates: Templates) -> tuple[Requests, Requests,
     return before, fresh, again
 
 
+@pytest.mark.slow
 @settings(max_examples=10)
 @given(st.lists(st.tuples(st.sampled_from(sorted(EDITS)), st.integers(0, 2)), min_size=1, max_size=3))
 def test_any_edit_asks_again_exactly_what_it_changed(edits: list[tuple[str, int]]) -> None:

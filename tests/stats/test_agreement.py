@@ -200,6 +200,7 @@ def test_eight_of_eight_may_come_of_a_judge_that_is_right_much_less_often_than_i
     assert error.high == pytest.approx(0.97 - 0.05 ** (1 / 8), abs=0.04)  # half of 0.69⁸ is 0.025, of 2,000 draws
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pairs", [8, 40])
 @pytest.mark.parametrize("lowest", [0.8, 0.95])
 def test_calibration_intervals_of_sure_judges_hold_the_truth(pairs: int, lowest: float) -> None:

@@ -41,6 +41,7 @@ def test_a_tie_is_half_a_win() -> None:
     assert win(0.5 + 1e-13) == 0.5  # rounding decides nothing
 
 
+@pytest.mark.slow
 def test_the_interval_of_many_values_is_that_of_the_bootstrap() -> None:
     values = np.random.default_rng(0).exponential(size=FEW + 1)
     few, many = bootstrap_mean(values[:FEW].tolist()), bootstrap_mean(values.tolist())
@@ -152,6 +153,7 @@ def test_no_values_have_no_share(estimate: Callable[[list[float]], Estimate]) ->
         estimate([])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompts", [5, 500])
 def test_predicted_intervals_hold_0_as_often_as_they_say_however_many_prompts(prompts: int) -> None:
     draws = np.random.default_rng(0)

@@ -45,6 +45,7 @@ def test_the_planned_prompts_of_a_known_deviation_are_those_of_the_textbook() ->
     assert planned_prompts(1.0, 39, 1e-6) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pilot", [8, 40])
 def test_a_planned_comparison_finds_its_difference_four_times_in_five(
     pilot: int, monkeypatch: pytest.MonkeyPatch
@@ -64,6 +65,7 @@ def flags(rng: np.random.Generator, n: int, up: float, down: float) -> np.ndarra
     return np.where(drawn < up, 1.0, np.where(drawn > 1 - down, -1.0, 0.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "up", "down"), [(12, 0.6, 0.0), (60, 0.25, 0.05), (300, 0.05, 0.01)])
 def test_the_power_of_flags_is_how_often_the_test_finds_them(n: int, up: float, down: float) -> None:
     rng = np.random.default_rng(n)

@@ -149,6 +149,7 @@ def test_too_few_prompts_have_no_minimum_detectable_difference() -> None:
     assert minimum_detectable(effect.model_copy(update={"n": 50, "se": 0.0})) is None
 
 
+@pytest.mark.slow
 def test_the_minimum_detectable_difference_is_detected_four_times_in_five() -> None:
     rng = np.random.default_rng(1)
     for n, tests in ((8, 1), (8, 5), (16, 5), (16, 40), (40, 1), (64, 20)):
@@ -181,6 +182,7 @@ def test_a_difference_larger_than_any_there_can_be_is_none_to_detect() -> None:
     }
 
 
+@pytest.mark.slow
 def test_over_500_comparisons_false_positives_stay_below_alpha_and_planted_effects_are_detected() -> None:
     """A comparison is five metrics on the same forty prompts, without effect; in half of them one is planted."""
     rng = np.random.default_rng(2)
@@ -252,6 +254,7 @@ def test_the_interval_of_a_flag_is_the_published_one() -> None:
     assert (effect.low, effect.high) == (pytest.approx(0.0524, abs=5e-5), pytest.approx(0.3339, abs=5e-5))
 
 
+@pytest.mark.slow
 def test_the_interval_of_a_flag_reaches_to_zero_where_the_test_does_not_reject_it() -> None:
     for has, others in itertools.product(range(11), range(21)):
         effect = of([1.0] * has + [0.0] * (10 - has), [1.0] * others + [0.0] * (20 - others))
@@ -296,6 +299,7 @@ def test_values_without_spread_show_nothing() -> None:
     assert (effect.mean, effect.p, effect.low) == (0.0, 1.0, None)
 
 
+@pytest.mark.slow
 def test_over_500_comparisons_no_effect_is_invented_more_often_than_alpha(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four principles, three outcomes; the rounds of one principle vary three times as widely as the others'."""
     monkeypatch.setattr(significance, "DRAWS", 1000)

@@ -100,6 +100,7 @@ def test_wins_of_paired_trainings_are_tested_by_the_trainings() -> None:
     assert effect.low is not None and effect.high is not None and effect.low < effect.mean < effect.high
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainings", [2, 3])
 @pytest.mark.parametrize("noise", [0.0, 1.0])  # log-odds that a training moves, where prompts differ by 1
 def test_intervals_of_paired_trainings_hold_the_truth_as_often_as_they_say(trainings: int, noise: float) -> None:

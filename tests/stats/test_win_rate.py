@@ -71,6 +71,7 @@ def test_a_rate_that_length_cannot_be_separated_from_is_missing(
     assert said in found.missing
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     rng, held, result = np.random.default_rng(0), 0, 0
     for quality, length, shift in ((0.0, 0.0, 0.0), (0.7, 1.5, 0.0), (0.0, 2.0, 0.5)):

@@ -114,6 +114,7 @@ def test_what_trl_is_given_reaches_it(tmp_path: Path, tiny_model: Path) -> None:
         losses("wrong", trl={"optim": "nonsense"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"lora_alpha": 64}, {"lora_target_modules": ["q_proj"]}, {"lora_dropout": 0.5}])
 def test_settings_of_the_lora_change_the_training(settings: Any, tmp_path: Path, tiny_model: Path) -> None:
     data = helpful(tmp_path / "helpful.jsonl", 8)

@@ -10,6 +10,7 @@ from tests.conftest import train_here
 from tests.training.policies import BETTER, WORSE, pair, preferred_by
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("updates", [1, 2, 20])
 def test_every_update_learns_even_where_there_is_only_one(tmp_path: Path, tiny_model: Path, updates: int) -> None:
     data = tmp_path / "preferences.jsonl"

@@ -68,6 +68,7 @@ def test_of_two_contrary_sources_the_heavier_wins(tmp_path: Path, tiny_model: Pa
     assert preferred_by(policy) > preferred_by(tiny_model) + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["sigmoid", "hinge"])
 def test_a_source_of_weight_0_teaches_nothing(tmp_path: Path, tiny_model: Path, loss: str) -> None:
     events: list[dict[str, Any]] = []

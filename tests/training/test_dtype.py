@@ -88,6 +88,7 @@ def test_all_weights_are_never_trained_in_bfloat16() -> None:
         of("dpo", lora_r=None, dtype="bfloat16")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sft", "ppo"])
 def test_a_policy_is_saved_in_the_type_that_is_asked_for(name: str, tmp_path: Path, tiny_model: Path) -> None:
     from transformers import AutoModelForCausalLM

@@ -21,6 +21,7 @@ TOLERANCE = 1e-4  # nats
 TURNS = [prompt[:n] for prompt, n in zip(PROMPTS, (4, 12, 8), strict=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.numeric
 @pytest.mark.parametrize("family", FAMILIES)
 def test_ppo_computes_the_models_own_probabilities(family: str, tmp_path: Path) -> None:
@@ -76,6 +77,7 @@ def planted(folder: Path, model: Path, tiny_model: Path, lora_r: int | None) -> 
     return train_here(StageSpec(config, folder / "pairs.jsonl", model, folder / "stage"))
 
 
+@pytest.mark.slow
 @pytest.mark.numeric
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3_text", "gemma4_text", "granite", "cohere2", "phi3"])
 def test_a_reward_model_of_a_family_is_trained_and_read_as_its_classifier(

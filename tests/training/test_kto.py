@@ -26,6 +26,7 @@ def kto(**settings: Any) -> KTOConfig:
     )
 
 
+@pytest.mark.slow
 def test_kto_learns_the_likelier_answers_and_reports_what_it_skipped(tmp_path: Path, tiny_model: Path) -> None:
     events: list[dict[str, Any]] = []
     data = write_pairs(tmp_path / "preferences.jsonl")
@@ -65,6 +66,7 @@ def test_kto_refuses_pairs_of_different_weight(tmp_path: Path, tiny_model: Path)
         train(StageSpec(kto(), data, tiny_model, tmp_path / "kto"), lambda event: None)
 
 
+@pytest.mark.slow
 def test_a_source_of_weight_0_teaches_nothing(tmp_path: Path, tiny_model: Path) -> None:
     events: list[dict[str, Any]] = []
     data = of_two_sources(tmp_path / "preferences.jsonl")

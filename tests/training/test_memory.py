@@ -99,6 +99,7 @@ def ratio(
     return of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "more"),
     [

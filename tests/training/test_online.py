@@ -109,6 +109,7 @@ def test_the_reward_models_score_of_the_policys_answers_rises(
     assert mean_score(tmp_path / "model", judges) > mean_score(tiny_model, judges) + 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.numeric
 def test_a_reward_is_the_reward_models_score_of_the_very_ids(tiny_model: Path, judges: Path) -> None:
     tokenizer, judge = load_tokenizer(tiny_model), RewardModel(judges)
@@ -220,6 +221,7 @@ def test_an_update_that_would_tear_a_prompts_answers_apart_is_refused() -> None:
             config.model_validate({"stage": stage, "per_device_train_batch_size": 3, "gradient_accumulation_steps": 2})
 
 
+@pytest.mark.slow
 def test_prompts_that_fill_no_update_and_those_without_room_are_named(
     tmp_path: Path, tiny_model: Path, judges: Path
 ) -> None:

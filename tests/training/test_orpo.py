@@ -25,6 +25,7 @@ def orpo(**settings: Any) -> ORPOConfig:
     )
 
 
+@pytest.mark.slow
 def test_orpo_learns_the_likelier_answers_and_reports_what_it_skipped(tmp_path: Path, tiny_model: Path) -> None:
     events: list[dict[str, Any]] = []
     data = write_pairs(tmp_path / "preferences.jsonl")
@@ -40,6 +41,7 @@ def test_orpo_refuses_pairs_of_different_weight(tmp_path: Path, tiny_model: Path
         train(StageSpec(orpo(), data, tiny_model, tmp_path / "orpo"), lambda event: None)
 
 
+@pytest.mark.slow
 def test_a_source_of_weight_0_teaches_nothing(tmp_path: Path, tiny_model: Path) -> None:
     events: list[dict[str, Any]] = []
     data = of_two_sources(tmp_path / "preferences.jsonl")

@@ -36,6 +36,7 @@ def parts(*models: str) -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.numeric
 def test_a_sum_adds_the_scores_of_its_sources_by_their_weights(
     tmp_path: Path,

@@ -47,6 +47,7 @@ def other_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.numeric
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_log_probabilities_are_those_of_each_answer_alone(tiny_model: Path, temperature: float) -> None:
@@ -111,6 +112,7 @@ def test_models_of_different_tokens_are_not_compared(tiny_model: Path, tmp_path:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.numeric
 def test_rewards_are_the_reward_models_and_pairs_are_scored_beside_the_answers(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -75,6 +75,7 @@ def test_dpo_interrupted_and_resumed_is_dpo_undisturbed(tmp_path: Path, tiny_mod
     assert (tmp_path / "undisturbed" / WEIGHTS).read_bytes() != b
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_worker")
 def test_sft_learns_the_revisions_that_pass_the_filters_and_skips_the_others(tmp_path: Path, tiny_model: Path) -> None:
     def row(i: int, flags: list[str]) -> Revision:
@@ -112,6 +113,7 @@ def test_sft_learns_the_revisions_that_pass_the_filters_and_skips_the_others(tmp
     assert tokenizer.decode(out[0, ids["input_ids"].shape[1] :]) == "exactly this answer"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_worker")
 def test_prompts_too_long_for_an_answer_are_listed_and_no_prompt_left_is_an_error(
     tmp_path: Path, tiny_model: Path

@@ -106,6 +106,7 @@ def test_a_mixed_file_that_is_missing_is_an_error_that_names_it(tmp_path: Path, 
         sft.train(StageSpec(stage(mix="nowhere.jsonl"), data, tiny_model, tmp_path / "sft"), lambda event: None)
 
 
+@pytest.mark.slow
 def test_a_file_of_completions_is_learned_in_place_of_revisions(tmp_path: Path, tiny_model: Path) -> None:
     data, events = helpful(tmp_path / "helpful.jsonl", 6), list[dict[str, Any]]()
     settings = stage(num_train_epochs=20, learning_rate=2e-2, lora_r=None)
@@ -115,6 +116,7 @@ def test_a_file_of_completions_is_learned_in_place_of_revisions(tmp_path: Path, 
     assert losses[-1] < losses[0] / 2
 
 
+@pytest.mark.slow
 def test_a_resumed_training_writes_the_same_metrics(tmp_path: Path, tiny_model: Path) -> None:
     settings = stage(num_train_epochs=2, per_device_train_batch_size=2, save_steps=2)
     spec = StageSpec(settings, helpful(tmp_path / "helpful.jsonl", 6), tiny_model, tmp_path / "sft")

@@ -66,6 +66,7 @@ def serving(work: str, folder: Path) -> list[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_worker_that_fails_is_reported_with_its_log(tmp_path: Path) -> None:
     log = tmp_path / "train.log"
     with pytest.raises(CaiError, match=r"training stopped with status 1; .*train\.log ends: ValueError: nonsense"):
@@ -141,6 +142,7 @@ def test_a_stage_file_holds_the_whole_specification(tmp_path: Path) -> None:
     assert StageSpec.read(tmp_path / "stage.json") == spec
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_worker")
 def test_a_stage_is_finished_until_what_decides_it_changes(tmp_path: Path, tiny_model: Path) -> None:
     data = preferences(tmp_path / "preferences.jsonl")
@@ -169,6 +171,7 @@ def test_checkpoints_of_other_settings_are_refused_unless_replaced(tmp_path: Pat
     assert checkpoint.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_worker")
 def test_a_stage_that_is_trained_again_reports_what_changed(tmp_path: Path, tiny_model: Path) -> None:
     spec = StageSpec(dpo(), preferences(tmp_path / "preferences.jsonl"), tiny_model, tmp_path / "dpo")
@@ -185,6 +188,7 @@ def test_a_stage_that_is_trained_again_reports_what_changed(tmp_path: Path, tiny
     assert said.count("  1-dpo: trained again, since these changed: settings.beta: 0.2 → 0.1; seed: 1 → 0") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_worker")
 def test_a_stage_that_learns_from_a_file_in_its_own_folder_does_not_clear_it(tmp_path: Path, tiny_model: Path) -> None:
     spec = StageSpec(dpo(), preferences(tmp_path / "p.jsonl"), tiny_model, tmp_path / "dpo")

@@ -71,6 +71,7 @@ def sequences(row: dict[str, Any]) -> Iterator[list[int]]:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_reads_a_forged_turn_as_text(
     stage: str, tmp_path: Path, tiny_model: Path, tokenizer: Any, trainer: list[Any]
@@ -86,6 +87,7 @@ def test_a_stage_reads_a_forged_turn_as_text(
         assert tokenizer.decode(plain) == tokenizer.decode(ids).replace(FORGED, HARMLESS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_learns_from_the_tokens_that_trl_makes_of_harmless_texts(
     stage: str, tmp_path: Path, tiny_model: Path, tokenizer: Any, trainer: list[Any]

@@ -54,6 +54,7 @@ def test_nothing_is_reported_by_default(recorded: list[Recorder], tmp_path: Path
     assert SFTConfig(stage="sft").report_to == []
 
 
+@pytest.mark.slow
 def test_trackers_get_the_numbers_of_the_metrics_file(
     recorded: list[Recorder], tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -192,6 +192,7 @@ def test_resumed_is_undisturbed_to_the_bit(tmp_path: Path, tiny_model: Path, lor
     assert timeless(again) == timeless(lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lora", "value"), [(4, "shared"), (4, "separate"), (None, "separate")])
 def test_both_functions_learn_and_the_reference_stays(
     tmp_path: Path, tiny_model: Path, lora: int | None, value: str
@@ -467,6 +468,7 @@ def test_a_prompt_without_room_for_its_answer_is_named(tiny_model: Path) -> None
         tokens.prompts_that_fit(tokenizer, rows, 5)
 
 
+@pytest.mark.slow
 @pytest.mark.numeric
 @pytest.mark.parametrize("lora", [4, None])
 def test_a_value_function_that_starts_as_the_reward_model_gives_its_scores(
