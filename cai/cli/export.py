@@ -15,6 +15,7 @@ from cai.config.locate import local_file
 from cai.config.validation import closest_names, did_you_mean
 from cai.data.jsonl import write_rows
 from cai.data.records import Skipped
+from cai.runs.external_training import SKIPPED, STAGES, TRAINERS, export_training
 from cai.runs.folder import RunFolder, is_run, open_run, runs_meant
 from cai.runs.publish import (
     FORMATS,
@@ -27,7 +28,7 @@ from cai.runs.publish import (
     table,
     write_dataset,
 )
-from cai.stats.formatting import counted
+from cai.stats.formatting import counted, prompt_counts
 
 UNKNOWN = "unknown"  # what the Hub calls a licence that is not stated
 
@@ -37,10 +38,10 @@ def export(
         str, typer.Argument(metavar="SOURCE", help="Name or folder of a run; with --format also a file.")
     ],
     format: Annotated[
-        str | None, typer.Option("--format", metavar="NAME", help="trl-preference, hh-rlhf, …: docs/formats.md.")
+        str | None, typer.Option("--format", metavar="NAME", help="trl-preference, hh-rlhf, verl, …: docs/formats.md.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="File to write: .jsonl (.gz, .zst), .json or .parquet.")
+        Path | None, typer.Option("--out", metavar="FILE", help="New .jsonl (.gz, .zst), .json or .parquet; or folder.")
     ] = None,
     to: Annotated[
         str | None, typer.Option("--to", metavar="TARGET", help="Folder or hub:org/name for a dataset with a card.")
@@ -52,10 +53,13 @@ def export(
 ) -> None:
     """Export a run or a file to an external format.
 
-    With --format and --out: the rows of a run or a file. With --to: a whole run as a dataset folder with a card.
+    With --format and --out: the rows of a run or a file; for verl or openrlhf a folder, with which these trainers run
+    the last ppo, grpo or rloo stage of a run. With --to: a whole run as a dataset folder with a card.
     """
     if to is not None and format is None and out is None:
         export_dataset(source, to, licence, runs)
+    elif to is None and format in TRAINERS and out is not None:
+        export_for_trainer(source, format, out, runs)
     elif to is None and format is not None and out is not None:
         export_file(source, format, out, runs)
     else:
@@ -65,8 +69,9 @@ def export(
 def export_file(name: str, format: str, out: Path, runs: Path) -> None:
     """Write the rows of a run or a file in an external format; a note lists the fields it cannot hold."""
     if format not in FORMATS:
-        near = closest_names(format, FORMATS)
-        hint = f"unknown format; {did_you_mean(near)}" if near else f"expected one of {', '.join(FORMATS)}"
+        known = (*FORMATS, *TRAINERS)
+        near = closest_names(format, known)
+        hint = f"unknown format; {did_you_mean(near)}" if near else f"expected one of {', '.join(known)}"
         raise CaiError(f"--format {format}: {hint}")
     source = _run_or_file(name, runs)
     lost, nothing = Counter[str](), f"{name}: nothing to write as {format}"
@@ -88,6 +93,20 @@ def export_file(name: str, format: str, out: Path, runs: Path) -> None:
     if lost:
         fields = ", ".join(f"{field} ({n})" for field, n in lost.items())
         echo(f"note: dropped, because the format cannot hold them (with the number of rows): {fields}", err=True)
+
+
+def export_for_trainer(name: str, trainer: str, out: Path, runs: Path) -> None:
+    """Write a folder with which another trainer trains a run's last online stage on rewards."""
+    if not any(is_run(folder) for folder in (runs / name, Path(name))) and Path(name).is_file():
+        raise CaiError(f"{name}: --format {trainer} needs a run with a {STAGES} stage, and this is a file")
+    made = export_training(open_run(name, runs), trainer, out)
+    counts = prompt_counts(made.prompts, made.held_out)
+    echo(f"Wrote {out}: {made.stage} of {name} for {TRAINERS[trainer]}, {counts}")
+    reasons = Reasons()
+    for row in made.skipped:
+        reasons.setdefault(row.reason, []).append(where(row))
+    echo_skipped(reasons, out / SKIPPED)
+    echo(f"Next: read {out / 'train.sh'}, which names what {TRAINERS[trainer]} lacks, and run it in its environment")
 
 
 def export_dataset(name: str, to: str, licence: str, runs: Path) -> None:
