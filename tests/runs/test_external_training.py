@@ -1,5 +1,6 @@
 """Exports to verl and OpenRLHF, and the reward function that they get."""
 
+import ast
 import importlib.util
 import json
 import shutil
@@ -192,6 +193,7 @@ def test_a_reward_model_of_all_weights_is_scored_too(other: RunFolder, tiny_mode
     assert found == pytest.approx(own_reward(other, row, "so"), abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.numeric
 @pytest.mark.parametrize("family", ["gemma2", "granite"])
 def test_a_lora_of_a_family_is_put_on_its_trunk(family: str, run: RunFolder, tiny_model: Path, tmp_path: Path) -> None:
@@ -297,6 +299,15 @@ def test_what_cannot_be_exported_is_refused(other: RunFolder, tmp_path: Path, ti
     (tmp_path / "rows.jsonl").write_text("{}")
     with pytest.raises(CaiError, match="--format verl needs a run with a ppo, grpo or rloo stage, and this is a file"):
         export_for_trainer(str(tmp_path / "rows.jsonl"), "verl", tmp_path / "out", tmp_path / "runs")
+
+
+def test_the_reward_function_imports_nothing_of_cai(run: RunFolder, tmp_path: Path) -> None:
+    export_training(run, "verl", tmp_path / "out")
+    tree = ast.parse((tmp_path / "out/reward_function.py").read_text(encoding="utf-8"))
+    modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    modules += [name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names]
+    assert "torch" in modules and "peft" in modules
+    assert not [name for name in modules if name.partition(".")[0] == "cai"]
 
 
 def test_the_command_says_what_it_wrote(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
