@@ -87,13 +87,6 @@ def ratio(
         spec = StageSpec(settings, tmp_path / "data.jsonl", tiny_model, tmp_path / "out", reward=reward)
         shape = shape_in("tiny", tiny_model)
         tensors = allocated(lambda: train(spec, lambda event: None)) + shape.parameters * FLOAT
-        e = estimate(settings, shape)
-        print(
-            "RAT",
-            tensors / 2**20,
-            {p.name: {k: round(v / 2**20, 2) for k, v in p.at.items()} for p in e.parts},
-            [e.total(m) / 2**20 for m in e.moments],
-        )
         return estimate(settings, shape).peak / tensors
 
     return of
