@@ -13,6 +13,7 @@ from cai.cli.options import ModelName
 from cai.config.characters import visible
 from cai.config.errors import CaiError
 from cai.config.locate import local_file
+from cai.config.validation import NAMES, RUN_NAME
 from cai.constitution.writing import scalar, starter
 from cai.data.formats import ReadSummary
 from cai.data.prompts import iter_prompts, text_fields
@@ -21,7 +22,6 @@ from cai.inference.models import SMALL_MODEL
 from cai.stats.formatting import counted
 
 RUN_FILE = "run.yaml"
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of a run, as its run file may have it
 CONSTITUTION_FILE = "constitution.yaml"
 FEW = 60  # prompts, below which a third of them is held out: a test on fewer than twenty finds large effects alone
 MANY = 1000  # prompts, above which a first run takes so many
@@ -63,7 +63,8 @@ def init(
         str | None, typer.Option("--column", metavar="NAME", help="Field of the file that holds the prompt.")
     ] = None,
     name: Annotated[
-        str | None, typer.Option("--name", metavar="NAME", help="Of the run.", show_default="after the prompts")
+        str | None,
+        typer.Option("--name", metavar="NAME", help="Name of the run.", show_default="from the prompts' file name"),
     ] = None,
 ) -> None:
     """Start a project: a run file and a constitution for your prompts.
@@ -119,10 +120,14 @@ def init(
     show(result_console(), grid)
 
 
+def _is_name(name: str) -> bool:
+    return re.fullmatch(RUN_NAME, name) is not None
+
+
 def _check_name(name: str) -> str:
     """A run's name. Raises: CaiError for one that no run may have."""
-    if not NAME.fullmatch(name):
-        raise CaiError(f"--name {name}: expected letters, digits, '.', '_' and '-', the first a letter or digit")
+    if not _is_name(name):
+        raise CaiError(f"--name {name}: expected {NAMES[RUN_NAME]}")
     return name
 
 
@@ -130,7 +135,7 @@ def _derived_name(prompts: str) -> str:
     """A run's name after its file of prompts or dataset of the Hub: `my-questions` for `data/my questions.csv`."""
     last = prompts.rstrip("/").rpartition("/")[2].partition(":")[0]
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", last.partition(".")[0]).strip("-._")
-    return name if NAME.fullmatch(name) else "run"
+    return name if _is_name(name) else "run"
 
 
 def _source(file: Path, folder: Path) -> str:

@@ -21,9 +21,11 @@ Location = tuple[str | int, ...]
 LONGEST = 60  # characters of a value in a message
 SIMILAR = 0.6  # ratio of difflib from which names are suggested, its own default
 PLACE_DIGITS = 18  # of a place in a list; Python refuses to convert thousands
+RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+ID = r"^[a-z0-9][a-z0-9_-]*$"
 NAMES = {
-    r"^[A-Za-z0-9][A-Za-z0-9._-]*$": "a name of letters, digits, '.', '_' and '-' that begins with a letter or digit",
-    r"^[a-z0-9][a-z0-9_-]*$": "a name of lower-case letters, digits, '_' and '-' that begins with a letter or digit",
+    RUN_NAME: "a name of letters, digits, '.', '_' and '-' that begins with a letter or digit",
+    ID: "a name of lower-case letters, digits, '_' and '-' that begins with a letter or digit",
 }
 """What patterns of names ask for, in words."""
 NUMBERS = {int: "whole number", float: "number"}

@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 from cai.config import yaml_files
 from cai.config.errors import CaiError
 from cai.config.hashing import fingerprint, uniforms
+from cai.config.validation import ID
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True), Field(json_schema_extra={"pattern": r"\S"})]
 Quoted = Annotated[
@@ -106,7 +107,7 @@ class PrincipleTest(yaml_files.Section):
 class Principle(yaml_files.Section):
     """One principle: what to criticise, how to revise, and how to judge."""
 
-    id: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    id: Annotated[str, StringConstraints(pattern=ID)]
     """Lower-case letters, digits, - and _; decides which examples draw the principle, so a new id means new draws."""
     critique: Text
     """Asks the model for a critique of its last answer: what to look for."""

@@ -18,6 +18,7 @@ from typing import Annotated, NamedTuple, Self
 from pydantic import Field, field_validator, model_validator
 
 from cai.config.hashing import uniform
+from cai.config.validation import ID
 from cai.config.yaml_files import Section
 from cai.data.records import Attacked, Messages, Row
 from cai.inference.chat import SERVER_CONTROL
@@ -32,7 +33,7 @@ HEADING = "Attacks on the judge: how much better it finds an answer with text fo
 class Attack(Section):
     """A text put below an answer."""
 
-    id: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    id: str = Field(pattern=ID)
     meaning: str = Field(min_length=1)
     text: str = Field(min_length=1)
     decoys: dict[str, Annotated[list[str], Field(min_length=2)]] = {}

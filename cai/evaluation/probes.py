@@ -17,6 +17,7 @@ from pydantic_core import PydanticCustomError
 from cai.config.errors import CaiError
 from cai.config.hashing import uniform
 from cai.config.locate import find_file
+from cai.config.validation import ID
 from cai.config.yaml_files import AnySection, Section, load_yaml
 from cai.constitution.sandbox import Template
 from cai.constitution.template_syntax import TemplateFault
@@ -28,7 +29,7 @@ from cai.inference.engine import Engine
 from cai.stats.logistic import sigmoid
 
 SHIPPED = Path("cai eval")  # where the names of shipped files come from, for messages
-Id = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+Id = Annotated[str, StringConstraints(pattern=ID)]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 

@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 from cai.config import yaml_files
 from cai.config.characters import visible
 from cai.config.errors import exists
+from cai.config.validation import RUN_NAME
 from cai.config.yaml_files import Section
 from cai.data.records import Probability, Seed
 from cai.evaluation.evaluation_plan import OFF, EvaluateConfig
@@ -73,7 +74,7 @@ class IterateConfig(Section):
 class RunConfig(Section):
     """A run file; every field has a default but `model`, `constitution` and `prompts`."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
+    name: Annotated[str, StringConstraints(pattern=RUN_NAME)] | None = None
     """Name of the run's folder; by default the run file's name."""
     seed: Seed = 0
     """Random seed; decides samples, sampled principles and training."""

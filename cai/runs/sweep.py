@@ -20,6 +20,7 @@ from pydantic import BaseModel, Field, StringConstraints, model_validator
 from cai.config import yaml_files
 from cai.config.errors import CaiError, error_text, without_password
 from cai.config.locate import find_constitution_file, find_file
+from cai.config.validation import RUN_NAME
 from cai.config.yaml_files import SET, JsonValue, Section, YamlSource
 from cai.constitution.principles import Constitution, load_constitution
 from cai.constitution.writing import constitution_yaml
@@ -39,7 +40,7 @@ Ablation = Literal["leave-one-out", "one-at-a-time", "first-n"]
 class SweepConfig(Section):
     """A sweep: a run file, overrides for all runs, and what varies."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, StringConstraints(pattern=RUN_NAME)]
     """The folder of the runs and their index, below `runs/`."""
     run: str
     """A run file; found from here, or from the sweep's folder."""

@@ -95,7 +95,7 @@ def test_a_run_is_named_after_its_prompts(here: Path, prompts: str, name: str) -
 
 def test_a_run_gets_the_name_that_is_given(here: Path) -> None:
     (here / "q.txt").write_text("Why is the sky blue?\n")
-    assert "--name ../up: expected letters, digits" in cai_fails("init", "q.txt", "--name", "../up")
+    assert "--name ../up: expected a name of letters, digits" in cai_fails("init", "q.txt", "--name", "../up")
     cai("init", "q.txt", "--name", "first.try")
     assert load_run_file(here / "run.yaml", []).name == "first.try"
 
