@@ -26,7 +26,7 @@ from cai.runs.pipeline import train_stage
 from cai.runs.run_file import RunConfig
 from cai.runs.trust import training_trust
 from cai.training.checks import check_stage
-from cai.training.launch import check_launcher
+from cai.training.launch import check_launcher, launched_gpus
 from cai.training.settings import Online, PPOConfig, TrainConfig
 from cai.training.stage import StageSpec, convert_data, reward_models, stage_settings_class, worker_python
 
@@ -47,7 +47,7 @@ def train(
         typer.Option(
             "--data",
             metavar="FILE",
-            help="File or Hub id: preferences, completions or prompts. Needed but for --estimate.",
+            help="File or Hub id: preferences, completions or prompts. Required unless --estimate is given.",
         ),
     ] = None,
     reward: Reward = None,
@@ -76,12 +76,12 @@ def train(
     """
     if memory:
         config = _settings(stage, reward, [override for override in settings or [] if not override.startswith(CHAT)])
-        print_estimate(stage, config, model, gpus, as_json)
+        print_estimate(stage, config, model, launched_gpus(launcher) if gpus is None else gpus, as_json)
         return
     if gpus is not None or as_json:
         raise CaiError(f"{'--json' if gpus is None else '--gpus'} applies to --estimate only; add --estimate")
     if data is None:
-        raise CaiError("--data FILE: is missing; --estimate alone does without it")
+        raise CaiError("--data FILE: is missing; only --estimate works without it")
     out = folder or DEFAULT_RUNS / f"{stage}-{data.name.split('.')[0].replace(':', '-')}"
     console = Terminal()
     if out.exists() and not out.is_dir():

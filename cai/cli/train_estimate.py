@@ -7,8 +7,8 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from cai.cli.console import Grid, echo_json, heading, result_console, show
-from cai.training.distributed import visible_gpus
-from cai.training.launch import check_launcher
+from cai.config.errors import CaiError
+from cai.training.launch import check_sharding
 from cai.training.memory import Estimate, RewardMemory, estimate, rewards_in
 from cai.training.model_shape import ModelShape, read_shape
 from cai.training.reward_folder import find_reward_model
@@ -17,13 +17,15 @@ from cai.training.settings import Online, TrainConfig, judged
 
 GIB, MIB = 2**30, 2**20
 COLUMNS = 80
+MANY = 2  # GPUs, from which weights can be sharded
 
 
-def print_estimate(stage: str, settings: TrainConfig, model: str, gpus: int | None, as_json: bool) -> None:
-    """Print what the stage takes on `gpus` GPUs, None for those of this machine and at most one, 0 for the CPU."""
+def print_estimate(stage: str, settings: TrainConfig, model: str, gpus: int, as_json: bool) -> None:
+    """Print what the stage takes on `gpus` GPUs, 0 for the CPU."""
     shape = read_shape(model)
-    gpus = min(1, len(visible_gpus())) if gpus is None else gpus
-    check_launcher(settings, f"torchrun --nproc_per_node {gpus}" if gpus > 1 else "", stage)
+    if settings.fsdp and gpus < MANY:
+        raise CaiError(f"{stage}.fsdp: the estimate shards over several GPUs, found {gpus}; add --gpus N, such as 8")
+    check_sharding(settings, stage)
     memory = estimate(settings, shape, gpus, reward=_reward(settings, shape))
     if as_json:
         echo_json(json.dumps(as_object(stage, shape, gpus, memory), indent=1))
@@ -75,7 +77,7 @@ def estimate_parts(stage: str, shape: ModelShape, gpus: int, memory: Estimate) -
         grid.add(part.name, *(memory_text(size, unit) if size else "" for size in sizes), part.note)
     grid.add("in all", *(memory_text(memory.total(moment), unit) for moment in memory.moments))
     yield grid
-    python = "Python takes 0.6 GiB more, and freed memory that glibc keeps up to 60 %."
+    python = "Python takes 0.6 GiB more, and freed memory that glibc keeps takes up to 60 % more."
     more = "CUDA takes 0.5 to 1 GiB more." if gpus else python
     yield Text(f"Computed from the settings, not run. {more}", style="dim")
 

@@ -5,12 +5,11 @@ from pathlib import Path
 
 from cai.config.errors import CaiError
 from cai.runs.plan import Plan
-from cai.training.distributed import visible_gpus
+from cai.training.launch import launched_gpus
 from cai.training.memory import RewardMemory, estimate, reward_of_stage, rewards_in
 from cai.training.model_shape import ModelShape, shape_in
 from cai.training.reward_parts import LAST, models_of
 from cai.training.settings import Online, RewardConfig, TrainConfig, judged
-from cai.training.stage import AUTO
 
 
 def training_memory(plan: Plan, stages: Sequence[str]) -> dict[str, int]:
@@ -20,9 +19,7 @@ def training_memory(plan: Plan, stages: Sequence[str]) -> dict[str, int]:
     """
     if not isinstance(plan.model, Path):
         return {}
-    visible = len(visible_gpus())
-    gpus = visible if plan.config.launcher.strip() == AUTO else min(1, visible)
-    peaks: dict[str, int] = {}
+    gpus, peaks = launched_gpus(plan.config.launcher), dict[str, int]()
     for name in stages:
         number = int(name.partition("-")[0])
         try:

@@ -2,34 +2,51 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from cai.config.errors import CaiError
 from cai.data.jsonl import write_text
 from cai.stats.formatting import counted
-from cai.training.distributed import is_first_process, process_count
+from cai.training.distributed import is_first_process, process_count, visible_gpus
 from cai.training.settings import PPOConfig, TrainConfig
-from cai.training.stage import Report, StageSpec, worker_python
+from cai.training.stage import AUTO, Report, StageSpec, worker_python
 
 PROCESSES = "processes.json"
 """In a stage's folder: what its checkpoints were written by."""
 EXAMPLE = "torchrun --nproc_per_node 2"
+PROCESS_COUNT = re.compile(r"--(?:nproc[-_]per[-_]node|num[-_]processes)(?:=|\s+)([0-9]{1,6}|gpu|auto)\b")
+"""In the command of torchrun or accelerate."""
 
 
 def check_launcher(settings: TrainConfig, launcher: str, place: str) -> None:
     """Raises: CaiError, which begins with `place`, for `fsdp` where it cannot be, before a worker starts."""
+    check_sharding(settings, place)
+    if settings.fsdp and len(worker_python(launcher)) == 1:
+        raise CaiError(
+            f"{place}.fsdp: shards over the processes of a launcher, and there is one process; set launcher, such as "
+            f"`{EXAMPLE}`"
+        )
+
+
+def check_sharding(settings: TrainConfig, place: str) -> None:
+    """Raises: CaiError, which begins with `place`, for settings that do not go with their `fsdp`."""
     if not settings.fsdp:
         return
     if isinstance(settings, PPOConfig) and settings.use_vllm:
         raise CaiError(f"{place}.use_vllm: samples in one process, and fsdp shards over several; set one to false")
     if settings.quantization is not None:
         raise CaiError(f"{place}.quantization: quantized weights are not sharded; set fsdp: false, or leave it out")
-    if len(worker_python(launcher)) == 1:
-        raise CaiError(
-            f"{place}.fsdp: shards over the processes of a launcher, and there is one process; set launcher, such as "
-            f"`{EXAMPLE}`"
-        )
+
+
+def launched_gpus(launcher: str) -> int:
+    """The GPUs of this machine on which a launcher starts processes: one where its command names no number of them."""
+    visible = len(visible_gpus())
+    if launcher.strip() == AUTO:
+        return visible
+    named = PROCESS_COUNT.search(launcher)
+    return min(visible, 1 if named is None else int(named[1]) if named[1].isdecimal() else visible)
 
 
 def check_processes(spec: StageSpec[Any], report: Report) -> None:
@@ -49,11 +66,9 @@ def check_processes(spec: StageSpec[Any], report: Report) -> None:
         )
     now = {"processes": processes, "fsdp": settings.fsdp}
     path, checkpoints = spec.folder / PROCESSES, _checkpoints(spec.folder)
-    if not checkpoints:
-        if is_first_process():
-            write_text(path, json.dumps(now))
-        return
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else now
+    before = json.loads(path.read_text(encoding="utf-8")) if checkpoints and path.exists() else now
+    if is_first_process() and (not checkpoints or isinstance(settings, PPOConfig)):
+        write_text(path, json.dumps(now))  # of the checkpoints to come
     if before == now:
         return
     difference = f"{checkpoints[-1]} was written by {_described(before)}, and the launcher started {_described(now)}"

@@ -240,9 +240,12 @@ def test_an_estimate_needs_a_config_alone_and_fits_80_columns(tmp_path: Path, ti
 
 
 def test_options_of_an_estimate_need_it_and_training_needs_data(tiny_model: Path) -> None:
-    assert fault("sft", "--model", tiny_model) == "--data FILE: is missing; --estimate alone does without it"
+    assert fault("sft", "--model", tiny_model) == "--data FILE: is missing; only --estimate works without it"
     assert "--gpus applies to --estimate only" in fault("sft", "--model", tiny_model, "--gpus", "2")
     assert "--json applies to --estimate only" in fault("sft", "--model", tiny_model, "--json")
+    sharded = ("dpo", "--model", tiny_model, "--estimate", "--set", "fsdp=true")
+    assert fault(*sharded) == "dpo.fsdp: the estimate shards over several GPUs, found 0; add --gpus N, such as 8"
+    assert "found 1; add --gpus N" in fault(*sharded, "--gpus", "1")
     assert "optim: the states of lomo are not known" in fault(
         "sft", "--model", tiny_model, "--estimate", "--set", "trl.optim=lomo"
     )

@@ -15,8 +15,9 @@ from cai.inference.reporter import Reporter
 from cai.runs.dry_run import dry_run
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan
+from cai.runs.training_memory import training_memory
 from cai.runs.training_time import SPREAD, TrainingTime, sum_of_ranges
-from cai.training import stage
+from cai.training import distributed, stage
 from cai.training.memory import estimate
 from cai.training.model_shape import shape_in
 from cai.training.stage import TIMING, StageSpec, run_stage
@@ -116,12 +117,18 @@ def test_times_of_several_trainings_add_up_unless_one_is_unknown() -> None:
 def test_the_dry_run_computes_the_memory_of_stages_whose_model_it_can_read(
     trained: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cai.runs.training_memory.visible_gpus", list)
+    monkeypatch.setattr("cai.training.launch.visible_gpus", list)
     plan = make_plan(trained, [f"model={tiny_model}"], "other", trained.parent / "runs")
     forecast = dry_run(plan)
     assert list(forecast.memory) == ["1-reward", "2-ppo", "3-dpo"]
     ppo = estimate(plan.train[1], shape_in("tiny", tiny_model))  # whose reward model has two members
     assert forecast.memory["2-ppo"] == ppo.peak + next(p.at["loss"] for p in ppo.parts if p.name == "reward model")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setattr("cai.training.launch.visible_gpus", distributed.visible_gpus)
+    launcher = "launcher=torchrun --nproc_per_node 2"
+    plan = make_plan(trained, [f"model={tiny_model}", launcher], "other", trained.parent / "runs")
+    two = estimate(plan.train[2], shape_in("tiny", tiny_model), 2)
+    assert training_memory(plan, ["3-dpo"]) == {"3-dpo": two.peak}
     console = Console(record=True, width=80)
     for part in forecast_parts(forecast, None):
         show(console, part)

@@ -9,7 +9,7 @@ import pytest
 from cai.config.errors import CaiError
 from cai.runs.plan import make_plan
 from cai.training import worker
-from cai.training.launch import check_launcher, check_processes, check_rows
+from cai.training.launch import check_launcher, check_processes, check_rows, launched_gpus
 from cai.training.settings import PPOConfig, TrainConfig
 from cai.training.stage import StageSpec, stage_settings_class
 from tests.conftest import train_here, write_workspace
@@ -121,8 +121,26 @@ def test_ppo_goes_on_with_other_processes_and_says_so(tmp_path: Path, monkeypatc
     folder = interrupted(tmp_path, "update-000005", processes=4, fsdp=False)
     spec, events = StageSpec(PPOConfig(stage="ppo"), tmp_path, tmp_path, folder), list[dict[str, Any]]()
     check_processes(spec, events.append)
+    check_processes(spec, events.append)  # interrupted again: by then its checkpoints are of two processes
     [event] = events
     assert "update-000005 was written by 4 processes with fsdp: false" in event["warning"]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "gpus"),
+    [
+        ("", 1), ("auto", 4), ("torchrun --standalone --nproc_per_node 2", 2), ("torchrun --nproc-per-node=3 x", 3),
+        ("torchrun --nproc_per_node gpu", 4), ("accelerate launch --num_processes 2", 2), ("accelerate launch", 1),
+        ("torchrun --nproc_per_node 8", 4),
+    ],
+)  # fmt: skip
+def test_the_gpus_of_a_launcher_are_read_from_its_command(
+    launcher: str, gpus: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    assert launched_gpus(launcher) == gpus
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert launched_gpus(launcher) == 0
 
 
 def test_other_processes_leave_an_error_to_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
