@@ -289,6 +289,8 @@ def heading(text: str) -> Text:
 def ending(trust: Sequence[tuple[str, str]], commands: Sequence[tuple[str, str]]) -> Iterator[Text | Grid]:
     """The end of a command: what limits its results, and the commands to go on with, each with what it is for."""
     for title, lines in (("Can I trust this?", trust), ("Next", commands)):
+        if not lines:
+            continue
         yield heading(title)
         grid = Grid(["", ""], left=2, last_left=lines is trust, optional=[] if lines is trust else [1])
         for name, text in lines:

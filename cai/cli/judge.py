@@ -8,7 +8,7 @@ import typer
 from rich.console import RenderableType
 from rich.text import Text
 
-from cai.cli.console import Grid, end_with_failures, heading, line, listed, resumable, show
+from cai.cli.console import Grid, command, end_with_failures, ending, heading, line, listed, resumable, show
 from cai.cli.options import (
     DEFAULT_RUNS,
     DEFAULT_SEED,
@@ -88,6 +88,10 @@ def judge(
         show(console, part)
     files = ", ".join(name for name in ("preferences.jsonl", "rankings.jsonl") if (out / name).exists())
     line(console, f"  {files}, skipped.jsonl and {JUDGE_JSON} are in {out}/")
+    if labelling["pairs"]:
+        train = command("train", "reward", "--data", out / "preferences.jsonl", "--model", "MODEL")
+        for part in ending([], [(train, "a reward model of these labels")]):
+            show(console, part)
     end_with_failures(out)
 
 

@@ -4,7 +4,7 @@ A line is a name and a text. What cannot be known says why.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from cai.runs.folder import stage_settings
 from cai.runs.metrics import TRUNCATED_TEXTS, stage_results, summary_metrics, training_warnings
 from cai.stats.formatting import counted, number, percent
 from cai.stats.win_rate import FEW_PROMPTS, FOLLOWS_POSITION
+from cai.training.settings import PPOConfig
+from cai.training.stage import STAGES
 
 Line = tuple[str, str]
 LITTLE = f"from {FOLLOWS_POSITION:g} on, labels and win rates say little"
@@ -88,11 +90,9 @@ def _truncated(summary: dict[str, Any]) -> str:
 
 def training_trust(stage: Path, skipped: Sequence[Skipped]) -> list[Line]:
     """Of `cai train`, from its folder and the rows it skipped: rows, what is held out, skips, warnings."""
-    kind, results, counts = stage_settings(stage).get("stage", ""), stage_results(stage), _counts(stage)
-    lines = []
-    if counts:
-        held_out = f", {counts['held_out']:,} more held out" if counts.get("held_out") else ""
-        lines.append(("n", f"{counted(counts['examples'], 'examples')} learned from{held_out}"))
+    settings, results, counts = stage_settings(stage), stage_results(stage), _counts(stage)
+    kind = settings.get("stage", "")
+    lines = [("n", _learned_from(settings, counts))] if counts else []
     if kind == "reward":
         nothing = "no pair (holdout: 0), so its accuracy is unknown"
         lines += [
@@ -107,6 +107,19 @@ def training_trust(stage: Path, skipped: Sequence[Skipped]) -> list[Line]:
     if warnings := training_warnings(results):
         lines.append(("warnings", "; ".join(warnings)))
     return lines
+
+
+def _learned_from(settings: Mapping[str, Any], counts: Mapping[str, Any]) -> str:
+    """The rows of a file, or the prompts of which an online stage learned from its own answers."""
+    examples, kind = counts["examples"], STAGES.get(settings.get("stage", ""))
+    if kind is PPOConfig:
+        answers = settings["updates"] * settings["rollouts"]  # PPO goes through all prompts, again and again
+        part = f"{answers:,} of " if answers < examples else ""
+        return f"{counted(answers, 'sampled answers')} to {part}{counted(examples, 'prompts')} learned from"
+    if kind is not None and kind.learns_from == "prompts":
+        return f"sampled answers to {counted(examples, 'prompts')} learned from"
+    held_out = f", {counts['held_out']:,} more held out" if counts.get("held_out") else ""
+    return f"{counted(examples, 'examples')} learned from{held_out}"
 
 
 def _counts(stage: Path) -> dict[str, Any]:

@@ -53,6 +53,7 @@ def test_a_file_is_labelled_and_the_totals_are_printed(
     ):
         assert re.search(line, out), line
     assert f"preferences.jsonl, skipped.jsonl and judge.json are in {tmp_path}/out/" in out
+    assert f"Next\n  cai train reward --data {tmp_path}/out/preferences.jsonl --model MODEL" in out
     assert cai(monkeypatch, "judge", *given, "--set", "judge.principles=all", "--replace") == 0
     assert "224 new calls" not in capsys.readouterr().out  # the verdicts of the four principles are cache hits
     assert {len(r.verdicts) for r in read_rows(tmp_path / "out/preferences.jsonl", Preference)} == {16}

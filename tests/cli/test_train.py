@@ -71,7 +71,7 @@ def test_a_reward_model_and_ppo_from_files_alone(tmp_path: Path, tiny_model: Pat
     assert (tmp_path / "out/ppo/samples.jsonl").exists()
     results, _, trust = result.output.partition("Can I trust this?")
     assert re.search(r"1 update:\s+score -?\d\.\d+\s+KL -?\d\.\d+\s", results) and "→" not in results
-    assert re.search(r"n +4 examples learned from", trust)
+    assert re.search(r"n +2 sampled answers to 2 of 4 prompts learned from", trust)
     assert re.search(rf"\nNext\n +cai eval {tmp_path}/out/ppo\s", trust)
 
     listed = CliRunner().invoke(app, ["runs", "--runs", str(tmp_path / "out")]).output
@@ -87,7 +87,7 @@ def test_a_reward_model_and_ppo_from_files_alone(tmp_path: Path, tiny_model: Pat
     assert ">ppo</a>" in respond(library, "/").body
     assert 'value="ppo"' not in respond(library, "/").body  # a training is not compared with runs
     page = respond(library, "/report?run=ppo").body
-    assert "tokens per answer 4.000" in page and "4 examples learned from" in page
+    assert "tokens per answer 4.000" in page and "2 sampled answers to 2 of 4 prompts learned from" in page
     assert respond(library, "/report?run=ppo&run=reward").status == 404
 
 

@@ -65,6 +65,20 @@ def test_a_training_says_what_it_learned_from_and_what_it_cannot_tell(
     assert lines == [("n", "7 examples learned from, 1 more held out"), expected, ("skipped", "2 × too long")]
 
 
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"stage": "ppo", "updates": 1, "rollouts": 2}, "2 sampled answers to 2 of 7 prompts learned from"),
+        ({"stage": "ppo", "updates": 50, "rollouts": 32}, "1,600 sampled answers to 7 prompts learned from"),
+        ({"stage": "grpo"}, "sampled answers to 7 prompts learned from"),
+    ],
+)
+def test_a_stage_that_samples_learned_from_its_answers(tmp_path: Path, settings: dict[str, Any], expected: str) -> None:
+    for name, content in {"stage": {"settings": settings}, "data": {"examples": 7}}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    assert training_trust(tmp_path, [])[0] == ("n", expected)
+
+
 def test_a_policy_without_change_counts_beside_one_with_a_change() -> None:
     changed = [compared(prompt(f"p{n}"), 0.9, "before") for n in range(4)]
     equal = [row.model_copy(update={"after": "before", "p": 0.5, "verdicts": []}) for row in changed]
