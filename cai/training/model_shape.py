@@ -18,6 +18,8 @@ TIED = ("gemma",)  # beginnings of model types whose head is the embedding where
 QUERY_NORMS = ("qwen3", "gemma3", "olmo2")  # of those that normalise queries and keys
 FOUR_NORMS = ("gemma2", "gemma3")  # of those with a norm before and after attention and MLP
 QUERY_BIASES = ("qwen2",)  # of those whose queries, keys and values have a bias
+UNGATED = ("apertus", "arcee", "biogpt", "gpt_neox", "jais2", "nanochat", "nemotron", "persimmon", "phi", "starcoder2")
+"""Model types of transformers 5.19 whose sizes have the names of gated MLPs' and whose MLPs have no gate."""
 FIRST_LAYER = ".layers.0."
 LONGEST_HEADER = 10**8  # bytes of a safetensors header, which the format itself allows
 
@@ -97,12 +99,14 @@ def shape_in(name: str, folder: Path) -> ModelShape:
 def shape_of(name: str, config: Mapping[str, Any], weights: Mapping[str, tuple[int, ...]] | None = None) -> ModelShape:
     """The shape that a config.json describes; `weights` are the shapes of its tensors by name, where they are known.
 
-    Raises: CaiError for a missing size, a mixture of experts, and weights that are quantized already.
+    Raises: CaiError for a missing size, a mixture of experts, MLPs without a gate, and weights that are quantized
+    already.
     """
-    text = config.get("text_config") or config
-    place = f"model '{name}': {CONFIG}"
-    if experts := next((key for key in EXPERTS if (text.get(key) or 0) > 1), None):
-        raise CaiError(f"{place}: {experts} is {text[experts]}; the estimate covers dense models, not mixtures")
+    text, place = config.get("text_config") or config, f"model '{name}': {CONFIG}"
+    if not isinstance(text, Mapping):
+        raise CaiError(f"{place}: text_config: expected an object, found {brief(text)}")
+    if experts := next((key for key in EXPERTS if text.get(key) not in (None, 0, 1)), None):
+        raise CaiError(f"{place}: {experts} is {brief(text[experts])}; the estimate covers dense models, not mixtures")
     if "quantization_config" in config:
         raise CaiError(f"{place}: its weights are quantized; the estimate starts from weights that are not")
 
@@ -117,6 +121,8 @@ def shape_of(name: str, config: Mapping[str, Any], weights: Mapping[str, tuple[i
         return value
 
     kind = str(text.get("model_type", ""))
+    if kind in UNGATED:
+        raise CaiError(f"{place}: the MLPs of {kind} have no gate; the estimate covers decoders with gated MLPs")
     hidden, heads = size("hidden_size"), size("num_attention_heads")
     shape = ModelShape(
         name=name,

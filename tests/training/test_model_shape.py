@@ -44,6 +44,12 @@ def test_config_and_headers_agree(tiny_model: Path, tmp_path: Path) -> None:
     ("more", "message"),
     [
         ({"num_local_experts": 8}, "num_local_experts is 8; the estimate covers dense models"),
+        (
+            {"model_type": "phi"},
+            "config.json: the MLPs of phi have no gate; the estimate covers decoders with gated MLPs",
+        ),
+        ({"num_experts": "many"}, 'num_experts is "many"; the estimate covers dense models'),
+        ({"text_config": "none"}, 'text_config: expected an object, found "none"'),
         ({"quantization_config": {}}, "its weights are quantized"),
         ({"hidden_size": None}, "hidden_size: expected a positive number, found null"),
         ({"num_hidden_layers": "many"}, 'num_hidden_layers: expected a positive number, found "many"'),
