@@ -20,7 +20,7 @@ from cai.constitution.templates import Templates, names_for
 from cai.data.jsonl import file_fingerprint, write_rows, write_text
 from cai.data.manifest import Claim, check, replacement, take, versions
 from cai.data.preferences import read_preferences
-from cai.data.prompts import store_prompts
+from cai.data.prompts import read_completions, store_prompts
 from cai.data.records import Messages, Preference, Prompt, Skipped
 from cai.evaluation.evaluation_plan import evaluation_axes
 from cai.evaluation.probes import read_probes
@@ -240,9 +240,14 @@ def _gate(config: RunConfig, run_file: Path, principles: Constitution, templates
 
 
 def _with_files_found(settings: TrainStage, number: int, run_file: Path) -> TrainStage:
-    files: dict[str, Any] = {
-        name: str(locate.find_data(f"train[{number}].{name}", file, run_file)) for name, file in settings.files.items()
-    }
+    files: dict[str, Any] = {}
+    for name, file in settings.files.items():
+        path = locate.find_data(f"train[{number}].{name}", file, run_file)
+        files[name] = str(path)
+        try:
+            read_completions(path)
+        except CaiError as error:
+            raise CaiError(f"{run_file}: train[{number}].{name}: {error}") from error
     if isinstance(settings, Online):
         found = {
             key: str(find_run_reward(f"train[{number}].{key}", name, run_file))

@@ -269,6 +269,20 @@ def test_what_training_lacks_is_reported_before_any_call(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("stages", "place"),
+    [("{stage: sft, mix: FILE}", "train[0].mix"), ("{stage: reward}, {stage: ppo, ptx: FILE}", "train[1].ptx")],
+)
+def test_a_file_of_answers_is_read_before_any_call(tmp_path: Path, model_folder: Path, stages: str, place: str) -> None:
+    file = tmp_path / "answers.jsonl"
+    file.write_text('{"prompt": "Why?", "completion": "So."}\n{"question": "Why?"}\n', encoding="utf-8")
+    run_file = write_workspace(tmp_path, model_folder)
+    with pytest.raises(CaiError) as caught:
+        execute_run(run_file, f"train=[{stages.replace('FILE', str(file))}]")
+    assert f"run.yaml: {place}: {file}:2: unknown format of a completion" in str(caught.value)
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.usefixtures("no_worker")
 def test_the_prompts_of_ppo_that_are_too_long_are_listed(tmp_path: Path, tiny_model: Path) -> None:
     train = TRAIN.replace("max_tokens: 6", "max_tokens: 6, max_length: 76")
