@@ -221,11 +221,13 @@ def loading_options(folder: Path) -> dict[str, Any]:
     """Arguments of `from_pretrained` for the model in `folder`: SAFE_LOADING, and an attention that computes all of it.
 
     PyTorch's fused attention, transformers' default, leaves out the soft-cap of attention scores that Gemma 2 has.
-    Raises: CaiError for a config.json that is no JSON, and as `check_weights`.
+    Raises: CaiError for a config.json that is no JSON or describes no model, and as `check_weights`.
     """
     check_weights(folder)
     config = read_json(folder / "config.json")
     text = config.get("text_config") or config
+    if not isinstance(text, dict):
+        raise CaiError(f"{folder / 'config.json'}: text_config: expected an object, found {brief(text)}")
     return SAFE_LOADING | ({"attn_implementation": "eager"} if text.get("attn_logit_softcapping") else {})
 
 

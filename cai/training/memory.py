@@ -97,7 +97,7 @@ def estimate(settings: TrainConfig, shape: ModelShape, gpus: int = 0, reward: Re
 
     Args: `gpus` processes with a GPU each, 0 for one on the CPU; `reward` of an online stage, None for one LoRA trained
     from the same model.
-    Raises: CaiError for an optimizer whose states are not known.
+    Raises: CaiError for an optimizer whose states are not known, and a LoRA on no layer.
     """
     return _Process(settings, shape, gpus, reward).estimate()
 
@@ -173,7 +173,11 @@ class _Process:
             return []
         if names == "all-linear":
             return list(self.shape.linear)
-        return [linear for linear in self.shape.linear if linear.name in {name.rpartition(".")[2] for name in names}]
+        ends, layers = {name.rpartition(".")[2] for name in names}, self.shape.linear
+        if found := [linear for linear in layers if linear.name in ends]:
+            return found
+        known = ", ".join(layer.name for layer in layers)
+        raise CaiError(f"lora_target_modules: {', '.join(names)}: not among {known}")
 
     @property
     def adapters(self) -> int:

@@ -9,7 +9,7 @@ import pytest
 
 from cai.config.errors import CaiError
 from cai.inference import models
-from cai.inference.models import prepare_small_model, resolve_model
+from cai.inference.models import loading_options, prepare_small_model, resolve_model
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +33,12 @@ def test_an_address_without_a_scheme_is_told_how_servers_are_named(name: str) ->
     host = name.partition("/")[0]
     with pytest.raises(CaiError, match=rf"no such folder; a server is named by its URL .* http://{host}/v1#NAME"):
         resolve_model(name)
+
+
+def test_a_config_whose_text_part_is_none_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"text_config": "none"}')
+    with pytest.raises(CaiError, match=r'config\.json: text_config: expected an object, found "none"$'):
+        loading_options(tmp_path)
 
 
 def test_an_unknown_name_is_an_error_with_what_is_expected() -> None:

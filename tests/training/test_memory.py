@@ -152,6 +152,9 @@ def test_a_lora_is_trained_over_weights_in_bfloat16() -> None:
     assert lora["LoRA"] == lora["gradients"] == 4 * 32 * 8 * width
     assert parts("sft", lora_target_modules=["q_proj"])["LoRA"] == 4 * 32 * 16 * (4096 + 4096)
 
+    with pytest.raises(CaiError, match="lora_target_modules: c_attn: not among q_proj, k_proj, "):
+        parts("sft", lora_target_modules=["c_attn"])
+
     layers = 32 * SHAPE.layer_parameters
     nf4 = parts("sft", quantization="4bit")["weights"] - 2 * (SHAPE.parameters - layers)
     assert nf4 / layers == pytest.approx(0.518, rel=0.01)  # as bitsandbytes 0.50 holds SmolLM2-135M's layers
