@@ -100,12 +100,12 @@ class Members:
 
         folder, self._lock = Path(chosen["reward_model"]), threading.Lock()
         gpu = torch.cuda.is_available()
-        options = {"dtype": torch.bfloat16, "device_map": "auto"} if gpu else {"dtype": torch.float32}
+        more = {"dtype": torch.bfloat16, "device_map": "auto"} if gpu else {"dtype": torch.float32}
         if chosen["attn_implementation"]:
-            options["attn_implementation"] = chosen["attn_implementation"]
+            more["attn_implementation"] = chosen["attn_implementation"]
         weights = chosen["base"] or folder / chosen["members"][0]
-        safe = {"trust_remote_code": False, "use_safetensors": True}
-        self._model = AutoModel.from_pretrained(weights, **safe, **options).eval()
+        model = AutoModel.from_pretrained(weights, trust_remote_code=False, use_safetensors=True, **more)
+        self._model = model.eval()
         self._heads = [(name, head(folder / name)) for name in chosen["members"]]
         self._adapted = chosen["base"] is not None
         if self._adapted:

@@ -190,7 +190,7 @@ def test_the_members_of_a_reward_model_are_in_its_folder(tmp_path: Path, tiny_mo
 
 
 def test_every_loader_says_that_it_trusts_no_code(tiny_model: Path) -> None:
-    """`from_pretrained` of transformers, by its keywords; of peft it reads a JSON file alone."""
+    """`from_pretrained` of transformers, by its keywords; those of LoraConfig and GenerationConfig read a JSON file alone."""
     assert SAFE_LOADING["trust_remote_code"] is False
     for options in (model_options, plain_options):
         assert SAFE_LOADING.items() <= options(SFTConfig(stage="sft"), tiny_model).items()
@@ -201,7 +201,7 @@ def test_every_loader_says_that_it_trusts_no_code(tiny_model: Path) -> None:
                 isinstance(node, ast.Call)
                 and isinstance(node.func, ast.Attribute)
                 and node.func.attr == "from_pretrained"
-                and ast.unparse(node.func.value) != "LoraConfig"
+                and ast.unparse(node.func.value) not in ("LoraConfig", "GenerationConfig")
             ):
                 keywords = {keyword.arg or ast.unparse(keyword.value).partition("(")[0] for keyword in node.keywords}
                 if "options" in keywords:  # the ones that `loading_options` makes of SAFE_LOADING
