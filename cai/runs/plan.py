@@ -21,7 +21,7 @@ from cai.data.jsonl import file_fingerprint, write_rows, write_text
 from cai.data.manifest import Claim, check, replacement, take, versions
 from cai.data.preferences import read_preferences
 from cai.data.prompts import read_completions, store_prompts
-from cai.data.records import Messages, Preference, Prompt, Skipped
+from cai.data.records import Preference, Prompt, Skipped
 from cai.evaluation.evaluation_plan import evaluation_axes
 from cai.evaluation.probes import read_probes
 from cai.feedback.label import LabelJob, count_work
@@ -31,7 +31,7 @@ from cai.inference.models import Model, model_fingerprint
 from cai.inference.scheduler import deciding_settings
 from cai.inference.servers import addresses_of
 from cai.runs.folder import CACHE_FILES, ITERATION, RUN, SEEDS, RunFolder, Training
-from cai.runs.plan_checks import check_pairs, check_tags, check_value_functions, unmet_tags
+from cai.runs.plan_checks import changed_inputs, check_pairs, check_tags, check_value_functions, naming, unmet_tags
 from cai.runs.roles import other_models, policy_models, with_template_texts
 from cai.runs.run_file import RunConfig, effective_text, load_run_file, templates_needed
 from cai.stats.formatting import counted
@@ -74,9 +74,7 @@ class Plan:
     runs: Path
     folder: RunFolder
     earlier: tuple[RunFolder, ...] = ()  # of earlier iterations, whose labels the reward model learns too
-    anchor: Path | None = (
-        None  # the policy that the KL is taken from, where it is not the one that training starts from
-    )
+    anchor: Path | None = None  # the policy that the KL is taken from, if not the one that training starts from
     shard: str = ""  # such as 3/16, of a plan with a share of the prompts alone
 
 
@@ -200,10 +198,6 @@ def _first_policy(plan: Plan, first: RunFolder) -> Path:
     return policy
 
 
-def _conversation(messages: Messages) -> str:
-    return json.dumps(messages)
-
-
 def _preferences(
     config: RunConfig, run_file: Path, held_out: Sequence[Prompt]
 ) -> tuple[list[Preference], list[Skipped]]:
@@ -211,10 +205,10 @@ def _preferences(
     if config.preferences is None:
         return [], []
     kept, skipped = read_preferences(locate.find_data("preferences.source", config.preferences.source, run_file))
-    of_evaluation = {_conversation(prompt.messages) for prompt in held_out}
+    of_evaluation = {json.dumps(prompt.messages) for prompt in held_out}
     used = []
     for pair in kept:
-        if _conversation(pair.messages) in of_evaluation:
+        if json.dumps(pair.messages) in of_evaluation:
             reason = "its prompt is held out for evaluation"
             skipped.append(Skipped(prompt_id=pair.prompt_id, stage="preferences", reason=reason))
         else:
@@ -290,10 +284,11 @@ def _split_places(prompts: Sequence[Prompt], share: float) -> tuple[list[int], l
 def start_warnings(plan: Plan) -> list[str]:
     """What a run says before its first call.
 
-    Of a hold-out of none, tags under `applies_to` that no prompt has, and unusual learning rates.
+    Of files that changed since, a hold-out of none, tags under `applies_to` that no prompt has, unusual learning rates.
     """
     missing = unmet_tags(plan.constitution, plan.training)
     return [
+        *(f"warning: {change}" for change in _changed_inputs(plan)),
         *filter(None, [holdout_warning(plan)]),
         *(
             f"warning: principle '{i}': applies_to.tags: no training prompt has {', '.join(map(repr, tags))}"
@@ -412,10 +407,12 @@ def start_folder(plan: Plan, replace: bool) -> str:
     trainings, of which the others are removed with it.
     """
     folder = plan.folder
-    replaced = take(claim(plan), replace)
+    with naming(_changed_inputs(plan)):
+        replaced = take(claim(plan), replace)
     if replace:
         folder.costs_jsonl.unlink(missing_ok=True)
-    _keep_trainings(plan, replace)
+    for training in _trainings_too_many(plan, replace):
+        shutil.rmtree(training.home)
     name = plan.config.name or plan.run_file.stem
     write_text(folder.run_yaml, effective_text(plan.run_file, plan.overrides, name))
     write_text(folder.constitution_yaml, read_text(plan.constitution_file))
@@ -429,14 +426,15 @@ def start_folder(plan: Plan, replace: bool) -> str:
 
 def check_folder(plan: Plan, replace: bool) -> str:
     """What `start_folder` would replace, for a forecast. Raises: CaiError as `start_folder`; writes nothing."""
-    check(claim(plan), replace)
+    with naming(_changed_inputs(plan)):
+        check(claim(plan), replace)
     _trainings_too_many(plan, replace)
     return replacement(claim(plan))
 
 
-def _keep_trainings(plan: Plan, replace: bool) -> None:
-    for training in _trainings_too_many(plan, replace):
-        shutil.rmtree(training.home)
+def _changed_inputs(plan: Plan) -> list[str]:
+    constitutions = {"constitution": plan.constitution_file, "evaluate.constitution": plan.eval_constitution_file}
+    return changed_inputs(plan.run_file, plan.overrides, constitutions, plan.templates)
 
 
 def _trainings_too_many(plan: Plan, replace: bool) -> list[Training]:

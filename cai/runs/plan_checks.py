@@ -1,11 +1,15 @@
 """What of a run file can be seen to fail before anything is paid for: tags, pairs, value functions."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from cai.config.errors import CaiError
+from cai.config.yaml_files import read_text
 from cai.constitution.principles import Constitution
+from cai.constitution.templates import Templates
 from cai.data.records import Preference, Prompt, Source
+from cai.runs.folder import RunFolder
 from cai.runs.run_file import RunConfig
 from cai.training.reward_folder import is_trained_here
 from cai.training.reward_parts import LAST, models_of
@@ -20,6 +24,42 @@ from cai.training.settings import (
 
 Pairs = set[tuple[Source, float]]
 """The sources of a run's pairs, each with the weights that its pairs have."""
+
+
+def changed_inputs(
+    run_file: Path, overrides: Sequence[str], constitutions: Mapping[str, Path], templates: Templates
+) -> list[str]:
+    """Of a run file in a run's folder, which names the files that the run read: those that changed since.
+
+    Each with the option that reads the folder's copy in its place; without those that an override names.
+    """
+    folder = RunFolder(run_file.parent)
+    if run_file.name != folder.run_yaml.name or not folder.manifest_json.exists():
+        return []
+    copies = {"constitution": folder.constitution_yaml, "evaluate.constitution": folder.eval_constitution_yaml}
+    changed = [
+        (field, file, copies[field])
+        for field, file in constitutions.items()
+        if copies[field].exists() and read_text(file) != read_text(copies[field])
+    ]
+    kept = {name: folder.templates / name for name in templates.files() if (folder.templates / name).exists()}
+    if any(read_text(path) != templates.files()[name] for name, path in kept.items()):
+        changed.append(("templates", templates.folder, folder.templates))
+    named = {override.partition("=")[0].strip() for override in overrides}
+    return [
+        f"{run_file}: {field}: {file} has changed since this run; --set {field}={copy} reads the run's copy"
+        for field, file, copy in changed
+        if field not in named
+    ]
+
+
+@contextmanager
+def naming(changes: Sequence[str]) -> Iterator[None]:
+    """An error of the block ends with these lines."""
+    try:
+        yield
+    except CaiError as error:
+        raise CaiError("\n".join([str(error), *changes])) from error
 
 
 def unmet_tags(constitution: Constitution, prompts: Iterable[Prompt]) -> dict[str, list[str]]:

@@ -19,7 +19,7 @@ from cai.inference.reporter import Reporter
 from cai.inference.scheduler import OpenEngine
 from cai.runs.folder import RunFolder
 from cai.runs.pipeline import execute
-from cai.runs.plan import check_folder, claim, make_plan, split, start_folder
+from cai.runs.plan import check_folder, claim, make_plan, split, start_folder, start_warnings
 from tests.conftest import ROOT, cached_answers, prompt, scripted, write_workspace
 from tests.runs.slow_run import weigh
 
@@ -201,6 +201,33 @@ def test_the_run_file_in_a_runs_folder_is_the_same_run(
     same.folder.path.mkdir()
     start_folder(same, replace=False)
     assert same.folder.run_yaml.read_text().partition("\n")[2] == run_file.read_text()
+
+
+def test_the_run_file_in_a_runs_folder_says_which_files_have_changed_since(tmp_path: Path, model_folder: Path) -> None:
+    run_file, live = write_workspace(tmp_path, model_folder), tmp_path / "live.yaml"
+    shutil.copyfile(ROOT / "constitutions/brief.yaml", live)
+    folder = make_plan(run_file, [f"constitution={live}"], "own", tmp_path / "runs").folder
+    folder.path.mkdir(parents=True)
+    start_folder(make_plan(run_file, [f"constitution={live}"], "own", tmp_path / "runs"), replace=False)
+    folder.summary_json.write_text("{}", encoding="utf-8")
+    assert start_warnings(make_plan(folder.run_yaml, [], "again", tmp_path / "runs")) == []
+
+    live.write_text(live.read_text(encoding="utf-8").replace("Rewrite", "Write"), encoding="utf-8")
+    copy = f"constitution={folder.constitution_yaml}"
+    change = f"{folder.run_yaml}: constitution: {live} has changed since this run; --set {copy} reads the run's copy"
+    assert start_warnings(make_plan(folder.run_yaml, [], "again", tmp_path / "runs")) == [f"warning: {change}"]
+    with pytest.raises(CaiError, match="holds finished results") as refused:
+        check_folder(make_plan(folder.run_yaml, [], None, tmp_path / "runs"), replace=False)
+    assert str(refused.value).endswith(f"\n{change}")
+    own = make_plan(folder.run_yaml, [copy], None, tmp_path / "runs")
+    assert check_folder(own, replace=False) == "" and start_warnings(own) == []
+    assert start_warnings(make_plan(run_file, [f"constitution={live}"], "own", tmp_path / "runs")) == []
+
+    copied = folder.templates / "critique.jinja"
+    text = copied.read_text(encoding="utf-8")
+    copied.write_text(f"Now, {text}", encoding="utf-8")
+    (warned,) = start_warnings(make_plan(folder.run_yaml, [copy], "again", tmp_path / "runs"))
+    assert f"--set templates={folder.templates} reads the run's copy" in warned
 
 
 @pytest.mark.slow
