@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console, RenderableType
+from rich.padding import Padding
 from rich.text import Text
 
 from cai.cli.console import (
@@ -245,10 +246,9 @@ def forecast_parts(forecast: Forecast, gpu_rate: float | None) -> Iterator[Rende
     elif forecast.seconds is None:
         yield Text(f"  time: {NOT_MEASURED}; `cai bench RUN.yaml` measures this machine")
     elif (times := forecast.time_range()) is None:
-        apart = f"earlier calls took up to {forecast.spread:.0f} times more or less than their number and tokens say"
-        yield Text(
-            f"  time: not known yet: {apart};\n    `cai bench RUN.yaml` measures again, on a machine without other work"
-        )
+        apart = f"by the times of earlier calls, the most would be {forecast.spread**2:.0f} times the least"
+        again = "`cai bench RUN.yaml` measures again, on a machine without other work"
+        yield Padding(Text(f"time: not known yet: {apart}; {again}"), (0, 0, 0, 2), expand=False)
     else:
         yield Text(f"  time: {time_text(times, NOT_MEASURED)}, by this model's speed here so far")
     if misses and gpu_rate is not None:

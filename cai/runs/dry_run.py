@@ -22,7 +22,7 @@ from cai.evaluation.evaluation_plan import Policy
 from cai.evaluation.policy import PolicyEvaluation
 from cai.feedback.label import JudgePanel, LabelJob, count_work
 from cai.feedback.pipeline import collect_feedback
-from cai.inference.cache import AnyCache, Cache, OverlayCache, Work
+from cai.inference.cache import AnyCache, Cache, OverlayCache, Tally, Work
 from cai.inference.engine import Choose, Completion, Engine, EngineConfig, Generate
 from cai.inference.models import Model
 from cai.inference.reporter import Reporter
@@ -212,7 +212,7 @@ def _expected(
         rates = fit_rates(measured)
         written = verdicts = 0.0
         for step, tally in done.work.steps.items():
-            tokens = min(tally.allowed, tally.cache_misses * (_mean_tokens(measured, step) or tally.allowed))
+            tokens = min(tally.allowed, tally.cache_misses * (_mean_tokens(measured, step, tally) or tally.allowed))
             lines.append(Line(done.work.stage, step, tally.cache_misses, tally.cache_hits, tokens))
             written += tokens
             verdicts += 0 if tally.allowed else tally.cache_misses
@@ -226,8 +226,14 @@ def _expected(
     return lines, seconds, spread
 
 
-def _mean_tokens(measured: Sequence[Work], step: str) -> float | None:
-    tallies = [work.steps[step] for work in measured if step in work.steps]
+def _mean_tokens(measured: Sequence[Work], step: str, forecast: Tally) -> float | None:
+    """The mean of earlier calls that might write as many tokens; texts truncated at a lower limit are shorter."""
+    tallies = [
+        work.steps[step]
+        for work in measured
+        if step in work.steps
+        and work.steps[step].allowed * forecast.cache_misses >= forecast.allowed * work.steps[step].cache_misses
+    ]
     calls = sum(tally.cache_misses for tally in tallies)
     return sum(tally.tokens for tally in tallies) / calls if calls else None
 

@@ -147,6 +147,23 @@ def test_time_is_forecast_from_what_was_measured(tmp_path: Path, model_folder: P
     assert sum(line.tokens for line in found.lines) == pytest.approx(written, rel=0.01)  # answers as long as before
 
 
+def test_a_higher_limit_of_tokens_is_not_forecast_from_texts_that_a_lower_one_truncated(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    run_file = write_workspace(tmp_path, model_folder)
+    run_to_end(make_plan(run_file, ["revise.max_tokens=100"], None, tmp_path / "runs"))
+
+    def per_call(limit: int) -> float:
+        lines = dry_run(make_plan(run_file, [f"revise.max_tokens={limit}", "seed=1"], "other", tmp_path / "runs")).lines
+        written = [line for line in lines if line.step in ("critique", "revision")]
+        return sum(line.tokens for line in written) / sum(line.cache_misses for line in written)
+
+    before = per_call(100)
+    assert before < 50
+    assert per_call(50) == pytest.approx(before)
+    assert per_call(1000) == 1000
+
+
 def test_a_forecast_is_as_wide_as_the_work_that_it_comes_from() -> None:
     def work(tokens: int, seconds: float) -> Work:
         return Work("feedback", {"answer": Tally(1, 0, tokens, tokens, 1)}, seconds, False)
@@ -174,8 +191,12 @@ def test_a_forecast_that_is_too_wide_says_what_makes_the_time_known() -> None:
     lines = [Line("feedback", "answer", 4, 0, 100.0)]
     known, unknown = DryRun(lines, 0, 60.0, [], 0, 3.1), DryRun(lines, 0, 60.0, [], 0, 4.6)
     assert unknown.time_range() is None
-    told = [str(part) for part in forecast_parts(unknown, None)][-1]
-    assert "not known yet: earlier calls took up to 5 times" in told and "cai bench RUN.yaml" in told
+    narrow = Console(width=80)
+    with narrow.capture() as captured:
+        narrow.print(list(forecast_parts(unknown, None))[-1])
+    printed = captured.get()
+    assert "not known yet: by the times of earlier calls, the most would be 21 times\n" in printed
+    assert "`cai bench RUN.yaml`" in printed and all(line.startswith("  ") for line in printed.splitlines())
     assert "19.4 s to 3 min 06 s" in [str(part) for part in forecast_parts(known, None)][-1]
 
 
