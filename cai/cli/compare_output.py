@@ -309,9 +309,10 @@ def _curves(curves: Sequence[Curve], letters: Sequence[str]) -> Iterator[Rendera
     for (stage, name), group in kinds.items():
         low, high = min(min(c.values) for c in group), max(max(c.values) for c in group)
         for position, curve in enumerate(group):
-            title, scale = (f"{stage} {name}", f"{number(low)} to {number(high)}") if position == 0 else ("", "")
-            ends = f"{number(curve.values[0])} → {number(curve.values[-1])}"
-            spark = _spark(curve.values, low, high)
+            scale = f"{number(low)} to {number(high)}" if any(len(c.values) > 1 for c in group) else ""
+            title, scale = (f"{stage} {name}", scale) if position == 0 else ("", "")
+            first, *rest = map(number, curve.values)  # of one update a value, and no curve
+            ends, spark = (f"{first} → {rest[-1]}", _spark(curve.values, low, high)) if rest else (first, "")
             grid.add(short(title), letters[curve.run], spark, ends, str(len(curve.values)), scale)
     yield grid
 

@@ -322,7 +322,7 @@ def footnotes(effects: Iterable[Effect]) -> Iterator[Text]:
 def without_interval(effects: Iterable[Effect]) -> Iterator[Text]:
     """Why effects that differ have a dash in place of an interval."""
     if any(interval(effect) == NONE and (effect.mean or effect.se) for effect in effects):
-        yield Text(f"  no interval ({NONE}): too few prompts differ, or all by the same", style="dim")
+        yield Text(f"  no interval ({NONE}): fewer than six prompts, or all differ by the same", style="dim")
 
 
 def by_p(effect: Effect) -> float:

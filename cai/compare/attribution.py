@@ -12,7 +12,15 @@ from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
 from cai.compare.compare import metric_effect
-from cai.compare.findings import LINES, detected_share, high_metrics, insignificance, pair_warnings, run_warnings
+from cai.compare.findings import (
+    LINES,
+    UNTESTABLE,
+    detected_share,
+    high_metrics,
+    insignificance,
+    pair_warnings,
+    run_warnings,
+)
 from cai.compare.head_to_head import comparable, indirect_wins
 from cai.compare.reading import RunData, read_run
 from cai.compare.record import Attributed, Attribution
@@ -173,8 +181,10 @@ def _findings(matrix: Attribution) -> Iterator[str]:
     effects = [(row.principle_id, name, effect) for row in matrix.rows for name, effect in row.effects.items()]
     significant = sorted((e for e in effects if e[2].significant), key=lambda e: e[2].adjusted or 0.0)
     if not significant:
-        tests = counted(matrix.tests, "tests")
-        yield f"no effect of {counted(len(matrix.rows), 'principles')} is significant, of {tests}"
+        head = f"no effect of {counted(len(matrix.rows), 'principles')}"
+        tested = any(counts(effect) for *_, effect in effects)
+        tests = f"is significant, of {counted(matrix.tests, 'tests')}"
+        yield f"{head} {tests if tested else f'can be tested: {UNTESTABLE}'}"
     for principle, name, effect in significant[: LINES - 3]:
         what = principle if matrix.how == "leave-one-out" else f"{principle} alone, against all together"
         yield f"{what}, {name}: significant, {difference(effect)}"

@@ -16,10 +16,11 @@ from cai.compare.record import (
 )
 from cai.feedback.metrics import HELPFUL_WIN_RATE, RUN_METRICS
 from cai.stats.formatting import UNDETECTABLE, counted, difference, mean_difference, number, percent
-from cai.stats.significance import Effect
+from cai.stats.significance import Effect, counts
 from cai.stats.trainings import PROMPTS_ONLY
 from cai.stats.win_rate import FEW_PROMPTS
 
+UNTESTABLE = "too few prompts, or equal ones"
 LINES = 10
 
 
@@ -120,6 +121,9 @@ def _no_principle_effect(head: str, pair: PairComparison) -> Iterator[str]:
     effects = [(p, outcome, e) for p in pair.principles for outcome, e in p.effects.items()]
     if not effects or any(effect.significant for *_, effect in effects):
         return
+    if not any(counts(effect) for *_, effect in effects):
+        yield f"{head}no effect of a principle can be tested: {UNTESTABLE}"
+        return
     line = f"{head}no effect of a principle is significant"
     detectable = [item for item in effects if item[2].minimum_detectable]
     nearest = max(detectable, key=lambda item: detected_share(item[2]), default=None)
@@ -152,15 +156,23 @@ def _preference(b: str, row: RevisionPreference) -> str:
 def _head_to_head(b: str, row: HeadToHead) -> str:
     tagged = f" tagged {row.tag}" if row.tag else ""
     if not row.directly:  # their answers never met
+        prompts = counted(row.effect.n, "held-out prompts")
+        if is_tie(row.effect):
+            return f"{b} and A gain the same over the answer before training on {prompts}{tagged}"
         gains = f"{b} gains more than A over the answer before training on {percent(row.win_rate)}"
-        return f"{gains} of {row.effect.n} held-out prompts{tagged}"
+        return f"{gains} of {prompts}{tagged} (ties count one half)"
     prompts = "prompts judged side by side"
     return f"{b} against A, {row.axis}: win rate {number(row.win_rate)} on {row.effect.n} {prompts}{tagged}"
 
 
+def is_tie(effect: Effect) -> bool:
+    """Whether no prompt makes a difference."""
+    return effect.mean == 0 and not effect.se
+
+
 def insignificance(effect: Effect) -> str:
     """That an effect is not significant, with the minimum detectable difference; or why it is not tested."""
-    if effect.mean == 0 and not effect.se:
+    if is_tie(effect):
         return "a tie on every prompt"
     if effect.note == PROMPTS_ONLY:
         return f"not tested ({PROMPTS_ONLY})"
@@ -262,7 +274,7 @@ def pair_warnings(a: RunData, b: RunData, shared: Sequence[str]) -> Iterator[str
     if len(questions) > 1 and questions[0] != questions[1]:
         yield (
             f"{both}: each judge asks by its run's own principles, so labels and P(revision better) compare different "
-            "questions (`--judge` puts one to both)"
+            "questions (`cai compare --judge` puts one to both)"
         )
     critiques = [run.setting("revise", "critique") for run in (a, b)]
     if False in critiques and critiques[0] != critiques[1]:

@@ -48,7 +48,7 @@ def win_heading(row: HeadToHead, b: str) -> str:
     """What a head-to-head is of: only answers that met have a winner."""
     if row.directly:
         return f"Win rate of {b} against A, judged side by side"
-    return f"Held-out prompts on which {b} gains more than A over the answer before training"
+    return f"Held-out prompts on which {b} gains more than A over the answer before training; ties count one half"
 
 
 def indirect_wins(a: RunData, b: RunData, shared: Sequence[str]) -> dict[str | None, list[dict[str, float]]]:

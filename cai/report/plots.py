@@ -78,7 +78,12 @@ def curves(title: str, series: Mapping[str, Series], colours: Sequence[str] = CO
                 "line": {"color": colours[number % 6], "dash": DASHES[number % 6]},
             }
         )
-    ends = "; ".join(f"{name}: first {points[0][1]:.3g}, last {points[-1][1]:.3g}" for name, points in series.items())
+    ends = "; ".join(
+        f"{name}: {points[0][1]:.3g}"
+        if len(points) == 1
+        else f"{name}: first {points[0][1]:.3g}, last {points[-1][1]:.3g}"
+        for name, points in series.items()
+    )
     return Plot(title, f"{title} by update. {ends}", data, _curve_layout(list(series.values())))
 
 

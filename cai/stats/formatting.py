@@ -65,7 +65,7 @@ def no_interval(effect: "Effect") -> str:
     """Why a difference has no interval: `equal on every prompt`."""
     if effect.n > 1 and not effect.se:
         return "equal on every prompt"
-    return "no interval: too few prompts differ"
+    return "no interval: too few prompts"
 
 
 def mean_difference(effect: "Effect") -> str:

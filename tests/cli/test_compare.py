@@ -2,9 +2,12 @@ import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from cai.cli.compare import compare
-from cai.compare.record import RunComparison
+from cai.cli.compare_output import _curves
+from cai.cli.console import Grid, show
+from cai.compare.record import Curve, RunComparison
 from cai.config.errors import CaiError
 from tests.compare.made import make_run, principles, write_metrics
 
@@ -114,6 +117,20 @@ def test_curves_of_one_kind_of_stage_stand_under_each_other_on_one_scale(
     assert "0.000 → 4.333       40" in lines[score]
 
 
+def test_of_one_update_there_is_a_value_and_no_curve(capsys: pytest.CaptureFixture[str]) -> None:
+    curves = [
+        Curve(run=run, stage="1-sft", name="loss", steps=[*range(len(values))], values=values, missing=0)
+        for run, values in enumerate(([5.191], [4.932]))
+    ]
+    (grid,) = [part for part in _curves(curves, ["A", "B"]) if isinstance(part, Grid)]
+    show(Console(width=100), grid)
+    printed = capsys.readouterr().out
+    assert [line.split() for line in printed.splitlines() if "." in line] == [
+        ["sft", "loss", "A", "5.191", "1"],
+        ["B", "4.932", "1"],
+    ]
+
+
 def test_effects_without_a_known_interval_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a", "b"):
         make_run(tmp_path / name, principles("calm", name), lambda i, drawn: f"{i} {drawn}", prompts=2)
@@ -122,6 +139,8 @@ def test_effects_without_a_known_interval_are_one_line(tmp_path: Path, capsys: p
     result = [number for number, line in enumerate(printed) if line.startswith("Effects of principles, B − A")]
     assert len(result) == 1
     assert "none to show, 5 effects on too few or equal prompts" in printed[result[0]]
+    findings = " ".join(" ".join(printed).split())
+    assert "no effect of a principle can be tested: too few prompts, or equal ones" in findings
     assert not any("outcome" in line for line in printed)
 
 

@@ -79,5 +79,5 @@ def test_a_missing_interval_is_explained(differences: list[float]) -> None:
     effect = paired(differences)
     assert effect_cells(effect)[1] == "–"
     assert [str(text) for text in without_interval([effect])] == [
-        "  no interval (–): too few prompts differ, or all by the same"
+        "  no interval (–): fewer than six prompts, or all differ by the same"
     ]

@@ -1,3 +1,4 @@
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -193,13 +194,20 @@ def test_answers_that_never_met_have_no_winner(tmp_path: Path) -> None:
     )
     warned = [line for line in comparison.warnings if "own principles" in line]
     assert warned == []
+    tied = compare_runs([a, run("tied", "calm", 0.6)]).findings
+    assert any(
+        re.fullmatch(r"B and A gain the same over .* on \d+ held-out prompts?; a tie on every prompt", line)
+        for line in tied
+    )
+    assert not any("gains more" in line for line in tied)
     calm = principles("calm")
     others = [calm.principles[0].model_copy(update={"revision": "Say it calmly."})]
     reworded = calm.model_copy(update={"principles": others})
     d = make_run(tmp_path / "d", reworded, lambda i, _: "same", labels=lambda i: 0.9, evaluation=lambda i: 0.7)
     assert not any("own principles" in line for line in compare_runs([a, d]).warnings)  # the judge asks the same
     c = run("c", "plain", 0.7)
-    assert any("each judge asks by its run's own principles" in line for line in compare_runs([a, c]).warnings)
+    (warned_of,) = [line for line in compare_runs([a, c]).warnings if "each judge asks by its run's own" in line]
+    assert warned_of.endswith("(`cai compare --judge` puts one to both)")  # `cai attribute`, which warns too, has none
 
 
 def test_the_command_prints_the_head_to_head_and_options_of_a_judge_need_one(

@@ -49,7 +49,9 @@ def test_a_reliability_plot_has_a_dot_and_a_text_for_each_bin() -> None:
 
 
 def test_a_curve_of_one_update_or_of_equal_values_has_a_range_that_shows_its_value() -> None:
-    layout = curves("learning rate", {"a": [(1, 5e-6)]}).layout
+    one = curves("learning rate", {"a": [(1, 5e-6)]})
+    layout = one.layout
+    assert one.description == "learning rate by update. a: 5e-06"
     assert layout["xaxis"]["range"] == [0.5, 1.5] and layout["xaxis"]["dtick"] == 1
     assert layout["yaxis"]["range"] == pytest.approx([2.5e-6, 7.5e-6])
     assert (layout["yaxis"]["tickvals"], layout["yaxis"]["ticktext"]) == ([5e-6], ["5e-06"])

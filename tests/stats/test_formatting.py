@@ -46,7 +46,7 @@ def test_a_difference_has_signs_its_interval_and_its_prompts() -> None:
     effect = Effect(mean=0.3125, se=0.1, low=0.125, high=0.5625, n=16, p=0.01)
     assert difference(effect) == "+0.312 [+0.125, +0.562], n=16"
     bare = effect.model_copy(update={"low": None, "high": None})
-    assert difference(bare) == "+0.312 (no interval: too few prompts differ), n=16"
+    assert difference(bare) == "+0.312 (no interval: too few prompts), n=16"
     assert difference(bare.model_copy(update={"se": 0.0})) == "+0.312 (equal on every prompt), n=16"
     one_training = effect.model_copy(update={"note": "prompts only; training variance unknown"})
     assert difference(one_training) == "+0.312 [+0.125, +0.562], n=16 (prompts only; training variance unknown)"
