@@ -181,7 +181,7 @@ class Page:
         text = written.completion.text
         notes = [f"round {step.round}"] if step.round > 1 else []
         notes += [*written.flags, *(["truncated"] if written.completion.finish == "length" else [])]
-        heading = step.text + (f"  ({', '.join(notes)})" if notes else "")
+        heading = step.text + (f"  ({', '.join(dict.fromkeys(notes))})" if notes else "")
         if item.before is not None:
             self._block(f"{heading}, changed", marked(item.before, text))
         elif step.text == "revision":

@@ -94,7 +94,9 @@ def training_trust(stage: Path, skipped: Sequence[Skipped]) -> list[Line]:
     kind = settings.get("stage", "")
     lines = [("n", _learned_from(settings, counts))] if counts else []
     if kind == "reward":
-        nothing = "no pair (holdout: 0), so its accuracy is unknown"
+        share, pairs = settings.get("holdout", 0), counts.get("examples", 0)
+        why = f"holdout: {share:g}" + (f" of {counted(pairs, 'pairs')} is none" if share and pairs else "")
+        nothing = f"no pair ({why}), so its accuracy is unknown"
         lines += [
             ("held out", text) for text in _unknown_accuracy(results) or ([] if results["held_out"] else [nothing])
         ]

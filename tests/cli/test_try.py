@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from cai.cli import try_
 from cai.cli.main import main
-from cai.inference.engine import Generate
-from cai.workbench.trial import try_out
+from cai.constitution.principles import Principle
+from cai.data.records import Prompt
+from cai.inference.engine import Completion, Generate
+from cai.workbench.trial import News, Step, Written, try_out
 from tests.conftest import scripted
 
 FILE = """\
@@ -76,6 +79,15 @@ def test_the_whole_transcript_is_printed(cai, model_folder: Path) -> None:
     _, again, _ = cai("c.yaml", "-p", "How do I climb?")
     assert "0 new calls" in again
     assert "loading" not in again
+
+
+def test_a_revision_that_was_truncated_says_so_once(capsys: pytest.CaptureFixture[str]) -> None:
+    prompt = Prompt(id="p", messages=[{"role": "user", "content": "How?"}])
+    safe = Principle(id="safe", critique="Find danger.", revision="Make it safe.", judge="Which is safer?")
+    written = Written(Completion("Climb", "length", 5, 1), "A draft.", ("truncated", "copied_critique"))
+    page = try_.Page(Console(width=80), [prompt], "model")
+    page.show(News(Step(prompt, safe, 1, "revision"), written, None))
+    assert "revision  (truncated, copied_critique)\n" in capsys.readouterr().out
 
 
 def test_prompts_come_from_options_and_files_and_each_stands_once(cai, tmp_path: Path) -> None:

@@ -65,6 +65,14 @@ def test_a_training_says_what_it_learned_from_and_what_it_cannot_tell(
     assert lines == [("n", "7 examples learned from, 1 more held out"), expected, ("skipped", "2 × too long")]
 
 
+def test_a_share_to_hold_out_that_rounds_to_no_pair_is_named(tmp_path: Path) -> None:
+    files = {"stage": {"settings": {"stage": "reward", "holdout": 0.1}}, "data": {"examples": 1, "held_out": 0}}
+    for name, content in files.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    expected = "no pair (holdout: 0.1 of 1 pair is none), so its accuracy is unknown"
+    assert dict(training_trust(tmp_path, []))["held out"] == expected
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
