@@ -147,19 +147,29 @@ def resolve_server(address: str, key_env: str | Mapping[str, str] | None = None)
     known = _models(place, address)
     if name in known or (not name and len(known) == 1):
         return Server((place,), name or known[0])
-    wanted = f"the server has no model '{name}'" if name else f"the server has {len(known)} models; name one behind a #"
-    raise CaiError(f"model '{address}': {wanted}: {_near(name, known)}")
+    wanted = f"no model '{name}'; it has" if name else f"{len(known)} models; name one behind a #"
+    raise CaiError(f"model '{address}': the server has {wanted}: {_near(name, known)}")
 
 
 def _models(server: Address, address: str) -> list[str]:
     """The names of a server's models, asked for twice at most."""
-    problem = ""
+    problem = hint = ""
     for _ in range(2):
         try:
             return _model_list(server)
         except UnusableAnswer as error:
-            problem = str(error)
-    raise CaiError(f"model '{address}': the server does not list its models: {problem}; is it running at this address?")
+            problem, hint = str(error), _hint(error, address)
+    raise CaiError(f"model '{address}': the server does not list its models: {problem}{hint}")
+
+
+def _hint(error: UnusableAnswer, address: str) -> str:
+    """What may be wrong with the address of a server that lists no models; empty where that is not known."""
+    if isinstance(error, _Down):
+        return "; is it running at this address?"
+    url, hash_, name = address.partition("#")
+    if isinstance(error, _NotFound) and urlsplit(url).path in ("", "/"):
+        return f"; did you mean {url.rstrip('/')}/v1{hash_}{name}?"
+    return ""
 
 
 def _model_list(server: Address) -> list[str]:
@@ -184,7 +194,8 @@ def _model_list(server: Address) -> list[str]:
 def listed_models(status: int, body: bytes, key: str | None) -> list[str]:
     """The names in a server's list of models. Raises: UnusableAnswer for a response that is none, or holds the key."""
     if status != 200:
-        kind = _Down if status == 429 or status >= 500 else UnusableAnswer
+        down = status == 429 or status >= 500
+        kind = _Down if down else _NotFound if status == 404 else UnusableAnswer
         raise kind(f"status {status}: {server_message(body, key)}")
     listed = read_json(body, key)
     data = listed.get("data") if isinstance(listed, dict) else None
@@ -197,6 +208,10 @@ def listed_models(status: int, body: bytes, key: str | None) -> list[str]:
 
 class _Down(UnusableAnswer):
     """A server that cannot be reached, or is not ready."""
+
+
+class _NotFound(UnusableAnswer):
+    """A server that has no list of models at its address."""
 
 
 def resolve_endpoints(name: str, settings: EngineConfig, key_env: str | Mapping[str, str] | None = None) -> Server:

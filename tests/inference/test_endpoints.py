@@ -56,6 +56,9 @@ class Service:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 service.listed.append(self.path)
+                if not self.path.startswith("/v1/"):
+                    self.reply(404, {"error": {"message": "Not Found"}})
+                    return
                 self.reply(
                     200,
                     {
@@ -247,13 +250,20 @@ def test_a_busy_server_is_asked_again(service: Service) -> None:
 
 def test_a_servers_model_is_named_by_address_and_name(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_server(service.url) == resolve_server(f"{service.url}#big") == Server.at(service.url, "big")
-    with pytest.raises(CaiError, match=r"has no model 'bog': big"):
+    with pytest.raises(CaiError, match=r"has no model 'bog'; it has: big$"):
         resolve_server(f"{service.url}#bog")
     service.models.append("small")
     with pytest.raises(CaiError, match=r"has 2 models; name one behind a #: big, small"):
         resolve_server(service.url)
-    with pytest.raises(CaiError, match="the server does not list its models"):
+    with pytest.raises(CaiError, match=r"the server does not list its models: .*; is it running at this address\?$"):
         resolve_server("http://127.0.0.1:9/v1")
+    bare = service.url.removesuffix("/v1")
+    for address in (f"{bare}#big", f"{bare}/#big"):
+        with pytest.raises(CaiError, match=rf"status 404: Not Found; did you mean {service.url}#big\?$"):
+            resolve_server(address)
+    service.models.clear()
+    with pytest.raises(CaiError, match=r"the server does not list its models: its list has no models: [^;]*$"):
+        resolve_server(service.url)
     assert model_fingerprint(Server.at("http://here/v1", "big")) == model_fingerprint(
         Server.at("http://there/v1", "big")
     )
