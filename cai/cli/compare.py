@@ -113,9 +113,10 @@ def compare(
             show(console, part)
     if out is not None or not as_json:
         page = out or runs / "comparison.html"
+        earlier = ", in place of the earlier one (--out FILE writes another)" if out is None and page.exists() else ""
         write_file(page, comparison_report(read_comparison(comparison, folders)))
         if not as_json:
-            line(console, f"\nReport: {page}")
+            line(console, f"\nReport: {page}{earlier}")
     failed = sum(pair.revisions.failed for pair in comparison.pairs if pair.revisions)
     if failed:
         say_failed(f"{counted(failed, 'verdicts')} of --judge failed; the reasons are below its table")

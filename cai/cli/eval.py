@@ -150,9 +150,9 @@ def report_tables(report: PolicyReport, width: int) -> Iterator[RenderableType |
 
 
 def _against(report: PolicyReport) -> Iterator[RenderableType | Grid]:
-    tags = ", ".join(f"{count} {tag}" for tag, count in list(report.tags.items())[:TAGS])
+    tags = ", ".join(f"{tag} {count}" for tag, count in list(report.tags.items())[:TAGS])
     more = ", …" if len(report.tags) > TAGS else ""
-    yield heading(counted(report.prompts, "prompts") + (f" ({tags}{more})" if tags else ""))
+    yield heading(counted(report.prompts, "prompts") + (f", by tag: {tags}{more}" if tags else ""))
     for policy, against in dict.fromkeys((row.policy, row.against) for row in report.comparisons):
         rows = [row for row in report.comparisons if (row.policy, row.against) == (policy, against)]
         words = next((row.words for row in rows if row.words), None)

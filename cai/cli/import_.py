@@ -123,9 +123,14 @@ def skipped_file(out: Path) -> Path:
 
 
 def echo_skipped(reasons: Reasons, rest: Path) -> None:
+    """Print how many rows were skipped for each reason, the first places, and the file that lists them."""
+    echo_reasons(reasons)
+    if reasons:
+        echo(f"  all skipped rows are listed in {rest}")
+
+
+def echo_reasons(reasons: Reasons) -> None:
     """Print how many rows were skipped for each reason, and the first places."""
     for reason, places in reasons.items():
         named = ", ".join(places[:PLACES]) + (", …" if len(places) > PLACES else "")
         echo(f"  skipped: {len(places)} × {visible(reason)} ({named})")
-    if reasons:
-        echo(f"  all skipped rows are listed in {rest}")

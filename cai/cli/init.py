@@ -2,23 +2,24 @@
 
 import re
 import sys
-from itertools import islice
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cai.cli.console import Grid, command, echo, refuse_existing, result_console, show, write_new
-from cai.cli.options import ModelName
+from cai.cli.import_ import Reasons, echo_reasons, where
+from cai.cli.options import ModelName, check_name
 from cai.config.characters import visible
-from cai.config.errors import CaiError
+from cai.config.errors import CaiError, exists
 from cai.config.locate import local_file
-from cai.config.validation import NAMES, RUN_NAME
+from cai.config.validation import RUN_NAME
 from cai.constitution.writing import scalar, starter
 from cai.data.formats import ReadSummary
 from cai.data.prompts import iter_prompts, text_fields
-from cai.data.records import Prompt
-from cai.inference.models import SMALL_MODEL
+from cai.data.records import Prompt, Skipped
+from cai.inference.models import SMALL_MODEL, check_hub_id
 from cai.stats.formatting import counted
 
 RUN_FILE = "run.yaml"
@@ -76,7 +77,9 @@ def init(
     for file_name in (RUN_FILE, CONSTITUTION_FILE):
         refuse_existing(out / file_name)
     if name is not None:
-        _check_name(name)
+        check_name(name)
+    if "/" not in model and model != SMALL_MODEL and not exists(Path(model)):
+        check_hub_id(model)
     if prompts is None:
         if not asks:
             raise CaiError("PROMPTS: expected a file of prompts, such as `cai init questions.txt`")
@@ -85,13 +88,12 @@ def init(
     if column is None:
         column = _prompt_column(file, asks)
     summary = ReadSummary()
-    rows = list(islice(iter_prompts(file, summary, column), MANY + 1))
-    count = sum(isinstance(row, Prompt) for row in rows)
+    count, reasons = _count(iter_prompts(file, summary, column))
     if not count:
         raise CaiError(f"{file}: no prompts in this file")
     if name is None:
         derived = _derived_name(prompts)
-        name = _check_name(typer.prompt("Name of the run", default=derived).strip()) if asks else derived
+        name = check_name(typer.prompt("Name of the run", default=derived).strip()) if asks else derived
     source = _source(file, out) if Path(prompts).exists() else prompts  # a dataset of the Hub keeps its id
     more = count > MANY
     settings = {
@@ -109,6 +111,7 @@ def init(
     write_new(out / RUN_FILE, TEMPLATE.format(**settings))
     formats = ", ".join(summary.formats) or "prompt"
     echo(f"Read {'more than ' if more else ''}{counted(min(count, MANY), 'prompts')} from {prompts} ({formats}).")
+    echo_reasons(reasons)
     echo(f"Wrote {out / CONSTITUTION_FILE} and {out / RUN_FILE}. Next:")
     constitution, run_file = out / CONSTITUTION_FILE, out / RUN_FILE
     grid = Grid(["", ""], left=2, last_left=True)
@@ -120,22 +123,24 @@ def init(
     show(result_console(), grid)
 
 
-def _is_name(name: str) -> bool:
-    return re.fullmatch(RUN_NAME, name) is not None
-
-
-def _check_name(name: str) -> str:
-    """A run's name. Raises: CaiError for one that no run may have."""
-    if not _is_name(name):
-        raise CaiError(f"--name {name}: expected {NAMES[RUN_NAME]}")
-    return name
+def _count(rows: Iterable[Prompt | Skipped]) -> tuple[int, Reasons]:
+    """The number of prompts, at most one above MANY, and why rows before the last of them were skipped."""
+    count, reasons = 0, Reasons()
+    for row in rows:
+        if isinstance(row, Skipped):
+            reasons.setdefault(row.reason, []).append(where(row))
+        else:
+            count += 1
+        if count > MANY:
+            break
+    return count, reasons
 
 
 def _derived_name(prompts: str) -> str:
     """A run's name after its file of prompts or dataset of the Hub: `my-questions` for `data/my questions.csv`."""
     last = prompts.rstrip("/").rpartition("/")[2].partition(":")[0]
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", last.partition(".")[0]).strip("-._")
-    return name if _is_name(name) else "run"
+    return name if re.fullmatch(RUN_NAME, name) else "run"
 
 
 def _source(file: Path, folder: Path) -> str:

@@ -79,6 +79,27 @@ RENAMED_OPTIONS = {  # by command: an option of earlier versions, and what to wr
     "cai attribute": {"--html": "--out"},
     "cai eval": {"--referee": "--constitution"},
 }
+OF_RUN_FILES = {
+    "--limit": "use --set prompts.limit=N",
+    "--model": "use --set model=NAME",
+    "--constitution": "use --set constitution=NAME",
+    "--seed": "use --set seed=N",
+    "--judge": "use --set judge.model=NAME",
+    "--key-env": "use --set judge.key_env=VAR",
+}
+OF_OTHERS = {  # by command: an option that it lacks and others have, and what does the same or comes closest
+    "cai run": OF_RUN_FILES,
+    "cai sweep": OF_RUN_FILES,
+    "cai judge": {"--key-env": "use --set key_env=VAR", "--dry-run": "--limit N judges a few rows first"},
+    "cai judge-eval": {"--key-env": "use --set key_env=VAR", "--dry-run": "--limit N judges a few rows first"},
+    "cai eval": {"--dry-run": "--limit N evaluates a few prompts first"},
+    "cai train": {"--dry-run": "--estimate shows the memory it takes"},
+}
+PYDANTICS = {  # how pydantic words the bounds of an option, and how cai does
+    "Input should be greater than or equal to": "expected at least",
+    "Input should be less than or equal to": "expected at most",
+    "Input should be": "expected",
+}
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # click's, or the copy of it that typer brings along
 
 
@@ -220,7 +241,7 @@ def _invoke() -> None:
 
 
 def _end_misused(error: Any) -> NoReturn:
-    """End with a message about mistyped arguments: a renamed option with its new name, else the nearest known one."""
+    """End with a message about mistyped arguments: for an option its new name, what replaces it, or the nearest."""
     context = error.ctx
     path = context.command_path if context is not None else "cai"
     if context is not None and error.message == context.get_help():  # a group without a command
@@ -228,8 +249,11 @@ def _end_misused(error: Any) -> NoReturn:
         sys.exit(2)
     option = getattr(error, "option_name", None)
     renamed = RENAMED_OPTIONS.get(path, {}).get(option or "")
+    instead = OF_OTHERS.get(path, {}).get(option or "")
     if renamed:
         message = f"{option} is now {renamed}"
+    elif instead:
+        message = f"no such option {option}; {instead}"
     elif option is not None:
         near = difflib.get_close_matches(option, getattr(error, "possibilities", None) or [], n=1)
         message = f"no such option {option}" + (f"; did you mean {near[0]}?" if near else "")
@@ -238,6 +262,8 @@ def _end_misused(error: Any) -> NoReturn:
             error.format_message().strip().rstrip(".").replace(". Did you", "; did you").replace("Value error, ", "")
         )
         message = message[:1].lower() + message[1:]
+        for theirs, ours in PYDANTICS.items():
+            message = message.replace(theirs, ours)
         if message.startswith("no such command") and "did you mean" not in message and path != "cai":
             message += f"; expected one of {', '.join(context.command.list_commands(context))}"
     _echo_error(f"{path}: {message}")

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 import typer
 from pydantic import BaseModel
 
+from cai.config.errors import CaiError
+from cai.config.validation import NAMES, RUN_NAME
 from cai.runs.run_file import RunConfig
 
 
@@ -28,6 +30,13 @@ def default(model: type[BaseModel], field: str) -> Any:
 def first_clause(description: str) -> str:
     """A description up to its first semicolon or full stop, as a sentence."""
     return STOP.split(description, maxsplit=1)[0].rstrip(".") + "."
+
+
+def check_name(name: str) -> str:
+    """The run's name of a --name. Raises: CaiError for one that no run may have."""
+    if not re.fullmatch(RUN_NAME, name):
+        raise CaiError(f"--name {name}: expected {NAMES[RUN_NAME]}")
+    return name
 
 
 BOUNDS = (("min", "ge"), ("max", "le"))  # typer's names and annotated_types'

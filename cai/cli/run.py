@@ -22,7 +22,7 @@ from cai.cli.console import (
     show,
     tail,
 )
-from cai.cli.options import DEFAULT_RUNS, DryRun, Replace, RunsFolder, Settings, setting
+from cai.cli.options import DEFAULT_RUNS, DryRun, Replace, RunsFolder, Settings, check_name, setting
 from cai.cli.train_estimate import size_text
 from cai.config.characters import Terminal, visible
 from cai.config.errors import CaiError
@@ -69,6 +69,8 @@ def run(
     """
     if gpu_rate is not None and not dry_run:
         raise CaiError("--gpu-rate applies to --dry-run only; add --dry-run")
+    if name is not None:
+        check_name(name)
     whole = make_plan(run_file, settings or [], name, runs)
     plan = whole if shard is None else shard_plan(whole, Shard.parse(shard))
     console = Terminal()

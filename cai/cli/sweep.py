@@ -72,6 +72,9 @@ def _run_all(file: Path, settings: list[str], replace: bool, runs: Path, retry_f
     show(console, _results(members))
     line(console, f"  runs and index: {runs / name}/")
     finished = [last_folder(m.plan).path.relative_to(runs) for m in members if m.name not in failed]
+    kinds = {member.principles.how for member in members if member.name not in failed}
+    if "all" in kinds and kinds & {"leave-one-out", "one-at-a-time"}:
+        line(console, f"  {command('attribute', name, runs=runs)}")
     if len(finished) > 1:
         line(console, f"  {command('compare', *finished[:COMPARED], runs=runs)}")
     places = [place for member in members for folder in folders(member.plan) for place in (folder.judge, folder.path)]

@@ -37,9 +37,20 @@ COMMAND = Path("cai train")  # where options come from, for messages
 DEFAULT_LAUNCHER: str = default(RunConfig, "launcher")
 
 
+def _known_stage(name: str) -> str:
+    """Raises: CaiError for a stage that there is not."""
+    stage_settings_class(name)
+    return name
+
+
 def train(
     stage: Annotated[
-        str, typer.Argument(metavar="STAGE", help="sft, reward, ppo, dpo, kto, orpo, rloo, grpo or online_dpo.")
+        str,
+        typer.Argument(
+            metavar="STAGE",
+            help="sft, reward, ppo, dpo, kto, orpo, rloo, grpo or online_dpo.",
+            callback=_known_stage,  # before options that are missing are errors
+        ),
     ],
     model: ModelName,
     data: Annotated[

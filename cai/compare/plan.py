@@ -3,8 +3,9 @@
 With the spread of this comparison, at 80 % power, at the level that the metric has among all of its tests.
 """
 
+import difflib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from cai.compare.record import METRIC_TABLE, PlannedMetric, RunComparison
 from cai.config.errors import CaiError
@@ -29,7 +30,7 @@ def parse_plan(options: Sequence[str]) -> dict[str, float]:
     for option in options:
         metric, _, size = option.rpartition("=")
         if metric and metric not in keys:
-            near = closest_names(metric, keys)
+            near = closest_names(metric, keys) or _with_word(metric, names)
             hint = did_you_mean(near) if near else f"expected one of {', '.join(names)}"
             raise CaiError(f"--plan {option}: no metric '{metric}'; {hint}")
         try:
@@ -40,6 +41,11 @@ def parse_plan(options: Sequence[str]) -> dict[str, float]:
             raise CaiError(f"--plan {option}: expected a difference above 0 in the metric's unit, found '{size}'")
         planned[keys[metric] if metric else ""] = difference
     return planned
+
+
+def _with_word(word: str, names: Iterable[str]) -> list[str]:
+    """At most four of the names, those with a word that is spelt like this."""
+    return [name for name in names if difflib.get_close_matches(word, name.split(), n=1, cutoff=0.75)][:4]
 
 
 def plan(comparison: RunComparison, differences: dict[str, float]) -> list[PlannedMetric]:

@@ -135,7 +135,8 @@ def check_weights(folder: Path) -> None:
             raise CaiError(f"{path}: names the weights {brief(name)}; expected a *.safetensors file beside it")
 
 
-def _download(name: str) -> Path:
+def check_hub_id(name: str) -> None:
+    """Raises: CaiError for what is no id of the Hub, with what may have been meant."""
     if HOST_AND_PORT.fullmatch(name):  # no Hub id has a colon
         raise CaiError(
             f"model '{name}': no such folder; a server is named by its URL and the name of its model, such as "
@@ -146,6 +147,10 @@ def _download(name: str) -> Path:
         expected = f"expected {SMALL_MODEL}, a folder, or a full Hub id, org/model (gpt2 is openai-community/gpt2)"
         hint = f"did you mean '{near[0]}'?" if near else expected
         raise CaiError(f"model '{without_password(name)}': no such folder; {hint}")
+
+
+def _download(name: str) -> Path:
+    check_hub_id(name)
     from huggingface_hub import snapshot_download
 
     try:

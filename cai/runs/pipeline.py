@@ -81,11 +81,11 @@ def train_stage(
                 reporter.say(f"  {name}: warning: {event['warning']}")
             if "done" in event:
                 reporter.say(f"  {name}: {event['done']}")
+            if "starts" in event:
+                reporter.note(f"{name}: loading the model")
 
-        if not is_trained(spec):
-            if spec.judge is not None:
-                spec.judge.check()
-            reporter.note(f"{name}: loading the model")
+        if spec.judge is not None and not is_trained(spec):
+            spec.judge.check()
         reporter.resumption = lambda: resumption(name, spec)
         result = run_stage(spec, report, replace, keep_data)
         reporter.resumption = None

@@ -256,6 +256,7 @@ def run_stage(spec: StageSpec[Any], report: Report, replace: bool = True, keep_d
         take(claim, replace)
         if changes:
             report({"again": changes})
+        report({"starts": True})
         with _recording_errors(folder / FAILURE):
             _train(spec, claim, report, keep_data)
     return folder / MODEL

@@ -166,6 +166,21 @@ def test_the_list_of_runs_fits_the_terminal_and_names_what_cannot_be_read(
         (["report", "x", "--html", "y"], "cai report: --html is now --out"),
         (["eval", "x", "--referee", "y"], "cai eval: --referee is now --constitution"),
         (["run"], "cai run: missing argument 'RUN.yaml'"),
+        (["run", "RUN", "--limit", "3"], "cai run: no such option --limit; use --set prompts.limit=N\nSee "),
+        (["sweep", "RUN", "--seed", "3"], "cai sweep: no such option --seed; use --set seed=N\nSee "),
+        (["judge", "--key-env", "X"], "cai judge: no such option --key-env; use --set key_env=VAR\nSee "),
+        (
+            ["eval", "x", "--dry-run"],
+            "cai eval: no such option --dry-run; --limit N evaluates a few prompts first\nSee ",
+        ),
+        (
+            ["train", "sft", "--dry-run"],
+            "cai train: no such option --dry-run; --estimate shows the memory it takes\nSee ",
+        ),
+        (["train", "stf", "--data", "x"], "unknown stage 'stf'; did you mean 'sft'?"),
+        (["run", "RUN", "--name", "my q"], "error: --name my q: expected a name of letters, digits, "),
+        (["eval", "x", "--limit", "0"], "cai eval: invalid value for '--limit': expected at least 1\nSee "),
+        (["eval", "x", "--limit", "x"], "cai eval: invalid value for '--limit': expected a valid integer, unable to "),
     ],
 )
 def test_a_mistake_is_an_error_message_with_status_2(

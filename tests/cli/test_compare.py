@@ -131,6 +131,20 @@ def test_of_one_update_there_is_a_value_and_no_curve(capsys: pytest.CaptureFixtu
     ]
 
 
+def test_a_page_that_is_overwritten_without_being_named_is_mentioned(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page, again = runs / "comparison.html", []
+    for out in (None, None, page):
+        compare(["a", "b"], False, out, runs)
+        again.append(capsys.readouterr().out.splitlines()[-1])
+    assert again == [
+        f"Report: {page}",
+        f"Report: {page}, in place of the earlier one (--out FILE writes another)",
+        f"Report: {page}",
+    ]
+
+
 def test_effects_without_a_known_interval_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a", "b"):
         make_run(tmp_path / name, principles("calm", name), lambda i, drawn: f"{i} {drawn}", prompts=2)

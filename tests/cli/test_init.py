@@ -106,6 +106,26 @@ def test_many_prompts_are_limited(here: Path) -> None:
     assert load_run_file(here / "run.yaml", []).prompts.limit == 1000
 
 
+def test_rows_that_are_no_prompts_are_counted_and_do_not_hide_that_there_are_more(here: Path) -> None:
+    (here / "p.txt").write_text("Why?\n" + "".join(f"Why is {n}?\n" for n in range(3)) + "Why?\n")
+    output = cai("init", "p.txt")
+    assert "Read 4 prompts from p.txt (prompt).\n  skipped: 1 × a row above has the same prompt (p.txt:5)\n" in output
+    (here / "many.txt").write_text("Why?\nWhy?\n" + "".join(f"Why is {n}?\n" for n in range(1000)))
+    assert "more than 1,000 prompts" in cai("init", "many.txt", "--out", "many")
+    assert load_run_file(here / "many/run.yaml", []).prompts.limit == 1000
+
+
+def test_a_model_that_is_no_folder_and_no_full_hub_id_is_refused(here: Path) -> None:
+    (here / "p.txt").write_text("Why?\n")
+    assert "model 'smollm2-135': no such folder; did you mean 'sm" in cai_fails(
+        "init", "p.txt", "--model", "smollm2-135"
+    )
+    assert "model 'gpt2': no such folder; expected smollm2-135m, " in cai_fails("init", "p.txt", "--model", "gpt2")
+    assert not (here / "run.yaml").exists()
+    (here / "mine").mkdir()
+    cai("init", "p.txt", "--model", "mine")
+
+
 def test_nothing_is_overwritten_and_nothing_guessed(here: Path) -> None:
     assert "PROMPTS: expected a file of prompts" in cai_fails("init")
     assert "none.txt: no such file" in cai_fails("init", "none.txt")

@@ -174,7 +174,7 @@ def test_a_panel_is_named_by_repeating_the_model(
         (["--set", "principles=0"], "--set principles: "),
         (["--set", "samples=3"], "--set samples: `cai judge` samples no responses"),
         (["--set", "principles"], "--set principles: expected key=value"),
-        (["--seed", "x"], "--seed': Input should be a valid integer"),
+        (["--seed", "x"], "--seed': expected a valid integer"),
     ],
 )
 def test_a_mistake_is_an_error_message_with_status_2(

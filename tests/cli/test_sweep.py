@@ -44,6 +44,17 @@ def test_runs_stand_side_by_side_until_a_setting_makes_them_others(cai, tmp_path
     assert cai(path, "--set", "seed=7", "--replace")[0] == 0
 
 
+def test_a_sweep_over_principles_goes_on_with_their_effects(cai, tmp_path: Path, model_folder: Path) -> None:
+    path = write_sweep(tmp_path, model_folder, principles="one-at-a-time", set={"constitution": "brief"})
+    status, out, _ = cai(path)
+    runs = tmp_path / "runs"
+    assert status == 0
+    assert out.splitlines()[-2:] == [
+        f"  cai attribute trial --runs {runs}",
+        f"  cai compare trial/all trial/only-short trial/only-plain-words trial/only-answer-first --runs {runs}",
+    ]
+
+
 def test_a_damaged_folder_fails_its_own_run_alone(cai, tmp_path: Path, model_folder: Path) -> None:
     path = write_sweep(tmp_path, model_folder, grid={"revise.rounds": [1, 2, 3]})
     assert cai(path)[0] == 0

@@ -34,7 +34,11 @@ def test_a_difference_may_be_named_for_one_metric_by_key_or_name_or_for_all() ->
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("wins=0.1", "--plan wins=0.1: no metric 'wins'; expected one of words in the draft, "),
+        ("zebra=0.1", "--plan zebra=0.1: no metric 'zebra'; expected one of words in the draft, "),
+        (
+            "wordss=10",
+            "no metric 'wordss'; did you mean 'words in the draft' or 'words in the revision' or 'words ",
+        ),
         ("revision_word=1", "no metric 'revision_word'; did you mean 'revision_words' or 'revision_worse'?"),
         ("words in revision=1", "no metric 'words in revision'; did you mean 'words in the revision'?"),
         ("win_rate=much", "--plan win_rate=much: expected a difference above 0 in the metric's unit, found 'much'"),

@@ -275,6 +275,7 @@ def test_answers_that_attack_the_eval_judge_gain_nothing_or_what_every_surface_s
     with console.capture() as printed:
         for part in report_tables(report, console.width):
             show(console, part)
+    assert "\n16 prompts, by tag: even 8, odd 8\n" in printed.get()
     [grid] = [grid for grid in evaluation_grids(report) if grid.title.startswith("Attacks on the judge")]
     for gain in report.injection:
         assert re.search(rf"{gain.label} +16 +{re.escape(gain.shown)} .* {gain.meaning} *\n", printed.get()), (

@@ -25,7 +25,7 @@ def test_a_worker_trains_and_reports_its_progress(tmp_path: Path, tiny_model: Pa
     data = preferences(tmp_path / "preferences.jsonl")
     policy = run_stage(StageSpec(dpo(), data, tiny_model, tmp_path / "dpo"), events.append)
     assert (policy / "model.safetensors").exists()
-    assert events[0] == {"examples": 8, "too_long": [], "undecided": []}
+    assert events[:2] == [{"starts": True}, {"examples": 8, "too_long": [], "undecided": []}]
     steps = [event["step"] for event in events if "step" in event]
     assert steps[-1] == 4 and steps == sorted(steps)
     assert (tmp_path / "dpo/train.log").exists()
