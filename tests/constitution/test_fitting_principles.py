@@ -88,4 +88,9 @@ def test_the_docs_say_what_fits_by_construction_and_how_often_the_rest_does() ->
     weights = [sum(p.weight for p in some) for some in (always, general)]
     assert "they have {:g} of the weight {:g}".format(*weights) in docs
     shares = [100 * specific_met(FITTING[part], yes) for yes in (False, True) for part in ("examples", "hh-rlhf")]
-    assert "fits in {:.0f} and {:.0f} % of draws ({:.0f} and {:.0f} %".format(*shares) in docs
+    examples, hh_rlhf, *yes_to_all = (f"{share:.0f} %" for share in shares)
+    fits = (
+        f"fits its prompt in {examples} of cases on the prompts of `examples/prompts.jsonl` and in {hh_rlhf} on those"
+    )
+    assert f"{fits} of hh-rlhf; with Yes to all questions, in {yes_to_all[0]} on both" in docs
+    assert yes_to_all[0] == yes_to_all[1]
