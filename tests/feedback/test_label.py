@@ -405,6 +405,7 @@ def test_a_limit_takes_the_first_pairs_and_asks_no_more(tmp_path: Path, judging:
     assert [r.rejected for r in read_rows(tmp_path / "out/verdicts.jsonl", Preference)] == ["is 1", "is 0"]
 
 
+@pytest.mark.slow
 def test_nothing_of_a_row_is_kept_once_it_is_written(
     tmp_path: Path, judging: Callable[..., LabelJob], monkeypatch: pytest.MonkeyPatch
 ) -> None:

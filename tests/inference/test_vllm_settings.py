@@ -77,6 +77,7 @@ def test_on_a_gpu_vllm_keeps_its_own_settings_and_gets_the_users(
     assert prompts_at_once(EngineConfig()) > 32
 
 
+@pytest.mark.slow
 def test_on_a_cpu_the_measured_settings_hold_until_the_user_sets_others(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,6 +57,7 @@ def quiet() -> Reporter:
     return Reporter(Console(quiet=True))
 
 
+@pytest.mark.slow
 def test_texts_and_verdicts_are_measured_apart_without_the_loading(tmp_path: Path, model_folder: Path) -> None:
     engines: list[ScriptedEngine] = []
     extra = "judge: {principles: 2}\nengine: {concurrency: 2}\n"
@@ -74,6 +75,7 @@ def test_texts_and_verdicts_are_measured_apart_without_the_loading(tmp_path: Pat
     assert not list((tmp_path / "runs").glob("*/*"))
 
 
+@pytest.mark.slow
 def test_a_dry_run_forecasts_from_the_rates(tmp_path: Path, model_folder: Path) -> None:
     plan = make_plan(write_workspace(tmp_path, model_folder, prompts=16), [], None, tmp_path / "runs")
     assert dry_run(plan).seconds is None

@@ -560,6 +560,7 @@ def test_the_report_fits_eighty_columns_with_several_policies(tmp_path: Path) ->
     assert sum("harmful   refuses" in line for line in lines) == 2  # four policies in two tables
 
 
+@pytest.mark.slow
 def test_a_run_may_end_with_its_evaluation_which_is_forecast_and_accounted_for(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -597,6 +598,7 @@ def test_a_run_may_end_with_its_evaluation_which_is_forecast_and_accounted_for(
     )
 
 
+@pytest.mark.slow
 def test_a_run_keeps_a_finished_evaluation_of_its_policy_unless_replaced(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -147,6 +147,7 @@ def test_what_is_trained_answers_on_servers_and_is_evaluated_in_this_process(
     assert changes <= {"axes", "probes"}  # which it adds
 
 
+@pytest.mark.slow
 def test_the_log_and_the_console_say_that_a_server_rests_and_is_back(
     tmp_path: Path,
     services: list[Service],

@@ -283,6 +283,7 @@ def test_a_file_of_answers_is_read_before_any_call(tmp_path: Path, model_folder:
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_worker")
 def test_the_prompts_of_ppo_that_are_too_long_are_listed(tmp_path: Path, tiny_model: Path) -> None:
     train = TRAIN.replace("max_tokens: 6", "max_tokens: 6, max_length: 76")
