@@ -104,10 +104,8 @@ def ask(server: FaultyServer, step: str, cache: Path, timeout: float = 30.0) -> 
     return asyncio.run(asyncio.wait_for(run(), SOON))
 
 
-@pytest.mark.parametrize(
-    ("fault", "step", "mode"),
-    [pytest.param(*case, marks=[pytest.mark.slow] if case[2] == "every other" else []) for case in CASES],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("fault", "step", "mode"), CASES)
 def test_a_fault_is_retried_or_counted_or_a_clear_error(
     fault: str, step: str, mode: Mode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
