@@ -209,6 +209,10 @@ class Grid:
         texts = [cell if isinstance(cell, Text) else Text(visible(cell)) for cell in cells]
         self._rows.append([*texts, *(Text("") for _ in range(len(self._headings) - len(cells)))])
 
+    def holds(self, text: str) -> bool:
+        """Whether a cell is this text."""
+        return any(cell.plain == text for row in self._rows for cell in row)
+
     def shown(self, width: int) -> list[int]:
         """The places of the columns that fit."""
         widths = self._widths()

@@ -108,7 +108,7 @@ def _parts(labelling: dict[str, Any]) -> Iterator[RenderableType | Grid]:
     for metric, estimate in estimates.items():
         grid.add(metric.name, metric.shown(estimate), Text(metric.meaning, style="dim"))
     yield grid
-    high = [f"{metric.name} is {metric.shown(e)}" for metric, e in estimates.items() if metric.warns(e.mean)]
+    high = [f"{m.name} is {m.shown(e)}: {m.meaning}" for m, e in estimates.items() if m.warns(e.mean)]
     reasons = [f"skipped: {count:,} × {reason}" for reason, count in skipped["reasons"].items()]
     failed = [f"{counted(skipped['failed'], 'rows')} failed; skipped.jsonl says why"] if skipped["failed"] else []
     if warnings := [

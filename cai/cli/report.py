@@ -17,3 +17,5 @@ def report(run: RunName, out: PageOut = None, runs: RunsFolder = DEFAULT_RUNS) -
     contents = read_run(folder)
     write_file(target, run_report(folder, contents))
     echo(f"Wrote {target} ({target.stat().st_size / 1e6:.1f} MB, {len(contents.table.lines):,} examples)")
+    for problem in contents.missing:
+        echo(f"! {problem}")

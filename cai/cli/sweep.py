@@ -29,7 +29,7 @@ from cai.runs.sweep import (
     sweep_metric_texts,
 )
 from cai.runs.training_time import sum_of_ranges
-from cai.stats.formatting import counted
+from cai.stats.formatting import NONE, counted
 
 
 def sweep(
@@ -69,7 +69,10 @@ def _run_all(file: Path, settings: list[str], replace: bool, runs: Path, retry_f
             lambda text: line(console, text),
             retry_failed,
         )
-    show(console, _results(members))
+    results = _results(members)
+    show(console, results)
+    if results.holds(NONE):
+        show(console, Text(f"  {NO_PART}", style="dim"))
     line(console, f"  runs and index: {runs / name}/")
     finished = [last_folder(m.plan).path.relative_to(runs) for m in members if m.name not in failed]
     kinds = {member.principles.how for member in members if member.name not in failed}
@@ -83,6 +86,7 @@ def _run_all(file: Path, settings: list[str], replace: bool, runs: Path, retry_f
 
 
 UNKNOWN = "unknown"
+NO_PART = f"{NONE}: the run has no such part, such as pairs labelled by a judge"
 COMPARED = 4  # runs in the command that is suggested
 
 

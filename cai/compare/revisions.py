@@ -156,7 +156,7 @@ async def _head_to_head(
 
     different = sum(pair.own != pair.other for pair in pairs)
     calls = sum(2 * len(axis.constitution.principles) + len(questions(axis.constitution)) for axis in axes)
-    name = f"judge: revisions of {pairs[0].policy} and {pairs[0].against}"
+    name = f"revisions: {pairs[0].policy} and {pairs[0].against}"
     stage = Stage(name, [engine], len(pairs), calls * different)
     async for _, verdicts in scheduler.run(stage, pairs, compare):
         if isinstance(verdicts, RequestRefused):

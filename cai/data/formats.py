@@ -145,8 +145,10 @@ def _unknown_format(formats: tuple[Format, ...], place: Place, value: RawRow, ta
         closest = list(dict.fromkeys([*plain, *closest]))
     fields = f"found {', '.join(map(visible, names[:12])) or 'no fields'}"
     if not closest:
-        listed = dict.fromkeys([*plain, *formats])
-        expected = [f"  {format.name}: {', '.join(format.required).replace('|', ' or ')}" for format in listed]
+        listed: dict[str, Format] = {}  # the first of each name: prompts have two of alpaca-eval
+        for format in (*plain, *formats):
+            listed.setdefault(format.name, format)
+        expected = [f"  {name}: {', '.join(f.required).replace('|', ' or ')}" for name, f in listed.items()]
         lines = [f"{place}: unknown format of a {target} ({fields}); expected one of", *expected]
     else:
         missing = [

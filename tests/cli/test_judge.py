@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from cai.cli.console import show
+from cai.cli.judge import _parts
 from cai.data.jsonl import read_rows
 from cai.data.records import Preference, Ranking
 from cai.evaluation.judge_eval import Extras, evaluate_judge
@@ -57,6 +60,19 @@ def test_a_file_is_labelled_and_the_totals_are_printed(
     assert cai(monkeypatch, "judge", *given, "--set", "judge.principles=all", "--replace") == 0
     assert "224 new calls" not in capsys.readouterr().out  # the verdicts of the four principles are cache hits
     assert {len(r.verdicts) for r in read_rows(tmp_path / "out/preferences.jsonl", Preference)} == {16}
+
+
+def test_a_warning_of_a_metric_says_what_it_measures(given: list[object], tmp_path: Path, monkeypatch: Any) -> None:
+    assert cai(monkeypatch, "judge", *given) == 0
+    labelling = json.loads((tmp_path / "out/judge.json").read_text(encoding="utf-8"))
+    labelling["metrics"]["position_bias"]["mean"] = 0.5
+    console = Console(width=120)
+    with console.capture() as printed:
+        for part in _parts(labelling):
+            show(console, part)
+    assert "! position bias is 0.500: verdicts that prefer the same position in both orders\n" in re.sub(
+        " +\n", "\n", printed.get()
+    )
 
 
 def test_a_file_of_which_no_pair_can_be_judged_is_no_success(

@@ -37,6 +37,7 @@ def test_runs_stand_side_by_side_until_a_setting_makes_them_others(cai, tmp_path
     assert all(word in headings for metric in SWEEP_METRICS for word in metric.name.split())
     assert [line.split()[0] for line in out.splitlines() if line.startswith("  rounds-")] == ["rounds-1", "rounds-2"]
     runs = tmp_path / "runs"
+    assert "–: the run has no such part, such as pairs labelled by a judge" in out
     assert out.splitlines()[-1] == f"  cai compare trial/rounds-1 trial/rounds-2 --runs {runs}"
     status, out, err = cai(path, "--set", "seed=7")
     assert (status, out) == (2, "")

@@ -174,6 +174,7 @@ def test_a_dry_run_counts_the_calls_and_makes_none(runs: list[RunFolder], model_
     judge = asked(runs, model_folder)
     (line,) = forecast_revisions(judge, runs).lines
     assert (line.cache_misses, line.cache_hits) == (2 * 3 * (PROMPTS - 1), 0)
+    assert line.stage == "revisions: b and a"
     assert not (runs[0].path.parent / "cache.sqlite").exists()
     judged(runs, judge, [])
     (line,) = forecast_revisions(judge, runs).lines

@@ -185,6 +185,14 @@ def test_a_mistyped_field_is_met_with_the_nearest_in_a_row_of_an_unknown_format(
         list(iter_prompts(written(tmp_path, row)))
 
 
+def test_a_format_is_offered_once_though_prompts_and_pairs_have_one_of_its_name(tmp_path: Path) -> None:
+    with pytest.raises(CaiError) as error:
+        list(iter_prompts(written(tmp_path, {"foo": "bar"})))
+    names = [line.strip().partition(":")[0] for line in str(error.value).splitlines() if line.startswith("  ")]
+    assert len(names) == len(set(names)) and {"alpaca-eval", "cai-conversation", "pair"} <= set(names)
+    assert "  alpaca-eval: instruction\n" in str(error.value)
+
+
 def test_good_and_bad_answers_to_one_prompt_are_its_pairs_wherever_they_stand(tmp_path: Path) -> None:
     def rated(prompt: str, completion: str, label: bool) -> dict[str, Any]:
         return {"prompt": prompt, "completion": completion, "label": label}

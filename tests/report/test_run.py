@@ -194,6 +194,9 @@ def test_the_command_writes_the_page_and_prints_its_path(tmp_path: Path) -> None
     page = (tmp_path / "runs/one/report.html").read_text(encoding="utf-8")
     assert "<script src" not in page
     assert page.count("http-equiv") == 1
+    (tmp_path / "runs/one/revisions.jsonl").write_text('{"prompt_id": 1}\n', encoding="utf-8")
+    output = CliRunner().invoke(app, ["report", "one", "--runs", str(tmp_path / "runs")]).output
+    assert re.search(r" 0 examples\)\n! The examples cannot be read: \S+/revisions.jsonl:1: ", output)
 
 
 def test_a_link_out_of_a_received_folder_is_not_shown(tmp_path: Path) -> None:
