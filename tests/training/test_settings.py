@@ -99,7 +99,7 @@ def test_sft_learns_the_revisions_that_pass_the_filters_and_skips_the_others(tmp
     )
     events: list[dict[str, Any]] = []
     policy = run_stage(StageSpec(settings, data, tiny_model, tmp_path / "sft"), events.append)
-    assert events[0] == {"examples": 6, "too_long": []}
+    assert events[1] == {"examples": 6, "too_long": []}
     losses = [line["loss"] for line in metrics(tmp_path / "sft") if "loss" in line]
     assert losses[-1] < losses[0] / 2
 
@@ -124,10 +124,10 @@ def test_prompts_too_long_for_an_answer_are_listed_and_no_prompt_left_is_an_erro
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     events: list[dict[str, Any]] = []
     run_stage(StageSpec(dpo(max_length=100), data, tiny_model, tmp_path / "dpo"), events.append)
-    assert events[0] == {"examples": 2, "too_long": ["p1"], "undecided": []}
+    assert events[1] == {"examples": 2, "too_long": ["p1"], "undecided": []}
     again: list[dict[str, Any]] = []
     run_stage(StageSpec(dpo(max_length=100), data, tiny_model, tmp_path / "dpo"), again.append)
-    assert again == [events[0], {"done": "already trained"}]
+    assert again == [events[1], {"done": "already trained"}]
     with pytest.raises(CaiError, match="no prompt is shorter than max_length, 8 tokens"):
         run_stage(StageSpec(dpo(max_length=8), data, tiny_model, tmp_path / "short"), events.append)
 
