@@ -9,13 +9,18 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    import psutil
 
 PROMISED_SECONDS = 2.0  # from the signal to the end of the process
 GRACE_SECONDS = 1.0  # half of them: to end children and the process takes the rest on a busy machine
+CHILD_SECONDS = 0.5  # how long to wait for killed children; one that holds much memory takes a tenth of a second a GiB
 SHOW_CURSOR = b"\x1b[?25h"  # progress bars hide it
 
 
@@ -87,13 +92,29 @@ def leave(status: int, flush: bool = True) -> NoReturn:
 
 
 def _end_children() -> None:
-    """Kill all processes below this one, such as vLLM's engine core and training workers.
+    """Kill all processes below this one, such as vLLM's engine core and training workers, and wait until they are gone.
 
-    All but multiprocessing's resource tracker: it ends with the last of them, and frees the shared memory they leave.
+    Waited for because the next command wants their memory and their locks. All but multiprocessing's resource tracker:
+    it ends with the last of them, and frees the shared memory they leave.
     """
     import psutil
 
+    killed = []
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
             if "multiprocessing.resource_tracker" not in " ".join(child.cmdline()):
                 child.kill()
+                killed.append(child)
+    deadline = time.monotonic() + CHILD_SECONDS
+    while any(map(_is_alive, killed)) and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+def _is_alive(process: "psutil.Process") -> bool:
+    """Whether a process still holds its memory; one that nobody has waited for yet does not."""
+    import psutil
+
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False

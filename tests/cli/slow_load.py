@@ -1,6 +1,6 @@
 """The cai command with a model that never finishes loading: python -m tests.cli.slow_load HOW ARGUMENTS…
 
-Loading starts a child process, as vLLM does on a GPU, and prints its number. With HOW `stuck`, closing the engine hangs too.
+Loading starts a child process, as vLLM does on a GPU, which prints its number. With HOW `stuck`, closing the engine hangs too.
 """
 
 import asyncio
@@ -12,10 +12,16 @@ from typing import Any
 from cai.cli.main import main
 from cai.inference import vllm
 
+CHILD = """
+import os, time
+memory = b"1" * (1 << 29)  # a killed process with much memory takes a while to end
+print("loading", os.getpid(), flush=True)
+time.sleep(120)
+"""
+
 
 def load(*_: Any) -> None:
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"], start_new_session=True)
-    print("loading", child.pid, flush=True)
+    subprocess.Popen([sys.executable, "-c", CHILD], start_new_session=True)
     while True:  # Python code and C code by turns, as imports are
         time.sleep(0.01)
 
