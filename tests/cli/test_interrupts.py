@@ -75,6 +75,7 @@ def test_a_model_that_loads_is_not_waited_for(command: Loading, number: signal.S
     assert "Traceback" not in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["stuck"], indirect=True)
 def test_what_does_not_end_is_ended(command: Loading) -> None:
     status, seconds, out = command.stopped(signal.SIGINT)
@@ -83,6 +84,7 @@ def test_what_does_not_end_is_ended(command: Loading) -> None:
     assert out.count("Interrupted.\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["stuck"], indirect=True)
 def test_a_second_signal_ends_at_once(command: Loading) -> None:
     status, seconds, out = command.stopped(signal.SIGINT, signal.SIGINT)

@@ -130,6 +130,7 @@ def corrupt(sound: Sound, folder: Path, seed: int) -> tuple[str, set[bytes]]:
     return f"{kind.__name__} of {name}, seed {seed}", kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(CORRUPTIONS))
 def test_a_corrupt_cache_is_used_again_with_every_intact_entry(sound: Sound, tmp_path: Path, seed: int) -> None:
     what, saved = corrupt(sound, tmp_path, seed)
@@ -144,6 +145,7 @@ def test_a_corrupt_cache_is_used_again_with_every_intact_entry(sound: Sound, tmp
             assert cache.get(b"a new one") == {"text": "new"}, what
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1000, 1000 + CORRUPTIONS // 4))
 def test_a_corrupt_cache_is_verified_and_counted(sound: Sound, tmp_path: Path, seed: int) -> None:
     what, saved = corrupt(sound, tmp_path, seed)

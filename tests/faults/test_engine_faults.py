@@ -121,6 +121,7 @@ def rows(folder: Path) -> list[str]:
     return [(folder / "runs/test" / name).read_text(encoding="utf-8") for name in ROWS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("step", "fault"), [*(("generate", fault) for fault in GENERATE), *(("choose", fault) for fault in CHOOSE)]
 )

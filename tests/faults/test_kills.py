@@ -94,6 +94,7 @@ def test_of_two_runs_on_one_folder_the_second_is_refused_in_words(tmp_path: Path
     assert len(RunFolder(runs / "test").revisions()) == 12
 
 
+@pytest.mark.slow
 def test_of_runs_that_start_at_once_on_one_folder_one_works_and_all_others_are_refused(
     tmp_path: Path, model_folder: Path
 ) -> None:

@@ -273,6 +273,7 @@ def leases(path: Path) -> int:
         return int(db.execute("SELECT count(*) FROM leases").fetchone()[0])
 
 
+@pytest.mark.slow
 def test_a_long_call_keeps_its_lease_by_heartbeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cai.inference.cache.LEASE_SECONDS", 0.3)
     monkeypatch.setattr("cai.inference.cached_engine.BEAT_SECONDS", 0.05)

@@ -221,6 +221,7 @@ def test_a_server_that_cannot_go_on_with_a_turn_is_asked_without_it_from_then_on
     assert [len(asked["messages"]) for asked in service.asked] == [2, 1, 1]
 
 
+@pytest.mark.slow
 def test_a_server_without_log_probabilities_is_no_judge(service: Service) -> None:
     service.answer = lambda asked: (200, completion("A", None))
     with pytest.raises(CaiError, match=r"#big': the server returns no log-probabilities"):

@@ -82,6 +82,7 @@ def revise_all(path: Path, monkeypatch: pytest.MonkeyPatch, fail: str = "") -> t
     return loads, asyncio.run(asyncio.wait_for(run(), 60)), console.export_text()
 
 
+@pytest.mark.slow
 def test_each_model_is_loaded_once_a_round_and_never_beside_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

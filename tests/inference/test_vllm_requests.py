@@ -186,6 +186,7 @@ def test_requests_that_vllm_lost_end_with_an_error(monkeypatch: pytest.MonkeyPat
     assert str(error) == "model: vLLM lost 1 request without an answer"
 
 
+@pytest.mark.slow
 def test_a_blocked_engine_is_reported_with_what_is_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
     blocked = threading.Event()
 
@@ -272,6 +273,7 @@ def test_close_does_not_wait_for_a_model_that_still_loads(monkeypatch: pytest.Mo
         let_go.set()
 
 
+@pytest.mark.slow
 def test_a_model_closed_while_it_loads_is_gone_before_the_next_one_loads(monkeypatch: pytest.MonkeyPatch) -> None:
     proceed, events = threading.Event(), []
 

@@ -121,6 +121,7 @@ def test_the_table_fits_80_columns_and_json_has_all(
     assert run_file.exists()
 
 
+@pytest.mark.slow
 def test_of_servers_is_measured_what_arrives_and_said_what_is_not_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -122,6 +122,7 @@ def test_a_verdicts_question_is_asked_again_for_its_principle_alone() -> None:
     assert len(before) == len(fresh)
 
 
+@pytest.mark.slow
 def test_a_template_is_asked_again_with_what_depends_on_it(tmp_path: Path) -> None:
     for name, steps in (
         ("judge", {"verdict"}),

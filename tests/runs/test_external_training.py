@@ -112,6 +112,7 @@ def arguments(folder: Path, tmp_path: Path) -> list[str]:
     return told.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_verl_gets_the_prompts_of_training_as_cai_renders_them(
     run: RunFolder, tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -100,6 +100,7 @@ def test_every_value_that_trl_takes_is_taken() -> None:
     check_stage(of("grpo", trl={"scale_rewards": False, "optim": "adafactor"}), None, "here")
 
 
+@pytest.mark.slow
 def test_what_trl_is_given_reaches_it(tmp_path: Path, tiny_model: Path) -> None:
     data = helpful(tmp_path / "helpful.jsonl", 8)
 

@@ -45,6 +45,7 @@ def test_of_two_contrary_pairs_the_heavier_wins(tmp_path: Path, tiny_model: Path
     assert preferred_by(policy) > preferred_by(tiny_model) + 1
 
 
+@pytest.mark.slow
 def test_weights_that_are_equal_change_nothing(tmp_path: Path, tiny_model: Path) -> None:
     policies = []
     for weight in (1.0, 0.1):
