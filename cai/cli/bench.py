@@ -12,7 +12,9 @@ from rich.text import Text
 from cai.cli.console import Grid, echo_json, heading, result_console, resumable, show
 from cai.cli.options import DEFAULT_RUNS, AsJson, RunsFolder, Settings
 from cai.config.characters import Terminal
+from cai.inference.engine import EngineConfig
 from cai.inference.reporter import Reporter
+from cai.inference.vllm_settings import multiplies_bfloat16, on_cpu
 from cai.runs.bench import Bench, Phase
 from cai.runs.bench import bench as measure
 from cai.runs.plan import make_plan
@@ -25,6 +27,9 @@ LIMITS = {
     "concurrency": "the engine waits for requests; raise engine.concurrency, or --prompts here",
     "servers": "raise engine.concurrency until the rate no longer grows; then add more",
 }
+
+BFLOAT16 = """  This processor has AMX: --set engine.vllm.dtype=bfloat16 may write half as fast
+  again or more, and judge twice as fast. Its answers differ from float32's."""
 
 
 def bench(
@@ -50,8 +55,14 @@ def bench(
     if as_json:
         echo_json(json.dumps(_json(result), indent=1))
         return
-    for part in _parts(result, run_file):
+    for part in _parts(result, run_file, plan.config.engine):
         show(result_console(), part)
+
+
+def faster_in_bfloat16(settings: EngineConfig, result: Bench) -> bool:
+    """Whether the engine's time limits, and this processor computes faster in another type than the engine's."""
+    here = settings.ray is None and not settings.endpoints and "dtype" not in settings.vllm and on_cpu()
+    return here and multiplies_bfloat16() and any(phase.limit == "engine" for phase in result.phases)
 
 
 def _json(result: Bench) -> dict[str, object]:
@@ -59,7 +70,7 @@ def _json(result: Bench) -> dict[str, object]:
     return {**result._asdict(), "phases": phases}
 
 
-def _parts(result: Bench, run_file: Path) -> Iterator[RenderableType | Grid]:
+def _parts(result: Bench, run_file: Path, settings: EngineConfig) -> Iterator[RenderableType | Grid]:
     yield heading(f"{run_file}: {counted(result.prompts, 'prompts')}, up to {result.concurrency:,} at a time")
     grid = Grid(["", *(phase.name for phase in result.phases)])
     for name, cells in _rows(result.phases):
@@ -75,6 +86,8 @@ def _parts(result: Bench, run_file: Path) -> Iterator[RenderableType | Grid]:
     yield limits
     for limit in dict.fromkeys(phase.limit for phase in result.phases):
         yield Text(f"  {limit}: {LIMITS[limit]}")
+    if faster_in_bfloat16(settings, result):
+        yield Text(BFLOAT16)
     if result.prompts < 2 * result.concurrency:
         yield Text(
             f"  {result.prompts:,} prompts are not twice the {result.concurrency:,} at a time: "

