@@ -1,11 +1,12 @@
 """Replicas by Ray: the driver's calls per second, and two replicas against the engine in the process at equal cores.
 
     python benchmarks/ray_engine.py driver [CALLS] [REPLICAS]
-    python benchmarks/ray_engine.py model [PROMPTS] [REPEATS]
+    python benchmarks/ray_engine.py model [PROMPTS] [REPEATS] [AT_ONCE]
 
 `driver` asks scripted engines, which answer at once, 512 requests at a time. `model` lets SmolLM2-135M write 32 tokens
-for each prompt, 16 at a time: in one engine with two threads, and in two replicas with one thread each, by turns and
-each in a process of its own; loading is not counted.
+for each prompt, AT_ONCE (64) at a time: in one engine with two threads, and in two replicas with one thread each, by
+turns and each in a process of its own; loading is not counted. The fewer at a time, the more it costs that each of two
+replicas reads all weights for half of them.
 
 Reading the line of JSON: `calls_per_second` is the driver's, with `driver_cpu_us` of its CPU time per call. `ratio` is
 the median of the replicas' seconds ÷ the local engine's, pair by pair (below 1.1: the overhead is within a tenth),
@@ -27,7 +28,7 @@ from cai.inference.models import resolve_model
 from cai.inference.ray_engine import RayEngine
 from cai.inference.vllm import VllmEngine
 
-AT_ONCE, TOKENS, CONTEXT = 16, 32, 512
+TOKENS, CONTEXT = 32, 512
 DRIVER_AT_ONCE = 512
 
 
@@ -66,8 +67,8 @@ async def driver(count: int, replicas: int) -> dict[str, float]:
     return {"calls_per_second": round(count / seconds), "driver_cpu_us": round(1e6 * cpu / count)}
 
 
-async def model(kind: str, count: int) -> float:
-    settings = EngineConfig(max_model_len=CONTEXT, concurrency=AT_ONCE)
+async def model(kind: str, count: int, at_once: int) -> float:
+    settings = EngineConfig(max_model_len=CONTEXT, concurrency=at_once)
     folder = resolve_model("smollm2-135m")
     engine: Engine = (
         VllmEngine(folder, "benchmark", settings)
@@ -75,14 +76,14 @@ async def model(kind: str, count: int) -> float:
         else RayEngine(folder, "benchmark", settings.model_copy(update={"ray": RayConfig(replicas=2)}))
     )
     try:
-        return (await asked(engine, count, AT_ONCE))[0]
+        return (await asked(engine, count, at_once))[0]
     finally:
         await engine.close()
 
 
-def compared(count: int, repeats: int) -> dict[str, object]:
+def compared(count: int, repeats: int, at_once: int) -> dict[str, object]:
     def measured(kind: str) -> float:
-        command = [sys.executable, __file__, kind, str(count)]
+        command = [sys.executable, __file__, kind, str(count), str(at_once)]
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         return float(json.loads(output.splitlines()[-1])["seconds"])
 
@@ -96,7 +97,7 @@ if __name__ == "__main__":
     if what == "driver":
         result: dict[str, object] = {**asyncio.run(driver(*[*sizes, *[20_000, 2][len(sizes) :]]))}
     elif what == "model":
-        result = compared(*[*sizes, *[48, 3][len(sizes) :]])
+        result = compared(*[*sizes, *[64, 3, 64][len(sizes) :]])
     else:
         result = {"seconds": asyncio.run(model(what, *sizes))}
     print(json.dumps(result))
