@@ -13,6 +13,8 @@ from cai.training.settings import ORPOConfig
 from cai.training.stage import Report, StageSpec
 from cai.training.tokens import opened, stage_tokenizer
 
+NLL = 4  # where trl's forward pass returns the mean negative log-likelihood of the prompts and chosen answers
+
 
 class TokenizedORPOTrainer(orpo.ORPOTrainer):  # type: ignore[misc]
     """trl's ORPO on rows that are token ids already: columns `prompt_ids`, `chosen_ids` and `rejected_ids`."""
@@ -27,6 +29,16 @@ class TokenizedORPOTrainer(orpo.ORPOTrainer):  # type: ignore[misc]
             row[f"{name}_attention_mask"] = [1] * (len(prompt) + len(answer))
             row[f"{name}_labels"] = [-100] * len(prompt) + answer
         return row
+
+    def concatenated_forward(self, model: Any, batch: dict[str, Any]) -> tuple[Any, ...]:
+        """As trl's; the likelihood loss counts for its tokens' share of those of all processes, whose mean is taken.
+
+        trl's own is a mean over a process's tokens, so that the mean over processes would depend on their number.
+        """
+        outputs, mask = super().concatenated_forward(model, batch), batch["chosen_attention_mask"]
+        predicted = (mask.sum() - len(mask)).to(outputs[NLL])  # a row's first token is not
+        share = predicted / self.accelerator.reduce(predicted, "mean")
+        return (*outputs[:NLL], outputs[NLL] * share, *outputs[NLL + 1 :])
 
 
 def train(spec: StageSpec[ORPOConfig], report: Report) -> None:
