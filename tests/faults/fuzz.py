@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,14 @@ class Attack:
         tried()
 
 
+def counts(inputs: int, names: Sequence[str]) -> dict[str, int]:
+    """How many of the inputs each target gets, by its share; at least one. The last gets what rounding leaves."""
+    shares = sum(TARGETS[name].share for name in names)
+    by_target = {name: max(1, inputs * TARGETS[name].share // shares) for name in names}
+    by_target[names[-1]] += max(0, inputs - sum(by_target.values()))
+    return by_target
+
+
 def main() -> int:
     """Attack all targets by share; print progress, and every fault once."""
     inputs = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
@@ -66,12 +75,10 @@ def main() -> int:
     first = number
     os.environ["HF_HUB_OFFLINE"] = "1"
     print(f"fuzz: {inputs:,} inputs, seed {number} (again: python -m tests.faults.fuzz {inputs} {number})", flush=True)
-    shares = sum(TARGETS[name].share for name in names)
     attacked, start = Attack(), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="cai-fuzz-") as folder:
         os.chdir(folder)
-        for name in names:
-            left = max(1, inputs * TARGETS[name].share // shares)
+        for name, left in counts(inputs, names).items():
             own = Path(folder) / name.replace(" ", "-")
             own.mkdir()
             while left > 0:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import reliability
+from tests.faults import fuzz, reliability
 
 
 class Report:
@@ -24,3 +24,9 @@ def test_cases_that_a_machine_skips_are_no_attacks_and_are_told_apart(
     assert "skipped" not in record["cases"]
     rows = [line for line in reliability.table(record).splitlines() if "11 skipped" in line]
     assert len(rows) == 1 and "| 2 (11 skipped) | 1 |" in rows[0]
+
+
+@pytest.mark.parametrize("inputs", [1_000, 9_999, 100_000])
+def test_a_long_attack_has_as_many_inputs_as_it_was_asked_for(inputs: int) -> None:
+    counts = fuzz.counts(inputs, list(fuzz.TARGETS))
+    assert sum(counts.values()) == inputs and min(counts.values()) > 0
