@@ -78,5 +78,5 @@ def over_prompts(values: Iterable[tuple[str, float]]) -> Estimate:
 
 
 def position_bias(opinion: Opinion) -> bool:
-    """Whether the same position wins in both orders; as Verdict.position_bias."""
+    """Whether the verdict flips when the order is swapped; as Verdict.position_bias."""
     return (opinion.forward > 0.5) != (opinion.reverse > 0.5)

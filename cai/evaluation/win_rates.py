@@ -212,7 +212,7 @@ class PolicyComparison(Row):
     length_controlled_win_rate: Interval | None  # the win rate a logistic regression predicts for answers of one length
     length_controlled_missing: str = ""  # why there is none
     words: tuple[float, float] | None  # mean, of `policy` and of `against`
-    position_bias: float | None  # of verdicts: the same position wins in both orders
+    position_bias: float | None  # share of verdicts that flip when the order is swapped
     non_option_mass: float | None  # mean probability outside the options
     note: str = ""  # what limits the rates
 

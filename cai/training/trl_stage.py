@@ -142,7 +142,7 @@ def read_pairs(spec: StageSpec[AnyPreferenceConfig]) -> tuple[list[Preference], 
     """The labelled pairs of a stage, each with its weight times that of its source in `data`.
 
     Returns: the pairs, and for the stage's report the number of pairs `left_out` by source.
-    Raises: CaiError when all are left out.
+    Raises: CaiError when no source with a weight has a pair.
     """
     weights, pairs, left_out = spec.settings.data.by_source, list[Preference](), Counter[Source]()
     for row in read_rows(spec.data, Preference):
