@@ -9,11 +9,11 @@ from rich.text import Text
 from cai.cli.console import Grid, echo_json, heading, result_console, show
 from cai.config.errors import CaiError
 from cai.training.launch import check_sharding
-from cai.training.memory import Estimate, RewardMemory, estimate, rewards_in
+from cai.training.memory import Estimate, estimate
 from cai.training.model_shape import ModelShape, read_shape
 from cai.training.reward_folder import find_reward_model
-from cai.training.reward_parts import JUDGE, LAST, models_of
-from cai.training.settings import Online, TrainConfig, judged
+from cai.training.reward_memory import online_rewards
+from cai.training.settings import TrainConfig
 
 GIB, MIB = 2**30, 2**20
 COLUMNS = 80
@@ -26,7 +26,8 @@ def print_estimate(stage: str, settings: TrainConfig, model: str, gpus: int, as_
     if settings.fsdp and gpus < MANY:
         raise CaiError(f"{stage}.fsdp: the estimate shards over several GPUs, found {gpus}; add --gpus N, such as 8")
     check_sharding(settings, stage)
-    memory = estimate(settings, shape, gpus, reward=_reward(settings, shape))
+    reward = online_rewards(settings, shape, find=lambda name: find_reward_model("--reward", name))
+    memory = estimate(settings, shape, gpus, reward)
     if as_json:
         echo_json(json.dumps(as_object(stage, shape, gpus, memory), indent=1))
         return
@@ -34,16 +35,6 @@ def print_estimate(stage: str, settings: TrainConfig, model: str, gpus: int, as_
     console.width = min(console.width, COLUMNS)
     for part in estimate_parts(stage, shape, gpus, memory):
         show(console, part)
-
-
-def _reward(settings: TrainConfig, shape: ModelShape) -> RewardMemory | None:
-    """Of the reward models that an online stage names; None where it names none."""
-    if not isinstance(settings, Online):
-        return None
-    if judged(settings):
-        return RewardMemory(0, 0, f"the {JUDGE} is loaded by another process")
-    names = models_of(settings.reward)
-    return None if LAST in names else rewards_in([find_reward_model("--reward", n) for n in names], settings, shape)
 
 
 def place_text(gpus: int) -> str:

@@ -6,10 +6,9 @@ from pathlib import Path
 from cai.config.errors import CaiError
 from cai.runs.plan import Plan
 from cai.training.launch import launched_gpus
-from cai.training.memory import RewardMemory, estimate, reward_of_stage, rewards_in
-from cai.training.model_shape import ModelShape, shape_in
-from cai.training.reward_parts import LAST, models_of
-from cai.training.settings import Online, RewardConfig, TrainConfig, judged
+from cai.training.memory import estimate
+from cai.training.model_shape import shape_in
+from cai.training.reward_memory import online_rewards
 
 
 def training_memory(plan: Plan, stages: Sequence[str]) -> dict[str, int]:
@@ -25,22 +24,7 @@ def training_memory(plan: Plan, stages: Sequence[str]) -> dict[str, int]:
         try:
             shape = shape_in(str(plan.model), plan.model)
             settings, earlier = plan.train[number - 1], plan.train[: number - 1]
-            peaks[name] = estimate(settings, shape, gpus, reward=_reward(settings, earlier, shape)).peak
+            peaks[name] = estimate(settings, shape, gpus, online_rewards(settings, shape, earlier)).peak
         except CaiError:
             continue
     return peaks
-
-
-def _reward(settings: TrainConfig, earlier: Sequence[TrainConfig], shape: ModelShape) -> RewardMemory | None:
-    """Of an online stage's rewards: the models that it names, and that of the last reward stage before it."""
-    if not isinstance(settings, Online):
-        return None
-    if judged(settings):
-        return RewardMemory(0)
-    names = models_of(settings.reward)
-    held = rewards_in([Path(name) for name in names if name != LAST], settings, shape)
-    trained = [stage for stage in earlier if isinstance(stage, RewardConfig)]
-    if LAST not in names or not trained:
-        return held
-    last = reward_of_stage(trained[-1], settings, shape)
-    return RewardMemory(held.trained + last.trained, held.others)

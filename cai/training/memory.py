@@ -14,17 +14,12 @@ length. Not counted: Python with its libraries (0.6 GB), CUDA's context (0.5 to 
 allocator keeps.
 """
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from cai.config.errors import CaiError
-from cai.data.manifest import read_json
-from cai.inference.models import BASE, REWARD_JSON
-from cai.training.model_shape import Linear, ModelShape, shape_in, tensor_shapes
-from cai.training.reward_folder import is_trained_here
+from cai.training.model_shape import Linear, ModelShape
 from cai.training.settings import (
     DPOConfig,
     GRPOConfig,
@@ -420,29 +415,10 @@ def _reads(linear: Linear) -> str:
 def reward_of_stage(trained: RewardConfig, settings: TrainConfig, shape: ModelShape) -> RewardMemory:
     """What the reward model holds that a stage `trained` from the same model, in the online stage of `settings`."""
     adapters = _Process(trained, shape, 0, None).adapters * FLOAT * trained.members
-    return _rewarding(settings, shape, adapters, shared=trained.lora_r is not None)
+    return rewarding(settings, shape, adapters, shared=trained.lora_r is not None)
 
 
-def rewards_in(folders: Sequence[Path], settings: TrainConfig, shape: ModelShape) -> RewardMemory:
-    """What the reward models in `folders` hold in an online stage, by the headers of their weights."""
-    held = [_reward_in(folder, settings, shape) for folder in folders]
-    notes = "; ".join(dict.fromkeys(reward.note for reward in held))
-    return RewardMemory(sum(r.trained for r in held), sum(r.others for r in held), notes)
-
-
-def _reward_in(folder: Path, settings: TrainConfig, shape: ModelShape) -> RewardMemory:
-    if not is_trained_here(folder):
-        return RewardMemory(0, sum(path.stat().st_size for path in folder.glob("*.safetensors")), "a model of others")
-    about = read_json(folder / REWARD_JSON)
-    files = [path for name in about["members"] for path in (folder / name).glob("*.safetensors")]
-    members = FLOAT * sum(math.prod(sizes) for path in files for sizes in tensor_shapes(path).values())
-    if not about["base"]:
-        return RewardMemory(members, 0, "a model of its own, float32")
-    base = shape_in(str(folder), folder / BASE) if (folder / BASE).is_dir() else shape
-    return _rewarding(settings, base, members, shared=base._replace(name=shape.name) == shape)
-
-
-def _rewarding(settings: TrainConfig, base: ModelShape, adapters: int, shared: bool) -> RewardMemory:
+def rewarding(settings: TrainConfig, base: ModelShape, adapters: int, shared: bool) -> RewardMemory:
     """PPO with a LoRA reads its rewards through the policy's own weights; others load the reward model's base."""
     if shared and isinstance(settings, PPOConfig) and settings.lora_r is not None:
         return RewardMemory(adapters, 0, "LoRA on the policy's weights")

@@ -10,8 +10,9 @@ from cai.config.errors import CaiError
 from cai.data.jsonl import write_rows
 from cai.data.records import Demonstration, Message, Preference, Prompt
 from cai.inference.chat_template import load_tokenizer
-from cai.training.memory import FLOAT, estimate, reward_of_stage, rewards_in
+from cai.training.memory import FLOAT, RewardMemory, estimate, reward_of_stage
 from cai.training.model_shape import ModelShape, shape_in, shape_of
+from cai.training.reward_memory import online_rewards, rewards_in
 from cai.training.settings import Online
 from cai.training.stage import STAGES, StageSpec
 from cai.training.tokens import split_turn
@@ -206,3 +207,22 @@ def test_the_reward_model_of_a_folder_is_read_from_its_headers(reward_model: Pat
     assert rewards_in([reward_model], rloo, shape).trained == lora.trained + 4 * shape.parameters
     other = rewards_in([tiny_model], rloo, shape)  # as a classifier of others
     assert other.others == (tiny_model / "model.safetensors").stat().st_size and not other.trained
+
+
+def test_every_reward_model_of_a_sum_is_counted_beside_the_judge(reward_model: Path, tiny_model: Path) -> None:
+    shape, trained = shape_in("tiny", tiny_model), STAGES["reward"](stage="reward", members=2)
+
+    def held(reward: Any, *earlier: Any) -> RewardMemory | None:
+        rloo = STAGES["rloo"].model_validate({"stage": "rloo", "reward": reward})
+        return online_rewards(rloo, shape, earlier)
+
+    named = rewards_in([reward_model], STAGES["rloo"](stage="rloo"), shape)
+    last = reward_of_stage(trained, STAGES["rloo"](stage="rloo"), shape)
+    assert held("judge") == RewardMemory(0)
+    assert held([{"model": str(reward_model)}, {"judge": True}]) == named
+    both = held(
+        [{"model": str(reward_model)}, {"model": "last"}, {"judge": True}], STAGES["reward"](stage="reward"), trained
+    )
+    assert both == RewardMemory(named.trained + last.trained, 0, f"{named.note}; {last.note}")
+    assert (assumed := held(None)) is not None and assumed.note.startswith("assumed: ")
+    assert online_rewards(trained, shape) is None
