@@ -145,13 +145,17 @@ def _flagged(revision: Revision) -> Skipped:
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 KINDS = {
-    "preferences": "a pair of answers; `p` is the probability that `chosen` is better, `verdicts` the principles'",
+    "preferences": "a pair of answers; `p` is the probability that `chosen` is better",
     "revisions": "a round of one prompt: draft, principle, critique, revision, flags",
     "rankings": "the answers to one prompt, best first, with Bradley–Terry strengths in log-odds",
-    "evaluation": "a held-out prompt answered before and after training; `p` is P(after is better) by the eval judge",
+    "evaluation": "a held-out prompt answered before and after training",
     "prompts": "a prompt; `test` was held out from training",
 }
-BY_JUDGE = {"preferences": ", `verdicts`", "evaluation": "; `p`"}  # where, in KINDS, the judge's part begins
+BY_JUDGE = {
+    "preferences": "`verdicts` are the principles'",
+    "evaluation": "`p` is P(after is better) by the eval judge",
+}
+"""What rows of these kinds have besides, where a judge rated them."""
 SAMPLE = 1500  # characters of a text on the card
 HUB = "hub:"  # prefix of a dataset's name on the Hub
 File = tuple[str, str, str, int]
@@ -180,8 +184,8 @@ class Made(NamedTuple):
 
     def kind(self, name: str) -> str:
         """What a row of a kind is."""
-        unjudged = {"preferences": self.judged, "evaluation": self.eval_judged}.get(name) is False
-        return KINDS[name].partition(BY_JUDGE[name])[0] if unjudged else KINDS[name]
+        rated = {"preferences": self.judged, "evaluation": self.eval_judged}.get(name, False)
+        return f"{KINDS[name]}; {BY_JUDGE[name]}" if rated else KINDS[name]
 
 
 def card(run: RunFolder, files: Sequence[File], licence: str) -> str:

@@ -77,6 +77,8 @@ def test_the_card_names_what_the_data_was_made_from_and_how_good_it_is(run: RunF
     assert principle.id in card
     assert "| copied critique: most of the revision is copied from the critique |" in card
     assert "| position bias: verdicts that prefer the same position in both orders |" in card
+    kind = "a pair of answers; `p` is the probability that `chosen` is better; `verdicts` are the principles'"
+    assert f"| `preferences` | train | 12 | {kind} |" in card
     assert run.revisions()[0].revision in card
     assert "this dataset: cc-by-4.0" in card
     assert str(tmp_path) not in card  # where files lie on this machine is no one's business
