@@ -84,7 +84,7 @@ def failed_filters(
     asked, ngrams = _normalised_words(request), _ngrams(new)
     fails = {
         "truncated": truncated,
-        "copied_critique": critique is not None and _copied_share(ngrams, critique, old) > MAX_COPIED,
+        "copied_critique": critique is not None and _copies(new, ngrams, _normalised_words(critique), old),
         "repeats_itself": _repeated_share(new, ngrams) > MAX_REPEATED,
         "parrots_instruction": instruction != "" and _parrots(new, _normalised_words(instruction), old, asked),
         "leaked_critique": not CRITIQUES.isdisjoint(new) and CRITIQUES.isdisjoint(old + asked),
@@ -130,10 +130,10 @@ def _normalised_words(text: str) -> list[str]:
     return WORD.findall(text.lower())
 
 
-def _copied_share(ngrams: set[tuple[str, ...]], critique: str, draft: list[str]) -> float:
-    """The share of n-grams that stand in the critique and not in the draft, in [0, 1]."""
-    copied = ngrams & _ngrams(_normalised_words(critique))
-    return len(copied - _ngrams(draft)) / len(ngrams) if copied else 0.0
+def _copies(text: list[str], ngrams: set[tuple[str, ...]], critique: list[str], draft: list[str]) -> bool:
+    """Whether a text is the critique word by word, or over MAX_COPIED of its n-grams are its and not the draft's."""
+    copied = ngrams & _ngrams(critique)
+    return text == critique or (bool(copied) and len(copied - _ngrams(draft)) / len(ngrams) > MAX_COPIED)
 
 
 def repetition(text: str) -> float:

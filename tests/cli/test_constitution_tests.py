@@ -39,7 +39,10 @@ def cai(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
-    opened = scripted(answer=lambda r: "Use\x07 the stairs.", weigh=weigh)
+    opened = scripted(
+        answer=lambda r: "It\x07 is dangerous." if "Point out" in r.messages[-1]["content"] else "Use\x07 the stairs.",
+        weigh=weigh,
+    )
     monkeypatch.setattr("cai.cli.constitution_test.Scheduler", partial(Scheduler, open_engine=opened))
     (tmp_path / "c.yaml").write_text(FILE, encoding="utf-8")
 
@@ -67,7 +70,7 @@ def test_a_table_lists_passed_tests_and_a_failing_test_shows_its_texts(cai) -> N
         "c.yaml:8: safe, test 1",
         "draft\n    [bold]\\x1b[2JJump.",
         "better\n    Use the ladder.",
-        "critique\n    Use\\x07 the stairs.",
+        "critique\n    It\\x07 is dangerous.",
         "revision: “ladder” is not in it",
         "2 passed, 1 failed in",
         "5 new calls, 0 cache hits",

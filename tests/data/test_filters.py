@@ -27,6 +27,16 @@ def test_each_fault_is_recognised(revision: str, expected: list[str]) -> None:
     assert failed_filters(DRAFT, CRITIQUE, revision) == expected
 
 
+@pytest.mark.parametrize(
+    ("critique", "revision"),
+    [("Too short.", '  "too short"\n'), (DRAFT + " Nothing else.", DRAFT + " Nothing else!")],
+)
+def test_the_critique_in_place_of_a_revision_is_a_copy_however_short_or_close_to_the_draft(
+    critique: str, revision: str
+) -> None:
+    assert failed_filters(DRAFT, critique, revision) == ["copied_critique"]
+
+
 def test_words_that_the_draft_had_already_are_not_copied_from_a_critique_that_quotes_them() -> None:
     assert failed_filters(DRAFT, f'It says "{DRAFT}" and that is wrong.', DRAFT.replace("nine", "ten")) == []
 
