@@ -14,10 +14,11 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from cai.config.errors import CaiError, RequestRefused
+from cai.config.errors import CaiError, RequestRefused, notice
 from cai.data.records import Messages
 from cai.inference.chat import THOUGHT, chat_ids, text_ids, turn_end
 from cai.inference.chat_template import load_tokenizer
@@ -35,6 +36,9 @@ from cai.stats.formatting import counted, duration
 
 WORK_SECONDS = 0.5  # a step of this length ran the model, a chunk of a long prompt for example
 LOAD_POLL_SECONDS = 1.0
+LOAD_NOTICE_SECONDS = (
+    600.0  # between two notices that a model still loads; 140 GB from a network disk take half an hour
+)
 THOUGHT_TOKENS = 8  # at the end of a prompt, in which an opened thought shows: `<think>` has at most 4, and a newline
 ABANDON_SECONDS = 0.5  # that close() waits for a thread it will not join
 CLOSE_POLL_SECONDS = 0.01
@@ -108,6 +112,8 @@ class VllmEngine:
         self._pending: dict[int, Job] = {}  # all that await an answer, queued or running
         self._numbers = itertools.count()
         self._progressed: float | None = None  # when the loaded engine last moved; None while it loads
+        self._opened = self._noticed = time.monotonic()  # the latter when those who wait last heard that it loads
+        self._has_turn = False  # to load: another model is not loading any more
         self._written = 0  # tokens of the running requests, when last counted
         self._error: CaiError | None = None  # why no request can be answered any more
         self._stuck = self._closed = False
@@ -164,6 +170,8 @@ class VllmEngine:
                     self._stuck = True
                     self._error = self._error or self._stalled()
                     raise self._error
+                if self._progressed is None:
+                    self._notice_loading()
         finally:
             del self._pending[number]
             job.future.cancel()  # without effect on one that is done
@@ -173,6 +181,17 @@ class VllmEngine:
         if self._progressed is None:
             return LOAD_POLL_SECONDS
         return max(self._progressed, job.since) + self._stall_seconds - time.monotonic()
+
+    def _notice_loading(self) -> None:
+        """Say every LOAD_NOTICE_SECONDS what is waited for: a load that hangs looks like one that is slow."""
+        now = time.monotonic()
+        if now < self._noticed + LOAD_NOTICE_SECONDS:
+            return
+        self._noticed, waited = now, now - self._opened
+        since = f"{datetime.now() - timedelta(seconds=waited):%H:%M:%S}"
+        does = "still loads the model" if self._has_turn else "waits until another model is loaded"
+        waiting = counted(len(self._pending), "requests")
+        notice(f"{self._folder}: vLLM {does}, for {duration(waited)} since {since}; waiting for it: {waiting}")
 
     def _stalled(self) -> CaiError:
         now, pending = time.monotonic(), list(self._pending.values())
@@ -190,6 +209,7 @@ class VllmEngine:
         running: dict[str, Job] = {}
         try:
             with LOADING:
+                self._has_turn = True
                 if not self._closed:
                     set_environment()
                     keep_freed_memory()

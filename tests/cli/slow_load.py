@@ -32,7 +32,7 @@ async def hang(_: vllm.VllmEngine) -> None:
 
 
 if __name__ == "__main__":
-    vllm.load_engine = load
+    vllm.load_engine, vllm.LOAD_NOTICE_SECONDS = load, 0.5
     vllm.load_tokenizer = vllm.turn_end = lambda *_: None  # type: ignore[assignment]
     if sys.argv.pop(1) == "stuck":
         vllm.VllmEngine.close = hang  # type: ignore[method-assign]

@@ -67,6 +67,9 @@ def is_gone(pid: int) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_model_that_loads_is_not_waited_for(command: Loading, number: signal.Signals, expected: int) -> None:
+    assert command.process.stdout is not None
+    lines = iter(command.process.stdout.readline, "")
+    assert "vLLM still loads the model, for " in next(line for line in lines if "vLLM" in line)
     status, seconds, out = command.stopped(number)
     assert status == expected
     assert seconds < PROMISED_SECONDS

@@ -1,6 +1,7 @@
 """Every request to vLLM ends, whatever vLLM or the tokenizer does; a stand-in takes vLLM's place."""
 
 import asyncio
+import re
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cai.config.errors import CaiError, RequestRefused
+from cai.config.errors import CaiError, RequestRefused, notices_to
 from cai.data.records import Message
 from cai.inference import vllm
 from cai.inference.cache import Cache
@@ -246,6 +247,25 @@ def test_a_slow_engine_that_moves_and_a_slow_load_are_no_stall(monkeypatch: pyte
     install(monkeypatch, load)
     assert ask(hello(), stall_seconds=0.4) == [Completion("done", "stop", 2, 2)]
     assert clock.now == pytest.approx(0.9 + 15 * 0.06)
+
+
+def test_a_load_that_takes_long_is_named_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, notices = Clock(monkeypatch), list[str]()
+
+    def load() -> FakeLLM:
+        for _ in range(2):
+            for seconds in (vllm.LOAD_NOTICE_SECONDS, 1, 1):  # who waits looks twice before it says something
+                clock.pass_(seconds)
+        return FakeLLM()
+
+    install(monkeypatch, load)
+    with notices_to(notices.append):
+        assert ask(hello()) == [Completion("done", "stop", 2, 2)]
+    first, second = notices
+    assert re.fullmatch(
+        r"model: vLLM still loads the model, for 10 min 0\d s since \d\d:\d\d:\d\d; waiting for it: 1 request", first
+    )
+    assert "for 20 min 0" in second
 
 
 def test_close_does_not_wait_for_a_model_that_still_loads(monkeypatch: pytest.MonkeyPatch) -> None:
