@@ -16,22 +16,26 @@ from cai.cli.console import (
     end_with_failures,
     ending,
     heading,
+    line,
     own_command,
     result_console,
     resumable,
     short,
     show,
 )
-from cai.cli.options import DEFAULT_RUNS, KeyEnv, Limit, Replace, RunsFolder, Settings
+from cai.cli.options import DEFAULT_RUNS, DryRun, KeyEnv, Limit, Replace, RunsFolder, Settings
+from cai.cli.run import forecast_parts
 from cai.config.characters import Terminal, visible
 from cai.config.errors import CaiError
+from cai.evaluation.evaluation_plan import EvaluationPlan
 from cai.evaluation.injection import HEADING as INJECTION_HEADING
 from cai.evaluation.monitors import format_threshold
 from cai.evaluation.policy_report import PolicyReport, trust_notes
 from cai.evaluation.probe_metrics import PROBES, rates_to_report
 from cai.evaluation.win_rates import format_dominated, format_elo
 from cai.inference.reporter import Reporter
-from cai.runs.evaluate import Options, evaluate_policies, plan_evaluation
+from cai.runs.dry_run import forecast_evaluation
+from cai.runs.evaluate import Options, check_evaluation, evaluate_policies, plan_evaluation
 from cai.runs.find import find_policy
 from cai.runs.folder import CACHE_FILE
 from cai.runs.trust import evaluation_trust
@@ -79,6 +83,7 @@ def eval_(
         typer.Option("--out", metavar="DIR", help="Folder for the results.", show_default="RUN/eval"),
     ] = None,
     replace: Replace = False,
+    dry_run: DryRun = False,
     runs: RunsFolder = DEFAULT_RUNS,
 ) -> None:
     """Evaluate a policy: win rates, probes, reward hacking.
@@ -98,6 +103,9 @@ def eval_(
         missing = "" if reference or found.policy.base else ", and the model to compare with (--reference MODEL)"
         raise CaiError(f"--out: '{policy}' is a model alone; name a folder for the results (--out DIR){missing}")
     plan = plan_evaluation(options, runs)
+    if dry_run:
+        _forecast(plan, target, runs, replace)
+        return
     reporter = Reporter(console)
     with resumable(console, reporter):
         report = evaluate_policies(plan, target, runs / CACHE_FILE, reporter, replace)
@@ -107,6 +115,18 @@ def eval_(
     for part in _ending(report, options, target, runs):
         show(output, part)
     end_with_failures(target)
+
+
+def _forecast(plan: EvaluationPlan, target: Path, runs: Path, replace: bool) -> None:
+    """The calls of the evaluation, and the time they may take."""
+    console, replaced = Terminal(), check_evaluation(plan, target, replace)
+    line(console, f"{plan.policies[1].name}: dry run: no model is called and nothing is written")
+    if replaced:
+        line(console, visible(replaced))
+    for part in forecast_parts(forecast_evaluation(plan, runs / CACHE_FILE), None):
+        show(console, part)
+    if plan.probes is not None:
+        show(console, Text("  not included: scores of the answers (KL, reward), which take no calls"))
 
 
 def _ending(report: PolicyReport, options: Options, target: Path, runs: Path) -> Iterator[RenderableType | Grid]:

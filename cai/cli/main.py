@@ -92,7 +92,6 @@ OF_OTHERS = {  # by command: an option that it lacks and others have, and what d
     "cai sweep": OF_RUN_FILES,
     "cai judge": {"--key-env": "use --set key_env=VAR", "--dry-run": "--limit N judges a few rows first"},
     "cai judge-eval": {"--key-env": "use --set key_env=VAR", "--dry-run": "--limit N judges a few rows first"},
-    "cai eval": {"--dry-run": "--limit N evaluates a few prompts first"},
     "cai train": {"--dry-run": "--estimate shows the memory it takes"},
 }
 PYDANTICS = {  # how pydantic words the bounds of an option, and how cai does

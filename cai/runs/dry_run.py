@@ -18,7 +18,7 @@ from rich.console import Console
 from cai.config.hashing import fingerprint
 from cai.data.jsonl import write_text
 from cai.data.records import Skipped
-from cai.evaluation.evaluation_plan import Policy
+from cai.evaluation.evaluation_plan import EvaluationPlan, Policy
 from cai.evaluation.policy import PolicyEvaluation
 from cai.feedback.label import JudgePanel, LabelJob, count_work
 from cai.feedback.pipeline import collect_feedback
@@ -26,7 +26,7 @@ from cai.inference.cache import AnyCache, Cache, OverlayCache, Tally, Work
 from cai.inference.engine import Choose, Completion, Engine, EngineConfig, Generate
 from cai.inference.models import Model
 from cai.inference.reporter import Reporter
-from cai.inference.scheduler import EngineWork, Scheduler
+from cai.inference.scheduler import EngineWork, Scheduler, engine_fingerprint
 from cai.runs import judge_reward
 from cai.runs.evaluate import plan_of_run
 from cai.runs.folder import CACHE_FILE, RunFolder, Training
@@ -138,16 +138,31 @@ def dry_run(plan: Plan, counted: Cache | None = None) -> DryRun:
     return DryRun(lines, read, seconds, untrained, plan.config.iterations - 1, spread, times, memory)
 
 
-def forecast_work(cache: Path, run: Callable[[AnyCache], Sequence[EngineWork]]) -> DryRun:
-    """Count the calls of `run`, which makes them through the cache it is given and engines of `open_placeholders`."""
+def forecast_work(cache: Path, run: Callable[[AnyCache], Sequence[EngineWork]], like: str = "") -> DryRun:
+    """Count the calls of `run`, which makes them through the cache it is given and engines of `open_placeholders`.
+
+    Engines without measurements take those of the engine `like`, a fingerprint.
+    """
     with tempfile.TemporaryDirectory(prefix="cai-") as temporary:
         existing = cache if cache.exists() else Path(temporary) / "none.sqlite"
         with closing(Cache(existing)) as below, closing(Cache(Path(temporary) / "cache.sqlite")) as upper:
             work = run(OverlayCache(below, upper))
             known = {engine: below.work(engine) for engine in {done.engine for done in work}}
-    lines, seconds, spread = _expected(work, known, [])
+            own = below.work(like)
+    lines, seconds, spread = _expected(work, known, own)
     read = sum(tally.characters for done in work for tally in done.work.steps.values()) / CHARACTERS
     return DryRun(lines, read, seconds, [], 0, spread)
+
+
+def forecast_evaluation(plan: EvaluationPlan, cache: Path) -> DryRun:
+    """The calls of a policy evaluation, their tokens and time; calls no model, and leaves out the scores of answers."""
+
+    def count(store: AnyCache) -> list[EngineWork]:
+        scheduler = Scheduler(plan.engine, store, None, open_placeholders, plan.own_settings)
+        asyncio.run(PolicyEvaluation(plan, scheduler).run())
+        return scheduler.work
+
+    return forecast_work(cache, count, engine_fingerprint(plan.reference.folder, plan.reference_engine))
 
 
 def open_placeholders(model: Model, fingerprint: str, settings: EngineConfig) -> Engine:

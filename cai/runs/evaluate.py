@@ -16,7 +16,17 @@ from cai.config.yaml_files import YamlSource
 from cai.constitution.principles import Constitution, load_constitution
 from cai.constitution.templates import Templates, names_for
 from cai.data.jsonl import write_rows, write_text
-from cai.data.manifest import Output, exclusive, read_manifest, record_files, take, write_manifest
+from cai.data.manifest import (
+    Claim,
+    Output,
+    check,
+    exclusive,
+    read_manifest,
+    record_files,
+    replacement,
+    take,
+    write_manifest,
+)
 from cai.data.prompts import read_prompts
 from cai.data.records import Prompt, Skipped
 from cai.evaluation.evaluation_plan import OVERALL, EvaluateConfig, EvaluationPlan, Policy, evaluation_axes
@@ -272,6 +282,22 @@ def evaluate_policies(
         return evaluate_into(Output(out, replace), PolicyEvaluation(plan, scheduler), reporter)
 
 
+def check_evaluation(plan: EvaluationPlan, out: Path, replace: bool) -> str:
+    """What `evaluate_policies` would replace in `out`, for a forecast. Raises: CaiError as it does; writes nothing."""
+    claim = evaluation_claim(plan, out)
+    if _adds(claim):
+        return ""
+    if not replace:
+        refuse_other_options(claim)
+    check(claim, replace)
+    return replacement(claim)
+
+
+def _adds(claim: Claim) -> bool:
+    """Whether the folder holds a finished evaluation that this one only adds to."""
+    return claim.is_finished() and adds_to(claim.manifest, read_manifest(claim.folder))
+
+
 class NothingCompared(CaiError):
     """No prompt has an answer of two policies."""
 
@@ -286,7 +312,7 @@ def evaluate_into(output: Output, evaluation: PolicyEvaluation, reporter: Report
     plan, out = evaluation.plan, output.folder
     claim = evaluation_claim(plan, out)
     with exclusive(out), reporter.logging_to(out / "log.txt"):
-        if not (claim.is_finished() and adds_to(claim.manifest, read_manifest(out))):
+        if not _adds(claim):
             if not output.replace:
                 refuse_other_options(claim)
             if replaced := take(claim, output.replace):

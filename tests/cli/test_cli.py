@@ -170,10 +170,6 @@ def test_the_list_of_runs_fits_the_terminal_and_names_what_cannot_be_read(
         (["sweep", "RUN", "--seed", "3"], "cai sweep: no such option --seed; use --set seed=N\nSee "),
         (["judge", "--key-env", "X"], "cai judge: no such option --key-env; use --set key_env=VAR\nSee "),
         (
-            ["eval", "x", "--dry-run"],
-            "cai eval: no such option --dry-run; --limit N evaluates a few prompts first\nSee ",
-        ),
-        (
             ["train", "sft", "--dry-run"],
             "cai train: no such option --dry-run; --estimate shows the memory it takes\nSee ",
         ),

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from cai.cli.console import show
 from cai.cli.eval import report_tables
+from cai.cli.main import app
 from cai.config.errors import CaiError, RequestRefused
 from cai.config.hashing import fingerprint
 from cai.data.jsonl import read_rows, write_rows
@@ -287,6 +289,32 @@ def test_answers_that_attack_the_eval_judge_gain_nothing_or_what_every_surface_s
         warning
         == f"injection: the judge finds an answer better when it speaks to the judge: {fooled.shown} in p, 16 prompts"
     )
+
+
+def test_an_evaluation_asks_what_was_forecast_and_a_forecast_writes_nothing(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    run = make_run(runs, "good")
+    given = ["eval", "good", "--runs", str(runs), "--limit", "4", "--set", "temperature=0"]
+
+    def forecast() -> str:
+        result = CliRunner().invoke(app, [*given, "--dry-run"], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    before = sorted(tmp_path.rglob("*"))
+    printed = forecast()
+    assert sorted(tmp_path.rglob("*")) == before
+    assert "time: not measured yet; `cai bench RUN.yaml` measures this machine" in printed
+    assert printed.endswith("not included: scores of the answers (KL, reward), which take no calls\n")
+    report = evaluate(runs, Options("good", limit=4))
+    total = re.search(r"total +(\d[\d,]*) +0 +(\d[\d,]*)", printed)
+    assert total is not None and total[1] == total[2] == f"{report.cost['cache_misses']:,.0f}"
+    again = forecast()
+    assert re.search(rf"total +{total[1]} +{total[1]} +0 ", again) and "all calls are cache hits" in again
+    given[given.index("4")] = "3"
+    with pytest.raises(CaiError, match=r"holds a finished evaluation with other options:\n  --limit: 4 → 3"):
+        forecast()
+    assert (run.eval / "evaluation.json").exists()
 
 
 def test_every_row_is_written_and_a_second_time_nothing_is_asked_of_a_model(tmp_path: Path) -> None:
