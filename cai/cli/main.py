@@ -20,7 +20,7 @@ from typer.core import TyperGroup
 from cai import __version__
 from cai.cli import interrupts
 from cai.cli.help import HelpCommand
-from cai.config.errors import CaiError, error_text
+from cai.config.errors import TORCH_LOG, CaiError, error_text
 
 
 class Command(NamedTuple):
@@ -214,6 +214,7 @@ def _invoke() -> None:
     """Run the command that the arguments name, and end with its status."""
     if not os.environ.get("CAI_DEBUG"):  # the first error is reported; asyncio would print tracebacks of its like
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    os.environ.setdefault(*TORCH_LOG)  # read once, when torch is imported, which may be long before vLLM is
     atexit.register(gc.freeze)  # the interpreter's last search for garbage takes seconds where vLLM is loaded
     try:
         status = app(prog_name="cai", standalone_mode=False)

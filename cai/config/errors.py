@@ -12,6 +12,8 @@ from contextvars import ContextVar
 from pathlib import Path
 
 FULL_DISK = "the disk is full"
+TORCH_LOG = ("TORCH_CPP_LOG_LEVEL", "ERROR")
+"""An environment variable that keeps warnings of torch's C++ code, and of vLLM's, off the user's terminal."""
 UTF16 = (b"\xff\xfe", b"\xfe\xff")  # how a file in UTF-16 begins
 
 

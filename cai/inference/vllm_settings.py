@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from cai.config.errors import CaiError
+from cai.config.errors import TORCH_LOG, CaiError
 from cai.inference.engine import EngineConfig
 from cai.inference.vllm_errors import log_to_file
 
@@ -283,7 +283,7 @@ def _quieten() -> None:
     for name, value in {
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        TORCH_LOG[0]: TORCH_LOG[1],
         "TRANSFORMERS_VERBOSITY": "error",
         "RAY_DEDUP_LOGS_SKIP_REGEX": "^",  # vLLM imports Ray, which prints errors of tasks on standard output
     }.items():

@@ -1,6 +1,7 @@
 """What commands print with."""
 
 import io
+import os
 
 import pytest
 from rich.console import Console
@@ -8,6 +9,7 @@ from rich.table import Table
 
 from cai.cli.console import Grid, effect_cells, show, whole, without_interval
 from cai.stats.significance import paired
+from tests.cli.test_cli import cai
 
 
 def test_a_table_wider_than_the_terminal_has_every_cell_in_full() -> None:
@@ -81,3 +83,15 @@ def test_a_missing_interval_is_explained(differences: list[float]) -> None:
     assert [str(text) for text in without_interval([effect])] == [
         "  no interval (–): fewer than six prompts, or all differ by the same"
     ]
+
+
+def test_torch_is_quiet_whoever_imports_it_first(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    os.environ.pop("TORCH_CPP_LOG_LEVEL", None)
+    assert cai(monkeypatch, "--version") == 0
+    assert os.environ["TORCH_CPP_LOG_LEVEL"] == "ERROR"  # which torch reads when it is imported, and workers inherit
+    os.environ["TORCH_CPP_LOG_LEVEL"] = "INFO"
+    assert cai(monkeypatch, "--version") == 0
+    assert os.environ["TORCH_CPP_LOG_LEVEL"] == "INFO"
