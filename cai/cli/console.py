@@ -342,8 +342,3 @@ def starred(text: str, effect: Effect | None) -> str:
 def short(name: str) -> str:
     """A name in at most NAME characters."""
     return name if len(name) <= NAME else name[: NAME - 1] + "…"
-
-
-def tail(name: str) -> str:
-    """The last NAME characters of a name that begins with a path."""
-    return name if len(name) <= NAME else "…" + name[1 - NAME :]

@@ -20,7 +20,6 @@ from cai.cli.console import (
     result_console,
     resumable,
     show,
-    tail,
 )
 from cai.cli.options import DEFAULT_RUNS, DryRun, Replace, RunsFolder, Settings, check_name, setting
 from cai.cli.train_estimate import size_text
@@ -204,9 +203,9 @@ def _metrics(metrics: Mapping[str, Estimate]) -> Grid:
 
 def calls_grid(lines: Sequence[Line]) -> Grid:
     """Model calls by stage and step, and their sum."""
-    grid = Grid(["stage", "calls for", "total", "cache hits", "new calls", "tokens written"], left=2)
+    grid = Grid(["stage", "calls for", "total", "cache hits", "new calls", "tokens written"], left=2, broken=0)
     for calls in lines:
-        grid.add(tail(calls.stage), calls.step, *_counts(calls.cache_misses, calls.cache_hits, calls.tokens))
+        grid.add(calls.stage, calls.step, *_counts(calls.cache_misses, calls.cache_hits, calls.tokens))
     misses, hits = sum(calls.cache_misses for calls in lines), sum(calls.cache_hits for calls in lines)
     total = ("total", "", *_counts(misses, hits, sum(calls.tokens for calls in lines)))
     grid.add(*(Text(cell, style="bold") for cell in total))

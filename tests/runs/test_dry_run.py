@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from typer.testing import CliRunner
 
+from cai.cli.console import show
 from cai.cli.main import app
 from cai.cli.run import forecast_parts
 from cai.config.errors import CaiError
@@ -82,6 +83,16 @@ def test_a_forecast_counts_the_tokens_of_demonstrations(tmp_path: Path, model_fo
     assert found.tokens_read - without.tokens_read == pytest.approx(more / 4, rel=0.02)  # roles count too
     run_to_end(plain)
     assert all(line.cache_hits == 0 for line in dry_run(shown).lines if line.step != "answer")
+
+
+def test_a_long_name_of_a_run_is_folded_and_never_cut() -> None:
+    name = "revisions: harmless-with-another-critique and harmless-without-a-critique"
+    console = Console(record=True, width=80)
+    for part in forecast_parts(DryRun([Line(name, "verdict", 1152, 0, 0.0)], 0.0, None, [], 0), None):
+        show(console, part)
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= 80 and "1,152" in lines[2]
+    assert "".join(line.split("  ")[1] for line in lines[2:6]).replace(" ", "") == name.replace(" ", "")
 
 
 def test_a_forecast_leaves_no_trace(tmp_path: Path, model_folder: Path) -> None:
