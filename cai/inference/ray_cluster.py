@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from cai.config.errors import CaiError
 from cai.inference.engine import EngineConfig, RayConfig
@@ -81,25 +81,8 @@ class Cluster:
         self._thread.shutdown(wait=False)
 
     def _connect(self) -> None:
-        if find_spec("ray") is None:
-            raise CaiError("Ray is not installed: install it with `pip install 'cai-rlaif[ray]'`")
         set_environment()
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        import ray
-
-        if self.address not in (None, "auto"):
-            _check_port(str(self.address))
-        if ray.is_initialized():
-            return
-        local = {} if self.address else {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-        try:
-            ray.init(self.address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
-        except Exception as error:  # of several libraries
-            where = f"engine.ray.address: {self.address}" if self.address else "Ray cannot be started on this machine"
-            hint = "" if self.address is None or os.environ.get("RAY_AUTH_MODE") else TOKEN_HINT
-            raise CaiError(f"{where}: {' '.join(str(error).split())[:600]}{hint}") from None
-        self._connected = True
+        self._connected = connect(self.address, "engine.ray.address", {})
 
     def _disconnect(self) -> None:
         if self._connected:
@@ -108,7 +91,37 @@ class Cluster:
             ray.shutdown()
 
 
-def _check_port(address: str) -> None:
+def connect(address: str | None, setting: str, local: dict[str, Any]) -> bool:
+    """Connect this process to Ray, or start it here with the arguments `local`; False if it is connected already.
+
+    Raises: CaiError, which names the setting of the address, where there is no Ray, or another version.
+    """
+    check_installed()
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if address not in (None, "auto"):
+        _check_port(str(address), setting)
+    if ray.is_initialized():
+        return False
+    local = {} if address else {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES, **local}
+    try:
+        ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
+    except Exception as error:  # of several libraries
+        where = f"{setting}: {address}" if address else "Ray cannot be started on this machine"
+        hint = "" if address is None or os.environ.get("RAY_AUTH_MODE") else TOKEN_HINT
+        raise CaiError(f"{where}: {' '.join(str(error).split())[:600]}{hint}") from None
+    return True
+
+
+def check_installed() -> None:
+    """Raises: CaiError without Ray."""
+    if find_spec("ray") is None:
+        raise CaiError("Ray is not installed: install it with `pip install 'cai-rlaif[ray]'`")
+
+
+def _check_port(address: str, setting: str) -> None:
     """Raises: CaiError when nothing listens; Ray itself would try for a minute and more."""
     host, _, port = address.rpartition(":")
     try:
@@ -116,7 +129,7 @@ def _check_port(address: str) -> None:
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise CaiError(
-            f"engine.ray.address: {address} cannot be reached: {reason}; expected the head node of a Ray cluster "
+            f"{setting}: {address} cannot be reached: {reason}; expected the head node of a Ray cluster "
             "(`ray start --head` prints its address), or auto"
         ) from None
 

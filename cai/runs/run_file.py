@@ -107,8 +107,8 @@ class RunConfig(Section):
     engine: EngineConfig = EngineConfig()
     """Inference engine."""
     launcher: str = ""
-    """Launch command, such as `torchrun --nproc_per_node 2`, or `auto`: a process for each visible GPU. Without it, one
-    process on one GPU. Does not affect the run's identity."""
+    """Launch command, such as `torchrun --nproc_per_node 2` or `ray --workers 16 --address auto`, or `auto`: a process
+    for each visible GPU. Without it, one process on one GPU. Does not affect the run's identity."""
 
     @field_validator("train", mode="before")
     @classmethod

@@ -16,8 +16,8 @@ from cai.training.stage import AUTO, Report, StageSpec, worker_python
 PROCESSES = "processes.json"
 """In a stage's folder: what its checkpoints were written by."""
 EXAMPLE = "torchrun --nproc_per_node 2"
-PROCESS_COUNT = re.compile(r"--(?:nproc[-_]per[-_]node|num[-_]processes)(?:=|\s+)([0-9]{1,6}|gpu|auto)\b")
-"""In the command of torchrun or accelerate."""
+PROCESS_COUNT = re.compile(r"--(?:nproc[-_]per[-_]node|num[-_]processes|workers)(?:=|\s+)([0-9]{1,6}|gpu|auto)\b")
+"""In the command of torchrun, accelerate or ray."""
 
 
 def check_launcher(settings: TrainConfig, launcher: str, place: str) -> None:
