@@ -6,7 +6,6 @@ Train reserve what the workers need, and runs `python -m cai.training.worker STA
 way of a queue on this node; replies go the other way. The process group is torchrun's: `distributed.join` opens it.
 """
 
-import argparse
 import json
 import os
 import select
@@ -14,68 +13,22 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NoReturn
 
 from cai.config.errors import CaiError
-from cai.inference.ray_cluster import amounts, check_installed, connect
+from cai.inference.ray_cluster import amounts, connect
 from cai.stats.formatting import counted
+from cai.training.ray_options import SCRATCH, Options, parse
+from cai.training.ray_worker import Job, trainer
 
-NAME = "ray"
-SCRATCH = "ray"
-"""In a stage's folder, while Ray Train runs."""
-MAX_WORKERS = 100_000
 ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the ends of workers show as soon; Ray's own is 2
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1800",  # for nodes that a cluster adds; Ray's own is 60
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
 """Of Ray Train; what the user has set comes first."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the launcher's command says. `address` is as `engine.ray.address`; None of GPUs is one if there are any."""
-
-    workers: int
-    gpus_per_worker: int | None
-    cpus_per_worker: int
-    address: str | None
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise CaiError(f"launcher: ray: {message}; expected a command such as ray --workers 2 --address auto")
-
-
-def _whole(least: int, most: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        if not text.isascii() or not text.isdecimal() or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"expected a whole number from {least} to {most}, found {text!r}")
-        return int(text)
-
-    return number
-
-
-def parse(arguments: list[str]) -> Options:
-    """The options of `ray`. Raises: CaiError for others, and without Ray."""
-    parser = _Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--workers", type=_whole(1, MAX_WORKERS), required=True)
-    parser.add_argument("--gpus-per-worker", type=_whole(0, 1))
-    parser.add_argument("--cpus-per-worker", type=_whole(1, 10_000), default=1)
-    parser.add_argument("--address")
-    options = Options(**vars(parser.parse_args(arguments)))
-    check_installed()
-    return options
-
-
-def command(arguments: list[str]) -> list[str]:
-    """The command that runs a Python module in the workers of `ray` with these options. Raises: CaiError as `parse`."""
-    parse(arguments)
-    return [sys.executable, "-m", "cai.training.ray_launcher", *arguments, "--"]
 
 
 def main() -> int:
@@ -147,8 +100,6 @@ class _Launch:
         """Train to the end, of which the queue's last message tells."""
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.v2.api.config import LoggingConfig
-
-        from cai.training.ray_worker import Job, trainer
 
         stage = Path(self._arguments[-1]).resolve().parent
         shutil.rmtree(stage / SCRATCH, ignore_errors=True)  # Ray Train's state of a run, from which it would resume

@@ -27,7 +27,7 @@ from cai.data.prompts import read_completions, read_prompts
 from cai.data.records import MAX_SEED, Revision, Skipped
 from cai.inference.chat_template import ChatSettings
 from cai.inference.models import folder_fingerprint
-from cai.training import ray_launcher
+from cai.training import ray_options
 from cai.training.distributed import visible_gpus
 from cai.training.reward_folder import find_reward_model
 from cai.training.reward_parts import JUDGE, LAST, models_of
@@ -346,7 +346,7 @@ def checkpoint_update(folder: Path) -> int:
 
 def _remove_spent(folder: Path) -> None:
     """Remove what is large, and of no use once the policy is saved."""
-    for spent in ("checkpoints", "dataset", "members", ray_launcher.SCRATCH):
+    for spent in ("checkpoints", "dataset", "members", ray_options.SCRATCH):
         shutil.rmtree(folder / spent, ignore_errors=True)
 
 
@@ -377,8 +377,8 @@ def worker_python(launcher: str) -> list[str]:
     except ValueError as error:
         raise CaiError(f"launcher: {launcher!r}: {str(error).lower()}; {example}") from None
     beside_python = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    if first == ray_launcher.NAME:
-        return ray_launcher.command(others)
+    if first == ray_options.NAME:
+        return ray_options.command(others)
     program = shutil.which(first, path=beside_python)
     if program is None:
         raise CaiError(f"launcher: '{first}' not found; {example}")
