@@ -14,7 +14,7 @@ from cai.inference import vllm
 
 CHILD = """
 import os, time
-memory = b"1" * (1 << 29)  # a killed process with much memory takes a while to end
+memory = b"1" * (1 << 28)  # a killed process with much memory takes a while to end
 print("loading", os.getpid(), flush=True)
 time.sleep(120)
 """
