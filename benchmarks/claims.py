@@ -29,9 +29,9 @@ import numpy as np
 
 from cai.compare.attribution import outcome_effects
 from cai.compare.compare import compare_read
-from cai.compare.plan import needed
 from cai.compare.reading import Answered, Labelled, Labels, PairVerdict, PolicyData, Revised, Round, RunData
 from cai.compare.record import RunComparison
+from cai.compare.sample_size import needed
 from cai.constitution.principles import Constitution
 from cai.data.records import Message, Prompt, Scored
 from cai.evaluation.monitors import ratio_of_means

@@ -1,6 +1,7 @@
 """`cai compare`."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -28,8 +29,6 @@ from cai.cli.options import (
 )
 from cai.cli.run import forecast_parts
 from cai.compare.compare import compare_runs
-from cai.compare.plan import parse_plan
-from cai.compare.plan import plan as plan_metrics
 from cai.compare.record import (
     RunComparison,
 )
@@ -40,6 +39,8 @@ from cai.compare.revisions import (
     judge_revisions,
     plan_judge,
 )
+from cai.compare.sample_size import parse_plan
+from cai.compare.sample_size import plan as plan_metrics
 from cai.config.characters import Terminal
 from cai.config.errors import CaiError
 from cai.inference.reporter import Reporter
@@ -105,22 +106,29 @@ def compare(
         comparison = _judged(asked, folders, Terminal(stderr=as_json))
     if planned:
         comparison = comparison.model_copy(update={"plan": plan_metrics(comparison, planned)})
+    page = None if out is None and as_json else out or runs / "comparison.html"
+    _print(comparison, folders, page, as_json, " (--out FILE writes another)" if out is None else "")
+    failed = sum(pair.revisions.failed for pair in comparison.pairs if pair.revisions)
+    if failed:
+        say_failed(f"{counted(failed, 'verdicts')} of --judge failed; the reasons are below its table")
+        raise typer.Exit(1)
+
+
+def _print(
+    comparison: RunComparison, folders: Sequence[RunFolder], page: Path | None, as_json: bool, other: str
+) -> None:
+    """Print a comparison and write its page; `other` says how to keep an earlier page."""
     if as_json:
         echo_json(comparison.model_dump_json(indent=1))
     else:
         console = result_console()
         for part in comparison_parts(comparison):
             show(console, part)
-    if out is not None or not as_json:
-        page = out or runs / "comparison.html"
-        earlier = ", in place of the earlier one (--out FILE writes another)" if out is None and page.exists() else ""
+    if page is not None:
+        earlier = f", in place of the earlier one{other}" if other and page.exists() else ""
         write_file(page, comparison_report(read_comparison(comparison, folders)))
         if not as_json:
             line(console, f"\nReport: {page}{earlier}")
-    failed = sum(pair.revisions.failed for pair in comparison.pairs if pair.revisions)
-    if failed:
-        say_failed(f"{counted(failed, 'verdicts')} of --judge failed; the reasons are below its table")
-        raise typer.Exit(1)
 
 
 def _baseline_first(names: Sequence[str], baseline: str | None) -> list[str]:

@@ -109,12 +109,16 @@ def eval_(
     reporter = Reporter(console)
     with resumable(console, reporter):
         report = evaluate_policies(plan, target, runs / CACHE_FILE, reporter, replace)
+    _print(report, options, target, runs)
+    end_with_failures(target)
+
+
+def _print(report: PolicyReport, options: Options, target: Path, runs: Path) -> None:
     output = result_console()
     for part in report_tables(report, output.width):
         show(output, part)
     for part in _ending(report, options, target, runs):
         show(output, part)
-    end_with_failures(target)
 
 
 def _forecast(plan: EvaluationPlan, target: Path, runs: Path, replace: bool) -> None:

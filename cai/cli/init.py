@@ -113,7 +113,10 @@ def init(
     echo(f"Read {'more than ' if more else ''}{counted(min(count, MANY), 'prompts')} from {prompts} ({formats}).")
     echo_reasons(reasons)
     echo(f"Wrote {out / CONSTITUTION_FILE} and {out / RUN_FILE}. Next:")
-    constitution, run_file = out / CONSTITUTION_FILE, out / RUN_FILE
+    _next_commands(out / CONSTITUTION_FILE, out / RUN_FILE)
+
+
+def _next_commands(constitution: Path, run_file: Path) -> None:
     grid = Grid(["", ""], left=2, last_left=True)
     grid.add(f"edit {constitution}", "write your principles")
     grid.add(command("constitution", "lint", constitution), "checks them")

@@ -1,5 +1,6 @@
 """`cai train`."""
 
+import dataclasses
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -106,26 +107,31 @@ def train(
     start = resolve_model(model)
     check_stage(config, start, stage)
     rewards = reward_models(config, "--reward")
+    spec = StageSpec(
+        settings=config,
+        data=local_file(str(data)),
+        model=start,
+        folder=out,
+        seed=seed,
+        reward=rewards[0] if rewards else None,
+        other_rewards=rewards[1:],
+        chat=chat,
+        launcher=launcher,
+    )
+    _run(stage, spec, replace, console, model)
+
+
+def _run(stage: str, spec: StageSpec[Any], replace: bool, console: Terminal, model: str) -> None:
+    """Train on the rows of the file that `spec.data` names, and print what came of it."""
     with tempfile.TemporaryDirectory(prefix="cai-train-") as aside:
         rows = Path(aside) / "rows.jsonl"
-        spec = StageSpec(
-            settings=config,
-            data=rows,
-            model=start,
-            folder=out,
-            seed=seed,
-            reward=rewards[0] if rewards else None,
-            other_rewards=rewards[1:],
-            chat=chat,
-            launcher=launcher,
-        )
-        skipped = convert_data(config, local_file(str(data)), rows)
+        skipped = convert_data(spec.settings, spec.data, rows)
         reporter = Reporter(console)
         with resumable(console, reporter):
-            result, more = train_stage(stage, spec, reporter, replace, keep_data=True)
+            result, more = train_stage(stage, dataclasses.replace(spec, data=rows), reporter, replace, keep_data=True)
     skipped += more
     if skipped:
-        write_rows(out / "skipped.jsonl", skipped)
+        write_rows(spec.folder / "skipped.jsonl", skipped)
     output = result_console()
     for part in _ending(stage, spec, result, skipped, model):
         show(output, part)

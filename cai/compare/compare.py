@@ -48,7 +48,7 @@ from cai.runs.metrics import CURVES
 from cai.stats.formatting import counted
 from cai.stats.significance import Effect, contrasts, corrected, counts, paired
 from cai.stats.trainings import between_policies
-from cai.training.metrics import read_metrics
+from cai.training.tracking import read_metrics
 
 CHANGED: tuple[Kind, ...] = tuple(kind for kind in get_args(Kind) if kind != "same")
 ROUND_OUTCOMES = tuple(metric.key for metric in ROUND_METRICS)

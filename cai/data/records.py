@@ -111,6 +111,11 @@ class Revision(Row):
     revision_reasoning: Reasoning = None
 
 
+def flips(forward: float, reverse: float) -> bool:
+    """Whether a verdict flips when the order is swapped, the same position winning in both: P(first better) of each."""
+    return (forward > 0.5) != (reverse > 0.5)
+
+
 class Verdict(Row):
     """A judge's verdict on a pair by one principle: P(first better), in both orders or, without swap, in one."""
 
@@ -156,13 +161,10 @@ class Verdict(Row):
 
     @property
     def position_bias(self) -> bool | None:
-        """Whether the verdict flips when the order is swapped: the same position wins in both orders.
-
-        None where only one order was judged.
-        """
+        """Whether the verdict flips when the order is swapped; None where only one order was judged."""
         if self.p_forward is None or self.p_reverse is None:
             return None
-        return (self.p_forward > 0.5) != (self.p_reverse > 0.5)
+        return flips(self.p_forward, self.p_reverse)
 
 
 Source = Literal["revision", "judge", "human"]

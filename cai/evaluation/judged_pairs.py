@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from statistics import fmean
 from typing import NamedTuple
 
-from cai.data.records import Preference, Verdict
+from cai.data.records import Preference, Verdict, flips
 from cai.feedback.metrics import abstained
 from cai.stats.intervals import Estimate, share
 
@@ -79,4 +79,4 @@ def over_prompts(values: Iterable[tuple[str, float]]) -> Estimate:
 
 def position_bias(opinion: Opinion) -> bool:
     """Whether the verdict flips when the order is swapped; as Verdict.position_bias."""
-    return (opinion.forward > 0.5) != (opinion.reverse > 0.5)
+    return flips(opinion.forward, opinion.reverse)

@@ -125,7 +125,7 @@ def _any_of(phrases: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, phrases)) + r")(?!\w)")
 
 
-LENGTH_FACTOR = 1.5  # longer, or shorter, than the reference; as PPO's warning, see cai/training/metrics.py
+LENGTH_FACTOR = 1.5  # longer, or shorter, than the reference; as PPO's warning, see cai/training/tracking.py
 LEAST = 8  # prompts, below which intervals are too rough to say more than "unclear"
 MORE = 0.1  # one answer in ten that the reference did not give so
 

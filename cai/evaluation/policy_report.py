@@ -55,7 +55,7 @@ from cai.inference.models import folder_fingerprint, served
 from cai.stats.formatting import counted
 from cai.stats.trainings import PROMPTS_ONLY
 from cai.stats.win_rate import FEW_PROMPTS, FOLLOWS_POSITION
-from cai.training.metrics import RUNAWAY_KL, TARGETS
+from cai.training.tracking import RUNAWAY_KL, TARGETS
 
 # the files of a policy evaluation
 ANSWERS, COMPARISONS, PROBES, SKIPPED = "answers.jsonl", "comparisons.jsonl", "probes.jsonl", "skipped.jsonl"

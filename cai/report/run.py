@@ -42,7 +42,7 @@ from cai.report.table import Detail, Table
 from cai.runs.folder import RunFolder, stage_settings
 from cai.runs.metrics import stage_folders
 from cai.stats.formatting import NONE, estimate, number
-from cai.training.metrics import read_metrics
+from cai.training.tracking import read_metrics
 
 
 class PrincipleMetrics(NamedTuple):

@@ -22,7 +22,7 @@ from cai.feedback.metrics import RUN_METRICS
 from cai.runs.folder import RunFolder, open_run
 from cai.runs.metrics import policy_means, run_estimates, summary_metrics, values_by_prompt
 from cai.stats.intervals import Estimate
-from cai.training.metrics import read_metrics
+from cai.training.tracking import read_metrics
 
 if TYPE_CHECKING:
     import pyarrow

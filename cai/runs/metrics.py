@@ -43,7 +43,7 @@ from cai.stats.formatting import counted, estimate, number, percent
 from cai.stats.intervals import Estimate
 from cai.stats.trainings import between_paired_policies, shared_prompts
 from cai.stats.win_rate import win
-from cai.training.metrics import missed_target, read_metrics, runaway
+from cai.training.tracking import missed_target, read_metrics, runaway
 
 
 def summarise(folder: RunFolder) -> dict[str, Any]:

@@ -5,10 +5,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from cai.config.yaml_files import MOST_REPEATS, MOST_TOKENS, PositiveTemperature, Repeats, Section, Tokens
-from cai.training.metrics import Tracker, check_installed
 from cai.training.preference_parts import SMOOTHED, SOFT, LossType, SourceWeights
 from cai.training.quantization import Bits
 from cai.training.reward_parts import Reward, parts_of
+from cai.training.tracking import Tracker, check_installed
 
 DRAFTS = "drafts"  # the value of `mix` that is no file
 FAR_OFF = 10.0  # times the default

@@ -14,11 +14,11 @@ from cai.data.records import Preference, Source
 from cai.inference.chat import turn_end
 from cai.inference.models import loading_options
 from cai.training.distributed import device
-from cai.training.metrics import Tracker, Trackers, add_metrics, drop_metrics_after, not_finite, read_metrics
 from cai.training.quantization import quantized
 from cai.training.settings import AnswersConfig, DatasetConfig, PreferenceConfig, TrainConfig
 from cai.training.stage import Report, StageSpec
 from cai.training.tokens import AnyAnswers, SplitTurn, Unfit, keep_fitting, prompt_ids, row_turn, skip_truncated
+from cai.training.tracking import Tracker, Trackers, add_metrics, drop_metrics_after, not_finite, read_metrics
 
 AnyPreferenceConfig = TypeVar("AnyPreferenceConfig", bound=PreferenceConfig, covariant=True)
 OTHER = {"chosen": "rejected", "rejected": "chosen"}

@@ -7,10 +7,10 @@ import pytest
 from cai.config.errors import CaiError
 from cai.runs.plan import make_plan, manifest
 from cai.runs.run_file import load_run_file
-from cai.training import metrics
-from cai.training.metrics import Trackers
+from cai.training import tracking
 from cai.training.settings import SFTConfig
 from cai.training.stage import StageSpec
+from cai.training.tracking import Trackers
 from tests.conftest import train_here, write_workspace
 from tests.training.test_sft import revisions
 
@@ -44,7 +44,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Recorder]:
     made.clear()
     for name in ("tensorboard", "wandb", "trackio"):
         monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, name, Recorder)
-    monkeypatch.setattr(metrics, "find_spec", lambda name: name)
+    monkeypatch.setattr(tracking, "find_spec", lambda name: name)
     return made
 
 
@@ -96,7 +96,7 @@ def test_where_metrics_go_changes_neither_the_run_nor_its_stage(
 def test_a_tracker_that_is_not_installed_is_reported_before_any_call(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metrics, "find_spec", lambda name: None)
+    monkeypatch.setattr(tracking, "find_spec", lambda name: None)
     run_file = write_workspace(tmp_path, model_folder, extra="train: [{stage: sft, report_to: [wandb]}]\n")
     with pytest.raises(
         CaiError, match=r"run\.yaml:5: train\[0\]\.report_to: .*wandb is not installed: pip install wandb"

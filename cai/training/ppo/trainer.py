@@ -25,15 +25,6 @@ from cai.config.hashing import derive_seed
 from cai.data.jsonl import read_rows
 from cai.data.records import Prompt
 from cai.training import distributed, sharding
-from cai.training.metrics import (
-    Trackers,
-    add_metrics,
-    drop_metrics_after,
-    missed_target,
-    not_finite,
-    read_metrics,
-    runaway,
-)
 from cai.training.ppo.actor import Actor
 from cai.training.ppo.experience import Collector, Task, describe, prepare, sampler_mismatch, shown
 from cai.training.ppo.losses import (
@@ -52,6 +43,15 @@ from cai.training.reward_source import Loading, SampledAnswer, reward_source
 from cai.training.settings import PPOConfig
 from cai.training.stage import Ask, Report, StageSpec, nobody
 from cai.training.tokens import prompts_that_fit, stage_tokenizer, stop_tokens
+from cai.training.tracking import (
+    Trackers,
+    add_metrics,
+    drop_metrics_after,
+    missed_target,
+    not_finite,
+    read_metrics,
+    runaway,
+)
 from cai.training.trl_stage import rebuilt_policy, save_policy
 
 KEPT_CHECKPOINTS = 2

@@ -14,7 +14,6 @@ from pydantic import ValidationError
 
 from cai.config.errors import CaiError
 from cai.training import tokens
-from cai.training.metrics import runaway
 from cai.training.ppo.actor import Actor
 from cai.training.ppo.experience import Collector, Task, drawn, prepare
 from cai.training.ppo.sampling import generate, padded, sampled
@@ -22,6 +21,7 @@ from cai.training.ppo.trainer import PPOTrainer, restore_checkpoint, save_checkp
 from cai.training.reward_model import RewardModel
 from cai.training.settings import PPOConfig
 from cai.training.stage import StageSpec
+from cai.training.tracking import runaway
 from tests.conftest import prompt, train_here
 from tests.training.test_reward import config as reward_config
 from tests.training.test_reward import planted

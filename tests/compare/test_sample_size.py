@@ -3,8 +3,8 @@ import random
 import pytest
 
 from cai.compare.compare import compare_runs
-from cai.compare.plan import parse_plan, plan
 from cai.compare.record import RunComparison
+from cai.compare.sample_size import parse_plan, plan
 from cai.config.errors import CaiError
 from cai.stats.power import planned_prompts
 from tests.compare.made import make_run

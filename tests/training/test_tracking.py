@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cai.config.errors import CaiError
-from cai.training.metrics import add_metrics, drop_metrics_after, read_metrics
+from cai.training.tracking import add_metrics, drop_metrics_after, read_metrics
 
 
 def test_what_was_added_is_read_back(tmp_path: Path) -> None:
