@@ -36,9 +36,7 @@ from cai.stats.formatting import counted, duration
 
 WORK_SECONDS = 0.5  # a step of this length ran the model, a chunk of a long prompt for example
 LOAD_POLL_SECONDS = 1.0
-LOAD_NOTICE_SECONDS = (
-    600.0  # between two notices that a model still loads; 140 GB from a network disk take half an hour
-)
+LOAD_NOTICE_SECONDS = 600.0  # between two notices that a model loads; 140 GB from a network disk take half an hour
 THOUGHT_TOKENS = 8  # at the end of a prompt, in which an opened thought shows: `<think>` has at most 4, and a newline
 ABANDON_SECONDS = 0.5  # that close() waits for a thread it will not join
 CLOSE_POLL_SECONDS = 0.01
