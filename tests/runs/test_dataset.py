@@ -60,6 +60,22 @@ def test_datasets_loads_a_run_and_finds_its_rows(run: RunFolder, tmp_path: Path)
     assert (folder / "constitution.yaml").read_bytes() == run.constitution_yaml.read_bytes()
 
 
+def test_sets_of_one_folder_name_are_loaded_apart(run: RunFolder, tmp_path: Path) -> None:
+    """`datasets` caches rows by the folder's name and the card's header, whatever stands in the files."""
+    write_dataset(run, tmp_path / "a/set", "unknown")
+    rows = run.preferences()
+    write_rows(run.preferences_jsonl, [row.model_copy(update={"chosen": "another"}) for row in rows])
+    write_dataset(run, tmp_path / "b/set", "unknown")
+    first, second = (
+        datasets.load_dataset(str(tmp_path / name / "set"), split="train", cache_dir=str(tmp_path / "cache"))["chosen"][
+            :
+        ]
+        for name in ("a", "b")
+    )
+    assert first == [row.chosen for row in rows]
+    assert second == ["another"] * len(rows)
+
+
 def test_the_card_names_what_the_data_was_made_from_and_how_good_it_is(run: RunFolder, tmp_path: Path) -> None:
     write_dataset(run, tmp_path / "ds", "cc-by-4.0")
     card, manifest = (tmp_path / "ds" / "README.md").read_text(encoding="utf-8"), run.manifest()
