@@ -106,6 +106,9 @@ def make_sweep(
     source = yaml_files.read_kind(file, "sweep")
     sweep = yaml_files.validate(source, SweepConfig)
     run_file = find_file("run", sweep.run, file)
+    for key in (override.partition("=")[0] for override in overrides):
+        if key in sweep.grid:
+            raise CaiError(f"--set {key}: {file} varies it in its grid; change the grid, or leave the option out")
     folder = runs / folder_name(sweep.name, f"{file}: name", "choose a shorter one")
     if is_run(folder):
         raise CaiError(f"{file}: name: {folder} is a run; give the sweep another name")

@@ -215,6 +215,13 @@ def test_a_mistaken_setting_of_a_sweep_is_named_with_its_line_and_one_of_an_opti
     )
 
 
+def test_a_setting_that_varies_is_not_set_for_all_runs(tmp_path: Path, model_folder: Path) -> None:
+    file = write_sweep(tmp_path, model_folder, grid={"revise.rounds": [1, 2]})
+    with pytest.raises(CaiError, match=rf"^--set revise\.rounds: {file} varies it in its grid; change the grid"):
+        make_sweep(file, ["judge.principles=1", "revise.rounds=2"], tmp_path / "runs")
+    assert len(make_sweep(file, ["judge.principles=1"], tmp_path / "runs")[1]) == 2
+
+
 def test_a_sweep_does_not_lie_in_a_runs_folder(tmp_path: Path, model_folder: Path) -> None:
     path = write_sweep(tmp_path, model_folder, grid={"seed": [0, 1]}, set={"constitution": "\U0001f600.yaml"})
     (tmp_path / "\U0001f600.yaml").write_bytes((ROOT / "constitutions/brief.yaml").read_bytes())
