@@ -32,8 +32,9 @@ def principle_changes(a: Constitution, b: Constitution) -> Difference:
 
 
 class ChangedCalls(NamedTuple):
-    """Shares of draws, in [0, 1], whose model calls an edit changes: in revision rounds, and of the judge."""
+    """Shares of draws, in [0, 1], whose model calls an edit changes: critiques, revisions, and the judge's verdicts."""
 
+    critiques: float
     revisions: float
     judge: float
 
@@ -44,7 +45,9 @@ def changed_calls(a: Constitution, b: Constitution) -> ChangedCalls:
     A draw stays where it was with probability sum over principles i of 1 / sum over j of max(w_j / w_i, w'_j / w'_i):
     the arrival times of `assign` are the same exponentials in both, so i comes first in both when every other one
     arrives later by the larger of the two ratios of weights; 0 stands for the weight of a principle that is not there.
-    A draw that stays is a cache miss where a text it uses was reworded: critique or revision, or the judge's.
+    A draw that stays is a cache miss where a text it uses was reworded: of a critique the critique's, of a revision,
+    which follows its critique, either of them, of a verdict the judge's. Not counted are the calls about answers that
+    turn out otherwise: verdicts on new revisions, and later rounds.
 
     With `applies_to` these are the shares of prompts that all principles apply to, and a principle with another
     applies_to counts as if each of its draws moved: on other prompts the shares differ, and a dry run counts them.
@@ -66,7 +69,7 @@ def changed_calls(a: Constitution, b: Constitution) -> ChangedCalls:
         share = 1 - sum(stays[i] for i in same)
         return share if share > 1e-9 else 0.0  # rounding
 
-    return ChangedCalls(miss_share("critique", "revision"), miss_share("judge"))
+    return ChangedCalls(miss_share("critique"), miss_share("critique", "revision"), miss_share("judge"))
 
 
 Change = tuple[Literal["same", "removed", "added"], str]

@@ -123,8 +123,9 @@ def test_diff_marks_changed_words_and_counts_the_calls_to_repeat(cai, tmp_path: 
         "reworded  no-bullying\n  judge\n    Which answer is {+much+} kinder to [-the-]{+every+} person" in result.out
     )
     changed = changed_calls(load_constitution(SIXTEEN), load_constitution(path))
-    revisions, judge = (f"{100 * share:.1f} %" for share in changed)
-    assert f"New calls in a run: {revisions} of critiques and revisions, {judge} of the judge's." in result.out
+    critiques, revisions, judge = (f"{100 * share:.1f} %" for share in changed)
+    said = f"New calls in a run: {critiques} of critiques, {revisions} of revisions, {judge} of verdicts, and those"
+    assert said in " ".join(result.out.split())
     assert "without effect on a run: lawful-conduct." in result.out
     assert "reworded  privacy" not in result.out
 
@@ -152,7 +153,8 @@ def test_show_and_diff_say_where_a_principle_applies(cai, tmp_path: Path) -> Non
     assert result.status == 1
     said = " ".join(result.out.split())
     assert "rescoped plain-words applies to all prompts → tags long; Is the message long?" in said
-    assert "New calls in a run: 25.0 % of critiques and revisions, 25.0 % of the judge's. On prompts that all" in said
+    assert "New calls in a run: 25.0 % of critiques, 25.0 % of revisions, 25.0 % of verdicts, and those" in said
+    assert "later rounds. On prompts that all" in said
     found = json.loads(cai("diff", SHIPPED / "brief.yaml", path, "--json").out)
     assert found["rescoped"] == {
         "plain-words": {"before": None, "after": {"tags": ["long"], "question": "Is the message long?"}}

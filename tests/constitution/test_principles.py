@@ -185,7 +185,7 @@ def test_an_edit_of_where_a_principle_applies_moves_only_its_own_share(seed: int
 
 def test_new_calls_of_an_edit_of_where_a_principle_applies_are_at_most_its_share() -> None:
     c = make({"a": 1, "b": 1, "c": 2})
-    assert changed_calls(c, edited(c, c={"applies_to": AppliesTo(tags=["x"])})) == (0.5, 0.5)
+    assert changed_calls(c, edited(c, c={"applies_to": AppliesTo(tags=["x"])})) == (0.5, 0.5, 0.5)
 
 
 def test_shares_are_the_weights_normalised() -> None:
@@ -204,6 +204,7 @@ def test_the_share_that_moves_is_what_assignment_does(
     count = 1000
     drawn = [[assign(c, 0, f"prompt {n}", "round 1")[0] for c in (a, b)] for n in range(count)]
     for share, happened in (
+        (changed_calls(a, b).critiques, sum(x.id != y.id for x, y in drawn)),
         (changed_calls(a, b).revisions, sum(x.id != y.id for x, y in drawn)),
         (changed_calls(a, b).judge, sum((x.id, x.judge) != (y.id, y.judge) for x, y in drawn)),
     ):
@@ -213,12 +214,12 @@ def test_the_share_that_moves_is_what_assignment_does(
 
 def test_what_a_run_asks_anew_depends_on_which_text_was_reworded() -> None:
     c = make({"a": 1, "b": 1, "c": 2})
-    assert changed_calls(c, edited(c, c={"judge": "x"})) == (0, 0.5)
-    assert changed_calls(c, edited(c, c={"critique": "x"}, a={"revision": "x"})) == (0.75, 0)
-    assert changed_calls(c, edited(c, c={"notes": "x", "tags": ["x"]})) == (0, 0)
-    assert changed_calls(c, edited(c, a={"weight": 3.0}, b={"weight": 3.0}, c={"weight": 6.0})) == (0, 0)
-    assert changed_calls(c, make({"a": 1, "b": 1, "c": 2, "new": 4})) == pytest.approx((0.5, 0.5))
-    assert changed_calls(c, make({"x": 1})) == (1, 1)
+    assert changed_calls(c, edited(c, c={"judge": "x"})) == (0, 0, 0.5)
+    assert changed_calls(c, edited(c, c={"critique": "x"}, a={"revision": "x"})) == (0.5, 0.75, 0)
+    assert changed_calls(c, edited(c, c={"notes": "x", "tags": ["x"]})) == (0, 0, 0)
+    assert changed_calls(c, edited(c, a={"weight": 3.0}, b={"weight": 3.0}, c={"weight": 6.0})) == (0, 0, 0)
+    assert changed_calls(c, make({"a": 1, "b": 1, "c": 2, "new": 4})) == pytest.approx((0.5, 0.5, 0.5))
+    assert changed_calls(c, make({"x": 1})) == (1, 1, 1)
 
 
 @given(st.text("ab \n", max_size=12), st.text("ab \n", max_size=12))
