@@ -1,6 +1,7 @@
 """`cai eval`."""
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -29,7 +30,7 @@ from cai.config.characters import Terminal, visible
 from cai.config.errors import CaiError
 from cai.evaluation.evaluation_plan import EvaluationPlan
 from cai.evaluation.injection import HEADING as INJECTION_HEADING
-from cai.evaluation.monitors import format_threshold
+from cai.evaluation.monitors import Monitor, format_threshold
 from cai.evaluation.policy_report import PolicyReport, trust_notes
 from cai.evaluation.probe_metrics import PROBES, rates_to_report
 from cai.evaluation.win_rates import format_dominated, format_elo
@@ -133,6 +134,14 @@ def _forecast(plan: EvaluationPlan, target: Path, runs: Path, replace: bool) -> 
         show(console, Text("  not included: scores of the answers (KL, reward), which take no calls"))
 
 
+def signs(monitors: Sequence[Monitor]) -> str:
+    """How many signs of reward hacking warn, by name, and how many cannot be told: `1 of 8 measured, 5 unclear: …`."""
+    warning = [f"{m.name} ({m.policy})" for m in monitors if m.state == "warns"]
+    states = Counter(m.state for m in monitors if m.state != "not measured")
+    unclear = f", {states['unclear']} unclear" if states["unclear"] else ""
+    return f"{len(warning)} of {states.total()} measured{unclear}" + (f": {', '.join(warning)}" if warning else "")
+
+
 def _ending(report: PolicyReport, options: Options, target: Path, runs: Path) -> Iterator[RenderableType | Grid]:
     """Who wins, what limits that, and the command that goes on from it."""
     yield heading(f"{report.policies[1].name}: evaluated")
@@ -143,11 +152,8 @@ def _ending(report: PolicyReport, options: Options, target: Path, runs: Path) ->
             rate = _rate(row.win_rate) if row.win_rate else "none, all answers equal"
             note = f" ({row.note})" if row.note else ""
             grid.add(f"win rate, {row.axis}", f"{rate} {whose}against {row.against}{note}")
-    warning = [f"{m.name} ({m.policy})" for m in report.monitors if m.state == "warns"]
     if report.monitors:
-        measured = sum(m.state != "not measured" for m in report.monitors)
-        signs = f"{len(warning)} of {measured} measured" + (f": {', '.join(warning)}" if warning else "")
-        grid.add("signs of reward hacking", signs)
+        grid.add("signs of reward hacking", signs(report.monitors))
     grid.add("files", f"{target}/")
     yield grid
     found = find_policy(options.policy, runs)

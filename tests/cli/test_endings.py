@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from cai.cli.eval import signs
+from cai.evaluation.monitors import Monitor, State
 from cai.inference.engine import Engine, EngineConfig, Generate, ScriptedEngine
 from cai.inference.models import Model
 from cai.runs.evaluate import evaluate_policies
@@ -203,3 +205,16 @@ def test_a_rating_without_an_interval_says_why(
         r"good +0 \(no interval\) +0 \(no interval\)\n +good: all prompts are equal, so it has no", printed
     )
     assert ending(printed)[1]["ties"] == "12 of 12 comparisons"
+
+
+@pytest.mark.parametrize(
+    ("states", "said"),
+    [
+        (["fine", "fine"], "0 of 2 measured"),
+        (["unclear", "unclear", "not measured"], "0 of 2 measured, 2 unclear"),
+        (["warns", "unclear", "fine"], "1 of 3 measured, 1 unclear: sign 0 (policy)"),
+    ],
+)
+def test_signs_that_cannot_be_told_are_not_counted_as_absent(states: list[State], said: str) -> None:
+    about: dict[str, Any] = {"policy": "policy", "value": None, "no_effect": 0.0, "threshold": 1.0, "meaning": "a sign"}
+    assert signs([Monitor(name=f"sign {i}", state=state, **about) for i, state in enumerate(states)]) == said
