@@ -85,7 +85,7 @@ def needed(effect: Effect, difference: float, alpha: float) -> tuple[int | None,
     least, share = min(effect.trainings), effect.between_trainings or 0.0
     between, within = share * effect.se**2, (1 - share) * effect.se**2
 
-    known = effect.freedom or 1.0
+    known = effect.pooled_freedom or effect.freedom or 1.0
 
     def room(trainings: int) -> float:
         """The variance that so many trainings leave to prompts."""

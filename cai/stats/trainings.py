@@ -73,7 +73,9 @@ def two_level(a: Floats, b: Floats) -> Effect:
     Stat. 29, eq. 2.11), equal to the mean squares of the balanced two-way layout (Searle, Casella & McCulloch 1992,
     §4.7). Its degrees of freedom are Satterthwaite's (1946, Biometrics Bull. 2, 110–114): near those of the trainings,
     k_a + k_b − 2 or fewer, where these decide, and near n − 1 where prompts do. `between_trainings` is max(T − R, 0)
-    over the whole: what more trainings, but no more prompts, would reduce.
+    over the whole: what more trainings, but no more prompts, would reduce. `pooled_freedom` takes T and R of the two
+    sides as one estimate each: two trainings a side that vary alike have two degrees of freedom, Satterthwaite's often
+    little more than one.
 
     With one training on a side, T is unknown: the interval is that of `paired` on the mean differences by prompt, and
     `note` says so.
@@ -113,23 +115,25 @@ def paired_trainings(values: Floats) -> Effect:
 def _two_level(differences: Floats, sides: Sequence[Floats]) -> Effect:
     trainings = (len(sides[0]), len(sides[1]))
     mean, n = float(differences.mean()), len(differences)
-    components = [_of_means(v.mean(axis=1)) for v in sides]
-    between = sum(part for part, _ in components)
-    residuals = [_residual(v) for v in sides] if n > 1 else []
-    residual = sum(part for part, _ in residuals)
-    from_prompts, freedom = _of_means(differences)
-    if between < residual:  # means of few trainings that agree by chance better than their answers allow
-        components = [Variance(residual, sum(degrees for _, degrees in components))]
-    variance = max(between, residual)
-    if from_prompts > residual:
-        variance += from_prompts - residual
-        components += [Variance(from_prompts, freedom), *residuals]
+    by_training = [_of_means(v.mean(axis=1)) for v in sides]
+    residuals = [_residual(v) for v in sides] if n > 1 else [Variance(0.0, 0)]
+    between, residual, by_prompt = _pooled(by_training), _pooled(residuals), _of_means(differences)
+    if between.value < residual.value:  # means of few trainings that agree by chance better than their answers allow
+        by_training = [between := Variance(residual.value, between.freedom)]
+    variance, parts, pooled = between.value, by_training, [between]
+    if by_prompt.value > residual.value:
+        variance += by_prompt.value - residual.value
+        parts, pooled = [*parts, by_prompt, *residuals], [between, by_prompt, residual]
     if variance <= max(map(_nothing, sides)):
         return _alike(differences, trainings)
-    share = max(0.0, between - residual) / variance
-    satterthwaite = variance**2 / sum(part**2 / degrees for part, degrees in components)
-    return _students(mean, variance**0.5, satterthwaite, n).model_copy(
-        update={"trainings": trainings, "between_trainings": share, "note": _note(trainings, share)}
+    share = max(0.0, between.value - residual.value) / variance
+    return _students(mean, variance**0.5, _satterthwaite(variance, parts), n).model_copy(
+        update={
+            "pooled_freedom": _satterthwaite(variance, pooled),
+            "trainings": trainings,
+            "between_trainings": share,
+            "note": _note(trainings, share),
+        }
     )
 
 
@@ -152,6 +156,16 @@ def _of_means(means: Floats) -> Variance:
     """The variance of the mean of these means."""
     n = len(means)
     return Variance(float(means.var(ddof=1)) / n, n - 1) if n > 1 else Variance(0.0, 0)
+
+
+def _pooled(parts: Sequence[Variance]) -> Variance:
+    """Their sum, with the degrees of freedom that it has where they estimate one variance."""
+    return Variance(sum(part.value for part in parts), sum(part.freedom for part in parts))
+
+
+def _satterthwaite(variance: float, parts: Sequence[Variance]) -> float:
+    """The degrees of freedom of a variance that is made of these."""
+    return variance**2 / sum(part.value**2 / part.freedom for part in parts)
 
 
 def _residual(values: Floats) -> Variance:

@@ -1,12 +1,15 @@
 import random
 
+import numpy as np
 import pytest
 
 from cai.compare.compare import compare_runs
 from cai.compare.record import RunComparison
-from cai.compare.sample_size import parse_plan, plan
+from cai.compare.sample_size import needed, parse_plan, plan
 from cai.config.errors import CaiError
 from cai.stats.power import planned_prompts
+from cai.stats.significance import ALPHA
+from cai.stats.trainings import two_level
 from tests.compare.made import make_run
 from tests.compare.test_known_truth import BOTH, noisy, words
 
@@ -75,3 +78,23 @@ def test_where_trainings_vary_more_of_them_are_planned(compared: RunComparison) 
 def test_metrics_without_spread_have_no_plan(compared: RunComparison) -> None:
     equal = next(row for row in plan(compared, {"": 0.1}) if row.key == "draft_words")
     assert (equal.prompts, equal.note) == (None, "equal on every prompt, so its spread is unknown")
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize(("difference", "deviation"), [(25.0, 11.0), (15.0, 11.0), (15.0, 3.0)])
+def test_planned_trainings_find_their_difference_four_times_in_five(difference: float, deviation: float) -> None:
+    """On average over pilots of three trainings a run, whether trainings or prompts vary more."""
+    rng, designs = np.random.default_rng(0), 800
+
+    def policies(trainings: int, prompts: int, difference: float) -> tuple[np.ndarray, np.ndarray]:
+        a, b = (rng.normal(0, deviation, (trainings, 1)) + rng.normal(0, 15, (trainings, prompts)) for _ in "ab")
+        return a, b + difference + rng.normal(0, 10, prompts)
+
+    found = planned = 0
+    for _ in range(designs):
+        prompts, trainings, _ = needed(two_level(*policies(3, 40, 0.0)), difference, ALPHA)
+        if prompts and trainings:
+            planned += 1
+            found += (two_level(*policies(trainings, prompts, difference)).p or 0) <= ALPHA
+    assert planned > 0.95 * designs
+    assert found / planned == pytest.approx(0.8, abs=0.05)

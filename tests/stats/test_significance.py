@@ -281,6 +281,17 @@ def test_many_rows_agree_with_welchs_test() -> None:
     assert (effect.low, effect.high) == pytest.approx(tuple(result.confidence_interval()), abs=2e-3)
 
 
+def test_three_rows_of_a_wider_spread_than_five_others_have_an_interval_of_its_level() -> None:
+    rng, held, trials = np.random.default_rng(0), 0, 1500
+    for _ in range(trials):
+        values = np.concatenate([rng.normal(3, 2, 3), rng.normal(0, 1, 5)]).tolist()
+        effect = contrasts(["k"] * 3 + ["r"] * 5, {"x": values})["k", "x"]
+        assert effect.p is not None and effect.low is not None and effect.high is not None
+        assert (effect.low <= 0 <= effect.high) == (effect.p > ALPHA)
+        held += effect.low <= 3 <= effect.high
+    assert held / trials == pytest.approx(0.95, abs=0.012)
+
+
 def test_zero_is_outside_the_interval_where_the_test_rejects_it() -> None:
     rng = np.random.default_rng(4)
     for shift in np.linspace(0, 2, 9):
