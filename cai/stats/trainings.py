@@ -16,7 +16,7 @@ from cai.stats.power import critical_value
 from cai.stats.significance import ALPHA, Effect, Floats, paired
 
 ROUNDING = 1e-18  # relative, of a variance
-LEAST = 1 / 4  # of the residual variance, in each draw: with 1, which it cannot be below, 99 % of intervals hold
+LEAST = 1 / 50  # of the residual variance, in each draw: with 1, which it cannot be below, 99 % of intervals hold
 PROMPTS_ONLY = "prompts only; training variance unknown"
 
 
