@@ -8,10 +8,21 @@ from cai.config.yaml_files import Section
 
 JUDGE = "judge"  # the value of `reward` that is no folder
 LAST = "last"  # the value of `model` in a sum that is no folder
+SOURCES = ("model", "length_penalty", "pattern")  # beside the judge; a part has one of them
+
+
+def _compiles(pattern: str) -> str:
+    import regex
+
+    try:
+        regex.compile(pattern)
+    except regex.error as error:
+        raise ValueError(f"no regular expression: {error}") from error
+    return pattern
 
 
 class RewardPart(Section):
-    """A source of a reward that is a sum: a model, the judge or a penalty of length."""
+    """A source of a reward that is a sum: a model, the judge, a penalty of length or a rule."""
 
     model: str | None = None
     """Reward model, as `reward` alone would name it; `last`: the run's last."""
@@ -19,14 +30,25 @@ class RewardPart(Section):
     """The run's judge rates each answer."""
     length_penalty: Annotated[float, Field(gt=0)] | None = None
     """Subtracted for each token of the answer."""
-    weight: Annotated[float, Field(gt=0)] = 1.0
-    """Factor of this source's score."""
+    pattern: Annotated[str, AfterValidator(_compiles)] | None = None
+    """Regular expression: 1 for an answer in which it is found, else 0."""
+    weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    """Factor of this source's score, above 0; of a pattern below 0 as well, which then is a penalty."""
+
+    @property
+    def kind(self) -> str:
+        """The name of the source's setting."""
+        return "judge" if self.judge else next(name for name in SOURCES if getattr(self, name) is not None)
 
     @model_validator(mode="after")
     def _names_one(self) -> Self:
-        named = [self.model is not None, self.judge, self.length_penalty is not None]
-        if sum(named) != 1:
-            raise ValueError("expected one source, as in {model: FOLDER}, {judge: true} or {length_penalty: 0.01}")
+        if self.judge + sum(getattr(self, name) is not None for name in SOURCES) != 1:
+            raise ValueError(
+                "expected one source, as in {model: FOLDER}, {judge: true}, {length_penalty: 0.01} or {pattern: REGEX}"
+            )
+        if self.weight == 0 or (self.weight < 0 and self.pattern is None):
+            expected = "a number above 0" if self.pattern is None else "a number other than 0"
+            raise ValueError(f"weight: expected {expected}, found {self.weight:g}")
         return self
 
 

@@ -1,4 +1,4 @@
-"""What rewards the answers of an online stage: a reward model that cai trained, an external one, or the run's judge."""
+"""What rewards the answers of an online stage: reward models of cai or of others, the run's judge, rules, or a sum."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +16,8 @@ from cai.training.tokens import PromptIds, answer_text, read_turn
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+PATTERN_SECONDS = 1.0  # of a search in one answer; without nested repetitions it takes microseconds
 
 
 class SampledAnswer(NamedTuple):
@@ -65,6 +67,8 @@ def reward_source(spec: StageSpec[Any], tokenizer: Any, ask: Ask) -> RewardSourc
             return JudgeReward(tokenizer, ask)
         if part.length_penalty is not None:
             return LengthPenalty(part.length_penalty)
+        if part.pattern is not None:
+            return PatternReward(part.pattern, tokenizer)
         folder = next(folders)
         assert folder is not None, "a model that rewards has its folder"
         if is_trained_here(folder):
@@ -231,6 +235,44 @@ class LengthPenalty:
         return {}
 
 
+class PatternReward:
+    """A rule: whether a regular expression is found in an answer's text."""
+
+    def __init__(self, pattern: str, tokenizer: Any) -> None:
+        """`tokenizer` is the policy's."""
+        import regex
+
+        self._pattern, self._tokenizer = regex.compile(pattern), tokenizer
+
+    def unrewarded(self, prompts: Sequence[Prompt]) -> dict[str, str]:
+        """None."""
+        return {}
+
+    def load(self, loading: Loading) -> None:
+        """Nothing but what ends an answer."""
+        self._ends = loading.ends
+
+    def scores(self, answers: Sequence[SampledAnswer]) -> "Tensor":
+        """1 or 0. Raises: CaiError where a search takes longer than PATTERN_SECONDS."""
+        import torch
+
+        return torch.tensor([float(self._found(answer)) for answer in answers]).reshape(-1, 1)
+
+    def _found(self, answer: SampledAnswer) -> bool:
+        text = answer_text(self._tokenizer, answer.written, self._ends)
+        try:
+            return self._pattern.search(text, timeout=PATTERN_SECONDS) is not None
+        except TimeoutError as error:
+            raise CaiError(
+                f"reward: the pattern '{self._pattern.pattern}' searched {counted(len(text), 'characters')} "
+                f"for {PATTERN_SECONDS:g} s without an end; expected one with fewer nested repetitions"
+            ) from error
+
+    def metrics(self) -> dict[str, float]:
+        """None."""
+        return {}
+
+
 class RewardSum:
     """A weighted sum of several sources, each logged by itself."""
 
@@ -276,12 +318,11 @@ class RewardSum:
 
 
 def _part_names(parts: Sequence[RewardPart]) -> list[str]:
-    """`reward/model`, `reward/model-2`, `reward/judge`, `reward/length_penalty`."""
+    """`reward/model`, `reward/model-2`, `reward/judge`, `reward/length_penalty`, `reward/pattern`."""
     names: list[str] = []
-    for part in parts:
-        kind = "judge" if part.judge else "length_penalty" if part.length_penalty is not None else "model"
-        number = sum(name.startswith(f"reward/{kind}") for name in names) + 1
-        names.append(f"reward/{kind}" if number == 1 else f"reward/{kind}-{number}")
+    for place, part in enumerate(parts):
+        number = sum(other.kind == part.kind for other in parts[: place + 1])
+        names.append(f"reward/{part.kind}" if number == 1 else f"reward/{part.kind}-{number}")
     return names
 
 

@@ -72,6 +72,29 @@ def test_a_sum_adds_the_scores_of_its_sources_by_their_weights(
     assert whole.metrics() == {}
 
 
+def pattern_scores(
+    model: Path, patterns: list[dict[str, Any]], texts: list[str]
+) -> tuple[list[float], dict[str, float]]:
+    config = GRPOConfig.model_validate({"stage": "grpo", "reward": patterns})
+    tokenizer = load_tokenizer(model)
+    source = reward_source(StageSpec(config, model, model, model), tokenizer, asked)
+    source.load(Loading({end_of_turn(tokenizer)}, "cpu"))
+    scores = source.scores(sampled(model, [CONVERSATIONS[0]] * len(texts), texts))
+    return scores[:, 0].tolist(), source.metrics()
+
+
+def test_rules_reward_or_penalize_the_answers_in_which_they_are_found(tiny_model: Path) -> None:
+    patterns = [{"pattern": r"\bsorry\b", "weight": -2}, {"pattern": r"\d+$"}]
+    scores, metrics = pattern_scores(tiny_model, patterns, ["sorry, 12", "it is 7", "none sorrys", "sorry"])
+    assert scores == [-1.0, 1.0, 0.0, -2.0]
+    assert metrics == {"reward/pattern": 0.5, "reward/pattern-2": 0.5}
+
+
+def test_a_rule_that_never_ends_is_an_error_that_names_it(tiny_model: Path) -> None:
+    with pytest.raises(CaiError, match=r"the pattern '\(a\|aa\)\+\$' searched 61 characters for 1 s"):
+        pattern_scores(tiny_model, [{"pattern": "(a|aa)+$"}], ["a" * 60 + "!"])
+
+
 @pytest.mark.parametrize("stage", ["ppo", pytest.param("grpo", marks=pytest.mark.slow)])
 def test_a_stage_trains_against_a_sum_and_logs_each_source(tmp_path: Path, tiny_model: Path, stage: str) -> None:
     from cai.training.stage import STAGES
@@ -88,6 +111,15 @@ def test_a_stage_trains_against_a_sum_and_logs_each_source(tmp_path: Path, tiny_
     for line in lines:
         if "loss" in line or stage == "ppo":
             assert line[name] == pytest.approx(line["reward/model"] + 0.25 * line["reward/judge"], abs=1e-5)
+
+
+def test_a_rule_alone_rewards_a_stage(tmp_path: Path, tiny_model: Path) -> None:
+    write_rows(tmp_path / "prompts.jsonl", [prompt(f"p{i}", f"question {i}") for i in range(4)])
+    options = {"stage": "ppo", "lora_r": 2, "max_tokens": 4, "updates": 1, "rollouts": 4, "missing_eos_penalty": 0}
+    config = PPOConfig.model_validate({**options, "reward": [{"pattern": "", "weight": -0.5}]})
+    train_here(StageSpec(config, tmp_path / "prompts.jsonl", tiny_model, tmp_path / "out"))
+    [line] = map(json.loads, (tmp_path / "out/metrics.jsonl").read_text().splitlines())
+    assert (line["objective/scores"], line["reward/pattern"]) == (-0.5, 1.0)
 
 
 def test_weights_and_models_decide_a_stage_and_names_do_not(tmp_path: Path, tiny_model: Path) -> None:
@@ -108,6 +140,8 @@ def test_weights_and_models_decide_a_stage_and_names_do_not(tmp_path: Path, tiny
     assert manifest([{"model": "a"}, {"model": "b"}], two, one) != first
     assert manifest([{"model": "a"}, {"model": "b", "weight": 2}], one, two) != first
     assert manifest([{"model": "a"}, {"model": "b"}, {"length_penalty": 0.1}], one, two) != first
+    ruled = manifest([{"model": "a"}, {"pattern": "x"}], one)
+    assert manifest([{"model": "a"}, {"pattern": "y"}], one) != ruled
 
 
 @pytest.mark.parametrize(
@@ -117,7 +151,10 @@ def test_weights_and_models_decide_a_stage_and_names_do_not(tmp_path: Path, tiny
         ([{"length_penalty": 0.1}], "a penalty of length alone rewards empty answers"),
         ([{"model": "a", "judge": True}], r"expected one source, as in \{model: FOLDER\}"),
         ([{"weight": 2}], "expected one source"),
-        ([{"model": "a", "weight": 0}], "greater than 0"),
+        ([{"model": "a", "weight": 0}], "weight: expected a number above 0, found 0"),
+        ([{"judge": True, "weight": -1}], "weight: expected a number above 0, found -1"),
+        ([{"pattern": "a", "weight": 0}], "weight: expected a number other than 0, found 0"),
+        ([{"pattern": "(a"}], r"no regular expression: missing \) at position 2"),
         ([], "names no source"),
     ],
 )
@@ -141,7 +178,8 @@ def test_a_run_file_names_the_models_of_a_sum(tmp_path: Path, model_folder: Path
         ("[{model: two}]", r"train\[0\]\.reward\[0\]\.model: .*two: has 2 labels"),
         ("[{judge: true}, {model: last}]", "grpo needs a reward model: add a reward stage before it"),
         ("[{judge: true}, {modell: one}]", "unknown key 'modell'"),
-        ("[{judge: true, weight: -1}]", "expected a number above 0, found -1"),
+        ("[{judge: true, weight: -1}]", r"train\[0\]\.reward\[0\].*expected a number above 0, found -1"),
+        ("[{pattern: '*'}]", r"train\[0\]\.reward\[0\]\.pattern: no regular expression: nothing to repeat"),
         ("7", "expected a text"),
     ):
         with pytest.raises(CaiError, match=expected):
