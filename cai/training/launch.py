@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +50,12 @@ def launched_gpus(launcher: str) -> int:
     return min(visible, 1 if named is None else int(named[1]) if named[1].isdecimal() else visible)
 
 
-def check_processes(spec: StageSpec[Any], report: Report) -> None:
-    """Check the processes that a launcher started, before any of them loads a model.
+def fit_to_processes(spec: StageSpec[Any], report: Report) -> StageSpec[Any]:
+    """The stage as the processes that a launcher started train it, before any of them loads a model.
 
-    trl's data loaders count batches of all processes, so that its stages resume with as many as before, sharded as
-    before. PPO counts updates, and its checkpoints are whole: it goes on with any number, which it reports.
+    trl's trainer counts updates of as many batches as all processes take. On another number of them than wrote the
+    checkpoint, each takes more or fewer for an update, so that an update has the same rows. PPO's checkpoints are
+    whole, and its updates have as many rollouts with any number. What changes is reported.
     Raises: CaiError naming what was found and what was expected.
     """
     settings, processes = spec.settings, process_count()
@@ -68,17 +70,32 @@ def check_processes(spec: StageSpec[Any], report: Report) -> None:
     path, checkpoints = spec.folder / PROCESSES, _checkpoints(spec.folder)
     before = json.loads(path.read_text(encoding="utf-8")) if checkpoints and path.exists() else now
     if is_first_process() and (not checkpoints or isinstance(settings, PPOConfig)):
-        write_text(path, json.dumps(now))  # of the checkpoints to come
+        write_text(path, json.dumps(now))  # of the checkpoints to come; trl's keep the updates of the first
     if before == now:
-        return
+        return spec
     difference = f"{checkpoints[-1]} was written by {_described(before)}, and the launcher started {_described(now)}"
     if isinstance(settings, PPOConfig):
         if before["processes"] != processes:
             report({"warning": f"{difference}: a step takes other rollouts together"})
-        return
-    reason = "its files are others" if before["processes"] == processes else "an update would take other batches"
-    remedy = f"start {_described(before)}, or remove {checkpoints[-1].parent} to train from the start"
-    raise CaiError(f"{difference}: {reason}; {remedy}")
+        return spec
+    start_anew = f"or remove {checkpoints[-1].parent} to train from the start"
+    if before["fsdp"] != settings.fsdp:
+        raise CaiError(f"{difference}: its files are others; start {_described(before)}, {start_anew}")
+    batches = before["processes"] * settings.gradient_accumulation_steps
+    if batches % processes:
+        fitting = [str(number) for number in range(1 + settings.fsdp, batches + 1) if batches % number == 0]
+        raise CaiError(
+            f"{difference}: an update has {batches} batches, which so many cannot share; start "
+            f"{' or '.join(fitting)}, {start_anew}"
+        )
+    each = {"gradient_accumulation_steps": batches // processes}
+    report(
+        {
+            "warning": f"{difference}: gradient_accumulation_steps is {batches // processes}, and not "
+            f"{settings.gradient_accumulation_steps}, so that an update has the same rows"
+        }
+    )
+    return replace(spec, settings=settings.model_copy(update=each))
 
 
 def _check_accelerate(settings: TrainConfig) -> None:

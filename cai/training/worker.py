@@ -20,7 +20,7 @@ from typing import Any
 
 from cai.config.errors import CaiError
 from cai.training import distributed
-from cai.training.launch import check_processes
+from cai.training.launch import fit_to_processes
 from cai.training.settings import (
     DPOConfig,
     GRPOConfig,
@@ -96,7 +96,7 @@ def _user_message(error: Exception, folder: Path) -> str | None:
 
 def train(spec: StageSpec[Any], report: Report, ask: Ask = nobody) -> None:
     """Train one stage in this process; imports what this stage needs: PPO does without trl, which takes seconds."""
-    check_processes(spec, report)
+    spec = fit_to_processes(spec, report)
     distributed.join()  # before accelerate opens a group, whose time-out would be short
     match spec.settings:
         case SFTConfig():

@@ -184,6 +184,24 @@ def test_sharded_ppo_resumes_in_one_process(trained: Path, tmp_path: Path) -> No
         assert b["loss/policy"] == pytest.approx(a["loss/policy"], abs=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["dpo", "rloo"])
+def test_one_process_goes_on_where_two_stopped(stage: str, trained: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(trained / "ddp" / stage, tmp_path / stage))
+    shutil.rmtree(folder / "model")
+    shutil.rmtree(max(folder.glob("checkpoints/checkpoint-*")))
+    spec, events = replace(StageSpec.read(folder / "stage.json"), folder=folder), list[dict[str, Any]]()
+    train_here(spec, events.append)
+    assert "and not 1, so that an update has the same rows" in next(e["warning"] for e in events if "warning" in e)
+    before, after = lines(trained / "ddp" / stage), lines(folder)
+    assert [line["step"] for line in after] == [line["step"] for line in before]
+    if stage == "dpo":  # rloo's samples are each process's own
+        for a, b in zip(before, after, strict=True):
+            assert (b["loss"], b["grad_norm"]) == pytest.approx((a["loss"], a["grad_norm"]), abs=1e-4)
+        first, again = (load_file(of / "model/model.safetensors") for of in (trained / "ddp/dpo", folder))
+        assert all(torch.allclose(first[name], again[name], atol=1e-4) for name in first)
+
+
 def test_vllm_does_not_sample_for_several_processes(tmp_path: Path, tiny_model: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     config = PPOConfig(stage="ppo", use_vllm=True)

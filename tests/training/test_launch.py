@@ -9,7 +9,7 @@ import pytest
 from cai.config.errors import CaiError
 from cai.runs.plan import make_plan
 from cai.training import worker
-from cai.training.launch import check_launcher, check_processes, check_rows, launched_gpus
+from cai.training.launch import check_launcher, check_rows, fit_to_processes, launched_gpus
 from cai.training.settings import PPOConfig, TrainConfig
 from cai.training.stage import StageSpec, stage_settings_class
 from tests.conftest import train_here, write_workspace
@@ -48,7 +48,7 @@ def test_a_run_names_the_stage_whose_fsdp_lacks_a_launcher(tmp_path: Path, model
 
 def test_a_launcher_that_starts_one_process_shards_nothing(tmp_path: Path) -> None:
     with pytest.raises(CaiError, match=r"^sft\.fsdp: shards over several processes, and the launcher started one"):
-        check_processes(StageSpec(of("sft", fsdp=True), tmp_path, tmp_path, tmp_path), print)
+        fit_to_processes(StageSpec(of("sft", fsdp=True), tmp_path, tmp_path, tmp_path), print)
 
 
 @pytest.mark.parametrize(
@@ -62,10 +62,10 @@ def test_sharding_by_accelerates_configuration_is_refused(
     name: str, value: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = StageSpec(of("dpo"), tmp_path, tmp_path, tmp_path)
-    check_processes(spec, print)
+    fit_to_processes(spec, print)
     monkeypatch.setenv(name, value)
     with pytest.raises(CaiError, match=message):
-        check_processes(spec, print)
+        fit_to_processes(spec, print)
 
 
 def test_more_processes_than_rows_are_named(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +76,7 @@ def test_more_processes_than_rows_are_named(tmp_path: Path, tiny_model: Path, mo
     with pytest.raises(CaiError, match="orpo: 8 rows to train on, for 9 processes; start"):
         train_here(StageSpec(of("orpo", max_length=100), pairs, tiny_model, tmp_path / "orpo"))
     with pytest.raises(CaiError, match="ppo: 8 rollouts an update, for 9 processes; start"):
-        check_processes(StageSpec(of("ppo", rollouts=8), pairs, tiny_model, tmp_path), print)
+        fit_to_processes(StageSpec(of("ppo", rollouts=8), pairs, tiny_model, tmp_path), print)
 
 
 def interrupted(folder: Path, checkpoint: str, **launch: Any) -> Path:
@@ -93,11 +93,12 @@ def interrupted(folder: Path, checkpoint: str, **launch: Any) -> Path:
     ("before", "fsdp", "message"),
     [
         (
-            {"processes": 4, "fsdp": True},
+            {"processes": 3, "fsdp": True},
             True,
-            "checkpoint-20 was written by 4 processes with fsdp: true, and the launcher started 2 processes with "
-            "fsdp: true: an update would take other batches; start 4 processes with fsdp: true, or remove .*checkpoints",
+            "checkpoint-20 was written by 3 processes with fsdp: true, and the launcher started 2 processes with "
+            "fsdp: true: an update has 3 batches, which so many cannot share; start 3, or remove .*checkpoints to train",
         ),
+        ({"processes": 3, "fsdp": False}, False, "an update has 3 batches, which so many cannot share; start 1 or 3,"),
         ({"processes": 2, "fsdp": False}, True, "written by 2 processes with fsdp: false, .*: its files are others;"),
         ({"processes": 2, "fsdp": True}, True, None),
         ({}, False, None),  # by an earlier version
@@ -110,18 +111,30 @@ def test_a_checkpoint_of_other_processes_is_named_before_training(
     folder = interrupted(tmp_path, "checkpoint-20", **before)
     spec = StageSpec(of("dpo", fsdp=fsdp), tmp_path, tmp_path, folder)
     if message is None:
-        check_processes(spec, print)
+        fit_to_processes(spec, print)
         return
     with pytest.raises(CaiError, match=message):
-        check_processes(spec, print)
+        fit_to_processes(spec, print)
+
+
+@pytest.mark.parametrize(("before", "steps", "expected"), [(4, 1, 2), (4, 3, 6), (1, 4, 2)])
+def test_an_update_of_other_processes_has_the_same_rows(
+    before: int, steps: int, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    folder = interrupted(tmp_path, "checkpoint-20", processes=before, fsdp=False)
+    spec, events = StageSpec(of("dpo", gradient_accumulation_steps=steps), tmp_path, tmp_path, folder), []
+    for _ in range(2):  # interrupted again: the settings count for the processes that the stage began with
+        assert fit_to_processes(spec, events.append).settings.gradient_accumulation_steps == expected
+    assert f"gradient_accumulation_steps is {expected}, and not {steps}, so that" in events[-1]["warning"]
 
 
 def test_ppo_goes_on_with_other_processes_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     folder = interrupted(tmp_path, "update-000005", processes=4, fsdp=False)
     spec, events = StageSpec(PPOConfig(stage="ppo"), tmp_path, tmp_path, folder), list[dict[str, Any]]()
-    check_processes(spec, events.append)
-    check_processes(spec, events.append)  # interrupted again: by then its checkpoints are of two processes
+    fit_to_processes(spec, events.append)
+    fit_to_processes(spec, events.append)  # interrupted again: by then its checkpoints are of two processes
     [event] = events
     assert "update-000005 was written by 4 processes with fsdp: false" in event["warning"]
 
