@@ -14,6 +14,7 @@ from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from cai.config.errors import CaiError
 from cai.config.validation import closest_names, describe, did_you_mean
+from cai.training.distributed import visible_gpus
 from cai.training.quantization import PACKAGE
 from cai.training.settings import DatasetConfig, TrainConfig
 
@@ -64,6 +65,8 @@ def check_stage(settings: TrainConfig, model: Path | None, place: str) -> None:
             f"{place}.quantization: {settings.quantization} needs the package {PACKAGE}, which is not installed: "
             "pip install 'cai-rlaif[quantization]'"
         )
+    if getattr(settings, "vllm_enable_sleep_mode", False) and not visible_gpus():
+        raise CaiError(f"{place}.vllm_enable_sleep_mode: needs a GPU, and there is none; leave it out")
     if isinstance(settings, DatasetConfig) and settings.trl:
         _check_trl(settings, place)
     if isinstance(settings.lora_target_modules, list) and model is not None:

@@ -35,7 +35,7 @@ def check_sharding(settings: TrainConfig, place: str) -> None:
     """Raises: CaiError, which begins with `place`, for settings that do not go with their `fsdp`."""
     if not settings.fsdp:
         return
-    if isinstance(settings, PPOConfig) and settings.use_vllm:
+    if getattr(settings, "use_vllm", False):
         raise CaiError(f"{place}.use_vllm: samples in one process, and fsdp shards over several; set one to false")
     if settings.quantization is not None:
         raise CaiError(f"{place}.quantization: quantized weights are not sharded; set fsdp: false, or leave it out")
@@ -62,6 +62,11 @@ def fit_to_processes(spec: StageSpec[Any], report: Report) -> StageSpec[Any]:
     if settings.fsdp and processes == 1:
         raise CaiError(f"{settings.stage}.fsdp: shards over several processes, and the launcher started one")
     _check_accelerate(settings)
+    if processes > 1 and getattr(settings, "use_vllm", False):
+        raise CaiError(
+            f"{settings.stage}: use_vllm samples in one process, and the launcher started {processes}: "
+            "set use_vllm: false, or leave out the launcher"
+        )
     if isinstance(settings, PPOConfig) and settings.rollouts < processes:
         raise CaiError(
             f"ppo: {counted(settings.rollouts, 'rollouts')} an update, for {processes} processes; start fewer"

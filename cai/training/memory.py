@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from cai.config.errors import CaiError
+from cai.stats.formatting import percent
 from cai.training.model_shape import Linear, ModelShape
 from cai.training.settings import (
     DPOConfig,
@@ -375,7 +376,8 @@ class _Process:
         cache = rows * settings.max_length * cached
         if getattr(settings, "use_vllm", False):
             size = HALF if self.gpus else FLOAT
-            note = "weights, keys, values; takes 30 % of a GPU" if self.gpus else "weights, keys, values"
+            share = f"; takes {percent(settings.vllm_gpu_memory_utilization)} of a GPU" if self.gpus else ""
+            note = f"weights, keys, values{share}"
             held = shape.parameters * size + rows * settings.max_length * 2 * shape.keys * shape.layers * size
             yield Part("vLLM", dict.fromkeys(MOMENTS, held), note)
             read, growing = 0, 0

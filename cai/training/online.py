@@ -7,10 +7,11 @@ others to the same prompt; online DPO makes a pair of two answers, the one with 
     cai train rloo --data prompts.jsonl --model smollm2-135m --reward FOLDER
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from cai.config.errors import CaiError
+from cai.config.hashing import derive_seed
 from cai.data.jsonl import read_rows
 from cai.data.records import Messages, Prompt
 from cai.training import distributed, trl_stage
@@ -28,6 +29,7 @@ class _Start(NamedTuple):
     tokenizer: Any
     policy: Any
     prompts: Any  # a Dataset with the column `prompt`
+    ends: set[int]  # the tokens that end an answer
     reward: Reward
     metrics: Callable[[], dict[str, float]]  # of the reward
 
@@ -43,20 +45,17 @@ def train(spec: StageSpec[OnlineStage], report: Report, ask: Ask = nobody) -> No
         needed = arguments.generation_batch_size // settings.num_generations
         if len(start.prompts) < needed:
             raise CaiError(f"nothing to train on: an update takes {needed} prompts, and there are {len(start.prompts)}")
-    trl_stage.train_and_save(
-        trainer(
-            model=start.policy,
-            reward_funcs=start.reward,
-            args=arguments,
-            train_dataset=start.prompts,
-            processing_class=start.tokenizer,
-            peft_config=trl_stage.lora_config(settings),
-        ),
-        start.tokenizer,
-        spec,
-        report,
-        start.metrics,
+    made = trainer(
+        model=start.policy,
+        reward_funcs=start.reward,
+        args=arguments,
+        train_dataset=start.prompts,
+        processing_class=start.tokenizer,
+        peft_config=trl_stage.lora_config(settings),
     )
+    if settings.use_vllm:
+        made.use_vllm, made.vllm_generation, made._last_loaded_step = True, _VllmGeneration(spec, made, start.ends), -1
+    trl_stage.train_and_save(made, start.tokenizer, spec, report, start.metrics)
 
 
 def _prepare(spec: StageSpec[OnlineStage], report: Report, ask: Ask) -> _Start:
@@ -77,6 +76,7 @@ def _prepare(spec: StageSpec[OnlineStage], report: Report, ask: Ask) -> _Start:
         tokenizer,
         policy,
         datasets.Dataset.from_list([{"prompt": prompt.row.messages} for prompt in fitting]),
+        ends,
         reward_function(settings, source, fitting, ends),
         source.metrics,
     )
@@ -112,10 +112,7 @@ def _up_to_end(ids: list[int], ends: set[int]) -> list[int]:
 
 
 def keep_vllm_out_of_trl() -> None:
-    """Let trl's online trainers, which sample with transformers here, not import vLLM, which takes long.
-
-    Call it before they are imported.
-    """
+    """Let trl's online trainers not import vLLM, which takes long; call it before they are imported."""
     from trl import import_utils
 
     import_utils.is_vllm_available = lambda min_version=None: False
@@ -142,10 +139,64 @@ def _trainer(spec: StageSpec[OnlineStage]) -> tuple[Any, Any]:
     return _reading_text(trl.GRPOTrainer), trl_stage.trl_config(trl.GRPOConfig, settings, arguments)
 
 
+class _VllmGeneration:
+    """Samples with the vLLM engine that PPO samples with; stands in for trl's VLLMGeneration.
+
+    Each answer has a seed of its own, so that an update samples the same after an interruption.
+    """
+
+    def __init__(self, spec: StageSpec[OnlineStage], trainer: Any, ends: set[int]) -> None:
+        from cai.training.ppo.sampling import VllmSampler
+
+        answers = 2 if isinstance(spec.settings, OnlineDPOConfig) else 1  # of online DPO a batch is one of prompts
+        at_once = answers * spec.settings.per_device_train_batch_size * spec.settings.gradient_accumulation_steps
+        self._sampler = VllmSampler(spec.model, spec.settings, at_once)
+        self._trainer, self._seed = trainer, spec.seed
+        self._limits = spec.settings.max_tokens, spec.settings.temperature, ends
+        self._drawn = 0, 0  # the update, and its answers so far
+
+    def sync_weights(self) -> None:
+        """Nothing: each batch comes with its weights."""
+
+    def generate(self, prompts: list[list[int]], **_: Any) -> tuple[Any, ...]:
+        """As trl's: prompts, answers, and of each of their tokens a list of its log-probability and one of its id."""
+        from cai.training.ppo.sampling import plain_weights
+
+        update = self._trainer.state.global_step
+        drawn = self._drawn[1] if self._drawn[0] == update else 0
+        places = range(drawn, drawn + len(prompts))
+        self._drawn = update, places.stop
+        seeds = [derive_seed(self._seed, "answer", update, place) % 2**63 for place in places]
+        model = self._trainer.accelerator.unwrap_model(self._trainer.model)
+        plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+        samples = self._sampler.generate(plain_weights(plain, "default"), prompts, seeds, *self._limits)
+        answers = [sample.tokens for sample in samples]
+        logps = [[[logp] for logp in sample.logps] for sample in samples]
+        return prompts, answers, logps, [[[token] for token in answer] for answer in answers]
+
+
 def _reading_text(trainer: Any) -> Any:
-    """trl's RLOOTrainer or GRPOTrainer that tokenizes prompts by `prompt_ids`."""
+    """trl's RLOOTrainer or GRPOTrainer that tokenizes prompts by `prompt_ids`, in an order of each epoch's own.
+
+    trl goes on with one generator from epoch to epoch, so that it would resume a later one in the first one's order.
+    """
+    from torch.utils.data import Sampler
+
+    class ByEpoch(Sampler):  # type: ignore[misc]
+        def __init__(self, sampler: Any, trainer: Any) -> None:
+            self._sampler, self._trainer = sampler, trainer
+
+        def __iter__(self) -> Iterator[int]:
+            self._sampler.generator.manual_seed(self._sampler.seed + int(self._trainer.state.epoch or 0))
+            return iter(self._sampler)
+
+        def __len__(self) -> int:
+            return len(self._sampler)
 
     class Trainer(trainer):  # type: ignore[misc]
+        def _get_train_sampler(self, dataset: Any = None) -> Any:
+            return ByEpoch(super()._get_train_sampler(dataset), self)
+
         def _tokenize_prompts(self, prompts: list[Messages]) -> tuple[list[list[int]], None, dict[str, Any]]:
             return [prompt_ids(self.processing_class, messages) for messages in prompts], None, {}
 
@@ -161,11 +212,25 @@ def _online_dpo_reading_text() -> Any:
 
         def _generate(self, model: Any, prompts: list[Messages], images: None = None) -> Any:
             tokenizer = self.processing_class
+            if self.use_vllm:
+                return self._generated_by_vllm([prompt_ids(tokenizer, messages) for messages in prompts] * 2)
             self.processing_class = _Tokenized(tokenizer, [prompt_ids(tokenizer, messages) for messages in prompts])
             try:
                 return super()._generate(model, [""] * len(prompts), images)
             finally:
                 self.processing_class = tokenizer
+
+        def _generated_by_vllm(self, prompts: list[list[int]]) -> Any:
+            import torch
+            from trl.trainer.utils import pad
+
+            _, answers, *_ = self.vllm_generation.generate(prompts)
+            padded = []
+            for rows, side in ((prompts, "left"), (answers, "right")):
+                tensors = [torch.tensor(row, device=self.accelerator.device) for row in rows]
+                padded.append(pad(tensors, self.processing_class.pad_token_id, side))
+                padded.append(pad([torch.ones_like(tensor) for tensor in tensors], 0, side))
+            return *padded, None
 
     return Trainer
 

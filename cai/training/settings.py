@@ -187,14 +187,40 @@ class RewardConfig(PreferenceConfig):
         return self
 
 
-class PPOConfig(TrainConfig):
+class SamplingConfig(Section):
+    """Settings of the stages that sample answers to prompts, and score them."""
+
+    reward: Reward = None
+    """Folder of the reward model, or folder or Hub id of a sequence classifier with one label; null takes the run's
+    last; `judge`: the run's judge rates each answer by the constitution; a list sums up several, each with a weight."""
+    uncertainty: Annotated[float, Field(ge=0)] = 0.0
+    """Standard deviations of an ensemble's scores subtracted from their mean."""
+    missing_eos_penalty: Annotated[float, Field(ge=0)] = 1.0
+    """Subtracted from the score of an answer that is truncated at max_tokens."""
+    max_tokens: Tokens = 128
+    """Most tokens of an answer."""
+    temperature: PositiveTemperature = 1.0
+    """Sampling temperature, at which the probabilities of the loss are taken too."""
+    use_vllm: bool = False
+    """Sample with a vLLM engine in the same process, which holds a second copy of the weights."""
+    vllm_gpu_memory_utilization: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """Share of a GPU's memory for that engine."""
+    vllm_enable_sleep_mode: bool = False
+    """Give that memory back while the policy learns, which moves weights to and fro in each update. On a GPU."""
+
+    @model_validator(mode="after")
+    def _an_engine_is_there(self) -> Self:
+        for name in ("vllm_gpu_memory_utilization", "vllm_enable_sleep_mode"):
+            if not self.use_vllm and getattr(self, name) != SamplingConfig.model_fields[name].default:
+                raise ValueError(f"{name}: is of the engine that samples; set use_vllm: true")
+        return self
+
+
+class PPOConfig(TrainConfig, SamplingConfig):
     """`stage: ppo` of `train:`."""
 
     learns_from = "prompts"
     stage: Literal["ppo"]
-    reward: Reward = None
-    """Folder of the reward model, or folder or Hub id of a sequence classifier with one label; null takes the run's
-    last; `judge`: the run's judge rates each answer by the constitution; a list sums up several, each with a weight."""
     updates: Repeats = 50
     """Updates in all; each samples answers and makes passes over them."""
     rollouts: Annotated[int, Field(ge=2, le=MOST_REPEATS)] = 32
@@ -209,10 +235,6 @@ class PPOConfig(TrainConfig):
     """Constant over all updates; without a LoRA by default 1e-6."""
     save_steps: Annotated[int, Field(ge=1)] = 5
     """Updates between checkpoints."""
-    max_tokens: Tokens = 128
-    """Most tokens of an answer."""
-    temperature: PositiveTemperature = 1.0
-    """Sampling temperature, at which the probabilities of the loss are taken too."""
     kl_coef: Annotated[float, Field(ge=0)] = 0.05
     """Penalty on a token for each nat of KL to the starting policy; with target_kl its first value."""
     target_kl: Annotated[float, Field(gt=0)] | None = None
@@ -222,10 +244,6 @@ class PPOConfig(TrainConfig):
     20 % at most. With 32 rollouts it doubles in 11 updates; Ziegler et al. 2019, with K_β = 0.1, take 35."""
     kl_stop: Annotated[float, Field(gt=0)] | None = 0.1
     """Nats per token: a step that moves the policy farther ends the passes over these answers."""
-    missing_eos_penalty: Annotated[float, Field(ge=0)] = 1.0
-    """Subtracted from the score of an answer that is truncated at max_tokens."""
-    uncertainty: Annotated[float, Field(ge=0)] = 0.0
-    """Standard deviations of an ensemble's scores subtracted from their mean."""
     gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Discount factor of rewards, per token."""
     lam: Annotated[float, Field(ge=0, le=1)] = 0.95
@@ -255,8 +273,6 @@ class PPOConfig(TrainConfig):
     """Divide the rewards of an update by their standard deviation over its tokens, as trl does."""
     score_clip: Annotated[float, Field(gt=0)] | None = None
     """Most that the score of an answer counts, up or down."""
-    use_vllm: bool = False
-    """Sample with a vLLM engine in the same process, which holds a second copy of the weights."""
     vllm_importance_sampling_clip_max: Annotated[float, Field(gt=0)] | None = None
     """Weigh the policy's loss on a token by the trainer's probability over vLLM's, cut off here, as trl does by its
     `token_truncate`; 2 in Yao et al. 2025 (fengyao.notion.site/off-policy-rl). Null only reports how they differ."""
@@ -344,27 +360,16 @@ class ORPOConfig(PreferenceConfig):
     """Weighs the odds ratio beside the likelihood of the chosen text (the paper's λ)."""
 
 
-class OnlineConfig(DatasetConfig):
+class OnlineConfig(DatasetConfig, SamplingConfig):
     """Settings of the stages that sample answers and score them by a reward model, trained by trl."""
 
     learns_from = "prompts"
-    reward: Reward = None
-    """Folder of the reward model, or folder or Hub id of a sequence classifier with one label; null takes the run's
-    last; `judge`: the run's judge rates each answer by the constitution; a list sums up several, each with a weight."""
     per_device_train_batch_size: Repeats = 8
     """Answers in a batch, of each process; for online_dpo prompts."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 5e-5
     """Peak; it warms up over the first tenth of the updates and decays to a tenth of it. Without a LoRA 1e-6."""
     save_steps: Annotated[int, Field(ge=1)] = 5
     """Updates between checkpoints."""
-    max_tokens: Tokens = 128
-    """Most tokens of an answer."""
-    temperature: PositiveTemperature = 1.0
-    """Sampling temperature."""
-    missing_eos_penalty: Annotated[float, Field(ge=0)] = 1.0
-    """Subtracted from the score of an answer that is truncated at max_tokens."""
-    uncertainty: Annotated[float, Field(ge=0)] = 0.0
-    """Standard deviations of an ensemble's scores subtracted from their mean."""
 
 
 class _GroupConfig(OnlineConfig):

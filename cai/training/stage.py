@@ -110,6 +110,8 @@ def nobody(question: dict[str, Any]) -> dict[str, Any]:
 MODEL = "model"  # the folder of the trained policy or reward model, which the worker writes last
 FAILURE = "error.txt"  # beside it, while the last session's word is an error
 TIMING = "timing.json"  # beside it, where the last session trained several updates
+UNDECIDING = {"reward", "mix", "ptx", "report_to", "fsdp", "vllm_gpu_memory_utilization", "vllm_enable_sleep_mode"}
+"""Settings that the manifest leaves out: files, which count by content, and where and how a stage computes."""
 OUTPUT = (MODEL, "members/*", "checkpoints/*", "metrics*.jsonl")  # patterns of what took training in a stage's folder
 Settings = TypeVar("Settings", bound=TrainConfig, covariant=True)
 
@@ -216,7 +218,7 @@ class StageSpec(Generic[Settings]):
         contents |= {key: folder_fingerprint(path) for key, path in models.items() if path is not None}
         manifest = {
             "command": "cai train",
-            "settings": self.settings.model_dump(mode="json", exclude={"reward", "mix", "ptx", "report_to", "fsdp"}),
+            "settings": self.settings.model_dump(mode="json", exclude=UNDECIDING),
             "seed": self.seed,
             **contents,
             **({"mix": DRAFTS} if getattr(self.settings, "mix", None) == DRAFTS else {}),

@@ -10,6 +10,7 @@ import pytest
 from cai.inference.engine import EngineConfig
 from cai.inference.vllm import VllmEngine
 from cai.training.ppo.sampling import VllmSampler
+from cai.training.settings import PPOConfig
 from tests.faults.test_unsafe_folders import plant
 
 CONTEXT = 512  # tokens of a request with its answer, of every engine that is compared
@@ -39,4 +40,4 @@ def engine(trapped: Trapped) -> Iterator[VllmEngine]:
 @pytest.fixture(scope="session")
 def sampler(engine: VllmEngine, real_model: Path) -> VllmSampler:
     """PPO's sampler, kept as long as the engine: one that vLLM shuts down takes all of its process with it."""
-    return VllmSampler(real_model, 256, 4)
+    return VllmSampler(real_model, PPOConfig(stage="ppo", use_vllm=True, max_length=256), 4)

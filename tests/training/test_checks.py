@@ -38,6 +38,15 @@ def test_an_argument_of_trl_that_cannot_be_given_is_named(argument: str, message
         check_stage(of("sft", trl={argument: 1}), None, "here")
 
 
+def test_a_sampler_that_sleeps_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = of("grpo", use_vllm=True, vllm_enable_sleep_mode=True)
+    monkeypatch.setattr("cai.training.checks.visible_gpus", lambda: ["0"])
+    check_stage(settings, None, "here")
+    monkeypatch.setattr("cai.training.checks.visible_gpus", list)
+    with pytest.raises(CaiError, match=r"^here\.vllm_enable_sleep_mode: needs a GPU, and there is none; leave it out$"):
+        check_stage(settings, None, "here")
+
+
 def test_quantization_without_its_package_or_a_lora_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cai.training.checks.find_spec", lambda name: None)
     check_stage(of("ppo"), None, "here")

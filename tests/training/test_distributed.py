@@ -12,11 +12,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from cai.config.errors import CaiError
 from cai.data.jsonl import read_rows, write_rows
 from cai.data.records import Demonstration, Preference, Prompt
 from cai.training import distributed
-from cai.training.ppo import trainer
 from cai.training.settings import KTOConfig, ORPOConfig, PPOConfig, RewardConfig, RLOOConfig, SFTConfig, TrainConfig
 from cai.training.stage import JudgedAnswer, StageSpec, follow, worker_python
 from tests.conftest import prompt, train_here
@@ -200,17 +198,6 @@ def test_one_process_goes_on_where_two_stopped(stage: str, trained: Path, tmp_pa
             assert (b["loss"], b["grad_norm"]) == pytest.approx((a["loss"], a["grad_norm"]), abs=1e-4)
         first, again = (load_file(of / "model/model.safetensors") for of in (trained / "ddp/dpo", folder))
         assert all(torch.allclose(first[name], again[name], atol=1e-4) for name in first)
-
-
-def test_vllm_does_not_sample_for_several_processes(tmp_path: Path, tiny_model: Path, monkeypatch: Any) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    config = PPOConfig(stage="ppo", use_vllm=True)
-    with pytest.raises(
-        CaiError, match="ppo: use_vllm samples in one process, and the launcher started 2: set use_vllm"
-    ):
-        trainer.train(
-            StageSpec(config, tmp_path / "p.jsonl", tiny_model, tmp_path, reward=tmp_path), lambda event: None
-        )
 
 
 @pytest.mark.parametrize(

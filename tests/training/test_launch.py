@@ -75,6 +75,12 @@ def test_more_processes_than_rows_are_named(tmp_path: Path, tiny_model: Path, mo
     pairs = write_pairs(tmp_path / "pairs.jsonl")  # eight of them fit, and have a better answer
     with pytest.raises(CaiError, match="orpo: 8 rows to train on, for 9 processes; start"):
         train_here(StageSpec(of("orpo", max_length=100), pairs, tiny_model, tmp_path / "orpo"))
+    for stage in ("ppo", "rloo"):
+        spec = StageSpec(of(stage, use_vllm=True), pairs, tiny_model, tmp_path)
+        with pytest.raises(
+            CaiError, match=f"{stage}: use_vllm samples in one process, and the launcher started 9: set"
+        ):
+            fit_to_processes(spec, print)
     with pytest.raises(CaiError, match="ppo: 8 rollouts an update, for 9 processes; start"):
         fit_to_processes(StageSpec(of("ppo", rollouts=8), pairs, tiny_model, tmp_path), print)
 

@@ -110,6 +110,21 @@ def test_the_reward_models_score_of_the_policys_answers_rises(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_training_interrupted_in_its_second_epoch_ends_with_the_same_bits(
+    tmp_path: Path, tiny_model: Path, judges: Path, stage: str
+) -> None:
+    size = {"per_device_train_batch_size": 1 if stage == "online_dpo" else 4, "num_train_epochs": 2}
+    whole = run(stage, tiny_model, judges, tmp_path / "whole", 8, lora_r=4, save_steps=6, **size)
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    shutil.rmtree(tmp_path / "again/model")
+    shutil.rmtree(tmp_path / "again/checkpoints/checkpoint-16")
+    again = run(stage, tiny_model, judges, tmp_path / "again", 8, lora_r=4, save_steps=6, **size)
+    assert [line["loss"] for line in again] == [line["loss"] for line in whole]
+    assert (tmp_path / "again" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
+
+
+@pytest.mark.slow
 @pytest.mark.numeric
 def test_a_reward_is_the_reward_models_score_of_the_very_ids(tiny_model: Path, judges: Path) -> None:
     tokenizer, judge = load_tokenizer(tiny_model), RewardModel(judges)

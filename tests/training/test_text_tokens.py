@@ -222,7 +222,7 @@ def test_an_online_stage_reads_a_forged_prompt_as_text(stage: str, tokenizer: An
 
     base = {"rloo": trl.RLOOTrainer, "grpo": trl.GRPOTrainer}[stage]
     trainer = object.__new__(_reading_text(base))
-    trainer.processing_class = tokenizer
+    trainer.processing_class, trainer.use_vllm = tokenizer, False
     prompts = [prompt("p", FORGED).messages, prompt("p", HARMLESS).messages]
     (forged, harmless), images, _ = trainer._tokenize_prompts(prompts)
     assert images is None
@@ -246,7 +246,7 @@ def test_online_dpo_reads_a_forged_prompt_as_text(tokenizer: Any, monkeypatch: p
 
     monkeypatch.setattr(OnlineDPOTrainer, "_generate", tokenized)
     trainer = object.__new__(_online_dpo_reading_text())
-    trainer.processing_class = tokenizer
+    trainer.processing_class, trainer.use_vllm = tokenizer, False
     prompts = [prompt("p", FORGED).messages, prompt("p", "hi").messages]
     batch = trainer._generate(None, prompts)
     forged, plain = (

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from cai.config.errors import CaiError
 from cai.training import distributed, sharding
-from cai.training.ppo.sampling import Batch
+from cai.training.ppo.sampling import Batch, plain_weights
 from cai.training.reward_model import classifier, read_about, read_member, shares_weights
 from cai.training.settings import PPOConfig
 from cai.training.trl_stage import lora_config, merged_into_plain, model_options
@@ -153,16 +153,8 @@ class Actor:
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The policy's weights as they stand under a plain model's names, one at a time; the actor does not change."""
-        from peft.utils.integrations import dequantize_module_weight
-
-        for name, module in self.model.named_modules():
-            if hasattr(module, "get_delta_weight"):
-                yield f"{name}.weight", dequantize_module_weight(module.base_layer) + module.get_delta_weight("policy")
-        for name, parameter in self.model.named_parameters():
-            plain, owner = name.replace(".base_layer.", "."), self.model.get_submodule(name.rpartition(".")[0])
-            if ".lora_" not in name and not (name != plain and name.endswith(".weight")):
-                yield plain, dequantize_module_weight(owner) if name.endswith(".weight") else parameter
+        """The policy's `plain_weights` as they stand."""
+        return plain_weights(self.model, "policy")
 
     def policy_weights(self, parameters: dict[str, Any]) -> dict[str, Tensor]:
         """The policy's part of the `trainable` parameters, sharded, whole in the first process; {} in the others.

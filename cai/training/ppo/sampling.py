@@ -1,7 +1,7 @@
 """Sampling answers from the policy in training, by its own forward passes or by vLLM. Imports torch: import lazily."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,8 +13,7 @@ from transformers import DynamicCache
 from cai.inference.engine import EngineConfig
 from cai.inference.vllm_settings import load_engine
 from cai.training import distributed, sharding
-
-GPU_SHARE = 0.3  # of the GPU's memory for vLLM: training needs the rest
+from cai.training.settings import OnlineConfig, PPOConfig
 
 
 class Sample(NamedTuple):
@@ -138,21 +137,44 @@ def sampled(logits: Tensor, uniforms: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, point, right=True)[:, 0].clamp_max(logits.shape[-1] - 1)
 
 
+def plain_weights(model: Any, adapter: str) -> Iterator[tuple[str, Tensor]]:
+    """A model's weights with a LoRA of its layers in them, under a plain model's names, one at a time.
+
+    The model, which may have no LoRA, does not change.
+    """
+    from peft.utils.integrations import dequantize_module_weight
+
+    for name, module in model.named_modules():
+        if hasattr(module, "get_delta_weight"):
+            yield f"{name}.weight", dequantize_module_weight(module.base_layer) + module.get_delta_weight(adapter)
+    for name, parameter in model.named_parameters():
+        plain, owner = name.replace(".base_layer.", "."), model.get_submodule(name.rpartition(".")[0])
+        if ".lora_" not in name and not (name != plain and name.endswith(".weight")):
+            yield plain, dequantize_module_weight(owner) if name.endswith(".weight") else parameter
+
+
 class VllmSampler:
     """A vLLM engine in this process: a second copy of the policy, which loads its weights before each batch.
 
-    Args: folder of the model that training starts from; max_length in tokens of prompt and response; `concurrency`, the
-    most responses sampled together.
+    Args: folder of the model that training starts from; the stage's settings, whose max_length is in tokens of prompt
+    and response; `concurrency`, the most responses sampled together.
     Raises: CaiError when vLLM is missing or cannot hold `max_length`.
     """
 
-    def __init__(self, folder: Path, max_length: int, concurrency: int) -> None:
+    def __init__(self, folder: Path, settings: PPOConfig | OnlineConfig, concurrency: int) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process weights are handed over in memory
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # training needs the same cores
-        config = EngineConfig(max_model_len=max_length, concurrency=concurrency)
+        config = EngineConfig(max_model_len=settings.max_length, concurrency=concurrency)
+        self._sleeps = settings.vllm_enable_sleep_mode
         # Its log-probabilities are to be those of the distribution that it samples from, at the temperature.
-        more = {"gpu_memory_utilization": GPU_SHARE, "logprobs_mode": "processed_logprobs"}
+        more: dict[str, Any] = {"logprobs_mode": "processed_logprobs", "enable_sleep_mode": self._sleeps}
+        more["gpu_memory_utilization"] = settings.vllm_gpu_memory_utilization
         self._llm = load_engine(folder, config, **more)
+        self._sleep()
+
+    def _sleep(self) -> None:
+        if self._sleeps:
+            self._llm.sleep(level=2)  # drops the weights as well, which come with the next batch
 
     def generate(
         self,
@@ -170,7 +192,11 @@ class VllmSampler:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
+        if self._sleeps:
+            self._llm.wake_up(tags=["weights"])
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+        if self._sleeps:
+            self._llm.wake_up(tags=["kv_cache"])
         self._llm.reset_prefix_cache()  # its entries were computed by older weights
         for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
             sampling = SamplingParams(
@@ -190,4 +216,5 @@ class VllmSampler:
                 tokens = list(output.outputs[0].token_ids)
                 logps = [known[token].logprob for token, known in zip(tokens, output.outputs[0].logprobs, strict=True)]
                 responses[int(output.request_id.split("-")[0])] = Sample(tokens, logps)
+        self._sleep()
         return [responses[i] for i in range(len(prompts))]

@@ -107,11 +107,6 @@ SAMPLES = 4  # answers written to samples.jsonl each time
 
 def train(spec: StageSpec[PPOConfig], report: Report, ask: Ask = nobody) -> None:
     """Train on a file of Prompt rows; writes `model/`, checkpoints, metrics.jsonl and samples.jsonl."""
-    if spec.settings.use_vllm and distributed.process_count() > 1:
-        raise CaiError(
-            f"ppo: use_vllm samples in one process, and the launcher started {distributed.process_count()}: "
-            "set use_vllm: false, or leave out the launcher"
-        )
     torch.manual_seed(spec.seed)  # adapters start at random
     settings, tokenizer = spec.settings, stage_tokenizer(spec.model, spec.chat)
     source, rows = reward_source(spec, tokenizer, ask), read_rows(spec.data, Prompt)
@@ -141,7 +136,7 @@ def train(spec: StageSpec[PPOConfig], report: Report, ask: Ask = nobody) -> None
     def score(asked: list[list[int]], answers: list[list[int]]) -> Any:
         return source.scores([SampledAnswer(by_ids[tuple(p)], a) for p, a in zip(asked, answers, strict=True)])
 
-    vllm = VllmSampler(spec.model, settings.max_length, settings.rollouts) if settings.use_vllm else None
+    vllm = VllmSampler(spec.model, settings, settings.rollouts) if settings.use_vllm else None
     task = Task(prompts, score, ends, source.metrics, examples)
     trainer = PPOTrainer(spec, actor, task, tokenizer, report, vllm)
     trainer.run()
