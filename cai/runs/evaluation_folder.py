@@ -50,11 +50,16 @@ def evaluation_claim(plan: EvaluationPlan, out: Path) -> Claim:
 
 
 def refuse_other_options(claim: Claim) -> None:
-    """Raises: CaiError, in the words of the options, for a finished evaluation that this one would overwrite."""
+    """Raises: CaiError, in the words of the options, for a finished evaluation that this one would overwrite.
+
+    Options that would only add to it are not named: without the others they would keep it.
+    """
     finished = read_manifest(claim.folder)
     if finished is None or finished["command"] != EVAL or not (claim.is_finished() and claim.changes()):
         return
-    lines = "\n  ".join(option_changes(finished, claim.manifest) or claim.changes())
+    changes = option_changes(finished, claim.manifest)  # [] of another version
+    added = [option for option, adds in _additions(claim.manifest, finished).items() if adds] if changes else []
+    lines = "\n  ".join([line for line in changes if line.partition(":")[0] not in added] or claim.changes())
     raise CaiError(
         f"{claim.folder}: holds a finished evaluation with other options:\n  {lines}\n"
         "Keep it and write this one to another folder (--out FOLDER). To overwrite it, --replace: answers in the cache "
@@ -120,17 +125,25 @@ def adds_to(manifest: dict[str, Any], finished: dict[str, Any] | None) -> bool:
     if finished is None or finished["command"] != manifest["command"]:
         return False
     try:
-        probes = {name: content for name, content in finished["probes"].items() if content is not None}
-        return bool(
-            all(manifest[part] == finished[part] for part in ("prompts", "templates", "settings", "seed"))
-            and finished["judge"] in (None, manifest["judge"])
-            and manifest["policies"][: len(finished["policies"])] == finished["policies"]
-            and finished["axes"].items() <= manifest["axes"].items()
-            and probes.items() <= manifest["probes"].items()
-            and (not probes or manifest["limit"] == finished["limit"])
-        )
+        same = ("templates", "settings", "seed")
+        return all(manifest[part] == finished[part] for part in same) and all(_additions(manifest, finished).values())
     except (LookupError, TypeError, AttributeError):  # of another version
         return False
+
+
+def _additions(manifest: dict[str, Any], finished: dict[str, Any]) -> dict[str, bool]:
+    """The options by which an evaluation may add to a finished one, each with whether it has all of that one's."""
+    before, after = dict(finished["axes"]), dict(manifest["axes"])
+    probes = {name: content for name, content in finished["probes"].items() if content is not None}
+    return {
+        "--against": manifest["policies"][: len(finished["policies"])] == finished["policies"],
+        "--constitution": before.pop(OVERALL, None) in (None, after.pop(OVERALL, None)),
+        "--set axes": before.items() <= after.items(),
+        "--judge": finished["judge"] in (None, manifest["judge"]),
+        "--probes": probes.items() <= manifest["probes"].items(),
+        "--limit": manifest["prompts"] == finished["prompts"]
+        and (not probes or manifest["limit"] == finished["limit"]),
+    }
 
 
 def kept_evaluation(claim: Claim) -> list[str] | None:

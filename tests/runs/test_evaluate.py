@@ -419,8 +419,8 @@ def test_a_finished_evaluation_is_replaced_by_another_only_when_asked_to(tmp_pat
     other = Options("good", against=["bad"], limit=3, probes="none")
     with pytest.raises(
         CaiError,
-        match=r"(?s)eval: holds a finished evaluation with other options:\n  --against: none → bad\n"
-        r"  --limit: 2 → 3\n  --probes: over_refusal, sycophancy, red_team, injection → none\nKeep it .*--out FOLDER.*--replace",
+        match=r"(?s)eval: holds a finished evaluation with other options:\n  --limit: 2 → 3\n"
+        r"  --probes: over_refusal, sycophancy, red_team, injection → none\nKeep it .*--out FOLDER.*--replace",
     ):
         evaluate(runs, other)
     assert (run.eval / "scores.jsonl").exists()
@@ -435,6 +435,21 @@ def test_a_finished_evaluation_is_replaced_by_another_only_when_asked_to(tmp_pat
     log = (run.eval / "log.txt").read_text(encoding="utf-8")
     assert "replaces unfinished results with other settings" in log
     assert "\n    limit: 3 → 2\n" in log
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_options_that_only_add_to_a_finished_evaluation_are_not_named_as_the_conflict(
+    tmp_path: Path, dry: list[str]
+) -> None:
+    runs = tmp_path / "runs"
+    make_run(runs, "good")
+    make_run(runs, "bad")
+    evaluate(runs, Options("good", probes="none", settings=("axes=false",)))  # as the run's own
+    given = ["eval", "good", "--runs", str(runs), "--set", "temperature=0", "--against", "bad", "--limit", "2", *dry]
+    with pytest.raises(CaiError) as raised:
+        CliRunner().invoke(app, given, catch_exceptions=False)
+    assert re.findall(r"^  (\S.*)", str(raised.value), re.MULTILINE) == ["--limit: none → 2"]
+    assert "--out FOLDER" in str(raised.value) and "--replace" in str(raised.value)
 
 
 def test_what_differs_from_a_finished_evaluation_is_named_as_its_options_are(tmp_path: Path) -> None:
