@@ -154,15 +154,17 @@ def _ending(report: PolicyReport, options: Options, target: Path, runs: Path) ->
             grid.add(f"win rate, {row.axis}", f"{rate} {whose}against {row.against}{note}")
     if report.monitors:
         grid.add("signs of reward hacking", signs(report.monitors))
-    grid.add("files", f"{target}/")
-    yield grid
     found = find_policy(options.policy, runs)
-    if found.run is None:
-        commands = [(command("serve", runs=runs), "shows it in a browser")]
-    else:
-        commands = [(command("report", found.run.name, runs=runs), "writes the run's page")]
-    if options.judge is None and target == found.eval:
-        commands.insert(0, (f"{own_command()} --judge NAME --out {target}-NAME", "asks another judge"))
+    on_page = found.eval is not None and target.resolve() == found.eval.resolve()  # pages show no other folder
+    grid.add("files", f"{target}/" if on_page else f"{target}/, all metrics in evaluation.json")
+    yield grid
+    commands = []
+    if on_page and options.judge is None:
+        commands.append((f"{own_command()} --judge NAME --out {target}-NAME", "asks another judge"))
+    if on_page and found.run is not None:
+        commands.append((command("report", found.run.name, runs=runs), "writes the run's page"))
+    elif on_page:
+        commands.append((command("serve", runs=runs), "shows it in a browser"))
     yield from ending(evaluation_trust(report), commands)
 
 

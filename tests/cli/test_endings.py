@@ -149,6 +149,21 @@ def test_an_evaluation_ends_with_its_win_rates_what_limits_them_and_the_next_com
     ]
 
 
+def test_an_evaluation_in_another_folder_does_not_end_with_the_page_of_the_runs_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "runs", "good")
+    monkeypatch.setattr(evaluate_policies, "__defaults__", (False, by_name()))
+    asked = ("good", "--runs", tmp_path / "runs", "--probes", "none", "--set", "temperature=0", "--out")
+    assert cai(monkeypatch, "eval", *asked, tmp_path / "other", columns=200) == 0
+    printed = capsys.readouterr().out
+    assert "cai report" not in printed
+    assert "all metrics in evaluation.json" in " ".join(printed.split())
+    own = tmp_path / "runs/../runs/good/eval"  # the run's own, by another path
+    assert cai(monkeypatch, "eval", *asked, own, columns=200) == 0
+    assert "cai report good" in capsys.readouterr().out
+
+
 def test_an_evaluation_of_two_trained_policies_ends_with_what_their_win_rate_leaves_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
