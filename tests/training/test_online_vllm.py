@@ -15,7 +15,8 @@ from cai.config.errors import CaiError
 from cai.training.launch import check_launcher
 from cai.training.ppo import sampling
 from cai.training.settings import GRPOConfig, OnlineConfig, PPOConfig
-from tests.training.test_online import STAGES, judges, run  # noqa: F401  # a fixture
+from cai.training.stage import StageSpec
+from tests.training.test_online import STAGES, judges, prompts, run  # noqa: F401  # a fixture
 
 SIZE: dict[str, Any] = {"use_vllm": True, "per_device_train_batch_size": 4, "num_train_epochs": 2}
 
@@ -96,6 +97,15 @@ def test_settings_of_an_engine_that_is_not_there_are_refused() -> None:
     for name, value in (("vllm_gpu_memory_utilization", 0.5), ("vllm_enable_sleep_mode", True)):
         with pytest.raises(ValidationError, match=f"{name}: is of the engine that samples; set use_vllm: true"):
             GRPOConfig.model_validate({"stage": "grpo", name: value})
+
+
+def test_what_an_engine_takes_of_a_gpu_does_not_decide_a_stage(tmp_path: Path, tiny_model: Path) -> None:
+    def manifest(**settings: Any) -> dict[str, Any]:
+        config = GRPOConfig.model_validate({"stage": "grpo", "use_vllm": True, **settings})
+        return StageSpec(config, prompts(tmp_path), tiny_model, tmp_path / "out").claim().manifest
+
+    assert manifest(vllm_gpu_memory_utilization=0.5, vllm_enable_sleep_mode=True) == manifest()
+    assert manifest(use_vllm=False) != manifest()
 
 
 def test_a_sharded_policy_is_not_sampled_by_vllm() -> None:
