@@ -6,7 +6,8 @@ from tests.faults import kill_points, reliability
 
 MODULES = {  # of which each test case is one attack
     "caches": ("test_corrupt_caches",),
-    "servers": ("test_endpoint_faults", "test_engine_faults"),
+    "servers": ("test_endpoint_faults",),
+    "engines": ("test_engine_faults",),
     "disks": ("test_full_disks", "test_unsafe_folders"),
     "cases": ("test_bad_input", "test_terminal"),
 }
