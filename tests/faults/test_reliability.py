@@ -1,6 +1,7 @@
 """What docs/reliability.md has of attacks: all that ran, and those that could not run on the machine."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -30,3 +31,12 @@ def test_cases_that_a_machine_skips_are_no_attacks_and_are_told_apart(
 def test_a_long_attack_has_as_many_inputs_as_it_was_asked_for(inputs: int) -> None:
     counts = fuzz.counts(inputs, list(fuzz.TARGETS))
     assert sum(counts.values()) == inputs and min(counts.values()) > 0
+
+
+def test_every_test_that_the_page_names_exists() -> None:
+    named = re.findall(
+        r"^\|[^|]*\| `([\w/]+\.py)` \| `(test_\w+)` \|$", reliability.PAGE.read_text(encoding="utf-8"), re.M
+    )
+    assert len(named) > 30
+    for file, test in named:
+        assert f"\ndef {test}(" in (reliability.ROOT / "tests" / file).read_text(encoding="utf-8"), f"{file}: {test}"
