@@ -63,8 +63,8 @@ train:
 iterations: 2
 train:
   - {{stage: reward, {PASSES}}}
-  - {{stage: rloo, reward: judge, per_device_train_batch_size: 4, {ONLINE}}}
-  - {{stage: grpo, per_device_train_batch_size: 4, {ONLINE}}}
+  - {{stage: rloo, reward: judge, num_train_epochs: 2, per_device_train_batch_size: 4, {ONLINE}}}
+  - {{stage: grpo, num_train_epochs: 2, per_device_train_batch_size: 4, {ONLINE}}}
   - {{stage: online_dpo, per_device_train_batch_size: 2, {ONLINE}}}
 """,
 }
