@@ -188,7 +188,7 @@ def _against(report: PolicyReport) -> Iterator[RenderableType | Grid]:
     for policy, against in dict.fromkeys((row.policy, row.against) for row in report.comparisons):
         rows = [row for row in report.comparisons if (row.policy, row.against) == (policy, against)]
         words = next((row.words for row in rows if row.words), None)
-        length = f"; {words[0]:.0f} words an answer to {words[1]:.0f}" if words else ""
+        length = f"; mean words {words[0]:.0f} and {words[1]:.0f}" if words else ""
         yield heading(f"{policy} against {against}{length}")
         noted = any(row.note for row in rows)
         head = ["axis", "prompts", "n", "win rate", "length-controlled", *([""] if noted else [])]
