@@ -16,6 +16,7 @@ from cai.cli.options import (
     ConstitutionName,
     Data,
     JudgeNames,
+    KeyEnv,
     Limit,
     Replace,
     RunsFolder,
@@ -53,6 +54,7 @@ class JudgeOptions(NamedTuple):
     data: Path
     judges: list[str]
     constitution: str
+    key_env: str | None
     templates: str
     settings: list[str]
     limit: int | None
@@ -65,6 +67,7 @@ def judge(
     judges: JudgeNames,
     constitution: ConstitutionName,
     out: Out,
+    key_env: KeyEnv = None,
     templates: TemplatesFolder = DEFAULT_TEMPLATES,
     settings: Settings = None,
     limit: Limit = None,
@@ -78,7 +81,7 @@ def judge(
     `judge:` in a run file, such as principles=all or engine.max_model_len=4096. After an interrupt, the same command
     resumes. Exit status 1: the judge could not answer some rows, or every row was skipped.
     """
-    options = JudgeOptions(data, judges, constitution, templates, settings or [], limit, seed, runs)
+    options = JudgeOptions(data, judges, constitution, key_env, templates, settings or [], limit, seed, runs)
     job = label_job(options, ranked=False)
     console = Terminal()
     reporter = Reporter(console)
@@ -132,7 +135,7 @@ def label_job(options: JudgeOptions, ranked: bool) -> LabelJob:
     data = local_file(str(options.data))  # its rows are read last
     with reading(data), data.open("rb"):
         pass
-    source = YamlSource(Path("cai judge"), {"model": options.judges}, {})
+    source = YamlSource(Path("cai judge"), {"model": options.judges, "key_env": options.key_env}, {})
     overrides = [override.removeprefix("judge.") for override in options.settings]
     settings = validate(apply_overrides(source, overrides), JudgeConfig)
     if "samples" in settings.model_fields_set:

@@ -17,6 +17,7 @@ from cai.cli.options import (
     ConstitutionName,
     Data,
     JudgeNames,
+    KeyEnv,
     Limit,
     Replace,
     RunsFolder,
@@ -45,6 +46,7 @@ def judge_eval(
     judges: JudgeNames,
     constitution: ConstitutionName,
     out: Out,
+    key_env: KeyEnv = None,
     templates: TemplatesFolder = DEFAULT_TEMPLATES,
     settings: Settings = None,
     limit: Limit = None,
@@ -64,7 +66,7 @@ def judge_eval(
     interrupt, the same command resumes.
     Exit status 1: the judge could not answer some rows.
     """
-    options = JudgeOptions(data, judges, constitution, templates, settings or [], limit, seed, runs)
+    options = JudgeOptions(data, judges, constitution, key_env, templates, settings or [], limit, seed, runs)
     job = label_job(options, ranked=True)
     more = Extras(calibrate, read_injection().attacks if injection else [])
     console = Terminal()

@@ -90,8 +90,8 @@ OF_RUN_FILES = {
 OF_OTHERS = {  # by command: an option that it lacks and others have, and what does the same or comes closest
     "cai run": OF_RUN_FILES,
     "cai sweep": OF_RUN_FILES,
-    "cai judge": {"--key-env": "use --set key_env=VAR", "--dry-run": "--limit N judges a few rows first"},
-    "cai judge-eval": {"--key-env": "use --set key_env=VAR", "--dry-run": "--limit N judges a few rows first"},
+    "cai judge": {"--dry-run": "--limit N judges a few rows first"},
+    "cai judge-eval": {"--dry-run": "--limit N judges a few rows first"},
     "cai train": {"--dry-run": "--estimate shows the memory it takes"},
 }
 PYDANTICS = {  # how pydantic words the bounds of an option, and how cai does

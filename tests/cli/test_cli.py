@@ -168,7 +168,6 @@ def test_the_list_of_runs_fits_the_terminal_and_names_what_cannot_be_read(
         (["run"], "cai run: missing argument 'RUN.yaml'"),
         (["run", "RUN", "--limit", "3"], "cai run: no such option --limit; use --set prompts.limit=N\nSee "),
         (["sweep", "RUN", "--seed", "3"], "cai sweep: no such option --seed; use --set seed=N\nSee "),
-        (["judge", "--key-env", "X"], "cai judge: no such option --key-env; use --set key_env=VAR\nSee "),
         (
             ["train", "sft", "--dry-run"],
             "cai train: no such option --dry-run; --estimate shows the memory it takes\nSee ",

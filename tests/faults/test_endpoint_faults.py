@@ -162,7 +162,7 @@ def judging(tmp_path: Path) -> list[object]:
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return [
         "--data", tmp_path / "pairs.jsonl", "--constitution", ROOT / "constitutions/plain.yaml",
-        "--set", "principles=1", "--set", "key_env=PLANTED", "--out", tmp_path / "out", "--runs", tmp_path / "runs",
+        "--set", "principles=1", "--key-env", "PLANTED", "--out", tmp_path / "out", "--runs", tmp_path / "runs",
     ]  # fmt: skip
 
 
