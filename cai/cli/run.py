@@ -142,7 +142,7 @@ def _summary_parts(folder: RunFolder, summary: dict[str, Any]) -> Iterator[Rende
         yield heading("Warnings")
         yield listed("!", warnings, "yellow")
     yield heading(f"{folder.name}: finished in {duration(sum(summary['seconds'].values()))}")
-    yield _results(folder, summary)
+    yield run_results(folder, summary)
     yield from ending(run_trust(summary), _next(folder, summary))
 
 
@@ -157,7 +157,7 @@ def _next(folder: RunFolder, summary: dict[str, Any]) -> list[tuple[str, str]]:
     return [*commands, (command("report", folder.name, runs=runs), "writes the run's page")]
 
 
-def _results(folder: RunFolder, summary: dict[str, Any]) -> Grid:
+def run_results(folder: RunFolder, summary: dict[str, Any]) -> Grid:
     """What the run wrote, how its training went, and whether the policy wins."""
     grid = Grid(["", ""], left=2, last_left=True)
     grid.add("prompts", f"{summary['prompts']:,}, and {summary['held_out']:,} held out")
@@ -182,7 +182,7 @@ def _results(folder: RunFolder, summary: dict[str, Any]) -> Grid:
         grid.add("" if place else "time", f"{stage} {duration(seconds)}")
     if (cost := summary.get("in_all", {})).get("sessions", 0) > 1:
         taken = duration(sum(cost["seconds"].values()))
-        calls = f"{cost['cache_misses']:,} new calls, {cost['tokens']:,} tokens written"
+        calls = f"{counted(cost['cache_misses'], 'new calls')}, {counted(cost['tokens'], 'tokens')} written"
         grid.add("in all", f"{taken} in {cost['sessions']} sessions; {calls}")
     grid.add("files", f"{folder.path}/")
     return grid
@@ -231,7 +231,7 @@ def training_grid(times: Sequence[TrainingTime], memory: Mapping[str, int]) -> G
     sizes = ["memory, at most"] if memory else []
     grid = Grid(["stage", "updates, at most", *sizes, "an update", "time"], last_left=True)
     for stage in times:
-        text = time_text(stage.time_range(), NOT_MEASURED)
+        text = time_text(stage.time_range(), NOT_MEASURED) + (", by one training" if stage.measured == 1 else "")
         each = duration(stage.update_seconds) if stage.update_seconds is not None else "–"
         size = [size_text(memory[stage.stage]) if stage.stage in memory else "–"] if memory else []
         grid.add(stage.stage, f"{stage.updates:,}", *size, each, text)
@@ -251,7 +251,8 @@ def forecast_parts(forecast: Forecast, gpu_rate: float | None) -> Iterator[Rende
         again = "`cai bench RUN.yaml` measures again, on a machine without other work"
         yield Padding(Text(f"time: not known yet: {apart}; {again}"), (0, 0, 0, 2), expand=False)
     else:
-        yield Text(f"  time: {time_text(times, NOT_MEASURED)}, by this model's speed here so far")
+        by = "by one measurement of this model here" if forecast.measured == 1 else "by this model's speed here so far"
+        yield Text(f"  time: {time_text(times, NOT_MEASURED)}, {by}")
     if misses and gpu_rate is not None:
         hours = (forecast.tokens_read + written) / gpu_rate / 3600
         tokens = f"{written:,.0f} tokens written, about {forecast.tokens_read:,.0f} read"

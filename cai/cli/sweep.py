@@ -119,11 +119,13 @@ def _forecast(file: Path, settings: list[str], runs: Path) -> None:
         time = time_text(sum_of_ranges([expected.time_range() for expected in forecasts]), UNKNOWN)
         grid.add(*(Text(cell, style="bold") for cell in ("total", *counts, time)))
         show(console, grid)
+        if any(expected.measured == 1 for expected in forecasts):
+            line(console, "  time: some of it by one measurement of a model here")
         stages = [stage for expected in forecasts for stage in expected.training]
         if stages:
             updates = sum(stage.updates for stage in stages)
             time = time_text(sum_of_ranges([stage.time_range() for stage in stages]), NOT_MEASURED)
-            trained = f"{counted(len(stages), 'training stages')}, {updates:,} updates at most"
+            trained = f"{counted(len(stages), 'training stages')}, {counted(updates, 'updates')} at most"
             line(console, f"  not included: {trained}; time: {time}")
 
 

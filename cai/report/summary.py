@@ -139,7 +139,7 @@ def _metrics(summary: dict[str, Any]) -> list[Card]:
     if cost := summary.get("in_all"):
         parts = ", ".join(f"{part} {duration(taken)}" for part, taken in cost["seconds"].items())
         cards.append(Card("time", duration(sum(cost["seconds"].values())), parts))
-        paid = f"{cost['tokens']:,} tokens written, in {counted(cost['sessions'], 'sessions')}"
+        paid = f"{counted(cost['tokens'], 'tokens')} written, in {counted(cost['sessions'], 'sessions')}"
         cards.append(Card("new calls", f"{cost['cache_misses']:,}", paid))
     return cards
 

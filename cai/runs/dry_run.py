@@ -86,6 +86,7 @@ class DryRun(NamedTuple):
     spread: float = 1.0  # by which factor measured work took more or less than the rates say
     training: Sequence[TrainingTime] = ()  # of the untrained stages
     memory: Mapping[str, int] = {}  # of them by name, in bytes of a process, where it can be computed
+    measured: int = 0  # stages of earlier work that the seconds come from; of several models, the fewest
 
     def time_range(self) -> tuple[float, float] | None:
         """The least and the most seconds of the calls; None where earlier work does not tell, or not closely enough."""
@@ -132,10 +133,12 @@ def dry_run(plan: Plan, counted: Cache | None = None) -> DryRun:
             own = scheduler.engine(plan.generator).fingerprint
             times = training_times(plan, untrained, folder) if untrained else []
             memory = training_memory(plan, untrained)
-    lines, seconds, spread = _expected(scheduler.work, known, known.get(own, []))
+    expected = _expected(scheduler.work, known, known.get(own, []))
     tallies = [tally for done in scheduler.work for tally in done.work.steps.values()]
     read = sum(tally.characters for tally in tallies) / CHARACTERS
-    return DryRun(lines, read, seconds, untrained, plan.config.iterations - 1, spread, times, memory)
+    return expected._replace(
+        tokens_read=read, untrained=untrained, iterations=plan.config.iterations - 1, training=times, memory=memory
+    )
 
 
 def forecast_work(cache: Path, run: Callable[[AnyCache], Sequence[EngineWork]], like: str = "") -> DryRun:
@@ -149,9 +152,8 @@ def forecast_work(cache: Path, run: Callable[[AnyCache], Sequence[EngineWork]], 
             work = run(OverlayCache(below, upper))
             known = {engine: below.work(engine) for engine in {done.engine for done in work}}
             own = below.work(like)
-    lines, seconds, spread = _expected(work, known, own)
     read = sum(tally.characters for done in work for tally in done.work.steps.values()) / CHARACTERS
-    return DryRun(lines, read, seconds, [], 0, spread)
+    return _expected(work, known, own)._replace(tokens_read=read)
 
 
 def forecast_evaluation(plan: EvaluationPlan, cache: Path) -> DryRun:
@@ -212,16 +214,14 @@ def _evaluate(plan: Plan, scheduler: Scheduler, existing: Training, aside: Path)
     return untrained
 
 
-def _expected(
-    work: Sequence[EngineWork], known: dict[str, list[Work]], own: Sequence[Work]
-) -> tuple[list[Line], float | None, float]:
-    """(the forecast's lines, the seconds of its calls, the spread of the rates that these come from).
+def _expected(work: Sequence[EngineWork], known: dict[str, list[Work]], own: Sequence[Work]) -> DryRun:
+    """The forecast's lines, the seconds of its calls, and of the rates that these come from the spread and number.
 
     An engine without measurements takes those of the run's own model, `own`: a policy has the same size.
     """
     lines: list[Line] = []
     seconds: float | None = 0.0
-    spread = 1.0
+    spread, fewest = 1.0, list[int]()
     for done in work:
         measured = known[done.engine] or list(own)
         rates = fit_rates(measured)
@@ -233,12 +233,13 @@ def _expected(
             verdicts += 0 if tally.allowed else tally.cache_misses
         if written or verdicts:
             spread = max(spread, rates.spread if rates else FEW_SPREAD)
+            fewest.append(len(measured))
             seconds = (
                 None
                 if seconds is None or rates is None
                 else (seconds + rates.load + rates.token * written + rates.verdict * verdicts)
             )
-    return lines, seconds, spread
+    return DryRun(lines, 0.0, seconds, [], 0, spread, measured=min(fewest, default=0))
 
 
 def _mean_tokens(measured: Sequence[Work], step: str, forecast: Tally) -> float | None:

@@ -36,6 +36,7 @@ class TrainingTime(NamedTuple):
     updates: int  # at most: which pairs pass the filters is not known before
     update_seconds: float | None = None
     other_seconds: float = 0.0  # loading and saving
+    measured: int = 0  # trainings that the seconds are means of
 
     def time_range(self) -> tuple[float, float] | None:
         """The least and the most seconds."""
@@ -76,7 +77,7 @@ def _time(name: str, plan: Plan, data: RunFolder, measured: Sequence[Measured]) 
     if not known:
         return TrainingTime(name, updates)
     each = sum(one.example_seconds for one in known) / len(known) * _examples_at_once(settings)
-    return TrainingTime(name, updates, each, sum(one.other_seconds for one in known) / len(known))
+    return TrainingTime(name, updates, each, sum(one.other_seconds for one in known) / len(known), len(known))
 
 
 def _examples_at_once(settings: TrainConfig) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cai.cli.eval import signs
+from cai.cli.run import run_results
 from cai.evaluation.monitors import Monitor, State
 from cai.inference.engine import Engine, EngineConfig, Generate, ScriptedEngine
 from cai.inference.models import Model
@@ -119,6 +120,15 @@ def test_a_run_suggests_comparing_it_with_the_run_of_another_constitution(
     for unfinished in ("test", "same"):
         (runs / unfinished / "summary.json").unlink()
     assert run_to_compare(RunFolder(runs / "brief"), runs) is None
+
+
+def test_one_new_call_is_singular(run_once: Callable[..., RunFolder]) -> None:
+    folder = run_once(updates=1)
+    summary = folder.summary()
+    assert summary is not None
+    cost = {"sessions": 2, "cache_misses": 1, "tokens": 1, "seconds": {"feedback": 3.0}}
+    results = run_results(folder, summary | {"in_all": cost})
+    assert results.holds("3.0 s in 2 sessions; 1 new call, 1 token written")
 
 
 def test_the_curve_of_one_update_has_no_thirds(

@@ -1,6 +1,9 @@
 """What a run will ask, said before anything is paid for."""
 
+import io
 import json
+import re
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,12 +17,14 @@ from cai.cli.main import app
 from cai.cli.run import forecast_parts
 from cai.config.errors import CaiError
 from cai.config.hashing import fingerprint
-from cai.inference.cache import Tally, Work
-from cai.inference.engine import Generate
+from cai.inference.cache import Cache, Tally, Work
+from cai.inference.engine import EngineConfig, Generate
 from cai.inference.reporter import Reporter
+from cai.inference.scheduler import engine_fingerprint
 from cai.runs.dry_run import FEW_SPREAD, LEAST_SPREAD, DryRun, Line, account, dry_run, fit_rates
 from cai.runs.pipeline import execute
 from cai.runs.plan import Plan, make_plan
+from cai.runs.training_time import TrainingTime
 from tests.conftest import SIXTEEN, scripted, write_workspace
 
 Counts = dict[tuple[str, str], tuple[int, int]]
@@ -209,6 +214,27 @@ def test_a_forecast_that_is_too_wide_says_what_makes_the_time_known() -> None:
     assert "not known yet: by the times of earlier calls, the most would be 21 times\n" in printed
     assert "`cai bench RUN.yaml`" in printed and all(line.startswith("  ") for line in printed.splitlines())
     assert "19.4 s to 3 min 06 s" in [str(part) for part in forecast_parts(known, None)][-1]
+
+
+def test_a_forecast_by_one_measurement_says_so(tmp_path: Path, model_folder: Path) -> None:
+    run_file, runs = write_workspace(tmp_path, model_folder), tmp_path / "runs"
+
+    def printed() -> str:
+        expected = dry_run(make_plan(run_file, ["seed=1"], "other", runs))
+        timed = expected._replace(training=[TrainingTime("1-dpo", 3, 2.0, 5.0, expected.measured)], untrained=["1-dpo"])
+        console = Console(width=80, record=True, file=io.StringIO())
+        for part in forecast_parts(timed, None):
+            show(console, part)
+        return console.export_text()
+
+    engine = engine_fingerprint(model_folder, EngineConfig())
+    with closing(Cache(runs / "cache.sqlite")) as cache:
+        cache.add_work(engine, Work("feedback", {"answer": Tally(1, 0, 1000, 1000, 1)}, 20.0, False))
+    assert re.search(r"time: .* to .*, by one measurement of this model here$", printed(), re.MULTILINE)
+    assert re.search(r"1-dpo .* to .*, by one training$", printed(), re.MULTILINE)
+    with closing(Cache(runs / "cache.sqlite")) as cache:
+        cache.add_work(engine, Work("feedback", {"answer": Tally(1, 0, 2000, 2000, 1)}, 40.0, False))
+    assert "by this model's speed here so far" in printed() and "one training" not in printed()
 
 
 def test_what_a_run_would_refuse_its_dry_run_refuses(tmp_path: Path, model_folder: Path) -> None:

@@ -60,9 +60,9 @@ def times(run_file: Path, *overrides: str) -> dict[str, TrainingTime]:
 
 def test_training_is_forecast_from_what_the_same_stage_and_model_took(trained: Path) -> None:
     found = times(trained)
-    assert found["2-ppo"] == TrainingTime("2-ppo", 7, 2.0, 5.0)
+    assert found["2-ppo"] == TrainingTime("2-ppo", 7, 2.0, 5.0, 1)
     assert found["2-ppo"].time_range() == pytest.approx((19 / SPREAD, 19 * SPREAD))
-    assert times(trained, "train.1.updates=3", "train.1.rollouts=32")["2-ppo"] == TrainingTime("2-ppo", 3, 4.0, 5.0)
+    assert times(trained, "train.1.updates=3", "train.1.rollouts=32")["2-ppo"] == TrainingTime("2-ppo", 3, 4.0, 5.0, 1)
 
 
 def test_a_stage_or_a_model_that_was_not_trained_yet_is_not_measured(trained: Path) -> None:
@@ -79,7 +79,7 @@ def test_the_dry_run_prints_the_time_of_training_or_that_it_is_not_measured(trai
     for part in forecast_parts(dry_run(make_plan(trained, [], "other", trained.parent / "runs")), None):
         show(console, part)
     lines = [" ".join(line.split()) for line in console.export_text().splitlines()]
-    assert "2-ppo 7 2.0 s 12.7 s to 28.5 s" in lines and "3-dpo 9 – not measured yet" in lines
+    assert "2-ppo 7 2.0 s 12.7 s to 28.5 s, by one training" in lines and "3-dpo 9 – not measured yet" in lines
 
 
 @pytest.mark.parametrize("updates", [1, 3])
