@@ -103,17 +103,20 @@ def fit_to_processes(spec: StageSpec[Any], report: Report) -> StageSpec[Any]:
     return replace(spec, settings=settings.model_copy(update=each))
 
 
+FSDP = "set fsdp: true (in the stage of a run file; for cai train --set fsdp=true)"
+
+
 def _check_accelerate(settings: TrainConfig) -> None:
     """What a configuration of `accelerate launch` asks for by environment variables."""
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and not settings.fsdp:
         raise CaiError(
-            f"{settings.stage}: accelerate's configuration asks for FSDP; set fsdp: true in the stage, and take the "  # type: ignore[attr-defined]
+            f"{settings.stage}: accelerate's configuration asks for FSDP; {FSDP}, and take the "  # type: ignore[attr-defined]
             "configuration of FSDP out of accelerate's"
         )
     if os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
         raise CaiError(
             f"{settings.stage}: accelerate's configuration asks for ZeRO stage 3, whose weights cai cannot save; "  # type: ignore[attr-defined]
-            "set fsdp: true in the stage, which shards the same, and start it by torchrun"
+            f"{FSDP}, which shards the same, and start it by torchrun"
         )
 
 

@@ -235,8 +235,9 @@ class Unfit(NamedTuple):
         """Raises: CaiError where truncated answers alone are why no row is left."""
         if self.truncated and not (self.too_long or self.refused):
             raise CaiError(
-                f"nothing to train on: {_all_rows(len(self.truncated))} a truncated answer; raise "
-                "revise.max_tokens, or set `truncated: open` in the stage"
+                f"nothing to train on: {_all_rows(len(self.truncated))} a truncated answer; raise the max_tokens that "
+                "they were written with, or learn them without their end: truncated: open in the stage of a run file, "
+                "--set truncated=open for cai train"
             )
 
     def __str__(self) -> str:

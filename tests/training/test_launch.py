@@ -54,7 +54,11 @@ def test_a_launcher_that_starts_one_process_shards_nothing(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("ACCELERATE_USE_FSDP", "true", "^dpo: accelerate's configuration asks for FSDP; set fsdp: true in the stage"),
+        (
+            "ACCELERATE_USE_FSDP",
+            "true",
+            "^dpo: accelerate's configuration asks for FSDP; set fsdp: true .*--set fsdp=true",
+        ),
         ("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3", "^dpo: accelerate's configuration asks for ZeRO stage 3"),
     ],
 )
