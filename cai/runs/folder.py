@@ -206,7 +206,12 @@ def open_run(name: str, runs: Path) -> RunFolder:
 
 def _instead(path: Path, command: str) -> str:
     """What to do with the folder of a command that is not `cai run`."""
-    return f". `cai serve` has its page, and `cai eval {path}` evaluates a policy" if command == TRAIN else ""
+    if command != TRAIN:
+        return ""
+    if stage_settings(path).get("stage") == "reward":
+        train = f"`cai train ppo --reward {path}/model --data PROMPTS --model MODEL`"
+        return f". `cai serve` has its page, and {train} trains a policy on this reward model"
+    return f". `cai serve` has its page, and `cai eval {path}` evaluates the policy"
 
 
 def is_run(path: Path) -> bool:

@@ -81,7 +81,7 @@ def test_a_reward_model_and_ppo_from_files_alone(tmp_path: Path, tiny_model: Pat
         shown = CliRunner().invoke(app, [command, str(tmp_path / "out/ppo"), "--runs", str(tmp_path / "out")])
         assert str(shown.exception) == (
             f"{tmp_path}/out/ppo: holds the results of `cai train`, not a run (runs there: none). `cai serve` has its "
-            f"page, and `cai eval {tmp_path}/out/ppo` evaluates a policy"
+            f"page, and `cai eval {tmp_path}/out/ppo` evaluates the policy"
         )
     library = Library(tmp_path / "out")
     assert ">ppo</a>" in respond(library, "/").body

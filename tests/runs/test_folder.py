@@ -1,3 +1,5 @@
+import json
+import re
 import shutil
 from pathlib import Path
 
@@ -107,6 +109,18 @@ def test_the_results_of_other_commands_are_no_runs(tmp_path: Path) -> None:
     assert [run.name for run in all_runs(tmp_path)] == ["run"]
     with pytest.raises(CaiError, match=r"labels: holds the results of `cai judge`, not a run \(runs there: run\)$"):
         open_run("labels", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("stage", "suggested"),
+    [("reward", "cai train ppo --reward {}/model --data PROMPTS --model MODEL"), ("dpo", "cai eval {}")],
+)
+def test_what_goes_on_from_a_training_depends_on_what_it_trained(tmp_path: Path, stage: str, suggested: str) -> None:
+    (tmp_path / "manifest.json").write_text('{"command": "cai train"}')
+    (tmp_path / "stage.json").write_text(json.dumps({"settings": {"stage": stage}}))
+    with pytest.raises(CaiError) as raised:
+        open_run(str(tmp_path), tmp_path / "runs")
+    assert re.findall("`(cai (?:train|eval) .*?)`", str(raised.value)) == [suggested.format(tmp_path)]
 
 
 @pytest.mark.parametrize("name", ["http://me:SEKRET@h/v1", "http:/me:SEKRET@h/v1"])
