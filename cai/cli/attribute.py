@@ -84,8 +84,10 @@ def _matrix(matrix: Attribution, width: int) -> Iterator[RenderableType | Grid]:
         cells = (_cell(row.effects.get(outcome)) for outcome in matrix.outcomes)
         grid.add(short(row.principle_id), *cells, str(row.shared))
     yield grid
-    legend = f"* significant at 5 %, corrected for all {counted(matrix.tests, 'tests')} (Holm)"
-    yield Text(f"  {legend}; the deeper the colour, the surer", style="dim")
+    if matrix.tests:
+        tests = f"{'all ' if matrix.tests > 1 else ''}{counted(matrix.tests, 'tests')}"
+        legend = f"* significant at 5 %, corrected for {tests} (Holm); the deeper the colour, the surer"
+        yield Text(f"  {legend}", style="dim")
     shown = set(grid.shown(width))
     columns = list(enumerate(matrix.outcomes.items(), start=1))
     yield from (Text(f"  {name}: {meaning}", style="dim") for place, (name, meaning) in columns if place in shown)

@@ -89,10 +89,9 @@ def _parts(result: Bench, run_file: Path, settings: EngineConfig) -> Iterator[Re
     if faster_in_bfloat16(settings, result):
         yield Text(BFLOAT16)
     if result.prompts < 2 * result.concurrency:
-        yield Text(
-            f"  {result.prompts:,} prompts are not twice the {result.concurrency:,} at a time: "
-            f"--prompts {2 * result.concurrency} measures the rate of a long run"
-        )
+        few = f"{counted(result.prompts, 'prompts')}, up to {result.concurrency:,} at a time: too few"
+        yield Text(f"  {few} for a long run's rate,")
+        yield Text(f"  which --prompts {2 * result.concurrency} measures")
     if result.refused:
         yield Text(f"  {counted(result.refused, 'requests')} had no answer and are not in the rates")
     yield Text("  cai run --dry-run forecasts from these rates.")

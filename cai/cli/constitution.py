@@ -254,10 +254,8 @@ def _print_difference(console: Console, a: Constitution, b: Constitution, differ
             console.print(Padding(marked(old, new), (0, 0, 0, 4), expand=False))
     if any(difference):
         critiques, revisions, judge = (_percent(share) for share in changed)
-        console.print(
-            Text(f"New calls in a run: {critiques} of critiques, {revisions} of revisions, {judge} of verdicts,")
-        )
-        console.print("and those about answers that turn out otherwise: verdicts on new revisions, later rounds.")
+        console.print(Text(f"New calls: {critiques} of critiques, {revisions} of revisions, {judge} of verdicts,"))
+        console.print("and those about answers that come out otherwise (new revisions, later rounds).")
         if any(p.applies_to for c in (a, b) for p in c.principles):
             console.print("On prompts that all principles apply to; cai run --dry-run counts a run's calls.")
     else:

@@ -37,6 +37,7 @@ def test_effects_without_intervals_are_one_line(tmp_path: Path, capsys: pytest.C
     attribute("trial", False, None, tmp_path)
     printed = capsys.readouterr().out
     assert "No intervals: all " in printed
+    assert "corrected for" not in printed  # no effect is tested
     assert "no effect of 3 principles can be tested: too few prompts, or equal ones" in " ".join(printed.split())
     assert "min. detectable" not in printed
 

@@ -124,7 +124,7 @@ def test_diff_marks_changed_words_and_counts_the_calls_to_repeat(cai, tmp_path: 
     )
     changed = changed_calls(load_constitution(SIXTEEN), load_constitution(path))
     critiques, revisions, judge = (f"{100 * share:.1f} %" for share in changed)
-    said = f"New calls in a run: {critiques} of critiques, {revisions} of revisions, {judge} of verdicts, and those"
+    said = f"New calls: {critiques} of critiques, {revisions} of revisions, {judge} of verdicts, and those"
     assert said in " ".join(result.out.split())
     assert "without effect on a run: lawful-conduct." in result.out
     assert "reworded  privacy" not in result.out
@@ -153,8 +153,10 @@ def test_show_and_diff_say_where_a_principle_applies(cai, tmp_path: Path) -> Non
     assert result.status == 1
     said = " ".join(result.out.split())
     assert "rescoped plain-words applies to all prompts → tags long; Is the message long?" in said
-    assert "New calls in a run: 25.0 % of critiques, 25.0 % of revisions, 25.0 % of verdicts, and those" in said
-    assert "later rounds. On prompts that all" in said
+    assert "New calls: 25.0 % of critiques, 25.0 % of revisions, 25.0 % of verdicts, and those" in said
+    assert "later rounds). On prompts that all" in said
+    [*_, calls, following, where] = result.out.splitlines()
+    assert calls.startswith("New calls: ") and following.endswith("later rounds).") and where.startswith("On prompts")
     found = json.loads(cai("diff", SHIPPED / "brief.yaml", path, "--json").out)
     assert found["rescoped"] == {
         "plain-words": {"before": None, "after": {"tags": ["long"], "question": "Is the message long?"}}
