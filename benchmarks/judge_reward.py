@@ -4,13 +4,14 @@
     python benchmarks/judge_reward.py RUN            # a folder of runs/, such as runs/judge-reward
     python benchmarks/judge_reward.py spread [PROMPTS] [ANSWERS]
 
-RUN is a finished run whose last training is rewarded by the judge. Its held-out answers, before and after training, are
-rated by all principles of its constitution, by SmolLM2-135M. `spread` lets that model write ANSWERS (6) answers of 96
-tokens to each of PROMPTS (24) prompts, and rates them by the principles of constitutions/brief.yaml.
+RUN is a finished run whose last training is rewarded by the judge, or as a control by something else, such as a rule
+(`--set "train.0.reward=[{pattern: '\\bof\\b'}]"`). Its held-out answers, before and after training, are rated by all
+principles of its constitution, by SmolLM2-135M. `spread` lets that model write ANSWERS (6) answers of 96 tokens to each
+of PROMPTS (24) prompts, and rates them by the principles of constitutions/brief.yaml.
 
-Reading the line of JSON: `training` has the mean rating (1 to 9) of the first and of the last five updates; `held_out`
-the mean before and after, and `change` their difference with its 95 % interval over prompts; `rising` counts prompts
-whose rating rose. Of `spread`, `within` and `between` are the standard deviations of ratings among a prompt's answers
+Reading the line of JSON: `training` has the mean rating (1 to 9) of the first and of the last five updates, where the
+judge gave the reward; `held_out` the mean before and after, and `change` their difference with its 95 % interval over
+prompts; `rising` counts prompts whose rating rose. Of `spread`, `within` and `between` are the standard deviations of ratings among a prompt's answers
 and of prompts' means, `truncated` is the share of answers at their limit, and `controls` the mean rating of other
 answers.
 """
@@ -57,7 +58,7 @@ class Judge:
 async def trained(run: RunFolder) -> dict[str, Any]:
     """The ratings during a run's last training, and of its held-out answers before and after."""
     lines = sorted(run.path.glob("train/*/metrics.jsonl"))[-1].read_text(encoding="utf-8").splitlines()
-    curve = [json.loads(line)["judge/rating"] for line in lines]
+    curve = [rating for line in lines if (rating := json.loads(line).get("judge/rating")) is not None]
     rows, judge = run.evaluation(), Judge(run.constitution())
     prompts = [Prompt(id=row.prompt_id, messages=row.messages, tags=row.tags) for row in rows]
     before = await judge.ratings(list(zip(prompts, (row.before for row in rows), strict=True)))
@@ -66,7 +67,7 @@ async def trained(run: RunFolder) -> dict[str, Any]:
     changes = [b - a for a, b in zip(before, after, strict=True)]
     change = paired_change(changes)
     return {
-        "training": [round(fmean(curve[:WINDOW]), 2), round(fmean(curve[-WINDOW:]), 2)],
+        "training": [round(fmean(part), 2) for part in (curve[:WINDOW], curve[-WINDOW:])] if curve else None,
         "held_out": [round(fmean(before), 2), round(fmean(after), 2)],
         "change": [round(value, 2) for value in (change.mean, change.low, change.high)],
         "rising": f"{sum(value > 0 for value in changes)} of {len(changes)}",
