@@ -11,9 +11,9 @@ of PROMPTS (24) prompts, and rates them by the principles of constitutions/brief
 
 Reading the line of JSON: `training` has the mean rating (1 to 9) of the first and of the last five updates, where the
 judge gave the reward; `held_out` the mean before and after, and `change` their difference with its 95 % interval over
-prompts; `rising` counts prompts whose rating rose. Of `spread`, `within` and `between` are the standard deviations of ratings among a prompt's answers
-and of prompts' means, `truncated` is the share of answers at their limit, and `controls` the mean rating of other
-answers.
+prompts; `rising` counts prompts whose rating rose. Of `spread`, `within` and `between` are the standard deviations of
+ratings among a prompt's answers and of prompts' means, `truncated` is the share of answers at their limit, and
+`controls` the mean rating of other answers.
 """
 
 import asyncio
