@@ -187,6 +187,11 @@ class Cache:
         rows = self._run(lambda: self._db.execute("SELECT work FROM work WHERE engine = ?", (engine,)).fetchall())
         return [work for row in rows if (work := _work(row[0])) is not None]
 
+    def answers_of(self, engine: str) -> bool:
+        """Whether there is an answer of an engine; reads the whole file where there is none."""
+        query = "SELECT 1 FROM answers WHERE engine = ? LIMIT 1"
+        return self._run(lambda: self._db.execute(query, (engine,)).fetchone()) is not None
+
     def close(self) -> None:
         """End this process's leases and close the file; what then cannot be written is of no importance."""
         try:
@@ -286,6 +291,7 @@ class OverlayCache:
         self._below, self._upper = below, upper
         self._removed: set[bytes] = set()
         self.work = below.work
+        self.answers_of = below.answers_of
 
     def get(self, key: bytes) -> Any | None:
         """The cached answer of either, or None."""

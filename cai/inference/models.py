@@ -58,6 +58,8 @@ class Server(NamedTuple):
 
     addresses: tuple[Address, ...]
     name: str
+    listed: bool = True
+    """False where no server could be reached to list it: what is cached needs none, and the first new call asks."""
 
     @classmethod
     def at(cls, url: str, name: str, key_env: str | None = None) -> "Server":

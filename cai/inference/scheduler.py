@@ -23,6 +23,7 @@ from cai.inference.engine import Engine, EngineConfig
 from cai.inference.models import Model, Server, model_fingerprint, served
 from cai.inference.ray_engine import RayEngine
 from cai.inference.reporter import Reporter, Task
+from cai.inference.servers import check_listed
 from cai.inference.turns import Turns, fit_together
 from cai.inference.vllm import VllmEngine
 from cai.inference.vllm_settings import deciding_arguments, prompts_at_once, vllm_build
@@ -101,6 +102,7 @@ async def run_concurrently(
 def open_model(model: Model, fingerprint: str, settings: EngineConfig) -> Engine:
     """vLLM on a model folder, or replicas of it, which load in the background; or a client of the server."""
     if isinstance(model, Server):
+        check_listed(model)
         return ServerEngine(model, fingerprint, prompts_at_once(settings), 60 * settings.stall_minutes, settings.chat)
     if settings.ray is not None:
         return RayEngine(model, fingerprint, settings)
@@ -182,6 +184,8 @@ class Scheduler:
         settings = self._own_settings.get(model, self.settings)
         identity = engine_fingerprint(model, settings)
         if identity not in self._engines:
+            if isinstance(model, Server) and not model.listed and not self._cache.answers_of(identity):
+                check_listed(model)  # now, since its first call is sure to need it
             self.models[identity] = model_fingerprint(model)
             if isinstance(model, Path) and settings.ray is None:
                 self._loaded[identity] = (model, settings)

@@ -138,13 +138,19 @@ def server_headers(address: Address) -> dict[str, str]:
 def resolve_server(address: str, key_env: str | Mapping[str, str] | None = None) -> Server:
     """A server's model from `URL#NAME`, or from the address alone where the server has one model.
 
+    A named model whose server cannot be reached is not `listed`, and checked by `check_listed`.
     Raises: CaiError for an address with a password in it, a key that is not set, or when the server does not list its
     models or has no such model.
     """
     check_address(address)
     url, _, name = address.partition("#")
     place = Address(url, key_variable(url, key_env))
-    known = _models(place, address)
+    try:
+        known = _models(place, address)
+    except _Unreachable as error:
+        if not name:
+            raise CaiError(f"{error} With its model's name behind a #, cached calls need no server") from None
+        return _unlisted(Server((place,), name, listed=False), str(error))
     if name in known or (not name and len(known) == 1):
         return Server((place,), name or known[0])
     wanted = f"no model '{name}'; it has" if name else f"{len(known)} models; name one behind a #"
@@ -153,13 +159,40 @@ def resolve_server(address: str, key_env: str | Mapping[str, str] | None = None)
 
 def _models(server: Address, address: str) -> list[str]:
     """The names of a server's models, asked for twice at most."""
-    problem = hint = ""
+    problem, hint, kind = "", "", CaiError
     for _ in range(2):
         try:
             return _model_list(server)
         except UnusableAnswer as error:
             problem, hint = str(error), _hint(error, address)
-    raise CaiError(f"model '{address}': the server does not list its models: {problem}{hint}")
+            kind = _Unreachable if isinstance(error, _Down) else CaiError
+    raise kind(f"model '{address}': the server does not list its models: {problem}{hint}")
+
+
+def _unlisted(server: Server, problem: str) -> Server:
+    """A model that no server lists now, with a warning."""
+    notice(f"warning: {problem}; calls in the cache need no server, and the first one that is not asks again")
+    return server
+
+
+def check_listed(server: Server) -> None:
+    """Ask again for a model that no server could be asked for. Raises: CaiError where one lacks it, or all are down."""
+    if server.listed:
+        return
+    models, down = _lists(server.addresses)
+    if not models:
+        raise CaiError(f"model '{server}': a call is not in the cache, and no server can be reached: {'; '.join(down)}")
+    for address, names in models.items():
+        if server.name not in names:
+            raise CaiError(f"model '{server}': {address.url} has no such model; it has {_near(server.name, names)}")
+
+
+def _lists(addresses: Sequence[Address]) -> tuple[dict[Address, list[str]], list[str]]:
+    """The models of the servers that are up, and why each other one cannot be reached."""
+    with ThreadPoolExecutor(len(addresses)) as threads:
+        lists = dict(zip(addresses, threads.map(_models_if_up, addresses), strict=True))
+    models = {address: found for address, found in lists.items() if not isinstance(found, _Down)}
+    return models, [f"{address.url}: {found}" for address, found in lists.items() if isinstance(found, _Down)]
 
 
 def _hint(error: UnusableAnswer, address: str) -> str:
@@ -210,6 +243,10 @@ class _Down(UnusableAnswer):
     """A server that cannot be reached, or is not ready."""
 
 
+class _Unreachable(CaiError):
+    """An address whose server cannot be reached, or is not ready."""
+
+
 class _NotFound(UnusableAnswer):
     """A server that has no list of models at its address."""
 
@@ -218,16 +255,17 @@ def resolve_endpoints(name: str, settings: EngineConfig, key_env: str | Mapping[
     """A model on the endpoints of its engine's settings.
 
     It is asked for by `served_model_name`, else by its name here if a server lists that, else as the only model of
-    every server. A server that is down now may come back; all others must have it.
+    every server. A server that is down now may come back; all others must have it. With all down, a model that has a
+    `served_model_name` is not `listed`.
     Raises: CaiError naming the server that lacks it, does not take the key, or is down with all others.
     """
     addresses = _addresses(settings, key_env)
-    with ThreadPoolExecutor(len(addresses)) as threads:
-        lists = dict(zip(addresses, threads.map(_models_if_up, addresses), strict=True))
-    models = {address: found for address, found in lists.items() if not isinstance(found, _Down)}
-    down = [f"{address.url}: {found}" for address, found in lists.items() if isinstance(found, _Down)]
+    models, down = _lists(addresses)
     if not models:
-        raise CaiError(f"engine.endpoints: no server can be reached: {'; '.join(down)}")
+        problem = f"engine.endpoints: no server can be reached: {'; '.join(down)}"
+        if settings.served_model_name is None:
+            raise CaiError(f"{problem}; with engine.served_model_name, cached calls need no server")
+        return _unlisted(Server(tuple(addresses), settings.served_model_name, listed=False), problem)
     wanted = settings.served_model_name or _name_on(models, name)
     for address, names in models.items():
         if wanted not in names:

@@ -256,7 +256,9 @@ def test_a_servers_model_is_named_by_address_and_name(service: Service, monkeypa
     service.models.append("small")
     with pytest.raises(CaiError, match=r"has 2 models; name one behind a #: big, small"):
         resolve_server(service.url)
-    with pytest.raises(CaiError, match=r"the server does not list its models: .*; is it running at this address\?$"):
+    with pytest.raises(
+        CaiError, match=r"the server does not list its models: .*; is it running at this address\? With its .* #"
+    ):
         resolve_server("http://127.0.0.1:9/v1")
     bare = service.url.removesuffix("/v1")
     for address in (f"{bare}#big", f"{bare}/#big"):

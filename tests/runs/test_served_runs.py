@@ -13,6 +13,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from cai.cli.main import app
+from cai.config.errors import CaiError
 from cai.inference import endpoint_pool
 from cai.inference.engine import Engine, EngineConfig, ScriptedEngine
 from cai.inference.models import Address, Model, Server
@@ -103,6 +104,71 @@ def test_a_run_goes_on_when_its_servers_have_moved(tmp_path: Path, services: lis
     summary = folder.summary()
     assert summary is not None
     assert summary["calls"]["cache_misses"] == 0
+
+
+@pytest.mark.parametrize("judge", ["", "judge: {{model: '{url}#large', principles: 2}}\n"])
+def test_a_finished_run_is_repeated_without_its_servers_and_a_new_call_names_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], judge: str
+) -> None:
+    services = [Service(["big"]), Service(["large"])]
+    for service in services:
+        service.answer = answer
+    endpoints = f"engine: {{endpoints: [{services[0].url}], served_model_name: big}}\n"
+    run_file = write_workspace(tmp_path, Path("big"), PROMPTS, endpoints + judge.format(url=services[1].url))
+    folder = run(run_file)
+    before = {path.name: path.read_bytes() for path in folder.path.glob("*.jsonl") if path.name != "costs.jsonl"}
+    for service in services:
+        service.close()
+    folder.summary_json.unlink()  # so that all calls are made again
+    again = run(run_file).summary()
+    assert again is not None and again["calls"]["cache_misses"] == 0
+    assert {name: (folder.path / name).read_bytes() for name in before} == before
+    warning = "calls in the cache need no server, and the first one that is not asks again"
+    assert warning in " ".join(capsys.readouterr().err.split())
+    assert sum(line.cache_misses for line in dry_run(make_plan(run_file, [], None, tmp_path / "runs")).lines) == 0
+    assert dry_run(make_plan(run_file, ["seed=1"], "other", tmp_path / "runs")).lines[0].cache_misses
+    plan = make_plan(run_file, ["seed=1"], "other", tmp_path / "runs")
+    with pytest.raises(CaiError, match=rf"{services[0].url}#big': a call is not in the cache, and no server can be"):
+        execute(plan, Reporter(Console(quiet=True)))
+    fresh = make_plan(run_file, [], None, tmp_path / "fresh")
+    with pytest.raises(CaiError, match="a call is not in the cache"):
+        dry_run(fresh)
+
+
+def test_a_server_that_comes_back_with_another_model_is_not_asked(tmp_path: Path, services: list[Service]) -> None:
+    first = Service(["large"])
+    first.answer = answer
+    run_file = run_file_on(tmp_path, Path("big"), services[:1], f"judge: {{model: '{first.url}#large'}}\n")
+    run(run_file)
+    first.close()
+    plan = make_plan(run_file, ["seed=1"], "other", tmp_path / "runs")
+    other = Service(["small"], first.port)
+    try:
+        with pytest.raises(CaiError, match=rf"{first.url}#large': {first.url} has no such model; it has small"):
+            execute(plan, Reporter(Console(quiet=True)))
+        assert not other.asked
+    finally:
+        other.close()
+
+
+def test_cai_judge_is_repeated_without_its_server(tmp_path: Path) -> None:
+    service = Service(["big"])
+    service.answer = answer
+    rows = [{"prompt": f"q{i}", "chosen": "good", "rejected": "bad"} for i in range(2)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [
+        "judge", "--judge", f"{service.url}#big", "--data", tmp_path / "pairs.jsonl",
+        "--constitution", ROOT / "constitutions/plain.yaml", "--runs", tmp_path / "runs", "--out",
+    ]  # fmt: skip
+
+    def judge(out: str) -> bytes:
+        result = CliRunner().invoke(app, [*map(str, words), str(tmp_path / out)], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return (tmp_path / out / "preferences.jsonl").read_bytes()
+
+    first = judge("first")
+    service.close()
+    assert judge("first") == judge("second") == first
 
 
 def test_shards_on_servers_and_their_merged_cache_give_the_rows_of_the_whole_run(
