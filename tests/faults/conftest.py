@@ -1,5 +1,6 @@
 """Counts what the tests of this folder attack, for docs/reliability.md (tests/faults/reliability.py)."""
 
+import re
 from typing import Any
 
 from tests.faults import kill_points, reliability
@@ -11,6 +12,7 @@ MODULES = {  # of which each test case is one attack
     "disks": ("test_full_disks", "test_unsafe_folders"),
     "cases": ("test_bad_input", "test_terminal"),
 }
+PLANTED = re.compile(r"\b(the|a) key\b|_key_|_password_")  # in a case of a server that has a planted key or password
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -20,6 +22,10 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         own = [report for report in reports if any(f"{module}.py" in report.nodeid for module in modules)]
         if own:
             reliability.add_cases(attack, own)
+    if keys := [
+        report for report in reports if "test_endpoint_faults.py" in report.nodeid and PLANTED.search(report.nodeid)
+    ]:
+        reliability.add_cases("keys", keys)
     if kill_points.killed:
         failed = sum(report.failed for report in reports if "test_killed_claims.py" in report.nodeid)
         reliability.add("kill points", kill_points.killed, failed)

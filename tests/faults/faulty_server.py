@@ -1,7 +1,11 @@
 """An OpenAI-compatible server, over real HTTP, that can fail in every way of FAULTS, at the first call, always or at times."""
 
+import gzip
 import json
 import math
+import os
+import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -124,6 +128,22 @@ def drip(handler: Handler) -> None:
         handler.wfile.flush()
 
 
+def hang_in_body(handler: Handler) -> None:
+    handler.send(b'{"choices": [', length="99")
+    hang(handler)
+
+
+def reset(data: bytes) -> Callable[[Handler], None]:
+    """Bytes, then a connection that is reset and not closed."""
+
+    def send(handler: Handler) -> None:
+        handler.wfile.write(data)
+        handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        os.close(handler.connection.detach())
+
+    return send
+
+
 def endless(handler: Handler) -> None:
     handler.send_response(200)
     handler.end_headers()
@@ -184,6 +204,7 @@ TEXT_KEYS = {
 """Answers that hold it."""
 
 
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 RETRIED = {
     "html": body(b"<html><body>Sign in</body></html>", "text/html"),
     "error in a 200": body(b'{"error": {"message": "overloaded", "code": 500}}'),
@@ -219,6 +240,36 @@ RETRIED = {
     "status 500": status(500),
     "status 502 in HTML": lambda handler: handler.send(b"<h1>Bad gateway</h1>", 502, "text/html"),
     "status 503": status(503),
+    "status 429 until the past": status(429, retry_after="Thu, 01 Jan 1970 00:00:00 GMT"),
+    "status 429 for less than nothing": status(429, retry_after="-5"),
+    "status 429 for NaN": status(429, retry_after="nan"),
+    "status 429 for infinity": status(429, retry_after="inf"),
+    "status 429 for nonsense": status(429, retry_after="soon"),
+    "status 504": status(504),
+    "status 500 without a body": lambda handler: handler.send(b"", 500),
+    "status 500 in broken JSON": lambda handler: handler.send(b'{"error": ', 500),
+    "status 500 with a list for an error": lambda handler: handler.send({"error": [None]}, 500),
+    "a text": body(b'"ok"'),
+    "a number": body(b"7"),
+    "NUL bytes": body(b"\0" * 100),
+    "choices of a number": changed(lambda response: response.update(choices=7)),
+    "choices of texts": changed(lambda response: response.update(choices=["ok"])),
+    "choices by name": changed(lambda response: response.update(choices={"0": response["choices"][0]})),
+    "true for a number": log_prob(True),
+    "a list for a number": log_prob([-0.1]),
+    "longer than its length": body(b'{"choices": [{"message": {}}]}', length="10"),
+    "a length that is no number": body(b'{"choices": [', length="many"),
+    "a length below 0": body(b'{"choices": [', length="-1"),
+    "chunks without sizes": raw(CHUNKED + b"what?\r\n{}\r\n0\r\n\r\n"),
+    "chunks without an end": raw(CHUNKED + b'b\r\n{"choices":\r\n'),
+    "half of a gzip": body(gzip.compress(b'{"choices": []}')[:-9], content_encoding="gzip"),
+    "a gzip of a huge body": body(gzip.compress(b" " * 2**24), content_encoding="gzip"),
+    "headers without an end": raw(b"HTTP/1.1 200 OK\r\nA: b\r\n"),
+    "a header without end": raw(b"HTTP/1.1 200 OK\r\nA: " + b"b" * 2**18 + b"\r\n\r\n{}"),
+    "a status that is no number": raw(b"HTTP/1.1 fine OK\r\n\r\n{}"),
+    "hangs in a body": hang_in_body,
+    "reset": reset(b""),
+    "reset in a body": reset(b'HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"choices": ['),
     **KEYS,
 }
 """Faults that another try may mend."""
@@ -230,6 +281,9 @@ TEXT_FAULTS = {
     "no message": choice(message=None),
     "a text without end": text("word " * 100_000),
     "half a surrogate pair": text("half \ud83d"),
+    "true for a text": text(True),
+    "an object for a text": text({"text": "hello"}),
+    "a text for a message": choice(message="hello"),
     **TEXT_KEYS,
 }
 """Of a text alone: a judge's verdict does not look at it."""
@@ -238,6 +292,9 @@ JUDGE_FAULTS = {
     "no log-probabilities": choice(logprobs=None),
     "empty log-probabilities": choice(logprobs={"content": []}),
     "empty top": choice(logprobs={"content": [{"token": "B", "logprob": -0.1, "top_logprobs": []}]}),
+    "a list for log-probabilities": choice(logprobs=[]),
+    "log-probabilities of null": choice(logprobs={"content": None}),
+    "tokens of a number": choice(logprobs={"content": [{"top_logprobs": [{"token": 7, "logprob": -0.1}]}]}),
     "tokens of null": choice(logprobs={"content": [{"top_logprobs": [{"token": None, "logprob": -0.1}]}]}),
 }
 """Of a verdict alone."""
@@ -250,6 +307,8 @@ FINAL = {
     "status 403": status(403),
     "status 404": status(404),
     "redirect": status(302, location="http://user:secret@elsewhere.example/v1?key=secret"),
+    "redirect to itself": lambda handler: handler.send({}, 307, location=handler.path),
+    "redirect to nowhere": status(308),
     "redirect to the key": with_key(lambda handler, key: handler.send({}, 302, location=f"/v2/{key.split()[1]}/chat")),
 }
 """Of the server as a whole: the end of the command."""

@@ -22,6 +22,7 @@ ATTACKS = {  # by key: what was done, what must not happen, and how it is repeat
     "caches": ("a cache cut, overwritten, zeroed or with bits flipped", "intact answers lost, or wrong ones returned", "make torture"),
     "servers": ("a fault of a server that is asked: status, body, headers, connection, time", "calls that hang, are lost or kept wrong", "make torture"),
     "engines": ("a fault of an engine: exception, hang, unusable answer, dead process", "calls that hang, are lost or kept wrong", "make torture"),
+    "keys": ("of those of servers: a key that the server returns, or a password in an address", "a byte of it in an output or a file", "make torture"),
     "disks": ("a full or read-only disk, a folder or file that is unsafe", "tracebacks, files left or followed", "make torture"),
     "cases": ("a wrong value, file or text, each found once and kept as a test", "anything but one clear line", "make torture"),
     "inputs": ("a hostile input to a reader of files, options, addresses or command lines", "anything but success or one clear error", "make fuzz"),

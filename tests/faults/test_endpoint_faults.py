@@ -20,6 +20,7 @@ from cai.inference.scheduler import Scheduler, Stage, open_model
 from cai.runs.pipeline import execute
 from tests.cli.test_cli import cai
 from tests.conftest import ROOT, write_workspace
+from tests.faults import reliability
 from tests.faults.faulty_server import (
     FAULTS,
     FINAL,
@@ -39,7 +40,7 @@ from tests.faults.faulty_server import (
 KEY, KEY_PART = "sk-planted-0123456789", "planted"
 REQUESTS = 4  # fewer than FAILURES_IN_A_ROW, so that each of them is a counted failure
 SOON = 60.0  # seconds, beyond which a run hangs
-SLOW = ("hangs", "drips")
+SLOW = ("hangs", "hangs in a body", "drips")
 PATIENCE: dict[Mode, float] = {
     "first": 2.0,
     "every other": 0.2,
@@ -141,7 +142,10 @@ def test_a_fault_is_retried_or_counted_or_a_clear_error(
 
 def test_the_faults_are_many_and_each_is_played() -> None:
     assert {fault for fault, _, _ in CASES} == set(FAULTS)
-    assert len(CASES) > 98
+    assert len(FAULTS) >= 98
+    page = " ".join(reliability.PAGE.read_text(encoding="utf-8").split())
+    distinct = len({(fault, step) for fault, step, _ in CASES})
+    assert f"{len(FAULTS)} faults of a server; with the call that meets them, {distinct}, each" in page
 
 
 def test_a_server_that_is_down_ends_the_command_before_all_rows_have_failed(
