@@ -12,7 +12,7 @@ MODULES = {  # of which each test case is one attack
     "disks": ("test_full_disks", "test_unsafe_folders"),
     "cases": ("test_bad_input", "test_terminal"),
 }
-PLANTED = re.compile(r"\b(the|a) key\b|(?<!for_a)_key_|_password_")  # in a case of a server that has a planted key or password
+PLANTED = re.compile(r"\b(the|a) key\b|(?<!for_a)_key_|_password_")  # cases with a planted key or password
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
