@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from cai.config.errors import CaiError
 from cai.config.validation import NAMES, RUN_NAME
+from cai.inference.models import RUNS
 from cai.runs.run_file import RunConfig
 
 
@@ -42,7 +43,7 @@ def check_name(name: str) -> str:
 BOUNDS = (("min", "ge"), ("max", "le"))  # typer's names and annotated_types'
 STOP = re.compile(r"[;.]\s")
 
-DEFAULT_RUNS = Path("runs")
+DEFAULT_RUNS = RUNS
 DEFAULT_TEMPLATES: str = default(RunConfig, "templates")
 DEFAULT_SEED: int = default(RunConfig, "seed")
 

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +23,7 @@ from cai.data.jsonl import is_abandoned, write_text
 from cai.data.manifest import brief, read_json
 
 SMALL_MODEL = "smollm2-135m"
+RUNS, MODEL = Path("runs"), "model"  # the folder of runs by default; that of a model in the folder of its training
 HASH_BLOCK = 2**23  # bytes
 LARGE = 2**20  # bytes of a file whose hash is kept
 LONG_READ = 2 * 10**9  # bytes whose reading is shown
@@ -79,10 +80,11 @@ def served(models: Iterable[Model]) -> bool:
     return any(isinstance(model, Server) for model in models)
 
 
-def resolve_model(name: str) -> Path:
+def resolve_model(name: str, reward: bool = False) -> Path:
     """The folder of a model: of the prepared small model, a local folder, or a downloaded Hub id.
 
-    Raises: CaiError when there is none, or the folder is not a model's.
+    Raises: CaiError when there is none, naming a similar one, of a reward model with `reward`; or the folder is not a
+    model's.
     """
     if name == SMALL_MODEL:
         folder = small_model_folder()
@@ -96,7 +98,9 @@ def resolve_model(name: str) -> Path:
         )
     folder = Path(name)
     if not exists(folder):
-        folder = _download(name)
+        folder = _download(name, similar_model(name, reward))
+    elif not (folder / "config.json").exists() and (near := similar_model(name, reward)):
+        raise CaiError(f"model '{name}': {folder} is not a model folder{near}")
     check_model(name, folder)
     return folder
 
@@ -137,7 +141,37 @@ def check_weights(folder: Path) -> None:
             raise CaiError(f"{path}: names the weights {brief(name)}; expected a *.safetensors file beside it")
 
 
-def check_hub_id(name: str) -> None:
+def similar_model(name: str, reward: bool = False) -> str:
+    """A model here or in RUNS with a similar path, for the end of a message; empty where there is none.
+
+    What may be meant is a model's folder, or that of the run or training which holds it. With `reward` it is a reward
+    model, else a policy.
+    """
+    *parents, last = Path(name).parts or ("",)
+    parts = parents if difflib.get_close_matches(last, [MODEL]) else [*parents, last]
+    for root in (Path(), RUNS):
+        if (folder := _similar_folder(root, parts)) is None:
+            continue
+        for model in (folder, folder / MODEL, *sorted(folder.glob(f"train/*/{MODEL}"), reverse=True)):
+            if (model / "config.json").exists() and (model / REWARD_JSON).exists() == reward:
+                return f"; did you mean '{model}'?"
+    return ""
+
+
+def _similar_folder(root: Path, parts: Sequence[str]) -> Path | None:
+    """The folder under a root with this path, or one in which each part that is not there is a similar name."""
+    place = root
+    for part in parts:
+        if not exists(place / part):
+            names = sorted(path.name for path in place.iterdir() if path.is_dir()) if place.is_dir() else []
+            if not (near := difflib.get_close_matches(part, names, n=1)):
+                return None
+            part = near[0]
+        place /= part
+    return place
+
+
+def check_hub_id(name: str, near: str = "") -> None:
     """Raises: CaiError for what is no id of the Hub, with what may have been meant."""
     if HOST_AND_PORT.fullmatch(name):  # no Hub id has a colon
         raise CaiError(
@@ -145,19 +179,21 @@ def check_hub_id(name: str) -> None:
             f"http://{name.partition('/')[0]}/v1#NAME"
         )
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        near = difflib.get_close_matches(name.lower(), [SMALL_MODEL], cutoff=0.75)
+        small = "".join(difflib.get_close_matches(name.lower(), [SMALL_MODEL], cutoff=0.75))
+        small = small and f"; did you mean '{small}'?"
         expected = f"expected {SMALL_MODEL}, a folder, or a full Hub id, org/model (gpt2 is openai-community/gpt2)"
-        hint = f"did you mean '{near[0]}'?" if near else expected
-        raise CaiError(f"model '{without_password(name)}': no such folder; {hint}")
+        raise CaiError(f"model '{without_password(name)}': no such folder{small or near or f'; {expected}'}")
 
 
-def _download(name: str) -> Path:
-    check_hub_id(name)
+def _download(name: str, near: str) -> Path:
+    check_hub_id(name, near)
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(name, allow_patterns=[f"*{suffix}" for suffix in LOADED]))
     except Exception as error:  # the hub client raises many kinds, offline ones of several libraries
+        if near:
+            raise CaiError(f"model '{name}': no such folder{near}") from error
         raise CaiError(f"model '{name}': not a folder, and not to be had from the Hub: {error}") from error
 
 

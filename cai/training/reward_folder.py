@@ -12,7 +12,7 @@ from typing import Any
 from cai.config.errors import CaiError, exists
 from cai.config.locate import find_file, is_hub_id
 from cai.data.manifest import MANIFEST_JSON
-from cai.inference.models import BASE, REWARD_JSON, folder_fingerprint, resolve_model
+from cai.inference.models import BASE, REWARD_JSON, folder_fingerprint, resolve_model, similar_model
 
 MOST_PARENTS = 4  # of a stage in a run's folder: seeds/2/train, seeds/2, seeds and the run
 USUAL_LABELS = 2  # of a config.json that does not say, as in transformers
@@ -64,9 +64,10 @@ def find_reward_model(place: str, name: str) -> Path:
     if exists(Path(name)):
         return _checked(place, Path(name))
     if not is_hub_id(name):
-        raise CaiError(f"{place} {name}: no such folder; {EXPECTED}, or its Hub id")
+        near = similar_model(name, reward=True)
+        raise CaiError(f"{place} {name}: no such folder{near or f'; {EXPECTED}, or its Hub id'}")
     try:
-        folder = resolve_model(name)
+        folder = resolve_model(name, reward=True)
     except CaiError as error:
         raise CaiError(f"{place} {error}") from error
     return _checked(place, folder)
@@ -77,7 +78,11 @@ def find_run_reward(field: str, name: str, run_file: Path) -> Path:
     place = f"{run_file}: {field}:"
     if is_hub_id(name) and not exists(Path(name)) and not exists(run_file.parent / name):
         return find_reward_model(place, name)
-    return _checked(place, find_file(field, name, run_file))
+    try:
+        return _checked(place, find_file(field, name, run_file))
+    except CaiError as error:
+        near = "" if "did you mean" in str(error) else similar_model(name, reward=True)
+        raise CaiError(f"{error}{near}") from None
 
 
 def _checked(place: str, folder: Path) -> Path:
@@ -88,7 +93,7 @@ def _checked(place: str, folder: Path) -> Path:
 
 def _check_classifier(place: str, folder: Path) -> None:
     if not (folder / "config.json").exists():
-        raise CaiError(f"{place} {folder}: not a reward model; {EXPECTED}")
+        raise CaiError(f"{place} {folder}: not a reward model{similar_model(str(folder), True) or f'; {EXPECTED}'}")
     try:
         resolve_model(str(folder))
     except CaiError as error:

@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from cai.config.errors import CaiError
 from cai.inference import models
 from cai.inference.models import loading_options, prepare_small_model, resolve_model
+from cai.training.reward_folder import find_reward_model, find_run_reward
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +46,42 @@ def test_a_config_whose_text_part_is_none_is_an_error(tmp_path: Path) -> None:
 def test_an_unknown_name_is_an_error_with_what_is_expected() -> None:
     with pytest.raises(CaiError, match="expected smollm2-135m, a folder, or a full Hub id, org/model"):
         resolve_model("no-such-model")
+
+
+@pytest.mark.parametrize(
+    ("name", "reward", "meant"),
+    [
+        ("runs/dop/model", False, "runs/dpo/model"),
+        ("runs/dpo/modle", False, "runs/dpo/model"),
+        ("runs/dpo", False, "runs/dpo/model"),
+        ("dpo/model", False, "runs/dpo/model"),
+        ("quick/model", False, "runs/quick/train/2-ppo/model"),
+        ("runs/quik", False, "runs/quick/train/2-ppo/model"),
+        ("quick/model", True, "runs/quick/train/1-reward/model"),
+        ("rmm", True, "runs/rm/model"),
+        ("./rm", True, "runs/rm/model"),
+        ("mine/bsae", False, "mine/base"),
+        ("org/model", False, None),
+        ("rm", False, None),  # a reward model, where a policy is asked for
+    ],
+)
+def test_a_mistyped_model_is_an_error_with_the_nearest_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, reward: bool, meant: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    policies = ["runs/dpo/model", "runs/quick/train/2-ppo/model", "mine/base"]
+    rewards = ["runs/rm/model", "runs/quick/train/1-reward/model"]
+    for folder in (*policies, *rewards):
+        Path(folder).mkdir(parents=True)
+        (Path(folder) / "config.json").write_text("{}")
+    for folder in rewards:
+        (Path(folder) / "reward.json").write_text("{}")
+    with pytest.raises(CaiError) as raised:
+        find_reward_model("--reward", name) if reward else resolve_model(name)
+    assert re.findall(r"did you mean '(.*)'\?$", str(raised.value)) == ([meant] if meant else [])
+    if reward and meant:
+        with pytest.raises(CaiError, match=re.escape(f"did you mean '{meant}'?")):
+            find_run_reward("train[0].reward", name, tmp_path / "run.yaml")
 
 
 def test_the_small_model_must_be_prepared_first() -> None:
