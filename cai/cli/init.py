@@ -19,7 +19,7 @@ from cai.constitution.writing import scalar, starter
 from cai.data.formats import ReadSummary
 from cai.data.prompts import iter_prompts, text_fields
 from cai.data.records import Prompt, Skipped
-from cai.inference.models import SMALL_MODEL, check_hub_id
+from cai.inference.models import SMALL_MODEL, check_hub_id, small_model_folder
 from cai.stats.formatting import counted
 
 RUN_FILE = "run.yaml"
@@ -39,6 +39,7 @@ prompts:
 revise:                            # the model answers, criticises its answer by a principle, and revises it
   rounds: 1                        # principles that each answer is revised by
   max_tokens: 384                  # a draft or revision that reaches this is cut off, and is no training example
+  temperature: 1.0                 # that answers, critiques and revisions are sampled at
 
 judge:                             # and says which of two answers is better, by the same principles
   samples: 2                       # answers to each prompt that are compared, the draft among them; 0 for none
@@ -51,6 +52,7 @@ train:                             # in order, each on the policy of the one bef
 evaluate:                          # the policy before and after training, on the prompts held out
   constitution: plain              # what the eval judge is asked, the same for all runs that you compare
   max_tokens: 384
+  temperature: 1.0
 """
 
 
@@ -113,11 +115,13 @@ def init(
     echo(f"Read {'more than ' if more else ''}{counted(min(count, MANY), 'prompts')} from {prompts} ({formats}).")
     echo_reasons(reasons)
     echo(f"Wrote {out / CONSTITUTION_FILE} and {out / RUN_FILE}. Next:")
-    _next_commands(out / CONSTITUTION_FILE, out / RUN_FILE)
+    _next_commands(out / CONSTITUTION_FILE, out / RUN_FILE, model)
 
 
-def _next_commands(constitution: Path, run_file: Path) -> None:
+def _next_commands(constitution: Path, run_file: Path, model: str) -> None:
     grid = Grid(["", ""], left=2, last_left=True)
+    if model == SMALL_MODEL and not small_model_folder().exists():
+        grid.add(command("models", "prepare"), f"unpacks {SMALL_MODEL}, once")
     grid.add(f"edit {constitution}", "write your principles")
     grid.add(command("constitution", "lint", constitution), "checks them")
     grid.add(command("try", constitution, "-p", "A PROMPT"), "shows what they do to an answer")

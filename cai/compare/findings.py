@@ -211,7 +211,7 @@ def run_warnings(run: RunData, curves: Sequence[Curve]) -> Iterator[str]:
     if run.labels is None and not _unreadable(run, "preferences"):
         yield f"{name} has no labels{yet}"
     elif run.labels and not run.labels.mass.pairs["judge"] and run.setting("judge", "samples") != 0:
-        yield f"{name} has no pairs labelled by a judge"
+        yield f"{name} has no samples labelled by its judge"
     if run.revised and run.labels and not run.labels.revisions:
         if run.setting("revise", "label") == "off" and run.labels.mass.pairs["judge"]:  # else nothing is to be labelled
             yield f"{name} has no verdicts on its revisions (`revise.label: judge` asks for them)"

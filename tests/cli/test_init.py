@@ -44,6 +44,15 @@ def test_a_file_of_prompts_becomes_a_run_that_starts(here: Path) -> None:
     assert "cai run run.yaml --dry-run" in output
 
 
+def test_the_small_model_is_prepared_first_where_it_is_not_yet(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "questions.txt").write_text("Why?\n")
+    monkeypatch.setattr("cai.cli.init.small_model_folder", lambda: here / "none")
+    assert "cai models prepare" in cai("init", "questions.txt", "--out", "first")
+    assert "models prepare" not in cai("init", "questions.txt", "--out", "second", "--model", "org/some-model")
+    monkeypatch.setattr("cai.cli.init.small_model_folder", lambda: here)
+    assert "models prepare" not in cai("init", "questions.txt", "--out", "third")
+
+
 def test_a_project_in_another_folder_finds_its_prompts(here: Path) -> None:
     (here / "my prompts.csv").write_text("id,question,source\n1,Why?,web\n")
     output = cai_fails("init", "my prompts.csv", "--out", "project")

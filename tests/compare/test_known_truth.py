@@ -323,7 +323,7 @@ def test_a_run_that_asks_for_no_judged_pairs_is_not_warned_of_having_none(tmp_pa
         (run.path / "preferences.jsonl").write_text("")
     said = [line for line in compare_runs(runs).warnings if "judge" in line or "verdicts" in line]
     assert said == [
-        "b has no pairs labelled by a judge",
+        "b has no samples labelled by its judge",
         "b has no verdicts on its revisions (`judge.revisions: true` asks for them)",
     ]
 
@@ -463,7 +463,7 @@ def test_a_copied_run_compares_to_the_same_record(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("samples", "said"), [(False, "no pairs labelled by a judge"), (True, "no verdicts on its revisions")]
+    ("samples", "said"), [(False, "no samples labelled by its judge"), (True, "no verdicts on its revisions")]
 )
 def test_a_run_whose_revisions_are_not_labelled_says_so_once(tmp_path: Path, samples: bool, said: str) -> None:
     runs = [
