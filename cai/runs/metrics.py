@@ -43,7 +43,7 @@ from cai.stats.formatting import counted, estimate, number, percent
 from cai.stats.intervals import Estimate
 from cai.stats.trainings import between_paired_policies, shared_prompts
 from cai.stats.win_rate import win
-from cai.training.tracking import missed_target, read_metrics, runaway
+from cai.training.tracking import read_metrics, training_signs, truncated_share
 
 
 def summarise(folder: RunFolder) -> dict[str, Any]:
@@ -292,14 +292,12 @@ def stage_results(stage: Path) -> dict[str, Any]:
     lines = read_metrics(stage / METRICS)
     updates = [line for line in lines if any(name in line for name in CURVES["loss"])]
     report = stage / REWARD_REPORT
-    target_kl, kind = (stage_settings(stage).get(name) for name in ("target_kl", "stage"))
-    warnings = [*runaway(lines, target_kl).values(), missed_target(lines, target_kl)] if kind == "ppo" else []
     return {
         "updates": len(updates),
         **{name: _change(updates, logged) for name, logged in CURVES.items()},
-        "truncated": _change(list(map(_truncated, updates)), ("truncated",)),
+        "truncated": _change([{"truncated": truncated_share(line)} for line in updates], ("truncated",)),
         "held_out": read_json(report) if report.exists() else None,
-        "warnings": list(filter(None, warnings)),
+        "warnings": training_signs(lines, stage_settings(stage)),
     }
 
 
@@ -309,12 +307,6 @@ CURVES = {  # by what a summary calls them: the names that trl's trainers and ou
     "length": ("response/length", "completions/mean_length"),
     "loss": ("loss", "loss/policy"),
 }
-
-
-def _truncated(line: dict[str, Any]) -> dict[str, Any]:
-    """The share of an update's sampled answers that were truncated, as trl's trainers or our PPO log it."""
-    ended = line.get("response/eos_rate")
-    return {"truncated": 1 - ended if isinstance(ended, int | float) else line.get("completions/clipped_ratio")}
 
 
 def _change(lines: Sequence[dict[str, Any]], names: tuple[str, ...]) -> dict[str, Any] | None:

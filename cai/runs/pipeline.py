@@ -29,13 +29,14 @@ from cai.runs.evaluation_folder import evaluation_claim, kept_evaluation
 from cai.runs.find import find_policy
 from cai.runs.folder import CACHE_FILE, RunFolder, Training
 from cai.runs.judge_reward import RunJudge
-from cai.runs.metrics import summarise
+from cai.runs.metrics import METRICS, summarise
 from cai.runs.plan import Plan, iteration, start_folder, start_warnings
 from cai.runs.run_file import GateConfig
 from cai.stats.formatting import counted
 from cai.training.reward_parts import LAST, models_of
 from cai.training.settings import DPOConfig, Online, PPOConfig, judged
 from cai.training.stage import StageSpec, checkpoint_update, is_trained, run_stage
+from cai.training.tracking import WINDOW, large_penalty, read_metrics
 
 DRIFT = "drift.json"
 UNJUDGED = "unknown, since no pair was judged"
@@ -53,6 +54,8 @@ def train_stage(
         def report(event: dict[str, Any]) -> None:
             if "step" in event:
                 task.update(event["step"], event["of"], event["note"])
+                if event["step"] == min(WINDOW, event["of"]):
+                    _say_large_penalty(name, spec, reporter)
             reasons = {
                 "too_long": f"longer than max_length, {spec.settings.max_length} tokens",
                 "undecided": UNDECIDED,
@@ -91,6 +94,12 @@ def train_stage(
         reporter.resumption = None
         task.close()
     return result, skipped
+
+
+def _say_large_penalty(name: str, spec: StageSpec[Any], reporter: Reporter) -> None:
+    """Warn after the first updates, when there is time to stop."""
+    if text := large_penalty(read_metrics(spec.folder / METRICS), spec.settings.model_dump()):
+        reporter.say(f"  {name}: warning: {text}")
 
 
 def resumption(name: str, spec: StageSpec[Any]) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from cai.config.errors import CaiError, RequestRefused
@@ -194,7 +194,7 @@ class JudgeReward:
         return [mean if answer.score is None else answer.score for answer in replies]
 
     def metrics(self) -> dict[str, float]:
-        """Mean ratings, of all principles and of each, the non-option probability mass, and how many were refused."""
+        """Mean ratings, of all principles and of each, the spread of the rewards, non-option mass, refused answers."""
         replies, self._judged = self._judged, []
         rated = [answer for answer in replies if answer.score is not None]
         if not rated:
@@ -205,6 +205,7 @@ class JudgeReward:
                 by_principle.setdefault(principle, []).append(rating)
         return {
             "judge/rating": fmean(rating for ratings in by_principle.values() for rating in ratings),
+            "judge/reward_std": pstdev(answer.score for answer in rated if answer.score is not None),
             "judge/non_option_mass": fmean(answer.non_option_mass for answer in rated),
             "judge/refused": float(len(replies) - len(rated)),
             **{f"judge/rating/{name}": fmean(ratings) for name, ratings in sorted(by_principle.items())},

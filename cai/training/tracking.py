@@ -6,13 +6,15 @@ Overoptimization of a proxy shows against KL (Gao et al. 2023, arXiv:2210.10760)
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 from cai.config.errors import CaiError, reading
 from cai.data.jsonl import write_text
+from cai.training.reward_parts import JUDGE
 
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 PROJECT = "cai"
@@ -22,6 +24,7 @@ RUNAWAY_KL = 30.0  # nats an answer, where no target is set
 TARGETS = 2.0  # times the target KL
 OFF_TARGET = 0.5  # of the target KL
 LENGTH_FACTOR = 1.5  # longer, or shorter, than at the start
+PENALTY_FACTOR = 5.0  # times the judge's spread; at 25 RLOO's reward did not rise (docs/run-file.md)
 
 
 def add_metrics(path: Path, line: dict[str, Any]) -> None:
@@ -126,6 +129,37 @@ def _run_name(metrics: Path) -> str:
             home, number = home.parent.parent, f"#{home.name}"
         parts = [home.name, folder.name]
     return "/".join(parts) + number + metrics.stem.removeprefix("metrics")
+
+
+def training_signs(history: Sequence[dict[str, Any]], settings: Mapping[str, Any]) -> list[str]:
+    """What the metrics of a finished training warn of, given the settings of its stage."""
+    signs = [large_penalty(history, settings)]
+    if settings.get("stage") == "ppo":
+        target = settings.get("target_kl")
+        signs = [*runaway(history, target).values(), missed_target(history, target), *signs]
+    return [sign for sign in signs if sign]
+
+
+def truncated_share(line: Mapping[str, Any]) -> float | None:
+    """The share of an update's sampled answers that were truncated, as trl's trainers or our PPO log it."""
+    ended = line.get("response/eos_rate")
+    return 1 - ended if isinstance(ended, int | float) else line.get("completions/clipped_ratio")
+
+
+def large_penalty(history: Sequence[dict[str, Any]], settings: Mapping[str, Any]) -> str | None:
+    """A warning where truncation costs far more than the judge's ratings differ; or None."""
+    penalty, spreads = settings.get("missing_eos_penalty") or 0.0, [line.get("judge/reward_std") for line in history]
+    known = [spread for spread in spreads if spread is not None]
+    if settings.get("reward") != JUDGE or not known or all(truncated_share(line) == 0 for line in history):
+        return None
+    spread = fmean(known)
+    if penalty <= PENALTY_FACTOR * spread:
+        return None
+    return (
+        f"missing_eos_penalty is {penalty:g}, and the standard deviation of the judge's reward {spread:.2g} "
+        "(judge/reward_std): training learns to end answers early, and little of the ratings; lower the penalty, or "
+        "set it to 0"
+    )
 
 
 def runaway(history: Sequence[dict[str, Any]], target_kl: float | None) -> dict[str, str]:

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from cai.runs.verify import verify_run
 from cai.training import stage, worker
 from cai.training.settings import PPOConfig
 from cai.training.stage import Ask, Report, StageSpec, reward_models
+from cai.training.tracking import large_penalty
 from tests.conftest import ROOT, SIXTEEN, scripted, write_workspace
 from tests.inference.test_endpoints import Service, completion
 
@@ -255,6 +257,38 @@ def test_a_judge_without_log_probabilities_is_refused_before_training_starts(
     with pytest.raises(CaiError, match="returns no log-probabilities"):
         execute_run(run_file, open_engine=open_engine)
     assert not (tmp_path / "runs/test/train/1-ppo").exists()
+
+
+@pytest.mark.usefixtures("no_worker")
+@pytest.mark.parametrize(("penalty", "warns"), [(0.5, True), (0.0, False), (0.004, False)])
+def test_a_penalty_far_above_the_spread_of_the_ratings_is_a_warning_early_and_at_the_end(
+    tmp_path: Path, tiny_model: Path, penalty: float, warns: bool
+) -> None:
+    def narrow(request: Choose) -> Sequence[float]:
+        """Ratings of 5, and a little more of 6 for answers of an odd length."""
+        odd = 0.05 * (len(answer_of(request)) % 2) if request.step == "rating" else 0.0
+        return [{"5": 0.9 - odd, "6": odd or 1e-30}.get(option.strip(), 1e-30) for option in request.options]
+
+    console = Console(record=True, width=300)
+    run_file = write_workspace(tmp_path, tiny_model, extra=BARE + PPO)
+    overrides = [f"train.0.missing_eos_penalty={penalty}", "train.0.max_tokens=4"]
+    folder = execute_run(run_file, *overrides, open_engine=scripted(weigh=narrow), console=console)
+    spread = fmean(line["judge/reward_std"] for line in lines(folder))
+    assert 0.001 < spread < 0.02
+    text = f"missing_eos_penalty is {penalty:g}, and the standard deviation of the judge's reward {spread:.2g} "
+    summary = folder.summary()
+    assert summary is not None
+    assert [warning.startswith(text) for warning in summary["training"]["1-ppo"]["warnings"]] == [True] * warns
+    assert console.export_text(clear=False).count("1-ppo: warning: missing_eos_penalty is") == warns
+
+
+@pytest.mark.parametrize("share", [{"response/eos_rate": 1.0}, {"completions/clipped_ratio": 0.0}])
+def test_a_penalty_that_no_answer_gets_is_no_warning(share: dict[str, float]) -> None:
+    line = {"judge/reward_std": 0.01}
+    settings = {"stage": "grpo", "reward": "judge", "missing_eos_penalty": 1.0}
+    assert large_penalty([line | share], settings) is None
+    assert large_penalty([line | share, line], settings) is not None
+    assert large_penalty([line], settings | {"reward": "last"}) is None
 
 
 @pytest.mark.usefixtures("no_worker")
