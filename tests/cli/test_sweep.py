@@ -2,11 +2,15 @@
 
 import json
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from cai.cli.main import main
+from cai.inference.cache import Cache, Tally, Work
+from cai.inference.engine import EngineConfig
+from cai.inference.scheduler import engine_fingerprint
 from cai.runs.pipeline import execute
 from cai.runs.sweep import SWEEP_METRICS
 from tests.conftest import scripted
@@ -81,3 +85,12 @@ def test_a_dry_run_lists_the_stages_to_train(cai, tmp_path: Path, model_folder: 
     assert status == 0
     assert "not included: 1 training stage, 3 updates at most; time: not measured yet" in out
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_by_one_measurement_says_so(cai, tmp_path: Path, model_folder: Path) -> None:
+    path = write_sweep(tmp_path, model_folder, grid={"revise.rounds": [1]})
+    assert "by one measurement" not in cai(path, "--dry-run")[1]
+    with closing(Cache(tmp_path / "runs/cache.sqlite")) as cache:
+        work = Work("feedback", {"answer": Tally(1, 0, 1000, 1000, 1)}, 20.0, False)
+        cache.add_work(engine_fingerprint(model_folder, EngineConfig()), work)
+    assert "\n  time: some of it by one measurement of a model here\n" in cai(path, "--dry-run")[1]
