@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from cai.config.hashing import fingerprint
 from cai.constitution.principles import Constitution, load_constitution
 from cai.constitution.templates import Templates
 from cai.data.records import Message, Prompt
 from cai.evaluation import scores
+from cai.inference import servers
 from cai.inference.engine import Choose, Engine, EngineConfig, Generate, ScriptedEngine, indifferent
 from cai.inference.models import Model
 from cai.inference.scheduler import OpenEngine
@@ -69,6 +71,15 @@ def measured_coverage() -> float:
 def no_columns() -> None:
     """The width of what is printed is not that of the terminal in which the tests run."""
     os.environ.pop("COLUMNS", None)
+
+
+@pytest.fixture(autouse=True)
+def no_known_servers(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """No name of a model is kept from a server of an earlier test, which had the same port."""
+    folder = tmp_path_factory.getbasetemp() / "servers" / fingerprint(str(request.node.nodeid))
+    monkeypatch.setattr(servers, "cache_folder", lambda: folder)
 
 
 @pytest.fixture(autouse=True)

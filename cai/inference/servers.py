@@ -13,11 +13,16 @@ import ssl
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 from cai.config.errors import CaiError, notice, without_password
+from cai.config.hashing import fingerprint
+from cai.config.locate import cache_folder
+from cai.data.jsonl import write_text
 from cai.inference.engine import EngineConfig, UnusableAnswer
 from cai.inference.models import (
     SERVER_SCHEMES,
@@ -148,11 +153,14 @@ def resolve_server(address: str, key_env: str | Mapping[str, str] | None = None)
     try:
         known = _models(place, address)
     except _Unreachable as error:
+        name = name or _last_name(place, "")
         if not name:
             raise CaiError(f"{error} With its model's name behind a #, cached calls need no server") from None
         return _unlisted(Server((place,), name, listed=False), str(error))
-    if name in known or (not name and len(known) == 1):
-        return Server((place,), name or known[0])
+    if not name and len(known) == 1:
+        return Server((place,), _kept_name(place, "", known[0]))
+    if name in known:
+        return Server((place,), name)
     wanted = f"no model '{name}'; it has" if name else f"{len(known)} models; name one behind a #"
     raise CaiError(f"model '{address}': the server has {wanted}: {_near(name, known)}")
 
@@ -169,9 +177,33 @@ def _models(server: Address, address: str) -> list[str]:
     raise kind(f"model '{address}': the server does not list its models: {problem}{hint}")
 
 
+def _name_file(address: Address, name: str) -> Path:
+    """Where the name is kept by which a server lists a model that has this name here, or none."""
+    return cache_folder() / "servers" / fingerprint("served", address.url, name)
+
+
+def _kept_name(address: Address, name: str, listed: str) -> str:
+    """A name that a server listed, kept for when it is down."""
+    if listed != _last_name(address, name):
+        with suppress(CaiError, OSError):  # without it, the server has to be up the next time
+            path = _name_file(address, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, listed)
+    return listed
+
+
+def _last_name(address: Address, name: str) -> str:
+    """The name that a server listed the last time; empty for none."""
+    try:
+        return _name_file(address, name).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
+
+
 def _unlisted(server: Server, problem: str) -> Server:
     """A model that no server lists now, with a warning."""
-    notice(f"warning: {problem}; calls in the cache need no server, and the first one that is not asks again")
+    end = "" if problem.endswith("?") else "."
+    notice(f"warning: {problem}{end} Cached calls need no server; the first that is not cached asks again")
     return server
 
 
@@ -263,10 +295,11 @@ def resolve_endpoints(name: str, settings: EngineConfig, key_env: str | Mapping[
     models, down = _lists(addresses)
     if not models:
         problem = f"engine.endpoints: no server can be reached: {'; '.join(down)}"
-        if settings.served_model_name is None:
+        known_as = settings.served_model_name or next(filter(None, (_last_name(each, name) for each in addresses)), "")
+        if not known_as:
             raise CaiError(f"{problem}; with engine.served_model_name, cached calls need no server")
-        return _unlisted(Server(tuple(addresses), settings.served_model_name, listed=False), problem)
-    wanted = settings.served_model_name or _name_on(models, name)
+        return _unlisted(Server(tuple(addresses), known_as, listed=False), problem)
+    wanted = settings.served_model_name or _kept_name(next(iter(models)), name, _name_on(models, name))
     for address, names in models.items():
         if wanted not in names:
             raise CaiError(

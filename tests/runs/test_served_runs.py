@@ -106,14 +106,21 @@ def test_a_run_goes_on_when_its_servers_have_moved(tmp_path: Path, services: lis
     assert summary["calls"]["cache_misses"] == 0
 
 
-@pytest.mark.parametrize("judge", ["", "judge: {{model: '{url}#large', principles: 2}}\n"])
+@pytest.mark.parametrize(
+    ("named", "judge"),
+    [
+        (", served_model_name: big", ""),
+        (", served_model_name: big", "judge: {{model: '{url}#large', principles: 2}}\n"),
+        ("", "judge: {{model: '{url}', principles: 2}}\n"),  # whose names the servers list
+    ],
+)
 def test_a_finished_run_is_repeated_without_its_servers_and_a_new_call_names_them(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], judge: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], named: str, judge: str
 ) -> None:
     services = [Service(["big"]), Service(["large"])]
     for service in services:
         service.answer = answer
-    endpoints = f"engine: {{endpoints: [{services[0].url}], served_model_name: big}}\n"
+    endpoints = f"engine: {{endpoints: [{services[0].url}]{named}}}\n"
     run_file = write_workspace(tmp_path, Path("big"), PROMPTS, endpoints + judge.format(url=services[1].url))
     folder = run(run_file)
     before = {path.name: path.read_bytes() for path in folder.path.glob("*.jsonl") if path.name != "costs.jsonl"}
@@ -123,7 +130,7 @@ def test_a_finished_run_is_repeated_without_its_servers_and_a_new_call_names_the
     again = run(run_file).summary()
     assert again is not None and again["calls"]["cache_misses"] == 0
     assert {name: (folder.path / name).read_bytes() for name in before} == before
-    warning = "calls in the cache need no server, and the first one that is not asks again"
+    warning = "Cached calls need no server; the first that is not cached asks again"
     assert warning in " ".join(capsys.readouterr().err.split())
     assert sum(line.cache_misses for line in dry_run(make_plan(run_file, [], None, tmp_path / "runs")).lines) == 0
     assert dry_run(make_plan(run_file, ["seed=1"], "other", tmp_path / "runs")).lines[0].cache_misses
