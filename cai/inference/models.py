@@ -194,7 +194,7 @@ def _download(name: str, near: str) -> Path:
     except Exception as error:  # the hub client raises many kinds, offline ones of several libraries
         if near:
             raise CaiError(f"model '{name}': no such folder{near}") from error
-        raise CaiError(f"model '{name}': not a folder, and not to be had from the Hub: {error}") from error
+        raise CaiError(f"model '{name}': no such folder, and not to be had from the Hub: {error}") from error
 
 
 def model_fingerprint(model: Model) -> str:

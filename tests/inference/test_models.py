@@ -63,6 +63,7 @@ def test_an_unknown_name_is_an_error_with_what_is_expected() -> None:
         ("mine/bsae", False, "mine/base"),
         ("org/model", False, None),
         ("rm", False, None),  # a reward model, where a policy is asked for
+        ("runs/rmm", False, None),
     ],
 )
 def test_a_mistyped_model_is_an_error_with_the_nearest_one(
@@ -79,6 +80,7 @@ def test_a_mistyped_model_is_an_error_with_the_nearest_one(
     with pytest.raises(CaiError) as raised:
         find_reward_model("--reward", name) if reward else resolve_model(name)
     assert re.findall(r"did you mean '(.*)'\?$", str(raised.value)) == ([meant] if meant else [])
+    assert "no such folder" in str(raised.value) or "is not a model folder" in str(raised.value)
     if reward and meant:
         with pytest.raises(CaiError, match=re.escape(f"did you mean '{meant}'?")):
             find_run_reward("train[0].reward", name, tmp_path / "run.yaml")
