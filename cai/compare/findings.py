@@ -16,7 +16,7 @@ from cai.compare.record import (
 )
 from cai.feedback.metrics import HELPFUL_WIN_RATE, RUN_METRICS
 from cai.stats.formatting import UNDETECTABLE, counted, difference, mean_difference, number, percent
-from cai.stats.significance import Effect, counts
+from cai.stats.significance import ALPHA, Effect, counts
 from cai.stats.trainings import PROMPTS_ONLY
 from cai.stats.win_rate import FEW_PROMPTS
 
@@ -83,10 +83,16 @@ def _not_significant(c: RunComparison, pair: PairComparison) -> Iterator[str]:
     head = f"{b} and A: " if len(c.pairs) > 1 else ""
     equal = [m for m in pair.metrics if m.effect.mean == 0 and not m.effect.se]
     untested = [m for m in pair.metrics if m.effect.note == PROMPTS_ONLY and m not in equal]
-    differ = [m for m in pair.metrics if not m.effect.significant and m not in (*equal, *untested)]
+    left = [m for m in pair.metrics if m not in (*equal, *untested)]
+    few = [m for m in left if m.effect.p is None or m.effect.least_p > ALPHA]
+    differ = [m for m in left if not m.effect.significant and m not in few]
     if equal:
         which = f"all {len(equal)}" if len(equal) == len(pair.metrics) else f"{len(equal)} of {len(pair.metrics)}"
         yield f"{head}{which} metrics {'is' if len(equal) == 1 else 'are'} equal in both runs"
+    if few:
+        do = "differs" if len(few) == 1 else "differ"
+        which = f"{len(few)} of {len(pair.metrics)} metrics"
+        yield f"{head}{which} {do} on fewer than six prompts, too few to be significant"
     if differ:
         do = "does" if len(differ) == 1 else "do"
         line = f"{head}{len(differ)} of {len(pair.metrics)} metrics {do} not differ significantly"

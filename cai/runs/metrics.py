@@ -375,7 +375,11 @@ def reward_lines(report: dict[str, Any]) -> list[str]:
     """A reward model's report.json, a line each."""
     accuracy, ece = (Estimate(**report[key]) if report[key] else None for key in ("accuracy", "ece"))
     pairs = counted(report["pairs"], "held-out pairs")
-    lines = [f"accuracy {estimate(accuracy)} on {pairs}" if accuracy else f"accuracy not measured: {pairs}"]
+    lines = [
+        f"accuracy {estimate(accuracy)} on {pairs}"
+        if accuracy
+        else f"accuracy not measured: {pairs}, of too few prompts"
+    ]
     if ece is not None:
         lines.append(f"calibration error {estimate(ece)}")
     shares = {

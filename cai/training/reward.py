@@ -45,7 +45,7 @@ from cai.training.tokens import (
     vocabulary_fingerprint,
 )
 
-LEAST_HELD_OUT = 2  # pairs, of which metrics are computed
+LEAST_HELD_OUT = 2  # prompts, of whose pairs metrics are computed
 MAX_RESPONSES = 9  # in one batch element; InstructGPT §3.5 ranks 4 to 9
 
 
@@ -299,9 +299,10 @@ def evaluate_reward_model(folder: Path, pairs: Sequence[Pair]) -> dict[str, Any]
     Accuracy over pairs with p other than one half, with a bootstrap interval over prompts; calibration of σ(Δ) against
     the labels; Pearson correlation of the reward with the answer's length in tokens; share of pairs whose longer answer
     the labels prefer; and share of pairs on whose winner two members of an ensemble agree (None without an ensemble).
-    Of fewer than LEAST_HELD_OUT pairs each of these is None: one pair is right or wrong, and no share.
+    Of fewer than LEAST_HELD_OUT prompts each of these is None: the pairs of one are right or wrong together, and no
+    share.
     """
-    if len(pairs) < LEAST_HELD_OUT:
+    if len({pair.row.prompt_id for pair in pairs}) < LEAST_HELD_OUT:
         unknown = dict.fromkeys(("accuracy", "ece", "length_correlation", "longer_preferred", "ensemble_agreement"))
         return {"pairs": len(pairs), "reliability": [], **unknown}
 
@@ -315,7 +316,7 @@ def evaluate_reward_model(folder: Path, pairs: Sequence[Pair]) -> dict[str, Any]
     by_prompt: dict[str, list[float]] = {}
     for i in decided:
         by_prompt.setdefault(pairs[i].row.prompt_id, []).append(float((deltas[i] > 0) == (labels[i] > 0.5)))
-    accuracy = share([statistics.mean(hits) for hits in by_prompt.values()]) if len(decided) >= LEAST_HELD_OUT else None
+    accuracy = share([*map(statistics.mean, by_prompt.values())]) if len(by_prompt) >= LEAST_HELD_OUT else None
     predicted = torch.sigmoid(torch.tensor(deltas)).tolist()
     lengths = [n for pair in pairs for n in pair.answer_tokens]
     longer = [

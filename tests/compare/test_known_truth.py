@@ -357,7 +357,18 @@ def test_one_example_is_compared_without_interval_or_claim(tmp_path: Path) -> No
     found = compare_runs([a, b])
     effects = [f.effect for f in pair_of(found).metrics]
     assert effects and all((e.low, e.high, e.p, e.minimum_detectable) == (None, None, None, None) for e in effects)
-    assert not any("significant:" in line for line in found.findings)
+    assert not any("significant:" in line or "differ significantly" in line for line in found.findings)
+
+
+@pytest.mark.parametrize(("prompts", "few"), [(1, True), (5, True), (12, False)])
+def test_differences_on_fewer_than_six_prompts_cannot_be_significant(tmp_path: Path, prompts: int, few: bool) -> None:
+    runs = [
+        make_run(tmp_path / name, BOTH, lambda i, drawn, n=name: words(i, random.Random(i + n).randint(9, 99)), prompts)
+        for name in "ab"
+    ]
+    said = " ".join(compare_runs(runs).findings)
+    assert ("on fewer than six prompts, too few to be significant" in said) is few
+    assert ("not differ significantly" in said) is not few
 
 
 def test_an_unfinished_run_is_compared_as_far_as_it_got(tmp_path: Path) -> None:

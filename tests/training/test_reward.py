@@ -317,8 +317,9 @@ def test_a_folder_that_is_no_reward_model_is_named(tmp_path: Path) -> None:
         RewardModel(tmp_path)
 
 
-def test_a_hold_out_of_one_pair_has_no_accuracy(tmp_path: Path) -> None:
-    pairs = [Pair(preference(0, "yes", "no"), [1, 2], [1, 3], (1, 1))]
+@pytest.mark.parametrize(("count", "said"), [(1, "1 held-out pair"), (3, "3 held-out pairs")])
+def test_a_hold_out_of_one_prompt_has_no_accuracy(tmp_path: Path, count: int, said: str) -> None:
+    pairs = [Pair(preference(0, "yes", "no"), [1, 2], [1, 3], (1, 1))] * count
     report = evaluate_reward_model(tmp_path, pairs)  # no reward model is even loaded
-    assert (report["pairs"], report["accuracy"], report["ece"]) == (1, None, None)
-    assert reward_lines(report) == ["accuracy not measured: 1 held-out pair"]
+    assert (report["pairs"], report["accuracy"], report["ece"]) == (count, None, None)
+    assert reward_lines(report) == [f"accuracy not measured: {said}, of too few prompts"]
