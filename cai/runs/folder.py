@@ -287,6 +287,12 @@ def stage_order(stage: Path) -> tuple[int, str]:
     return (int(first) if first.isdecimal() else 0, stage.name)
 
 
+def stage_counts(stage: Path) -> dict[str, Any]:
+    """What the worker of a stage in this folder counted of its rows; {} before it has read them."""
+    path = stage / "data.json"
+    return read_json(path) if path.exists() else {}
+
+
 def stage_settings(stage: Path) -> dict[str, Any]:
     """The settings a stage was trained with; empty where its folder does not say."""
     path = stage / "stage.json"

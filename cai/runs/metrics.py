@@ -38,7 +38,7 @@ from cai.feedback.principle_pairs import (
 from cai.inference.chat import control_counts, control_warnings, spells_control
 from cai.inference.endpoints import work_warnings
 from cai.inference.models import SERVER_SCHEMES
-from cai.runs.folder import RunFolder, each_row_of, stage_settings
+from cai.runs.folder import RunFolder, each_row_of, stage_counts, stage_settings
 from cai.stats.formatting import counted, estimate, number, percent
 from cai.stats.intervals import Estimate
 from cai.stats.trainings import between_paired_policies, shared_prompts
@@ -297,6 +297,7 @@ def stage_results(stage: Path) -> dict[str, Any]:
         **{name: _change(updates, logged) for name, logged in CURVES.items()},
         "truncated": _change([{"truncated": truncated_share(line)} for line in updates], ("truncated",)),
         "held_out": read_json(report) if report.exists() else None,
+        "examples": stage_counts(stage).get("examples"),
         "warnings": training_signs(lines, stage_settings(stage)),
     }
 

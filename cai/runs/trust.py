@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cai.data.manifest import read_json
 from cai.data.records import Skipped
 from cai.evaluation.evaluation_plan import OVERALL
 from cai.evaluation.policy_report import PolicyReport, doubted_checks
 from cai.feedback.metrics import EVAL_POSITION_BIAS, JUDGE_POSITION_BIAS, RUN_METRICS, WIN_RATE
-from cai.runs.folder import stage_settings
+from cai.runs.folder import stage_counts, stage_settings
 from cai.runs.metrics import TRUNCATED_TEXTS, stage_results, summary_metrics, training_warnings
 from cai.stats.formatting import counted, number, percent
 from cai.stats.win_rate import FEW_PROMPTS, FOLLOWS_POSITION
@@ -21,6 +20,7 @@ from cai.training.settings import PPOConfig
 from cai.training.stage import STAGES
 
 Line = tuple[str, str]
+FEW_EXAMPLES = 10  # of a training, below which a run says how many there were
 LITTLE = f"from {FOLLOWS_POSITION:g} on, labels and win rates say little"
 
 
@@ -41,7 +41,9 @@ def _sizes(summary: dict[str, Any]) -> list[str]:
     if win_rate is not None and win_rate.n < FEW_PROMPTS:
         sizes.append("the interval of the win rate is wide")
     for stage, training in summary["training"].items():
-        sizes += [f"{stage}: {text}" for text in _unknown_accuracy(training)]
+        examples = training.get("examples")  # summaries of earlier versions have none
+        few = [f"learned from {counted(examples, 'examples')}"] if examples and examples < FEW_EXAMPLES else []
+        sizes += [f"{stage}: {text}" for text in [*few, *_unknown_accuracy(training)]]
     return sizes
 
 
@@ -90,7 +92,7 @@ def _truncated(summary: dict[str, Any]) -> str:
 
 def training_trust(stage: Path, skipped: Sequence[Skipped]) -> list[Line]:
     """Of `cai train`, from its folder and the rows it skipped: rows, what is held out, skips, warnings."""
-    settings, results, counts = stage_settings(stage), stage_results(stage), _counts(stage)
+    settings, results, counts = stage_settings(stage), stage_results(stage), stage_counts(stage)
     kind = settings.get("stage", "")
     lines = [("n", _learned_from(settings, counts))] if counts else []
     if kind == "reward":
@@ -122,11 +124,6 @@ def _learned_from(settings: Mapping[str, Any], counts: Mapping[str, Any]) -> str
         return f"sampled answers to {counted(examples, 'prompts')} learned from"
     held_out = f", {counts['held_out']:,} more held out" if counts.get("held_out") else ""
     return f"{counted(examples, 'examples')} learned from{held_out}"
-
-
-def _counts(stage: Path) -> dict[str, Any]:
-    path = stage / "data.json"
-    return read_json(path) if path.exists() else {}
 
 
 def evaluation_trust(report: PolicyReport) -> list[Line]:

@@ -30,6 +30,8 @@ def test_a_hold_out_of_one_pair_and_principles_that_were_never_sampled_are_named
     lines = dict(run_trust(summary))
     assert len(lines) <= 5
     assert lines["n"].endswith("; 1-reward: 1 held-out pair, too few for an accuracy")
+    summary["training"] = {"1-sft": {**training, "examples": 1}, "2-dpo": {**training, "examples": 40}}
+    assert dict(run_trust(summary))["n"].endswith("; 1-sft: learned from 1 example")
     assert lines["principles"] == "2 of 3 never sampled: rare, rarer"
     assert lines["truncated"].startswith("33 % of the drafts") and "raise revise.max_tokens" in lines["truncated"]
 
