@@ -258,6 +258,7 @@ def plane(title: str, axes: tuple[str, str], points: Sequence[Point]) -> Plot:
         down = [_rounded(value - low) if low is not None else 0 for value, low, _ in values]
         return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1}
 
+    middle = (min(p.x[0] for p in points) + max(p.x[0] for p in points)) / 2
     data = [
         {
             "type": "scatter",
@@ -265,7 +266,8 @@ def plane(title: str, axes: tuple[str, str], points: Sequence[Point]) -> Plot:
             "x": [_rounded(p.x[0]) for p in points],
             "y": [_rounded(p.y[0]) for p in points],
             "text": [plot_label(p.name) for p in points],
-            "textposition": "top center",
+            "textposition": ["top left" if p.x[0] > middle else "top right" for p in points],  # towards the middle
+            "cliponaxis": False,
             "marker": {"size": 10, "color": BLUE},
             "error_x": errors([p.x for p in points]),
             "error_y": errors([p.y for p in points]),
