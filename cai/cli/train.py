@@ -26,8 +26,7 @@ from cai.runs.metrics import stage_results, training_lines
 from cai.runs.pipeline import train_stage
 from cai.runs.run_file import RunConfig
 from cai.runs.trust import training_trust
-from cai.training.checks import check_stage
-from cai.training.launch import check_launcher, launched_gpus
+from cai.training.checks import check_launcher, check_stage, launched_gpus
 from cai.training.settings import Online, PPOConfig, TrainConfig
 from cai.training.stage import StageSpec, convert_data, reward_models, stage_settings_class, worker_python
 

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from cai.cli.console import Grid, echo_json, heading, result_console, show
 from cai.config.errors import CaiError
-from cai.training.launch import check_sharding
+from cai.training.checks import check_sharding
 from cai.training.memory import Estimate, estimate
 from cai.training.model_shape import ModelShape, read_shape
 from cai.training.reward_folder import find_reward_model

@@ -38,7 +38,7 @@ from cai.runs.folder import RunFolder
 from cai.runs.run_file import RunConfig, load_run_file
 from cai.stats.formatting import counted
 from cai.training.reward_folder import find_base, find_run_reward, is_trained_here
-from cai.training.reward_parts import JUDGE, LAST, parts_of
+from cai.training.setting_parts import JUDGE, LAST, parts_of
 from cai.training.settings import PPOConfig
 from cai.training.stage import MODEL
 from cai.training.tokens import end_of_turn, prompt_ids, stage_tokenizer, stop_tokens

@@ -33,7 +33,7 @@ from cai.runs.metrics import METRICS, summarise
 from cai.runs.plan import Plan, iteration, start_folder, start_warnings
 from cai.runs.run_file import GateConfig
 from cai.stats.formatting import counted
-from cai.training.reward_parts import LAST, models_of
+from cai.training.setting_parts import LAST, models_of
 from cai.training.settings import DPOConfig, Online, PPOConfig, judged
 from cai.training.stage import StageSpec, checkpoint_update, is_trained, run_stage
 from cai.training.tracking import WINDOW, large_penalty, read_metrics

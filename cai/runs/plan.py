@@ -35,10 +35,9 @@ from cai.runs.plan_checks import changed_inputs, check_pairs, check_tags, check_
 from cai.runs.roles import other_models, policy_models, with_template_texts
 from cai.runs.run_file import RunConfig, effective_text, load_run_file, templates_needed
 from cai.stats.formatting import counted
-from cai.training.checks import check_stage
-from cai.training.launch import check_launcher
+from cai.training.checks import check_launcher, check_stage
 from cai.training.reward_folder import find_run_reward
-from cai.training.reward_parts import JUDGE, LAST
+from cai.training.setting_parts import JUDGE, LAST
 from cai.training.settings import Online, TrainStage
 from cai.training.stage import MODEL, OUTPUT, worker_python
 

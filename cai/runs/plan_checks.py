@@ -12,7 +12,7 @@ from cai.data.records import Preference, Prompt, Source
 from cai.runs.folder import RunFolder
 from cai.runs.run_file import RunConfig
 from cai.training.reward_folder import is_trained_here
-from cai.training.reward_parts import LAST, models_of
+from cai.training.setting_parts import LAST, models_of
 from cai.training.settings import (
     PPOConfig,
     PreferenceConfig,

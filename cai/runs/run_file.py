@@ -18,7 +18,7 @@ from cai.feedback.revise import ReviseConfig
 from cai.inference.chat_template import with_template_text
 from cai.inference.engine import EngineConfig
 from cai.inference.vllm_settings import check_arguments
-from cai.training.reward_parts import JUDGE, LAST, models_of
+from cai.training.setting_parts import JUDGE, LAST, models_of
 from cai.training.settings import DRAFTS, Online, TrainStage, judged
 
 

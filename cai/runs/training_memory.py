@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cai.config.errors import CaiError
 from cai.runs.plan import Plan
-from cai.training.launch import launched_gpus
+from cai.training.checks import launched_gpus
 from cai.training.memory import estimate
 from cai.training.model_shape import shape_in
 from cai.training.reward_memory import online_rewards

@@ -16,8 +16,8 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from cai.data.records import Preference
 from cai.training import trl_stage
-from cai.training.launch import check_rows
-from cai.training.preference_parts import SOFT
+from cai.training.checks import check_rows
+from cai.training.setting_parts import SOFT
 from cai.training.settings import DPOConfig
 from cai.training.stage import Report, StageSpec
 from cai.training.tokens import SplitTurn, opened, stage_tokenizer

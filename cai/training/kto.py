@@ -12,7 +12,7 @@ from typing import Any
 import trl
 
 from cai.training import trl_stage
-from cai.training.launch import check_rows
+from cai.training.checks import check_rows
 from cai.training.settings import KTOConfig
 from cai.training.stage import Report, StageSpec
 from cai.training.tokens import opened, stage_tokenizer

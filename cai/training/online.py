@@ -15,7 +15,7 @@ from cai.config.hashing import derive_seed
 from cai.data.jsonl import read_rows
 from cai.data.records import Messages, Prompt
 from cai.training import distributed, trl_stage
-from cai.training.launch import check_rows
+from cai.training.checks import check_rows
 from cai.training.reward_source import Loading, RewardSource, SampledAnswer, by_conversation, reward_source
 from cai.training.settings import GRPOConfig, OnlineConfig, OnlineDPOConfig, RLOOConfig
 from cai.training.stage import Ask, Report, StageSpec, nobody

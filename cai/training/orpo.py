@@ -8,7 +8,7 @@ from typing import Any
 from trl.experimental import orpo
 
 from cai.training import trl_stage
-from cai.training.launch import check_rows
+from cai.training.checks import check_rows
 from cai.training.settings import ORPOConfig
 from cai.training.stage import Report, StageSpec
 from cai.training.tokens import opened, stage_tokenizer

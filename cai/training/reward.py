@@ -28,7 +28,7 @@ from cai.inference.models import folder_fingerprint
 from cai.stats.agreement import calibration_error, reliability
 from cai.stats.intervals import share
 from cai.training import distributed, trl_stage
-from cai.training.launch import check_rows
+from cai.training.checks import check_rows
 from cai.training.reward_folder import link_base
 from cai.training.reward_model import RewardModel, register_classifier, right_padded
 from cai.training.settings import RewardConfig, Truncated

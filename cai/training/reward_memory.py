@@ -9,7 +9,7 @@ from cai.inference.models import BASE, REWARD_JSON
 from cai.training.memory import FLOAT, RewardMemory, reward_of_stage, rewarding
 from cai.training.model_shape import ModelShape, shape_in, tensor_shapes
 from cai.training.reward_folder import is_trained_here
-from cai.training.reward_parts import LAST, models_of
+from cai.training.setting_parts import LAST, models_of
 from cai.training.settings import Online, RewardConfig, TrainConfig
 
 

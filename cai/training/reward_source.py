@@ -10,7 +10,7 @@ from cai.data.records import Messages, Prompt
 from cai.stats.formatting import counted
 from cai.training import distributed
 from cai.training.reward_folder import is_trained_here
-from cai.training.reward_parts import RewardPart, parts_of
+from cai.training.setting_parts import RewardPart, parts_of
 from cai.training.stage import Ask, JudgedAnswer, StageSpec
 from cai.training.tokens import PromptIds, answer_text, read_turn
 
@@ -115,7 +115,7 @@ class ExternalReward:
 
     def __init__(self, folder: Path, tokenizer: Any) -> None:
         """`tokenizer` is the policy's."""
-        from cai.training.external_reward import ExternalTokenizer
+        from cai.training.reward_model import ExternalTokenizer
 
         self._folder, self._policy = folder, tokenizer
         self._own = ExternalTokenizer(folder)
@@ -132,7 +132,7 @@ class ExternalReward:
 
     def load(self, loading: Loading) -> None:
         """Load the weights."""
-        from cai.training.external_reward import ExternalRewardModel
+        from cai.training.reward_model import ExternalRewardModel
 
         self._ends, self._model = loading.ends, ExternalRewardModel(self._folder, loading.device)
 

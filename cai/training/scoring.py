@@ -195,7 +195,7 @@ def _rewards_of_trained(folder: Path, texts: Sequence[Text]) -> list[Rewards]:
 
 
 def _rewards_of_external(folder: Path, texts: Sequence[Text]) -> list[Rewards]:
-    from cai.training.external_reward import ExternalRewardModel
+    from cai.training.reward_model import ExternalRewardModel
 
     model = ExternalRewardModel(folder, device())
     rewards = [Rewards(0, [], "")] * len(texts)

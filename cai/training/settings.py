@@ -5,9 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from cai.config.yaml_files import MOST_REPEATS, MOST_TOKENS, PositiveTemperature, Repeats, Section, Tokens
-from cai.training.preference_parts import SMOOTHED, SOFT, LossType, SourceWeights
-from cai.training.quantization import Bits
-from cai.training.reward_parts import Reward, parts_of
+from cai.training.setting_parts import SMOOTHED, SOFT, Bits, LossType, Reward, SourceWeights, parts_of
 from cai.training.tracking import Tracker, check_installed
 
 DRAFTS = "drafts"  # the value of `mix` that is no file

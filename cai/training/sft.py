@@ -12,7 +12,7 @@ from cai.data.jsonl import read_objects, read_rows
 from cai.data.prompts import read_completions
 from cai.data.records import Demonstration, Revision, Skipped
 from cai.training import trl_stage
-from cai.training.launch import check_rows
+from cai.training.checks import check_rows
 from cai.training.settings import DRAFTS, SFTConfig
 from cai.training.stage import Report, StageSpec
 from cai.training.tokens import SplitTurn, Unfit, opened, stage_tokenizer

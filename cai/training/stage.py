@@ -30,7 +30,7 @@ from cai.inference.models import folder_fingerprint
 from cai.training import ray_options
 from cai.training.distributed import visible_gpus
 from cai.training.reward_folder import find_reward_model
-from cai.training.reward_parts import JUDGE, LAST, models_of
+from cai.training.setting_parts import JUDGE, LAST, models_of
 from cai.training.settings import DRAFTS, Online, TrainConfig, TrainStage, judged
 
 STAGES: dict[str, type[TrainConfig]] = {

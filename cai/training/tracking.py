@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from cai.config.errors import CaiError, reading
 from cai.data.jsonl import write_text
-from cai.training.reward_parts import JUDGE
+from cai.training.setting_parts import JUDGE
 
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 PROJECT = "cai"

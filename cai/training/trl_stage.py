@@ -14,7 +14,7 @@ from cai.data.records import Preference, Source
 from cai.inference.chat import turn_end
 from cai.inference.models import loading_options
 from cai.training.distributed import device
-from cai.training.quantization import quantized
+from cai.training.setting_parts import quantized
 from cai.training.settings import AnswersConfig, DatasetConfig, PreferenceConfig, TrainConfig
 from cai.training.stage import Report, StageSpec
 from cai.training.tokens import AnyAnswers, SplitTurn, Unfit, keep_fitting, prompt_ids, row_turn, skip_truncated
@@ -85,7 +85,7 @@ def trl_config(kind: Any, settings: DatasetConfig, arguments: dict[str, Any]) ->
     if getattr(settings, "lora_dropout", 0) and hasattr(kind, "disable_dropout"):
         arguments = {**arguments, "disable_dropout": False}  # else trl sets that of a LoRA to 0 as well
     if settings.fsdp:
-        from cai.training.accelerate_fsdp import ARGUMENTS, let_accelerate_shard
+        from cai.training.sharding import ARGUMENTS, let_accelerate_shard
 
         arguments = arguments | ARGUMENTS
     try:
@@ -223,7 +223,7 @@ def train_and_save(
 def shard_early(trainer: Any) -> None:
     """`shard_now`, where a trainer's model is to be sharded."""
     if trainer.is_fsdp_enabled:
-        from cai.training.accelerate_fsdp import shard_now
+        from cai.training.sharding import shard_now
 
         shard_now(trainer)
 

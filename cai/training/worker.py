@@ -20,7 +20,7 @@ from typing import Any
 
 from cai.config.errors import CaiError
 from cai.training import distributed
-from cai.training.launch import fit_to_processes
+from cai.training.checks import fit_to_processes
 from cai.training.settings import (
     DPOConfig,
     GRPOConfig,

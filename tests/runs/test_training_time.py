@@ -117,14 +117,14 @@ def test_times_of_several_trainings_add_up_unless_one_is_unknown() -> None:
 def test_the_dry_run_computes_the_memory_of_stages_whose_model_it_can_read(
     trained: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cai.training.launch.visible_gpus", list)
+    monkeypatch.setattr("cai.training.checks.visible_gpus", list)
     plan = make_plan(trained, [f"model={tiny_model}"], "other", trained.parent / "runs")
     forecast = dry_run(plan)
     assert list(forecast.memory) == ["1-reward", "2-ppo", "3-dpo"]
     ppo = estimate(plan.train[1], shape_in("tiny", tiny_model))  # whose reward model has two members
     assert forecast.memory["2-ppo"] == ppo.peak + next(p.at["loss"] for p in ppo.parts if p.name == "reward model")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    monkeypatch.setattr("cai.training.launch.visible_gpus", distributed.visible_gpus)
+    monkeypatch.setattr("cai.training.checks.visible_gpus", distributed.visible_gpus)
     launcher = "launcher=torchrun --nproc_per_node 2"
     plan = make_plan(trained, [f"model={tiny_model}", launcher], "other", trained.parent / "runs")
     two = estimate(plan.train[2], shape_in("tiny", tiny_model), 2)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from cai.config.errors import CaiError
-from cai.training.launch import check_launcher
+from cai.training.checks import check_launcher
 from cai.training.ppo import sampling
 from cai.training.settings import GRPOConfig, OnlineConfig, PPOConfig
 from cai.training.stage import StageSpec

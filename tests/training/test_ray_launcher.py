@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from cai.config.errors import CaiError
 from cai.inference import ray_cluster
-from cai.training.launch import launched_gpus
+from cai.training.checks import launched_gpus
 from cai.training.ray_worker import Job, check_node
 from cai.training.settings import SFTConfig
 from cai.training.stage import StageSpec, follow, worker_python

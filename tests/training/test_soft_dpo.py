@@ -5,7 +5,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import ValidationError
 
-from cai.training.preference_parts import SMOOTHED, SOFT, LossType
+from cai.training.setting_parts import SMOOTHED, SOFT, LossType
 from cai.training.settings import DPOConfig
 from cai.training.tokens import assistant_turn, split_turn
 from tests.conftest import prompt

@@ -26,7 +26,17 @@ from cai.data.jsonl import read_rows
 from cai.data.records import Prompt
 from cai.training import distributed, sharding
 from cai.training.ppo.actor import Actor
-from cai.training.ppo.experience import Collector, Task, describe, prepare, sampler_mismatch, shown
+from cai.training.ppo.experience import (
+    AnswerLoss,
+    Collector,
+    Example,
+    Task,
+    describe,
+    prepare,
+    read_examples,
+    sampler_mismatch,
+    shown,
+)
 from cai.training.ppo.losses import (
     adapted_kl_coef,
     approximate_kl,
@@ -35,7 +45,6 @@ from cai.training.ppo.losses import (
     policy_loss,
     value_loss,
 )
-from cai.training.ppo.ptx import AnswerLoss, Example, read_examples
 from cai.training.ppo.sampling import Rollout, VllmSampler, padded
 from cai.training.reward_folder import is_trained_here
 from cai.training.reward_model import shares_weights
