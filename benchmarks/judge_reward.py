@@ -28,8 +28,7 @@ from cai.constitution.principles import Constitution, load_constitution
 from cai.constitution.templates import Templates
 from cai.data.prompts import read_prompts
 from cai.data.records import Prompt
-from cai.feedback.judge import JudgeConfig
-from cai.feedback.rate import Rater
+from cai.feedback.judge import JudgeConfig, Rater
 from cai.inference.engine import Completion, EngineConfig, Generate
 from cai.inference.models import resolve_model
 from cai.inference.vllm import VllmEngine

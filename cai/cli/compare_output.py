@@ -42,8 +42,8 @@ from cai.compare.revisions import (
     revision_row,
 )
 from cai.config.characters import visible
-from cai.feedback.label_mass import LABEL_MASS, label_mass_text
 from cai.feedback.metrics import RUN_METRICS
+from cai.feedback.pairs import LABEL_MASS, label_mass_text
 from cai.stats.formatting import NONE, counted, number, percent, prompt_counts
 from cai.stats.significance import Effect
 

@@ -32,10 +32,11 @@ from cai.constitution.principles import (
     TEXTS,
     Constitution,
     Principle,
+    constitution_yaml,
     load_constitution,
     shares,
+    starter,
 )
-from cai.constitution.writing import constitution_yaml, starter
 from cai.runs.find import find_constitution
 from cai.stats.formatting import counted
 

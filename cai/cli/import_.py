@@ -11,7 +11,7 @@ from cai.cli.console import echo, refuse_existing, write_new
 from cai.config.characters import visible
 from cai.config.errors import CaiError
 from cai.config.locate import find_file, local_file
-from cai.constitution.few_shot import few_shot_yaml, read_few_shot
+from cai.constitution.external import few_shot_yaml, read_few_shot
 from cai.constitution.templates import Templates
 from cai.data.files import NAMES, table_writer
 from cai.data.formats import ReadSummary

@@ -15,7 +15,7 @@ from cai.config.characters import visible
 from cai.config.errors import CaiError, exists
 from cai.config.locate import local_file
 from cai.config.validation import RUN_NAME
-from cai.constitution.writing import scalar, starter
+from cai.constitution.principles import scalar, starter
 from cai.data.formats import ReadSummary
 from cai.data.prompts import iter_prompts, text_fields
 from cai.data.records import Prompt, Skipped

@@ -25,8 +25,8 @@ from cai.cli.options import DEFAULT_RUNS, DryRun, Replace, RunsFolder, Settings,
 from cai.cli.train_estimate import size_text
 from cai.config.characters import Terminal, visible
 from cai.config.errors import CaiError
-from cai.feedback.label_mass import LABEL_MASS, label_mass_text
 from cai.feedback.metrics import AFTER_WORDS, BEFORE_WORDS, RUN_METRICS, WIN_RATE
+from cai.feedback.pairs import LABEL_MASS, label_mass_text
 from cai.inference.reporter import Reporter
 from cai.report.judge import JUDGE_JSON, write_judge_page
 from cai.runs.dry_run import DryRun as Forecast

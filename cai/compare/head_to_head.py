@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 from cai.compare.reading import RunData
 from cai.compare.record import Example, HeadToHead
+from cai.constitution.difference import word_distance
 from cai.data.records import Judgement
 from cai.evaluation.evaluation_plan import HELPFUL, OVERALL, SAFE
 from cai.feedback.metrics import AXIS_METRICS, EVAL_JUDGE_METRICS, Metric
 from cai.inference.models import folder_fingerprint
-from cai.stats.edits import word_distance
 from cai.stats.trainings import wins_between_policies
 from cai.stats.win_rate import win
 

@@ -14,7 +14,6 @@ from cai.data.jsonl import AnyRow, each_row
 from cai.data.manifest import MANIFEST_JSON, read_json
 from cai.data.records import BeforeAfter, Judgement, Preference, Prompt, Revision, Skipped, Source
 from cai.evaluation.policy_report import COMPARISONS, each_before_after
-from cai.feedback.label_mass import LabelMass
 from cai.feedback.metrics import (
     EVALUATION_METRICS,
     LABEL_METRICS,
@@ -24,6 +23,7 @@ from cai.feedback.metrics import (
     PromptMeans,
     revision_better,
 )
+from cai.feedback.pairs import LabelMass
 from cai.runs.folder import RunFolder
 
 KEPT_FLIPS = 5  # of each run

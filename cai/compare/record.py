@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from cai.data.records import Messages, Row, Source
 from cai.feedback.metrics import REVISION_BETTER, ROUND_METRICS
-from cai.feedback.principle_pairs import Agreed
+from cai.feedback.pairs import Agreed
 from cai.stats.significance import Effect
 
 Kind = Literal["same", "added", "removed", "reworded", "reweighted", "rescoped"]
@@ -44,7 +44,7 @@ class RunPart(Row):
     held_out: int
     rows: dict[str, int | None]  # by file, such as `revisions`; None where the run does not have it, or in another form
     skipped: dict[str, int]  # by reason
-    label_mass: dict[str, float]  # by source, in [0, 1]; see cai/feedback/label_mass.py
+    label_mass: dict[str, float]  # by source, in [0, 1]; see cai/feedback/pairs.py
 
 
 class MetricDifference(Row):

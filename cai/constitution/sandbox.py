@@ -4,7 +4,7 @@ A template folder may come with somebody else's run, so a template must not be a
 anything but its variables, or keep the machine busy. Four rules, each in one place:
 
 Syntax   A template is parsed by Jinja, and its tree checked before anything of it runs, against the lists of
-         `cai/constitution/template_syntax.py`. There is no recursion, no second file, and no call but of what is
+         `cai/constitution/template_limits.py`. There is no recursion, no second file, and no call but of what is
          listed.
 Values   Variables, and the value of every expression, are exactly of the types in `PLAIN`. `a.b` is the key `b` of a
          dict; no attribute of a Python object is ever read, so there is no object to climb out of.
@@ -34,17 +34,23 @@ from jinja2.tests import TESTS as JINJA_TESTS
 from jinja2.utils import htmlsafe_json_dumps
 from jinja2.visitor import NodeTransformer
 
-from cai.constitution.template_budget import ELEMENT, PLAIN, SCALARS, VALUE, Exceeded, Work, size
-from cai.constitution.template_syntax import (
+from cai.constitution.template_limits import (
+    ELEMENT,
     FILTERS,
     LOOP,
     METHODS,
+    PLAIN,
+    SCALARS,
     TESTS,
     TEXT_FILTERS,
+    VALUE,
+    Exceeded,
     TemplateFault,
+    Work,
     check_syntax,
     expected,
     is_name,
+    size,
 )
 
 MAX_SOURCE = 2**16  # characters of a template; the shipped ones have under 1,000

@@ -41,7 +41,7 @@ from cai.config.hashing import fingerprint
 from cai.config.yaml_files import load_yaml, read_text
 from cai.constitution.principles import Constitution, Principle, questions
 from cai.constitution.sandbox import MAX_SOURCE, Template
-from cai.constitution.template_syntax import TemplateFault
+from cai.constitution.template_limits import TemplateFault
 from cai.data.records import Message, Messages
 
 VARIABLES = {

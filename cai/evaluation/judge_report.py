@@ -26,7 +26,7 @@ from cai.feedback.metrics import (
     TIE_MASS_MEANING,
     mean_over_prompts,
 )
-from cai.feedback.principle_pairs import (
+from cai.feedback.pairs import (
     CONTRADICT,
     Agreed,
     PrinciplePair,

@@ -20,7 +20,7 @@ from cai.config.locate import find_file
 from cai.config.validation import ID
 from cai.config.yaml_files import AnySection, Section, load_yaml
 from cai.constitution.sandbox import Template
-from cai.constitution.template_syntax import TemplateFault
+from cai.constitution.template_limits import TemplateFault
 from cai.data.records import Message, Prompt
 from cai.evaluation.injection import INJECTION, Injection
 from cai.evaluation.monitors import Phrases

@@ -15,10 +15,10 @@ from functools import lru_cache
 from statistics import fmean
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
+from cai.constitution.difference import word_distance
 from cai.data.filters import FILTERS, repeats_itself
 from cai.data.records import BeforeAfter, Preference, Revision, Verdict
 from cai.stats.agreement import hit
-from cai.stats.edits import word_distance
 from cai.stats.formatting import number
 from cai.stats.intervals import Estimate, share
 from cai.stats.win_rate import FOLLOWS_POSITION, win
@@ -180,7 +180,7 @@ def mean_p(verdicts: Sequence[Verdict]) -> float | None:
 
 @lru_cache(maxsize=16)  # a round's distance is also that from the draft where it is the first
 def edit_distance(before: str, after: str) -> float:
-    """The word edit distance of two texts, in [0, 1]; see cai/stats/edits.py."""
+    """The word edit distance of two texts, in [0, 1]; see cai/constitution/difference.py."""
     return word_distance(before, after)
 
 

@@ -1,13 +1,26 @@
-"""Labelled pairs from a judge's verdicts: soft labels, preferences, rankings."""
+"""Labelled pairs from a judge's verdicts: soft labels, preferences, rankings, how much they say, how principles agree.
+
+Two principles that always agree count as one of double weight. Two that go against each other pull labels to one half,
+and what one of them makes of a draft the other undoes: a constitution that excludes itself.
+"""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from cai.data.records import Preference, Prompt, Ranking, Skipped, Verdict
+from pydantic import PlainSerializer
+
+from cai.data.records import Preference, Prompt, Ranking, Row, Skipped, Source, Verdict
 from cai.feedback.judge import JudgeConfig, Pair, Verdicts
+from cai.stats.agreement import Agreement, agreement
+from cai.stats.formatting import counted, percent
+from cai.stats.intervals import Z
 from cai.stats.logistic import bradley_terry, logit, sigmoid
+from cai.stats.significance import holm, two_sided
+from cai.stats.win_rate import win
 
 NOT_AT_ISSUE = "no principle tells the two answers apart"  # why a pair has no label
 
@@ -150,3 +163,118 @@ def rank_judged(judged: JudgedAnswers, settings: JudgeConfig) -> Ranking | None:
     """The answers ranked by the labels that the settings make of their verdicts; None where there is no label."""
     labels = {pair: label(verdicts, settings) for pair, verdicts in judged.verdicts.items() if has_votes(verdicts)}
     return rank_answers(judged, labels) if labels else None
+
+
+class LabelMass:
+    """How much the labels of pairs say, by their source: the sum of weight · |2p − 1|.
+
+    A pair counts 0 at p = ½ and its weight at p = 1, as the size of a soft label's first step in DPO does.
+    """
+
+    def __init__(self) -> None:
+        self.pairs: Counter[Source] = Counter()
+        self._mass: dict[Source, float] = {}
+
+    def add(self, row: Preference) -> None:
+        """Count one pair."""
+        self.pairs[row.source] += 1
+        self._mass[row.source] = self._mass.get(row.source, 0.0) + row.weight * abs(2 * row.p - 1)
+
+    def shares(self) -> dict[Source, float]:
+        """The share of each source, in [0, 1]; empty where no label says anything."""
+        total = sum(self._mass.values())
+        return {source: mass / total for source, mass in self._mass.items()} if total else {}
+
+
+LABEL_MASS = "label mass"
+LABEL_MASS_MEANING = "share of Σ|2p − 1|, what the labels say, by source"
+
+
+def label_mass_text(shares: Mapping[Any, float]) -> str:
+    """The shares of `LabelMass`, as every surface shows them; empty for none."""
+    return ", ".join(f"{percent(share)} by {source}" for source, share in shares.items())
+
+
+SHARED = 20  # pairs that two principles must both have judged before their agreement is reported
+REDUNDANT = 0.8  # κ; "almost perfect" from 0.81 (Landis & Koch 1977, Biometrics 33)
+SIGNIFICANT = 0.05
+NAMED = 3  # pairs of principles in a note
+Agreed = Annotated[Agreement, PlainSerializer(lambda a: a._asdict())]
+
+
+class PrinciplePair(Row):
+    """Two principles that judged the same pairs."""
+
+    a: str
+    b: str
+    agreement: Agreed
+
+    @property
+    def redundant(self) -> bool:
+        """Whether their verdicts are nearly the same on every pair."""
+        return self.agreement.kappa is not None and self.agreement.kappa >= REDUNDANT
+
+    @property
+    def p(self) -> float:
+        """Two-sided, of the hypothesis κ = 0 against less: from the upper bound of κ's interval; 1 for κ above 0."""
+        kappa, high = self.agreement.kappa, self.agreement.high
+        if kappa is None or high is None or kappa >= 0:
+            return 1.0
+        return two_sided(Z * kappa / (high - kappa)) if high > kappa else 0.0
+
+    @property
+    def text(self) -> str:
+        """Both names with κ, its interval and the number of pairs."""
+        found = self.agreement
+        kappa = f"κ {found.kappa:.2f} [{found.low:.2f}, {found.high:.2f}]"
+        return f"{self.a} and {self.b} ({kappa}, {counted(found.n, 'pairs')})"
+
+
+class PrincipleVerdicts:
+    """The winners that principles name, pair by pair as these pass by: six bytes for two principles and a pair."""
+
+    def __init__(self) -> None:
+        self._prompts: dict[str, int] = {}
+        self._winners: dict[tuple[str, str], tuple[bytearray, bytearray, array[int]]] = {}
+
+    def add(self, prompt_id: str, verdicts: Iterable[tuple[str, float]]) -> None:
+        """Count one pair of answers: of each principle's name its P(first better)."""
+        prompt = self._prompts.setdefault(prompt_id, len(self._prompts))
+        for (a, p), (b, q) in itertools.combinations(sorted(verdicts), 2):
+            of_a, of_b, prompts = self._winners.setdefault((a, b), (bytearray(), bytearray(), array("I")))
+            of_a.append(int(2 * win(p)))
+            of_b.append(int(2 * win(q)))
+            prompts.append(prompt)
+
+    def add_row(self, row: Preference) -> None:
+        """Count a row's verdicts; of a panel each judge's apart, since principles are compared and not judges."""
+        by_judge: dict[str, list[tuple[str, float]]] = {}
+        for verdict in row.verdicts:
+            by_judge.setdefault(verdict.judge, []).append((verdict.principle_id, verdict.p))
+        for verdicts in by_judge.values():
+            self.add(row.prompt_id, verdicts)
+
+    def pairs(self) -> list[PrinciplePair]:
+        """Every two principles that judged SHARED pairs or more in common, the least agreed first."""
+        measured = [
+            PrinciplePair(a=a, b=b, agreement=agreed)
+            for (a, b), (of_a, of_b, prompts) in self._winners.items()
+            if len(of_a) >= SHARED
+            and (agreed := agreement([x / 2 for x in of_a], [x / 2 for x in of_b], prompts)) is not None
+        ]
+        return sorted(measured, key=lambda p: (1.0 if p.agreement.kappa is None else p.agreement.kappa, p.a, p.b))
+
+
+def contradicting(pairs: Sequence[PrinciplePair]) -> list[PrinciplePair]:
+    """Those that agree less often than independent principles would: significantly, by Holm over all that are given."""
+    corrected = holm([pair.p for pair in pairs])
+    return [pair for pair, p in zip(pairs, corrected, strict=True) if p <= SIGNIFICANT]
+
+
+def principle_notes(what: str, pairs: Sequence[PrinciplePair]) -> list[str]:
+    """One note for all pairs of principles of a kind, naming the first; none for no pairs."""
+    more = f", and {len(pairs) - NAMED} more pairs" if len(pairs) > NAMED else ""
+    return [f"principles that {what}: {', '.join(pair.text for pair in pairs[:NAMED])}{more}"] if pairs else []
+
+
+CONTRADICT = "contradict each other"

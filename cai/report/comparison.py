@@ -27,8 +27,8 @@ from cai.constitution.principles import TEXTS
 from cai.evaluation.monitors import Monitor, format_threshold
 from cai.evaluation.policy_report import PolicyReport
 from cai.evaluation.win_rates import Standing
-from cai.feedback.label_mass import label_mass_text
 from cai.feedback.metrics import RUN_METRICS
+from cai.feedback.pairs import label_mass_text
 from cai.inference.models import folder_fingerprint
 from cai.report.examples import Examples, columns, comparison_table
 from cai.report.html import Content, render_report

@@ -14,13 +14,13 @@ from typing import Any, Generic, NamedTuple
 from cai.compare.labels import PAIR_NAMES, flips_label
 from cai.compare.reading import labelled
 from cai.config.errors import CaiError, reading
+from cai.constitution.difference import word_distance
 from cai.data.jsonl import AnyRow, parse_row
 from cai.data.records import BeforeAfter, Messages, Preference, Prompt, Ranking, Revision, Skipped, Verdict
 from cai.feedback.metrics import words
 from cai.report.model_hashes import by_model, models_of
 from cai.report.table import Cell, Column, Detail, Line, Table
 from cai.runs.folder import RunFolder
-from cai.stats.edits import word_distance
 from cai.stats.formatting import signed
 
 

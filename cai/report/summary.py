@@ -4,8 +4,8 @@ from typing import Any, NamedTuple
 
 from cai.config.errors import CaiError
 from cai.config.yaml_files import as_yaml, read_text
-from cai.feedback.label_mass import LABEL_MASS, LABEL_MASS_MEANING, label_mass_text
 from cai.feedback.metrics import RUN_METRICS
+from cai.feedback.pairs import LABEL_MASS, LABEL_MASS_MEANING, label_mass_text
 from cai.runs.folder import RunFolder
 from cai.runs.metrics import (
     other_warnings,

@@ -17,8 +17,8 @@ from cai.config.yaml_files import read_text
 from cai.data.records import Messages, Preference, Revision
 from cai.evaluation.judge_report import judge_metrics, read_judge_report
 from cai.feedback.label import JUDGE_JSON
-from cai.feedback.label_mass import LABEL_MASS, LABEL_MASS_MEANING, label_mass_text
 from cai.feedback.metrics import RUN_METRICS
+from cai.feedback.pairs import LABEL_MASS, LABEL_MASS_MEANING, label_mass_text
 from cai.runs.folder import RunFolder
 from cai.runs.metrics import summarise, summary_metrics
 

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 from cai.config.errors import RequestRefused
 from cai.constitution.principles import Constitution, manifest_of
 from cai.data.records import Prompt
+from cai.feedback.judge import Rater, Rating, calls_for_rating, mean_non_option_mass, reward_of
 from cai.feedback.metrics import MOST
-from cai.feedback.rate import Rater, Rating, calls_for_rating, mean_non_option_mass, reward_of
 from cai.feedback.yes_no import ask_applying
 from cai.inference.cache import Tally, Work
 from cai.inference.cached_engine import CachedEngine

@@ -12,7 +12,6 @@ from cai.data.filters import SharedClosers
 from cai.data.manifest import read_json
 from cai.data.records import Applicability, BeforeAfter, Preference, Prompt, Revision, Skipped
 from cai.evaluation.policy_report import each_before_after
-from cai.feedback.label_mass import LabelMass
 from cai.feedback.metrics import (
     AFTER_BETTER,
     AFTER_WORDS,
@@ -28,8 +27,9 @@ from cai.feedback.metrics import (
     Metric,
     PromptMeans,
 )
-from cai.feedback.principle_pairs import (
+from cai.feedback.pairs import (
     CONTRADICT,
+    LabelMass,
     PrinciplePair,
     PrincipleVerdicts,
     contradicting,

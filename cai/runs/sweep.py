@@ -22,8 +22,7 @@ from cai.config.errors import CaiError, error_text, without_password
 from cai.config.locate import find_constitution_file, find_file
 from cai.config.validation import RUN_NAME
 from cai.config.yaml_files import SET, JsonValue, Section, YamlSource
-from cai.constitution.principles import Constitution, load_constitution
-from cai.constitution.writing import constitution_yaml
+from cai.constitution.principles import Constitution, constitution_yaml, load_constitution
 from cai.data.jsonl import parse_row, write_text
 from cai.data.manifest import MOST_CHANGES, read_json
 from cai.feedback.metrics import FILTERED, LABEL_P, REVISION_WORDS, WIN_RATE

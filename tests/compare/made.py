@@ -5,8 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cai.constitution.principles import Constitution, assign
-from cai.constitution.writing import constitution_yaml
+from cai.constitution.principles import Constitution, assign, constitution_yaml
 from cai.data.jsonl import write_rows
 from cai.data.records import BeforeAfter, Message, Preference, Prompt, Revision, Verdict
 from cai.runs.folder import RunFolder

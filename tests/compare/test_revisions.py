@@ -12,8 +12,7 @@ from cai.compare.compare import compare_runs
 from cai.compare.record import PairComparison, RunComparison
 from cai.compare.revisions import Options, RevisionJudge, forecast_revisions, judge_revisions, plan_judge
 from cai.config.errors import CaiError, RequestRefused
-from cai.constitution.principles import AppliesTo
-from cai.constitution.writing import constitution_yaml
+from cai.constitution.principles import AppliesTo, constitution_yaml
 from cai.inference.engine import Choose, ScriptedEngine
 from cai.inference.reporter import Reporter
 from cai.report.comparison import comparison_report, read_comparison

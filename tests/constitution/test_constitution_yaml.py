@@ -6,14 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cai.constitution.principles import (
+    WIDTH,
     AppliesTo,
     Constitution,
     Phrases,
     Principle,
     PrincipleTest,
+    constitution_yaml,
     load_constitution,
+    starter,
 )
-from cai.constitution.writing import WIDTH, constitution_yaml, starter
 from tests.conftest import ROOT
 
 # What trips YAML: spaces and line ends anywhere, indicators, what reads as a number or a truth, what nobody sees.

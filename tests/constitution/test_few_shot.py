@@ -7,7 +7,7 @@ import pytest
 
 from cai.config.errors import CaiError
 from cai.config.yaml_files import load_yaml
-from cai.constitution.few_shot import QUESTION, few_shot_yaml, read_few_shot
+from cai.constitution.external import QUESTION, few_shot_yaml, read_few_shot
 from cai.constitution.principles import Principle
 from cai.constitution.templates import FewShot, Templates
 from cai.data.records import Message, Messages

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from cai.config.errors import CaiError
 from cai.constitution.lint import ALIKE, CONTAINED, MAX_WORDS, MIN_SHARE, MIN_WORDS_UNRELATED, Finding, Rule, lint
 from cai.constitution.lint_words import content, words
-from cai.constitution.principles import TEXTS, load_constitution
-from cai.constitution.writing import starter
+from cai.constitution.principles import TEXTS, load_constitution, starter
 from tests.conftest import ROOT
 
 SOURCES = {

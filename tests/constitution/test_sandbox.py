@@ -13,8 +13,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from cai.constitution.principles import Principle
 from cai.constitution.sandbox import Template
-from cai.constitution.template_budget import MAX_OUTPUT
-from cai.constitution.template_syntax import TemplateFault
+from cai.constitution.template_limits import MAX_OUTPUT, TemplateFault
 
 VARIABLES: dict[str, Any] = {
     "principle": {"id": "kind", "critique": "What is unkind?", "judge": "Which is kinder?"},

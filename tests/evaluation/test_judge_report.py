@@ -10,7 +10,7 @@ from cai.config.hashing import uniform
 from cai.data.records import Message, Preference, Verdict
 from cai.evaluation.judge_report import JudgeReport, calibration, judge_metrics, judge_report
 from cai.evaluation.judged_pairs import Judged, Opinion, judged, over_prompts
-from cai.feedback.principle_pairs import SHARED, contradicting
+from cai.feedback.pairs import SHARED, contradicting
 from cai.inference.scheduler import Cost
 from cai.stats.agreement import hit
 from cai.stats.logistic import logit, sigmoid

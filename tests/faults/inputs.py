@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 import yaml
 from hypothesis import strategies as st
 
-from cai.constitution.external import read_external
-from cai.constitution.few_shot import read_few_shot
+from cai.constitution.external import read_external, read_few_shot
 from cai.constitution.principles import load_constitution
 from cai.constitution.templates import ADDED, BLOCKS, OF_TESTS, Templates
 from cai.data.jsonl import read_rows

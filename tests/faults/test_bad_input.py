@@ -12,8 +12,7 @@ import yaml
 from pyarrow import parquet
 
 from cai.config.errors import CaiError
-from cai.constitution.external import read_external
-from cai.constitution.few_shot import read_few_shot
+from cai.constitution.external import read_external, read_few_shot
 from cai.constitution.principles import load_constitution
 from cai.constitution.templates import Templates
 from cai.data.files import rows

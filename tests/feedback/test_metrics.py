@@ -4,7 +4,6 @@ from typing import Any, NamedTuple
 import pytest
 
 from cai.data.records import Preference, Source, Verdict
-from cai.feedback.label_mass import LabelMass, label_mass_text
 from cai.feedback.metrics import (
     REVISION_PAIR_METRICS,
     RUN_METRICS,
@@ -14,6 +13,7 @@ from cai.feedback.metrics import (
     non_option_mass,
     position_bias,
 )
+from cai.feedback.pairs import LabelMass, label_mass_text
 from cai.stats.intervals import Estimate
 
 

@@ -8,8 +8,16 @@ import pytest
 
 from cai.constitution.principles import Constitution
 from cai.constitution.templates import Templates
-from cai.feedback.judge import JudgeConfig, principles_met
-from cai.feedback.rate import NUMBERS, Rater, Rating, calls_for_rating, mean_non_option_mass, reward_of
+from cai.feedback.judge import (
+    NUMBERS,
+    JudgeConfig,
+    Rater,
+    Rating,
+    calls_for_rating,
+    mean_non_option_mass,
+    principles_met,
+    reward_of,
+)
 from cai.inference.engine import Choose, ScriptedEngine
 from tests.conftest import ROOT, prompt
 

@@ -10,8 +10,7 @@ from typer.testing import CliRunner
 
 from cai.cli.main import app
 from cai.config.errors import CaiError
-from cai.constitution.principles import Constitution, Principle
-from cai.constitution.writing import constitution_yaml
+from cai.constitution.principles import Constitution, Principle, constitution_yaml
 from cai.data.jsonl import read_rows, write_text
 from cai.data.records import Applicability
 from cai.inference.engine import Choose

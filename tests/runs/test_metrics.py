@@ -21,8 +21,8 @@ from cai.cli.runs import runs as list_runs
 from cai.compare.compare import compare_runs
 from cai.data.jsonl import write_rows
 from cai.data.records import Applicability
-from cai.feedback.label_mass import label_mass_text
 from cai.feedback.metrics import RUN_METRICS
+from cai.feedback.pairs import label_mass_text
 from cai.inference.engine import Choose, Engine, EngineConfig, Generate, ScriptedEngine
 from cai.inference.models import Model
 from cai.inference.reporter import Reporter

@@ -3,21 +3,21 @@
 import json
 from pathlib import Path
 from typing import Any
+
 import pytest
 from pydantic import ValidationError
 from typer.testing import CliRunner
+
 from cai.cli.main import app
 from cai.config.errors import CaiError
 from cai.runs.plan import make_plan
-from cai.training.checks import check_stage
-from cai.training.settings import SFTConfig, TrainConfig
+from cai.training import worker
+from cai.training.checks import check_launcher, check_rows, check_stage, fit_to_processes, launched_gpus
+from cai.training.settings import PPOConfig, SFTConfig, TrainConfig
 from cai.training.stage import StageSpec, stage_settings_class
 from tests.conftest import train_here, write_workspace
-from tests.training.test_sft import helpful, stage
-from cai.training import worker
-from cai.training.checks import check_launcher, check_rows, fit_to_processes, launched_gpus
-from cai.training.settings import PPOConfig, TrainConfig
 from tests.training.policies import write_pairs
+from tests.training.test_sft import helpful, stage
 
 
 def of(name: str, **settings: Any) -> TrainConfig:
@@ -249,8 +249,8 @@ def test_more_processes_than_rows_are_named(tmp_path: Path, tiny_model: Path, mo
     pairs = write_pairs(tmp_path / "pairs.jsonl")  # eight of them fit, and have a better answer
     with pytest.raises(CaiError, match="orpo: 8 rows to train on, for 9 processes; start"):
         train_here(StageSpec(of("orpo", max_length=100), pairs, tiny_model, tmp_path / "orpo"))
-    for stage in ("ppo", "rloo"):
-        spec = StageSpec(of(stage, use_vllm=True), pairs, tiny_model, tmp_path)
+    for name in ("ppo", "rloo"):
+        spec = StageSpec(of(name, use_vllm=True), pairs, tiny_model, tmp_path)
         with pytest.raises(
             CaiError, match=f"{stage}: use_vllm samples in one process, and the launcher started 9: set"
         ):

@@ -3,7 +3,7 @@ import random
 import pytest
 
 from cai.data.records import Message, Preference, Verdict
-from cai.feedback.principle_pairs import SHARED, PrinciplePair, PrincipleVerdicts, contradicting, principle_notes
+from cai.feedback.pairs import SHARED, PrinciplePair, PrincipleVerdicts, contradicting, principle_notes
 
 pytestmark = pytest.mark.numeric
 

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cai.stats.edits import word_distance
+from cai.constitution.difference import word_distance
 
 pytestmark = pytest.mark.numeric
 
