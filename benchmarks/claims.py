@@ -34,8 +34,7 @@ from cai.compare.record import RunComparison
 from cai.compare.sample_size import needed
 from cai.constitution.principles import Constitution
 from cai.data.records import Message, Prompt, Scored
-from cai.evaluation.monitors import ratio_of_means
-from cai.evaluation.overoptimization import difference_of_shares
+from cai.evaluation.monitors import difference_of_shares, ratio_of_means
 from cai.evaluation.scores import length_correlation, ratio_of_groups
 from cai.evaluation.win_rates import Outcome, rate
 from cai.feedback.metrics import EVALUATION_METRICS, LABEL_METRICS, REVISION_METRICS, ROUND_METRICS

@@ -37,7 +37,7 @@ from cai.feedback.revise import ReviseConfig, Reviser, calls_of_loop
 from cai.feedback.yes_no import ask_applying
 from cai.inference.cache import Cache
 from cai.inference.engine import EngineConfig
-from cai.inference.keep_alive import KeepAlive
+from cai.inference.loaded_models import KeepAlive
 from cai.inference.models import SMALL_MODEL, resolve_model
 from cai.inference.reporter import Reporter
 from cai.inference.scheduler import OpenEngine, Scheduler, Stage, open_model

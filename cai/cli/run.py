@@ -22,7 +22,7 @@ from cai.cli.console import (
     show,
 )
 from cai.cli.options import DEFAULT_RUNS, DryRun, Replace, RunsFolder, Settings, check_name, setting
-from cai.cli.train_estimate import size_text
+from cai.cli.train import size_text
 from cai.config.characters import Terminal, visible
 from cai.config.errors import CaiError
 from cai.feedback.metrics import AFTER_WORDS, BEFORE_WORDS, RUN_METRICS, WIN_RATE
@@ -39,7 +39,7 @@ from cai.runs.pipeline import execute
 from cai.runs.plan import Plan, check_folder, iteration, make_plan, start_warnings
 from cai.runs.run_file import RunConfig
 from cai.runs.shard import Shard, shard_plan
-from cai.runs.training_time import TrainingTime
+from cai.runs.training_estimates import TrainingTime
 from cai.runs.trust import run_trust
 from cai.stats.formatting import NONE, counted, duration, number
 from cai.stats.intervals import Estimate

@@ -28,7 +28,7 @@ from cai.runs.sweep import (
     run_members,
     sweep_metric_texts,
 )
-from cai.runs.training_time import sum_of_ranges
+from cai.runs.training_estimates import sum_of_ranges
 from cai.stats.formatting import NONE, counted
 
 

@@ -15,7 +15,7 @@ from cai.constitution.templates import Templates
 from cai.data.records import Answer, Attacked, Judgement, Messages, Prompt, Reply, Sampled, Skipped, Verdict
 from cai.evaluation.evaluation_plan import HELD_OUT, OVERALL, EvaluationPlan, Policy
 from cai.evaluation.injection import Target, Variant, drawn
-from cai.evaluation.overoptimization import TRAINING_SAMPLES, read_samples
+from cai.evaluation.monitors import TRAINING_SAMPLES, read_samples
 from cai.evaluation.probes import (
     CONTROL,
     OVER_REFUSAL,

@@ -16,8 +16,15 @@ from cai.data.manifest import MANIFEST_JSON, check_format, read_json
 from cai.data.records import Answer, BeforeAfter, Judgement, Message, Row, Sampled, Scored
 from cai.evaluation.evaluation_plan import HELD_OUT, HELPFUL, OVERALL, SAFE, EvaluationPlan
 from cai.evaluation.injection import InjectionGain, injection_gains, injection_warnings
-from cai.evaluation.monitors import Monitor, Phrases, declines, text_monitors
-from cai.evaluation.overoptimization import TrainingPhase, overoptimization, training_phases
+from cai.evaluation.monitors import (
+    Monitor,
+    Phrases,
+    TrainingPhase,
+    declines,
+    overoptimization,
+    text_monitors,
+    training_phases,
+)
 from cai.evaluation.policy import PolicyEvaluation
 from cai.evaluation.probe_metrics import (
     Group,

@@ -30,8 +30,7 @@ from cai.inference.engine import (
     validate_choice,
     validate_completion,
 )
-from cai.inference.keep_alive import KeptEngine
-from cai.inference.turns import Turns
+from cai.inference.loaded_models import KeptEngine, Turns
 
 Request = TypeVar("Request", Generate, Choose)
 BEAT_SECONDS = 5.0  # between heartbeats, by which the process keeps its leases

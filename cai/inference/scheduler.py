@@ -20,11 +20,11 @@ from cai.inference.cache import AnyCache, Tally, Work
 from cai.inference.cached_engine import CachedEngine
 from cai.inference.endpoints import ServerEngine
 from cai.inference.engine import Engine, EngineConfig
+from cai.inference.loaded_models import Turns, fit_together
 from cai.inference.models import Model, Server, model_fingerprint, served
 from cai.inference.ray_engine import RayEngine
 from cai.inference.reporter import Reporter, Task
 from cai.inference.servers import check_listed
-from cai.inference.turns import Turns, fit_together
 from cai.inference.vllm import VllmEngine
 from cai.inference.vllm_settings import deciding_arguments, prompts_at_once, vllm_build
 

@@ -23,11 +23,12 @@ from cai.data.records import Messages
 from cai.inference.chat import THOUGHT, chat_ids, text_ids, turn_end
 from cai.inference.chat_template import load_tokenizer
 from cai.inference.engine import Choose, Completion, EngineConfig, Generate, UnusableAnswer, split_reasoning
-from cai.inference.vllm_errors import explained, named
 from cai.inference.vllm_settings import (
+    explained,
     free_engine,
     keep_freed_memory,
     load_engine,
+    named,
     on_cpu,
     return_freed_memory,
     set_environment,

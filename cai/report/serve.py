@@ -21,14 +21,18 @@ from pydantic import TypeAdapter, ValidationError
 
 from cai.compare.compare import compare_runs
 from cai.config.errors import CaiError
+from cai.config.yaml_files import as_yaml
+from cai.data.jsonl import read_rows
+from cai.data.records import Skipped
+from cai.evaluation.policy_report import REPORT, read_report
 from cai.report.comparison import ComparisonContents, comparison_report, read_comparison
-from cai.report.html import POLICY, SCRIPTS, plotly_script, source
+from cai.report.html import POLICY, SCRIPTS, Content, plotly_script, render_report, source
 from cai.report.lists import list_page, sweep_page
-from cai.report.run import RunContents, read_run, run_report
+from cai.report.run import RunContents, evaluation_grids, evaluation_plots, read_run, run_report, stage_plots
 from cai.report.table import Line, Query, Table, line_json, select
-from cai.report.training import training_report
-from cai.runs.folder import RunFolder, all_runs, all_trainings
-from cai.runs.metrics import stage_folders
+from cai.runs.folder import RunFolder, all_runs, all_trainings, stage_settings
+from cai.runs.metrics import stage_folders, stage_results, training_lines
+from cai.runs.trust import training_trust
 
 MAX_CACHED = 4  # of each kind, in memory: where rows are and what they are found by, no texts
 
@@ -273,3 +277,29 @@ def open_server(runs: Path, host: str, port: int) -> Server:
         return Server(Library(runs), host, port)
     except (OSError, OverflowError, TypeError, ValueError) as error:  # the last two: a host that is no name
         raise CaiError(f"{host}:{port}: cannot listen: {error}; choose another --port or --host") from None
+
+
+def training_report(name: str, folder: Path, url: str) -> str:
+    """The HTML of a training's page. Raises: CaiError for a file that cannot be read."""
+    results = stage_results(folder)
+    skipped = folder / "skipped.jsonl"
+    trust = training_trust(folder, read_rows(skipped, Skipped) if skipped.exists() else [])
+    stage = stage_settings(folder).get("stage", "")
+    bins = (results["held_out"] or {}).get("reliability")
+    drawn = stage_plots(stage, folder, bins)
+    evaluation = folder / "eval" / REPORT
+    evaluated = read_report(evaluation) if evaluation.exists() else None
+    of_evaluation = evaluation_plots(evaluated) if evaluated else []
+    values: dict[str, Any] = {
+        "name": name,
+        "stage": stage,
+        "finished": (folder / "model").exists(),
+        "lines": training_lines(results),
+        "trust": trust,
+        "settings": as_yaml(stage_settings(folder)),
+        "training_plots": list(range(len(drawn))),
+        "evaluated": evaluation_grids(evaluated) if evaluated else [],
+        "evaluated_notes": evaluated.notes if evaluated else [],
+        "evaluated_plots": list(range(len(drawn), len(drawn) + len(of_evaluation))),
+    }
+    return render_report("training.html.jinja", Content(None, [*drawn, *of_evaluation]), url, **values)

@@ -32,8 +32,7 @@ from cai.runs.evaluate import plan_of_run
 from cai.runs.folder import CACHE_FILE, RunFolder, Training
 from cai.runs.pipeline import feedback_job, train_policy
 from cai.runs.plan import Plan
-from cai.runs.training_memory import training_memory
-from cai.runs.training_time import TrainingTime, training_times
+from cai.runs.training_estimates import TrainingTime, training_memory, training_times
 from cai.training.stage import StageSpec, is_trained
 
 CHARACTERS = 4.0  # per token of English, roughly; sizes placeholders and the estimate of tokens read

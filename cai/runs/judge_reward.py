@@ -22,7 +22,7 @@ from cai.inference.models import Server, model_fingerprint
 from cai.inference.scheduler import EngineWork, Scheduler, run_concurrently
 from cai.inference.vllm_settings import prompts_at_once
 from cai.runs.plan import Plan
-from cai.runs.training_time import answers_sampled
+from cai.runs.training_estimates import answers_sampled
 from cai.training.settings import Online, judged
 from cai.training.stage import JudgedAnswer
 

@@ -23,7 +23,6 @@ from cai.inference.cache import Cache
 from cai.inference.models import Model
 from cai.inference.reporter import Reporter
 from cai.inference.scheduler import EngineWork, OpenEngine, Scheduler, open_model
-from cai.runs.costs import cost_in_all, session
 from cai.runs.evaluate import NothingCompared, evaluate_into, plan_of_run
 from cai.runs.evaluation_folder import evaluation_claim, kept_evaluation
 from cai.runs.find import find_policy
@@ -31,6 +30,7 @@ from cai.runs.folder import CACHE_FILE, RunFolder, Training
 from cai.runs.judge_reward import RunJudge
 from cai.runs.metrics import METRICS, summarise
 from cai.runs.plan import Plan, iteration, start_folder, start_warnings
+from cai.runs.progress import cost_in_all, session
 from cai.runs.run_file import GateConfig
 from cai.stats.formatting import counted
 from cai.training.setting_parts import LAST, models_of

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from cai.stats.formatting import percent
-from cai.stats.pivot import Variance, margin, p_value, pivotal_errors, students_freedom
+from cai.stats.intervals import Variance, margin, p_value, pivotal_errors, students_freedom
 from cai.stats.power import critical_value
 from cai.stats.significance import ALPHA, Effect, Floats, paired
 
@@ -91,7 +91,8 @@ def paired_trainings(values: Floats) -> Effect:
 
     Satterthwaite's t is for several sums of squares and fails for one of 1 or 2 degrees of freedom that decides: with
     two pairs of trainings it holds the truth in 88 % of experiments, with three in 93 %. So the test is that of the
-    generalized pivot (cai/stats/pivot.py) of T + P − R: 95 to 98 %. `freedom` is that of the t interval of this width.
+    generalized pivot (cai/stats/intervals.py) of T + P − R: 95 to 98 %. `freedom` is that of the t interval of this
+    width.
     """
     trainings, differences = (len(values), len(values)), values.mean(axis=0)
     if len(values) < 2:

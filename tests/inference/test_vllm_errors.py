@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cai.inference import vllm_errors
-from cai.inference.vllm_errors import LOG_VARIABLE, explained
+from cai.inference import vllm_settings
+from cai.inference.vllm_settings import LOG_VARIABLE, explained
 from tests.conftest import ROOT
 
 
@@ -44,7 +44,7 @@ def test_an_error_of_memory_or_devices_names_the_setting_and_its_bound(
 
 def test_why_an_engines_process_ended_is_read_from_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(LOG_VARIABLE, str(tmp_path / "vllm-1.json"))
-    monkeypatch.setattr(vllm_errors, "_failed", set())
+    monkeypatch.setattr(vllm_settings, "_failed", set())
     (tmp_path / "vllm-1.log").write_text(
         "2026-11-30 INFO EngineCore loading\n"
         "2026-11-30 ERROR EngineCore EngineCore failed to start.\n"
@@ -63,7 +63,7 @@ def test_why_an_engines_process_ended_is_read_from_its_log(tmp_path: Path, monke
 
 CUDA_FIRST = """
 import sys
-from cai.inference.vllm_errors import LOG_VARIABLE as LOG
+from cai.inference.vllm_settings import LOG_VARIABLE as LOG
 import torch
 asked = []
 def seen(*_):

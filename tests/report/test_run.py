@@ -10,8 +10,7 @@ from cai.cli.main import app
 from cai.data.jsonl import write_rows
 from cai.data.records import Verdict
 from cai.evaluation.injection import InjectionGain
-from cai.evaluation.monitors import Monitor
-from cai.evaluation.overoptimization import TrainingPhase
+from cai.evaluation.monitors import Monitor, TrainingPhase
 from cai.evaluation.policy_report import PolicyReport, PolicySummary
 from cai.evaluation.probe_metrics import JudgeCheck, ProbeRate
 from cai.evaluation.scores import Divergence, Reward

@@ -24,7 +24,7 @@ from cai.inference.scheduler import engine_fingerprint
 from cai.runs.dry_run import FEW_SPREAD, LEAST_SPREAD, DryRun, Line, account, dry_run, fit_rates
 from cai.runs.pipeline import execute
 from cai.runs.plan import Plan, make_plan
-from cai.runs.training_time import TrainingTime
+from cai.runs.training_estimates import TrainingTime
 from tests.conftest import SIXTEEN, scripted, write_workspace
 
 Counts = dict[tuple[str, str], tuple[int, int]]

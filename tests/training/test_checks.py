@@ -251,9 +251,7 @@ def test_more_processes_than_rows_are_named(tmp_path: Path, tiny_model: Path, mo
         train_here(StageSpec(of("orpo", max_length=100), pairs, tiny_model, tmp_path / "orpo"))
     for name in ("ppo", "rloo"):
         spec = StageSpec(of(name, use_vllm=True), pairs, tiny_model, tmp_path)
-        with pytest.raises(
-            CaiError, match=f"{stage}: use_vllm samples in one process, and the launcher started 9: set"
-        ):
+        with pytest.raises(CaiError, match=f"{name}: use_vllm samples in one process, and the launcher started 9: set"):
             fit_to_processes(spec, print)
     with pytest.raises(CaiError, match="ppo: 8 rollouts an update, for 9 processes; start"):
         fit_to_processes(StageSpec(of("ppo", rollouts=8), pairs, tiny_model, tmp_path), print)

@@ -15,8 +15,7 @@ from cai.inference.reporter import Reporter
 from cai.runs.dry_run import dry_run
 from cai.runs.pipeline import execute
 from cai.runs.plan import make_plan
-from cai.runs.training_memory import training_memory
-from cai.runs.training_time import SPREAD, TrainingTime, sum_of_ranges
+from cai.runs.training_estimates import SPREAD, TrainingTime, sum_of_ranges, training_memory
 from cai.training import distributed, stage
 from cai.training.memory import estimate
 from cai.training.model_shape import shape_in

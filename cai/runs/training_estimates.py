@@ -1,4 +1,7 @@
-"""How long training may take: updates × seconds an update, as earlier trainings of the stage and model measured it."""
+"""How much memory the training stages of a run take, and how long they may.
+
+The time is updates × seconds an update, as earlier trainings of the stage and model measured it.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -12,6 +15,10 @@ from cai.inference.models import model_fingerprint
 from cai.runs.folder import RunFolder, all_runs, all_trainings, each_row_of, stage_settings
 from cai.runs.metrics import stage_folders
 from cai.runs.plan import Plan
+from cai.training.checks import launched_gpus
+from cai.training.memory import estimate
+from cai.training.model_shape import shape_in
+from cai.training.reward_memory import online_rewards
 from cai.training.settings import (
     DatasetConfig,
     GRPOConfig,
@@ -140,3 +147,22 @@ def _measured(stages: Sequence[Path]) -> Iterator[Measured]:
             yield Measured(stage, float(timing["update_seconds"]) / at_once, float(timing["other_seconds"]))
         except (CaiError, LookupError, TypeError, ValueError):
             continue  # not finished, of one update, or of another version
+
+
+def training_memory(plan: Plan, stages: Sequence[str]) -> dict[str, int]:
+    """Bytes at the peak of one process of each stage, by name, such as `1-dpo#2`.
+
+    Stages of which it cannot be computed are left out: the model is no dense decoder, or the optimizer is not known.
+    """
+    if not isinstance(plan.model, Path):
+        return {}
+    gpus, peaks = launched_gpus(plan.config.launcher), dict[str, int]()
+    for name in stages:
+        number = int(name.partition("-")[0])
+        try:
+            shape = shape_in(str(plan.model), plan.model)
+            settings, earlier = plan.train[number - 1], plan.train[: number - 1]
+            peaks[name] = estimate(settings, shape, gpus, online_rewards(settings, shape, earlier)).peak
+        except CaiError:
+            continue
+    return peaks
