@@ -26,12 +26,12 @@ from cai.inference.reporter import Reporter
 from cai.runs.metrics import stage_results, training_lines
 from cai.runs.pipeline import train_stage
 from cai.runs.run_file import RunConfig
+from cai.runs.training_estimates import online_rewards
 from cai.runs.trust import training_trust
 from cai.training.checks import check_launcher, check_sharding, check_stage, launched_gpus
 from cai.training.memory import Estimate, estimate
 from cai.training.model_shape import ModelShape, read_shape
 from cai.training.reward_folder import find_reward_model
-from cai.training.reward_memory import online_rewards
 from cai.training.settings import Online, PPOConfig, TrainConfig
 from cai.training.stage import StageSpec, convert_data, reward_models, stage_settings_class, worker_python
 

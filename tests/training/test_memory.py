@@ -10,9 +10,9 @@ from cai.config.errors import CaiError
 from cai.data.jsonl import write_rows
 from cai.data.records import Demonstration, Message, Preference, Prompt
 from cai.inference.chat_template import load_tokenizer
+from cai.runs.training_estimates import online_rewards, rewards_in
 from cai.training.memory import FLOAT, RewardMemory, estimate, reward_of_stage
 from cai.training.model_shape import ModelShape, shape_in, shape_of
-from cai.training.reward_memory import online_rewards, rewards_in
 from cai.training.settings import Online
 from cai.training.stage import STAGES, StageSpec
 from cai.training.tokens import split_turn
