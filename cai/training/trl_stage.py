@@ -85,7 +85,7 @@ def trl_config(kind: Any, settings: DatasetConfig, arguments: dict[str, Any]) ->
     if getattr(settings, "lora_dropout", 0) and hasattr(kind, "disable_dropout"):
         arguments = {**arguments, "disable_dropout": False}  # else trl sets that of a LoRA to 0 as well
     if settings.fsdp:
-        from cai.training.sharding import ARGUMENTS, let_accelerate_shard
+        from cai.training.accelerate_fsdp import ARGUMENTS, let_accelerate_shard
 
         arguments = arguments | ARGUMENTS
     try:
@@ -223,7 +223,7 @@ def train_and_save(
 def shard_early(trainer: Any) -> None:
     """`shard_now`, where a trainer's model is to be sharded."""
     if trainer.is_fsdp_enabled:
-        from cai.training.sharding import shard_now
+        from cai.training.accelerate_fsdp import shard_now
 
         shard_now(trainer)
 
