@@ -243,7 +243,7 @@ def test_a_judge_without_log_probabilities_is_refused_before_training_starts(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = Server.at("http://localhost:1", "judge")
-    monkeypatch.setattr("cai.runs.run_file.resolve_judges", lambda *_, **__: [server])
+    monkeypatch.setattr("cai.runs.roles.resolve_judges", lambda *_, **__: [server])
 
     class Mute(ScriptedEngine):
         async def choose(self, request: Choose) -> list[float]:
