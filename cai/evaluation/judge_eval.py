@@ -66,7 +66,7 @@ def evaluate_judge(
     extent, folder = count_work(judging), out.folder
     attacks = {"injection": fingerprint([attack.model_dump() for attack in more.attacks])} if more.attacks else {}
     claim = label_claim("cai judge-eval", judging, folder, calibrate=more.calibrate, **attacks)
-    with judging_folder(claim, out.replace, cache, reporter) as store:
+    with judging_folder(claim, out.replace, judging.judges, cache, reporter) as store:
         scheduler = judging.scheduler(store, reporter, open_engine)
         panel = JudgePanel(judging, extent, scheduler)
         begun = time.monotonic()

@@ -9,7 +9,7 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,6 +33,7 @@ from cai.inference.engine import EngineConfig
 from cai.inference.models import Model, model_fingerprint, served
 from cai.inference.reporter import Reporter
 from cai.inference.scheduler import EngineWork, OpenEngine, Scheduler, Stage, deciding_settings, open_model
+from cai.inference.servers import require_servers
 
 JUDGE_JSON = "judge.json"  # metrics; written last
 
@@ -250,8 +251,12 @@ class Totals:
 
 
 @contextmanager
-def judging_folder(claim: Claim, replace: bool, cache: Path, reporter: Reporter) -> Iterator[Cache]:
+def judging_folder(
+    claim: Claim, replace: bool, judges: Sequence[Model], cache: Path, reporter: Reporter
+) -> Iterator[Cache]:
     """Hold the folder of judged rows, say what is replaced there, and log into it; yields the open cache."""
+    if claim.changes():
+        require_servers(judges)
     with (
         claimed(claim, replace) as replaced,
         reporter.logging_to(claim.folder / "log.txt"),
@@ -271,7 +276,7 @@ def label_file(
     """
     extent, folder = count_work(job), out.folder
     claim = label_claim("cai judge", job, folder)
-    with judging_folder(claim, out.replace, cache, reporter) as store:
+    with judging_folder(claim, out.replace, job.judges, cache, reporter) as store:
         scheduler = job.scheduler(store, reporter, open_engine)
         begun, totals = time.monotonic(), Totals()
         asyncio.run(label_rows(job, JudgePanel(job, extent, scheduler), folder, extent.most > 2, totals))

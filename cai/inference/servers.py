@@ -11,7 +11,7 @@ import os
 import re
 import ssl
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
@@ -205,6 +205,13 @@ def _unlisted(server: Server, problem: str) -> Server:
     end = "" if problem.endswith("?") else "."
     notice(f"warning: {problem}{end} Cached calls need no server; the first that is not cached asks again")
     return server
+
+
+def require_servers(models: Iterable[Model | None]) -> None:
+    """`check_listed` of those on servers, before results are cleared that one which is down could not make again."""
+    for model in models:
+        if isinstance(model, Server):
+            check_listed(model)
 
 
 def check_listed(server: Server) -> None:

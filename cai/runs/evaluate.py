@@ -49,7 +49,7 @@ from cai.inference.engine import EngineConfig
 from cai.inference.models import Model, folder_fingerprint
 from cai.inference.reporter import Reporter
 from cai.inference.scheduler import OpenEngine, Scheduler, open_model
-from cai.inference.servers import resolve_judges
+from cai.inference.servers import require_servers, resolve_judges
 from cai.runs.evaluation_folder import EVAL, OWN_PROMPTS, adds_to, evaluation_claim, refuse_other_options
 from cai.runs.find import FoundPolicy, check_base, find_policy, policy_of_model
 from cai.runs.plan import Plan
@@ -315,6 +315,8 @@ def evaluate_into(output: Output, evaluation: PolicyEvaluation, reporter: Report
         if not _adds(claim):
             if not output.replace:
                 refuse_other_options(claim)
+            if claim.changes():
+                require_servers([plan.judge])
             if replaced := take(claim, output.replace):
                 reporter.say(replaced)
         begun = time.monotonic()

@@ -29,7 +29,7 @@ from cai.inference import models
 from cai.inference.engine import EngineConfig
 from cai.inference.models import Model, model_fingerprint
 from cai.inference.scheduler import deciding_settings
-from cai.inference.servers import addresses_of
+from cai.inference.servers import addresses_of, require_servers
 from cai.runs.folder import CACHE_FILES, ITERATION, RUN, SEEDS, RunFolder, Training
 from cai.runs.plan_checks import changed_inputs, check_pairs, check_tags, check_value_functions, naming, unmet_tags
 from cai.runs.roles import other_models, policy_models, with_template_texts
@@ -405,9 +405,11 @@ def start_folder(plan: Plan, replace: bool) -> str:
     Raises: CaiError as `take` of cai/data/manifest.py; and without `replace` for a folder with more than `seeds`
     trainings, of which the others are removed with it.
     """
-    folder = plan.folder
+    folder, own = plan.folder, claim(plan)
+    if own.changes():
+        require_servers([plan.model, plan.generator, plan.reviser, *plan.judge_models, plan.eval_judge])
     with naming(_changed_inputs(plan)):
-        replaced = take(claim(plan), replace)
+        replaced = take(own, replace)
     if replace:
         folder.costs_jsonl.unlink(missing_ok=True)
     for training in _trainings_too_many(plan, replace):

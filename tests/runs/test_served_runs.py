@@ -137,6 +137,10 @@ def test_a_finished_run_is_repeated_without_its_servers_and_a_new_call_names_the
     plan = make_plan(run_file, ["seed=1"], "other", tmp_path / "runs")
     with pytest.raises(CaiError, match=rf"{services[0].url}#big': a call is not in the cache, and no server can be"):
         execute(plan, Reporter(Console(quiet=True)))
+    replacing = make_plan(run_file, ["seed=1"], None, tmp_path / "runs")
+    with pytest.raises(CaiError, match="no server can be reached"):
+        execute(replacing, Reporter(Console(quiet=True)), replace=True)
+    assert {name: (folder.path / name).read_bytes() for name in before} == before
     fresh = make_plan(run_file, [], None, tmp_path / "fresh")
     with pytest.raises(CaiError, match="a call is not in the cache"):
         dry_run(fresh)
@@ -176,6 +180,10 @@ def test_cai_judge_is_repeated_without_its_server(tmp_path: Path) -> None:
     first = judge("first")
     service.close()
     assert judge("first") == judge("second") == first
+    words[1:1] = ["--replace", "--set", "principles=1"]
+    with pytest.raises(CaiError, match="no server can be reached"):
+        judge("first")
+    assert (tmp_path / "first/preferences.jsonl").read_bytes() == first  # nothing was cleared for a call that cannot be
 
 
 def test_shards_on_servers_and_their_merged_cache_give_the_rows_of_the_whole_run(
