@@ -213,7 +213,7 @@ class Ranking(Row):
     messages: Messages
     tags: list[str] = []
     responses: Annotated[list[str], Field(min_length=2)]  # best first
-    strengths: list[Annotated[float, Field(allow_inf_nan=False)]]  # log-odds, of mean 0; see cai/feedback/ranking.py
+    strengths: list[Annotated[float, Field(allow_inf_nan=False)]]  # log-odds, of mean 0; see cai/stats/logistic.py
     model: str = ""  # engine fingerprint of the policy that wrote the responses
     judge: str = ""  # engine fingerprint of the judge
     seed: int = 0
